@@ -1,0 +1,200 @@
+"""Settings: what was asked (`Config`, with "auto"), what the machine and the model are (`Facts`), what holds (`Settings`).
+
+`resolve(config, facts)` is the only place where "auto" becomes a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from baton.errors import SettingError
+
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
+DEVICES = (AUTO, "cpu", "cuda", "mps")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ENVIRONMENT_PREFIX = "BATON_"
+
+
+def _setting(default: object, help: str, **kw: object) -> typing.Any:
+    return field(default=default, metadata={"help": help, **kw})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What was asked for. Each field is a flag, a `BATON_*` variable and a key of `--config file.toml`."""
+
+    model: str | None = _setting(None, "Hub id or local folder; the built-in model if left out.")
+    served_model_name: str | None = _setting(None, "Name that requests use for the model.")
+    host: str = _setting("127.0.0.1", "Address to listen on.")
+    port: int = _setting(8000, "Port to listen on.", low=0, high=65535)
+    api_key: str | None = _setting(None, "Key that requests must send as a bearer token.", secret=True)
+    dtype: str = _setting(AUTO, "Number format of weights and KV.", choices=DTYPES)
+    device: str = _setting(AUTO, "Where the model runs.", choices=DEVICES)
+    max_batch_size: str = _setting(AUTO, "Most rows of the running batch: a number, or auto.")
+    max_model_len: str = _setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
+    kv_memory: str = _setting(AUTO, "Most memory for keys and values: like 4GiB or 500MB, or auto.")
+    policy: str = _setting("baton", "How queries are scheduled: baton, orca or run_to_completion.")
+    prefill_chunk: str = _setting(AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.")
+    max_stall_ms: int = _setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
+    max_waiting: int = _setting(256, "Most queries that wait; more are answered 429.", low=1)
+    drain_timeout: float = _setting(30.0, "Seconds that running queries get to finish at shutdown.", low=0)
+    threads: str = _setting(AUTO, "Compute threads: a number, or auto (all cores that this process may use).")
+    seed: int = _setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
+    trust_remote_code: bool = _setting(False, "Run Python code that comes with the model.")
+    log_level: str = _setting("info", "What is logged.", choices=LOG_LEVELS)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the loaded model and this machine are."""
+
+    context_tokens: int
+    kv_bytes_per_token: int
+    free_bytes: int
+    device: str
+    dtype: str
+    cores: int
+    policies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds, in numbers."""
+
+    policy: str
+    max_rows: int
+    max_model_len: int
+    kv_bytes: int
+    prefill_chunk: int | None
+    max_stall_seconds: float
+    max_waiting: int
+    seed: int
+
+
+def resolve(config: Config, facts: Facts) -> Settings:
+    """Turns "auto" into numbers. Raises SettingError for what cannot be honoured, naming the setting."""
+    if config.policy not in facts.policies:
+        raise SettingError(f"--policy {config.policy}: there is {', '.join(facts.policies)}", param="policy")
+    length = _number("max_model_len", config.max_model_len, facts.context_tokens)
+    if length > facts.context_tokens:
+        message = f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens"
+        raise SettingError(message, param="max_model_len")
+    row_bytes = length * facts.kv_bytes_per_token
+    rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
+    if config.kv_memory == AUTO:
+        # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
+        kv_bytes = min(2 * rows * row_bytes, facts.free_bytes // 2)
+    else:
+        kv_bytes = parse_bytes(config.kv_memory, "kv_memory")
+    if kv_bytes < row_bytes:
+        message = (
+            f"{kv_bytes / 2**20:.0f} MiB for keys and values cannot hold one query of {length} tokens "
+            f"({row_bytes / 2**20:.0f} MiB): raise --kv-memory or lower --max-model-len"
+        )
+        raise SettingError(message, param="kv_memory")
+    chunk = None if config.prefill_chunk == AUTO else _number("prefill_chunk", config.prefill_chunk, 0)
+    return Settings(
+        policy=config.policy,
+        max_rows=rows,
+        max_model_len=length,
+        kv_bytes=kv_bytes,
+        prefill_chunk=chunk,
+        max_stall_seconds=config.max_stall_ms / 1000,
+        max_waiting=config.max_waiting,
+        seed=config.seed,
+    )
+
+
+def load_config(
+    flags: Mapping[str, object], *, file: str | None = None, environment: Mapping[str, str] = os.environ
+) -> Config:
+    """Flags over environment over file. Raises SettingError by the name of what is unknown or has a bad value."""
+    values: dict[str, object] = {}
+    if file is not None:
+        values.update(_from_file(file))
+    values.update(_from_environment(environment))
+    values.update({name: value for name, value in flags.items() if value is not None})
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, object]) -> Config:
+    """A Config of these values, each checked against its field. Raises SettingError."""
+    known = {f.name: f for f in dataclasses.fields(Config)}
+    hints = typing.get_type_hints(Config)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise SettingError(f"unknown setting: {', '.join(unknown)}", param=unknown[0])
+    checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
+    return Config(**checked)  # type: ignore[arg-type]
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """Bytes of a size like "4GiB", "500MB" or "1048576". Raises SettingError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not found:
+        raise SettingError(f"--{name.replace('_', '-')} {text}: not a size like 4GiB or 500MB", param=name)
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+
+
+def _number(name: str, text: str, auto: int) -> int:
+    if text == AUTO:
+        return auto
+    if not text.isdecimal() or int(text) < 1:
+        raise SettingError(f"--{name.replace('_', '-')} {text}: must be a whole number above 0, or auto", param=name)
+    return int(text)
+
+
+def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: object) -> object:
+    flag = f"--{known.name.replace('_', '-')}"
+    plain = next(k for k in (typing.get_args(kind) or (kind,)) if k is not types.NoneType)
+    try:
+        if plain is bool:
+            value = _boolean(value)
+        elif plain is str and isinstance(value, (str, int)) and not isinstance(value, bool):
+            value = str(value)
+        elif plain in (int, float) and not isinstance(value, bool):
+            value = plain(value)  # type: ignore[call-overload]
+        else:
+            raise ValueError
+    except (ValueError, TypeError):
+        raise SettingError(f"{flag} {value!r}: must be of type {plain.__name__}", param=known.name) from None
+    choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise SettingError(f"{flag} {value}: must be one of {', '.join(choices)}", param=known.name)
+    if (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
+        raise SettingError(f"{flag} {value}: must be between {low} and {high or 'any number'}", param=known.name)
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if str(value).lower() not in words:
+        raise ValueError
+    return words[str(value).lower()]
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+    found = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
+    return {key[len(ENVIRONMENT_PREFIX) :].lower(): value for key, value in found.items()}
+
+
+def _from_file(file: str) -> dict[str, object]:
+    try:
+        values = tomllib.loads(Path(file).read_text())
+    except OSError as error:
+        raise SettingError(f"--config {file}: {error.strerror}", param="config") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"--config {file}: {error}", param="config") from None
+    return {key.replace("-", "_"): value for key, value in values.items()}

@@ -1,0 +1,224 @@
+"""How everyone else talks to the engine: make queries of prompts, stream their updates, cancel, ask how it is.
+
+All methods may be called from any thread. The engine answers once per iteration and listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import queue
+import random
+import secrets
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.clock import Clock
+from baton.config import Settings
+from baton.errors import ContextLengthExceeded, InvalidValue, Unsupported
+from baton.events import Slots, Update
+from baton.query import Query, SamplingParams
+
+Message = Mapping[str, str]
+"""One turn of a conversation: `role` and `content`."""
+
+
+class Tokenizer(Protocol):
+    """What the engine's clients need of a tokenizer; its body is `model/tokenizer.py`. Safe to call from any thread."""
+
+    vocabulary: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt of a conversation, ending where the assistant's turn begins. Raises RequestError."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How the engine is now, and what it did since its start. Bytes, tokens, seconds."""
+
+    running: int
+    waiting: int
+    prefilling: int
+    ready: int
+    preempted: int
+    rows: int
+    rows_occupied: int
+    columns: int
+    kv_bytes_used: int
+    kv_bytes_budget: int
+    iterations: int
+    prompt_tokens: int
+    generated_tokens: int
+    insertions: int
+    preemptions: int
+    slots: Slots
+    outcomes: Mapping[str, int]
+    last_iteration_age_seconds: float
+
+
+class Loop(Protocol):
+    """The running engine, as seen from other threads; its body is `engine/loop.py`."""
+
+    def submit(self, queries: Sequence[Query], deliver: object) -> None: ...
+
+    def cancel(self, query_ids: Sequence[str]) -> None: ...
+
+    def stats(self) -> Stats: ...
+
+    def not_ready(self) -> str | None: ...
+
+    def drain(self, timeout_seconds: float) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class Client:
+    """The engine as its users see it."""
+
+    def __init__(
+        self, *, model_name: str, settings: Settings, tokenizer: Tokenizer, loop: Loop, clock: Clock
+    ) -> None:
+        self.model_name = model_name
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self._loop = loop
+        self._clock = clock
+        self._names = itertools.count()
+        self._prefix = secrets.token_hex(4)
+        self._seeds = random.Random(settings.seed)
+        self._lock = threading.Lock()
+
+    def queries(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+    ) -> list[Query]:
+        """`params.n` queries of one prompt (token ids), each with its own seed and id.
+
+        Raises ContextLengthExceeded where the prompt leaves no room for `max_tokens`, InvalidValue for an empty
+        prompt or ids outside the vocabulary.
+        """
+        tokens = tuple(prompt)
+        if priority:
+            message = f"priority {priority}: policy {self.settings.policy} runs queries in the order of their arrival"
+            raise Unsupported(message, param="priority")
+        self._check(tokens, params)
+        now = self._clock()
+        room = self.settings.max_model_len - len(tokens)
+        limit = min(room, params.max_tokens or room)
+        with self._lock:
+            first = self._seeds.getrandbits(63) if params.seed is None else params.seed
+            names = [f"{self._prefix}-{next(self._names)}" for _ in range(params.n)]
+        return [
+            Query(
+                id=name,
+                prompt=tokens,
+                params=params,
+                seed=first + choice,
+                limit_tokens=limit,
+                arrived=now,
+                priority=priority,
+                deadline=None if deadline_seconds is None else now + deadline_seconds,
+            )
+            for choice, name in enumerate(names)
+        ]
+
+    async def stream(self, queries: Sequence[Query]) -> AsyncGenerator[Update, None]:
+        """Updates of these queries as they come, until each has had its last. Closing the iterator cancels the rest.
+
+        The queries are submitted when the iterator is first advanced. Raises QueueFull (none of them was taken),
+        ShuttingDown or EngineUnhealthy.
+        """
+        async with contextlib.aclosing(self.batches(queries)) as batches:
+            async for updates in batches:
+                for update in updates:
+                    yield update
+
+    async def batches(self, queries: Sequence[Query]) -> AsyncGenerator[list[Update], None]:
+        """As `stream`, with all updates that are there at once in one list, so that they can be sent as one."""
+        loop = asyncio.get_running_loop()
+        inbox: asyncio.Queue[list[Update]] = asyncio.Queue()
+
+        def deliver(updates: list[Update]) -> None:
+            # Whoever asked is gone with the event loop; the engine's thread must not fail of it.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(inbox.put_nowait, updates)
+
+        left = {query.id for query in queries}
+        self._loop.submit(queries, deliver)
+        try:
+            while left:
+                updates = list(await inbox.get())
+                while not inbox.empty():
+                    updates += inbox.get_nowait()
+                left.difference_update(update.query_id for update in updates if update.finish_reason is not None)
+                yield updates
+        finally:
+            if left:
+                self._loop.cancel(list(left))
+
+    def run(self, queries: Sequence[Query]) -> Iterator[Update]:
+        """The same for a thread without an event loop, and for any number: as many are submitted as may wait."""
+        inbox: queue.SimpleQueue[list[Update]] = queue.SimpleQueue()
+        later = deque(queries)
+        live: set[str] = set()
+        try:
+            while later or live:
+                wave = [later.popleft() for _ in range(min(len(later), self.settings.max_waiting - len(live)))]
+                if wave:
+                    self._loop.submit(wave, inbox.put)
+                    live.update(query.id for query in wave)
+                for update in inbox.get():
+                    if update.finish_reason is not None:
+                        live.discard(update.query_id)
+                    yield update
+        finally:
+            if live:
+                self._loop.cancel(list(live))
+
+    def stats(self) -> Stats:
+        return self._loop.stats()
+
+    def not_ready(self) -> str | None:
+        """Why the engine should get no queries now; None if it should."""
+        return self._loop.not_ready()
+
+    def drain(self, timeout_seconds: float) -> bool:
+        """Admits nothing more and waits for the live queries; those left after the timeout are cancelled.
+
+        Answers whether all ended by themselves.
+        """
+        return self._loop.drain(timeout_seconds)
+
+    def close(self) -> None:
+        """Ends the engine's thread and cancels what is live. May be called twice."""
+        self._loop.close()
+
+    def _check(self, tokens: tuple[int, ...], params: SamplingParams) -> None:
+        longest = self.settings.max_model_len
+        if not tokens:
+            raise InvalidValue("the prompt has no tokens", param="prompt")
+        if not all(0 <= token < self.tokenizer.vocabulary for token in tokens):
+            message = f"the prompt has token ids outside the vocabulary of {self.tokenizer.vocabulary}"
+            raise InvalidValue(message, param="prompt")
+        wanted = params.max_tokens or 1
+        if len(tokens) + wanted > longest:
+            message = (
+                f"the prompt has {len(tokens)} tokens and max_tokens is {wanted}, together more than "
+                f"the context of {longest} tokens (--max-model-len)"
+            )
+            raise ContextLengthExceeded(message, param="prompt")
+        outside = [t for t in (params.logit_bias or {}) if t >= self.tokenizer.vocabulary]
+        if outside:
+            message = f"logit_bias has token {outside[0]}, the vocabulary has {self.tokenizer.vocabulary}"
+            raise InvalidValue(message, param="logit_bias")

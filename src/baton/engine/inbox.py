@@ -1,0 +1,52 @@
+"""The only thing that two threads touch: what came in since the engine's last iteration."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from baton.events import Update
+from baton.query import Query
+
+Deliver = Callable[[list[Update]], None]
+"""Called in the engine's thread, once per iteration, with all updates that are for one listener."""
+
+
+class Inbox:
+    """Queries to run and ids to cancel, put in by any thread and taken out by the engine's."""
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        self._queries: list[tuple[Query, Deliver]] = []
+        self._cancelled: list[str] = []
+
+    def __len__(self) -> int:
+        """How many queries are in."""
+        return len(self._queries)
+
+    def put(self, queries: Sequence[Query], deliver: Deliver) -> None:
+        with self._news:
+            self._queries.extend((query, deliver) for query in queries)
+            self._news.notify()
+
+    def cancel(self, query_ids: Sequence[str]) -> None:
+        with self._news:
+            self._cancelled.extend(query_ids)
+            self._news.notify()
+
+    def take(self) -> tuple[list[tuple[Query, Deliver]], list[str]]:
+        """All that came in, in order; empties the box."""
+        with self._news:
+            queries, self._queries = self._queries, []
+            cancelled, self._cancelled = self._cancelled, []
+        return queries, cancelled
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Returns when something is in, when someone calls `wake`, or after the timeout."""
+        with self._news:
+            if not self._queries and not self._cancelled:
+                self._news.wait(timeout_seconds)
+
+    def wake(self) -> None:
+        with self._news:
+            self._news.notify()

@@ -1,0 +1,153 @@
+"""Every query's life: one table of legal moves, and the only place that changes a state or stamps a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from baton.clock import Clock
+from baton.events import QueryEnded, QueryMoved, Sink, Usage
+from baton.policy.port import Standing
+from baton.query import Query, State
+
+MOVES: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.PREFILLING, State.RUNNING}),
+    State.PREFILLING: frozenset({State.READY, State.WAITING}),
+    State.READY: frozenset({State.RUNNING, State.WAITING}),
+    State.RUNNING: frozenset({State.READY}),
+}
+"""Besides these, any live state may end: finished, cancelled, failed, expired."""
+
+ENDS = frozenset({State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED})
+
+
+class IllegalMove(RuntimeError):
+    """A bug: a move that is not in the table."""
+
+
+@dataclass(slots=True)
+class Life:
+    """One live query's state, times and counts. Only `Lifecycle` writes it."""
+
+    query: Query
+    state: State
+    since: float
+    cached: int = 0
+    generated: int = 0
+    preemptions: int = 0
+    preempted: bool = False
+    useful_slots: int = 0
+    idle_slots: int = 0
+    seconds: dict[State, float] = field(default_factory=dict)
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    gaps: list[float] = field(default_factory=list)
+
+
+class Lifecycle:
+    """The ledger of all queries: `counts` of those that ended, by state, and the live ones in order of arrival."""
+
+    def __init__(self, clock: Clock, sinks: Iterable[Sink]) -> None:
+        self._clock = clock
+        self._sinks = tuple(sinks)
+        self.live: dict[str, Life] = {}
+        self.submitted = 0
+        self.preemptions = 0
+        self.ended: dict[State, int] = dict.fromkeys(sorted(ENDS), 0)
+
+    def arrive(self, query: Query) -> None:
+        if query.id in self.live:
+            raise IllegalMove(f"query {query.id} is here already")
+        now = self._clock()
+        self.live[query.id] = Life(query, State.WAITING, query.arrived)
+        self.submitted += 1
+        self._tell(QueryMoved(now, query.id, None, State.WAITING, "arrived", len(query.prompt), 0))
+
+    def move(self, query_id: str, state: State, why: str) -> None:
+        """To another live state. Raises IllegalMove for one that the table does not have."""
+        life, now = self.live[query_id], self._clock()
+        if state not in MOVES[life.state]:
+            raise IllegalMove(f"query {query_id}: {life.state} -> {state}")
+        was = life.state
+        if was is State.RUNNING:
+            life.preemptions += 1
+            self.preemptions += 1
+        life.preempted = was is State.RUNNING or (life.preempted and state is not State.RUNNING)
+        life.seconds[was] = life.seconds.get(was, 0.0) + now - life.since
+        life.state, life.since = state, now
+        self._tell(QueryMoved(now, query_id, was, state, why, len(life.query.prompt), life.generated))
+
+    def fed(self, query_id: str, cached: int, useful: int, idle: int) -> None:
+        """Token slots were computed for this query; `cached` of its tokens have keys and values now."""
+        life = self.live[query_id]
+        life.cached = cached
+        life.useful_slots += useful
+        life.idle_slots += idle
+
+    def forgot(self, query_id: str) -> None:
+        """The query's keys and values are gone; its tokens are not."""
+        self.live[query_id].cached = 0
+
+    def token(self, query_id: str) -> None:
+        """A token was drawn for this query."""
+        life, now = self.live[query_id], self._clock()
+        life.generated += 1
+        if life.last_token_at is None:
+            life.first_token_at = now
+        else:
+            life.gaps.append(now - life.last_token_at)
+        life.last_token_at = now
+
+    def end(self, query_id: str, state: State, reason: str) -> Usage:
+        """The query leaves. `reason` is its finish reason, as clients see it."""
+        life, now = self.live.pop(query_id), self._clock()
+        if state not in ENDS:
+            raise IllegalMove(f"query {query_id}: {life.state} -> {state} as an end")
+        life.seconds[life.state] = life.seconds.get(life.state, 0.0) + now - life.since
+        self.ended[state] += 1
+        query = life.query
+        usage = Usage(
+            prompt_tokens=len(query.prompt),
+            generated_tokens=life.generated,
+            useful_slots=life.useful_slots,
+            idle_slots=life.idle_slots,
+            queue_seconds=life.seconds.get(State.WAITING, 0.0) + life.seconds.get(State.READY, 0.0),
+            prefill_seconds=life.seconds.get(State.PREFILLING, 0.0),
+            decode_seconds=life.seconds.get(State.RUNNING, 0.0),
+            first_token_seconds=None if life.first_token_at is None else life.first_token_at - query.arrived,
+            preemptions=life.preemptions,
+        )
+        self._tell(QueryMoved(now, query_id, life.state, state, reason, len(query.prompt), life.generated))
+        self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(life.gaps)))
+        return usage
+
+    def standings(self, state: State, bytes_per_token: int) -> tuple[Standing, ...]:
+        """Frozen standings of all live queries in this state, in order of arrival."""
+        now = self._clock()
+        return tuple(
+            Standing(
+                id=life.query.id,
+                state=state,
+                prompt_tokens=len(life.query.prompt),
+                cached=life.cached,
+                generated=life.generated,
+                waited_seconds=now - life.query.arrived,
+                priority=life.query.priority,
+                deadline=life.query.deadline,
+                bytes_reserved=(len(life.query.prompt) + life.query.limit_tokens) * bytes_per_token,
+            )
+            for life in self.live.values()
+            if life.state is state
+        )
+
+    def count(self, state: State) -> int:
+        return sum(life.state is state for life in self.live.values())
+
+    @property
+    def preempted(self) -> int:
+        """Live queries that were running and wait to run again."""
+        return sum(life.preempted for life in self.live.values())
+
+    def _tell(self, event: QueryMoved | QueryEnded) -> None:
+        for sink in self._sinks:
+            sink(event)

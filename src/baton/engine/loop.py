@@ -1,0 +1,192 @@
+"""The engine's thread: takes what came in, iterates while there is work, sleeps while there is none."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from baton.clock import Clock
+from baton.engine.client import Stats
+from baton.engine.engine import Engine
+from baton.engine.inbox import Deliver, Inbox
+from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.events import QueryRejected, Sink
+from baton.query import Query, State
+
+log = logging.getLogger("baton.engine")
+
+_NAP_SECONDS = 0.5
+_HUNG_SECONDS = 60.0
+_FAILURES_ALLOWED = 1
+
+
+class EngineLoop:
+    """The body of `engine/client.py`'s Loop. Everything public may be called from any thread."""
+
+    def __init__(self, engine: Engine, clock: Clock, sinks: Sequence[Sink] = ()) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._sinks = tuple(sinks)
+        self._inbox = Inbox()
+        self._admission = threading.Lock()
+        # Queries that were admitted and are not running yet; the thread sets it, admission adds to it.
+        self._queued = 0
+        self._draining = False
+        self._stopping = False
+        self._cut = False  # drain's time is over: what is live is cancelled
+        self._broken: str | None = None
+        self._beat = clock()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._stats = self._read_stats()
+        self._thread = threading.Thread(target=self._run, name="baton-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
+        """All of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
+        with self._admission:
+            if self._draining or self._stopping:
+                self._reject("shutting_down", len(queries))
+                raise ShuttingDown("the server is shutting down")
+            if self._broken:
+                self._reject("engine_unhealthy", len(queries))
+                raise EngineUnhealthy(f"the engine has stopped: {self._broken}")
+            most = self._engine.settings.max_waiting
+            if self._queued + len(queries) > most + self._free_rows():
+                self._reject("queue_full", len(queries))
+                raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
+            self._queued += len(queries)
+            self._idle.clear()
+            self._inbox.put(queries, deliver)
+
+    def cancel(self, query_ids: Sequence[str]) -> None:
+        self._inbox.cancel(query_ids)
+
+    def stats(self) -> Stats:
+        return replace(self._stats, last_iteration_age_seconds=self._clock() - self._beat)
+
+    def not_ready(self) -> str | None:
+        if self._broken:
+            return f"the engine has stopped: {self._broken}"
+        if self._draining or self._stopping:
+            return "the server is shutting down"
+        age = self._clock() - self._beat
+        if not self._idle.is_set() and age > _HUNG_SECONDS:
+            return f"no iteration for {age:.0f} s"
+        if self._queued >= self._engine.settings.max_waiting:
+            return f"{self._queued} queries are waiting"
+        return None
+
+    def drain(self, timeout_seconds: float) -> bool:
+        with self._admission:
+            self._draining = True
+        finished = self._idle.wait(timeout_seconds)
+        if not finished:
+            self._cut = True
+            self._inbox.wake()
+            self._idle.wait(_HUNG_SECONDS)
+        return finished
+
+    def close(self) -> None:
+        with self._admission:
+            self._stopping = True
+        self._inbox.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=_HUNG_SECONDS)
+
+    def _free_rows(self) -> int:
+        return max(0, self._engine.settings.max_rows - self._stats.running)
+
+    def _reject(self, reason: str, count: int) -> None:
+        for sink in self._sinks:
+            for _ in range(count):
+                sink(QueryRejected(self._clock(), reason))
+
+    # In the engine's thread
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping:
+            try:
+                self._turn()
+                failures = 0
+            except Exception as error:
+                failures += 1
+                log.exception("an iteration failed")
+                why = f"{type(error).__name__}: {error}"
+                if failures > _FAILURES_ALLOWED or not self._recover(why):
+                    self._broken = why
+                    break
+        self._stop()
+
+    def _turn(self) -> None:
+        queries, cancelled = self._inbox.take()
+        for query, deliver in queries:
+            self._engine.accept(query, deliver)
+        for query_id in list(self._engine.lifecycle.live) if self._cut else cancelled:
+            self._engine.cancel(query_id)
+        if self._engine.busy:
+            self._engine.iterate()
+        self._beat = self._clock()
+        self._engine.hand_over()
+        self._publish()
+        if not self._engine.busy:
+            self._inbox.wait(_NAP_SECONDS)
+
+    def _recover(self, why: str) -> bool:
+        """All live queries fail, and the engine goes on; answers whether that much worked."""
+        try:
+            self._engine.fail_all(f"internal error: {why}")
+            self._engine.hand_over()
+            self._publish()
+        except Exception:
+            log.exception("the engine could not be emptied")
+            return False
+        return True
+
+    def _stop(self) -> None:
+        """Whoever still waits hears that it is over."""
+        with self._admission:
+            queries, _ = self._inbox.take()
+            self._stopping = True
+        for query, deliver in queries:
+            self._engine.accept(query, deliver)
+        if not self._recover(self._broken or "the engine was closed"):
+            self._idle.set()
+
+    def _publish(self) -> None:
+        lifecycle = self._engine.lifecycle
+        self._stats = self._read_stats()
+        with self._admission:
+            came = len(self._inbox)
+            live = sum(lifecycle.count(s) for s in (State.WAITING, State.PREFILLING, State.READY))
+            self._queued = live + came
+            if not self._engine.busy and not came:
+                self._idle.set()
+
+    def _read_stats(self) -> Stats:
+        engine, lifecycle, totals = self._engine, self._engine.lifecycle, self._engine.totals
+        slots = type(totals.slots)()
+        slots.add(totals.slots)
+        return Stats(
+            running=lifecycle.count(State.RUNNING),
+            waiting=lifecycle.count(State.WAITING),
+            prefilling=lifecycle.count(State.PREFILLING),
+            ready=lifecycle.count(State.READY),
+            preempted=lifecycle.preempted,
+            rows=engine.batch.rows,
+            rows_occupied=len(engine.batch.lens),
+            columns=engine.batch.columns,
+            kv_bytes_used=engine.kv_bytes_used,
+            kv_bytes_budget=engine.settings.kv_bytes,
+            iterations=totals.iterations,
+            prompt_tokens=totals.prompt_tokens,
+            generated_tokens=totals.generated_tokens,
+            insertions=totals.insertions,
+            preemptions=lifecycle.preemptions,
+            slots=slots,
+            outcomes={state.value: count for state, count in lifecycle.ended.items()},
+            last_iteration_age_seconds=0.0,
+        )

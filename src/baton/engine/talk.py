@@ -1,0 +1,78 @@
+"""What a query's asker hears: tokens become text, ends are recognised, updates are gathered for one crossing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from baton.engine.inbox import Deliver
+from baton.events import Update, Usage
+from baton.query import Query
+from baton.text import TextStream
+
+STOP, LENGTH = "stop", "length"
+TextOf = Callable[[Query], TextStream]
+
+
+@dataclass(slots=True)
+class Talk:
+    """One query's stream, and what of it was not delivered yet."""
+
+    query: Query
+    text: TextStream
+    deliver: Deliver
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    generated: int = 0
+
+    def hear(self, token: int, end_ids: Collection[int]) -> str | None:
+        """Takes the next token; answers the finish reason if it was the last."""
+        params = self.query.params
+        self.tokens.append(token)
+        self.generated += 1
+        ends = token in params.stop_token_ids or (token in end_ids and not params.ignore_eos)
+        if not ends:
+            self.pieces.append(self.text.push(token))
+            if self.text.stopped:
+                return STOP
+        if ends or self.generated >= self.query.limit_tokens:
+            self.pieces.append(self.text.finish())
+            return STOP if ends or self.text.stopped else LENGTH
+        return None
+
+    def update(self, reason: str | None = None, error: str | None = None, usage: Usage | None = None) -> Update:
+        """All that is new since the last update."""
+        found = Update(self.query.id, tuple(self.tokens), "".join(self.pieces), reason, error, usage)
+        self.tokens.clear()
+        self.pieces.clear()
+        return found
+
+
+class Talks:
+    """All live talks. `hand_over` is the one crossing per iteration and listener."""
+
+    def __init__(self, text_of: TextOf, end_ids: Collection[int]) -> None:
+        self._text_of = text_of
+        self._end_ids = frozenset(end_ids)
+        self._live: dict[str, Talk] = {}
+        self._out: dict[Deliver, list[Update]] = {}
+
+    def open(self, query: Query, deliver: Deliver) -> None:
+        self._live[query.id] = Talk(query, self._text_of(query), deliver)
+
+    def hear(self, query_id: str, token: int) -> str | None:
+        """Takes the query's next token; answers the finish reason if it was the last. Raises what the decoder does."""
+        return self._live[query_id].hear(token, self._end_ids)
+
+    def close(self, query_id: str, reason: str, error: str | None, usage: Usage) -> None:
+        talk = self._live.pop(query_id)
+        self._out.setdefault(talk.deliver, []).append(talk.update(reason, error, usage))
+
+    def hand_over(self) -> None:
+        """Delivers everything that is new, once per listener."""
+        for talk in self._live.values():
+            if talk.tokens:
+                self._out.setdefault(talk.deliver, []).append(talk.update())
+        out, self._out = self._out, {}
+        for deliver, updates in out.items():
+            deliver(updates)

@@ -1,0 +1,97 @@
+"""Every error baton raises on purpose; each says whose fault it is and carries its HTTP or exit status.
+
+BatonError
+├── SettingError                what the operator asked for cannot be (exit status 2)
+├── LoadError                   the model cannot be loaded or cannot be batched exactly (exit status 1)
+├── RequestError                what a client sent cannot be honoured (HTTP 400)
+│   ├── InvalidValue            a field's value is out of its limits
+│   ├── Unsupported             a field is known, and not honoured
+│   ├── ContextLengthExceeded   prompt (and the tokens asked for) do not fit the context
+│   └── ModelNotFound           no such model is served (HTTP 404)
+├── QueueFull                   too many are waiting (HTTP 429)
+├── Unavailable                 the engine takes nothing now (HTTP 503)
+│   ├── ShuttingDown
+│   └── EngineUnhealthy
+├── QueryFailed                 one query's own trouble: its row is gone, its neighbours are not (HTTP 500)
+└── Refused                     a verb of the batch refused and changed nothing (a bug of the caller)
+"""
+
+from __future__ import annotations
+
+
+class BatonError(Exception):
+    """Root of all errors raised on purpose. `status` is the HTTP status, `code` and `type` the error body's."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class SettingError(BatonError):
+    """A setting is unknown, or has a value that cannot be honoured."""
+
+    exit_status = 2
+
+
+class LoadError(BatonError):
+    """The model cannot be loaded, or cannot be batched exactly."""
+
+    exit_status = 1
+
+
+class RequestError(BatonError):
+    status = 400
+    type = "invalid_request_error"
+    code: str | None = None
+
+
+class InvalidValue(RequestError):
+    code = "invalid_value"
+
+
+class Unsupported(RequestError):
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(RequestError):
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(RequestError):
+    status = 404
+    code = "model_not_found"
+
+
+class QueueFull(BatonError):
+    """`retry_after_seconds` is what the Retry-After header should say."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retry_after_seconds = 1
+
+
+class Unavailable(BatonError):
+    status = 503
+    retry_after_seconds = 5
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class EngineUnhealthy(Unavailable):
+    code = "engine_unhealthy"
+
+
+class QueryFailed(BatonError):
+    """One query failed by itself (NaN logits, detokeniser); the batch went on."""
+
+
+class Refused(BatonError):
+    """A verb of the batch or the prefiller refused; nothing was changed."""

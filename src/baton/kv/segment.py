@@ -1,0 +1,52 @@
+"""A segment: one query lifted out of any batch, the tokens so far and the keys and values of the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from baton.query import Query
+
+
+@dataclass(slots=True)
+class KVSegment:
+    """The keystone (ARCHITECTURE.md section 2): just arrived, half prefilled, prefilled, preempted are all this.
+
+    `tokens`: prompt and generated. `keys`, `values`: per layer `[>= cached, kv_heads, head_dim]`, positions 0 to
+    `cached` - 1, keys after rotation. `stamp` names model, dtype and shapes: a foreign one is refused.
+    `computed`: how many of the tokens were ever fed (more than `cached` when their keys and values were forgotten).
+    Whoever is passed a segment owns it; `release` gives back what the keys and values live in.
+    """
+
+    query: Query
+    tokens: list[int]
+    stamp: str
+    cached: int = 0
+    computed: int = 0
+    keys: Sequence[Tensor] = ()
+    values: Sequence[Tensor] = ()
+    on_release: Callable[[], None] | None = field(default=None, repr=False)
+
+    @property
+    def pending(self) -> int:
+        """How many tokens are left to feed before the next one can be drawn; always at least one."""
+        return len(self.tokens) - self.cached
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.query.prompt)
+
+    def release(self) -> None:
+        """Lets go of keys and values; the tokens stay. May be called twice."""
+        done, self.on_release = self.on_release, None
+        self.keys, self.values = (), ()
+        self.cached = 0
+        if done is not None:
+            done()
+
+
+def arrived(query: Query, stamp: str) -> KVSegment:
+    """The segment of a query of which nothing was computed yet."""
+    return KVSegment(query=query, tokens=list(query.prompt), stamp=stamp)

@@ -1,0 +1,223 @@
+"""The Python interface: `LLM` for scripts and `AsyncLLM` for asyncio, on the same engine as the server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from baton.compose import House, open_house
+from baton.config import Config, make_config
+from baton.engine.client import Client, Message
+from baton.errors import InvalidValue, QueryFailed
+from baton.events import Slots, Update, Usage
+from baton.policy.port import Policy
+from baton.query import Query, SamplingParams
+
+Prompt = str | Mapping[str, Any]
+"""A text, or `{"prompt_token_ids": [...]}`."""
+
+
+@dataclass(slots=True)
+class Completion:
+    """One continuation. `finish_reason` is "stop" or "length"; None while it goes on."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A prompt and its `n` continuations, in the order of the prompts."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[Completion]
+
+    @property
+    def finished(self) -> bool:
+        return all(output.finish_reason is not None for output in self.outputs)
+
+
+class _Engine:
+    """What both interfaces share: the engine opened from keyword settings, closed once."""
+
+    def __init__(self, model: str | None = None, *, policy: str | Policy = "baton", **settings: object) -> None:
+        """Settings are those of the command line, with underscores: `max_batch_size=8`, `dtype="bfloat16"`, ...
+
+        Raises SettingError for an unknown one by name, LoadError where the model cannot be loaded or batched exactly.
+        """
+        named: dict[str, object] = {"policy": policy} if isinstance(policy, str) else {}
+        if model is not None:
+            named["model"] = model
+        self.config: Config = make_config({**named, **settings})
+        self._house: House = open_house(self.config, policy=None if isinstance(policy, str) else policy)
+
+    @property
+    def client(self) -> Client:
+        return self._house.client
+
+    def stats(self) -> dict[str, Any]:
+        """Rows, columns, idle fractions and counts, see `stats_of`."""
+        return stats_of(self.client)
+
+    def close(self) -> None:
+        """Cancels what is live and frees the engine's thread and memory. May be called twice."""
+        self.client.close()
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, self.client.tokenizer.encode(prompt)
+        if "prompt_token_ids" in prompt:
+            return None, list(prompt["prompt_token_ids"])
+        raise InvalidValue('a prompt is a text or {"prompt_token_ids": [...]}', param="prompt")
+
+
+class LLM(_Engine):
+    """Generates for many prompts at once, through one running batch; results in the order of the prompts.
+
+    >>> with LLM() as llm:
+    ...     llm.generate(["Hello", "The sky is"], SamplingParams(temperature=0, max_tokens=32))
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Continues each prompt. `params`: one for all, or one each.
+
+        Raises RequestError before anything runs where a prompt or a field cannot be honoured, and QueryFailed where a
+        query failed by itself.
+        """
+        some: Sequence[Prompt] = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
+        return self._run([self._encode(prompt) for prompt in some], _each(params, len(some)), use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or several: each a list of `{"role": ..., "content": ...}`."""
+        several: Any = messages
+        talks = [several] if several and isinstance(several[0], Mapping) else list(several)
+        encoded = [(None, self.client.tokenizer.chat(talk)) for talk in talks]
+        return self._run(encoded, _each(params, len(talks)), use_tqdm)
+
+    def _run(
+        self, prompts: list[tuple[str | None, list[int]]], params: Sequence[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        outputs, asked = _prepare(self.client, prompts, params)
+        completions = {query.id: completion for query, completion in asked}
+        with tqdm(total=len(asked), unit="query", disable=not use_tqdm) as bar:
+            for update in self.client.run([query for query, _ in asked]):
+                _take(completions, update)
+                bar.update(update.finish_reason is not None)
+        return outputs
+
+
+class AsyncLLM(_Engine):
+    """The same engine for asyncio: many `generate` at once share the running batch."""
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+    ) -> AsyncIterator[RequestOutput]:
+        """Yields the output so far whenever it grew; closing the iterator cancels the query.
+
+        Lower `priority` runs first under policies that honour it. Raises what `LLM.generate` does, and QueueFull.
+        """
+        (output,), asked = _prepare(self.client, [self._encode(prompt)], [params or SamplingParams()], priority)
+        completions = {query.id: completion for query, completion in asked}
+        stream = self.client.stream([query for query, _ in asked])
+        try:
+            async for update in stream:
+                _take(completions, update)
+                yield output
+        finally:
+            await stream.aclose()
+
+
+def stats_of(client: Client) -> dict[str, Any]:
+    """The engine's numbers under the names of the metrics: gauges now, counts since the start."""
+    stats = client.stats()
+    slots: Slots = stats.slots
+    total = slots.useful + slots.idle
+    return {
+        "rows": stats.rows,
+        "rows_occupied": stats.rows_occupied,
+        "columns": stats.columns,
+        "queries": {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "prefilling": stats.prefilling,
+            "ready": stats.ready,
+            "preempted": stats.preempted,
+            **stats.outcomes,
+        },
+        "kv_bytes_used": stats.kv_bytes_used,
+        "kv_bytes_budget": stats.kv_bytes_budget,
+        "iterations": stats.iterations,
+        "insertions": stats.insertions,
+        "preemptions": stats.preemptions,
+        "prompt_tokens": stats.prompt_tokens,
+        "generated_tokens": stats.generated_tokens,
+        "token_slots": slots.by_kind(),
+        "idle_ratio": slots.idle_ratio,
+        "idle_ratio_by_kind": {
+            kind: count / total if total else 0.0 for kind, count in slots.by_kind().items() if kind != "useful"
+        },
+        "kv_columns": {"needed": slots.columns_needed, "padding": slots.columns_padding},
+    }
+
+
+def _prepare(
+    client: Client,
+    prompts: Sequence[tuple[str | None, list[int]]],
+    params: Sequence[SamplingParams],
+    priority: int = 0,
+) -> tuple[list[RequestOutput], list[tuple[Query, Completion]]]:
+    """Empty outputs, and each query with the completion that it fills."""
+    outputs: list[RequestOutput] = []
+    asked: list[tuple[Query, Completion]] = []
+    for (text, tokens), param in zip(prompts, params, strict=True):
+        queries = client.queries(tokens, param, priority=priority)
+        completions = [Completion(index) for index in range(len(queries))]
+        outputs.append(RequestOutput(text, tokens, completions))
+        asked.extend(zip(queries, completions, strict=True))
+    return outputs, asked
+
+
+def _take(completions: Mapping[str, Completion], update: Update) -> None:
+    completion = completions[update.query_id]
+    completion.token_ids.extend(update.token_ids)
+    completion.text += update.text
+    completion.finish_reason = update.finish_reason
+    completion.usage = update.usage
+    if update.error is not None:
+        raise QueryFailed(update.error)
+
+
+def _each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise InvalidValue(f"{len(params)} SamplingParams for {count} prompts: give one, or one each")
+    return params

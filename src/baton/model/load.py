@@ -1,0 +1,150 @@
+"""A model from the hub, from a folder or built in: loaded, probed, checked against its own stock attention."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from baton.config import AUTO, Config
+from baton.errors import LoadError, SettingError
+from baton.model.forward import Forward
+from baton.model.probe import Geometry, probe
+from baton.model.selfcheck import self_check
+from baton.model.tokenizer import ModelTokenizer
+
+Told = Callable[[str, float], None]
+"""Called with a phase's name and the seconds it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to be run."""
+
+    name: str
+    model: PreTrainedModel
+    forward: Forward
+    geometry: Geometry
+    tokenizer: ModelTokenizer
+    end_ids: tuple[int, ...]
+    context_tokens: int
+    dtype: torch.dtype
+    device: torch.device
+    parameters: int
+    stamp: str
+
+
+def load(config: Config, source: str, name: str, *, told: Told = lambda phase, seconds: None) -> Loaded:
+    """Loads `source` (hub id or folder). Raises LoadError in one line that says what to do."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = torch.device(_device(config.device))
+    with _phase("tokenizer", told):
+        _look(source)
+        tokenizer = _pretrained(AutoTokenizer, source, config, "its tokenizer")
+    with _phase("weights", told):
+        model = _pretrained(
+            AutoModelForCausalLM,
+            source,
+            config,
+            "the model",
+            dtype=config.dtype,
+            use_safetensors=True,
+        )
+        model.to(device).eval().requires_grad_(False)
+    with _phase("self-check", told):
+        try:
+            geometry, forward = _hook(model)
+        except LoadError as error:
+            raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
+    text = model.config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
+    return Loaded(
+        name=name,
+        model=model,
+        forward=forward,
+        geometry=geometry,
+        tokenizer=ModelTokenizer(tokenizer, int(text.vocab_size)),
+        end_ids=end_ids(model, tokenizer),
+        context_tokens=int(context),
+        dtype=model.dtype,
+        device=device,
+        parameters=sum(p.numel() for p in model.parameters()),
+        stamp=f"{name}:{model.dtype}:{hash(geometry.shapes) & 0xFFFFFFFF:08x}",
+    )
+
+
+def _hook(model: PreTrainedModel) -> tuple[Geometry, Forward]:
+    stock = model.config.get_text_config()._attn_implementation
+    geometry = probe(model)
+    forward = Forward(model, geometry)
+    self_check(model, forward, stock)
+    return geometry, forward
+
+
+def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a text: the generation config's, and the tokenizer's."""
+    found = model.generation_config.eos_token_id if model.generation_config else None
+    ids = list(found) if isinstance(found, (list, tuple)) else [found]
+    ids.append(getattr(tokenizer, "eos_token_id", None))
+    return tuple(sorted({int(i) for i in ids if i is not None}))
+
+
+def _device(asked: str) -> str:
+    if asked == AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SettingError("--device cuda: torch finds no CUDA device here", param="device")
+    if asked == "mps" and not torch.backends.mps.is_available():
+        raise SettingError("--device mps: torch finds no MPS device here", param="device")
+    return asked
+
+
+def _look(source: str) -> None:
+    """Says what is wrong with a local folder before a stack of libraries does in many lines."""
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE") == "1":
+            raise LoadError(f"{source}: no such folder")
+        return
+    if not folder.is_dir():
+        raise LoadError(f"{source} is a file: give the folder that holds config.json and the weights")
+    if not (folder / "config.json").exists():
+        raise LoadError(f"{source} has no config.json: save the model there with save_pretrained()")
+    if not any(folder.glob("*.safetensors")):
+        raise LoadError(f"{source} has no .safetensors file: save the model there with save_pretrained()")
+    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise LoadError(f"{source} has no tokenizer: save it there with tokenizer.save_pretrained()")
+
+
+def _pretrained(kind: Any, source: str, config: Config, what: str, **kwargs: object) -> Any:
+    try:
+        return kind.from_pretrained(
+            str(Path(source).expanduser()) if Path(source).expanduser().exists() else source,
+            trust_remote_code=config.trust_remote_code,
+            **kwargs,
+        )
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise LoadError(f"{source}: {what} could not be loaded: {first[0][:300]}") from error
+
+
+def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
+    """A model's stock config alone. Raises LoadError."""
+    _look(source)
+    return _pretrained(AutoConfig, source, Config(trust_remote_code=trust_remote_code), "its config")
+
+
+@contextmanager
+def _phase(name: str, told: Told) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    told(name, time.perf_counter() - began)

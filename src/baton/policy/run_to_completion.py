@@ -1,0 +1,24 @@
+"""Batch-wise inference, the first baseline: a padded batch is filled and runs until its longest query is done."""
+
+from __future__ import annotations
+
+from baton.policy.port import ALL_PENDING, Feeding, Plan, View
+
+
+class RunToCompletion:
+    """Takes as many waiting queries as there are rows, and nothing more until all of them are done."""
+
+    def plan(self, view: View) -> Plan:
+        if view.running:
+            why = f"{len(view.running)} of {len(view.running) + view.held_rows} rows still run; newcomers wait"
+            return Plan(feed=ALL_PENDING, how=Feeding.PADDED, hold_finished=True, why=why)
+        # Ready ones are those that were detached: they come first, they were here before.
+        chosen = view.fitting([*view.ready, *view.waiting], view.max_rows)
+        return Plan(
+            resize=view.max_rows if view.rows != view.max_rows else None,
+            insert=tuple(query.id for query in chosen),
+            feed=ALL_PENDING,
+            how=Feeding.PADDED,
+            hold_finished=True,
+            why=f"the batch is empty: {len(chosen)} queries begin together",
+        )

@@ -1,0 +1,46 @@
+"""What is computed and what came of it: the words that plans, batches and prefillers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from baton.events import Slots
+
+ALL_PENDING = 2**31
+"""Feed a row everything that it has left to feed."""
+
+
+class Feeding(StrEnum):
+    """How a step's tokens are laid out for the model; a method of batching is a policy and one of these.
+
+    PADDED: rows aligned to the longest, as batch-wise inference does.
+    SELECTIVE: tokens flat for the linear layers, attention request by request (Orca, Yu et al., OSDI 2022, section 3).
+    RAGGED: one token per row, rows of any length attended together where that is faster.
+    """
+
+    PADDED = "padded"
+    SELECTIVE = "selective"
+    RAGGED = "ragged"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Feed up to `tokens` more of this query's pending tokens."""
+
+    query_id: str
+    tokens: int
+
+
+@dataclass(slots=True)
+class Stepped:
+    """What a forward did. `tokens`: the token drawn, by query; those with more left to feed drew none.
+
+    `failed`: queries whose logits were not finite, with the reason; they are still in and must be removed.
+    `slots`: all token slots computed, by kind; `shares`: useful and idle slots of each query.
+    """
+
+    tokens: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    slots: Slots = field(default_factory=Slots)
+    shares: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -1,0 +1,184 @@
+"""Runs queries in a crowd on a tiny model, without a thread: random arrivals, and a policy that shakes the batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from baton.batch.batch import RectangleBatch
+from baton.clock import ManualClock
+from baton.config import Settings
+from baton.engine.engine import Engine
+from baton.engine.talk import Talks
+from baton.events import Update
+from baton.kv.rectangle import Rectangle, bytes_per_token
+from baton.model.forward import Forward
+from baton.model.probe import probe
+from baton.model.rows import Rows
+from baton.model.sample import Draw, Sampler
+from baton.policy.port import Plan, Policy, View
+from baton.prefill.here import PrefillHere
+from baton.query import Query, SamplingParams
+from baton.text import TextStream
+from families import CONTEXT, VOCABULARY
+
+
+class NoText:
+    """A decoder for models that have no words."""
+
+    def step(self, token_id: int) -> str:
+        return f"<{token_id}>"
+
+    def flush(self) -> str:
+        return ""
+
+
+class Recorder(Sampler):
+    """Keeps every row of logits that was drawn from, by (seed, position): seeds tell queries apart here."""
+
+    def __init__(self) -> None:
+        super().__init__(end_ids=())
+        self.logits: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        for row, draw in zip(logits, draws, strict=True):
+            self.logits[draw.seed, len(draw.tokens)] = row.clone()
+        return super().__call__(logits, draws)
+
+
+@dataclass
+class Shaken:
+    """A policy whose plans are disturbed: rows are detached, forgotten, and their number changed, at random."""
+
+    inner: Policy
+    dice: random.Random
+    moves: dict[str, int] = field(default_factory=lambda: {"detach": 0, "forget": 0, "resize": 0})
+
+    def plan(self, view: View) -> Plan:
+        plan = self.inner.plan(view)
+        detach = [q.id for q in view.running if self.dice.random() < 0.06]
+        resting = [q.id for q in view.ready if q.id not in plan.insert]
+        forget = [i for i in (*resting, *detach) if self.dice.random() < 0.3]
+        staying = len(view.running) - len(detach) + view.held_rows
+        need = max(1, staying + len(plan.insert))
+        resize = plan.resize
+        if self.dice.random() < 0.3 or (resize or view.rows) < need:
+            resize = self.dice.randint(need, max(need, view.max_rows))
+        self.moves["detach"] += len(detach)
+        self.moves["forget"] += len(forget)
+        self.moves["resize"] += resize is not None and resize != view.rows
+        return replace(plan, detach=tuple(detach), forget=tuple(forget), resize=resize)
+
+
+@dataclass
+class Crowd:
+    """An engine on a tiny model and what came out of it."""
+
+    engine: Engine
+    recorder: Recorder
+    updates: dict[str, list[Update]] = field(default_factory=dict)
+
+    def hear(self, updates: list[Update]) -> None:
+        for update in updates:
+            self.updates.setdefault(update.query_id, []).append(update)
+
+    def tokens(self, query_id: str) -> list[int]:
+        return [token for update in self.updates.get(query_id, []) for token in update.token_ids]
+
+    def reason(self, query_id: str) -> str | None:
+        return self.updates[query_id][-1].finish_reason
+
+    def run(self, queries: Sequence[Query], dice: random.Random | None = None, most: int = 4000) -> None:
+        """All queries, each arriving at a random iteration where there are dice."""
+        later = sorted(((dice.randint(0, 60) if dice else 0, query.id, query) for query in queries))
+        for turn in range(most):
+            while later and later[0][0] <= turn:
+                self.engine.accept(later.pop(0)[2], self.hear)
+            if not later and not self.engine.busy:
+                return
+            self.engine.iterate()
+            self.engine.hand_over()
+        raise AssertionError(f"not done after {most} iterations: {self.engine.lifecycle.live}")
+
+
+def crowd_of(
+    model: PreTrainedModel,
+    policy: Policy,
+    *,
+    rows: int = 4,
+    chunk: int | None = 5,
+    end_ids: Sequence[int] = (),
+    kv_bytes: int = 2**30,
+    sinks: Sequence[object] = (),
+) -> Crowd:
+    """A fresh engine. `chunk` is small, so that most prompts are prefilled in several."""
+    geometry = probe(model)
+    forward = Forward(model, geometry)
+    recorder = Recorder()
+
+    def some(capacity: int) -> Rows:
+        rectangle = Rectangle(
+            geometry.shapes, capacity=capacity, columns=CONTEXT, dtype=torch.float32, device=torch.device("cpu")
+        )
+        return Rows(rectangle, forward, recorder, "tiny")
+
+    settings = Settings(
+        policy="test",
+        max_rows=rows,
+        max_model_len=CONTEXT,
+        kv_bytes=kv_bytes,
+        prefill_chunk=chunk,
+        max_stall_seconds=0.2,
+        max_waiting=256,
+        seed=0,
+    )
+    engine = Engine(
+        batch=RectangleBatch(some(rows), rows),
+        prefiller=PrefillHere(some(rows + 1)),
+        policy=policy,
+        settings=settings,
+        talks=Talks(lambda query: TextStream(NoText(), query.params.stop), end_ids),
+        bytes_per_token=bytes_per_token(geometry.shapes, torch.float32),
+        stamp="tiny",
+        clock=ManualClock(),
+        sinks=sinks,  # type: ignore[arg-type]
+    )
+    return Crowd(engine, recorder)
+
+
+def some_queries(count: int, dice: random.Random, *, longest_prompt: int = 59, longest_answer: int = 24) -> list[Query]:
+    """Greedy queries of random lengths; the seed of each is its number."""
+    return [
+        query_of(
+            f"q{i}",
+            [dice.randrange(3, VOCABULARY) for _ in range(dice.randint(1, longest_prompt))],
+            dice.randint(1, longest_answer),
+            seed=i,
+        )
+        for i in range(count)
+    ]
+
+
+def query_of(name: str, prompt: Sequence[int], limit: int, *, seed: int = 0, **params: object) -> Query:
+    sampling = SamplingParams(**{"temperature": 0, "max_tokens": limit, "ignore_eos": True, **params})  # type: ignore[arg-type]
+    return Query(id=name, prompt=tuple(prompt), params=sampling, seed=seed, limit_tokens=limit, arrived=0.0)
+
+
+def alone(model: PreTrainedModel, query: Query) -> tuple[list[int], Tensor]:
+    """The oracle: the same query by itself through stock `generate`: its tokens, and logits `[tokens, vocabulary]`."""
+    out = model.generate(
+        torch.tensor([query.prompt]),
+        max_new_tokens=query.limit_tokens,
+        min_new_tokens=query.limit_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return out.sequences[0, len(query.prompt) :].tolist(), torch.cat(out.logits)
