@@ -65,16 +65,14 @@ def load(config: Config, source: str, name: str, *, told: Told = lambda phase, s
             geometry, forward = _hook(model)
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
-    text = model.config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
     return Loaded(
         name=name,
         model=model,
         forward=forward,
         geometry=geometry,
-        tokenizer=ModelTokenizer(tokenizer, int(text.vocab_size)),
+        tokenizer=ModelTokenizer(tokenizer, int(model.config.get_text_config().vocab_size)),
         end_ids=end_ids(model, tokenizer),
-        context_tokens=int(context),
+        context_tokens=context_of(model.config),
         dtype=model.dtype,
         device=device,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -96,6 +94,12 @@ def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
     ids = list(found) if isinstance(found, (list, tuple)) else [found]
     ids.append(getattr(tokenizer, "eos_token_id", None))
     return tuple(sorted({int(i) for i in ids if i is not None}))
+
+
+def context_of(config: Any) -> int:
+    """The longest text that the model was made for, in tokens."""
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048)
 
 
 def _device(asked: str) -> str:

@@ -1,0 +1,216 @@
+"""What the verbs of the command line do once their settings are known."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from baton import __version__, builtin
+from baton.clock import monotonic
+from baton.compose import House, model_name, open_house, set_threads
+from baton.config import Config
+from baton.errors import InvalidValue, QueryFailed, RequestError, Unsupported
+from baton.events import QueryRejected
+from baton.llm import Completion, stats_of
+from baton.model.survey import survey
+from baton.observe.metrics import Metrics
+from baton.query import Query, SamplingParams
+from baton.server.app import create_app
+from baton.server.run import bind, serve
+
+_errors = Console(stderr=True, highlight=False)
+
+
+def run_server(config: Config, began: float) -> None:
+    """Binds, loads, serves until told to end. `began`: when the command started, on time.perf_counter."""
+    bound = bind(config.host, config.port)
+    metrics = Metrics(model_name(config), monotonic)
+    _errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
+    _told("imports", time.perf_counter() - began)
+    house = open_house(config, sinks=[metrics], told=_told)
+    _errors.print(_resolved(house))
+    app = create_app(
+        house.client,
+        render_metrics=lambda: metrics.render(house.client.stats()),
+        version=__version__,
+        api_key=config.api_key,
+        reject=lambda code: metrics(QueryRejected(monotonic(), code)),
+    )
+
+    def started(url: str) -> None:
+        took = time.perf_counter() - began
+        _errors.print(f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; API under /v1; Ctrl-C ends)")
+
+    try:
+        serve(
+            app,
+            bound,
+            drain=house.client.drain,
+            drain_timeout_seconds=config.drain_timeout,
+            on_started=started,
+        )
+    finally:
+        house.client.close()
+        _errors.print(_summary(house))
+
+
+def run_generate(
+    config: Config,
+    lines: Sequence[str],
+    params: SamplingParams,
+    *,
+    chat: bool | None,
+    as_json: bool,
+    show_stats: bool,
+) -> None:
+    """All prompts through one batch; answers on stdout in the order of the prompts, each as soon as it can be."""
+    house = open_house(config)
+    client = house.client
+    try:
+        prompts = [_tokens(house, line, chat) for line in lines]
+        queries = [query for prompt in prompts for query in client.queries(prompt, params)]
+        done: dict[str, Completion] = {query.id: Completion(0) for query in queries}
+        shown = 0
+        with tqdm(total=len(queries), unit="query", file=sys.stderr, disable=not _bar_wanted(len(queries))) as bar:
+            for update in client.run(queries):
+                completion = done[update.query_id]
+                completion.text += update.text
+                completion.token_ids.extend(update.token_ids)
+                completion.finish_reason = update.finish_reason
+                if update.error:
+                    raise QueryFailed(update.error)
+                bar.update(update.finish_reason is not None)
+                while shown < len(queries) and done[queries[shown].id].finish_reason is not None:
+                    _print(lines[shown], queries[shown], done.pop(queries[shown].id), as_json, len(queries))
+                    shown += 1
+        if show_stats:
+            _errors.print_json(json.dumps(stats_of(client)))
+    finally:
+        client.close()
+
+
+def run_info(config: Config, as_json: bool) -> None:
+    """A model's shapes, bytes per token, and what fits in this machine's memory."""
+    set_threads(config)
+    found = survey(config.model or str(builtin.path()), trust_remote_code=config.trust_remote_code)
+    asked = found.saved_dtype if config.dtype == "auto" else config.dtype
+    dtype = getattr(torch, asked)
+    per_token = found.kv_bytes_per_token(dtype)
+    weights = found.parameters * dtype.itemsize
+    free = psutil.virtual_memory().available
+    room = max(free - weights, 0) // per_token if per_token else 0
+    facts: dict[str, Any] = {
+        "model": model_name(config),
+        "family": found.family,
+        "parameters": found.parameters,
+        "layers": found.layers,
+        "vocabulary": found.vocabulary,
+        "context_tokens": found.context_tokens,
+        "dtype": asked,
+        "weight_bytes": weights,
+        "kv_bytes_per_token": per_token,
+        "windows": sorted({w for w in found.geometry.windows.values() if w}) if found.geometry else [],
+        "free_memory_bytes": free,
+        "tokens_that_fit": room,
+        "full_rows_that_fit": room // found.context_tokens,
+        "batched": found.refused is None,
+        "why_not": found.refused,
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        if value not in (None, []):
+            shown = _bytes(value) if "bytes" in name else f"{value:,}" if type(value) is int else str(value)
+            table.add_row(name.replace("_", " "), shown)
+    Console(highlight=False).print(table)
+
+
+def _tokens(house: House, line: str, chat: bool | None) -> list[int]:
+    """A line is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [...]} or {"prompt_token_ids": [...]}."""
+    tokenizer = house.client.tokenizer
+    asked: Any = line
+    if line.startswith(("{", '"')):
+        try:
+            asked = json.loads(line)
+        except json.JSONDecodeError:
+            asked = line
+    if isinstance(asked, dict):
+        unknown = sorted(set(asked) - {"prompt", "messages", "prompt_token_ids"})
+        if unknown:
+            raise Unsupported(f"{unknown[0]} is not honoured in a prompt's line", param=unknown[0])
+        if "messages" in asked:
+            return tokenizer.chat(asked["messages"])
+        if "prompt_token_ids" in asked:
+            return list(asked["prompt_token_ids"])
+        asked = asked.get("prompt")
+    if not isinstance(asked, str):
+        raise InvalidValue(f"not a prompt: {line[:80]}", param="prompt")
+    if chat is False:
+        return tokenizer.encode(asked)
+    try:
+        return tokenizer.chat([{"role": "user", "content": asked}])
+    except RequestError:
+        if chat:
+            raise
+        return tokenizer.encode(asked)
+
+
+def _print(line: str, query: Query, completion: Completion, as_json: bool, count: int) -> None:
+    if as_json:
+        row = {
+            "text": completion.text,
+            "token_ids": completion.token_ids,
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": len(query.prompt),
+        }
+        print(json.dumps(row), flush=True)
+    elif count == 1:
+        print(completion.text, flush=True)
+    else:
+        print(f"> {line}\n{completion.text}\n", flush=True)
+
+
+def _bar_wanted(count: int) -> bool:
+    return count > 1 and sys.stderr.isatty()
+
+
+def _told(phase: str, seconds: float) -> None:
+    _errors.print(f"  {phase:<12}{seconds:6.2f} s")
+
+
+def _resolved(house: House) -> str:
+    facts, settings = house.facts, house.settings
+    lines = {
+        "model": f"{house.loaded.name}, {house.loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
+        "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
+        "KV memory": f"{_bytes(settings.kv_bytes)}, {_bytes(facts.kv_bytes_per_token)} a token",
+        "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
+    }
+    return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
+
+
+def _summary(house: House) -> str:
+    stats = house.client.stats()
+    finished = stats.outcomes.get("finished", 0)
+    return (
+        f"ended: {finished} queries finished, {stats.generated_tokens:,} tokens generated, "
+        f"{stats.slots.idle_ratio:.1%} of the computed token slots were idle"
+    )
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
