@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from baton import __version__, builtin
 from baton.clock import monotonic
-from baton.compose import House, model_name, open_house, set_threads
+from baton.compose import House, free_memory_bytes, model_name, open_house, set_threads
 from baton.config import Config
 from baton.errors import InvalidValue, QueryFailed, RequestError, Unsupported
 from baton.events import QueryRejected
@@ -27,7 +26,7 @@ from baton.query import Query, SamplingParams
 from baton.server.app import create_app
 from baton.server.run import bind, serve
 
-_errors = Console(stderr=True, highlight=False)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run_server(config: Config, began: float) -> None:
@@ -106,7 +105,7 @@ def run_info(config: Config, as_json: bool) -> None:
     dtype = getattr(torch, asked)
     per_token = found.kv_bytes_per_token(dtype)
     weights = found.parameters * dtype.itemsize
-    free = psutil.virtual_memory().available
+    free = free_memory_bytes()
     room = max(free - weights, 0) // per_token if per_token else 0
     facts: dict[str, Any] = {
         "model": model_name(config),

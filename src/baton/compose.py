@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,7 +20,7 @@ from baton.engine.loop import EngineLoop
 from baton.engine.talk import Talks
 from baton.errors import SettingError
 from baton.events import Sink
-from baton.kv.rectangle import Rectangle, bytes_per_token
+from baton.kv.rectangle import Rectangle, bytes_per_token, is_lazy
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
 from baton.model.sample import Sampler
@@ -112,18 +113,27 @@ def model_name(config: Config) -> str:
 
 
 def facts_of(loaded: Loaded) -> Facts:
-    free = psutil.virtual_memory().available
-    if loaded.device.type == "cuda":
-        free = torch.cuda.mem_get_info(loaded.device)[0]
+    cuda = loaded.device.type == "cuda"
     return Facts(
         context_tokens=loaded.context_tokens,
         kv_bytes_per_token=bytes_per_token(loaded.geometry.shapes, loaded.dtype),
-        free_bytes=free,
+        free_bytes=torch.cuda.mem_get_info(loaded.device)[0] if cuda else free_memory_bytes(),
         device=loaded.device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
         cores=cores(),
+        lazy_memory=is_lazy(loaded.device),
         policies=tuple(POLICIES),
     )
+
+
+def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """What this process may still take: the machine's free memory, or less where its control group has a limit."""
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return min(free, max(0, int(limit) - int(used)))
+    except (OSError, ValueError):  # no such control group, or its limit is "max"
+        return free
 
 
 def cores() -> int:

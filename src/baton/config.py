@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import tomllib
@@ -22,6 +23,8 @@ DTYPES = (AUTO, "float32", "bfloat16", "float16")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
+# Where KV memory is allocated at once, activations need the rest.
+_AT_ONCE_SHARE = 0.8
 
 
 def _setting(default: object, help: str, **kw: object) -> typing.Any:
@@ -55,7 +58,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the loaded model and this machine are."""
+    """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it."""
 
     context_tokens: int
     kv_bytes_per_token: int
@@ -63,6 +66,7 @@ class Facts:
     device: str
     dtype: str
     cores: int
+    lazy_memory: bool
     policies: tuple[str, ...]
 
 
@@ -84,12 +88,19 @@ def resolve(config: Config, facts: Facts) -> Settings:
     """Turns "auto" into numbers. Raises SettingError for what cannot be honoured, naming the setting."""
     if config.policy not in facts.policies:
         raise SettingError(f"--policy {config.policy}: there is {', '.join(facts.policies)}", param="policy")
-    length = _number("max_model_len", config.max_model_len, facts.context_tokens)
+    rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
+    # What is allocated at once holds the batch's rows, and as many and one more beside it for prefill.
+    at_once = 1 if facts.lazy_memory else 2 * rows + 1
+    fitting = int(facts.free_bytes * _AT_ONCE_SHARE) // (at_once * facts.kv_bytes_per_token)
+    auto = facts.context_tokens if facts.lazy_memory else max(1, min(facts.context_tokens, fitting))
+    length = _number("max_model_len", config.max_model_len, auto)
+    if not facts.lazy_memory and length > fitting:
+        message = f"{rows} rows of {length} tokens do not fit this device: lower --max-batch-size or --max-model-len"
+        raise SettingError(message, param="max_model_len")
     if length > facts.context_tokens:
         message = f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens"
         raise SettingError(message, param="max_model_len")
     row_bytes = length * facts.kv_bytes_per_token
-    rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
     if config.kv_memory == AUTO:
         # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
         kv_bytes = min(2 * rows * row_bytes, facts.free_bytes // 2)
@@ -163,7 +174,10 @@ def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: obje
         elif plain is str and isinstance(value, (str, int)) and not isinstance(value, bool):
             value = str(value)
         elif plain in (int, float) and not isinstance(value, bool):
-            value = plain(value)  # type: ignore[call-overload]
+            number = plain(value)  # type: ignore[call-overload]
+            if not math.isfinite(number) or (isinstance(value, float) and number != value):
+                raise ValueError
+            value = number
         else:
             raise ValueError
     except (ValueError, TypeError):
@@ -195,6 +209,6 @@ def _from_file(file: str) -> dict[str, object]:
         values = tomllib.loads(Path(file).read_text())
     except OSError as error:
         raise SettingError(f"--config {file}: {error.strerror}", param="config") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"--config {file}: {error}", param="config") from None
     return {key.replace("-", "_"): value for key, value in values.items()}

@@ -123,7 +123,7 @@ class LLM(_Engine):
         return self._run(encoded, _each(params, len(talks)), use_tqdm)
 
     def _run(
-        self, prompts: list[tuple[str | None, list[int]]], params: Sequence[SamplingParams], use_tqdm: bool
+        self, prompts: Sequence[tuple[str | None, list[int]]], params: Sequence[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
         outputs, asked = _prepare(self.client, prompts, params)
         completions = {query.id: completion for query, completion in asked}

@@ -70,8 +70,7 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", _as_tuple(self.stop_token_ids, int, "stop_token_ids"))
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
         if self.logit_bias is not None:
-            bias = {int(token): float(value) for token, value in self.logit_bias.items()}
-            object.__setattr__(self, "logit_bias", MappingProxyType(bias))
+            object.__setattr__(self, "logit_bias", MappingProxyType(_as_bias(self.logit_bias)))
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 raise Unsupported(f"{name} is not honoured yet", param=name)
@@ -143,6 +142,13 @@ def _within(name: str, value: float, low: float, high: float, *, whole: bool = F
     if value > high or value < low or (above and value == low):
         bounds = f"above {low} and at most {high}" if above else f"between {low} and {high}"
         raise InvalidValue(f"{name} must be {bounds}, got {value!r}", param=name)
+
+
+def _as_bias(value: Mapping[int, float]) -> dict[int, float]:
+    try:
+        return {int(token): float(bias) for token, bias in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise InvalidValue("logit_bias must hold a number by token id", param="logit_bias") from None
 
 
 def _as_tuple(value: object, kind: type, name: str) -> tuple[object, ...]:

@@ -12,12 +12,14 @@ import queue
 import random
 import secrets
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from baton.clock import Clock
 from baton.config import Settings
+from baton.engine.inbox import Deliver
 from baton.errors import ContextLengthExceeded, InvalidValue, Unsupported
 from baton.events import Slots, Update
 from baton.query import Query, SamplingParams
@@ -66,7 +68,7 @@ class Stats:
 class Loop(Protocol):
     """The running engine, as seen from other threads; its body is `engine/loop.py`."""
 
-    def submit(self, queries: Sequence[Query], deliver: object) -> None: ...
+    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None: ...
 
     def cancel(self, query_ids: Sequence[str]) -> None: ...
 

@@ -163,7 +163,7 @@ class Engine:
         with self._stalling(now, "other"):
             for query_id in plan.detach:
                 self._pool[query_id] = self.batch.detach(query_id)
-                self.lifecycle.move(query_id, State.READY, plan.why)
+                self.lifecycle.move(query_id, State.READY, "policy")
                 now.detached.append(query_id)
             for query_id in plan.forget:
                 self._forget(query_id, plan.why)

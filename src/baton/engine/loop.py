@@ -115,7 +115,7 @@ class EngineLoop:
             except Exception as error:
                 failures += 1
                 log.exception("an iteration failed")
-                why = f"{type(error).__name__}: {error}"
+                why = type(error).__name__  # its message may hold paths and addresses: that is for the log
                 if failures > _FAILURES_ALLOWED or not self._recover(why):
                     self._broken = why
                     break
@@ -138,7 +138,7 @@ class EngineLoop:
     def _recover(self, why: str) -> bool:
         """All live queries fail, and the engine goes on; answers whether that much worked."""
         try:
-            self._engine.fail_all(f"internal error: {why}")
+            self._engine.fail_all(f"internal error ({why})")
             self._engine.hand_over()
             self._publish()
         except Exception:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from baton.errors import SettingError
+
 _PAGE = mmap.PAGESIZE
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
@@ -92,10 +94,14 @@ class Rectangle:
         step = _PAGE // math.gcd(_PAGE, column_bytes)
         columns = -(-self.columns // step) * step
         size = self.capacity * columns * column_bytes
-        if self.device.type != "cpu" or sys.platform != "linux":
+        if not is_lazy(self.device):
             return torch.zeros(self.capacity, columns, heads, dim, dtype=self.dtype, device=self.device)
         # Private and anonymous: zero pages, committed at the first write, given back by madvise.
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        try:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        except (OSError, ValueError, OverflowError) as error:
+            message = f"{size / 2**30:.1f} GiB of address space could not be reserved ({error}): "
+            raise SettingError(message + "lower --max-batch-size or --max-model-len", param="max_model_len") from error
         buffer = torch.frombuffer(memory, dtype=self.dtype).view(self.capacity, columns, heads, dim)
         self._maps[buffer.data_ptr()] = memory
         return buffer
@@ -108,6 +114,11 @@ class Rectangle:
             return
         size = buffer.stride(0) * buffer.element_size()
         memory.madvise(mmap.MADV_DONTNEED, row * size, size)
+
+
+def is_lazy(device: torch.device) -> bool:
+    """Whether a rectangle's memory there is only address space until it is written."""
+    return device.type == "cpu" and sys.platform == "linux"
 
 
 def bytes_per_token(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache
@@ -73,9 +74,9 @@ def _by_token(states: Tensor, shape: Shape) -> Tensor:
     return flat[shape.kept] if isinstance(shape, Padded) else flat
 
 
-def layers_of(config: object) -> list[CacheLayerMixin]:
+def layers_of(config: Any) -> list[CacheLayerMixin]:
     """The stock cache layers of this model, one per decoder layer. Raises LoadError for kinds not batched yet."""
-    layers = list(DynamicCache(config=config).layers)
+    layers: list[Any] = list(DynamicCache(config=config).layers)
     for index, layer in enumerate(layers):
         if not isinstance(layer, DynamicLayer):
             kind = type(layer).__name__

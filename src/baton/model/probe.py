@@ -88,7 +88,7 @@ def probe(model: PreTrainedModel) -> Geometry:
     tokens = torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device=model.device)
     positions = torch.arange(PROBE_TOKENS, device=model.device)[None]
     with torch.inference_mode():
-        model(input_ids=tokens, position_ids=positions, past_key_values=Cache(layers=layers), use_cache=True)
+        model(input_ids=tokens, position_ids=positions, past_key_values=Cache(layers=[*layers]), use_cache=True)
     if record.features:
         raise LoadError(f"its attention has {', '.join(sorted(record.features))}, not batched exactly so far")
     if not record.windows:

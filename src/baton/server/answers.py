@@ -1,0 +1,153 @@
+"""The bodies of plain answers, as the API's description shows them too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydantic import BaseModel
+
+from baton.events import Usage
+
+
+class BatonUsage(BaseModel):
+    """What the engine spent on a request.
+
+    Over several choices slots and preemptions add up; seconds are the longest, since they run side by side.
+    """
+
+    useful_slots: int
+    idle_slots: int
+    idle_ratio: float
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    preemptions: int
+
+
+class UsageBody(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    baton: BatonUsage | None = None
+
+
+class CompletionChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: str
+
+
+class Completion(BaseModel):
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody
+
+
+class AssistantMessage(BaseModel):
+    role: str = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: str
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "baton"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    object: str = "list"
+    data: list[ModelCard]
+
+
+class Tokens(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+
+
+class Prompt(BaseModel):
+    prompt: str
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorDetail
+
+
+class Load(BaseModel):
+    """How the engine is now, and counts since its start: the page draws rates from two of these."""
+
+    server_load: int
+    rows: int
+    rows_occupied: int
+    columns: int
+    running: int
+    waiting: int
+    prefilling: int
+    ready: int
+    preempted: int
+    kv_bytes_used: int
+    kv_bytes_budget: int
+    iterations: int
+    generated_tokens: int
+    useful_slots: int
+    idle_slots: int
+
+
+def usage_body(prompt_tokens: int, usages: Iterable[Usage], *, baton: bool) -> UsageBody:
+    """Usage of a request: its prompts counted once each, its choices' usages added up."""
+    each = list(usages)
+    generated = sum(usage.generated_tokens for usage in each)
+    return UsageBody(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=generated,
+        total_tokens=prompt_tokens + generated,
+        baton=_baton(each) if baton and each else None,
+    )
+
+
+def dump_usage(usage: UsageBody) -> dict[str, object]:
+    return usage.model_dump(exclude_none=True)
+
+
+def _baton(usages: list[Usage]) -> BatonUsage:
+    useful = sum(usage.useful_slots for usage in usages)
+    idle = sum(usage.idle_slots for usage in usages)
+    return BatonUsage(
+        useful_slots=useful,
+        idle_slots=idle,
+        idle_ratio=idle / (useful + idle) if useful + idle else 0.0,
+        queue_seconds=max(usage.queue_seconds for usage in usages),
+        prefill_seconds=max(usage.prefill_seconds for usage in usages),
+        decode_seconds=max(usage.decode_seconds for usage in usages),
+        preemptions=sum(usage.preemptions for usage in usages),
+    )

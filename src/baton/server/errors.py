@@ -1,0 +1,140 @@
+"""Errors as HTTP answers: one body for all of them, whatever raised them."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from baton.errors import (
+    BatonError,
+    InvalidValue,
+    QueryFailed,
+    QueueFull,
+    RequestError,
+    ShuttingDown,
+    Unavailable,
+    Unsupported,
+)
+from baton.events import Update
+
+MAX_MESSAGE_CHARACTERS = 240
+"""At six bytes for an escaped character, this and a field's name stay below the 2 KB of an error body."""
+MAX_PARAM_CHARACTERS = 80
+
+
+class InvalidJson(RequestError):
+    code = "invalid_json"
+
+
+class InvalidKey(RequestError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class NotFound(RequestError):
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(RequestError):
+    status = 408
+    type = "timeout_error"
+    code = "request_timeout"
+
+
+class PayloadTooLarge(RequestError):
+    status = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(RequestError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(RequestError):
+    status = 431
+    code = "headers_too_large"
+
+
+def internal_error() -> BatonError:
+    """What a client is told of a bug of ours: nothing about where it is."""
+    return BatonError("the server failed on this request; its log says why")
+
+
+def error_body(error: BatonError) -> bytes:
+    """The OpenAI error body, at most 2 KB."""
+    told = {
+        "message": _cut(error.message, MAX_MESSAGE_CHARACTERS),
+        "type": error.type,
+        "param": None if error.param is None else _cut(error.param, MAX_PARAM_CHARACTERS),
+        "code": error.code,
+    }
+    return json.dumps({"error": told}, ensure_ascii=False).encode(errors="replace")
+
+
+def error_response(error: BatonError) -> Response:
+    headers = {}
+    if isinstance(error, (QueueFull, Unavailable)):
+        headers["retry-after"] = str(max(1, error.retry_after_seconds))
+    if isinstance(error, InvalidKey):
+        headers["www-authenticate"] = "Bearer"
+    return Response(error_body(error), error.status, headers, "application/json")
+
+
+async def answer_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: an unknown path, a wrong method."""
+    if not isinstance(error, HTTPException):
+        return error_response(internal_error())
+    path = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        return error_response(NotFound(f"there is no {path}"))
+    if error.status_code == 405:
+        response = error_response(MethodNotAllowed(f"{path}: the method is not allowed"))
+        response.headers["allow"] = (error.headers or {}).get("Allow", "GET")
+        return response
+    known = RequestError(HTTPStatus(error.status_code).phrase)
+    known.status = error.status_code
+    return error_response(known)
+
+
+def from_validation(error: ValidationError) -> RequestError:
+    """The first thing wrong with a request's fields, in our words and with the field's name."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    location = first["loc"]
+    # Deeper parts of the location name branches of a union, which a client never wrote.
+    param = _path(location[:3] if location[:1] in (("messages",), ("stream_options",)) else location[:1])
+    if first["type"] == "extra_forbidden":
+        return Unsupported(f"unknown field {param}", param=param)
+    if first["type"] == "missing":
+        return RequestError(f"{param} is required", param=param)
+    value = _cut(repr(first["input"]), 60)
+    return InvalidValue(f"{param or 'the body'}: {first['msg']}, got {value}", param=param or None)
+
+
+def failure(update: Update) -> BatonError | None:
+    """The error that an update tells of, if it does."""
+    if update.finish_reason == "error":
+        return QueryFailed(update.error or "the query failed")
+    if update.finish_reason == "cancelled":
+        return ShuttingDown(update.error or "the server is shutting down and ended this query")
+    return None
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".")
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,138 @@
+"""The server's process: its socket, its signals, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from baton.errors import SettingError
+
+CLOSE_SECONDS = 3
+"""How long clients get to take their last bytes once no query is live."""
+
+_log = logging.getLogger("baton.server")
+
+Drain = Callable[[float], bool]
+"""`Client.drain`: admits nothing more, waits so many seconds for live queries, ends the rest."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises SettingError where there can be none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror:
+        raise SettingError(f"--host {host}: no such address", param="host") from None
+    bound = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":
+            # Elsewhere the option would let a second server take the port of a running one.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+        bound.listen(1024)
+    except OSError as error:
+        bound.close()
+        raise _setting_error(host, port, error) from None
+    return bound
+
+
+def url_of(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(
+    app: FastAPI,
+    bound: socket.socket,
+    *,
+    drain: Drain,
+    drain_timeout_seconds: float,
+    on_started: Callable[[str], None] | None = None,
+) -> None:
+    """Answers requests on a bound socket until SIGINT or SIGTERM, and then returns when all is at its end.
+
+    The first signal drains: new queries get 503 while running ones finish within the timeout. A second one
+    ends those at once. `on_started` is told the address once requests are taken. Must run in the main thread.
+    """
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        h11_max_incomplete_event_size=64 * 2**10,
+        # Past this uvicorn would cancel its tasks, and log a traceback for each: connections are closed before.
+        timeout_graceful_shutdown=2 * CLOSE_SECONDS,
+    )
+    server = _Server(config, app, drain, drain_timeout_seconds)
+    asyncio.run(server.run_until_told(bound, on_started))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals that drain the engine first and leave exit status 0."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, drain: Drain, timeout_seconds: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._drain = drain
+        self._timeout_seconds = timeout_seconds
+        self._drains: list[asyncio.Task[None]] = []
+
+    async def run_until_told(self, bound: socket.socket, on_started: Callable[[str], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._told_to_end)
+        self._on_started = on_started
+        self._url = url_of(bound)
+        await self.serve(sockets=[bound])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._on_started is not None:
+            self._on_started(self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close_connections)
+        await super().shutdown(sockets)
+        closing.cancel()
+
+    def _close_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # uvicorn's own handlers raise the signal again at the end: a traceback, or a status that is not 0.
+        yield
+
+    def _told_to_end(self) -> None:
+        self._app.state.draining = True
+        timeout = 0.0 if self._drains else self._timeout_seconds
+        if len(self._drains) < 2:
+            self._drains.append(asyncio.create_task(self._end(timeout)))
+
+    async def _end(self, timeout_seconds: float) -> None:
+        try:
+            await asyncio.to_thread(self._drain, timeout_seconds)
+        except Exception:
+            _log.exception("the engine did not drain")
+        self.should_exit = True
+
+
+def _setting_error(host: str, port: int, error: OSError) -> SettingError:
+    if error.errno == errno.EADDRINUSE:
+        return SettingError(f"port {port} on {host} is in use: choose another with --port", param="port")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return SettingError(f"port {port} on {host} needs more rights: choose another with --port", param="port")
+    return SettingError(f"cannot listen on {host}, port {port}: {error.strerror}", param="host")

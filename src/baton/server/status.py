@@ -1,0 +1,107 @@
+"""The routes that tell: which model, how the engine is, and tokens of a text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from baton.engine.client import Client
+from baton.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
+from baton.server.answers import Load, ModelCard, ModelList, Prompt, Tokens
+from baton.server.body import parse_object, read_body
+from baton.server.schema import DetokenizeRequest, TokenizeRequest
+
+
+class Telling:
+    """Routes over one engine. `render_metrics` answers the metrics page's bytes and their content type."""
+
+    def __init__(self, client: Client, render_metrics: Callable[[], tuple[bytes, str]], version: str) -> None:
+        self._client = client
+        self._render_metrics = render_metrics
+        self._version = version
+        self._since = int(time.time())
+
+    async def health(self) -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """The engine should get queries now; else 503 with the reason."""
+        reason = self._client.not_ready()
+        if request.app.state.draining:
+            raise ShuttingDown("the server is shutting down")
+        if reason is not None:
+            raise EngineUnhealthy(reason)
+        return JSONResponse({"status": "ready"})
+
+    async def version(self) -> Response:
+        return JSONResponse({"version": self._version})
+
+    async def load(self) -> Response:
+        """How the engine is now, and counts since its start."""
+        stats = self._client.stats()
+        names = set(Load.model_fields) & set(type(stats).__dataclass_fields__)
+        found = Load(
+            server_load=stats.running + stats.waiting + stats.prefilling + stats.ready,
+            useful_slots=stats.slots.useful,
+            idle_slots=stats.slots.idle,
+            **{name: getattr(stats, name) for name in names},
+        )
+        return _json(found.model_dump_json())
+
+    async def metrics(self) -> Response:
+        """Prometheus' text format."""
+        body, kind = await anyio.to_thread.run_sync(self._render_metrics)
+        return Response(body, headers={"content-type": kind})
+
+    async def models(self) -> Response:
+        return _json(ModelList(data=[self._card()]).model_dump_json())
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        self._check_model(name)
+        return _json(self._card().model_dump_json())
+
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of a text, or of a conversation as the model is shown it."""
+        body = await read_body(request)
+        return _json(await anyio.to_thread.run_sync(self._tokenized, body))
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await read_body(request)
+        return _json(await anyio.to_thread.run_sync(self._detokenized, body))
+
+    def _tokenized(self, body: bytes) -> str:
+        asked = TokenizeRequest.read(parse_object(body))
+        self._check_model(asked.model)
+        turns = asked.turns()
+        tokenizer = self._client.tokenizer
+        tokens = tokenizer.encode(asked.prompt or "") if turns is None else tokenizer.chat(turns)
+        longest = self._client.settings.max_model_len
+        return Tokens(count=len(tokens), max_model_len=longest, tokens=tokens).model_dump_json()
+
+    def _detokenized(self, body: bytes) -> str:
+        asked = DetokenizeRequest.read(parse_object(body))
+        self._check_model(asked.model)
+        tokenizer = self._client.tokenizer
+        if not all(0 <= token < tokenizer.vocabulary for token in asked.tokens):
+            message = f"tokens has ids outside the vocabulary of {tokenizer.vocabulary}"
+            raise InvalidValue(message, param="tokens")
+        return Prompt(prompt=tokenizer.decode(asked.tokens, skip_special_tokens=False)).model_dump_json()
+
+    def _card(self) -> ModelCard:
+        longest = self._client.settings.max_model_len
+        return ModelCard(id=self._client.model_name, created=self._since, max_model_len=longest)
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self._client.model_name:
+            message = f"there is no model {name!r} here: this server has {self._client.model_name!r}"
+            raise ModelNotFound(message, param="model")
+
+
+def _json(body: str) -> Response:
+    return Response(body, media_type="application/json")

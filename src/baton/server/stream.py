@@ -1,0 +1,175 @@
+"""Answers as they come: frames of server-sent events, and the end of queries whose client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from baton.engine.client import Client
+from baton.errors import BatonError
+from baton.events import Update, Usage
+from baton.query import Query
+from baton.server.answers import UsageBody, dump_usage
+from baton.server.errors import error_body, failure, internal_error
+
+_log = logging.getLogger("baton.server")
+_T = TypeVar("_T")
+
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T | None:
+    """Does the work, and drops it when the client closes its connection: then the answer is None.
+
+    The request's body must have been read to its end.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+    return None if task.cancelled() else task.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Frames:
+    """The events of one stream as bytes. What is the same in all of them is formatted once.
+
+    `head` is what every chunk begins with (id, object, created, model). `usage_last` says that a chunk with
+    the usage will come, which OpenAI announces by a null in all others.
+    """
+
+    def __init__(self, head: Mapping[str, object], *, chat: bool, usage_last: bool) -> None:
+        self._chat = chat
+        self._bare = "data: " + json.dumps(head)[:-1]
+        self._head = self._bare + (',"usage":null' if usage_last else "") + ',"choices":[{"index":'
+        self._before, self._after = (',"delta":{"content":', "}") if chat else (',"text":', "")
+        self._after += ',"logprobs":null,"finish_reason":null}]}\n\n'
+
+    def opening(self, index: int) -> str:
+        """A chat's first chunk: who speaks."""
+        if not self._chat:
+            return ""
+        delta = '{"role":"assistant","content":""}'
+        return f'{self._head}{index},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
+
+    def text(self, index: int, text: str) -> str:
+        return f"{self._head}{index}{self._before}{json.dumps(text)}{self._after}"
+
+    def finish(self, index: int, reason: str) -> str:
+        rest = '"delta":{}' if self._chat else '"text":""'
+        return f'{self._head}{index},{rest},"logprobs":null,"finish_reason":{json.dumps(reason)}}}]}}\n\n'
+
+    def usage(self, usage: UsageBody) -> str:
+        return f'{self._bare},"choices":[],"usage":{json.dumps(dump_usage(usage))}}}\n\n'
+
+    @staticmethod
+    def done() -> str:
+        return "data: [DONE]\n\n"
+
+    @staticmethod
+    def error(error: BatonError) -> str:
+        return f"data: {error_body(error).decode()}\n\n"
+
+
+class EventStream(Response):
+    """Submits queries when it is sent, and sends their updates.
+
+    Until the first update nothing is sent, so that a refusal or an early failure has its own status.
+    `echoes` are the texts that the choices begin with. `usage` makes the usage chunk's body of the choices'
+    usages; without it there is no such chunk.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        client: Client,
+        queries: Sequence[Query],
+        frames: Frames,
+        echoes: Sequence[str],
+        usage: Callable[[Sequence[Usage]], UsageBody] | None,
+    ) -> None:
+        super().__init__(headers=_HEADERS)
+        del self.headers["content-length"]
+        self._client = client
+        self._queries = queries
+        self._frames = frames
+        self._echoes = echoes
+        self._usage = usage
+        self._choice = {query.id: index for index, query in enumerate(queries)}
+        self._usages: list[Usage] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await until_gone(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._client.batches(self._queries)) as batches:
+            first = await anext(batches)
+            for update in first:
+                if error := failure(update):
+                    raise error
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await _send_some(send, self._openings() + self._framed(first))
+            try:
+                async for updates in batches:
+                    await self._send_updates(send, updates)
+                end = self._ending()
+            except BatonError as error:
+                end = self._frames.error(error)
+            except Exception:
+                _log.exception("a stream failed")
+                end = self._frames.error(internal_error())
+        await send({"type": "http.response.body", "body": end.encode()})
+
+    async def _send_updates(self, send: Send, updates: Sequence[Update]) -> None:
+        """Raises the first failure that the updates tell of, after what came before it was sent."""
+        good = next((at for at, update in enumerate(updates) if failure(update)), len(updates))
+        if text := self._framed(updates[:good]):
+            await _send_some(send, text)
+        if good < len(updates) and (error := failure(updates[good])):
+            raise error
+
+    def _openings(self) -> str:
+        frames, pieces = self._frames, []
+        for index, echo in enumerate(self._echoes):
+            pieces.append(frames.opening(index))
+            if echo:
+                pieces.append(frames.text(index, echo))
+        return "".join(pieces)
+
+    def _framed(self, updates: Sequence[Update]) -> str:
+        pieces = []
+        for update in updates:
+            index = self._choice[update.query_id]
+            if update.text or update.finish_reason is None:
+                # Tokens without text yet are news too: clients measure the time between tokens by the chunks.
+                pieces.append(self._frames.text(index, update.text))
+            if update.finish_reason is not None:
+                pieces.append(self._frames.finish(index, update.finish_reason))
+            if update.usage is not None:
+                self._usages.append(update.usage)
+        return "".join(pieces)
+
+    def _ending(self) -> str:
+        usage = "" if self._usage is None else self._frames.usage(self._usage(self._usages))
+        return usage + self._frames.done()
+
+
+async def _send_some(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})

@@ -1,0 +1,171 @@
+"""A double of the engine's loop that does what a test says, with the real client and a tokenizer of single letters."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from baton.clock import monotonic
+from baton.config import Settings
+from baton.engine.client import Client, Stats
+from baton.errors import InvalidValue
+from baton.events import Slots, Update, Usage
+from baton.query import Query
+from baton.server.app import create_app
+
+MODEL = "lab/letters"
+CONTEXT = 64
+Deliver = Callable[[list[Update]], None]
+
+
+class Letters:
+    """One token per character; token 0 is the end."""
+
+    vocabulary = 256
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % 256 for letter in text]
+
+    def chat(self, messages: Sequence[Any]) -> list[int]:
+        if messages[-1]["role"] == "assistant":
+            raise InvalidValue("the last message must not be the assistant's", param="messages")
+        return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(chr(token) for token in token_ids if token or not skip_special_tokens)
+
+
+class ScriptedLoop:
+    """Says `answer` to each query, letter by letter; a test sets what goes wrong.
+
+    `held`: queries get no update until `release`, but for a first one of `opening`; `refuse`: raised by submit;
+    `fail_after`: letters before an error.
+    """
+
+    def __init__(self, answer: str = "hello") -> None:
+        self.answer = answer
+        self.held = False
+        self.opening = ""
+        self.refuse: Exception | None = None
+        self.fail_after: int | None = None
+        self.reason: str | None = None
+        self.live: dict[str, tuple[Query, Deliver]] = {}
+        self.queries: list[Query] = []
+        self.cancelled: list[str] = []
+        self.came = threading.Event()
+        self.cancels = threading.Event()
+        self.ended = threading.Event()
+
+    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        self.queries += queries
+        self.live |= {query.id: (query, deliver) for query in queries}
+        self.came.set()
+        if self.opening:
+            self.say(self.opening)
+        if not self.held:
+            self.release()
+
+    def say(self, *texts: str) -> None:
+        """One update of each text to each live query, and no end."""
+        for query, deliver in list(self.live.values()):
+            for text in texts:
+                deliver([Update(query.id, (1,), text)])
+
+    def release(self) -> None:
+        """All live queries get their answer, letters of different queries in turns, and end."""
+        live, self.live = list(self.live.values()), {}
+        for letters in itertools.zip_longest(*(self._updates(query) for query, _ in live)):
+            for (_, deliver), update in zip(live, letters, strict=True):
+                if update is not None:
+                    deliver([update])
+
+    def cancel(self, query_ids: Sequence[str]) -> None:
+        self.cancelled += query_ids
+        for query_id in query_ids:
+            self.live.pop(query_id, None)
+        self.cancels.set()
+
+    def stats(self) -> Stats:
+        return Stats(
+            running=len(self.live),
+            waiting=2,
+            prefilling=1,
+            ready=0,
+            preempted=0,
+            rows=8,
+            rows_occupied=len(self.live),
+            columns=64,
+            kv_bytes_used=1024,
+            kv_bytes_budget=4096,
+            iterations=7,
+            prompt_tokens=11,
+            generated_tokens=13,
+            insertions=3,
+            preemptions=0,
+            slots=Slots(useful=30, padding=10),
+            outcomes={"finished": 3},
+            last_iteration_age_seconds=0.5,
+        )
+
+    def not_ready(self) -> str | None:
+        return self.reason
+
+    def drain(self, timeout_seconds: float) -> bool:
+        if not self.live or self.ended.wait(timeout_seconds):
+            return True
+        for query, deliver in list(self.live.values()):
+            deliver([Update(query.id, finish_reason="cancelled", usage=usage_of(query, 0))])
+        self.live.clear()
+        self.ended.set()
+        return False
+
+    def close(self) -> None:
+        self.ended.set()
+
+    def _updates(self, query: Query) -> list[Update]:
+        text = self.answer[: query.limit_tokens]
+        if self.fail_after is not None:
+            said = [Update(query.id, (ord(letter),), letter) for letter in text[: self.fail_after]]
+            return [*said, Update(query.id, finish_reason="error", error="the row had NaN logits")]
+        said = [Update(query.id, (ord(letter),), letter) for letter in text[:-1]]
+        reason = "length" if len(text) < len(self.answer) else "stop"
+        last = Update(query.id, (ord(text[-1]),), text[-1], reason, usage=usage_of(query, len(text)))
+        return [*said, last]
+
+
+def usage_of(query: Query, generated: int) -> Usage:
+    return Usage(
+        prompt_tokens=len(query.prompt),
+        generated_tokens=generated,
+        useful_slots=30,
+        idle_slots=10,
+        queue_seconds=0.5,
+        prefill_seconds=0.25,
+        decode_seconds=1.5,
+        first_token_seconds=0.75,
+        preemptions=1,
+    )
+
+
+def client_of(loop: ScriptedLoop) -> Client:
+    settings = Settings(
+        policy="baton",
+        max_rows=8,
+        max_model_len=CONTEXT,
+        kv_bytes=4096,
+        prefill_chunk=None,
+        max_stall_seconds=0.2,
+        max_waiting=256,
+        seed=0,
+    )
+    return Client(model_name=MODEL, settings=settings, tokenizer=Letters(), loop=loop, clock=monotonic)
+
+
+def app_of(loop: ScriptedLoop, **more: Any) -> FastAPI:
+    return create_app(client_of(loop), render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)

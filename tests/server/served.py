@@ -1,0 +1,27 @@
+"""A server process over a scripted engine, for tests that send it signals.
+
+`served.py MEGABYTES DRAIN_SECONDS`: each query is told that much at once and then held; below zero it is answered.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import baton.server.run
+from baton.server.run import bind, serve
+from server.scripted import ScriptedLoop, app_of
+
+if __name__ == "__main__":
+    loop = ScriptedLoop()
+    megabytes = float(sys.argv[1])
+    loop.held, loop.opening = megabytes >= 0, "x" * int(megabytes * 2**20)
+    baton.server.run.CLOSE_SECONDS = 1
+    serve(
+        app_of(loop),
+        bind("127.0.0.1", 0),
+        drain=loop.drain,
+        drain_timeout_seconds=float(sys.argv[2]),
+        on_started=lambda url: print(url, flush=True),
+    )
+    loop.close()
+    print("clean", flush=True)

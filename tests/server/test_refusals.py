@@ -1,0 +1,267 @@
+"""Everything that is refused, and the one body that all errors have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.server.body import MAX_BODY_BYTES
+from server.scripted import MODEL, ScriptedLoop, app_of
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+JSON = {"content-type": "application/json"}
+
+UNHONOURED: dict[str, Any] = {
+    "audio": {"voice": "a"},
+    "best_of": 3,
+    "deadline_ms": 100,
+    "functions": [{"name": "f"}],
+    "logprobs": True,
+    "modalities": ["audio"],
+    "parallel_tool_calls": False,
+    "prediction": {"type": "content"},
+    "prompt_logprobs": 1,
+    "reasoning_effort": "high",
+    "response_format": {"type": "json_object"},
+    "service_tier": "flex",
+    "suffix": "end",
+    "tool_choice": "required",
+    "tools": [{"type": "function"}],
+    "top_logprobs": 2,
+    "verbosity": "low",
+    "web_search_options": {},
+    "priority": 1,
+    "guided_json": {},
+    "nonsense": None,
+}
+
+
+def check(
+    response: httpx.Response, status: int, code: str | None, type: str = "invalid_request_error"
+) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    assert len(response.content) <= 2048
+    error: dict[str, Any] = response.json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    assert (error["code"], error["type"]) == (code, type)
+    return error
+
+
+@pytest.mark.parametrize("name", UNHONOURED)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_unhonoured_fields(http: httpx.AsyncClient, loop: ScriptedLoop, path: str, name: str) -> None:
+    base = {"prompt": "a"} if path == "/v1/completions" else CHAT
+    error = check(await http.post(path, json={**base, name: UNHONOURED[name]}), 400, "unsupported_parameter")
+    assert error["param"] == name and name in error["message"]
+    assert loop.queries == []
+
+
+async def test_zero_is_not_false(http: httpx.AsyncClient) -> None:
+    """`logprobs: 0` asks the completions route for the logprobs of the drawn tokens."""
+    response = await http.post("/v1/completions", json={"prompt": "a", "logprobs": 0})
+    assert check(response, 400, "unsupported_parameter")["param"] == "logprobs"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("temperature", 3, "temperature"),
+        ("temperature", "1", "temperature"),
+        ("temperature", True, "temperature"),
+        ("top_p", 0, "top_p"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", 1.5, "max_tokens"),
+        ("n", 17, "n"),
+        ("n", 0, "n"),
+        ("stream", "yes", "stream"),
+        ("stream_options", {"include_usage": True}, "stream_options"),
+        ("stop", ["a"] * 5, "stop"),
+        ("stop", [1], "stop"),
+        ("stop", "", "stop"),
+        ("stop_token_ids", [1] * 129, "stop_token_ids"),
+        ("logit_bias", {"x": 1}, "logit_bias"),
+        ("logit_bias", {"256": 1}, "logit_bias"),
+        ("logit_bias", {"1": 101}, "logit_bias"),
+        ("presence_penalty", -2.1, "presence_penalty"),
+        ("prompt", [], "prompt"),
+        ("prompt", "", "prompt"),
+        ("prompt", ["a", 1], "prompt"),
+        ("prompt", [["a"]], "prompt"),
+        ("prompt", [[1], "a"], "prompt"),
+        ("prompt", [1, True], "prompt"),
+        ("prompt", [256], "prompt"),
+        ("prompt", [-1], "prompt"),
+        ("prompt", {"text": "a"}, "prompt"),
+        ("prompt", ["a"] * 129, "prompt"),
+    ],
+)
+async def test_bad_values(http: httpx.AsyncClient, loop: ScriptedLoop, field: str, value: object, param: str) -> None:
+    response = await http.post("/v1/completions", json={"prompt": "a", field: value})
+    assert check(response, 400, "invalid_value")["param"] == param
+    assert loop.queries == []
+
+
+async def test_too_many_choices(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json={"prompt": ["a"] * 65, "n": 2})
+    assert check(response, 400, "invalid_value")["param"] == "n"
+
+
+async def test_missing_prompt(http: httpx.AsyncClient) -> None:
+    for body in ({}, {"prompt": None}):
+        assert check(await http.post("/v1/completions", json=body), 400, None)["param"] == "prompt"
+
+
+async def test_context_length(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json={"prompt": "a" * 60})
+    assert "max-model-len" in check(response, 400, "context_length_exceeded")["message"]
+
+
+async def test_unknown_model(http: httpx.AsyncClient) -> None:
+    for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", CHAT)):
+        response = await http.post(path, json={**body, "model": "gpt"})
+        assert check(response, 404, "model_not_found")["param"] == "model"
+        assert MODEL in response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"a"',
+        b"\xff",
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "temperature": -Infinity}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": ' + b"1" * 5000 + b"}",
+        b'{"prompt": ' + b"[" * 80 + b"]" * 80 + b"}",
+        b'{"prompt": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'{"prompt": [' + b'"a",' * 10_000 + b'"a"]}',
+        b'{"metadata": {' + b",".join(b'"%d":0' % n for n in range(6000)) + b"}}",
+    ],
+    ids=lambda body: body[:24].decode(errors="replace") + str(len(body)),
+)
+async def test_bodies_that_are_not_json(http: httpx.AsyncClient, body: bytes) -> None:
+    check(await http.post("/v1/completions", content=body, headers=JSON), 400, "invalid_json")
+
+
+async def test_infinity_by_overflow(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", content=b'{"prompt": "a", "top_p": 1e999}', headers=JSON)
+    assert check(response, 400, "invalid_value")["param"] == "top_p"
+
+
+async def test_many_token_ids_are_not_many_nodes(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json={"prompt": [1] * 20_000})
+    check(response, 400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_media_type(http: httpx.AsyncClient, kind: str) -> None:
+    response = await http.post("/v1/completions", content=b"{}", headers={"content-type": kind})
+    check(response, 415, "unsupported_media_type")
+
+
+async def test_body_too_large(http: httpx.AsyncClient) -> None:
+    async def pieces() -> Any:
+        for _ in range(5):
+            yield b" " * 2**20
+
+    check(
+        await http.post("/v1/completions", content=b" " * (MAX_BODY_BYTES + 1), headers=JSON), 413, "payload_too_large"
+    )
+    announced = {**JSON, "content-length": str(MAX_BODY_BYTES + 1)}
+    check(await http.post("/v1/completions", content=b"{}", headers=announced), 413, "payload_too_large")
+    check(await http.post("/v1/completions", content=pieces(), headers=JSON), 413, "payload_too_large")
+
+
+async def test_headers_too_large(http: httpx.AsyncClient) -> None:
+    check(await http.get("/health", headers={"x-long": "a" * 33_000}), 431, "headers_too_large")
+
+
+async def test_unknown_path_and_method(http: httpx.AsyncClient) -> None:
+    check(await http.get("/v1/nothing"), 404, "not_found")
+    check(await http.get("/health/"), 404, "not_found")
+    check(await http.get("/v1/models/"), 404, "model_not_found")
+    response = await http.get("/v1/completions")
+    check(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "type"),
+    [
+        (QueueFull("256 are waiting"), 429, "rate_limit_error"),
+        (ShuttingDown("the server is shutting down"), 503, "server_error"),
+        (EngineUnhealthy("the engine has stopped"), 503, "server_error"),
+    ],
+)
+async def test_submission_refused(
+    http: httpx.AsyncClient, loop: ScriptedLoop, error: Any, status: int, type: str, stream: bool
+) -> None:
+    loop.refuse = error
+    response = await http.post("/v1/completions", json={"prompt": "a", "stream": stream})
+    check(response, status, error.code, type)
+    assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_bug_of_ours(http: httpx.AsyncClient, loop: ScriptedLoop, stream: bool) -> None:
+    loop.refuse = ZeroDivisionError("secret /path")
+    response = await http.post("/v1/completions", json={"prompt": "a", "stream": stream})
+    check(response, 500, "internal_error", "server_error")
+    assert "secret" not in response.text
+
+
+async def test_failed_query(http: httpx.AsyncClient, loop: ScriptedLoop) -> None:
+    loop.fail_after = 2
+    response = await http.post("/v1/completions", json={"prompt": ["a", "b"]})
+    assert "NaN" in check(response, 500, "internal_error", "server_error")["message"]
+
+
+async def test_long_names_are_cut(http: httpx.AsyncClient) -> None:
+    for name in ("x" * 5000, "\x00" * 5000, "\U0001f71a" * 5000):
+        check(await http.post("/v1/completions", json={"prompt": "a", name: 1}), 400, "unsupported_parameter")
+
+
+async def test_request_id(http: httpx.AsyncClient) -> None:
+    for sent, kept in (("my id-7", True), ("a" * 128, True), ("a" * 129, False), ("é", False), ("", False)):
+        response = await http.get("/health", headers={"x-request-id": sent.encode()})
+        assert (response.headers["x-request-id"] == sent) is kept
+        assert response.headers["x-request-id"].isascii() and response.headers["x-request-id"]
+
+
+async def test_key(loop: ScriptedLoop) -> None:
+    transport = httpx.ASGITransport(app=app_of(loop, api_key="sésame"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        for path in ("/health", "/", "/page.css", "/page.js", "/docs"):
+            assert (await http.get(path)).status_code == 200
+        for path in ("/ready", "/metrics", "/load", "/v1/models", "/openapi.json", "/version", "/nothing"):
+            response = await http.get(path)
+            check(response, 401, "invalid_api_key")
+            assert response.headers["www-authenticate"] == "Bearer"
+        for wrong in ("Bearer sesame", "Basic sésame", "Bearer", "sésame"):
+            headers = {"authorization": wrong.encode()}
+            check(await http.post("/v1/completions", json={"prompt": "a"}, headers=headers), 401, "invalid_api_key")
+        headers = {"authorization": "bearer sésame".encode()}
+        assert (await http.post("/v1/completions", json={"prompt": "a"}, headers=headers)).status_code == 200
+    assert len(loop.queries) == 1
+
+
+async def test_reject_is_told_of_bad_requests_alone(loop: ScriptedLoop) -> None:
+    reasons: list[str] = []
+    transport = httpx.ASGITransport(app=app_of(loop, reject=reasons.append))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        await http.post("/v1/completions", json={"prompt": "a", "tools": [1]})
+        await http.post("/v1/completions", json={})
+        await http.post("/tokenize", json={})
+        await http.post("/v1/completions", json={"prompt": "a"})
+        loop.refuse = QueueFull("the loop tells of this one itself")
+        await http.post("/v1/completions", json={"prompt": "a"})
+    assert reasons == ["unsupported_parameter", "invalid_request"]

@@ -1,0 +1,111 @@
+"""The server's process: its port, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+import baton
+from baton.errors import SettingError
+from baton.server.run import bind, url_of
+
+TESTS = Path(__file__).parents[1]
+Start = Callable[[float, float], tuple["subprocess.Popen[str]", str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    begun: list[subprocess.Popen[str]] = []
+
+    def run(megabytes: float, drain_seconds: float) -> tuple[subprocess.Popen[str], str]:
+        path = os.pathsep.join([str(TESTS), str(Path(baton.__file__).parents[1])])
+        command = [sys.executable, str(TESTS / "server" / "served.py"), str(megabytes), str(drain_seconds)]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        begun.append(process)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    yield run
+    for process in begun:
+        process.kill()
+        process.wait()
+
+
+def test_port_in_use_is_one_line() -> None:
+    bound = bind("127.0.0.1", 0)
+    port = bound.getsockname()[1]
+    assert url_of(bound) == f"http://127.0.0.1:{port}"
+    with pytest.raises(SettingError) as error:
+        bind("127.0.0.1", port)
+    assert error.value.message == f"port {port} on 127.0.0.1 is in use: choose another with --port"
+    bound.close()
+    bind("127.0.0.1", port).close()
+
+
+def test_address_that_is_not_ours() -> None:
+    with pytest.raises(SettingError, match=r"cannot listen on 192\.0\.2\.1"):
+        bind("192.0.2.1", 0)
+    with pytest.raises(SettingError, match="no such address"):
+        bind("no.such.host.invalid", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_idle_server_ends_cleanly(start: Start, number: signal.Signals) -> None:
+    process, url = start(-1, 0.0)
+    assert httpx.post(f"{url}/v1/completions", json={"prompt": "a"}).status_code == 200
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.strip(), err) == (0, "clean", "")
+
+
+def test_drain_cuts_at_its_timeout_and_a_second_signal_hurries(start: Start) -> None:
+    process, url = start(0, 3600.0)
+    with httpx.Client(timeout=20) as other, httpx.Client(timeout=20) as client:
+        assert other.get(f"{url}/ready").status_code == 200
+        request = client.build_request("POST", f"{url}/v1/completions", json={"prompt": "a", "stream": True})
+        sent = _send_in_background(client, request)
+        while other.get(f"{url}/load").json()["rows_occupied"] == 0:
+            pass
+        process.send_signal(signal.SIGTERM)
+        while other.get(f"{url}/ready").status_code == 200:
+            pass
+        assert other.get(f"{url}/ready").json()["error"]["code"] == "shutting_down"
+        assert process.poll() is None, "the running query may finish"
+        process.send_signal(signal.SIGTERM)
+        response = sent()
+        assert response.status_code == 503 and response.json()["error"]["code"] == "shutting_down"
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.strip(), err) == (0, "clean", "")
+
+
+def test_client_that_reads_nothing_does_not_hold_up_the_end(start: Start) -> None:
+    process, url = start(20, 0.0)
+    body = '{"prompt": "a", "stream": true}'
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 20) as connection:
+        connection.sendall(f"{head}\r\n\r\n{body}".encode())
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out.strip(), err) == (0, "clean", "")
+
+
+def _send_in_background(client: httpx.Client, request: httpx.Request) -> Callable[[], httpx.Response]:
+    pool = ThreadPoolExecutor(1)
+    return pool.submit(client.send, request).result
