@@ -153,7 +153,7 @@ def _conversation() -> str:
     """Enough text for any prompt: questions of all kinds, one behind the other."""
     from baton.builtin import tasks
 
-    lines = [q.text for task in tasks.TASKS for q in tasks.questions(task, 60, seed=5)]
+    lines = [q.text for task in tasks.CHECKABLE_TASKS for q in tasks.questions(task, 60, seed=5)]
     return "\n".join(lines * 4)
 
 
@@ -180,7 +180,7 @@ async def answer(client: AsyncOpenAI, asked: Asked, wait_seconds: float) -> Answ
         extra_body={"ignore_eos": True},
     )
     async for chunk in stream:
-        if chunk.choices and chunk.choices[0].text:
+        if chunk.choices and chunk.choices[0].finish_reason is None:
             found.times.append(time.perf_counter())
             found.text += chunk.choices[0].text
         if chunk.usage:
@@ -202,7 +202,7 @@ def report_of(args: argparse.Namespace, asked: Sequence[Asked], runs: Sequence[R
     """The table in Markdown: medians over the repeats, with the range of wall times."""
     head = (
         "| policy | wall s (range) | tokens/s | idle ratio | finished rows | padding | empty rows | recomputed "
-        "| KV columns padded | TTFT p50 / p95 s | between pieces p50 / p95 / max ms | texts different |"
+        "| KV columns padded | TTFT p50 / p95 s | between tokens p50 / p95 / max ms | texts different |"
     )
     lines = [head, "| --- " * 12 + "|"]
     for policy in POLICIES:

@@ -109,7 +109,7 @@ def svg(watches: dict[str, Watch]) -> str:
         parts.append(f'<text x="10" y="{y + 20}" fill="#222" font-weight="600">{escape(title)}</text>')
         parts += _bars(list(watch.bars.values()), y + TOP)
         y += TOP + ROWS * (3 * CELL + GAP) + 16
-    legend = "one line = one row of the batch, one colour = one query, time runs to the right; hatched = finished, still computed"
+    legend = "a line: a row of the batch, a bar: a query, time runs to the right; hatched: finished, and computed all the same"
     parts.append(f'<text x="10" y="{height - 8}" fill="#666">{legend}</text></svg>')
     return "\n".join(parts)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from baton.compose import House, open_house
 from baton.config import Config, make_config
 from baton.engine.client import Client, Message
-from baton.errors import InvalidValue, QueryFailed
+from baton.errors import EngineUnhealthy, InvalidValue, QueryFailed
 from baton.events import Slots, Update, Usage
 from baton.policy.port import Policy
 from baton.query import Query, SamplingParams
@@ -57,19 +57,25 @@ class _Engine:
         if model is not None:
             named["model"] = model
         self.config: Config = make_config({**named, **settings})
-        self._house: House = open_house(self.config, policy=None if isinstance(policy, str) else policy)
+        self._house: House | None = open_house(self.config, policy=None if isinstance(policy, str) else policy)
+        self._last: dict[str, Any] = {}
 
     @property
     def client(self) -> Client:
+        if self._house is None:
+            raise EngineUnhealthy("this engine was closed")
         return self._house.client
 
     def stats(self) -> dict[str, Any]:
-        """Rows, columns, idle fractions and counts, see `stats_of`."""
-        return stats_of(self.client)
+        """Rows, columns, idle fractions and counts, see `stats_of`; after `close` the last there were."""
+        return stats_of(self._house.client) if self._house is not None else self._last
 
     def close(self) -> None:
-        """Cancels what is live and frees the engine's thread and memory. May be called twice."""
-        self.client.close()
+        """Cancels what is live and frees the engine's thread and memory, the model's too. May be called twice."""
+        if self._house is not None:
+            self._house.client.close()
+            self._last = self.stats()
+            self._house = None
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):

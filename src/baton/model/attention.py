@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from baton.kv.rectangle import Rectangle
 
 # One SDPA call costs about as much as reading this many bytes of K and V (lab-notes 2026-11-21, "attention calls").
-CALL_BYTES = 256 * 1024
+CALL_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)

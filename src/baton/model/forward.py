@@ -65,9 +65,13 @@ class Forward:
         self._current.step = Step(rectangle, shape)
         picked = {"logits_to_keep": keep} if keep is not None and self._picks_logits else {}
         with torch.inference_mode():
-            out = self._model(
-                input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True, **picked
-            )
+            try:
+                out = self._model(
+                    input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True, **picked
+                )
+            finally:
+                # transformers' registry of attention functions lives as long as the process: it must not keep rows.
+                del self._current.step
             logits: Tensor = out.logits
             if keep is not None and not picked:
                 logits = logits[:, keep]

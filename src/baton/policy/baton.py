@@ -21,7 +21,8 @@ class Baton:
 
     def plan(self, view: View) -> Plan:
         wanted = min(view.max_rows, len(view.running) + len(view.ready) + len(view.prefilling) + len(view.waiting))
-        rows = max(wanted, 1)
+        # Grows to the crowd at once; shrinks only to half or less, because rows that stay may have to move for it.
+        rows = max(wanted, 1) if wanted > view.rows or wanted <= view.rows // 2 else view.rows
         free = rows - len(view.running)
         chunks, made_ready = self._prefill(view, free)
         arrivals = [*(query.id for query in view.ready), *made_ready][:free]
