@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import csv
+import itertools
 import json
 import os
 import platform
@@ -32,7 +33,6 @@ from openai import AsyncOpenAI
 
 POLICIES = ("run_to_completion", "orca", "baton")
 KINDS = ("useful", "empty_row", "finished_row", "padding", "recomputed")
-BEGIN, END = "<!-- first_light: begin -->", "<!-- first_light: end -->"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def main() -> None:
     args = _arguments()
     with server(args.model, "baton", args.rows) as url:
         context = _get(f"{url}/v1/models")["data"][0]["max_model_len"]
-        asked = queries(args.trace, args.queries, context, args.factor, url)
+        asked = queries(args, context, url)
         print(f"{len(asked)} queries, {sum(len(a.prompt) for a in asked):,} prompt tokens, "
               f"{sum(a.tokens for a in asked):,} to generate; each alone first ...", flush=True)
         began = time.perf_counter()
@@ -84,7 +84,7 @@ def main() -> None:
     report = report_of(args, asked, runs)
     print(report)
     if args.write:
-        _write(args.write, report)
+        _write(args.write, args.section, report)
     if any(r.different for r in runs):
         sys.exit("texts differ from the same query alone")
 
@@ -133,19 +133,19 @@ def server(model: str | None, policy: str, rows: int) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def queries(trace: Path, count: int, context: int, factor: float, url: str) -> list[Asked]:
-    """The trace's first queries: lengths clipped to the context, prompts cut from text that the model knows."""
-    with trace.open() as file:
-        rows = [row for row, _ in zip(csv.DictReader(file), range(count), strict=False)]
+def queries(args: argparse.Namespace, context: int, url: str) -> list[Asked]:
+    """The trace's first queries: lengths clipped to the context, prompts cut from text that the built-in model knows."""
+    with args.trace.open() as file:
+        rows = list(itertools.islice(csv.DictReader(file), args.queries))
     times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
     text = _conversation()
     ids = _post(f"{url}/tokenize", {"prompt": text})["tokens"]
     asked = []
     for index, (at, row) in enumerate(zip(times, rows, strict=True)):
-        tokens = min(int(row["GeneratedTokens"]), context // 2)
-        length = min(int(row["ContextTokens"]), context - tokens)
+        tokens = min(int(row["GeneratedTokens"]), context // 2, args.clip_answer)
+        length = min(int(row["ContextTokens"]), context - tokens, args.clip_prompt)
         start = index * 97 % (len(ids) - length)
-        asked.append(Asked((at - times[0]) / factor, ids[start : start + length], tokens))
+        asked.append(Asked((at - times[0]) / args.factor, ids[start : start + length], tokens))
     return asked
 
 
@@ -255,10 +255,10 @@ def _at(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100)[percent - 1]
 
 
-def _write(path: Path, report: str) -> None:
-    text = path.read_text()
-    head, rest = text.split(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{report}\n{END}{rest.split(END)[1]}")
+def _write(path: Path, section: str, report: str) -> None:
+    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+    head, rest = path.read_text().split(begin)
+    path.write_text(f"{head}{begin}\n{report}\n{end}{rest.split(end)[1]}")
 
 
 def _metrics(url: str) -> dict[str, float]:
@@ -294,6 +294,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--factor", type=float, default=4.0, help="arrivals come so many times faster than in the trace")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--clip-prompt", type=int, default=10**9, help="longest prompt, in tokens")
+    parser.add_argument("--clip-answer", type=int, default=10**9, help="longest answer, in tokens")
+    parser.add_argument("--section", default="first_light", help="which markers of the file")
     parser.add_argument("--write", type=Path, help="a Markdown file with markers for the table")
     return parser.parse_args()
 
