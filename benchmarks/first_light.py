@@ -71,8 +71,11 @@ def main() -> None:
     with server(args.model, "baton", args.rows) as url:
         context = _get(f"{url}/v1/models")["data"][0]["max_model_len"]
         asked = queries(args, context, url)
-        print(f"{len(asked)} queries, {sum(len(a.prompt) for a in asked):,} prompt tokens, "
-              f"{sum(a.tokens for a in asked):,} to generate; each alone first ...", flush=True)
+        print(
+            f"{len(asked)} queries, {sum(len(a.prompt) for a in asked):,} prompt tokens, "
+            f"{sum(a.tokens for a in asked):,} to generate; each alone first ...",
+            flush=True,
+        )
         began = time.perf_counter()
         alone = [answer.text for answer in asyncio.run(one_by_one(url, asked))]
         print(f"alone: {time.perf_counter() - began:.1f} s", flush=True)
@@ -80,7 +83,10 @@ def main() -> None:
     for turn in range(args.repeat):
         for policy in POLICIES:
             runs.append(run(args, policy, asked, alone))
-            print(f"turn {turn + 1} {policy:18} {runs[-1].wall_seconds:7.1f} s, {runs[-1].different} different", flush=True)
+            print(
+                f"turn {turn + 1} {policy:18} {runs[-1].wall_seconds:7.1f} s, {runs[-1].different} different",
+                flush=True,
+            )
     report = report_of(args, asked, runs)
     print(report)
     if args.write:
@@ -115,9 +121,7 @@ def server(model: str | None, policy: str, rows: int) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "baton", "serve", *([model] if model else []), "--port", str(port)]
-    process = subprocess.Popen(
-        [*command, "--policy", policy, "--max-batch-size", str(rows)], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([*command, "--policy", policy, "--max-batch-size", str(rows)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -292,7 +296,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="hub id or folder; the built-in model if left out")
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--factor", type=float, default=4.0, help="arrivals come so many times faster than in the trace")
+    parser.add_argument(
+        "--factor", type=float, default=4.0, help="arrivals come so many times faster than in the trace"
+    )
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--clip-prompt", type=int, default=10**9, help="longest prompt, in tokens")
     parser.add_argument("--clip-answer", type=int, default=10**9, help="longest answer, in tokens")

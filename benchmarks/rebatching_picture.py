@@ -128,7 +128,9 @@ def _bars(bars: Sequence[Bar], top: int) -> list[str]:
             parts.append(
                 f'<rect x="{10 + ended * CELL}" width="{(freed - ended) * CELL - 1}" {place} fill="url(#idle)"/>'
             )
-        parts.append(f'<text x="{13 + bar.start * CELL}" y="{y + 13}" fill="#fff" font-size="10">{bar.number + 1}</text>')
+        parts.append(
+            f'<text x="{13 + bar.start * CELL}" y="{y + 13}" fill="#fff" font-size="10">{bar.number + 1}</text>'
+        )
     return parts
 
 

@@ -71,9 +71,7 @@ FAMILIES = (
     ),
     Family(
         "qwen3_moe",
-        lambda: Qwen3MoeConfig(
-            **_COMMON, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48
-        ),
+        lambda: Qwen3MoeConfig(**_COMMON, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48),
     ),
 )
 

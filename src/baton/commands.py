@@ -47,7 +47,9 @@ def run_server(config: Config, began: float) -> None:
 
     def started(url: str) -> None:
         took = time.perf_counter() - began
-        _errors.print(f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; API under /v1; Ctrl-C ends)")
+        _errors.print(
+            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; API under /v1; Ctrl-C ends)"
+        )
 
     try:
         serve(

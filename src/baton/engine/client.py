@@ -13,7 +13,7 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,9 +84,7 @@ class Loop(Protocol):
 class Client:
     """The engine as its users see it."""
 
-    def __init__(
-        self, *, model_name: str, settings: Settings, tokenizer: Tokenizer, loop: Loop, clock: Clock
-    ) -> None:
+    def __init__(self, *, model_name: str, settings: Settings, tokenizer: Tokenizer, loop: Loop, clock: Clock) -> None:
         self.model_name = model_name
         self.settings = settings
         self.tokenizer = tokenizer
@@ -220,7 +218,8 @@ class Client:
                 f"the context of {longest} tokens (--max-model-len)"
             )
             raise ContextLengthExceeded(message, param="prompt")
-        outside = [t for t in (params.logit_bias or {}) if t >= self.tokenizer.vocabulary]
-        if outside:
-            message = f"logit_bias has token {outside[0]}, the vocabulary has {self.tokenizer.vocabulary}"
-            raise InvalidValue(message, param="logit_bias")
+        for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
+            outside = [token for token in ids if not 0 <= token < self.tokenizer.vocabulary]
+            if outside:
+                message = f"{name} has token {outside[0]}, the vocabulary has {self.tokenizer.vocabulary}"
+                raise InvalidValue(message, param=name)

@@ -347,5 +347,3 @@ def _joined(parts: Iterable[Stepped]) -> Stepped:
         whole.shares.update(part.shares)
         whole.slots.add(part.slots)
     return whole
-
-

@@ -130,8 +130,9 @@ class EngineLoop:
         if self._engine.busy:
             self._engine.iterate()
         self._beat = self._clock()
-        self._engine.hand_over()
+        # First the statistics: who hears that a query ended finds it counted.
         self._publish()
+        self._engine.hand_over()
         if not self._engine.busy:
             self._inbox.wait(_NAP_SECONDS)
 
@@ -139,8 +140,8 @@ class EngineLoop:
         """All live queries fail, and the engine goes on; answers whether that much worked."""
         try:
             self._engine.fail_all(f"internal error ({why})")
-            self._engine.hand_over()
             self._publish()
+            self._engine.hand_over()
         except Exception:
             log.exception("the engine could not be emptied")
             return False

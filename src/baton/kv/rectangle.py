@@ -77,10 +77,10 @@ class Rectangle:
 
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""
-        count, self.lens[row] = self.lens[row], 0
-        if count:
-            for buffer in (*self.keys, *self.values):
-                self._give_back(buffer, row)
+        self.lens[row] = 0
+        # Also where the row holds no token: a forward that failed may have written some.
+        for buffer in (*self.keys, *self.values):
+            self._give_back(buffer, row)
 
     def move(self, source: int, target: int) -> None:
         """The row `source` goes to the empty row `target`."""

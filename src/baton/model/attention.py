@@ -103,9 +103,7 @@ class Fill:
                 parts.append(self._many(piece, keys, values, span, scale, window).transpose(1, 2))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _many(
-        self, q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float | None, window: int
-    ) -> Tensor:
+    def _many(self, q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float | None, window: int) -> Tensor:
         low = max(0, span.start + 1 - window) if window else 0
         k = keys[span.row : span.row + 1, low : span.stop].transpose(1, 2)
         v = values[span.row : span.row + 1, low : span.stop].transpose(1, 2)
@@ -173,9 +171,7 @@ class Padded:
 Shape = Decode | Fill | Padded
 
 
-def _one(
-    q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float | None, window: int
-) -> Tensor:
+def _one(q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float | None, window: int) -> Tensor:
     """One token of one row: q `[Hq, D]` -> `[Hq, D]`. Query heads of a group stand where SDPA has its queries."""
     low = max(0, span.stop - window) if window else 0
     k = keys[span.row : span.row + 1, low : span.stop].transpose(1, 2)

@@ -80,9 +80,7 @@ def layers_of(config: Any) -> list[CacheLayerMixin]:
     for index, layer in enumerate(layers):
         if not isinstance(layer, DynamicLayer):
             kind = type(layer).__name__
-            message = (
-                f"layer {index} keeps its state in a {kind}, and only attention layers are batched exactly so far"
-            )
+            message = f"layer {index} keeps its state in a {kind}, and only attention layers are batched exactly so far"
             raise LoadError(message)
     return layers
 
@@ -90,5 +88,3 @@ def layers_of(config: Any) -> list[CacheLayerMixin]:
 def cache(current: Current, count: int) -> Cache:
     """A stock cache whose layers are ours. One serves for ever: all state is in the rectangle and the step."""
     return Cache(layers=[RectangleLayer(current, layer) for layer in range(count)])
-
-

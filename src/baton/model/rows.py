@@ -147,19 +147,17 @@ class Rows:
 
     def _advance(self, spans: Sequence[Span], done: Set[str], logits: Tensor, stepped: Stepped) -> None:
         """Rows are as long as what they were fed; those that ran out of pending tokens draw the next."""
-        drawing: list[tuple[int, _Occupant]] = []
-        for index, span in enumerate(spans):
-            found = self._occupants[span.row]
-            if found.query.id in done:
-                continue
+        fed = [(index, span, self._occupants[span.row]) for index, span in enumerate(spans)]
+        fed = [(index, span, found) for index, span, found in fed if found.query.id not in done]
+        drawing = [(index, found) for index, span, found in fed if span.stop == len(found.tokens)]
+        # Drawn before anything is changed, so that a step that raises has fed nothing.
+        drawn: list[int | None] = []
+        if drawing:
+            picked = logits if len(drawing) == len(spans) else logits[[index for index, _ in drawing]]
+            drawn = self._sampler(picked, [found.draw for _, found in drawing])
+        for _, span, found in fed:
             self.rectangle.lens[span.row] = span.stop
             found.computed = max(found.computed, span.stop)
-            if span.stop == len(found.tokens):
-                drawing.append((index, found))
-        if not drawing:
-            return
-        picked = logits if len(drawing) == len(spans) else logits[[index for index, _ in drawing]]
-        drawn = self._sampler(picked, [found.draw for _, found in drawing])
         for (_, found), token in zip(drawing, drawn, strict=True):
             if token is None:
                 stepped.failed[found.query.id] = "the model's output for this query is not finite"

@@ -63,7 +63,8 @@ class Sampler:
         for token, bias in (params.logit_bias or {}).items():
             row[token] += bias
         if len(generated) < params.min_tokens:
-            row[[*self._end_ids, *params.stop_token_ids]] = -torch.inf
+            # A tokenizer may have more tokens than the model; those are never drawn.
+            row[[end for end in (*self._end_ids, *params.stop_token_ids) if 0 <= end < len(row)]] = -torch.inf
 
 
 def _shapes(draw: Draw) -> bool:

@@ -1,0 +1,245 @@
+"""Reads the imports of a source tree, deferred and type-only ones too, and says which house rules they break.
+
+The rules are those of ARCHITECTURE.md section 6; the tree is a mapping of dotted module names to their source.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+GROUND = {"query", "events", "config", "errors", "clock", "text", "work"}
+TOP = {"cli", "commands", "compose", "llm", "__main__", "__init__"}
+FLOORS = {"kv": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}
+FLOORS |= dict.fromkeys(("server", "observe", "bench", "cluster", "builtin"), 5)
+HIGHEST = 6
+
+# Who may import a third party's package: rooms, or single modules on top.
+OWNERS = {
+    "torch": {"kv", "model", "batch", "prefill", "cluster", "builtin", "compose", "commands"},
+    "transformers": {"model", "builtin"},
+    "tokenizers": {"model", "builtin"},
+    "ray": {"cluster"},
+    "fastapi": {"server", "observe"},
+    "starlette": {"server", "observe"},
+    "uvicorn": {"server", "observe"},
+}
+DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """`module` imports `target` in this line; `deferred`: inside a function; `typing_only`: under TYPE_CHECKING."""
+
+    module: str
+    target: str
+    line: int
+    deferred: bool = False
+    typing_only: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.target}"
+
+
+def tree_of(folder: Path) -> dict[str, str]:
+    """All sources below the package's folder by dotted name; a package by its own name."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = (folder.name, *path.relative_to(folder).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return found
+
+
+def room_of(name: str) -> str:
+    """The first part below the package: a room, or a module that stands on the ground or on top."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def floor_of(name: str) -> int | None:
+    room = room_of(name)
+    return 0 if room in GROUND else HIGHEST if room in TOP else FLOORS.get(room)
+
+
+def ours(name: str) -> bool:
+    return name.split(".")[0] == "baton"
+
+
+def imports_of(tree: Mapping[str, str]) -> list[Import]:
+    return [found for name, source in tree.items() for found in _Reader(name, source, tree).read()]
+
+
+def broken_rules(tree: Mapping[str, str]) -> list[str]:
+    """One line for each import or file that breaks a rule."""
+    imports = imports_of(tree)
+    return [
+        *_homeless(tree),
+        *_upward(imports),
+        *_past_the_port(imports),
+        *_inside_functions(imports),
+        *_by_name(tree),
+        *_foreign(imports),
+        *_circles(imports),
+        *_drawers(tree),
+        *_doors(tree),
+    ]
+
+
+def reached(tree: Mapping[str, str], start: str) -> set[str]:
+    """All that is imported when `start` is: modules of ours, and the packages of others that they name."""
+    edges: dict[str, set[str]] = {}
+    for found in imports_of(tree):
+        if not found.deferred and not found.typing_only:
+            edges.setdefault(found.module, set()).add(found.target)
+    seen: set[str] = set()
+    todo = [start]
+    while todo:
+        name = todo.pop()
+        parents = {name.rpartition(".")[0]} - {""} if ours(name) else set()
+        new = (edges.get(name, set()) | parents) - seen
+        seen |= new
+        todo.extend(new)
+    return seen
+
+
+def _homeless(tree: Mapping[str, str]) -> Iterator[str]:
+    for name in tree:
+        if floor_of(name) is None:
+            yield f"{name} stands on no floor"
+
+
+def _upward(imports: Iterable[Import]) -> Iterator[str]:
+    for found in imports:
+        if not ours(found.target):
+            continue
+        mine, theirs = floor_of(found.module), floor_of(found.target)
+        same_room = room_of(found.module) == room_of(found.target) or mine == theirs in (0, HIGHEST)
+        if mine is not None and theirs is not None and not same_room and theirs >= mine:
+            yield f"{found}: {'up' if theirs > mine else 'next door'}"
+
+
+def _past_the_port(imports: Iterable[Import]) -> Iterator[str]:
+    """The engine sees ports and never bodies; policies see the ground; server and observe see the engine's client."""
+    for found in imports:
+        if not ours(found.target) or room_of(found.module) == room_of(found.target):
+            continue
+        mine, theirs, floor = room_of(found.module), room_of(found.target), floor_of(found.target)
+        if mine == "engine" and floor == 3 and not found.target.endswith(".port"):
+            yield f"{found}: a body, not a port"
+        if mine == "engine" and theirs == "model":
+            yield f"{found}: past the batch and the prefiller"
+        if mine in ("server", "observe") and floor != 0 and found.target != "baton.engine.client":
+            yield f"{found}: neither ground nor the engine's client"
+        if mine == "policy" and floor != 0:
+            yield f"{found}: not the ground"
+
+
+def _inside_functions(imports: Iterable[Import]) -> Iterator[str]:
+    for found in imports:
+        if found.deferred and ours(found.target) and found.module != "baton.cli":
+            yield f"{found}: inside a function"
+
+
+def _by_name(tree: Mapping[str, str]) -> Iterator[str]:
+    """Imports that a reader of imports does not see; the package itself has them for its public names."""
+    for name, source in tree.items():
+        for node in ast.walk(ast.parse(source)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if name != "baton" and called in ("__import__", "importlib.import_module", "import_module", "exec", "eval"):
+                yield f"{name}:{node.lineno} imports by name"
+
+
+def _foreign(imports: Iterable[Import]) -> Iterator[str]:
+    for found in imports:
+        package = found.target.split(".")[0]
+        if package in OWNERS and room_of(found.module) not in OWNERS[package]:
+            yield f"{found}: not in this room"
+        elif floor_of(found.module) == 0 and not ours(package) and package not in sys.stdlib_module_names:
+            yield f"{found}: a third party on the ground"
+
+
+def _circles(imports: Iterable[Import]) -> Iterator[str]:
+    edges: dict[str, set[str]] = {}
+    for found in imports:
+        if ours(found.target):
+            edges.setdefault(found.module, set()).add(found.target)
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> Iterator[str]:
+        if name in way:
+            yield f"a circle: {' > '.join((*way[way.index(name) :], name))}"
+        elif name not in done:
+            for target in sorted(edges.get(name, ())):
+                yield from follow(target, (*way, name))
+            done.add(name)
+
+    for name in sorted(edges):
+        yield from follow(name, ())
+
+
+def _drawers(tree: Mapping[str, str]) -> Iterator[str]:
+    for name in tree:
+        if DRAWERS & set(name.split(".")):
+            yield f"{name} is a drawer"
+
+
+def _doors(tree: Mapping[str, str]) -> Iterator[str]:
+    """Each room says in two lines what it is and what it may never do."""
+    for name in sorted({name for name in tree if name.count(".") == 1 and room_of(name) in FLOORS}):
+        text = ast.get_docstring(ast.parse(tree[name])) or ""
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) != 2 or "may never" not in lines[1].lower():
+            yield f"{name} does not say in two lines what it is and what it may never do"
+
+
+class _Reader(ast.NodeVisitor):
+    """Collects one module's imports."""
+
+    def __init__(self, module: str, source: str, tree: Mapping[str, str]) -> None:
+        self._module = module
+        self._source = source
+        self._tree = tree
+        self._package = module if any(name.startswith(f"{module}.") for name in tree) else module.rpartition(".")[0]
+        self._depth = 0
+        self._typing = 0
+        self._found: list[Import] = []
+
+    def read(self) -> list[Import]:
+        self.visit(ast.parse(self._source))
+        return self._found
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self._add(alias.name, node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        base = node.module or ""
+        if node.level:
+            above = self._package.split(".")[: len(self._package.split(".")) - node.level + 1]
+            base = ".".join([*above, *([node.module] if node.module else [])])
+        for alias in node.names:
+            name = f"{base}.{alias.name}"
+            self._add(name if name in self._tree else base, node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
+        self._depth += 1
+        self.generic_visit(node)
+        self._depth -= 1
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+    visit_Lambda = visit_FunctionDef
+
+    def visit_If(self, node: ast.If) -> None:
+        typing = "TYPE_CHECKING" in ast.unparse(node.test)
+        self._typing += typing
+        for child in node.body:
+            self.visit(child)
+        self._typing -= typing
+        for child in node.orelse:
+            self.visit(child)
+
+    def _add(self, target: str, node: ast.stmt) -> None:
+        self._found.append(Import(self._module, target, node.lineno, self._depth > 0, self._typing > 0))

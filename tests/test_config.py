@@ -1,0 +1,216 @@
+"""Settings: where they come from, which are refused by name, and how "auto" becomes a number."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baton.config import AUTO, Config, Facts, load_config, make_config, parse_bytes, resolve
+from baton.errors import SettingError
+
+FACTS = Facts(
+    context_tokens=1000,
+    kv_bytes_per_token=100,
+    free_bytes=10**9,
+    device="cpu",
+    dtype="float32",
+    cores=2,
+    policies=("baton", "orca"),
+)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "baton.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "port = 1\nmax_waiting = 1\nseed = 1\nlog-level = 'debug'")
+    environment = {"BATON_PORT": "2", "BATON_MAX_WAITING": "2", "HOME": "/", "OTHER_PORT": "9"}
+    found = load_config({"port": 3, "max_waiting": None, "dtype": None}, file=file, environment=environment)
+    assert (found.port, found.max_waiting, found.seed, found.log_level) == (3, 2, 1, "debug")
+    assert found.dtype == AUTO
+
+
+def test_nothing_given_gives_the_defaults() -> None:
+    assert load_config({}, environment={}) == Config()
+
+
+@pytest.mark.parametrize("source", ["flags", "environment", "file"])
+def test_an_unknown_setting_is_refused_by_name_wherever_it_comes_from(source: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="max_batch_sise") as caught:
+        load_config(
+            {"max_batch_sise": 4} if source == "flags" else {},
+            file=write(tmp_path, "max-batch-sise = 4") if source == "file" else None,
+            environment={"BATON_MAX_BATCH_SISE": "4"} if source == "environment" else {},
+        )
+    assert caught.value.param == "max_batch_sise"
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("port", "eighty"),
+        ("port", 80.5),
+        ("port", True),
+        ("port", None),
+        ("max_waiting", 0),
+        ("max_stall_ms", 0),
+        ("seed", -1),
+        ("drain_timeout", -0.1),
+        ("drain_timeout", "soon"),
+        ("drain_timeout", float("nan")),
+        ("dtype", "float8"),
+        ("device", "tpu"),
+        ("log_level", "loud"),
+        ("trust_remote_code", "perhaps"),
+        ("trust_remote_code", 2),
+        ("model", True),
+        ("host", 1.5),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_flags_name(name: str, value: object) -> None:
+    with pytest.raises(SettingError) as caught:
+        make_config({name: value})
+    assert caught.value.param == name
+    assert f"--{name.replace('_', '-')}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "taken"),
+    [
+        ("port", "0", 0),
+        ("port", 65535, 65535),
+        ("drain_timeout", "1.5", 1.5),
+        ("drain_timeout", 2, 2.0),
+        ("max_batch_size", 8, "8"),
+        ("trust_remote_code", "Yes", True),
+        ("trust_remote_code", "0", False),
+        ("model", None, None),
+        ("api_key", "k", "k"),
+    ],
+)
+def test_a_value_is_taken_in_its_fields_type(name: str, value: object, taken: object) -> None:
+    found = getattr(make_config({name: value} if value is not None else {}), name)
+    assert found == taken
+    assert type(found) is type(taken)
+
+
+@pytest.mark.parametrize("text", ["port = ", "= 1", "port = 1\nport = 2"])
+def test_a_file_that_is_no_toml_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--config"):
+        load_config({}, file=write(tmp_path, text), environment={})
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"port = '\xff\xfe'")
+    for file in (tmp_path / "none.toml", tmp_path, binary):
+        with pytest.raises(SettingError, match="--config") as caught:
+            load_config({}, file=str(file), environment={})
+        assert str(file) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("0", 0),
+        ("1048576", 2**20),
+        ("512b", 512),
+        ("4GiB", 4 * 2**30),
+        ("4gib", 4 * 2**30),
+        ("500MB", 500 * 10**6),
+        ("500 m", 500 * 10**6),
+        (" 1.5 KiB ", 1536),
+        ("2T", 2 * 10**12),
+    ],
+)
+def test_sizes_are_read_with_binary_and_decimal_units(text: str, count: int) -> None:
+    assert parse_bytes(text, "kv_memory") == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "4 gigs", "4XiB", "0x10", "1e9", "auto", "1_000"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="--kv-memory") as caught:
+        parse_bytes(text, "kv_memory")
+    assert caught.value.param == "kv_memory"
+
+
+def test_every_setting_has_help() -> None:
+    assert all(field.metadata["help"].endswith(".") for field in dataclasses.fields(Config))
+
+
+def test_auto_becomes_what_the_model_and_the_machine_allow() -> None:
+    found = resolve(Config(), FACTS)
+    assert found.max_model_len == 1000
+    assert found.max_rows == 8
+    assert found.kv_bytes == 2 * 8 * 1000 * 100
+    assert found.prefill_chunk is None
+    assert found.max_stall_seconds == 0.2
+    assert resolve(Config(), dataclasses.replace(FACTS, device="cuda")).max_rows == 32
+
+
+def test_auto_memory_is_at_most_half_of_what_is_free() -> None:
+    assert resolve(Config(), dataclasses.replace(FACTS, free_bytes=300_000)).kv_bytes == 150_000
+
+
+def test_what_was_asked_holds() -> None:
+    asked = Config(
+        max_batch_size="3", max_model_len="500", kv_memory="1MB", prefill_chunk="7", policy="orca", seed=5, max_stall_ms=50
+    )
+    found = resolve(asked, FACTS)
+    assert (found.max_rows, found.max_model_len, found.kv_bytes, found.prefill_chunk) == (3, 500, 10**6, 7)
+    assert (found.policy, found.seed, found.max_stall_seconds) == ("orca", 5, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"policy": "best"}, "policy"),
+        ({"max_model_len": "1001"}, "max_model_len"),
+        ({"max_model_len": "0"}, "max_model_len"),
+        ({"max_model_len": "many"}, "max_model_len"),
+        ({"max_batch_size": "0"}, "max_batch_size"),
+        ({"max_batch_size": "-1"}, "max_batch_size"),
+        ({"max_batch_size": "1.5"}, "max_batch_size"),
+        ({"prefill_chunk": "0"}, "prefill_chunk"),
+        ({"kv_memory": "99999"}, "kv_memory"),
+        ({"kv_memory": "much"}, "kv_memory"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(asked: dict[str, str], param: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        resolve(Config(**asked), FACTS)  # type: ignore[arg-type]
+    assert caught.value.param == param
+
+
+def test_memory_that_cannot_hold_one_query_is_refused_also_when_auto() -> None:
+    with pytest.raises(SettingError, match="raise --kv-memory or lower --max-model-len"):
+        resolve(Config(), dataclasses.replace(FACTS, free_bytes=199_999))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.one_of(st.just(AUTO), st.integers(1, 64).map(str)),
+    length=st.one_of(st.just(AUTO), st.integers(1, 1000).map(str)),
+    memory=st.one_of(st.just(AUTO), st.integers(0, 10**7).map(str)),
+    free=st.integers(0, 10**7),
+)
+def test_settings_that_hold_always_fit_one_whole_query(rows: str, length: str, memory: str, free: int) -> None:
+    config = Config(max_batch_size=rows, max_model_len=length, kv_memory=memory)
+    try:
+        found = resolve(config, dataclasses.replace(FACTS, free_bytes=free))
+    except SettingError as error:
+        assert error.param == "kv_memory"
+        return
+    assert found.kv_bytes >= found.max_model_len * FACTS.kv_bytes_per_token
+    assert found.max_rows >= 1
+    assert memory != AUTO or found.kv_bytes <= free // 2

@@ -1,0 +1,25 @@
+"""What documents point to is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "src/baton/builtin/model/README.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_to_one(document: Path) -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text())
+    missing = [link for link in links if not (document.parent / link).exists()]
+    assert not missing
+
+
+def test_every_script_that_documents_name_is_there() -> None:
+    text = "\n".join(document.read_text() for document in DOCUMENTS)
+    named = set(re.findall(r"\b(?:benchmarks|scripts|examples|tests)/[\w/]+\.(?:py|md)", text))
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]

@@ -1,0 +1,28 @@
+"""Every example runs as a user would run it, and says what it is there to say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAYS = {
+    "many_prompts.py": "tokens generated, 0.0% of the computed token slots idle",
+    "own_policy.py": "first token after",
+    "stream_two.py": "'cancelled': 1",
+}
+
+
+def test_each_example_is_known_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(SAYS)
+
+
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_an_example_runs_and_is_short(name: str) -> None:
+    assert len((EXAMPLES / name).read_text().splitlines()) < 40
+    done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert SAYS[name] in done.stdout

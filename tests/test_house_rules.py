@@ -1,0 +1,127 @@
+"""The house rules hold for the source, and the reader of imports notices when they do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import baton
+from house import broken_rules, reached, room_of, tree_of
+
+SOURCE = Path(baton.__file__).parent
+DOOR = '"""What it is.\n\nMay never do the other thing."""\n'
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict[str, str]:
+    return tree_of(SOURCE)
+
+
+def test_the_source_keeps_every_rule(tree: dict[str, str]) -> None:
+    assert broken_rules(tree) == []
+
+
+def test_all_rooms_were_read(tree: dict[str, str]) -> None:
+    assert {"kv", "model", "batch", "prefill", "policy", "engine"} <= {room_of(name) for name in tree}
+    assert len(tree) > 30
+
+
+def test_the_command_line_answers_without_torch(tree: dict[str, str]) -> None:
+    found = reached(tree, "baton.cli")
+    assert "baton.config" in found
+    assert not found & {"torch", "transformers", "baton.commands", "baton.compose"}
+
+
+def test_policies_are_reached_without_torch(tree: dict[str, str]) -> None:
+    found = reached(tree, "baton.policy.baton")
+    assert "baton.query" in found
+    assert not {name.split(".")[0] for name in found} & {"torch", "transformers", "numpy"}
+
+
+def test_the_built_in_tasks_are_reached_without_torch(tree: dict[str, str]) -> None:
+    found = reached(tree, "baton.builtin.tasks")
+    assert not {name.split(".")[0] for name in found} & {"torch", "transformers"}
+
+
+def small(**sources: str) -> dict[str, str]:
+    """A small house that keeps the rules, but for the sources given (dots written as two underscores)."""
+    rooms = {f"baton.{room}": DOOR for room in ("kv", "model", "batch", "prefill", "policy", "engine", "server")}
+    ports = {f"baton.{room}.port": "" for room in ("batch", "prefill", "policy")}
+    plain = {"baton": "", "baton.query": "import math\n", "baton.kv.segment": "import torch\n", "baton.cli": ""}
+    return {**rooms, **ports, **plain, **{f"baton.{name.replace('__', '.')}": text for name, text in sources.items()}}
+
+
+def test_a_house_that_keeps_the_rules_is_left_in_peace() -> None:
+    good = small(
+        batch__batch="from baton.kv.segment import KVSegment\nfrom baton import query\nimport torch\n",
+        engine__engine="from baton.batch.port import Batch\nfrom baton.engine.inbox import Inbox\n",
+        engine__inbox="import baton.query\n",
+        engine__client="",
+        server__app="import fastapi\nfrom baton.engine.client import Client\n",
+        cli="def serve():\n    from baton.compose import open_house\n",
+        compose="from baton.batch.batch import RectangleBatch\nimport torch\n",
+    )
+    assert broken_rules(good) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "source", "complaint"),
+    [
+        ("kv.rectangle", "from baton.engine.engine import Engine", "up"),
+        ("query", "from baton.kv.segment import KVSegment", "up"),
+        ("kv.rectangle", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import baton.model", "up"),
+        ("batch.batch", "from baton.prefill.port import Prefiller", "next door"),
+        ("policy.baton", "from baton.batch.port import Batch", "next door"),
+        ("policy.baton", "from baton.kv.segment import KVSegment", "not the ground"),
+        ("server.app", "from baton import observe", "next door"),
+        ("server.app", "from baton.engine.engine import Engine", "neither ground nor the engine's client"),
+        ("engine.engine", "from baton.batch.batch import RectangleBatch", "a body, not a port"),
+        ("engine.engine", "from ..batch import batch", "a body, not a port"),
+        ("engine.engine", "from baton.model.rows import Rows", "past the batch"),
+        ("engine.engine", "def go():\n    from baton.query import Query", "inside a function"),
+        ("engine.engine", "class A:\n    async def go(self):\n        import baton.query", "inside a function"),
+        ("engine.engine", "import importlib\nx = importlib.import_module('baton.server')", "by name"),
+        ("engine.engine", "x = __import__('torch')", "by name"),
+        ("engine.engine", "import torch", "not in this room"),
+        ("engine.engine", "def go():\n    import torch.nn as nn", "not in this room"),
+        ("batch.batch", "import transformers", "not in this room"),
+        ("kv.segment", "from tokenizers import Tokenizer", "not in this room"),
+        ("engine.engine", "from fastapi import FastAPI", "not in this room"),
+        ("llm", "import torch", "not in this room"),
+        ("query", "import numpy", "a third party on the ground"),
+        ("kv.utils", "", "a drawer"),
+        ("misc", "", "stands on no floor"),
+        ("attic.box", "", "stands on no floor"),
+        ("kv", '"""One line."""', "two lines"),
+        ("kv", "", "two lines"),
+        ("model", '"""What it is.\n\nAnd what else."""', "two lines"),
+    ],
+)
+def test_a_broken_rule_is_noticed(place: str, source: str, complaint: str) -> None:
+    others = small(batch__batch="", engine__engine="", engine__client="", model__rows="", observe=DOOR)
+    assert broken_rules(others) == []
+    found = broken_rules({**others, f"baton.{place}": source})
+    assert [line for line in found if complaint in line and place.split(".")[0] in line], found
+
+
+def test_circles_are_noticed_also_when_a_function_or_a_type_check_hides_them() -> None:
+    circle = small(
+        kv__a="from baton.kv.b import x",
+        kv__b="def later():\n    from baton.kv.c import y",
+        kv__c="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import a",
+    )
+    assert [line for line in broken_rules(circle) if line == "a circle: baton.kv.a > baton.kv.b > baton.kv.c > baton.kv.a"]
+
+
+def test_only_the_command_line_may_import_inside_functions() -> None:
+    deferred = "def go():\n    from baton.query import Query"
+    assert not broken_rules(small(cli=deferred))
+    assert broken_rules(small(llm=deferred))
+
+
+def test_what_a_function_imports_is_not_reached_when_its_module_is() -> None:
+    tree = small(cli="import click\ndef go():\n    import baton.kv.segment")
+    assert "click" in reached(tree, "baton.cli")
+    assert "torch" not in reached(tree, "baton.cli")
+    assert "torch" in reached(small(cli="import baton.kv.segment"), "baton.cli")

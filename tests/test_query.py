@@ -1,0 +1,134 @@
+"""Sampling parameters refuse what cannot be honoured, by name, and a query never changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from baton.errors import InvalidValue, RequestError, Unsupported
+from baton.query import Query, SamplingParams, State
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0),
+        ("n", 17),
+        ("n", 1.0),
+        ("n", True),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", math.nan),
+        ("temperature", "1"),
+        ("temperature", None),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("top_k", 1.5),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("presence_penalty", 2.5),
+        ("presence_penalty", math.inf),
+        ("frequency_penalty", -2.5),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 10.5),
+        ("seed", 2**63),
+        ("seed", 0.5),
+        ("stop", ("",)),
+        ("stop", ("x" * 257,)),
+        ("stop", ("a", "b", "c", "d", "e")),
+        ("stop", (b"a",)),
+        ("stop", 5),
+        ("stop_token_ids", ("a",)),
+        ("stop_token_ids", (True,)),
+        ("stop_token_ids", 1.5),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("logit_bias", {3: 101.0}),
+        ("logit_bias", {3: math.nan}),
+        ("logit_bias", {3: None}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {"word": 1.0}),
+        ("logit_bias", [3]),
+        ("logit_bias", {token: 1.0 for token in range(301)}),
+    ],
+)
+def test_a_value_out_of_its_limits_is_refused_by_its_fields_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        SamplingParams(**{field: value})
+    assert caught.value.param == field
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 16),
+        ("temperature", 0),
+        ("temperature", 2.0),
+        ("top_p", 1e-6),
+        ("top_k", 1),
+        ("min_p", 1.0),
+        ("presence_penalty", -2.0),
+        ("repetition_penalty", 10.0),
+        ("seed", -(2**63)),
+        ("seed", 2**63 - 1),
+        ("stop", ("x" * 256,) * 4),
+        ("min_tokens", 16),
+        ("max_tokens", 1),
+        ("logit_bias", {3: -100.0}),
+    ],
+)
+def test_a_value_at_its_limit_is_taken(field: str, value: object) -> None:
+    assert getattr(SamplingParams(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+def test_a_field_that_is_not_honoured_is_refused_and_not_ignored(field: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        SamplingParams(**{field: 0})
+    assert caught.value.param == field
+    assert isinstance(caught.value, RequestError)
+
+
+def test_stops_are_taken_as_one_item_a_list_or_nothing() -> None:
+    assert SamplingParams(stop="end").stop == ("end",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert SamplingParams(stop=None).stop == ()
+    assert SamplingParams(stop_token_ids=7).stop_token_ids == (7,)
+    assert SamplingParams(stop_token_ids=[7, 8]).stop_token_ids == (7, 8)
+
+
+def test_top_k_of_minus_one_means_all_tokens() -> None:
+    assert SamplingParams(top_k=-1).top_k == 0
+
+
+def test_min_tokens_may_exceed_nothing_when_there_is_no_max_tokens() -> None:
+    assert SamplingParams(min_tokens=1000, max_tokens=None).min_tokens == 1000
+
+
+def test_what_was_asked_cannot_be_changed_afterwards() -> None:
+    bias = {3: 1.0}
+    params = SamplingParams(logit_bias=bias)
+    bias[3] = 50.0
+    assert params.logit_bias == {3: 1.0}
+    with pytest.raises(TypeError):
+        params.logit_bias[3] = 2.0  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.n = 2  # type: ignore[misc]
+    query = Query(id="a", prompt=(1,), params=params, seed=0, limit_tokens=1, arrived=0.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        query.limit_tokens = 2  # type: ignore[misc]
+
+
+def test_zero_temperature_is_greedy() -> None:
+    assert SamplingParams(temperature=0).greedy
+    assert not SamplingParams(temperature=1e-6).greedy
+
+
+def test_the_live_states_are_those_before_an_end() -> None:
+    assert {state for state in State if state.live} == {State.WAITING, State.PREFILLING, State.READY, State.RUNNING}

@@ -1,0 +1,122 @@
+"""Text is sent as soon as it is safe, and never a part of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baton.text import TextStream
+
+
+class Pieces:
+    """A decoder whose token i is the i-th piece; what is left at the end is `rest`."""
+
+    def __init__(self, pieces: Sequence[str], rest: str = "") -> None:
+        self._pieces = pieces
+        self._rest = rest
+
+    def step(self, token_id: int) -> str:
+        return self._pieces[token_id]
+
+    def flush(self) -> str:
+        return self._rest
+
+
+def told(pieces: Sequence[str], stop: Sequence[str] = (), rest: str = "") -> tuple[list[str], bool]:
+    """What each push and the finish answered, and whether a stop string was met."""
+    stream = TextStream(Pieces(pieces, rest), tuple(stop))
+    said = []
+    for token in range(len(pieces)):
+        said.append(stream.push(token))
+        if stream.stopped:
+            break
+    said.append(stream.finish())
+    return said, stream.stopped
+
+
+def test_without_stop_strings_each_piece_is_sent_at_once() -> None:
+    assert told(["He", "", "llo"], rest="\ufffd") == (["He", "", "llo", "\ufffd"], False)
+
+
+def test_the_start_of_a_stop_string_is_held_back_until_it_is_none() -> None:
+    assert told(["ab", "c", "x"], ["bcd"]) == (["a", "", "bcx", ""], False)
+
+
+def test_a_stop_string_across_pieces_is_dropped_with_all_behind_it() -> None:
+    assert told(["one E", "N", "D two", "three"], ["END"]) == (["one ", "", "", ""], True)
+
+
+def test_what_is_held_is_sent_when_nothing_follows() -> None:
+    assert told(["ab"], ["bc"]) == (["a", "b"], False)
+
+
+def test_a_stop_string_completed_by_the_flush_stops() -> None:
+    assert told(["ab"], ["bc"], rest="cd") == (["a", ""], True)
+
+
+def test_after_a_stop_nothing_more_is_said() -> None:
+    stream = TextStream(Pieces(["xSTOPy", "more"], "rest"), ("STOP",))
+    assert stream.push(0) == "x"
+    assert stream.stopped
+    assert stream.push(1) == ""
+    assert stream.finish() == ""
+
+
+def test_of_two_stop_strings_the_one_that_begins_first_counts() -> None:
+    assert told(["a cb b c"], ["b c", "cb"])[0] == ["a ", ""]
+
+
+def test_a_stop_string_that_repeats_itself_is_found_behind_a_false_start() -> None:
+    assert told(["a", "a", "b", "x"], ["aab"]) == (["", "", "", ""], True)
+    assert told(["a", "a", "a", "b"], ["aab"]) == (["", "", "a", "", ""], True)
+
+
+@pytest.mark.parametrize("stop", ["aab", "abab", "aaa"])
+def test_holding_back_never_holds_more_than_a_stop_string_could_need(stop: str) -> None:
+    stream = TextStream(Pieces(["a", "b"]), (stop,))
+    sent = said = ""
+    for token in (0, 1, 1, 0, 0, 1, 1, 1):
+        said += "ab"[token]
+        sent += stream.push(token)
+        if stream.stopped:
+            return
+        assert len(said) - len(sent) < len(stop)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.text(alphabet="ab\u00e9", max_size=4), max_size=8),
+    st.lists(st.text(alphabet="ab\u00e9", min_size=1, max_size=3), max_size=4),
+    st.text(alphabet="ab", max_size=3),
+)
+def test_any_text_in_any_pieces_is_cut_at_the_first_stop_string(pieces: list[str], stop: list[str], rest: str) -> None:
+    said, stopped = told(pieces, stop, rest)
+    whole, expected, met = "", None, False
+    for piece in [*pieces, rest]:
+        whole += piece
+        found = [whole.index(string) for string in stop if string in whole]
+        if found:
+            expected, met = whole[: min(found)], True
+            break
+    assert "".join(said) == (whole if expected is None else expected)
+    assert stopped == met
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(alphabet="ab", min_size=1, max_size=3), max_size=8), st.text(alphabet="ab", min_size=1, max_size=4))
+def test_nothing_sent_ever_has_to_be_taken_back(pieces: list[str], stop: str) -> None:
+    """Whatever was sent is a beginning of what remains when the stop string comes at any later point."""
+    stream = TextStream(Pieces(pieces), (stop,))
+    sent = whole = ""
+    for token, piece in enumerate(pieces):
+        sent += stream.push(token)
+        whole += piece
+        if stream.stopped:
+            break
+        for n in range(len(stop) + 1):
+            finished = (whole + stop[n:]).split(stop)[0]
+            if whole.endswith(stop[:n]):
+                assert finished.startswith(sent)

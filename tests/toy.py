@@ -1,0 +1,151 @@
+"""A model of a few lines that shows every mistake with keys and values: the next token is a hash of a row's columns.
+
+It keeps each token's id in the rectangle and computes from what it finds there, so a row that was moved, cut, mixed up
+or fed twice says something else than the query alone. What it says can be scripted, and it can be made to fail.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from baton.batch.batch import RectangleBatch
+from baton.clock import Clock, ManualClock
+from baton.config import Settings
+from baton.engine.engine import Engine
+from baton.engine.talk import Talks, TextOf
+from baton.events import Sink
+from baton.kv.rectangle import LayerShape, Rectangle
+from baton.kv.segment import KVSegment, arrived
+from baton.model import attention
+from baton.model.attention import Shape, Span
+from baton.model.rows import Rows
+from baton.policy.port import Policy
+from baton.prefill.here import PrefillHere
+from baton.query import Query
+from baton.text import TextStream
+from crowd import Crowd, NoText, Recorder
+
+VOCABULARY = 50
+COLUMNS = 40
+BYTES_PER_TOKEN = 8
+STAMP = "toy"
+NAN = -1
+
+Say = Callable[[list[int]], int]
+"""The next token after these; NAN for a row of logits that are not finite. May raise: then the whole forward does."""
+
+
+def hashed(tokens: list[int]) -> int:
+    """A token that changes with any token before it and with their order; never one of the first three."""
+    found = 7
+    for token in tokens:
+        found = (found * 31 + token + 1) % 1_000_003
+    return 3 + found % (VOCABULARY - 3)
+
+
+class ToyForward:
+    """Stands where `model/forward.py` does. `calls`: how often each of its three was used."""
+
+    def __init__(self, say: Say = hashed) -> None:
+        self.say = say
+        self.calls = {"decode": 0, "fill": 0, "padded": 0}
+
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
+        self.calls["decode"] += 1
+        return self._logits(rectangle, spans, tokens), attention.decode(spans, rectangle)
+
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
+        self.calls["fill"] += 1
+        return self._logits(rectangle, spans, tokens), attention.fill(spans, rectangle)
+
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
+        self.calls["padded"] += 1
+        return self._logits(rectangle, spans, tokens), attention.padded(spans, rectangle)
+
+    def _logits(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Tensor:
+        assert all(span.count > 0 for span in spans), "a row was fed nothing"
+        logits = torch.zeros(len(spans), VOCABULARY)
+        left = list(tokens)
+        for i, span in enumerate(spans):
+            fed, left = left[: span.count], left[span.count :]
+            rectangle.keys[0][span.row, span.start : span.stop, 0, 0] = torch.tensor(fed, dtype=torch.float32)
+            rectangle.values[0][span.row, span.start : span.stop, 0, 0] = torch.tensor(fed, dtype=torch.float32)
+            said = self.say([int(token) for token in rectangle.keys[0][span.row, : span.stop, 0, 0].tolist()])
+            if said == NAN:
+                logits[i] = torch.nan
+            else:
+                logits[i, said] = 30.0
+        assert not left
+        return logits
+
+
+def toy_rectangle(capacity: int, columns: int = COLUMNS) -> Rectangle:
+    shape = LayerShape(1, 1, 1)
+    return Rectangle([shape], capacity=capacity, columns=columns, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def toy_rows(capacity: int, forward: ToyForward | None = None, *, recorder: Recorder | None = None) -> Rows:
+    return Rows(toy_rectangle(capacity), forward or ToyForward(), recorder or Recorder(), STAMP)  # type: ignore[arg-type]
+
+
+def toy_segment(query: Query) -> KVSegment:
+    return arrived(query, STAMP)
+
+
+def toy_alone(query: Query, say: Say = hashed) -> list[int]:
+    """The oracle: what the query alone would say."""
+    tokens = list(query.prompt)
+    for _ in range(query.limit_tokens):
+        tokens.append(say(tokens))
+    return tokens[len(query.prompt) :]
+
+
+def toy_settings(**changes: object) -> Settings:
+    values = {
+        "policy": "test",
+        "max_rows": 4,
+        "max_model_len": COLUMNS,
+        "kv_bytes": 2**20,
+        "prefill_chunk": 5,
+        "max_stall_seconds": 0.2,
+        "max_waiting": 256,
+        "seed": 0,
+    }
+    return Settings(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def toy_crowd(
+    policy: Policy,
+    *,
+    say: Say = hashed,
+    end_ids: Sequence[int] = (),
+    sinks: Sequence[Sink] = (),
+    clock: Clock | None = None,
+    text_of: TextOf = lambda query: TextStream(NoText(), query.params.stop),
+    **settings: object,
+) -> Crowd:
+    """An engine on the toy model; `settings` are those of `Settings`."""
+    holds = toy_settings(**settings)
+    forward, recorder = ToyForward(say), Recorder()
+    recorder._end_ids = tuple(end_ids)
+    engine = Engine(
+        batch=RectangleBatch(toy_rows(holds.max_rows, forward, recorder=recorder), holds.max_rows),
+        prefiller=PrefillHere(toy_rows(holds.max_rows + 1, forward, recorder=recorder)),
+        policy=policy,
+        settings=holds,
+        talks=Talks(text_of, end_ids),
+        bytes_per_token=BYTES_PER_TOKEN,
+        stamp=STAMP,
+        clock=clock or ManualClock(),
+        sinks=sinks,
+    )
+    return Crowd(engine, recorder)
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    dice = random.Random(seed)
+    return [dice.randrange(3, VOCABULARY) for _ in range(length)]
