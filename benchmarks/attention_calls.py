@@ -36,9 +36,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=200)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(
-        f"{args.threads} threads, float32, {3 * HEADS} query heads, {HEADS} KV heads of {DIM}; medians, microseconds a layer"
-    )
+    print(f"{args.threads} threads, float32, {3 * HEADS} query heads, {HEADS} KV heads of {DIM}; medians, us a layer")
     print("| rows | one masked call | one call per row | padding bytes per call saved | together is chosen |")
     print("| --- | --- | --- | --- | --- |")
     for name, lens in SPREADS.items():

@@ -1,8 +1,8 @@
 """The three policies under the Azure conversation trace, over HTTP, by the official openai client, with streaming.
 
-For each policy, alternated and repeated: a fresh `baton serve`, the first queries of the trace with their own prompt and
-answer lengths (clipped to the model's context) at the trace's spacing divided by --factor. Before that, each query is
-sent alone; every text of every run must equal that.
+For each policy, alternated and repeated: a fresh `baton serve`, the first queries of the trace with their own prompt
+and answer lengths (clipped to the model's context) at the trace's spacing divided by --factor. Before that, each query
+is sent alone; every text of every run must equal that.
 
     python benchmarks/first_light.py --trace ../shared/traces/azure_llm_conv_2023.csv --write docs/benchmarks.md
 """
@@ -138,7 +138,7 @@ def server(model: str | None, policy: str, rows: int) -> Iterator[str]:
 
 
 def queries(args: argparse.Namespace, context: int, url: str) -> list[Asked]:
-    """The trace's first queries: lengths clipped to the context, prompts cut from text that the built-in model knows."""
+    """The trace's first queries: lengths clipped to the context, prompts of text it knows."""
     with args.trace.open() as file:
         rows = list(itertools.islice(csv.DictReader(file), args.queries))
     times = [datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp() for row in rows]
@@ -218,7 +218,8 @@ def report_of(args: argparse.Namespace, asked: Sequence[Asked], runs: Sequence[R
         [
             f"{len(asked)} queries ({sum(len(a.prompt) for a in asked):,} prompt tokens, "
             f"{sum(a.tokens for a in asked):,} generated), {args.rows} rows, arrivals over "
-            f"{asked[-1].at_seconds:.1f} s; {args.repeat} alternated turns, medians. Model: {args.model or 'built in'}. "
+            f"{asked[-1].at_seconds:.1f} s; {args.repeat} alternated turns, medians. "
+            f"Model: {args.model or 'built in'}. "
             f"Machine: {os.cpu_count()} cores, {platform.processor() or platform.machine()}; "
             f"{datetime.now().date()}.",
             "",
@@ -248,8 +249,9 @@ def _line(policy: str, mine: Sequence[Run]) -> str:
     gaps = [1000 * (b - a) for r in mine for one in r.answers for a, b in zip(one.times, one.times[1:], strict=False)]
     walls = [r.wall_seconds for r in mine]
     return (
-        f"| `{policy}` | {wall:.1f} ({min(walls):.1f} to {max(walls):.1f}) | {tokens:.0f} | **{1 - share('useful'):.3f}** "
-        f"| {share('finished_row'):.3f} | {share('padding'):.3f} | {share('empty_row'):.3f} | {share('recomputed'):.3f} "
+        f"| `{policy}` | {wall:.1f} ({min(walls):.1f} to {max(walls):.1f}) | {tokens:.0f} "
+        f"| **{1 - share('useful'):.3f}** | {share('finished_row'):.3f} | {share('padding'):.3f} "
+        f"| {share('empty_row'):.3f} | {share('recomputed'):.3f} "
         f"| {padded:.2f} | {_at(first, 50):.2f} / {_at(first, 95):.2f} "
         f"| {_at(gaps, 50):.0f} / {_at(gaps, 95):.0f} / {max(gaps):.0f} | {sum(r.different for r in mine)} |"
     )

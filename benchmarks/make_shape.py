@@ -1,4 +1,4 @@
-"""Makes a checkpoint folder of a real model's shape with random weights: same cost as the real one, nothing to download.
+"""Makes a checkpoint folder of a real model's shape with random weights: same cost, nothing to download.
 
 Its tokenizer knows every byte, and gives each further token id a text of its own, so that texts tell tokens apart.
 

@@ -109,7 +109,7 @@ def svg(watches: dict[str, Watch]) -> str:
         parts.append(f'<text x="10" y="{y + 20}" fill="#222" font-weight="600">{escape(title)}</text>')
         parts += _bars(list(watch.bars.values()), y + TOP)
         y += TOP + ROWS * (3 * CELL + GAP) + 16
-    legend = "a line: a row of the batch, a bar: a query, time runs to the right; hatched: finished, and computed all the same"
+    legend = "a line: a row of the batch, a bar: a query, time runs to the right; hatched: finished, still computed"
     parts.append(f'<text x="10" y="{height - 8}" fill="#666">{legend}</text></svg>')
     return "\n".join(parts)
 
@@ -121,9 +121,8 @@ def _bars(bars: Sequence[Bar], top: int) -> list[str]:
         ended, freed = bar.ended or bar.start, bar.freed or bar.ended or bar.start
         colour = COLOURS[bar.number % len(COLOURS)]
         place = f'y="{y}" height="{3 * CELL}" rx="2"'
-        parts.append(
-            f'<rect x="{10 + bar.start * CELL}" width="{max(1, (ended - bar.start) * CELL - 1)}" {place} fill="{colour}"/>'
-        )
+        width = max(1, (ended - bar.start) * CELL - 1)
+        parts.append(f'<rect x="{10 + bar.start * CELL}" width="{width}" {place} fill="{colour}"/>')
         if freed > ended:
             parts.append(
                 f'<rect x="{10 + ended * CELL}" width="{(freed - ended) * CELL - 1}" {place} fill="url(#idle)"/>'

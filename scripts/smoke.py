@@ -1,4 +1,4 @@
-"""Starts `baton serve` with the built-in model as a user would, asks it over HTTP, ends it by Ctrl-C; exit 1 on failure."""
+"""Starts `baton serve` with the built-in model, asks it over HTTP, ends it by Ctrl-C; exit status 1 on failure."""
 
 from __future__ import annotations
 

@@ -191,9 +191,9 @@ def _told(phase: str, seconds: float) -> None:
 
 
 def _resolved(house: House) -> str:
-    facts, settings = house.facts, house.settings
+    facts, settings, loaded = house.facts, house.settings, house.loaded
     lines = {
-        "model": f"{house.loaded.name}, {house.loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
+        "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
         "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
         "KV memory": f"{_bytes(settings.kv_bytes)}, {_bytes(facts.kv_bytes_per_token)} a token",
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",

@@ -1,4 +1,4 @@
-"""Settings: what was asked (`Config`, with "auto"), what the machine and the model are (`Facts`), what holds (`Settings`).
+"""What was asked (`Config`, with "auto"), what the machine and the model are (`Facts`), what holds (`Settings`).
 
 `resolve(config, facts)` is the only place where "auto" becomes a number.
 """

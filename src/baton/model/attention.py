@@ -129,7 +129,7 @@ class Fill:
 
 @dataclass(slots=True)
 class Padded:
-    """Rows aligned to the longest, `[n, T]`: the batch-wise baseline. `kept` `[m]`: which of the n * T slots are real."""
+    """Rows aligned to the longest, `[n, T]`: the batch-wise baseline. `kept` `[m]`: the slots that are real."""
 
     spans: Sequence[Span]
     rows: Tensor

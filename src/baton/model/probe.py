@@ -31,7 +31,7 @@ class MaskKind:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """`shapes[l]`: what cache layer l keeps; `windows[l]`: the window of the attention layer with index l, 0 if none."""
+    """`shapes[l]`: what cache layer l keeps; `windows[l]`: the window of attention layer l, 0 if none."""
 
     shapes: tuple[LayerShape, ...]
     windows: dict[int, int]

@@ -1,4 +1,4 @@
-"""Queries in the rows of one rectangle: placed, fed, drawn from, lifted out. The batch and the prefiller stand on it."""
+"""Queries in the rows of a rectangle: placed, fed, drawn from, lifted out; batch and prefiller stand on it."""
 
 from __future__ import annotations
 

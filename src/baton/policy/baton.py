@@ -12,8 +12,8 @@ READY_AHEAD = 1
 class Baton:
     """Keeps rows full: prompts are prefilled ahead of the row that will be free, in chunks that bound the stall.
 
-    `ready_ahead`: how many prefilled queries wait for a row while none is free, so that a row that becomes free is taken
-    in the same iteration. More of them would only hold memory: prefill runs on the same device as the batch.
+    `ready_ahead`: how many prefilled queries wait for a row while none is free, so that a row that becomes free is
+    taken in the same iteration. More would only hold memory: prefill runs on the same device as the batch.
     """
 
     def __init__(self, ready_ahead: int = READY_AHEAD) -> None:

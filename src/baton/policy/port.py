@@ -82,8 +82,8 @@ class View:
 class Plan:
     """The next iteration, carried out in this order: `detach`, `forget`, `resize`, `prefill`, `insert`, a step.
 
-    `prefill` may name waiting queries; `insert` waiting ones (they are fed inside the batch), ready ones, and those that
-    `prefill` makes ready. The step feeds each row up to `feed` tokens, laid out as `how` says; no rows, no step.
+    `prefill` may name waiting queries; `insert` waiting ones (they are fed inside the batch), ready ones, and those
+    that `prefill` makes ready. The step feeds each row up to `feed` tokens, laid out as `how` says; no rows, no step.
     `hold_finished`: rows of finished queries stay in the batch until all are finished.
     `why` is for people: one short sentence.
     """
