@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.model.attention import CALL_BYTES, Decode, Span, decode
+from baton.model.attention import CALL_BYTES, EVERYTHING, Decode, Span, decode
 
 HEADS, DIM = 3, 64
 SPREADS = {
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def attend(shape: Decode, q: torch.Tensor, rectangle: Rectangle) -> Callable[[], object]:
-    return lambda: shape.attend(q, rectangle.keys[0], rectangle.values[0], DIM**-0.5, 0)
+    return lambda: shape.attend(q, rectangle.keys[0], rectangle.values[0], DIM**-0.5, EVERYTHING)
 
 
 @torch.inference_mode()

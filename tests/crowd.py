@@ -61,9 +61,9 @@ class Shaken:
 
     def plan(self, view: View) -> Plan:
         plan = self.inner.plan(view)
-        detach = [q.id for q in view.running if self.dice.random() < 0.06]
-        resting = [q.id for q in view.ready if q.id not in plan.insert]
-        forget = [i for i in (*resting, *detach) if self.dice.random() < 0.3]
+        detach = [q.id for q in view.running if self.dice.random() < 0.08]
+        # Every third one that is detached is forgotten at once, the others keep their keys and values.
+        forget = [name for at, name in enumerate(detach, self.moves["detach"]) if at % 3 == 1]
         staying = len(view.running) - len(detach) + view.held_rows
         need = max(1, staying + len(plan.insert))
         resize = plan.resize

@@ -119,7 +119,7 @@ def run_info(config: Config, as_json: bool) -> None:
         "dtype": asked,
         "weight_bytes": weights,
         "kv_bytes_per_token": per_token,
-        "windows": sorted({w for w in found.geometry.windows.values() if w}) if found.geometry else [],
+        "windows": found.geometry.windows if found.geometry else [],
         "free_memory_bytes": free,
         "tokens_that_fit": room,
         "full_rows_that_fit": room // found.context_tokens,

@@ -107,10 +107,16 @@ class Engine:
             self._end(query_id, State.CANCELLED, "cancelled")
 
     def fail_all(self, why: str) -> None:
-        """Every live query fails; the batch is empty afterwards."""
+        """Every live query fails and is told so; the batch is empty afterwards. Raises where memory cannot be freed."""
+        troubles: list[Exception] = []
         for query_id in list(self.lifecycle.live):
-            self._end(query_id, State.FAILED, "error", why)
+            try:
+                self._end(query_id, State.FAILED, "error", why)
+            except Exception as error:
+                troubles.append(error)
         self._release_held()
+        if troubles:
+            raise troubles[0]
 
     def iterate(self) -> None:
         """One iteration (ARCHITECTURE.md section 9)."""
@@ -203,7 +209,8 @@ class Engine:
     def _prefill(self, now: Iteration) -> None:
         for chunk in now.plan.prefill:
             if self.lifecycle.live[chunk.query_id].state is State.WAITING:
-                self.prefiller.start(self._pool.pop(chunk.query_id))
+                self.prefiller.start(self._pool[chunk.query_id])
+                del self._pool[chunk.query_id]
                 self.lifecycle.move(chunk.query_id, State.PREFILLING, now.plan.why)
         began = self._clock()
         stepped = self._advance(list(now.plan.prefill))
@@ -273,15 +280,16 @@ class Engine:
     def _end(self, query_id: str, state: State, reason: str, error: str | None = None, *, hold: bool = False) -> None:
         """The query leaves wherever it is; its row and memory are free, unless the row is to be held."""
         life = self.lifecycle.live[query_id]
-        if life.state is State.RUNNING:
-            if hold:
+        try:
+            if life.state is not State.RUNNING:
+                (self._pool.pop(query_id, None) or self.prefiller.take(query_id)).release()
+            elif hold:
                 self._held[query_id] = life.query
             else:
                 self.batch.remove(query_id)
-        else:
-            (self._pool.pop(query_id, None) or self.prefiller.take(query_id)).release()
-        usage = self.lifecycle.end(query_id, state, reason)
-        self._talks.close(query_id, reason, error, usage)
+        finally:
+            usage = self.lifecycle.end(query_id, state, reason)
+            self._talks.close(query_id, reason, error, usage)
 
     def _release_held(self) -> None:
         for query_id in self._held:
@@ -290,7 +298,8 @@ class Engine:
 
     def _expire(self) -> None:
         now = self._clock()
-        late = [i for i, life in self.lifecycle.live.items() if (life.query.deadline or now) < now]
+        deadlines = {query_id: life.query.deadline for query_id, life in self.lifecycle.live.items()}
+        late = [query_id for query_id, deadline in deadlines.items() if deadline is not None and deadline < now]
         for query_id in late:
             self._end(query_id, State.EXPIRED, "error", "the query's deadline has passed")
 

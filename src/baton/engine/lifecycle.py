@@ -100,9 +100,9 @@ class Lifecycle:
 
     def end(self, query_id: str, state: State, reason: str) -> Usage:
         """The query leaves. `reason` is its finish reason, as clients see it."""
-        life, now = self.live.pop(query_id), self._clock()
         if state not in ENDS:
-            raise IllegalMove(f"query {query_id}: {life.state} -> {state} as an end")
+            raise IllegalMove(f"query {query_id}: {self.live[query_id].state} -> {state} as an end")
+        life, now = self.live.pop(query_id), self._clock()
         life.seconds[life.state] = life.seconds.get(life.state, 0.0) + now - life.since
         self.ended[state] += 1
         query = life.query

@@ -12,7 +12,7 @@ from baton.engine.client import Stats
 from baton.engine.engine import Engine
 from baton.engine.inbox import Deliver, Inbox
 from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
-from baton.events import QueryRejected, Sink
+from baton.events import QueryRejected, Sink, Update
 from baton.query import Query, State
 
 log = logging.getLogger("baton.engine")
@@ -47,12 +47,12 @@ class EngineLoop:
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
         """All of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
         with self._admission:
-            if self._draining or self._stopping:
-                self._reject("shutting_down", len(queries))
-                raise ShuttingDown("the server is shutting down")
             if self._broken:
                 self._reject("engine_unhealthy", len(queries))
                 raise EngineUnhealthy(f"the engine has stopped: {self._broken}")
+            if self._draining or self._stopping:
+                self._reject("shutting_down", len(queries))
+                raise ShuttingDown("the server is shutting down")
             most = self._engine.settings.max_waiting
             if self._queued + len(queries) > most + self._free_rows():
                 self._reject("queue_full", len(queries))
@@ -110,8 +110,8 @@ class EngineLoop:
         failures = 0
         while not self._stopping:
             try:
-                self._turn()
-                failures = 0
+                if self._turn():
+                    failures = 0
             except Exception as error:
                 failures += 1
                 log.exception("an iteration failed")
@@ -121,13 +121,15 @@ class EngineLoop:
                     break
         self._stop()
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
+        """Answers whether there was anything to iterate over."""
         queries, cancelled = self._inbox.take()
         for query, deliver in queries:
-            self._engine.accept(query, deliver)
+            self._accept(query, deliver)
         for query_id in list(self._engine.lifecycle.live) if self._cut else cancelled:
             self._engine.cancel(query_id)
-        if self._engine.busy:
+        busy = self._engine.busy
+        if busy:
             self._engine.iterate()
         self._beat = self._clock()
         # First the statistics: who hears that a query ended finds it counted.
@@ -135,16 +137,27 @@ class EngineLoop:
         self._engine.hand_over()
         if not self._engine.busy:
             self._inbox.wait(_NAP_SECONDS)
+        return busy
+
+    def _accept(self, query: Query, deliver: Deliver) -> None:
+        """A query that cannot even begin fails alone."""
+        try:
+            self._engine.accept(query, deliver)
+        except Exception as error:
+            log.exception("query %s could not begin", query.id)
+            self._reject("internal_error", 1)
+            deliver([Update(query.id, finish_reason="error", error=f"internal error ({type(error).__name__})")])
 
     def _recover(self, why: str) -> bool:
         """All live queries fail, and the engine goes on; answers whether that much worked."""
         try:
             self._engine.fail_all(f"internal error ({why})")
             self._publish()
-            self._engine.hand_over()
         except Exception:
             log.exception("the engine could not be emptied")
             return False
+        finally:
+            self._engine.hand_over()
         return True
 
     def _stop(self) -> None:
@@ -153,7 +166,7 @@ class EngineLoop:
             queries, _ = self._inbox.take()
             self._stopping = True
         for query, deliver in queries:
-            self._engine.accept(query, deliver)
+            self._accept(query, deliver)
         if not self._recover(self._broken or "the engine was closed"):
             self._idle.set()
 

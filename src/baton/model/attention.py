@@ -19,6 +19,37 @@ CALL_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Which earlier tokens a layer's token sees, and how their scores are bent; all, and not at all, by default.
+
+    `window`: the last so many, itself among them. `chunk`: those of its own chunk of so many. `softcap`: scores are
+    softcap * tanh(scores / softcap). At most one of window and chunk is above 0.
+    """
+
+    window: int = 0
+    chunk: int = 0
+    softcap: float = 0.0
+
+    def lowest(self, token: int) -> int:
+        """The first column that a token sees."""
+        if self.chunk:
+            return token // self.chunk * self.chunk
+        return max(0, token + 1 - self.window) if self.window else 0
+
+    def seen(self, token: Tensor, column: Tensor) -> Tensor:
+        """Whether tokens see columns; both broadcast."""
+        found = column <= token
+        if self.window:
+            found = found & (column > token - self.window)
+        if self.chunk:
+            found = found & (column >= token // self.chunk * self.chunk)
+        return found
+
+
+EVERYTHING = Look()
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """`count` tokens of one row, fed at once: they get the columns from `start` on."""
 
@@ -40,24 +71,25 @@ class Decode:
     cols: Tensor
     together: bool
     columns_read: int
-    _masks: dict[int, Tensor] = field(default_factory=dict)
+    _masks: dict[Look, Tensor] = field(default_factory=dict)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, window: int) -> Tensor:
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+    ) -> Tensor:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, D]`."""
         if not self.together:
-            parts = [_one(q[i, :, 0], keys, values, span, scale, window) for i, span in enumerate(self.spans)]
-            return torch.stack(parts)[:, None]
+            parts = [
+                _attend_span(q[i : i + 1], keys, values, span, None, scale, look, sinks)
+                for i, span in enumerate(self.spans)
+            ]
+            return torch.cat(parts).transpose(1, 2)
         top, width = self._top, self._width
-        heads, n = keys.shape[2], len(self.spans)
-        dense = n == top
-        grouped = q.view(n, heads, -1, q.shape[-1])
+        dense = len(self.spans) == top
         if not dense:
-            grouped = grouped.new_zeros(top, *grouped.shape[1:]).index_copy_(0, self.rows, grouped)
+            q = q.new_zeros(top, *q.shape[1:]).index_copy_(0, self.rows, q)
         k, v = keys[:top, :width].transpose(1, 2), values[:top, :width].transpose(1, 2)
-        out = scaled_dot_product_attention(grouped, k, v, attn_mask=self._mask(window), scale=scale)
-        if not dense:
-            out = out[self.rows]
-        return out.reshape(n, 1, -1, out.shape[-1])
+        out = _attention(q, k, v, self._mask(look), False, scale, look, sinks)
+        return (out if dense else out[self.rows]).transpose(1, 2)
 
     @property
     def _top(self) -> int:
@@ -67,17 +99,14 @@ class Decode:
     def _width(self) -> int:
         return max(span.stop for span in self.spans)
 
-    def _mask(self, window: int) -> Tensor:
-        """`[top, 1, 1, width]`: which columns each row's token sees; made once per step and window."""
-        found = self._masks.get(window)
+    def _mask(self, look: Look) -> Tensor:
+        """`[top, 1, 1, width]`: which columns each row's token sees; made once per step and kind of layer."""
+        found = self._masks.get(look)
         if found is None:
-            last = torch.zeros(self._top, 1, dtype=torch.int64, device=self.cols.device)
-            last.index_copy_(0, self.rows, self.cols[:, None])
-            at = torch.arange(self._width, device=self.cols.device)
-            seen = at <= last
-            if window:
-                seen &= at > last - window
-            found = self._masks[window] = seen[:, None, None]
+            token = torch.zeros(self._top, 1, dtype=torch.int64, device=self.cols.device)
+            token.index_copy_(0, self.rows, self.cols[:, None])
+            column = torch.arange(self._width, device=self.cols.device)
+            found = self._masks[look] = look.seen(token, column)[:, None, None]
         return found
 
 
@@ -89,41 +118,29 @@ class Fill:
     rows: Tensor
     cols: Tensor
     columns_read: int
-    _masks: dict[tuple[Span, int], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[Span, Look], Tensor] = field(default_factory=dict)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, window: int) -> Tensor:
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+    ) -> Tensor:
         """q `[1, Hq, N, D]`, keys and values `[R, C, H, D]` -> `[1, N, Hq, D]`."""
         parts, at = [], 0
         for span in self.spans:
             piece = q[:, :, at : at + span.count]
             at += span.count
-            if span.count == 1:
-                parts.append(_one(piece[0, :, 0], keys, values, span, scale, window)[None, None])
-            else:
-                parts.append(self._many(piece, keys, values, span, scale, window).transpose(1, 2))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            parts.append(_attend_span(piece, keys, values, span, self._mask(span, look), scale, look, sinks))
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
 
-    def _many(self, q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float | None, window: int) -> Tensor:
-        low = max(0, span.start + 1 - window) if window else 0
-        k = keys[span.row : span.row + 1, low : span.stop].transpose(1, 2)
-        v = values[span.row : span.row + 1, low : span.stop].transpose(1, 2)
-        mask = None
-        if span.start or (window and span.stop > window):
-            mask = self._mask(span, low, window)
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-        )
-
-    def _mask(self, span: Span, low: int, window: int) -> Tensor:
-        """`[count, stop - low]`: which columns each of the span's tokens sees."""
-        found = self._masks.get((span, window))
+    def _mask(self, span: Span, look: Look) -> Tensor | None:
+        """`[count, stop - lowest]`: which columns each of the span's tokens sees; None where plain causality says it."""
+        first = look.lowest(span.start)
+        if span.count == 1 or (span.start == 0 and look.lowest(span.stop - 1) == 0):
+            return None
+        found = self._masks.get((span, look))
         if found is None:
             token = torch.arange(span.start, span.stop, device=self.cols.device)[:, None]
-            at = torch.arange(low, span.stop, device=self.cols.device)
-            found = at <= token
-            if window:
-                found &= at > token - window
-            self._masks[span, window] = found
+            found = look.seen(token, torch.arange(first, span.stop, device=self.cols.device))
+            self._masks[span, look] = found
         return found
 
 
@@ -136,9 +153,11 @@ class Padded:
     cols: Tensor
     kept: Tensor
     columns_read: int
-    _masks: dict[int, Tensor] = field(default_factory=dict)
+    _masks: dict[Look, Tensor] = field(default_factory=dict)
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, window: int) -> Tensor:
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+    ) -> Tensor:
         """q `[n, Hq, T, D]`, keys and values `[R, C, H, D]` -> `[n, T, Hq, D]`."""
         rows = [span.row for span in self.spans]
         width = max(span.stop for span in self.spans)
@@ -146,39 +165,90 @@ class Padded:
         picked: slice | list[int] = slice(rows[0], rows[-1] + 1) if together else rows
         k, v = keys[picked, :width].transpose(1, 2), values[picked, :width].transpose(1, 2)
         mask = None
-        if any(span.start for span in self.spans) or (window and width > window):
-            mask = self._mask(q.shape[2], width, window)
-        out = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-        )
-        return out.transpose(1, 2)
+        if any(span.start for span in self.spans) or look.lowest(width - 1):
+            mask = self._mask(q.shape[2], width, look)
+        return _attention(q, k, v, mask, mask is None, scale, look, sinks).transpose(1, 2)
 
-    def _mask(self, length: int, width: int, window: int) -> Tensor:
+    def _mask(self, length: int, width: int, look: Look) -> Tensor:
         """`[n, 1, T, width]`"""
-        found = self._masks.get(window)
+        found = self._masks.get(look)
         if found is None:
             starts = torch.tensor([span.start for span in self.spans], device=self.cols.device)
             token = starts[:, None, None] + torch.arange(length, device=self.cols.device)[:, None]
-            at = torch.arange(width, device=self.cols.device)
-            seen = at <= token
-            if window:
-                # A slot beyond its row's end may see nothing; it then sees column 0, so that no NaN arises.
-                seen &= (at > token - window) | ((token - window + 1 >= width) & (at == 0))
-            found = self._masks[window] = seen[:, None]
+            column = torch.arange(width, device=self.cols.device)
+            seen = look.seen(token, column)
+            # A slot beyond its row's end may see nothing; it then sees column 0, so that no NaN arises.
+            seen |= ~seen.any(-1, keepdim=True) & (column == 0)
+            found = self._masks[look] = seen[:, None]
         return found
 
 
 Shape = Decode | Fill | Padded
 
 
-def _one(q: Tensor, keys: Tensor, values: Tensor, span: Span, scale: float | None, window: int) -> Tensor:
-    """One token of one row: q `[Hq, D]` -> `[Hq, D]`. Query heads of a group stand where SDPA has its queries."""
-    low = max(0, span.stop - window) if window else 0
+def _attend_span(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    span: Span,
+    mask: Tensor | None,
+    scale: float | None,
+    look: Look,
+    sinks: Tensor | None,
+) -> Tensor:
+    """One row's tokens: q `[1, Hq, count, D]` -> `[1, Hq, count, D]`. `mask` begins at the first column that is seen."""
+    low = look.lowest(span.start)
     k = keys[span.row : span.row + 1, low : span.stop].transpose(1, 2)
     v = values[span.row : span.row + 1, low : span.stop].transpose(1, 2)
-    heads = k.shape[1]
-    out = scaled_dot_product_attention(q.view(1, heads, -1, q.shape[-1]), k, v, scale=scale)
-    return out.reshape(-1, out.shape[-1])
+    return _attention(q, k, v, mask, mask is None and span.count > 1, scale, look, sinks)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    look: Look,
+    sinks: Tensor | None,
+) -> Tensor:
+    """q `[B, Hq, T, D]`, k and v `[B, H, S, D]` -> `[B, Hq, T, D]`. SDPA knows neither softcaps nor sinks."""
+    if look.softcap or sinks is not None:
+        return _plain(q, k, v, mask, causal, scale, look.softcap, sinks)
+    if q.shape[2] > 1:
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
+    # The query heads of a group stand where SDPA has its queries, so that no key is read twice.
+    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+    out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+    return out.reshape(q.shape[0], q.shape[1], 1, -1)
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    softcap: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention written out. `sinks` `[Hq]`: a score per head that takes its share and brings no value."""
+    batch, heads, length, dim = q.shape
+    grouped = q.reshape(batch, k.shape[1], -1, length, dim)
+    scores = grouped @ k.transpose(-1, -2)[:, :, None] * (dim**-0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~(mask[:, :, None] if mask.dim() == 4 else mask), -torch.inf)
+    if sinks is not None:
+        sink = sinks.to(scores.dtype).view(1, k.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    shares = scores.softmax(-1, dtype=torch.float32)[..., : k.shape[2]].to(v.dtype)
+    return (shares @ v[:, :, None]).reshape(batch, heads, length, -1)
 
 
 def decode(spans: Sequence[Span], rectangle: Rectangle) -> Decode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
-from baton.model.attention import Decode, Fill, Padded, Shape, Span
+from baton.model.attention import Look, Shape, Span
 from baton.model.cache import Current, Step, cache
 from baton.model.probe import Geometry, use_attention
 
@@ -31,7 +31,7 @@ class Forward:
         self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         # A name per engine: two engines in a process have each their own steps.
         name = f"baton_{next(_engines)}"
-        AttentionInterface.register(name, _attention(self._current, geometry.windows))
+        AttentionInterface.register(name, _attention(self._current, geometry.looks))
         use_attention(model, name)
 
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
@@ -92,7 +92,7 @@ class Forward:
             handle.remove()
 
 
-def _attention(current: Current, windows: dict[int, int]) -> Callable[..., tuple[Tensor, None]]:
+def _attention(current: Current, looks: Mapping[int, Look]) -> Callable[..., tuple[Tensor, None]]:
     """The attention function that stock layers call, see transformers' `AttentionInterface`."""
 
     def attend(
@@ -103,12 +103,10 @@ def _attention(current: Current, windows: dict[int, int]) -> Callable[..., tuple
         attention_mask: object,
         dropout: float = 0.0,
         scaling: float | None = None,
+        s_aux: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
-        window = windows[module.layer_idx]  # type: ignore[index]
-        return current.step.shape.attend(query, key, value, scaling, window), None
+        look = looks[module.layer_idx]  # type: ignore[index]
+        return current.step.shape.attend(query, key, value, scaling, look, s_aux), None
 
     return attend
-
-
-__all__ = ["Decode", "Fill", "Forward", "Padded", "Span"]

@@ -62,7 +62,7 @@ def load(config: Config, source: str, name: str, *, told: Told = lambda phase, s
         model.to(device).eval().requires_grad_(False)
     with _phase("self-check", told):
         try:
-            geometry, forward = _hook(model)
+            geometry, forward = hook(model)
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
     return Loaded(
@@ -80,11 +80,22 @@ def load(config: Config, source: str, name: str, *, told: Told = lambda phase, s
     )
 
 
-def _hook(model: PreTrainedModel) -> tuple[Geometry, Forward]:
+def hook(model: PreTrainedModel) -> tuple[Geometry, Forward]:
+    """Probes a model and gives it our cache and attention.
+
+    Raises LoadError, with the reason, where it cannot be hooked or does not compute the same as with stock attention.
+    """
     stock = model.config.get_text_config()._attn_implementation
-    geometry = probe(model)
-    forward = Forward(model, geometry)
-    self_check(model, forward, stock)
+    try:
+        geometry = probe(model)
+        forward = Forward(model, geometry)
+        self_check(model, forward, stock)
+    except LoadError:
+        raise
+    except Exception as error:
+        # Whatever a family does that we do not know yet shows here, in its own code.
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise LoadError(f"it does not run with our cache ({type(error).__name__}: {first})") from error
     return geometry, forward
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from baton.errors import LoadError
 from baton.kv.rectangle import LayerShape
+from baton.model.attention import EVERYTHING, Look
 from baton.model.cache import layers_of
 
 PROBE = "baton_probe"
@@ -20,9 +21,11 @@ PROBE_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class MaskKind:
-    """Which earlier tokens a token sees: all (`window` 0), or the last `window`, itself among them."""
+    """What a mask says, in place of the mask. `problem`: why a layer that uses it is not batched (models make masks of
+    kinds that no layer of theirs uses)."""
 
-    window: int = 0
+    look: Look = EVERYTHING
+    problem: str | None = None
 
     def __getitem__(self, _: object) -> MaskKind:
         """Some models slice their mask; what it means does not change."""
@@ -31,20 +34,21 @@ class MaskKind:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """`shapes[l]`: what cache layer l keeps; `windows[l]`: the window of attention layer l, 0 if none."""
+    """`shapes[l]`: what cache layer l keeps; `looks[l]`: what tokens see in attention layer l."""
 
     shapes: tuple[LayerShape, ...]
-    windows: dict[int, int]
+    looks: dict[int, Look]
 
     @property
-    def smallest_window(self) -> int:
-        return min((window for window in self.windows.values() if window), default=0)
+    def windows(self) -> list[int]:
+        """The sizes of windows and chunks that there are, smallest first."""
+        return sorted({size for look in self.looks.values() for size in (look.window, look.chunk) if size})
 
 
 @dataclass
 class _Record:
-    windows: dict[int, int] = field(default_factory=dict)
-    features: set[str] = field(default_factory=set)
+    looks: dict[int, Look] = field(default_factory=dict)
+    problems: set[str] = field(default_factory=set)
 
 
 class _ProbeLayer(CacheLayerMixin):
@@ -89,14 +93,14 @@ def probe(model: PreTrainedModel) -> Geometry:
     positions = torch.arange(PROBE_TOKENS, device=model.device)[None]
     with torch.inference_mode():
         model(input_ids=tokens, position_ids=positions, past_key_values=Cache(layers=[*layers]), use_cache=True)
-    if record.features:
-        raise LoadError(f"its attention has {', '.join(sorted(record.features))}, not batched exactly so far")
-    if not record.windows:
+    if record.problems:
+        raise LoadError(f"its attention {', '.join(sorted(record.problems))}, which is not batched exactly so far")
+    if not record.looks:
         raise LoadError("its attention does not go through transformers' attention interface, so it is not batched yet")
     shapes = [layer.shape for layer in layers]
-    if any(shape is None for shape in shapes) or set(record.windows) != set(range(len(shapes))):
+    if any(shape is None for shape in shapes) or set(record.looks) != set(range(len(shapes))):
         raise LoadError("some of its layers keep no keys and values, or share them; not batched exactly so far")
-    return Geometry(tuple(shape for shape in shapes if shape is not None), record.windows)
+    return Geometry(tuple(shape for shape in shapes if shape is not None), record.looks)
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:
@@ -118,21 +122,20 @@ def _recording_attention(record: _Record) -> Callable[..., tuple[Tensor, None]]:
         scaling: float | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
-        if isinstance(attention_mask, MaskKind):
-            record.windows[int(module.layer_idx)] = attention_mask.window  # type: ignore[arg-type]
-        elif attention_mask is None:
-            record.windows[int(module.layer_idx)] = 0  # type: ignore[arg-type]
-        else:
-            record.features.add("a mask of its own")
-        for name, feature in _FEATURES.items():
-            if kwargs.get(name) is not None:
-                record.features.add(feature)
+        mask = MaskKind() if attention_mask is None else attention_mask
+        if not isinstance(mask, MaskKind):
+            mask = MaskKind(problem="has a mask of its own")
+        if mask.problem:
+            record.problems.add(mask.problem)
+        softcap = float(kwargs.get("softcap") or 0.0)  # type: ignore[arg-type]
+        record.looks[int(module.layer_idx)] = replace(mask.look, softcap=softcap)  # type: ignore[arg-type]
+        record.problems.update(problem for name, problem in _UNKNOWN.items() if kwargs.get(name) is not None)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
     return attention
 
 
-_FEATURES = {"softcap": "soft-capped scores", "s_aux": "sinks", "position_bias": "a position bias"}
+_UNKNOWN = {"position_bias": "has a position bias"}
 
 
 def _recording_mask(
@@ -145,7 +148,7 @@ def _recording_mask(
     local_size: int | None = None,
     **kwargs: object,
 ) -> MaskKind:
-    """Finds the kind of a mask by asking its function about three pairs of positions."""
+    """Finds the kind of a mask by asking its function about a few pairs of positions."""
     if mask_function is None:
         return MaskKind()
 
@@ -155,9 +158,11 @@ def _recording_mask(
 
     far = local_size or PROBE_TOKENS
     if not sees(far, far) or sees(far, far + 1):
-        raise LoadError("its attention is not causal")
+        return MaskKind(problem="is not causal")
     if sees(far, 0):
         return MaskKind()
     if local_size and sees(far, 1):
-        return MaskKind(window=local_size)
-    raise LoadError(f"its attention sees chunks of {local_size} tokens, not batched exactly so far")
+        return MaskKind(Look(window=local_size))
+    if local_size and sees(far - 1, 0) and not sees(2 * far, far - 1) and sees(2 * far - 1, far):
+        return MaskKind(Look(chunk=local_size))
+    return MaskKind(problem="has a mask of a kind of its own")

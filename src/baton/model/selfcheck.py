@@ -44,7 +44,7 @@ def self_check(model: PreTrainedModel, forward: Forward, stock: str) -> float:
 
 
 def _prompt_tokens(forward: Forward) -> int:
-    window = forward.geometry.smallest_window
+    window = min(forward.geometry.windows, default=0)
     return min(max(SHORTEST_PROMPT, window + 8), LONGEST_PROMPT)
 
 

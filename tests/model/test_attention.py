@@ -1,0 +1,218 @@
+"""Attention over rows of different lengths equals a plain float64 reference, however a step is shaped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from baton.kv.rectangle import LayerShape, Rectangle
+from baton.model import attention
+from baton.model.attention import Decode, Look, Span
+
+COLUMNS = 24
+CAPACITY = 5
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rectangle full of numbers, also where no row has a token, and what is fed."""
+
+    spans: list[Span]
+    heads: int
+    group: int
+    dim: int
+    value_dim: int
+    look: Look
+    scale: float | None
+    seed: int
+    sinks: Tensor | None = None
+
+    @property
+    def rectangle(self) -> Rectangle:
+        shape = LayerShape(self.heads, self.dim, self.value_dim)
+        found = Rectangle([shape], capacity=CAPACITY, columns=COLUMNS, dtype=torch.float32, device=torch.device("cpu"))
+        generator = torch.Generator().manual_seed(self.seed)
+        found.keys[0].copy_(torch.randn(found.keys[0].shape, generator=generator))
+        found.values[0].copy_(torch.randn(found.values[0].shape, generator=generator))
+        return found
+
+    def queries(self, *shape: int) -> Tensor:
+        """`[..., Hq, T, D]`"""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(shape[0], self.heads * self.group, shape[1], self.dim, generator=generator)
+
+    def reference(self, q: Tensor, row: int, column: int, rectangle: Rectangle) -> Tensor:
+        """One token of one row, q `[Hq, D]` -> `[Hq, Dv]`: softmax over what it sees, in float64, head by head."""
+        low = 0
+        if self.look.window:
+            low = max(0, column - self.look.window + 1)
+        if self.look.chunk:
+            low = column - column % self.look.chunk
+        k = rectangle.keys[0][row, low : column + 1].double()
+        v = rectangle.values[0][row, low : column + 1].double()
+        scale = 1 / math.sqrt(self.dim) if self.scale is None else self.scale
+        out = []
+        for head in range(self.heads * self.group):
+            scores = k[:, head // self.group] @ q[head].double() * scale
+            if self.look.softcap:
+                scores = self.look.softcap * (scores / self.look.softcap).tanh()
+            if self.sinks is not None:
+                scores = torch.cat([scores, self.sinks[head : head + 1].double()])
+            out.append(scores.softmax(0)[: column + 1 - low] @ v[:, head // self.group])
+        return torch.stack(out)
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, ones: bool = False) -> Case:
+    rows = draw(st.lists(st.integers(0, CAPACITY - 1), min_size=1, max_size=CAPACITY, unique=True))
+    spans = []
+    for row in sorted(rows):
+        start = draw(st.integers(0, COLUMNS - 1))
+        spans.append(Span(row, start, 1 if ones else draw(st.integers(1, COLUMNS - start))))
+    dim = draw(st.sampled_from([4, 8]))
+    heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
+    size = draw(st.sampled_from([1, 3, 7, COLUMNS]))
+    kind = draw(st.sampled_from([Look(), Look(window=size), Look(chunk=size)]))
+    sinks = torch.linspace(-2, 2, heads * group) if draw(st.booleans()) else None
+    return Case(
+        spans=spans,
+        heads=heads,
+        group=group,
+        dim=dim,
+        value_dim=dim,
+        look=replace(kind, softcap=draw(st.sampled_from([0.0, 0.0, 2.0]))),
+        sinks=sinks,
+        scale=draw(st.sampled_from([None, 0.7])),
+        seed=draw(st.integers(0, 1000)),
+    )
+
+
+def check_fill(case: Case) -> None:
+    rectangle = case.rectangle
+    shape = attention.fill(case.spans, rectangle)
+    q = case.queries(1, sum(span.count for span in case.spans))
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.look, case.sinks)
+    expected = [
+        case.reference(q[0, :, at], int(row), int(column), rectangle)
+        for at, (row, column) in enumerate(zip(shape.rows, shape.cols, strict=True))
+    ]
+    assert out.shape == (1, q.shape[2], q.shape[1], case.value_dim)
+    torch.testing.assert_close(out[0].double(), torch.stack(expected), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def check_decode(case: Case, together: bool) -> None:
+    rectangle = case.rectangle
+    shape = attention.decode(case.spans, rectangle)
+    shape = Decode(case.spans, shape.rows, shape.cols, together=together, columns_read=0)
+    q = case.queries(len(case.spans), 1)
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.look, case.sinks)
+    expected = [case.reference(q[i, :, 0], s.row, s.start, rectangle) for i, s in enumerate(case.spans)]
+    assert out.shape == (len(case.spans), 1, q.shape[1], case.value_dim)
+    torch.testing.assert_close(out[:, 0].double(), torch.stack(expected), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def check_padded(case: Case) -> None:
+    rectangle = case.rectangle
+    shape = attention.padded(case.spans, rectangle)
+    longest = max(span.count for span in case.spans)
+    q = case.queries(len(case.spans), longest)
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.look, case.sinks)
+    assert out.shape == (len(case.spans), longest, q.shape[1], case.value_dim)
+    assert bool(out.isfinite().all()), "a padding slot must not breed NaN"
+    flat = out.flatten(0, 1)[shape.kept]
+    expected = [
+        case.reference(q[i, :, j], span.row, span.start + j, rectangle)
+        for i, span in enumerate(case.spans)
+        for j in range(span.count)
+    ]
+    torch.testing.assert_close(flat.double(), torch.stack(expected), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_a_flat_fill_equals_the_reference(case: Case) -> None:
+    check_fill(case)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(ones=True))
+def test_a_decode_step_attended_together_equals_the_reference(case: Case) -> None:
+    check_decode(case, together=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(ones=True))
+def test_a_decode_step_attended_row_by_row_equals_the_reference(case: Case) -> None:
+    check_decode(case, together=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_padded_rows_equal_the_reference(case: Case) -> None:
+    check_padded(case)
+
+
+def plain(spans: Sequence[Span], window: int = 0) -> Case:
+    return Case(list(spans), heads=2, group=2, dim=4, value_dim=4, look=Look(window=window), scale=None, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("check", "spans"),
+    [
+        (check_fill, [Span(0, 3, 7), Span(2, 0, 9)]),
+        (check_padded, [Span(0, 3, 7), Span(2, 0, 9)]),
+        (partial(check_decode, together=True), [Span(0, 9, 1), Span(2, 5, 1)]),
+        (partial(check_decode, together=False), [Span(0, 9, 1), Span(2, 5, 1)]),
+    ],
+)
+def test_the_comparison_notices_a_window_that_is_wrong_by_one(
+    check: Callable[[Case], None], spans: list[Span], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(plain(spans, window=4))
+    right = Case.reference
+    wider = plain([], window=5)
+    monkeypatch.setattr(Case, "reference", lambda self, *args: right(wider, *args))
+    with pytest.raises(AssertionError, match="not close"):
+        check(plain(spans, window=4))
+
+
+def test_a_neighbours_nan_stays_in_its_row() -> None:
+    case = plain([Span(0, 5, 1), Span(1, 7, 1), Span(3, 2, 1)])
+    rectangle = case.rectangle
+    shape = attention.decode(case.spans, rectangle)
+    shape.together = True
+    q = case.queries(3, 1)
+    right = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Look())
+    rectangle.keys[0][1] = torch.nan
+    rectangle.values[0][1] = torch.nan
+    found = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Look())
+    assert torch.equal(found[[0, 2]], right[[0, 2]])
+    assert bool(found[1].isnan().all())
+
+
+def test_a_decode_step_reads_together_only_where_padding_costs_less_than_calls() -> None:
+    shape = LayerShape(8, 64, 64)  # 4 KiB a column
+    rectangle = Rectangle([shape], capacity=4, columns=4096, dtype=torch.float32, device=torch.device("cpu"))
+    even = attention.decode([Span(row, 100, 1) for row in range(4)], rectangle)
+    assert (even.together, even.columns_read) == (True, 4 * 101)
+    uneven = attention.decode([Span(0, 4000, 1), Span(1, 9, 1)], rectangle)
+    assert (uneven.together, uneven.columns_read) == (False, 4001 + 10)
+    hole = attention.decode([Span(0, 9, 1), Span(3, 9, 1)], rectangle)
+    assert (hole.together, hole.columns_read) == (True, 4 * 10)
+    alone = attention.decode([Span(0, 4000, 1)], rectangle)
+    assert (alone.together, alone.columns_read) == (True, 4001)
+
+
+def test_fills_read_what_rows_hold_and_padded_rows_the_longest() -> None:
+    case = plain([Span(0, 3, 7), Span(2, 0, 9)])
+    assert attention.fill(case.spans, case.rectangle).columns_read == 10 + 9
+    assert attention.padded(case.spans, case.rectangle).columns_read == 2 * 10

@@ -1,0 +1,16 @@
+"""Models of kinds that are not batched yet are refused by name, with the reason, and never crash the load."""
+
+from __future__ import annotations
+
+import pytest
+
+from baton.errors import LoadError
+from baton.model.load import hook
+from families import REFUSED, bare_model
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_kind_that_is_not_batched_yet_is_refused_with_its_reason(name: str) -> None:
+    family, reason = REFUSED[name]
+    with pytest.raises(LoadError, match=reason):
+        hook(bare_model(family))

@@ -1,0 +1,295 @@
+"""Draws: the right frequencies, the stock warpers' sets, and nothing that depends on a row's neighbours."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from baton.model.sample import Draw, Sampler, _candidates
+from baton.query import SamplingParams
+
+VOCABULARY = 12
+SAMPLER = Sampler(end_ids=())
+# The 0.9999 quantiles of chi-square, by degrees of freedom.
+CHI_SQUARE = {5: 25.7, 7: 29.9, 15: 44.3}
+
+
+def draw(seed: int = 0, tokens: Sequence[int] = (1, 2, 3), prompt_tokens: int = 3, **params: object) -> Draw:
+    return Draw(SamplingParams(**{"max_tokens": None, **params}), seed, tokens, prompt_tokens)  # type: ignore[arg-type]
+
+
+def noise(rows: int, vocabulary: int = VOCABULARY, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def counts_of(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    tokens = SAMPLER(logits.expand(len(draws), -1), draws)
+    return torch.bincount(torch.tensor(tokens), minlength=logits.shape[-1]).double()
+
+
+def chi_square(counts: Tensor, shares: Tensor) -> float:
+    expected = shares.double() * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_zero_temperature_takes_the_best_token() -> None:
+    logits = noise(50)
+    assert SAMPLER(logits, [draw(seed=i, temperature=0) for i in range(50)]) == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_over_many_seeds_tokens_come_as_often_as_softmax_says(temperature: float) -> None:
+    logits = noise(1, vocabulary=8)
+    counts = counts_of(logits, [draw(seed=seed, temperature=temperature) for seed in range(8000)])
+    assert chi_square(counts, (logits[0] / temperature).softmax(-1)) < CHI_SQUARE[7]
+
+
+def test_over_many_positions_of_one_seed_tokens_come_as_often_as_softmax_says() -> None:
+    logits = noise(1, vocabulary=8, seed=1)
+    counts = counts_of(logits, [draw(seed=11, tokens=range(length)) for length in range(1, 8001)])
+    assert chi_square(counts, logits[0].softmax(-1)) < CHI_SQUARE[7]
+
+
+def test_frequencies_within_a_filter_are_those_of_what_it_leaves() -> None:
+    logits = noise(1, vocabulary=40, seed=2)
+    counts = counts_of(logits, [draw(seed=seed, top_k=6) for seed in range(8000)])
+    best = logits[0].topk(6)
+    assert int(counts.sum()) == int(counts[best.indices].sum()) == 8000
+    assert chi_square(counts[best.indices], best.values.softmax(-1)) < CHI_SQUARE[5]
+
+
+def test_seeds_and_positions_that_follow_each_other_give_unrelated_draws() -> None:
+    """Pairs of draws by neighbouring seeds, and at neighbouring positions, are as independent draws would be."""
+    logits = torch.zeros(1, 4)
+    shares = torch.full((16,), 1 / 16)
+    by_seed = SAMPLER(logits.expand(6000, -1), [draw(seed=seed) for seed in range(6000)])
+    by_position = SAMPLER(logits.expand(6000, -1), [draw(tokens=range(n)) for n in range(1, 6001)])
+    for found in (by_seed, by_position):
+        pairs = torch.tensor([4 * a + b for a, b in zip(found[::2], found[1::2], strict=True)])
+        assert chi_square(torch.bincount(pairs, minlength=16).double(), shares) < CHI_SQUARE[15]
+
+
+def test_the_same_seed_at_the_same_position_draws_the_same_token() -> None:
+    logits = noise(1, scale=0.1).expand(200, -1)
+    first = SAMPLER(logits, [draw(seed=seed) for seed in range(200)])
+    assert SAMPLER(logits, [draw(seed=seed) for seed in range(200)]) == first
+    assert SAMPLER(logits, [draw(seed=seed + 1) for seed in range(200)]) != first
+    assert SAMPLER(logits, [draw(seed=seed, tokens=(1, 2, 3, 4)) for seed in range(200)]) != first
+
+
+def test_seeds_of_any_size_and_sign_are_taken() -> None:
+    logits = noise(1, scale=0.1)
+    seeds = [-(2**63), -1, 0, 2**63 - 1, 2**63 + 15]
+    drawn = {tuple(SAMPLER(logits, [draw(seed=seed, tokens=range(n))])[0] for n in range(1, 9)) for seed in seeds}
+    assert len(drawn) == len(seeds)
+
+
+@st.composite
+def mixed_draws(pick: st.DrawFn) -> list[Draw]:
+    """Rows of every kind: greedy, drawn, filtered, penalised."""
+    kinds = st.fixed_dictionaries(
+        {},
+        optional={
+            "temperature": st.sampled_from([0, 0.6, 1.5]),
+            "top_k": st.integers(1, 14),
+            "top_p": st.sampled_from([0.3, 0.9]),
+            "min_p": st.sampled_from([0.05, 0.5]),
+            "repetition_penalty": st.sampled_from([0.7, 1.4]),
+            "presence_penalty": st.just(0.5),
+            "logit_bias": st.just({3: 2.0}),
+        },
+    )
+    rows = pick(st.lists(st.tuples(kinds, st.integers(0, 99)), min_size=1, max_size=8))
+    return [draw(seed=seed, tokens=(1, 2, 3, 4, 4), **params) for params, seed in rows]
+
+
+@settings(max_examples=80, deadline=None)
+@given(mixed_draws(), st.integers(0, 1000))
+def test_a_rows_draw_depends_on_no_neighbour_and_no_order(draws: list[Draw], seed: int) -> None:
+    logits = noise(len(draws), seed=seed)
+    together = SAMPLER(logits, draws)
+    alone = [SAMPLER(logits[i : i + 1], [one])[0] for i, one in enumerate(draws)]
+    turned = SAMPLER(logits.flip(0), draws[::-1])
+    assert together == alone == turned[::-1]
+
+
+def stock_kept(logits: Tensor, params: SamplingParams) -> set[int]:
+    """The tokens that the stock warpers leave of one row, in the stock order."""
+    scores, ids = logits[None].double() / params.temperature, torch.zeros(1, 1, dtype=torch.int64)
+    if params.top_k:
+        scores = TopKLogitsWarper(params.top_k)(ids, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(ids, scores)
+    if params.min_p:
+        scores = MinPLogitsWarper(params.min_p)(ids, scores)
+    return set(scores[0].isfinite().nonzero().flatten().tolist())
+
+
+def kept(logits: Tensor, draws: Sequence[Draw]) -> list[set[int]]:
+    """The tokens that our filters leave of each row."""
+    temperatures = torch.tensor([[one.params.temperature] for one in draws])
+    best, ids = _candidates(logits / temperatures, draws)
+    return [set(row[values.isfinite()].tolist()) for row, values in zip(ids, best, strict=True)]
+
+
+FILTERS = [
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 300},
+    {"top_k": 5000},
+    {"top_p": 0.01},
+    {"top_p": 0.5},
+    {"top_p": 0.95},
+    {"top_p": 0.999},
+    {"min_p": 0.02},
+    {"min_p": 0.3},
+    {"min_p": 1.0},
+    {"top_k": 20, "top_p": 0.8},
+    {"top_k": 200, "top_p": 0.99, "min_p": 0.001},
+    {"top_p": 0.9, "min_p": 0.05, "temperature": 0.4},
+    {"top_k": 50, "temperature": 2.0},
+]
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 4.0])
+def test_the_filters_leave_what_the_stock_warpers_leave(scale: float) -> None:
+    """Flat logits leave thousands of tokens, which is more than is looked at first."""
+    logits = noise(len(FILTERS), vocabulary=2000, seed=5, scale=scale)
+    draws = [draw(**params) for params in FILTERS]
+    found = kept(logits, draws)
+    expected = [stock_kept(row, one.params) for row, one in zip(logits, draws, strict=True)]
+    for params, ours, theirs in zip(FILTERS, found, expected, strict=True):
+        assert ours == theirs, params
+    if scale < 1:
+        assert max(len(row) for row in found) == 2000
+        assert len(found[6]) > 1000
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([3, 50, 300]),
+    st.sampled_from([0.3, 1.0, 3.0]),
+    st.one_of(st.just(0), st.integers(1, 400)),
+    st.floats(0.05, 1.0),
+    st.one_of(st.just(0.0), st.floats(0.001, 1.0)),
+)
+def test_any_filters_together_leave_what_the_stock_warpers_leave(
+    seed: int, vocabulary: int, scale: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = noise(1, vocabulary, seed, scale)
+    one = draw(top_k=top_k, top_p=top_p, min_p=min_p)
+    assert kept(logits, [one]) == [stock_kept(logits[0], one.params)]
+
+
+def test_what_is_drawn_is_always_among_what_is_left() -> None:
+    logits = noise(1, vocabulary=300, seed=9, scale=0.5)
+    for params in FILTERS:
+        one = draw(**params).params
+        tokens = SAMPLER(logits.expand(400, -1), [draw(seed=seed, **params) for seed in range(400)])
+        allowed = stock_kept(logits[0], one)
+        assert set(tokens) <= allowed, params
+        assert len(set(tokens)) >= min(len(allowed), 10) // 2
+
+
+def penalised(rows: int, **params: object) -> tuple[Tensor, list[Draw], list[list[int]]]:
+    """Greedy rows with random tokens so far, where a penalty often changes which token is best."""
+    dice = random.Random(4)
+    tokens = [[dice.randrange(VOCABULARY) for _ in range(dice.randint(4, 20))] for _ in range(rows)]
+    draws = [draw(tokens=some, prompt_tokens=3, temperature=0, **params) for some in tokens]
+    return noise(rows, seed=3), draws, tokens
+
+
+@pytest.mark.parametrize("penalty", [0.6, 1.3, 3.0])
+def test_the_repetition_penalty_is_the_stock_one_over_prompt_and_answer(penalty: float) -> None:
+    logits, draws, tokens = penalised(200, repetition_penalty=penalty)
+    stock = RepetitionPenaltyLogitsProcessor(penalty)
+    expected = [
+        int(stock(torch.tensor([t]), row[None].clone()).argmax()) for t, row in zip(tokens, logits, strict=True)
+    ]
+    assert SAMPLER(logits, draws) == expected
+    assert sum(a != b for a, b in zip(expected, logits.argmax(-1).tolist(), strict=True)) >= 10
+
+
+@pytest.mark.parametrize(("frequency", "presence"), [(0.4, 0.0), (0.0, 0.8), (0.3, -0.5), (-1.0, 0.0)])
+def test_frequency_and_presence_penalties_are_openais_over_the_answer_alone(frequency: float, presence: float) -> None:
+    """logit - count * frequency - [count > 0] * presence, as OpenAI's documentation has it."""
+    logits, draws, tokens = penalised(200, frequency_penalty=frequency, presence_penalty=presence)
+    expected = []
+    for row, some in zip(logits, tokens, strict=True):
+        counts = torch.bincount(torch.tensor(some[3:]), minlength=VOCABULARY)
+        expected.append(int((row - counts * frequency - (counts > 0) * presence).argmax()))
+    assert SAMPLER(logits, draws) == expected
+    assert sum(a != b for a, b in zip(expected, logits.argmax(-1).tolist(), strict=True)) >= 10
+
+
+def test_logit_bias_is_added_and_can_force_and_forbid() -> None:
+    logits = noise(100, seed=6)
+    best = logits.argmax(-1).tolist()
+    forced = SAMPLER(logits, [draw(seed=i, logit_bias={5: 100.0}) for i in range(100)])
+    assert set(forced) == {5}
+    forbidden = SAMPLER(logits, [draw(seed=i, temperature=0, logit_bias={best[i]: -100.0}) for i in range(100)])
+    assert all(token != was for token, was in zip(forbidden, best, strict=True))
+    expected = logits.clone()
+    expected[:, 2] += 0.7
+    assert (
+        SAMPLER(logits, [draw(temperature=0, logit_bias={2: 0.7}) for _ in range(100)]) == expected.argmax(-1).tolist()
+    )
+
+
+def test_tokens_that_end_cannot_be_drawn_before_min_tokens() -> None:
+    sampler = Sampler(end_ids=(4, 5))
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, [4, 5, 6]] = 20.0
+    params = {"min_tokens": 2, "stop_token_ids": (6,)}
+    early = sampler(logits.expand(300, -1), [draw(seed=i, tokens=(1, 2, 3, 7), **params) for i in range(300)])
+    late = sampler(logits.expand(300, -1), [draw(seed=i, tokens=(1, 2, 3, 7, 8), **params) for i in range(300)])
+    assert not {4, 5, 6} & set(early)
+    assert set(late) <= {4, 5, 6}
+
+
+def test_min_tokens_works_where_nothing_ends_a_text_or_an_end_is_outside_the_vocabulary() -> None:
+    logits = noise(1)
+    assert Sampler(end_ids=())(logits, [draw(temperature=0, min_tokens=5)]) == [int(logits.argmax())]
+    assert Sampler(end_ids=(500,))(logits, [draw(temperature=0, min_tokens=5)]) == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", [slice(None), slice(3, 4)])
+def test_a_row_that_is_not_finite_draws_none_and_its_neighbours_draw_as_ever(bad: float, where: slice) -> None:
+    kinds = [{"temperature": 0}, {}, {"top_p": 0.9}, {"temperature": 0, "repetition_penalty": 1.2}]
+    draws = [draw(seed=i, **params) for i, params in enumerate(kinds * 3)]
+    logits = noise(12, seed=8)
+    right = SAMPLER(logits, draws)
+    broken = logits.clone()
+    broken[4:8, where] = bad
+    found = SAMPLER(broken, draws)
+    assert found[4:8] == [None] * 4
+    assert found[:4] == right[:4]
+    assert found[8:] == right[8:]
+
+
+def test_the_logits_that_are_handed_in_are_left_as_they_were() -> None:
+    logits, draws, _ = penalised(20, repetition_penalty=1.5, logit_bias={1: 5.0}, min_tokens=100)
+    before = logits.clone()
+    Sampler(end_ids=(2,))(logits, draws)
+    assert torch.equal(logits, before)
+
+
+def test_temperature_comes_before_the_filters_as_in_the_stock_order() -> None:
+    logits = noise(1, vocabulary=50, seed=12)
+    stock = TopPLogitsWarper(0.7)(torch.zeros(1, 1), TemperatureLogitsWarper(0.3)(torch.zeros(1, 1), logits.double()))
+    assert kept(logits, [draw(temperature=0.3, top_p=0.7)])[0] == set(stock[0].isfinite().nonzero().flatten().tolist())
