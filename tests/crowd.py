@@ -61,9 +61,9 @@ class Shaken:
 
     def plan(self, view: View) -> Plan:
         plan = self.inner.plan(view)
-        detach = [q.id for q in view.running if self.dice.random() < 0.08]
+        detach = [q.id for q in view.running if self.dice.random() < 0.12]
         # Every third one that is detached is forgotten at once, the others keep their keys and values.
-        forget = [name for at, name in enumerate(detach, self.moves["detach"]) if at % 3 == 1]
+        forget = [name for at, name in enumerate(detach, self.moves["detach"]) if at % 3 == 0]
         staying = len(view.running) - len(detach) + view.held_rows
         need = max(1, staying + len(plan.insert))
         resize = plan.resize

@@ -72,7 +72,18 @@ FAMILIES = (
     Family("mixtral", "mixtral", _LOCAL_MOE),
     Family("gemma", "gemma", {"head_dim": 16}),
     Family("gemma2", "gemma2", {"head_dim": 16, "sliding_window": WINDOW, "query_pre_attn_scalar": 16}),
-    Family("gemma4", "gemma4_text", {"num_hidden_layers": 6, "head_dim": 16, "sliding_window": WINDOW}),
+    # By itself its config asks for a second embedding of 400 million parameters.
+    Family(
+        "gemma4",
+        "gemma4_text",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 16,
+        },
+    ),
     Family("phi", "phi"),
     Family("phi3", "phi3"),
     Family("phimoe", "phimoe", _LOCAL_MOE),

@@ -19,6 +19,7 @@ FACTS = Facts(
     device="cpu",
     dtype="float32",
     cores=2,
+    lazy_memory=True,
     policies=("baton", "orca"),
 )
 
@@ -164,7 +165,13 @@ def test_auto_memory_is_at_most_half_of_what_is_free() -> None:
 
 def test_what_was_asked_holds() -> None:
     asked = Config(
-        max_batch_size="3", max_model_len="500", kv_memory="1MB", prefill_chunk="7", policy="orca", seed=5, max_stall_ms=50
+        max_batch_size="3",
+        max_model_len="500",
+        kv_memory="1MB",
+        prefill_chunk="7",
+        policy="orca",
+        seed=5,
+        max_stall_ms=50,
     )
     found = resolve(asked, FACTS)
     assert (found.max_rows, found.max_model_len, found.kv_bytes, found.prefill_chunk) == (3, 500, 10**6, 7)
@@ -197,20 +204,36 @@ def test_memory_that_cannot_hold_one_query_is_refused_also_when_auto() -> None:
         resolve(Config(), dataclasses.replace(FACTS, free_bytes=199_999))
 
 
-@settings(max_examples=200, deadline=None)
+def test_where_memory_is_allocated_at_once_auto_takes_the_length_that_fits() -> None:
+    """Rows of the batch, and as many and one more for prefill: 17 rows of 100 bytes a token."""
+    eager = dataclasses.replace(FACTS, lazy_memory=False, free_bytes=17 * 100 * 500)
+    found = resolve(Config(), eager)
+    assert 100 < found.max_model_len < 500
+    with pytest.raises(SettingError, match="lower --max-batch-size or --max-model-len"):
+        resolve(Config(max_model_len="500"), eager)
+    assert resolve(Config(), dataclasses.replace(eager, free_bytes=10**9)).max_model_len == 1000
+    assert resolve(Config(max_batch_size="1"), eager).max_model_len > found.max_model_len
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     rows=st.one_of(st.just(AUTO), st.integers(1, 64).map(str)),
     length=st.one_of(st.just(AUTO), st.integers(1, 1000).map(str)),
     memory=st.one_of(st.just(AUTO), st.integers(0, 10**7).map(str)),
     free=st.integers(0, 10**7),
+    lazy=st.booleans(),
 )
-def test_settings_that_hold_always_fit_one_whole_query(rows: str, length: str, memory: str, free: int) -> None:
+def test_settings_that_hold_always_fit_one_whole_query(
+    rows: str, length: str, memory: str, free: int, lazy: bool
+) -> None:
     config = Config(max_batch_size=rows, max_model_len=length, kv_memory=memory)
     try:
-        found = resolve(config, dataclasses.replace(FACTS, free_bytes=free))
+        found = resolve(config, dataclasses.replace(FACTS, free_bytes=free, lazy_memory=lazy))
     except SettingError as error:
-        assert error.param == "kv_memory"
+        assert error.param == "kv_memory" or (error.param == "max_model_len" and not lazy)
         return
+    allocated = (2 * found.max_rows + 1) * found.max_model_len * FACTS.kv_bytes_per_token
+    assert lazy or allocated <= free
     assert found.kv_bytes >= found.max_model_len * FACTS.kv_bytes_per_token
     assert found.max_rows >= 1
     assert memory != AUTO or found.kv_bytes <= free // 2

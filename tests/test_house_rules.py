@@ -111,7 +111,9 @@ def test_circles_are_noticed_also_when_a_function_or_a_type_check_hides_them() -
         kv__b="def later():\n    from baton.kv.c import y",
         kv__c="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import a",
     )
-    assert [line for line in broken_rules(circle) if line == "a circle: baton.kv.a > baton.kv.b > baton.kv.c > baton.kv.a"]
+    assert [
+        line for line in broken_rules(circle) if line == "a circle: baton.kv.a > baton.kv.b > baton.kv.c > baton.kv.a"
+    ]
 
 
 def test_only_the_command_line_may_import_inside_functions() -> None:

@@ -137,28 +137,34 @@ def check_padded(case: Case) -> None:
     torch.testing.assert_close(flat.double(), torch.stack(expected), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases())
 def test_a_flat_fill_equals_the_reference(case: Case) -> None:
     check_fill(case)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases(ones=True))
 def test_a_decode_step_attended_together_equals_the_reference(case: Case) -> None:
     check_decode(case, together=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(cases(ones=True))
 def test_a_decode_step_attended_row_by_row_equals_the_reference(case: Case) -> None:
     check_decode(case, together=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases())
 def test_padded_rows_equal_the_reference(case: Case) -> None:
     check_padded(case)
+
+
+@pytest.mark.parametrize("look", [Look(window=3), Look(window=3, softcap=2.0), Look(chunk=4, softcap=2.0)])
+def test_a_padding_slot_that_would_see_nothing_breeds_no_nan(look: Look) -> None:
+    """Row 0's token is in column 10; beside row 1's twelve, its last padding slot stands for column 21."""
+    check_padded(replace(plain([Span(0, 10, 1), Span(1, 0, 12)]), look=look))
 
 
 def plain(spans: Sequence[Span], window: int = 0) -> Case:

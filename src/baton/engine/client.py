@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import operator
 import queue
 import random
 import secrets
@@ -108,7 +109,10 @@ class Client:
         Raises ContextLengthExceeded where the prompt leaves no room for `max_tokens`, InvalidValue for an empty
         prompt or ids outside the vocabulary.
         """
-        tokens = tuple(prompt)
+        try:
+            tokens = tuple(operator.index(token) for token in prompt)
+        except TypeError:
+            raise InvalidValue("the prompt must be a list of token ids", param="prompt") from None
         if priority:
             message = f"priority {priority}: policy {self.settings.policy} runs queries in the order of their arrival"
             raise Unsupported(message, param="priority")

@@ -118,8 +118,8 @@ class Engine:
         if troubles:
             raise troubles[0]
 
-    def iterate(self) -> None:
-        """One iteration (ARCHITECTURE.md section 9)."""
+    def iterate(self) -> bool:
+        """One iteration (ARCHITECTURE.md section 8); answers whether anything was computed in it."""
         self._expire()
         if self._held and not self.lifecycle.count(State.RUNNING):
             self._release_held()
@@ -129,6 +129,7 @@ class Engine:
         if self.batch.lens:
             self._step(now)
         self._tell(now)
+        return now.slots.useful + now.slots.idle > 0
 
     def hand_over(self) -> None:
         """Delivers what clients have not heard yet."""

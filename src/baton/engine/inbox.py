@@ -19,6 +19,7 @@ class Inbox:
         self._news = threading.Condition()
         self._queries: list[tuple[Query, Deliver]] = []
         self._cancelled: list[str] = []
+        self._woken = False
 
     def __len__(self) -> int:
         """How many queries are in."""
@@ -42,11 +43,13 @@ class Inbox:
         return queries, cancelled
 
     def wait(self, timeout_seconds: float) -> None:
-        """Returns when something is in, when someone calls `wake`, or after the timeout."""
+        """Returns when something is in, when someone calls `wake` or has called it since, or after the timeout."""
         with self._news:
-            if not self._queries and not self._cancelled:
+            if not self._queries and not self._cancelled and not self._woken:
                 self._news.wait(timeout_seconds)
+            self._woken = False
 
     def wake(self) -> None:
         with self._news:
+            self._woken = True
             self._news.notify()

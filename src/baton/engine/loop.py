@@ -18,6 +18,7 @@ from baton.query import Query, State
 log = logging.getLogger("baton.engine")
 
 _NAP_SECONDS = 0.5
+_PAUSE_SECONDS = 0.002
 _HUNG_SECONDS = 60.0
 _FAILURES_ALLOWED = 1
 
@@ -129,14 +130,16 @@ class EngineLoop:
         for query_id in list(self._engine.lifecycle.live) if self._cut else cancelled:
             self._engine.cancel(query_id)
         busy = self._engine.busy
-        if busy:
-            self._engine.iterate()
+        computed = busy and self._engine.iterate()
         self._beat = self._clock()
         # First the statistics: who hears that a query ended finds it counted.
         self._publish()
         self._engine.hand_over()
         if not self._engine.busy:
             self._inbox.wait(_NAP_SECONDS)
+        elif not computed:
+            # A policy that has nothing done now is asked again soon, and not a million times until then.
+            self._inbox.wait(_PAUSE_SECONDS)
         return busy
 
     def _accept(self, query: Query, deliver: Deliver) -> None:

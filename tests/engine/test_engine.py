@@ -1,0 +1,685 @@
+"""The iteration: how queries end, when rows are taken, whose fault is whose, and what is left afterwards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from baton.clock import ManualClock
+from baton.compose import POLICIES
+from baton.engine.engine import Engine
+from baton.errors import Refused
+from baton.events import Event, IterationDone, QueryEnded, QueryMoved
+from baton.policy.baton import Baton
+from baton.policy.port import Chunk, Plan, Policy, View
+from baton.policy.run_to_completion import RunToCompletion
+from baton.query import Query, State
+from baton.text import TextStream
+from crowd import Crowd, Shaken, alone, crowd_of, query_of
+from families import model_of
+from toy import BYTES_PER_TOKEN, COLUMNS, NAN, hashed, prompt_of, toy_alone, toy_crowd
+
+EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
+END = 2
+
+
+def asked(name: str, prompt_tokens: int = 4, limit: int = 6, **params: object) -> Query:
+    return query_of(name, prompt_of(prompt_tokens, seed=sum(name.encode())), limit, **params)
+
+
+def done(told: Sequence[Event]) -> list[IterationDone]:
+    return [event for event in told if isinstance(event, IterationDone)]
+
+
+def ended(told: Sequence[Event]) -> dict[str, QueryEnded]:
+    return {event.query_id: event for event in told if isinstance(event, QueryEnded)}
+
+
+def accept(crowd: Crowd, *queries: Query) -> None:
+    for query in queries:
+        crowd.engine.accept(query, crowd.hear)
+
+
+def turn(crowd: Crowd) -> None:
+    crowd.engine.iterate()
+    crowd.engine.hand_over()
+
+
+def reserved(engine: Engine) -> int:
+    """Bytes that those who hold or may yet fill memory may grow to."""
+    grown = (State.PREFILLING, State.READY, State.RUNNING)
+    standings = [s for state in grown for s in engine.lifecycle.standings(state, BYTES_PER_TOKEN)]
+    held = [len(query.prompt) + query.limit_tokens for query in engine._held.values()]
+    return sum(standing.bytes_reserved for standing in standings) + sum(held) * BYTES_PER_TOKEN
+
+
+def is_idle(engine: Engine) -> bool:
+    lives = engine.lifecycle
+    return (
+        not engine.busy
+        and engine.kv_bytes_used == 0
+        and not engine.batch.lens
+        and not engine.prefiller.lens
+        and not engine._pool
+        and lives.submitted == sum(lives.ended.values())
+    )
+
+
+# How queries end
+
+
+def count_up(tokens: list[int]) -> int:
+    """Says 10, 11, 12, ... from wherever it is."""
+    return max(tokens[-1] + 1, 10)
+
+
+@EVERY_POLICY
+@pytest.mark.parametrize(
+    ("params", "reason", "tokens"),
+    [
+        ({}, "stop", [10, 11, 12, 13]),
+        ({"ignore_eos": True}, "length", [10, 11, 12, 13, 14, 15]),
+        ({"ignore_eos": True, "stop_token_ids": (14, 40)}, "stop", [10, 11, 12, 13, 14]),
+        ({"stop_token_ids": (11,)}, "stop", [10, 11]),
+        ({"stop": ("<12>",)}, "stop", [10, 11, 12]),
+        ({"stop": ("0><1",)}, "stop", [10, 11]),
+        ({"stop": ("<99>",), "ignore_eos": True}, "length", [10, 11, 12, 13, 14, 15]),
+        ({"min_tokens": 3}, "stop", [10, 11, 12, 13]),
+    ],
+)
+def test_a_query_ends_for_its_reason_and_with_its_tokens(
+    policy: str, params: dict[str, Any], reason: str, tokens: list[int]
+) -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(POLICIES[policy](), say=count_up, end_ids=(13,), sinks=[told.append])
+    crowd.run([query_of("a", [3, 4, 5], 6, **{"ignore_eos": False, **params})])
+    assert (crowd.reason("a"), crowd.tokens("a")) == (reason, tokens)
+    assert ended(told)["a"].usage.generated_tokens == len(tokens)
+    assert is_idle(crowd.engine)
+
+
+def test_no_end_is_drawn_before_min_tokens() -> None:
+    crowd = toy_crowd(Baton(), say=lambda tokens: 13, end_ids=(13,))
+    crowd.run([query_of("a", [3], 6, ignore_eos=False, min_tokens=3)])
+    assert crowd.reason("a") == "stop"
+    assert len(crowd.tokens("a")) == 4
+    assert 13 not in crowd.tokens("a")[:3]
+
+
+@EVERY_POLICY
+def test_a_query_of_one_token_ends_with_its_prefill(policy: str) -> None:
+    queries = [asked(f"q{i}", limit=1) for i in range(6)]
+    crowd = toy_crowd(POLICIES[policy]())
+    crowd.run(queries)
+    assert {q.id: crowd.tokens(q.id) for q in queries} == {q.id: toy_alone(q) for q in queries}
+    assert is_idle(crowd.engine)
+
+
+def test_text_and_usage_come_with_the_last_update() -> None:
+    crowd = toy_crowd(Baton(), say=count_up)
+    crowd.run([query_of("a", [3, 4], 3)])
+    updates = crowd.updates["a"]
+    assert "".join(update.text for update in updates) == "<10><11><12>"
+    assert [update.finish_reason for update in updates] == [None] * (len(updates) - 1) + ["length"]
+    usage = updates[-1].usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.generated_tokens, usage.useful_slots, usage.idle_slots) == (2, 3, 4, 0)
+
+
+# Rows are taken at once
+
+
+def test_a_finished_row_is_free_in_its_iteration_and_taken_in_the_very_next() -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(Baton(), sinks=[told.append], max_rows=2, prefill_chunk=50)
+    queries = [asked("short", limit=3), asked("long", limit=20), asked("next", limit=4), asked("last", limit=4)]
+    accept(crowd, *queries)
+    while "short" not in ended(told):
+        turn(crowd)
+    assert set(crowd.engine.batch.lens) == {"long"}, "its row is free in the iteration in which it ended"
+    assert crowd.engine.lifecycle.live["next"].state is State.READY, "the next one was prefilled ahead"
+    turn(crowd)
+    assert done(told)[-1].inserted == ("next",)
+    assert set(crowd.engine.batch.lens) == {"long", "next"}
+    assert len(crowd.tokens("next")) == 2, "it was fed in the iteration that inserted it"
+
+
+def test_baton_never_steps_with_a_free_row_while_a_query_is_ready() -> None:
+    dice = random.Random(5)
+    crowd = toy_crowd(Baton(), max_rows=3, prefill_chunk=4)
+    engine, seen = crowd.engine, []
+    right = engine.batch.step
+
+    def watched(*args: Any) -> Any:
+        free = engine.settings.max_rows - len(engine.batch.lens)
+        seen.append((free, engine.lifecycle.count(State.READY)))
+        return right(*args)
+
+    engine.batch.step = watched  # type: ignore[method-assign]
+    queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 12)) for i in range(25)]
+    crowd.run(queries, dice)
+    assert not [free for free, ready in seen if free and ready]
+    assert any(ready for _, ready in seen)
+    assert any(free for free, _ in seen)
+    assert crowd.engine.totals.slots.idle == 0
+
+
+def test_run_to_completion_holds_finished_rows_until_the_longest_is_done() -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(RunToCompletion(), sinks=[told.append], max_rows=2)
+    accept(crowd, asked("short", limit=2), asked("long", limit=7), asked("next", limit=2))
+    for at in range(1, 8):
+        turn(crowd)
+        assert set(crowd.engine.batch.lens) == {"short", "long"}, "the row is held"
+        assert ("short" in ended(told)) == (at >= 2)
+        assert crowd.engine.lifecycle.live["next"].state is State.WAITING
+        assert done(told)[-1].slots.finished_row == (1 if at > 2 else 0)
+    assert "long" in ended(told)
+    turn(crowd)
+    assert done(told)[-1].inserted == ("next",)
+    assert set(crowd.engine.batch.lens) == {"next"}
+    turn(crowd)
+    assert crowd.engine.busy, "the last row is held as well"
+    turn(crowd)
+    assert is_idle(crowd.engine)
+    # short drew its second token in step 2; steps 3 to 7 computed its row for nothing.
+    assert crowd.engine.totals.slots.finished_row == 5
+
+
+def test_finished_rows_are_no_longer_held_when_the_policy_stops_asking_for_it() -> None:
+    crowd = toy_crowd(RunToCompletion(), max_rows=2)
+    accept(crowd, asked("short", limit=1), asked("long", limit=9))
+    turn(crowd)
+    assert set(crowd.engine.batch.lens) == {"short", "long"}
+    crowd.engine._policy = Baton()
+    turn(crowd)
+    assert set(crowd.engine.batch.lens) == {"long"}
+
+
+def test_while_rows_run_an_iteration_prefills_no_more_than_the_chunk() -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(Baton(), sinks=[told.append], max_rows=4, prefill_chunk=3)
+    accept(crowd, asked("a", 2, 30))
+    turn(crowd)
+    accept(crowd, *(asked(f"q{i}", 10, 3) for i in range(4)))
+    while "q3" not in ended(told):
+        turn(crowd)
+    beside = [event for event in done(told)[1:] if event.kind in ("both", "prefill")]
+    assert {event.kind for event in beside} == {"both"}
+    assert max(event.prefilled_tokens for event in beside) == 3
+    assert sum(event.prefilled_tokens for event in beside) == 40
+
+
+# Whose fault is whose
+
+
+def broken_for(*names: str, after: int = 0, how: str = "raise") -> Callable[[list[int]], int]:
+    """Fails once a row of these queries has `after` more tokens than its prompt."""
+    prompts = [list(asked(name).prompt) for name in names]
+
+    def say(tokens: list[int]) -> int:
+        if len(tokens) >= 4 + after and tokens[:4] in prompts:
+            if how == "raise":
+                raise RuntimeError("device trouble")
+            return NAN
+        return hashed(tokens)
+
+    return say
+
+
+def test_a_prefill_that_raises_fails_its_query_alone_also_when_packed_with_others() -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(Baton(), say=broken_for("b"), sinks=[told.append], prefill_chunk=50)
+    queries = [asked("a"), asked("b"), asked("c")]
+    crowd.run(queries)
+    assert done(told)[0].prefilled_tokens == 8, "all three were in one forward, then two alone"
+    assert crowd.reason("b") == "error"
+    assert "prefill failed" in (crowd.updates["b"][-1].error or "")
+    for query in (queries[0], queries[2]):
+        assert crowd.tokens(query.id) == toy_alone(query)
+    assert ended(told)["b"].outcome is State.FAILED
+    assert is_idle(crowd.engine)
+
+
+def test_a_draw_that_raises_in_a_packed_prefill_fails_its_query_alone() -> None:
+    crowd = toy_crowd(Baton(), prefill_chunk=50)
+    queries = [asked("a"), replace(asked("b"), seed=77), asked("c")]
+    right = crowd.engine.prefiller._rows._sampler  # type: ignore[attr-defined]
+
+    def trips(logits: torch.Tensor, draws: Sequence[Any]) -> list[int | None]:
+        if any(draw.seed == 77 for draw in draws):
+            raise RuntimeError("a bad draw")
+        return right(logits, draws)
+
+    crowd.engine.prefiller._rows._sampler = trips  # type: ignore[attr-defined]
+    crowd.run(queries)
+    assert crowd.reason("b") == "error"
+    for query in (queries[0], queries[2]):
+        assert crowd.tokens(query.id) == toy_alone(query)
+    assert is_idle(crowd.engine)
+
+
+@EVERY_POLICY
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_row_that_is_not_finite_fails_alone(policy: str, after: int) -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(POLICIES[policy](), say=broken_for("b", after=after, how="nan"), sinks=[told.append])
+    queries = [asked("a"), asked("b"), asked("c")]
+    crowd.run(queries)
+    assert crowd.reason("b") == "error"
+    assert crowd.tokens("b") == toy_alone(queries[1])[:after]
+    assert "not finite" in (crowd.updates["b"][-1].error or "")
+    for query in (queries[0], queries[2]):
+        assert (crowd.tokens(query.id), crowd.reason(query.id)) == (toy_alone(query), "length")
+    assert is_idle(crowd.engine)
+
+
+@pytest.mark.parametrize("when", ["prompt", "answer"])
+@EVERY_POLICY
+def test_nan_in_a_real_models_row_leaves_its_neighbours_tokens_right(policy: str, when: str) -> None:
+    """A token whose embedding is NaN poisons the keys and values of every layer of its row."""
+    poison = 77
+    dice = random.Random(1)
+    clean = [t for t in range(3, 160) if t != poison]
+    queries = [query_of(f"q{i}", dice.choices(clean, k=dice.randint(3, 20)), 12, seed=i) for i in range(5)]
+    model = model_of("mistral_window")
+    expected = [alone(model, query)[0] for query in queries]
+    model.get_input_embeddings().weight[poison] = torch.nan
+    model.lm_head.weight[poison] = 0.0
+    bad = [3, poison, 4] if when == "prompt" else [3, 5, 4]
+    bias = {} if when == "prompt" else {"logit_bias": {poison: 100.0}}
+    crowd = crowd_of(model, POLICIES[policy](), rows=3)
+    # The bad one comes first, so that others are given its row afterwards.
+    crowd.run([query_of("bad", bad, 12, seed=99, **bias), *queries])
+    assert crowd.reason("bad") == "error"
+    assert crowd.tokens("bad") == ([] if when == "prompt" else [poison])
+    for query, tokens in zip(queries, expected, strict=True):
+        assert poison not in tokens
+        assert crowd.tokens(query.id) == tokens
+    assert crowd.engine.kv_bytes_used == 0
+
+
+@EVERY_POLICY
+def test_a_step_that_raises_fails_those_that_run_and_the_engine_goes_on(policy: str) -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(POLICIES[policy](), say=broken_for("b", after=2), sinks=[told.append], max_rows=2)
+    queries = [asked("a"), asked("b"), asked("c"), asked("d")]
+    crowd.run(queries)
+    assert [crowd.reason(query.id) for query in queries] == ["error", "error", "length", "length"]
+    assert "the step failed: RuntimeError" in (crowd.updates["a"][-1].error or "")
+    for query in queries[2:]:
+        assert crowd.tokens(query.id) == toy_alone(query)
+    assert crowd.engine.lifecycle.ended[State.FAILED] == 2
+    assert is_idle(crowd.engine)
+
+
+def test_a_decoder_that_raises_fails_its_query_alone() -> None:
+    class Trips:
+        def step(self, token_id: int) -> str:
+            raise ValueError("no such token")
+
+        def flush(self) -> str:
+            return ""
+
+    def text_of(query: Query) -> TextStream:
+        return TextStream(Trips() if query.id == "b" else Crowdless(), query.params.stop)
+
+    crowd = toy_crowd(Baton(), text_of=text_of)
+    queries = [asked("a"), asked("b"), asked("c")]
+    crowd.run(queries)
+    assert crowd.reason("b") == "error"
+    assert "its text could not be made" in (crowd.updates["b"][-1].error or "")
+    assert crowd.tokens("a") == toy_alone(queries[0])
+    assert is_idle(crowd.engine)
+
+
+class Crowdless:
+    """A decoder that says nothing."""
+
+    def step(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+def test_a_query_whose_text_cannot_even_begin_is_not_taken_at_all() -> None:
+    def text_of(query: Query) -> TextStream:
+        if query.id == "b":
+            raise ValueError("no decoder")
+        return TextStream(Crowdless())
+
+    crowd = toy_crowd(Baton(), text_of=text_of)
+    accept(crowd, asked("a"))
+    with pytest.raises(ValueError, match="no decoder"):
+        accept(crowd, asked("b"))
+    assert set(crowd.engine.lifecycle.live) == {"a"}
+    assert crowd.engine.lifecycle.submitted == 1
+    crowd.run([])
+    assert crowd.reason("a") == "length"
+    assert is_idle(crowd.engine)
+
+
+@dataclass
+class Scripted:
+    """A policy that answers these plans one after the other, then does nothing."""
+
+    plans: list[Plan]
+    views: list[View] = field(default_factory=list)
+
+    def plan(self, view: View) -> Plan:
+        self.views.append(view)
+        return self.plans.pop(0) if self.plans else Plan()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(prefill=(Chunk("a", 4), Chunk("b", 4), Chunk("c", 4)), why="more than the prefiller has room for"),
+        Plan(insert=("a", "b"), why="more than there are rows"),
+        Plan(prefill=(Chunk("a", 1),), insert=("a",), why="not prefilled yet"),
+        Plan(resize=9),
+        Plan(detach=("a",)),
+        Plan(insert=("nobody",), prefill=(Chunk("nobody", 1),)),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_raises_and_all_can_be_failed_afterwards(plan: Plan) -> None:
+    crowd = toy_crowd(Scripted([plan]), max_rows=1)
+    accept(crowd, asked("a"), asked("b"), asked("c"))
+    with pytest.raises((Refused, KeyError)):
+        turn(crowd)
+    crowd.engine.fail_all("internal error")
+    crowd.engine.hand_over()
+    assert {crowd.reason(name) for name in "abc"} == {"error"}
+    assert is_idle(crowd.engine)
+    crowd.engine._policy = Baton()
+    crowd.run([asked("d")])
+    assert crowd.tokens("d") == toy_alone(asked("d"))
+
+
+# Cancelled, expired, failed: wherever a query is, it leaves nothing behind
+
+
+def brought_to(state: State, crowd: Crowd, name: str) -> None:
+    """Brings the first query to this state, with a neighbour that runs."""
+    plans = {
+        State.WAITING: [],
+        State.PREFILLING: [Plan(prefill=(Chunk(name, 2),))],
+        State.READY: [Plan(prefill=(Chunk(name, 4),))],
+        State.RUNNING: [Plan(prefill=(Chunk(name, 4),)), Plan(insert=(name,))],
+    }[state]
+    crowd.engine._policy = Scripted([Plan(insert=("neighbour",), feed=9), *plans])
+    for _ in range(len(plans) + 1):
+        turn(crowd)
+    assert crowd.engine.lifecycle.live[name].state is state
+
+
+@pytest.mark.parametrize("how", ["cancel", "expire", "fail"])
+@pytest.mark.parametrize(
+    ("state", "detached"), [*((state, False) for state in State if state.live), (State.READY, True)]
+)
+def test_in_every_state_a_query_that_leaves_frees_its_row_and_bytes_at_once(
+    state: State, detached: bool, how: str
+) -> None:
+    clock = ManualClock()
+    crowd = toy_crowd(Baton(), clock=clock)
+    neighbour = asked("neighbour", limit=20)
+    accept(crowd, neighbour, replace(asked("a"), deadline=5.0))
+    if detached:
+        brought_to(State.RUNNING, crowd, "a")
+        crowd.engine._policy = Scripted([Plan(detach=("a",))])
+        turn(crowd)
+        assert "a" in crowd.engine._pool
+    else:
+        brought_to(state, crowd, "a")
+    engine = crowd.engine
+    if how == "cancel":
+        engine.cancel("a")
+    elif how == "expire":
+        clock.advance(5.0)
+        engine._expire()
+        assert "a" in engine.lifecycle.live, "a deadline is not past before its time"
+        clock.advance(0.1)
+        engine._expire()
+    else:
+        engine._end("a", State.FAILED, "error", "test")
+    assert "a" not in engine.lifecycle.live
+    assert set(engine.batch.lens) == {"neighbour"}
+    assert not engine.prefiller.lens
+    assert not engine._pool
+    assert engine.kv_bytes_used == engine.batch.lens["neighbour"] * BYTES_PER_TOKEN
+    engine.cancel("a")
+    engine.hand_over()
+    reason = {"cancel": "cancelled", "expire": "error", "fail": "error"}[how]
+    assert [update.finish_reason for update in crowd.updates["a"] if update.finish_reason] == [reason]
+    engine._policy = Baton()
+    crowd.run([])
+    assert crowd.tokens("neighbour") == toy_alone(neighbour)
+    assert is_idle(engine)
+
+
+def test_a_deadline_at_time_zero_is_a_deadline() -> None:
+    clock = ManualClock(1.0)
+    crowd = toy_crowd(Baton(), clock=clock)
+    accept(crowd, replace(asked("a"), deadline=0.0))
+    turn(crowd)
+    assert crowd.engine.lifecycle.ended[State.EXPIRED] == 1
+    assert "deadline" in (crowd.updates["a"][-1].error or "")
+
+
+def test_a_query_with_a_deadline_that_is_met_finishes() -> None:
+    crowd = toy_crowd(Baton())
+    crowd.run([replace(asked("a"), deadline=1e9)])
+    assert crowd.reason("a") == "length"
+
+
+# Budget
+
+
+@EVERY_POLICY
+def test_never_is_more_reserved_than_the_budget(policy: str) -> None:
+    dice = random.Random(3)
+    budget = 60 * BYTES_PER_TOKEN
+    crowd = toy_crowd(POLICIES[policy](), kv_bytes=budget, max_rows=6)
+    queries = [asked(f"q{i}", dice.randint(1, 20), dice.randint(1, 18)) for i in range(20)]
+    engine, most = crowd.engine, 0
+    right = engine.batch.step
+
+    def watched(*args: Any) -> Any:
+        nonlocal most
+        most = max(most, reserved(engine))
+        assert engine.kv_bytes_used <= reserved(engine)
+        return right(*args)
+
+    engine.batch.step = watched  # type: ignore[method-assign]
+    crowd.run(queries, dice)
+    assert budget / 2 < most <= budget
+    assert all(crowd.tokens(query.id) == toy_alone(query) for query in queries)
+    assert is_idle(engine)
+
+
+def test_what_a_policy_sees_is_left_of_the_budget_counts_held_rows_and_all_that_may_still_grow() -> None:
+    hold = Plan(insert=("short", "long"), feed=9, hold_finished=True)
+    policy = Scripted([hold, Plan(prefill=(Chunk("half", 2),), hold_finished=True)])
+    crowd = toy_crowd(policy, kv_bytes=100 * BYTES_PER_TOKEN)
+    accept(crowd, asked("short", 4, 1), asked("long", 4, 9), asked("half", 4, 3), asked("waits", 4, 9))
+    for _ in range(3):
+        turn(crowd)
+    seen = [view.bytes_left // BYTES_PER_TOKEN for view in policy.views]
+    assert seen == [100, 100 - 5 - 13, 100 - 5 - 13 - 7]
+    assert [view.held_rows for view in policy.views] == [0, 1, 1]
+
+
+# Events
+
+
+def test_what_happened_is_told_once_each_and_in_order() -> None:
+    told: list[Event] = []
+    crowd = toy_crowd(Baton(), sinks=[told.append], max_rows=1, prefill_chunk=50)
+    crowd.run([asked("a", 3, 3), asked("b", 5, 2)])
+    moves = [(event.query_id, event.was, event.now) for event in told if isinstance(event, QueryMoved)]
+    w, p, r, x, f = State.WAITING, State.PREFILLING, State.READY, State.RUNNING, State.FINISHED
+    for name in "ab":
+        assert [(was, now) for query_id, was, now in moves if query_id == name] == [
+            (None, w),
+            (w, p),
+            (p, r),
+            (r, x),
+            (x, f),
+        ]
+    iterations = done(told)
+    assert [event.index for event in iterations] == list(range(1, len(iterations) + 1))
+    assert [event.kind for event in iterations] == ["both", "decode", "decode"]
+    assert [event.generated_tokens for event in iterations] == [3, 1, 1]
+    assert [event.inserted for event in iterations] == [("a",), (), ("b",)]
+    assert [event.prefilled_tokens for event in iterations] == [8, 0, 0]
+
+
+def test_totals_are_the_sums_of_what_iterations_told() -> None:
+    told: list[Event] = []
+    dice = random.Random(8)
+    crowd = toy_crowd(Shaken(Baton(), dice), sinks=[told.append], prefill_chunk=4)
+    queries = [asked(f"q{i}", dice.randint(1, 12), dice.randint(1, 10)) for i in range(12)]
+    crowd.run(queries, dice)
+    iterations, totals = done(told), crowd.engine.totals
+    assert totals.iterations == len(iterations)
+    assert totals.generated_tokens == sum(event.generated_tokens for event in iterations)
+    assert totals.generated_tokens == sum(query.limit_tokens for query in queries)
+    assert totals.prompt_tokens == sum(len(query.prompt) for query in queries)
+    assert totals.insertions == sum(len(event.inserted) for event in iterations)
+    for kind, count in totals.slots.by_kind().items():
+        assert count == sum(event.slots.by_kind()[kind] for event in iterations)
+    assert totals.slots.recomputed > 0
+    # Each token but a query's last is needed exactly once.
+    assert totals.slots.useful == sum(len(query.prompt) + query.limit_tokens - 1 for query in queries)
+    usages = [event.usage for event in ended(told).values()]
+    assert sum(usage.useful_slots for usage in usages) == totals.slots.useful
+    assert sum(usage.idle_slots for usage in usages) == totals.slots.idle
+    assert sum(usage.preemptions for usage in usages) == crowd.engine.lifecycle.preemptions > 0
+
+
+class Counted:
+    """A sink that keeps the ledger by itself."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, State] = {}
+        self.ends = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, QueryMoved):
+            assert self.states.get(event.query_id) is event.was
+            self.states[event.query_id] = event.now
+        elif isinstance(event, QueryEnded):
+            self.ends += 1
+            assert self.states[event.query_id] is event.outcome
+        elif isinstance(event, IterationDone):
+            count = list(self.states.values()).count
+            assert (count(State.WAITING), count(State.PREFILLING), count(State.READY)) == (
+                event.waiting,
+                event.prefilling,
+                event.ready,
+            )
+
+
+# Anything, in any order
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Arrivals, cancellations, deadlines and iterations in any order under a policy that is shaken as well."""
+
+    @initialize(
+        policy=st.sampled_from(sorted(POLICIES)),
+        shaken=st.booleans(),
+        rows=st.integers(1, 4),
+        chunk=st.sampled_from([None, 1, 3, 50]),
+        budget=st.integers(COLUMNS, 4 * COLUMNS),
+        seed=st.integers(0, 1000),
+    )
+    def begin(self, policy: str, shaken: bool, rows: int, chunk: int | None, budget: int, seed: int) -> None:
+        inner: Policy = POLICIES[policy]()
+        self.clock = ManualClock()
+        self.sink = Counted()
+        self.crowd = toy_crowd(
+            Shaken(inner, random.Random(seed)) if shaken else inner,
+            clock=self.clock,
+            sinks=[self.sink],
+            max_rows=rows,
+            prefill_chunk=chunk,
+            kv_bytes=budget * BYTES_PER_TOKEN,
+        )
+        self.engine = self.crowd.engine
+        self.queries: dict[str, Query] = {}
+        self.cancelled: set[str] = set()
+
+    @rule(prompt=st.integers(1, 20), limit=st.integers(1, 20), deadline=st.sampled_from([None, None, 3.0]))
+    def arrive(self, prompt: int, limit: int, deadline: float | None) -> None:
+        name = f"q{len(self.queries)}"
+        query = replace(asked(name, prompt, limit), deadline=deadline and self.clock() + deadline)
+        self.queries[name] = query
+        accept(self.crowd, query)
+
+    @rule(times=st.integers(1, 6))
+    def iterate(self, times: int) -> None:
+        for _ in range(times):
+            self.clock.advance(0.1)
+            turn(self.crowd)
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.queries:
+            name = data.draw(st.sampled_from(sorted(self.queries)))
+            if name in self.engine.lifecycle.live:
+                self.cancelled.add(name)
+            self.engine.cancel(name)
+
+    @invariant()
+    def the_ledger_balances_and_each_query_is_in_one_place(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        engine, lives = self.engine, self.engine.lifecycle
+        assert lives.submitted == len(self.queries) == sum(lives.ended.values()) + len(lives.live)
+        assert self.sink.ends == sum(lives.ended.values())
+        batch, prefiller = set(engine.batch.lens), set(engine.prefiller.lens)
+        pool, held = set(engine._pool), set(engine._held)
+        by_state = {state: {i for i, life in lives.live.items() if life.state is state} for state in State}
+        assert not batch & prefiller and not batch & pool and not prefiller & pool
+        assert batch == by_state[State.RUNNING] | held
+        assert prefiller | pool == set(lives.live) - by_state[State.RUNNING]
+        assert by_state[State.PREFILLING] <= prefiller
+        assert by_state[State.WAITING] <= pool
+        assert len(batch) <= engine.batch.rows <= engine.settings.max_rows
+        assert engine.kv_bytes_used <= reserved(engine) <= engine.settings.kv_bytes
+        for name, query in self.queries.items():
+            if name in self.crowd.updates:
+                tokens = self.crowd.tokens(name)
+                assert tokens == toy_alone(query)[: len(tokens)]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        for _ in range(3000):
+            if not self.engine.busy:
+                break
+            turn(self.crowd)
+        self.engine.hand_over()
+        assert is_idle(self.engine)
+        for name, query in self.queries.items():
+            reasons = [update.finish_reason for update in self.crowd.updates[name] if update.finish_reason]
+            assert len(reasons) == 1, "each query ends, and is told so once"
+            if name in self.cancelled:
+                assert reasons == ["cancelled"]
+            elif query.deadline is None:
+                assert reasons == ["length"]
+                assert self.crowd.tokens(name) == toy_alone(query)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)

@@ -1,0 +1,159 @@
+"""A checkpoint folder is loaded and checked, and each thing that can be wrong with it is said in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from baton.config import Config
+from baton.errors import LoadError, SettingError
+from baton.model.load import Loaded, context_of, load, read_config
+from baton.model.survey import survey
+from families import REFUSED, bare_model
+from saved import CONTEXT, VOCABULARY, save_tiny, save_tokenizer
+
+PER_TOKEN = 2 * 1 * (16 + 16)  # layers, key/value heads, head dimension of keys and of values
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def loaded_of(folder: Path, **settings: str) -> Loaded:
+    return load(Config(device="cpu", **settings), str(folder), "tiny")  # type: ignore[arg-type]
+
+
+def test_a_folder_is_loaded_with_what_it_says_of_itself(folder: Path) -> None:
+    told: list[str] = []
+    found = load(Config(device="cpu"), str(folder), "tiny", told=lambda phase, seconds: told.append(phase))
+    assert told == ["tokenizer", "weights", "self-check"]
+    assert (found.name, found.context_tokens, found.end_ids) == ("tiny", CONTEXT, (2,))
+    assert found.tokenizer.vocabulary == VOCABULARY
+    assert (found.dtype, found.device.type) == (torch.float32, "cpu")
+    assert found.parameters == sum(parameter.numel() for parameter in found.model.parameters())
+    assert not found.model.training
+    assert not any(parameter.requires_grad for parameter in found.model.parameters())
+
+
+def test_a_stamp_tells_models_and_dtypes_apart(folder: Path) -> None:
+    stamps = {
+        loaded_of(folder).stamp,
+        loaded_of(folder, dtype="bfloat16").stamp,
+        load(Config(device="cpu"), str(folder), "other").stamp,
+    }
+    assert len(stamps) == 3
+    assert loaded_of(folder).stamp == loaded_of(folder).stamp
+
+
+def test_a_dtype_that_was_asked_for_holds(folder: Path) -> None:
+    assert loaded_of(folder, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_all_tokens_that_end_a_text_are_found(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    path = copy / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [7, 5]}))
+    assert loaded_of(copy).end_ids == (2, 5, 7)
+
+
+def without(folder: Path, tmp_path: Path, *patterns: str) -> Path:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    for pattern in patterns:
+        for path in copy.glob(pattern):
+            path.unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [
+        (["config.json"], "no config.json"),
+        (["*.safetensors"], "no .safetensors file"),
+        (["tokenizer*"], "no tokenizer"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_refused_with_what_to_do(
+    patterns: list[str], words: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LoadError, match=words) as caught:
+        loaded_of(without(folder, tmp_path, *patterns))
+    assert "\n" not in caught.value.message
+    assert "save_pretrained" in caught.value.message
+    assert caught.value.exit_status == 1
+
+
+def test_a_folder_that_is_not_there_and_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="no such folder"):
+        loaded_of(tmp_path / "nowhere")
+    file = tmp_path / "model.bin"
+    file.write_text("")
+    with pytest.raises(LoadError, match="is a file"):
+        loaded_of(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.safetensors", "this is no safetensors file", "the model could not be loaded"),
+        ("config.json", "{", "could not be loaded"),
+        ("config.json", '{"model_type": "no_such_family"}', "could not be loaded"),
+        ("tokenizer.json", "{}", "its tokenizer could not be loaded"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line(
+    name: str, content: str, words: str, folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / name).write_text(content)
+    with pytest.raises(LoadError, match=words) as caught:
+        loaded_of(copy)
+    assert "\n" not in caught.value.message
+
+
+def test_a_device_that_is_not_there_is_a_bad_setting(folder: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SettingError, match="--device cuda"):
+        load(Config(device="cuda"), str(folder), "tiny")
+
+
+def test_a_kind_that_is_not_batched_is_refused_by_name_at_load(tmp_path: Path) -> None:
+    family, reason = REFUSED["bloom"]
+    model = bare_model(family)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(LoadError, match=f"tiny cannot be batched exactly: .*{reason}"):
+        loaded_of(tmp_path)
+
+
+def test_the_context_is_read_from_whichever_name_a_family_gives_it(folder: Path) -> None:
+    assert context_of(read_config(str(folder))) == CONTEXT
+    assert context_of(REFUSED_GPTJ) == 192
+
+
+REFUSED_GPTJ = bare_model(REFUSED["gptj"][0]).config
+
+
+def test_a_survey_needs_no_weights_and_says_what_loading_would(folder: Path) -> None:
+    found, loaded = survey(str(folder)), loaded_of(folder)
+    assert (found.parameters, found.context_tokens, found.refused) == (loaded.parameters, CONTEXT, None)
+    assert found.geometry is not None
+    assert found.geometry.shapes == loaded.geometry.shapes
+    assert found.kv_bytes_per_token(torch.float32) == PER_TOKEN * 4
+    assert (found.family, found.layers, found.vocabulary, found.saved_dtype) == ("llama", 2, VOCABULARY, "float32")
+
+
+def test_a_survey_says_why_a_kind_is_not_batched(tmp_path: Path) -> None:
+    family, reason = REFUSED["bloom"]
+    model = bare_model(family)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    found = survey(str(tmp_path))
+    assert reason in (found.refused or "")
+    assert found.geometry is None
+    assert found.kv_bytes_per_token(torch.float32) == 0

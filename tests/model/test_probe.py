@@ -1,0 +1,114 @@
+"""A model's geometry is found by running it once, and a model that cannot be hooked is refused with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from baton.errors import LoadError
+from baton.kv.rectangle import LayerShape
+from baton.model.attention import Decode, Look
+from baton.model.forward import Forward
+from baton.model.load import hook
+from baton.model.probe import probe
+from baton.model.selfcheck import self_check
+from families import WINDOW, Family, bare_model, model_of
+
+ALL = Look()
+NEAR = Look(window=WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("llama", [ALL] * 3),
+        ("mistral_window", [NEAR] * 3),
+        ("gemma3", [NEAR] * 5 + [ALL]),
+        ("qwen2_window", [ALL] + [NEAR] * 2),
+        ("llama4", [Look(chunk=WINDOW)] * 3 + [ALL]),
+        ("gemma2", [Look(window=WINDOW, softcap=50.0), Look(softcap=50.0), Look(window=WINDOW, softcap=50.0)]),
+    ],
+)
+def test_which_columns_each_layers_tokens_see_is_found(name: str, looks: list[Look]) -> None:
+    found = probe(model_of(name)).looks
+    assert [found[layer] for layer in range(len(looks))] == looks
+    assert len(found) == len(looks)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("llama", LayerShape(2, 16, 16)), ("gpt2", LayerShape(4, 16, 16)), ("gpt_bigcode", LayerShape(1, 16, 16))],
+)
+def test_what_each_layer_keeps_per_token_is_found(name: str, shape: LayerShape) -> None:
+    assert probe(model_of(name)).shapes == (shape,) * 3
+
+
+def test_layers_may_keep_different_shapes() -> None:
+    """Gemma 4's layers without a window have heads of another size."""
+    shapes = probe(model_of("gemma4")).shapes
+    assert len(shapes) == 6
+    assert shapes[0] == LayerShape(2, 16, 16)
+    assert shapes[5].key_dim > 16
+
+
+def test_a_model_without_causal_attention_is_refused() -> None:
+    model = bare_model(Family("gemma3", "gemma3_text", {"head_dim": 16, "use_bidirectional_attention": True}))
+    with pytest.raises(LoadError):
+        hook(model)
+
+
+def test_a_model_whose_own_code_fails_with_our_cache_is_refused_in_one_line() -> None:
+    model = model_of("llama")
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise IndexError("something of its own\nin many lines")
+
+    model.model.layers[1].forward = fails
+    with pytest.raises(LoadError) as caught:
+        hook(model)
+    assert "IndexError: something of its own" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_the_self_check_passes_and_gives_the_model_our_attention() -> None:
+    model = model_of("mistral_window")
+    geometry, forward = hook(model)
+    assert model.config._attn_implementation.startswith("baton_")
+    assert geometry.looks[0] == NEAR
+    assert self_check(model, forward, "sdpa") < 1e-5
+    assert model.config._attn_implementation.startswith("baton_"), "the check puts our attention back"
+
+
+@pytest.mark.parametrize("look", [ALL, Look(window=WINDOW - 1), Look(window=WINDOW + 1)])
+def test_the_self_check_refuses_a_window_that_is_wrong(look: Look) -> None:
+    model = model_of("mistral_window")
+    geometry = probe(model)
+    geometry.looks[1] = look
+    forward = Forward(model, geometry)
+    with pytest.raises(LoadError, match="differ from stock"):
+        self_check(model, forward, "sdpa")
+
+
+def test_the_self_check_refuses_a_decode_step_that_sees_one_column_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Decode._mask
+
+    def fewer(self: Decode, look: Look) -> torch.Tensor:
+        seen = right(self, look).clone()
+        seen[..., 0] = False
+        return seen
+
+    model = model_of("llama")
+    hook(model)
+    monkeypatch.setattr(Decode, "_mask", fewer)
+    with pytest.raises(LoadError, match="differ from stock"):
+        hook(model_of("llama"))
+
+
+def test_two_engines_in_a_process_have_each_their_own_steps() -> None:
+    first, second = model_of("llama"), model_of("gpt2")
+    _, one = hook(first)
+    _, other = hook(second)
+    assert self_check(first, one, "sdpa") < 1e-5
+    assert self_check(second, other, "sdpa") < 1e-5

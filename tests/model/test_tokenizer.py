@@ -1,0 +1,133 @@
+"""Text pieces of generated tokens put together are the text of all of them, however bytes fall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from baton.errors import InvalidValue, Unsupported
+from baton.model.tokenizer import ModelTokenizer, PlainDecoder
+from saved import VOCABULARY, save_tokenizer
+
+# A prompt that ends in U+FFFD itself looks unfinished to the stock incremental decoder.
+PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=6)
+PATIENT = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(stock: Any) -> ModelTokenizer:
+    return ModelTokenizer(stock, VOCABULARY)
+
+
+def pieces(decoder: Any, tokens: list[int]) -> Iterator[str]:
+    for token in tokens:
+        yield decoder.step(token)
+    yield decoder.flush()
+
+
+def test_text_goes_to_tokens_and_back(tokenizer: ModelTokenizer) -> None:
+    text = "Grüße, 世界 🎉!"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@PATIENT
+@given(text=st.text(max_size=12), prompt=PROMPTS)
+def test_the_pieces_of_a_text_are_the_text(tokenizer: ModelTokenizer, text: str, prompt: str) -> None:
+    decoder = tokenizer.stream(tokenizer.encode(prompt), skip_special_tokens=True)
+    assert "".join(pieces(decoder, tokenizer.encode(text))) == text
+
+
+@PATIENT
+@given(text=st.text(min_size=1, max_size=8))
+def test_no_piece_ends_inside_a_character(tokenizer: ModelTokenizer, text: str) -> None:
+    decoder = tokenizer.stream(tokenizer.encode("a"), skip_special_tokens=True)
+    said = ""
+    for token in tokenizer.encode(text):
+        said += decoder.step(token)
+        assert text.startswith(said)
+
+
+@PATIENT
+@given(tokens=st.lists(st.integers(3, VOCABULARY - 1), max_size=12), prompt=PROMPTS)
+def test_any_bytes_give_what_decoding_them_at_once_gives(
+    tokenizer: ModelTokenizer, tokens: list[int], prompt: str
+) -> None:
+    decoder = tokenizer.stream(tokenizer.encode(prompt), skip_special_tokens=True)
+    assert "".join(pieces(decoder, tokens)) == tokenizer.decode(tokens)
+
+
+def test_a_character_that_the_prompt_began_comes_whole(tokenizer: ModelTokenizer) -> None:
+    first, *rest = tokenizer.encode("世")
+    assert list(pieces(tokenizer.stream([first], skip_special_tokens=True), rest)) == ["", "世", ""]
+
+
+def test_bytes_that_never_become_a_character_come_at_the_end(tokenizer: ModelTokenizer) -> None:
+    half = tokenizer.encode("世")[:2]
+    decoder = tokenizer.stream(tokenizer.encode("a"), skip_special_tokens=True)
+    assert [decoder.step(token) for token in half] == ["", ""]
+    assert decoder.flush() == "\ufffd"
+    assert decoder.flush() == ""
+
+
+@pytest.mark.parametrize(("skip", "text"), [(True, "ab"), (False, "a</s>b")])
+def test_special_tokens_are_text_only_where_asked(tokenizer: ModelTokenizer, skip: bool, text: str) -> None:
+    tokens = [*tokenizer.encode("a"), 2, *tokenizer.encode("b")]
+    assert "".join(pieces(tokenizer.stream([1], skip_special_tokens=skip), tokens)) == text
+    assert tokenizer.decode(tokens, skip_special_tokens=skip) == text
+
+
+def test_a_tokenizer_without_a_fast_backend_says_the_same(tokenizer: ModelTokenizer, stock: Any) -> None:
+    class Slow:
+        """The same tokenizer as it looks without its fast backend."""
+
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return stock.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    assert isinstance(ModelTokenizer(Slow(), VOCABULARY).stream([], skip_special_tokens=True), PlainDecoder)
+    for text in ("plain", "Grüße 世界", "🎉"):
+        tokens = tokenizer.encode(text)
+        slow = list(pieces(PlainDecoder(Slow(), True), tokens))
+        assert slow == list(pieces(tokenizer.stream([], skip_special_tokens=True), tokens))
+        assert "".join(slow) == text
+    half = tokenizer.encode("a世")[:3]
+    assert list(pieces(PlainDecoder(Slow(), True), half)) == ["a", "", "", "\ufffd"]
+
+
+def test_a_conversation_ends_where_the_assistants_turn_begins(tokenizer: ModelTokenizer) -> None:
+    tokens = tokenizer.chat([{"role": "user", "content": "Hi"}])
+    assert tokenizer.decode(tokens, skip_special_tokens=False) == "<s>user: Hi</s><s>assistant: "
+
+
+def test_without_a_chat_template_a_conversation_is_refused(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, chat_template=None)
+    plain = ModelTokenizer(AutoTokenizer.from_pretrained(tmp_path), VOCABULARY)
+    with pytest.raises(Unsupported) as caught:
+        plain.chat([{"role": "user", "content": "Hi"}])
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("messages", ["Hi", [5], [None], 5])
+def test_what_is_no_conversation_is_refused(tokenizer: ModelTokenizer, messages: Any) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        tokenizer.chat(messages)
+    assert caught.value.param == "messages"
+
+
+def test_what_the_template_refuses_is_the_clients_error(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, chat_template="{{ raise_exception('roles must alternate') }}")
+    strict = ModelTokenizer(AutoTokenizer.from_pretrained(tmp_path), VOCABULARY)
+    with pytest.raises(InvalidValue, match="roles must alternate"):
+        strict.chat([{"role": "user", "content": "Hi"}])

@@ -1,0 +1,301 @@
+"""The Python interface on a checkpoint folder: same call, same order of results, and tokens as each prompt alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import baton
+from baton import LLM, AsyncLLM, SamplingParams
+from baton.errors import ContextLengthExceeded, EngineUnhealthy, InvalidValue, QueryFailed, SettingError
+from baton.events import SLOT_KINDS
+from baton.policy.baton import Baton
+from baton.policy.port import Plan, View
+from crowd import alone, query_of
+from saved import CONTEXT, VOCABULARY, save_tiny
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+DRAWN = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, seed=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def stock(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with opened(folder, max_batch_size=3, max_waiting=4) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[AsyncLLM]:
+    found = AsyncLLM(str(folder), device="cpu", threads=1)
+    yield found
+    found.close()
+
+
+def opened(folder: Path, **settings: Any) -> LLM:
+    return LLM(str(folder), device="cpu", threads=1, **settings)
+
+
+def expected(stock: PreTrainedModel, prompt: list[int], tokens: int = 12) -> list[int]:
+    return alone(stock, query_of("alone", prompt, tokens))[0]
+
+
+def test_results_come_in_the_order_of_the_prompts_with_the_tokens_of_each_alone(
+    llm: LLM, stock: PreTrainedModel
+) -> None:
+    dice = random.Random(0)
+    prompts = ["x" * dice.randint(1, 60) + str(i) for i in range(9)]
+    params = [SamplingParams(temperature=0, max_tokens=dice.randint(1, 20), ignore_eos=True) for _ in prompts]
+    outputs = llm.generate(prompts, params)
+    assert [output.prompt for output in outputs] == prompts
+    for prompt, param, output in zip(prompts, params, outputs, strict=True):
+        (completion,) = output.outputs
+        assert output.prompt_token_ids == llm.client.tokenizer.encode(prompt)
+        assert completion.token_ids == expected(stock, output.prompt_token_ids, param.max_tokens or 0)
+        assert completion.text == llm.client.tokenizer.decode(completion.token_ids)
+        assert (completion.index, completion.finish_reason, output.finished) == (0, "length", True)
+
+
+def test_token_ids_are_prompts_beside_texts(llm: LLM, stock: PreTrainedModel) -> None:
+    ids, text = llm.generate([{"prompt_token_ids": [5, 6, 7]}, "hello"], GREEDY)
+    assert (ids.prompt, ids.prompt_token_ids) == (None, [5, 6, 7])
+    assert ids.outputs[0].token_ids == expected(stock, [5, 6, 7])
+    assert text.outputs[0].token_ids == expected(stock, llm.client.tokenizer.encode("hello"))
+
+
+def test_a_single_prompt_needs_no_list(llm: LLM) -> None:
+    (one,) = llm.generate("hello", GREEDY)
+    (other,) = llm.generate({"prompt_token_ids": llm.client.tokenizer.encode("hello")}, GREEDY)
+    assert one.outputs[0].token_ids == other.outputs[0].token_ids
+    assert llm.generate([], GREEDY) == []
+
+
+def test_one_conversation_or_several_are_answered(llm: LLM, stock: PreTrainedModel) -> None:
+    first = [{"role": "user", "content": "Hi"}]
+    second = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    (one,) = llm.chat(first, GREEDY)
+    both = llm.chat([second, first], GREEDY)
+    assert llm.client.tokenizer.decode(one.prompt_token_ids) == "user: Hiassistant: "
+    assert both[1].outputs[0].token_ids == one.outputs[0].token_ids == expected(stock, one.prompt_token_ids)
+    assert both[0].outputs[0].token_ids == expected(stock, both[0].prompt_token_ids)
+    assert llm.chat([], GREEDY) == []
+
+
+def test_without_params_the_defaults_hold(llm: LLM) -> None:
+    (output,) = llm.generate("hello")
+    assert len(output.outputs[0].token_ids) <= 16
+
+
+def test_params_are_one_for_all_or_one_each(llm: LLM) -> None:
+    with pytest.raises(InvalidValue, match="2 SamplingParams for 3 prompts"):
+        llm.generate(["a", "b", "c"], [GREEDY, GREEDY])
+
+
+def test_choices_differ_and_the_same_seed_gives_them_again(llm: LLM) -> None:
+    params = SamplingParams(n=3, temperature=1.0, max_tokens=12, ignore_eos=True, seed=5)
+    first, again = (llm.generate("hello", params)[0].outputs for _ in range(2))
+    assert [completion.index for completion in first] == [0, 1, 2]
+    assert len({tuple(completion.token_ids) for completion in first}) == 3
+    assert [c.token_ids for c in first] == [c.token_ids for c in again]
+
+
+def test_a_drawn_text_does_not_depend_on_the_crowd(llm: LLM) -> None:
+    (by_itself,) = llm.generate("hello", DRAWN)
+    crowd = llm.generate([*(f"neighbour {i}" * i for i in range(1, 5)), "hello"], DRAWN)
+    assert crowd[-1].outputs[0].token_ids == by_itself.outputs[0].token_ids
+    assert llm.generate("hello", GREEDY)[0].outputs[0].token_ids != by_itself.outputs[0].token_ids
+
+
+def test_queries_without_a_seed_are_not_all_alike(llm: LLM) -> None:
+    params = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True)
+    outputs = llm.generate(["hello"] * 3, params)
+    assert len({tuple(output.outputs[0].token_ids) for output in outputs}) == 3
+
+
+def test_a_stop_string_cuts_the_text(llm: LLM) -> None:
+    text = llm.generate("hello", GREEDY)[0].outputs[0].text
+    stop = text[4:6]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop=stop)
+    (output,) = llm.generate("hello", params)
+    assert (output.outputs[0].text, output.outputs[0].finish_reason) == (text[: text.index(stop)], "stop")
+
+
+def test_the_models_end_token_stops(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=12, logit_bias={2: 100.0})
+    (output,) = llm.generate("hello", params)
+    (completion,) = output.outputs
+    assert (completion.token_ids, completion.text, completion.finish_reason) == ([2], "", "stop")
+
+
+def test_without_max_tokens_a_text_goes_on_to_the_contexts_end(llm: LLM) -> None:
+    (output,) = llm.generate("hello", SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
+    assert len(output.prompt_token_ids) + len(output.outputs[0].token_ids) == CONTEXT
+
+
+def test_more_prompts_than_may_wait_are_no_trouble(llm: LLM) -> None:
+    outputs = llm.generate([str(i) for i in range(25)], GREEDY)
+    assert all(output.finished for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ("x" * CONTEXT, ContextLengthExceeded),
+        ("", InvalidValue),
+        ({"prompt_token_ids": [VOCABULARY]}, InvalidValue),
+        ({"prompt_token_ids": []}, InvalidValue),
+        ({"prompt_token_ids": ["x"]}, InvalidValue),
+        ({"prompt_token_ids": 5}, InvalidValue),
+        ({"text": "hello"}, InvalidValue),
+        (5, InvalidValue),
+    ],
+)
+def test_a_prompt_that_cannot_be_honoured_is_refused_before_anything_runs(
+    llm: LLM, prompt: Any, error: type[Exception]
+) -> None:
+    before = llm.stats()
+    with pytest.raises(error):
+        llm.generate(["good", prompt], GREEDY)
+    assert llm.stats()["prompt_tokens"] == before["prompt_tokens"]
+
+
+def test_stats_count_what_was_computed(folder: Path) -> None:
+    with opened(folder, max_batch_size=2) as llm:
+        outputs = llm.generate(["one", "two, longer", "three"], GREEDY)
+        stats = llm.stats()
+    prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    assert stats["prompt_tokens"] == prompt_tokens
+    assert stats["generated_tokens"] == 36
+    assert stats["queries"]["finished"] == 3
+    assert [stats["queries"][state] for state in ("running", "waiting", "prefilling", "ready", "failed")] == [0] * 5
+    # Each token but the last of each query goes through the model once.
+    assert stats["token_slots"] == {**dict.fromkeys(SLOT_KINDS, 0), "useful": prompt_tokens + 36 - 3}
+    assert stats["idle_ratio"] == 0.0
+    assert (stats["insertions"], stats["rows_occupied"], stats["kv_bytes_used"]) == (3, 0, 0)
+    usage = outputs[1].outputs[0].usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.generated_tokens) == (len("two, longer"), 12)
+
+
+def test_run_to_completion_is_counted_with_its_idle_slots(folder: Path) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (1, 11)]
+    with opened(folder, max_batch_size=2, policy="run_to_completion") as llm:
+        llm.generate(["abc", "abcdefg"], params)
+        stats = llm.stats()
+    # The shorter prompt is padded by 4; its row is held for the other's 10 steps.
+    assert stats["token_slots"] == {"useful": 20, "padding": 4, "finished_row": 10, "empty_row": 0, "recomputed": 0}
+    assert stats["idle_ratio"] == pytest.approx(14 / 34)
+    assert stats["idle_ratio_by_kind"]["finished_row"] == pytest.approx(10 / 34)
+
+
+def test_a_query_that_fails_by_itself_raises_and_the_engine_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    talks = llm.client._loop._engine._talks  # type: ignore[attr-defined]
+    right = talks._text_of
+
+    def trips(query: Any) -> Any:
+        if len(query.prompt) == 3:
+            raise ValueError("no text for it")
+        return right(query)
+
+    monkeypatch.setattr(talks, "_text_of", trips)
+    with pytest.raises(QueryFailed):
+        llm.generate(["good", "bad", "good too"], GREEDY)
+    assert llm.generate("good", GREEDY)[0].finished
+
+
+def test_a_policy_of_ones_own_is_run(folder: Path) -> None:
+    class Mine(Baton):
+        plans = 0
+
+        def plan(self, view: View) -> Plan:
+            self.plans += 1
+            return super().plan(view)
+
+    mine = Mine()
+    with opened(folder, policy=mine) as llm:
+        llm.generate("hello", GREEDY)
+    # The first iteration prefills, inserts and steps: two tokens of twelve.
+    assert mine.plans == 11
+
+
+@pytest.mark.parametrize("policy", ["orca", "run_to_completion", "baton"])
+def test_all_policies_give_the_same_tokens(policy: str, folder: Path, llm: LLM) -> None:
+    prompts = ["a", "hello there", "xyz" * 9]
+    with opened(folder, policy=policy, max_batch_size=2) as other:
+        found = [output.outputs[0].token_ids for output in other.generate(prompts, GREEDY)]
+    assert found == [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [({"max_batch_sise": 4}, "max_batch_sise"), ({"policy": "best"}, "policy"), ({"dtype": "float8"}, "dtype")],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(settings: dict[str, Any], param: str, folder: Path) -> None:
+    with pytest.raises(SettingError) as caught:
+        LLM(str(folder), **settings)
+    assert caught.value.param == param
+
+
+def test_a_closed_engine_says_so_and_keeps_its_last_stats(folder: Path) -> None:
+    llm = opened(folder)
+    llm.generate("hello", GREEDY)
+    llm.close()
+    llm.close()
+    assert llm.stats()["generated_tokens"] == 12
+    with pytest.raises(EngineUnhealthy):
+        llm.generate("hello", GREEDY)
+
+
+def test_the_package_has_its_public_names_and_no_others() -> None:
+    assert {baton.LLM, baton.AsyncLLM, baton.SamplingParams} == {LLM, AsyncLLM, SamplingParams}
+    with pytest.raises(AttributeError):
+        _ = baton.Nothing
+
+
+# For asyncio
+
+
+async def test_an_output_grows_until_it_is_finished(engine: AsyncLLM, stock: PreTrainedModel) -> None:
+    lengths = []
+    async for output in engine.generate("hello", GREEDY):
+        lengths.append(len(output.outputs[0].token_ids))
+        last = output
+    assert lengths == sorted(lengths)
+    assert len(lengths) > 1
+    assert last.finished
+    assert last.outputs[0].token_ids == expected(stock, engine.client.tokenizer.encode("hello"))
+
+
+async def test_closing_the_iterator_cancels_its_query(engine: AsyncLLM) -> None:
+    before = engine.stats()["queries"]
+    long = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    stream = engine.generate({"prompt_token_ids": [5]}, long)
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    # Another query's end comes after the cancellation was carried out.
+    async for _ in engine.generate("hello", GREEDY):
+        pass
+    after = engine.stats()["queries"]
+    assert after["cancelled"] == before["cancelled"] + 1
+    assert after["running"] == 0
+
+
+async def test_what_cannot_be_honoured_is_refused_when_the_iterator_is_advanced(engine: AsyncLLM) -> None:
+    with pytest.raises(ContextLengthExceeded):
+        await anext(engine.generate("x" * CONTEXT, GREEDY))
+    with pytest.raises(baton.errors.Unsupported):
+        await anext(engine.generate("hello", GREEDY, priority=3))
