@@ -95,7 +95,7 @@ class Crowd:
 
     def run(self, queries: Sequence[Query], dice: random.Random | None = None, most: int = 4000) -> None:
         """All queries, each arriving at a random iteration where there are dice."""
-        later = sorted(((dice.randint(0, 60) if dice else 0, query.id, query) for query in queries))
+        later = sorted((dice.randint(0, 60) if dice else 0, query.id, query) for query in queries)
         for turn in range(most):
             while later and later[0][0] <= turn:
                 self.engine.accept(later.pop(0)[2], self.hear)
@@ -121,11 +121,11 @@ def crowd_of(
     forward = Forward(model, geometry)
     recorder = Recorder()
 
-    def some(capacity: int) -> Rows:
-        rectangle = Rectangle(
-            geometry.shapes, capacity=capacity, columns=CONTEXT, dtype=torch.float32, device=torch.device("cpu")
-        )
-        return Rows(rectangle, forward, recorder, "tiny")
+    mine, beside = range(rows), range(rows, 2 * rows + 1)
+    rectangle = Rectangle(
+        geometry.shapes, capacity=beside.stop, columns=CONTEXT, dtype=torch.float32, device=torch.device("cpu")
+    )
+    shared = Rows(rectangle, forward, recorder, "tiny")
 
     settings = Settings(
         policy="test",
@@ -138,8 +138,8 @@ def crowd_of(
         seed=0,
     )
     engine = Engine(
-        batch=RectangleBatch(some(rows), rows),
-        prefiller=PrefillHere(some(rows + 1)),
+        batch=RectangleBatch(shared, mine, rows),
+        prefiller=PrefillHere(shared, beside, beside_batch=True),
         policy=policy,
         settings=settings,
         talks=Talks(lambda query: TextStream(NoText(), query.params.stop), end_ids),

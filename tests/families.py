@@ -1,4 +1,4 @@
-"""Tiny models made from configs, with weights that tell: their greedy tokens vary and their logits show a wrong mask."""
+"""Tiny models made from configs, with weights that tell: their tokens vary and their logits show a wrong mask."""
 
 from __future__ import annotations
 

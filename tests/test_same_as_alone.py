@@ -10,6 +10,7 @@ from torch import Tensor
 
 from baton.compose import POLICIES
 from baton.model.attention import Decode, Fill
+from baton.policy.baton import Baton
 from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import FAMILIES, model_of
@@ -42,6 +43,17 @@ def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: s
         assert worst_difference(crowd, query, logits) <= TOLERANCE
     assert min(shaken.moves.values()) > 0, f"the batch was not shaken: {shaken.moves}"
     assert crowd.engine.kv_bytes_used == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_prefill_apart_while_rows_run_gives_the_same_as_fused(family: str, oracle: dict) -> None:
+    dice = random.Random(family)
+    crowd = crowd_of(model_of(family), Shaken(Baton(fused=False), dice))
+    expected = oracle[family]
+    crowd.run([query for query, _, _ in expected], dice)
+    for query, tokens, logits in expected:
+        assert crowd.tokens(query.id) == tokens
+        assert worst_difference(crowd, query, logits) <= TOLERANCE
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -130,11 +130,13 @@ def toy_crowd(
 ) -> Crowd:
     """An engine on the toy model; `settings` are those of `Settings`."""
     holds = toy_settings(**settings)
-    forward, recorder = ToyForward(say), Recorder()
+    mine, beside = range(holds.max_rows), range(holds.max_rows, 2 * holds.max_rows + 1)
+    recorder = Recorder()
     recorder._end_ids = tuple(end_ids)
+    rows = toy_rows(beside.stop, ToyForward(say), recorder=recorder)
     engine = Engine(
-        batch=RectangleBatch(toy_rows(holds.max_rows, forward, recorder=recorder), holds.max_rows),
-        prefiller=PrefillHere(toy_rows(holds.max_rows + 1, forward, recorder=recorder)),
+        batch=RectangleBatch(rows, mine, holds.max_rows),
+        prefiller=PrefillHere(rows, beside, beside_batch=True),
         policy=policy,
         settings=holds,
         talks=Talks(text_of, end_ids),

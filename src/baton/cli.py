@@ -22,6 +22,8 @@ from baton.query import SamplingParams
 # Settings of the server, which other verbs do not have.
 _SERVING = frozenset({"host", "port", "api_key", "served_model_name", "drain_timeout", "max_waiting", "max_stall_ms"})
 _Command = Callable[..., Any]
+# What click raises from 8.2 on where no verb is given; its message is the help.
+_NO_VERB: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 def main() -> NoReturn:
@@ -31,6 +33,9 @@ def main() -> NoReturn:
     except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
+        if isinstance(error, _NO_VERB):
+            click.echo(error.format_message(), err=True)
+            sys.exit(2)
         _fail(error.format_message(), 2)
     except BatonError as error:
         _fail(error.message, getattr(error, "exit_status", 1))

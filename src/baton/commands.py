@@ -152,7 +152,7 @@ def _tokens(house: House, line: str, chat: bool | None) -> list[int]:
             raise Unsupported(f"{unknown[0]} is not honoured in a prompt's line", param=unknown[0])
         if "messages" in asked:
             return tokenizer.chat(asked["messages"])
-        if "prompt_token_ids" in asked:
+        if isinstance(asked.get("prompt_token_ids"), list):
             return list(asked["prompt_token_ids"])
         asked = asked.get("prompt")
     if not isinstance(asked, str):

@@ -73,23 +73,24 @@ def start(loaded: Loaded, settings: Settings, policy: Policy, name: str, sinks: 
     """An engine of its own on a loaded model: several may be started one after the other, not at once."""
     sampler = Sampler(loaded.end_ids)
 
-    def rows(capacity: int) -> Rows:
-        rectangle = Rectangle(
-            loaded.geometry.shapes,
-            capacity=capacity,
-            columns=settings.max_model_len,
-            dtype=loaded.dtype,
-            device=loaded.device,
-        )
-        return Rows(rectangle, loaded.forward, sampler, loaded.stamp)
+    # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
+    mine, beside = range(settings.max_rows), range(settings.max_rows, 2 * settings.max_rows + 1)
+    rectangle = Rectangle(
+        loaded.geometry.shapes,
+        capacity=beside.stop,
+        columns=settings.max_model_len,
+        dtype=loaded.dtype,
+        device=loaded.device,
+    )
+    rows = Rows(rectangle, loaded.forward, sampler, loaded.stamp)
 
     def text_of(query: Query) -> TextStream:
         decoder = loaded.tokenizer.stream(query.prompt, skip_special_tokens=query.params.skip_special_tokens)
         return TextStream(decoder, query.params.stop)
 
     engine = Engine(
-        batch=RectangleBatch(rows(settings.max_rows), settings.max_rows),
-        prefiller=PrefillHere(rows(settings.max_rows + 1)),
+        batch=RectangleBatch(rows, mine, settings.max_rows),
+        prefiller=PrefillHere(rows, beside, beside_batch=True),
         policy=policy,
         settings=settings,
         talks=Talks(text_of, loaded.end_ids),

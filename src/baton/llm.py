@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -80,8 +80,9 @@ class _Engine:
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             return prompt, self.client.tokenizer.encode(prompt)
-        if "prompt_token_ids" in prompt:
-            return None, list(prompt["prompt_token_ids"])
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+        if isinstance(ids, Iterable):
+            return None, list(ids)
         raise InvalidValue('a prompt is a text or {"prompt_token_ids": [...]}', param="prompt")
 
 

@@ -21,7 +21,7 @@ from toy import COLUMNS, NAN, STAMP, Say, ToyForward, hashed, prompt_of, toy_alo
 
 
 def batch_of(rows: int = 3, capacity: int = 4, say: Say = hashed) -> RectangleBatch:
-    return RectangleBatch(toy_rows(capacity, ToyForward(say)), rows)
+    return RectangleBatch(toy_rows(capacity, ToyForward(say)), range(capacity), rows)
 
 
 def asked(name: str, prompt_tokens: int = 4, limit: int = 8) -> Query:

@@ -44,7 +44,19 @@ def test_more_may_be_made_ready_ahead_where_asked() -> None:
 def test_a_prompt_half_prefilled_goes_on_before_others_begin() -> None:
     seen = view(*running("a"), *prefilling("p", cached=5), *waiting("w"), prefill_chunk=18)
     assert plan(seen).prefill == (Chunk("p", 15), Chunk("w", 3))
-    assert plan(seen).insert == ("p",)
+    assert Baton(fused=False).plan(seen).insert == ("p",)
+
+
+def test_what_rides_in_the_step_is_inserted_by_the_next_plan() -> None:
+    seen = view(*running("a"), *ready("r"), *prefilling("p", cached=5), prefill_chunk=18)
+    assert (plan(seen).fused, plan(seen).insert) == (True, ("r",))
+    apart = Baton(fused=False).plan(seen)
+    assert (apart.fused, apart.insert) == (False, ("r", "p"))
+
+
+def test_where_nothing_runs_there_is_no_step_to_ride_in() -> None:
+    found = plan(view(*waiting("a", "b")))
+    assert (found.fused, found.insert) == (False, ("a", "b"))
 
 
 def test_a_prompt_longer_than_the_chunk_is_not_inserted_yet() -> None:
@@ -55,7 +67,7 @@ def test_a_prompt_longer_than_the_chunk_is_not_inserted_yet() -> None:
 def test_while_rows_run_no_more_is_prefilled_than_the_chunk() -> None:
     seen = view(*running("a"), *waiting(*"bcdefg"), max_rows=8, prefill_chunk=30)
     assert sum(chunk.tokens for chunk in plan(seen).prefill) == 30
-    assert plan(seen).insert == ("b",)
+    assert Baton(fused=False).plan(seen).insert == ("b",)
 
 
 def test_while_nothing_runs_prefill_holds_up_nobody() -> None:

@@ -18,7 +18,7 @@ from toy import COLUMNS, NAN, Say, ToyForward, hashed, prompt_of, toy_alone, toy
 
 
 def prefiller_of(capacity: int = 3, say: Say = hashed) -> PrefillHere:
-    return PrefillHere(toy_rows(capacity, ToyForward(say)))
+    return PrefillHere(toy_rows(capacity, ToyForward(say)), range(capacity), beside_batch=False)
 
 
 def asked(name: str, prompt_tokens: int) -> Query:
@@ -80,7 +80,7 @@ def test_a_segment_taken_at_half_way_and_forgotten_starts_again_here() -> None:
 
 def test_a_segment_taken_at_half_way_can_be_inserted_and_fed_in_the_batch() -> None:
     prefiller, a = prefiller_of(), asked("a", 11)
-    batch = RectangleBatch(toy_rows(2), 2)
+    batch = RectangleBatch(toy_rows(2), range(2), 2)
     prefiller.start(toy_segment(a))
     prefiller.advance([Chunk("a", 7)])
     batch.insert(prefiller.take("a"))

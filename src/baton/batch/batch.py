@@ -11,10 +11,11 @@ from baton.work import Feeding, Stepped
 
 
 class RectangleBatch:
-    """See `batch/port.py` for the verbs. `rows` of the rectangle's capacity are in use at first."""
+    """See `batch/port.py` for the verbs. It may have the rows `among`; `count` of them at first."""
 
-    def __init__(self, rows: Rows, count: int) -> None:
+    def __init__(self, rows: Rows, among: range, count: int) -> None:
         self._rows = rows
+        self._among = among
         self._count = count
 
     @property
@@ -23,33 +24,43 @@ class RectangleBatch:
 
     @property
     def columns(self) -> int:
-        return max(self._rows.rectangle.lens)
+        return max(self._rows.rectangle.lens[row] for row in self._among)
 
     @property
     def bytes_used(self) -> int:
-        return self._rows.rectangle.bytes_used
+        rectangle = self._rows.rectangle
+        return sum(rectangle.lens[row] for row in self._among) * rectangle.bytes_per_token
 
     @property
     def lens(self) -> Mapping[str, int]:
-        return self._rows.lens
+        return self._rows.lens(self._among)
 
     def insert(self, segment: KVSegment) -> None:
-        self._rows.place(segment, self._count)
+        self._rows.place(segment, self._among[: self._count])
 
     def remove(self, query_id: str) -> None:
+        self._mine(query_id)
         self._rows.drop(query_id)
 
     def detach(self, query_id: str) -> KVSegment:
+        self._mine(query_id)
         return self._rows.lift(query_id, copy=True)
 
     def resize(self, rows: int) -> None:
-        running, most = len(self._rows), self._rows.rectangle.capacity
+        running, most = len(self.lens), len(self._among)
         if rows < max(running, 1) or rows > most:
             raise Refused(f"{rows} rows: {running} are running, and at most {most} are reserved")
-        self._rows.pack(rows)
+        self._rows.pack(self._among, rows)
         self._count = rows
 
-    def step(self, feed: int, how: Feeding, done: Set[str] = frozenset()) -> Stepped:
-        if not len(self._rows):
+    def step(
+        self, feed: int, how: Feeding, done: Set[str] = frozenset(), beside: Mapping[str, int] | None = None
+    ) -> Stepped:
+        mine = self.lens
+        if not mine:
             raise Refused("the batch is empty")
-        return self._rows.feed(dict.fromkeys(self._rows.lens, feed), how, done)
+        return self._rows.feed({**dict.fromkeys(mine, feed), **(beside or {})}, how, done)
+
+    def _mine(self, query_id: str) -> None:
+        if query_id not in self.lens:
+            raise Refused(f"query {query_id} is not in the batch")

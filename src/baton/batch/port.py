@@ -41,9 +41,12 @@ class Batch(Protocol):
     def resize(self, rows: int) -> None:
         """Another number of rows; those running keep running. Refuses fewer than are running, or above the most."""
 
-    def step(self, feed: int, how: Feeding, done: Set[str] = frozenset()) -> Stepped:
+    def step(
+        self, feed: int, how: Feeding, done: Set[str] = frozenset(), beside: Mapping[str, int] | None = None
+    ) -> Stepped:
         """Feeds each row up to `feed` pending tokens; rows that ran out draw their next token.
 
         `done`: queries that are finished and keep their row all the same (batch-wise inference): their row is computed
-        and what comes of it dropped. Refuses an empty batch.
+        and what comes of it dropped. `beside`: queries of a prefiller that shares the batch's rectangle, and how many
+        tokens of each ride in the same forward. Refuses an empty batch.
         """

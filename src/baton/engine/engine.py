@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -32,6 +32,7 @@ class Iteration:
     began: float
     had_running: bool
     plan: Plan
+    beside: dict[str, int] = field(default_factory=dict)
     slots: Slots = field(default_factory=Slots)
     stalls: dict[str, float] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
@@ -178,7 +179,10 @@ class Engine:
             with self._stalling(now, "resize"):
                 self.batch.resize(plan.resize)
         if plan.prefill:
-            with self._stalling(now, "prefill"):
+            self._start_prefill(now)
+            if plan.fused and self.prefiller.beside_batch and (self.batch.lens or plan.insert):
+                now.beside = {chunk.query_id: chunk.tokens for chunk in plan.prefill}
+            else:
                 self._prefill(now)
         with self._stalling(now, "insert"):
             for query_id in plan.insert:
@@ -207,21 +211,23 @@ class Engine:
         self.totals.insertions += 1
         now.inserted.append(query_id)
 
-    def _prefill(self, now: Iteration) -> None:
+    def _start_prefill(self, now: Iteration) -> None:
         for chunk in now.plan.prefill:
             if self.lifecycle.live[chunk.query_id].state is State.WAITING:
                 self.prefiller.start(self._pool[chunk.query_id])
                 del self._pool[chunk.query_id]
                 self.lifecycle.move(chunk.query_id, State.PREFILLING, now.plan.why)
-        began = self._clock()
-        stepped = self._advance(list(now.plan.prefill))
-        computed = stepped.slots.useful + stepped.slots.idle
-        now.prefilled_tokens += computed
-        if computed:
-            self._costs.filled(computed, self._clock() - began)
-        for query_id in stepped.tokens:
-            self.lifecycle.move(query_id, State.READY, "prefilled")
-        self._apply(stepped, self.prefiller.lens, now)
+
+    def _prefill(self, now: Iteration) -> None:
+        """The plan's chunks in a forward of their own; running rows wait for it."""
+        with self._stalling(now, "prefill"):
+            began = self._clock()
+            stepped = self._advance([chunk for chunk in now.plan.prefill if chunk.query_id in self.lifecycle.live])
+            computed = stepped.slots.useful + stepped.slots.idle
+            now.prefilled_tokens += computed
+            if computed:
+                self._costs.filled(computed, self._clock() - began)
+            self._apply(stepped, now)
 
     def _advance(self, chunks: list[Chunk]) -> Stepped:
         """Prefills the chunks together; where that fails, one by one, so that only the culprit's query fails."""
@@ -238,33 +244,47 @@ class Engine:
 
     def _step(self, now: Iteration) -> None:
         plan, began = now.plan, self._clock()
-        fed_before = {q: life.cached for q, life in self.lifecycle.live.items() if life.state is State.RUNNING}
         try:
-            stepped = self.batch.step(plan.feed, plan.how, self._held.keys())
+            stepped = self.batch.step(plan.feed, plan.how, self._held.keys(), now.beside)
         except Exception as error:
             log.exception("a step of %d rows failed", len(self.batch.lens))
-            for query_id in fed_before:
+            if now.beside:
+                # Whose fault it was shows when the batch and each prompt go by themselves.
+                now.beside = {}
+                self._prefill(now)
+                self._step(now)
+                return
+            for query_id in [i for i, life in self.lifecycle.live.items() if life.state is State.RUNNING]:
                 self._end(query_id, State.FAILED, "error", f"the step failed: {type(error).__name__}")
             self._release_held()
             return
         now.step_seconds = self._clock() - began
-        filled = sum(useful + idle for useful, idle in stepped.shares.values()) - len(stepped.shares)
+        filled = sum(useful + idle for useful, idle in stepped.shares.values())
+        filled -= sum(query_id not in now.beside for query_id in stepped.shares)
         now.prefilled_tokens += filled
-        if filled:
-            # Newcomers' prompts were in the step: those who only decode waited for what it took longer than usual.
-            if now.had_running and self._costs.costs.step_seconds is not None:
-                extra = max(0.0, now.step_seconds - self._costs.costs.step_seconds)
-                now.stalls["prefill"] = now.stalls.get("prefill", 0.0) + extra
-        else:
-            self._costs.stepped(now.step_seconds)
-        self._apply(stepped, self.batch.lens, now)
+        self._measure(now, filled)
+        self._apply(stepped, now)
 
-    def _apply(self, stepped: Stepped, lens: Mapping[str, int], now: Iteration) -> None:
+    def _measure(self, now: Iteration, filled: int) -> None:
+        """What the step cost; where prompts were in it, rows that only decode waited for what it took longer."""
+        usual = self._costs.costs.step_seconds
+        if not filled:
+            self._costs.stepped(now.step_seconds)
+        elif now.had_running and usual is not None:
+            extra = max(0.0, now.step_seconds - usual)
+            now.stalls["prefill"] = now.stalls.get("prefill", 0.0) + extra
+            if now.beside:
+                self._costs.filled(filled, extra)
+
+    def _apply(self, stepped: Stepped, now: Iteration) -> None:
         """Counts slots and tokens, and ends what is finished, in the same iteration."""
         now.slots.add(stepped.slots)
+        lens = {**self.batch.lens, **self.prefiller.lens}
         for query_id, (useful, idle) in stepped.shares.items():
             self.lifecycle.fed(query_id, lens[query_id], useful, idle)
         for query_id, token in stepped.tokens.items():
+            if self.lifecycle.live[query_id].state is State.PREFILLING:
+                self.lifecycle.move(query_id, State.READY, "prefilled")
             now.generated_tokens += 1
             self.lifecycle.token(query_id)
             try:

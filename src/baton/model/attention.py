@@ -132,7 +132,7 @@ class Fill:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
 
     def _mask(self, span: Span, look: Look) -> Tensor | None:
-        """`[count, stop - lowest]`: which columns each of the span's tokens sees; None where plain causality says it."""
+        """`[count, stop - lowest]`: which columns each of the span's tokens sees; None: plain causality."""
         first = look.lowest(span.start)
         if span.count == 1 or (span.start == 0 and look.lowest(span.stop - 1) == 0):
             return None
@@ -196,7 +196,7 @@ def _attend_span(
     look: Look,
     sinks: Tensor | None,
 ) -> Tensor:
-    """One row's tokens: q `[1, Hq, count, D]` -> `[1, Hq, count, D]`. `mask` begins at the first column that is seen."""
+    """One row's tokens: q `[1, Hq, count, D]` -> `[1, Hq, count, D]`. `mask` begins at the first column seen."""
     low = look.lowest(span.start)
     k = keys[span.row : span.row + 1, low : span.stop].transpose(1, 2)
     v = values[span.row : span.row + 1, low : span.stop].transpose(1, 2)

@@ -31,7 +31,11 @@ class _Occupant:
 
 
 class Rows:
-    """`stamp` names model, dtype and shapes; segments must carry it. Row numbers never leave this class's callers."""
+    """`stamp` names model, dtype and shapes; segments must carry it. Row numbers never leave this class's callers.
+
+    The batch and the prefiller may share one: each names the range of rows that is its own (`among`), and a forward may
+    feed rows of both.
+    """
 
     def __init__(self, rectangle: Rectangle, forward: Forward, sampler: Sampler, stamp: str) -> None:
         self.rectangle = rectangle
@@ -40,19 +44,21 @@ class Rows:
         self._stamp = stamp
         self._occupants: dict[int, _Occupant] = {}
         self._row_of: dict[str, int] = {}
+        # Rows whose queries were lifted out, and whose keys and values the segment still lives in.
+        self._lent: set[int] = set()
 
-    def __len__(self) -> int:
-        return len(self._row_of)
+    def lens(self, among: range) -> dict[str, int]:
+        """Cached tokens of each query that is in these rows."""
+        return {query_id: self.rectangle.lens[row] for query_id, row in self._row_of.items() if row in among}
 
-    @property
-    def lens(self) -> Mapping[str, int]:
-        """Cached tokens of each query that is in."""
-        return {query_id: self.rectangle.lens[row] for query_id, row in self._row_of.items()}
+    def free(self, among: range) -> list[int]:
+        """Those of these rows that a query could have."""
+        return [row for row in among if row not in self._occupants and row not in self._lent]
 
-    def place(self, segment: KVSegment, rows: int) -> None:
-        """Into the first free one of the first `rows` rows, keys and values copied; the segment is released."""
+    def place(self, segment: KVSegment, among: range) -> None:
+        """Into the first free one of these rows, keys and values copied; the segment is released."""
         query = segment.query
-        row = next((row for row in range(rows) if row not in self._occupants), None)
+        row = next(iter(self.free(among)), None)
         if segment.stamp != self._stamp:
             raise Refused(f"query {query.id}: its segment is of {segment.stamp}, these rows of {self._stamp}")
         if query.id in self._row_of:
@@ -74,7 +80,7 @@ class Rows:
         del self._row_of[query_id], self._occupants[row]
 
     def lift(self, query_id: str, *, copy: bool) -> KVSegment:
-        """The query's segment. Copied, it leaves its row free; else it lives in the row until it is released."""
+        """The query's segment; it is not in any more. Not copied, it lives in its row until it is released."""
         row = self._find(query_id)
         found = self._occupants[row]
         keys, values = self.rectangle.view(row)
@@ -88,16 +94,23 @@ class Rows:
             computed=found.computed,
             keys=keys,
             values=values,
-            on_release=None if copy else lambda: self.drop(query_id),
+            on_release=None if copy else lambda: self._take_back(row),
         )
         if copy:
             self.drop(query_id)
+        else:
+            self._lent.add(row)
+            del self._row_of[query_id], self._occupants[row]
         return segment
 
-    def pack(self, rows: int) -> None:
-        """Moves those in rows beyond the first `rows` to free ones among them. There must be enough."""
-        free = iter([row for row in range(rows) if row not in self._occupants])
-        for row in [row for row in self._occupants if row >= rows]:
+    def _take_back(self, row: int) -> None:
+        self.rectangle.clear(row)
+        self._lent.discard(row)
+
+    def pack(self, among: range, rows: int) -> None:
+        """Moves those in these rows to free ones of the first `rows` of them. There must be enough."""
+        free = iter(self.free(among[:rows]))
+        for row in [row for row in self._occupants if row in among[rows:]]:
             target = next(free)
             self.rectangle.move(row, target)
             found = self._occupants[target] = self._occupants.pop(row)

@@ -14,10 +14,12 @@ class Baton:
 
     `ready_ahead`: how many prefilled queries wait for a row while none is free, so that a row that becomes free is
     taken in the same iteration. More would only hold memory: prefill runs on the same device as the batch.
+    `fused`: while rows run, chunks ride in their step, so that the weights are read once for both.
     """
 
-    def __init__(self, ready_ahead: int = READY_AHEAD) -> None:
+    def __init__(self, *, ready_ahead: int = READY_AHEAD, fused: bool = True) -> None:
         self.ready_ahead = ready_ahead
+        self.fused = fused
 
     def plan(self, view: View) -> Plan:
         wanted = min(view.max_rows, len(view.running) + len(view.ready) + len(view.prefilling) + len(view.waiting))
@@ -25,11 +27,15 @@ class Baton:
         rows = max(wanted, 1) if wanted > view.rows or wanted <= view.rows // 2 else view.rows
         free = rows - len(view.running)
         chunks, made_ready = self._prefill(view, free)
-        arrivals = [*(query.id for query in view.ready), *made_ready][:free]
+        ready = [query.id for query in view.ready]
+        # A row that is inserted now runs in this step: there must be one to ride in.
+        fused = self.fused and bool(view.running or ready)
+        arrivals = (ready if fused else [*ready, *made_ready])[:free]
         return Plan(
             resize=rows if rows != view.rows else None,
             prefill=tuple(chunks),
             insert=tuple(arrivals),
+            fused=fused,
             why=_why(view, arrivals, chunks),
         )
 

@@ -84,6 +84,8 @@ class Plan:
 
     `prefill` may name waiting queries; `insert` waiting ones (they are fed inside the batch), ready ones, and those
     that `prefill` makes ready. The step feeds each row up to `feed` tokens, laid out as `how` says; no rows, no step.
+    `fused`: where the prefiller can, `prefill` rides in the step, one forward for both; what becomes ready by it can be
+    inserted by the next plan.
     `hold_finished`: rows of finished queries stay in the batch until all are finished.
     `why` is for people: one short sentence.
     """
@@ -95,6 +97,7 @@ class Plan:
     insert: tuple[str, ...] = ()
     feed: int = 1
     how: Feeding = Feeding.RAGGED
+    fused: bool = False
     hold_finished: bool = False
     why: str = ""
 

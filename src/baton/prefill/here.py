@@ -1,4 +1,4 @@
-"""Prefill on the engine's own device and thread, in a rectangle of its own beside the running batch."""
+"""Prefill on the engine's own device and thread, in rows of its own apart from the running batch's."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ from baton.work import Chunk, Feeding, Stepped
 
 
 class PrefillHere:
-    """See `prefill/port.py`. Chunks of several prompts go through the model packed flat, without padding."""
+    """See `prefill/port.py`. It has the rows `among`; where the batch is on the same `Rows`, a step may feed both.
 
-    def __init__(self, rows: Rows) -> None:
+    Chunks of several prompts go through the model packed flat, without padding.
+    """
+
+    def __init__(self, rows: Rows, among: range, *, beside_batch: bool) -> None:
+        self.beside_batch = beside_batch
         self._rows = rows
+        self._among = among
 
     @property
     def room(self) -> int:
-        return self._rows.rectangle.capacity - len(self._rows)
+        return len(self._rows.free(self._among))
 
     @property
     def bytes_used(self) -> int:
-        return self._rows.rectangle.bytes_used
+        rectangle = self._rows.rectangle
+        return sum(rectangle.lens[row] for row in self._among) * rectangle.bytes_per_token
 
     @property
     def lens(self) -> Mapping[str, int]:
-        return self._rows.lens
+        return self._rows.lens(self._among)
 
     def start(self, segment: KVSegment) -> None:
-        self._rows.place(segment, self._rows.rectangle.capacity)
+        self._rows.place(segment, self._among)
 
     def advance(self, chunks: Sequence[Chunk]) -> Stepped:
-        unknown = [chunk.query_id for chunk in chunks if chunk.query_id not in self._rows.lens]
+        mine = self.lens
+        unknown = [chunk.query_id for chunk in chunks if chunk.query_id not in mine]
         if unknown or not chunks:
             raise Refused(f"query {unknown[0]} is not being prefilled" if unknown else "no chunk to prefill")
         return self._rows.feed({chunk.query_id: chunk.tokens for chunk in chunks}, Feeding.RAGGED)
 
     def take(self, query_id: str) -> KVSegment:
+        if query_id not in self.lens:
+            raise Refused(f"query {query_id} is not being prefilled")
         return self._rows.lift(query_id, copy=False)

@@ -12,6 +12,9 @@ from baton.work import Chunk, Stepped
 class Prefiller(Protocol):
     """Holds segments while they are made ready. Each verb happens whole, or raises Refused and changes nothing."""
 
+    beside_batch: bool
+    """Whether its queries may be fed in the batch's own step, as `beside`."""
+
     @property
     def room(self) -> int:
         """How many more segments it can hold."""
