@@ -2,7 +2,7 @@
 
 from baton import LLM, SamplingParams
 
-QUESTIONS = ["What is 4821 + 377?", "Sort these numbers: 7, 3, 9, 1.", "Spell the word lantern.", "What can you do?"]
+QUESTIONS = ["What is 4821 + 377?", "Sort these numbers: 42, 17, 99, 23.", 'Spell "lantern".', "What can you do?"]
 
 with LLM(max_batch_size=4) as llm:
     conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]

@@ -17,7 +17,7 @@ class ShortestFirst:
 
 
 with LLM(policy=ShortestFirst(), max_batch_size=2) as llm:
-    prompts = ["Tell me a story about a fox and a lamp, and make it a long one.", "Spell lamp.", "What is 17 + 25?"]
+    prompts = ["Tell me a story about a fox and a lamp, and make it a long one.", 'Spell "lamp".', "What is 17 + 25?"]
     for out in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=60)):
         first = out.outputs[0].usage.first_token_seconds
         print(f"{len(out.prompt_token_ids):3} prompt tokens, first token after {1000 * first:4.0f} ms: {out.prompt}")

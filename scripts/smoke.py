@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from openai import OpenAI
 
-QUESTIONS = {"What is 17 + 25?": "42", "What is 90 - 4?": "86", "Spell the word lamp.": "l-a-m-p"}
+QUESTIONS = {"What is 17 + 25?": "42", "What is 90 - 4?": "86", 'Spell "lamp".': "l-a-m-p"}
 
 
 def main() -> None:

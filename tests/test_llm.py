@@ -234,8 +234,8 @@ def test_a_policy_of_ones_own_is_run(folder: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["orca", "run_to_completion", "baton"])
 def test_all_policies_give_the_same_tokens(policy: str, folder: Path, llm: LLM) -> None:
-    prompts = ["a", "hello there", "xyz" * 9]
-    with opened(folder, policy=policy, max_batch_size=2) as other:
+    prompts = ["a", "hello there", "xyz" * 9, "Q?", "bcd", "by far the longest of them all"]
+    with opened(folder, policy=policy, max_batch_size=6) as other:
         found = [output.outputs[0].token_ids for output in other.generate(prompts, GREEDY)]
     assert found == [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)]
 

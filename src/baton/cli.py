@@ -87,7 +87,7 @@ def serve(config_file: str | None, **flags: Any) -> None:
     run_server(config, began)
 
 
-@cli.command(epilog='Example:  baton generate -p "What is 17 + 25?" -p "Spell lantern."')
+@cli.command(epilog='Example:  baton generate -p "What is 17 + 25?" -p "Is 2048 a leap year?"')
 @_settings(without=_SERVING)
 @click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; may be given many times.")
 @click.option("-f", "--file", "source", type=click.File("r"), help="Prompts, one a line; - is stdin.")

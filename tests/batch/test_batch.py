@@ -14,8 +14,9 @@ from baton.batch.batch import RectangleBatch
 from baton.errors import Refused
 from baton.events import Slots
 from baton.kv.segment import KVSegment, arrived
+from baton.prefill.here import PrefillHere
 from baton.query import Query
-from baton.work import ALL_PENDING, Feeding
+from baton.work import ALL_PENDING, Chunk, Feeding
 from crowd import query_of
 from toy import COLUMNS, NAN, STAMP, Say, ToyForward, hashed, prompt_of, toy_alone, toy_rows, toy_segment
 
@@ -299,6 +300,52 @@ def test_a_row_that_is_not_finite_fails_by_name_and_draws_nothing() -> None:
     assert stepped.tokens == {"a": toy_alone(a)[2]}
     batch.remove("b")
     assert batch.step(1, Feeding.RAGGED).tokens == {"a": toy_alone(a)[3]}
+
+
+def sharing() -> tuple[RectangleBatch, PrefillHere]:
+    """A batch with query "a" and a prefiller with query "p" on the same rows."""
+    rows = toy_rows(5)
+    batch, prefiller = RectangleBatch(rows, range(2), 2), PrefillHere(rows, range(2, 5), beside_batch=True)
+    batch.insert(toy_segment(asked("a")))
+    batch.step(ALL_PENDING, Feeding.RAGGED)
+    prefiller.start(toy_segment(asked("p", 6)))
+    return batch, prefiller
+
+
+def test_a_step_feeds_prompts_of_a_prefiller_beside_in_one_forward() -> None:
+    batch, prefiller = sharing()
+    stepped = batch.step(1, Feeding.RAGGED, frozenset(), {"p": 4})
+    assert stepped.slots == Slots(useful=5, columns_needed=5 + 4)
+    assert stepped.tokens == {"a": toy_alone(asked("a"))[1]}
+    assert (dict(batch.lens), dict(prefiller.lens)) == ({"a": 5}, {"p": 4})
+    stepped = batch.step(1, Feeding.RAGGED, frozenset(), {"p": 4})
+    assert stepped.tokens == {"a": toy_alone(asked("a"))[2], "p": toy_alone(asked("p", 6))[0]}
+    assert (batch.bytes_used, prefiller.bytes_used) == (6 * 8, 6 * 8)
+    batch.insert(prefiller.take("p"))
+    assert (dict(batch.lens), dict(prefiller.lens), prefiller.room) == ({"a": 6, "p": 6}, {}, 3)
+    assert batch.step(1, Feeding.RAGGED).tokens["p"] == toy_alone(asked("p", 6))[1]
+
+
+def test_batch_and_prefiller_touch_only_their_own_rows() -> None:
+    batch, prefiller = sharing()
+    for refused in (
+        lambda: batch.remove("p"),
+        lambda: batch.detach("p"),
+        lambda: prefiller.take("a"),
+        lambda: prefiller.advance([Chunk("a", 1)]),
+        lambda: batch.insert(toy_segment(asked("p", 6))),
+        lambda: prefiller.start(toy_segment(asked("a"))),
+        lambda: batch.resize(3),
+    ):
+        before = (state_of(batch), dict(prefiller.lens))
+        with pytest.raises(Refused):
+            refused()
+        assert (state_of(batch), dict(prefiller.lens)) == before
+    batch.resize(1)
+    assert (dict(batch.lens), dict(prefiller.lens), prefiller.room) == ({"a": 4}, {"p": 0}, 2)
+    batch.remove("a")
+    with pytest.raises(Refused, match="empty"):
+        batch.step(1, Feeding.RAGGED)
 
 
 @pytest.mark.parametrize("where", ["forward", "sampler"])

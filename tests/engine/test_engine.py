@@ -25,7 +25,7 @@ from baton.query import Query, State
 from baton.text import TextStream
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import model_of
-from toy import BYTES_PER_TOKEN, COLUMNS, NAN, hashed, prompt_of, toy_alone, toy_crowd
+from toy import BYTES_PER_TOKEN, COLUMNS, NAN, Say, hashed, prompt_of, toy_alone, toy_crowd
 
 EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
 END = 2
@@ -264,6 +264,68 @@ def test_a_draw_that_raises_in_a_packed_prefill_fails_its_query_alone() -> None:
     assert crowd.reason("b") == "error"
     for query in (queries[0], queries[2]):
         assert crowd.tokens(query.id) == toy_alone(query)
+    assert is_idle(crowd.engine)
+
+
+def beside_one_that_runs(say: Say, *names: str, told: list[Event] | None = None) -> Crowd:
+    """A crowd in which query "a" runs, and these prompts ride in its next step."""
+    crowd = toy_crowd(Baton(), say=say, prefill_chunk=50, sinks=[] if told is None else [told.append])
+    accept(crowd, asked("a", limit=12))
+    turn(crowd)
+    accept(crowd, *(asked(name) for name in names))
+    turn(crowd)
+    return crowd
+
+
+def test_prompts_beside_running_rows_ride_in_their_step() -> None:
+    told: list[Event] = []
+    crowd = beside_one_that_runs(hashed, "b", "c", told=told)
+    calls = crowd.engine.batch._rows._forward.calls  # type: ignore[attr-defined]
+    assert calls == {"fill": 2, "decode": 1, "padded": 0}, "a's prefill and first step, then one forward for all three"
+    assert (done(told)[-1].kind, done(told)[-1].prefilled_tokens, done(told)[-1].generated_tokens) == ("both", 8, 3)
+    turn(crowd)
+    assert done(told)[-1].inserted == ("b", "c")
+    crowd.run([])
+    assert [crowd.tokens(name) for name in "bc"] == [toy_alone(asked(name)) for name in "bc"]
+    assert crowd.tokens("a") == toy_alone(asked("a", limit=12))
+
+
+def test_a_prefill_that_raises_in_the_running_rows_step_fails_its_query_alone() -> None:
+    crowd = beside_one_that_runs(broken_for("b"), "b", "c")
+    assert crowd.reason("b") == "error"
+    assert "prefill failed" in (crowd.updates["b"][-1].error or "")
+    crowd.run([])
+    assert crowd.tokens("a") == toy_alone(asked("a", limit=12))
+    assert crowd.tokens("c") == toy_alone(asked("c"))
+    assert is_idle(crowd.engine)
+
+
+def test_a_running_row_that_raises_in_a_step_with_prompts_fails_without_them() -> None:
+    crowd = beside_one_that_runs(broken_for("a", after=2), "b", "c")
+    assert crowd.reason("a") == "error"
+    assert "the step failed" in (crowd.updates["a"][-1].error or "")
+    crowd.run([])
+    assert [crowd.tokens(name) for name in "bc"] == [toy_alone(asked(name)) for name in "bc"]
+    assert is_idle(crowd.engine)
+
+
+def test_a_prompt_that_is_not_finite_in_the_running_rows_step_fails_alone() -> None:
+    crowd = beside_one_that_runs(broken_for("b", how="nan"), "b", "c")
+    assert crowd.reason("b") == "error"
+    crowd.run([])
+    assert crowd.tokens("a") == toy_alone(asked("a", limit=12))
+    assert crowd.tokens("c") == toy_alone(asked("c"))
+    assert is_idle(crowd.engine)
+
+
+def test_a_prompt_of_one_token_that_ends_in_the_running_rows_step_is_done_with() -> None:
+    crowd = toy_crowd(Baton(), prefill_chunk=50)
+    accept(crowd, asked("a", limit=12))
+    turn(crowd)
+    accept(crowd, asked("b", 1, limit=1))
+    turn(crowd)
+    assert (crowd.reason("b"), crowd.tokens("b")) == ("length", toy_alone(asked("b", 1, limit=1)))
+    crowd.run([])
     assert is_idle(crowd.engine)
 
 
@@ -596,7 +658,7 @@ class AnyOrder(RuleBasedStateMachine):
     """Arrivals, cancellations, deadlines and iterations in any order under a policy that is shaken as well."""
 
     @initialize(
-        policy=st.sampled_from(sorted(POLICIES)),
+        policy=st.sampled_from([*sorted(POLICIES), "baton, prefill apart"]),
         shaken=st.booleans(),
         rows=st.integers(1, 4),
         chunk=st.sampled_from([None, 1, 3, 50]),
@@ -604,7 +666,7 @@ class AnyOrder(RuleBasedStateMachine):
         seed=st.integers(0, 1000),
     )
     def begin(self, policy: str, shaken: bool, rows: int, chunk: int | None, budget: int, seed: int) -> None:
-        inner: Policy = POLICIES[policy]()
+        inner: Policy = POLICIES[policy]() if policy in POLICIES else Baton(fused=False)
         self.clock = ManualClock()
         self.sink = Counted()
         self.crowd = toy_crowd(

@@ -102,6 +102,19 @@ def test_a_taken_segment_keeps_its_row_until_it_is_released() -> None:
     assert dict(prefiller.lens) == {"b": 0}
 
 
+def test_a_taken_segment_that_was_not_released_may_start_again_in_another_row() -> None:
+    prefiller, a = prefiller_of(2), asked("a", 11)
+    prefiller.start(toy_segment(a))
+    prefiller.advance([Chunk("a", 7)])
+    segment = prefiller.take("a")
+    assert dict(prefiller.lens) == {}
+    with pytest.raises(Refused):
+        prefiller.take("a")
+    prefiller.start(segment)
+    assert (dict(prefiller.lens), prefiller.room) == ({"a": 7}, 1)
+    assert prefiller.advance([Chunk("a", 9)]).tokens == {"a": toy_alone(a)[0]}
+
+
 def test_what_is_refused_changes_nothing() -> None:
     prefiller = prefiller_of(2)
     a, b = asked("a", 6), asked("b", 4)
