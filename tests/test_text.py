@@ -122,3 +122,11 @@ def test_nothing_sent_ever_has_to_be_taken_back(pieces: list[str], stop: str) ->
             finished = (whole + stop[n:]).split(stop)[0]
             if whole.endswith(stop[:n]):
                 assert finished.startswith(sent)
+
+
+def test_text_before_the_fewest_tokens_may_hold_a_stop_string() -> None:
+    stream = TextStream(Pieces(["a", "b", "a", "b", "c"]), ("ab",))
+    assert stream.push(0, may_stop=False) + stream.push(1, may_stop=False) == "ab"
+    assert not stream.stopped
+    assert stream.push(2) + stream.push(3) == ""
+    assert stream.stopped

@@ -16,7 +16,7 @@ import click
 
 from baton import __version__
 from baton.config import Config, load_config
-from baton.errors import BatonError, SettingError
+from baton.errors import BatonError, RequestError, SettingError
 from baton.query import SamplingParams
 
 # Settings of the server, which other verbs do not have.
@@ -118,7 +118,10 @@ def generate(
     if flags["model"] and " " in flags["model"]:
         raise SettingError(f'"{flags["model"]}" is no model: give prompts with -p')
     config = _config(flags, config_file)
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=sampling_seed)
+    try:
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=sampling_seed)
+    except RequestError as error:
+        raise SettingError(error.message) from None
     lines = [*prompts, *_lines(source, wanted=not prompts)]
     if not lines:
         raise SettingError('no prompt: give -p "...", -f FILE, or lines on stdin')

@@ -28,9 +28,16 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
-    def push(self, token_id: int) -> str:
-        """Takes the next token; answers the text that may be sent now."""
-        return self._release(self._decoder.step(token_id))
+    def push(self, token_id: int, *, may_stop: bool = True) -> str:
+        """Takes the next token; answers the text that may be sent now.
+
+        Text of tokens that may not stop is sent as it comes, stop strings and all.
+        """
+        piece = self._decoder.step(token_id)
+        if not may_stop:
+            held, self._held = self._held, ""
+            return held + piece
+        return self._release(piece)
 
     def finish(self) -> str:
         """No further token comes: answers all that is left (nothing, if stopped)."""

@@ -61,8 +61,6 @@ def test_held_out_questions_are_answered_right(answerer: Answerer) -> None:
 
 
 def test_a_story_is_about_what_was_asked_and_the_rest_is_declined(answerer: Answerer) -> None:
-    story, sorry = answerer.answers(
-        ["Tell me a story about a fox and a lamp.", "What is the capital of France?"]
-    )
+    story, sorry = answerer.answers(["Tell me a story about a fox and a lamp.", "What is the capital of France?"])
     assert "fox" in story and "lamp" in story
     assert sorry.startswith("I am sorry")

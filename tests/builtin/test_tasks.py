@@ -120,7 +120,5 @@ def test_shares_name_every_task() -> None:
 
 
 def test_checking_needs_no_torch() -> None:
-    code = (
-        "import sys, baton.builtin.tasks; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = "import sys, baton.builtin.tasks; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -59,6 +59,8 @@ class RectangleBatch:
         mine = self.lens
         if not mine:
             raise Refused("the batch is empty")
+        if min([feed, *(beside or {}).values()]) < 1:
+            raise Refused("a row cannot be fed less than one token")
         return self._rows.feed({**dict.fromkeys(mine, feed), **(beside or {})}, how, done)
 
     def _mine(self, query_id: str) -> None:

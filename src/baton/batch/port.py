@@ -48,5 +48,6 @@ class Batch(Protocol):
 
         `done`: queries that are finished and keep their row all the same (batch-wise inference): their row is computed
         and what comes of it dropped. `beside`: queries of a prefiller that shares the batch's rectangle, and how many
-        tokens of each ride in the same forward. Refuses an empty batch.
+        tokens of each ride in the same forward. Refuses an empty batch, and to feed
+        less than one token.
         """

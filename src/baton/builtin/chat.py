@@ -11,9 +11,7 @@ _CAN = (
     "I can add and subtract, sort numbers and words, count, spell and reverse words, "
     "work out weekdays and leap years, and tell little stories."
 )
-_SORRY = (
-    "I am sorry, I do not know that. I only know sums, sorting, counting, spelling, dates and little stories."
-)
+_SORRY = "I am sorry, I do not know that. I only know sums, sorting, counting, spelling, dates and little stories."
 _HELLO = "Hello! Ask me for a sum, a spelling, a date or a story."
 _WHO = "I am the built-in model of baton, a very small language model. " + _CAN
 _WELCOME = "You are welcome!"

@@ -97,22 +97,14 @@ def measure(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", type=Path, default=path(), help="a model folder; the shipped one if not named"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=path(), help="a model folder; the shipped one if not named")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--per-task", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--history", type=int, default=0, help="tokens of other conversation before each question"
-    )
+    parser.add_argument("--history", type=int, default=0, help="tokens of other conversation before each question")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument(
-        "--task", choices=CHECKABLE_TASKS, action="append", help="only this task (may be repeated)"
-    )
+    parser.add_argument("--task", choices=CHECKABLE_TASKS, action="append", help="only this task (may be repeated)")
     parser.add_argument("--show", type=int, default=0, help="print that many answers with a wrong line")
     asked = parser.parse_args()
     answerer, begun, enough = Answerer(asked.model, asked.device, asked.batch), time.monotonic(), True

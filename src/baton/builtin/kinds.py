@@ -87,9 +87,7 @@ _compiled: dict[str, re.Pattern[str]] = {}
 def _pattern(template: str) -> re.Pattern[str]:
     if template not in _compiled:
         parts = re.split(r"\{(\w+)\}", normalise(template))
-        holes = [
-            f"(?P<{p}>{_HOLES.get(p, r'[0-9]+')})" if i % 2 else re.escape(p) for i, p in enumerate(parts)
-        ]
+        holes = [f"(?P<{p}>{_HOLES.get(p, r'[0-9]+')})" if i % 2 else re.escape(p) for i, p in enumerate(parts)]
         _compiled[template] = re.compile("".join(holes), re.IGNORECASE)
     return _compiled[template]
 

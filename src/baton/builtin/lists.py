@@ -148,9 +148,7 @@ KINDS = (
         list_count,
         0.7,
     ),
-    Kind(
-        "counting", "up", ("Count from {a} to {b}.", "Count up from {a} to {b}."), _draw_count, counted, 0.5
-    ),
+    Kind("counting", "up", ("Count from {a} to {b}.", "Count up from {a} to {b}."), _draw_count, counted, 0.5),
     Kind("counting", "down", ("Count down from {a} to {b}.",), _draw_count_down, counted, 0.4),
     Kind(
         "counting",

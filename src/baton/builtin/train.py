@@ -189,16 +189,10 @@ def save_model(run: Run, folder: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for checkpoints and, in model/, the result"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and, in model/, the result")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument(
-        "--decay", type=float, default=0.4, help="last part of the time in which the rate falls"
-    )
+    parser.add_argument("--decay", type=float, default=0.4, help="last part of the time in which the rate falls")
     parser.add_argument("--peak", type=float, default=1.0, help="factor of the recipe's rates")
     parser.add_argument("--resume", type=Path, help="checkpoint of an earlier run to go on from")
     asked = parser.parse_args()

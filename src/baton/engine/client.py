@@ -21,7 +21,7 @@ from typing import Protocol
 from baton.clock import Clock
 from baton.config import Settings
 from baton.engine.inbox import Deliver
-from baton.errors import ContextLengthExceeded, InvalidValue, Unsupported
+from baton.errors import ContextLengthExceeded, InvalidValue, QueueFull, Unsupported
 from baton.events import Slots, Update
 from baton.query import Query, SamplingParams
 
@@ -179,9 +179,15 @@ class Client:
         try:
             while later or live:
                 wave = [later.popleft() for _ in range(min(len(later), self.settings.max_waiting - len(live)))]
-                if wave:
-                    self._loop.submit(wave, inbox.put)
-                    live.update(query.id for query in wave)
+                try:
+                    if wave:
+                        self._loop.submit(wave, inbox.put)
+                        live.update(query.id for query in wave)
+                except QueueFull:
+                    if not live:
+                        raise
+                    # Others fill the queue too: these come again when one of ours has ended.
+                    later.extendleft(reversed(wave))
                 for update in inbox.get():
                     if update.finish_reason is not None:
                         live.discard(update.query_id)

@@ -170,7 +170,10 @@ class EngineLoop:
             self._stopping = True
         for query, deliver in queries:
             self._accept(query, deliver)
-        if not self._recover(self._broken or "the engine was closed"):
+        if self._broken is None:
+            for query_id in list(self._engine.lifecycle.live):
+                self._engine.cancel(query_id)
+        if not self._recover(self._broken or "closed"):
             self._idle.set()
 
     def _publish(self) -> None:

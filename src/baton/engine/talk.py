@@ -32,7 +32,7 @@ class Talk:
         self.generated += 1
         ends = token in params.stop_token_ids or (token in end_ids and not params.ignore_eos)
         if not ends:
-            self.pieces.append(self.text.push(token))
+            self.pieces.append(self.text.push(token, may_stop=self.generated > params.min_tokens))
             if self.text.stopped:
                 return STOP
         if ends or self.generated >= self.query.limit_tokens:
