@@ -16,7 +16,7 @@ from baton.config import Settings
 from baton.engine.engine import Engine
 from baton.engine.talk import Talks
 from baton.events import Update
-from baton.kv.rectangle import Rectangle, bytes_per_token
+from baton.kv.rectangle import Rectangle
 from baton.model.forward import Forward
 from baton.model.probe import probe
 from baton.model.rows import Rows
@@ -143,7 +143,7 @@ def crowd_of(
         policy=policy,
         settings=settings,
         talks=Talks(lambda query: TextStream(NoText(), query.params.stop), end_ids),
-        bytes_per_token=bytes_per_token(geometry.shapes, torch.float32),
+        footprint=rectangle.footprint,
         stamp="tiny",
         clock=ManualClock(),
         sinks=sinks,  # type: ignore[arg-type]

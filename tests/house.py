@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-GROUND = {"query", "events", "config", "errors", "clock", "text", "work"}
+GROUND = {"query", "events", "config", "errors", "clock", "footprint", "text", "work"}
 TOP = {"cli", "commands", "compose", "llm", "__main__", "__init__"}
 FLOORS = {"kv": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}
 FLOORS |= dict.fromkeys(("server", "observe", "bench", "cluster", "builtin"), 5)

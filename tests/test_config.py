@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from baton.config import AUTO, Config, Facts, load_config, make_config, parse_bytes, resolve
 from baton.errors import SettingError
+from baton.footprint import Columns, Footprint
 
 FACTS = Facts(
     context_tokens=1000,
-    kv_bytes_per_token=100,
+    footprint=Footprint((Columns(100),)),
     free_bytes=10**9,
     device="cpu",
     dtype="float32",
@@ -232,8 +233,8 @@ def test_settings_that_hold_always_fit_one_whole_query(
     except SettingError as error:
         assert error.param == "kv_memory" or (error.param == "max_model_len" and not lazy)
         return
-    allocated = (2 * found.max_rows + 1) * found.max_model_len * FACTS.kv_bytes_per_token
+    allocated = (2 * found.max_rows + 1) * found.max_model_len * FACTS.footprint.token_bytes
     assert lazy or allocated <= free
-    assert found.kv_bytes >= found.max_model_len * FACTS.kv_bytes_per_token
+    assert found.kv_bytes >= found.max_model_len * FACTS.footprint.token_bytes
     assert found.max_rows >= 1
     assert memory != AUTO or found.kv_bytes <= free // 2

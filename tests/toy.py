@@ -18,6 +18,7 @@ from baton.config import Settings
 from baton.engine.engine import Engine
 from baton.engine.talk import Talks, TextOf
 from baton.events import Sink
+from baton.footprint import Columns, Footprint
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.kv.segment import KVSegment, arrived
 from baton.model import attention
@@ -32,6 +33,7 @@ from crowd import Crowd, NoText, Recorder
 VOCABULARY = 50
 COLUMNS = 40
 BYTES_PER_TOKEN = 8
+FOOTPRINT = Footprint((Columns(4, count=2),))
 STAMP = "toy"
 NAN = -1
 
@@ -85,7 +87,9 @@ class ToyForward:
 
 def toy_rectangle(capacity: int, columns: int = COLUMNS) -> Rectangle:
     shape = LayerShape(1, 1, 1)
-    return Rectangle([shape], capacity=capacity, columns=columns, dtype=torch.float32, device=torch.device("cpu"))
+    found = Rectangle([shape], capacity=capacity, columns=columns, dtype=torch.float32, device=torch.device("cpu"))
+    found.footprint = FOOTPRINT  # bytes, not pages: easier to count in one's head
+    return found
 
 
 def toy_rows(capacity: int, forward: ToyForward | None = None, *, recorder: Recorder | None = None) -> Rows:
@@ -140,7 +144,7 @@ def toy_crowd(
         policy=policy,
         settings=holds,
         talks=Talks(text_of, end_ids),
-        bytes_per_token=BYTES_PER_TOKEN,
+        footprint=FOOTPRINT,
         stamp=STAMP,
         clock=clock or ManualClock(),
         sinks=sinks,

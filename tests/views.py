@@ -12,7 +12,7 @@ BYTES = 10
 
 
 def standing(name: str, state: State = State.WAITING, *, prompt: int = 20, cached: int = 0, **changes: int) -> Standing:
-    values = {"generated": 0, "bytes_reserved": BYTES, **changes}
+    values = {"generated": 0, "bytes_reserved": BYTES, "limit_tokens": 20, **changes}
     return Standing(
         id=name,
         state=state,

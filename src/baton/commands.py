@@ -105,10 +105,11 @@ def run_info(config: Config, as_json: bool) -> None:
     found = survey(config.model or str(builtin.path()), trust_remote_code=config.trust_remote_code)
     asked = found.saved_dtype if config.dtype == "auto" else config.dtype
     dtype = getattr(torch, asked)
-    per_token = found.kv_bytes_per_token(dtype)
+    footprint = found.footprint(dtype)
+    whole = footprint.of(found.context_tokens)
     weights = found.parameters * dtype.itemsize
     free = free_memory_bytes()
-    room = max(free - weights, 0) // per_token if per_token else 0
+    room = max(free - weights, 0)
     facts: dict[str, Any] = {
         "model": model_name(config),
         "family": found.family,
@@ -118,11 +119,12 @@ def run_info(config: Config, as_json: bool) -> None:
         "context_tokens": found.context_tokens,
         "dtype": asked,
         "weight_bytes": weights,
-        "kv_bytes_per_token": per_token,
+        "kv_bytes_per_token": footprint.token_bytes,
+        "state_bytes_per_row": footprint.state_bytes,
+        "kv_bytes_of_a_full_row": whole,
         "windows": found.geometry.windows if found.geometry else [],
         "free_memory_bytes": free,
-        "tokens_that_fit": room,
-        "full_rows_that_fit": room // found.context_tokens,
+        "full_rows_that_fit": room // whole if whole else 0,
         "batched": found.refused is None,
         "why_not": found.refused,
     }
@@ -195,7 +197,7 @@ def _resolved(house: House) -> str:
     lines = {
         "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
         "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
-        "KV memory": f"{_bytes(settings.kv_bytes)}, {_bytes(facts.kv_bytes_per_token)} a token",
+        "KV memory": f"{_bytes(settings.kv_bytes)}, {_bytes(facts.footprint.token_bytes)} a token",
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
     }
     return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())

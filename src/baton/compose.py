@@ -20,7 +20,7 @@ from baton.engine.loop import EngineLoop
 from baton.engine.talk import Talks
 from baton.errors import SettingError
 from baton.events import Sink
-from baton.kv.rectangle import Rectangle, bytes_per_token, is_lazy
+from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
 from baton.model.sample import Sampler
@@ -94,7 +94,7 @@ def start(loaded: Loaded, settings: Settings, policy: Policy, name: str, sinks: 
         policy=policy,
         settings=settings,
         talks=Talks(text_of, loaded.end_ids),
-        bytes_per_token=bytes_per_token(loaded.geometry.shapes, loaded.dtype),
+        footprint=rectangle.footprint,
         stamp=loaded.stamp,
         clock=monotonic,
         sinks=sinks,
@@ -117,7 +117,7 @@ def facts_of(loaded: Loaded) -> Facts:
     cuda = loaded.device.type == "cuda"
     return Facts(
         context_tokens=loaded.context_tokens,
-        kv_bytes_per_token=bytes_per_token(loaded.geometry.shapes, loaded.dtype),
+        footprint=footprint(loaded.geometry.shapes, loaded.context_tokens, loaded.dtype, loaded.device),
         free_bytes=torch.cuda.mem_get_info(loaded.device)[0] if cuda else free_memory_bytes(),
         device=loaded.device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.errors import SettingError
+from baton.footprint import Footprint
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
@@ -61,7 +62,7 @@ class Facts:
     """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it."""
 
     context_tokens: int
-    kv_bytes_per_token: int
+    footprint: Footprint
     free_bytes: int
     device: str
     dtype: str
@@ -91,7 +92,7 @@ def resolve(config: Config, facts: Facts) -> Settings:
     rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
     # What is allocated at once holds the batch's rows, and as many and one more beside it for prefill.
     at_once = 1 if facts.lazy_memory else 2 * rows + 1
-    fitting = int(facts.free_bytes * _AT_ONCE_SHARE) // (at_once * facts.kv_bytes_per_token)
+    fitting = int(facts.free_bytes * _AT_ONCE_SHARE) // (at_once * max(facts.footprint.token_bytes, 1))
     auto = facts.context_tokens if facts.lazy_memory else max(1, min(facts.context_tokens, fitting))
     length = _number("max_model_len", config.max_model_len, auto)
     if not facts.lazy_memory and length > fitting:
@@ -100,7 +101,7 @@ def resolve(config: Config, facts: Facts) -> Settings:
     if length > facts.context_tokens:
         message = f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens"
         raise SettingError(message, param="max_model_len")
-    row_bytes = length * facts.kv_bytes_per_token
+    row_bytes = facts.footprint.of(length)
     if config.kv_memory == AUTO:
         # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
         kv_bytes = min(2 * rows * row_bytes, facts.free_bytes // 2)

@@ -121,7 +121,8 @@ class Query:
 
     `prompt` are token ids, at least one. `seed` is resolved (never None), so that a draw is a function of the query.
     `limit_tokens` is the most tokens that may be generated, resolved from `params.max_tokens` and the context.
-    `priority`: lower runs first. `deadline` is a time on the engine's clock, or None.
+    `priority`: lower runs first. `deadline` is a time on the engine's clock, or None. `user`: who asked, or "";
+    policies may share the rows between users.
     """
 
     id: str
@@ -132,6 +133,7 @@ class Query:
     arrived: float
     priority: int = 0
     deadline: float | None = None
+    user: str = ""
 
 
 def _within(name: str, value: float, low: float, high: float, *, whole: bool = False, above: bool = False) -> None:

@@ -90,10 +90,10 @@ def test_a_refused_segment_is_still_whole(stamp: str) -> None:
     other = filled(asked("c"))
     segment = other.detach("c")
     segment.stamp = stamp
-    before = (list(segment.tokens), segment.cached, segment.computed, [k.tolist() for k in segment.keys])
+    before = (list(segment.tokens), segment.cached, segment.computed, [k.tolist() for k in segment.parts])
     with pytest.raises(Refused):
         batch.insert(segment)
-    assert (list(segment.tokens), segment.cached, segment.computed, [k.tolist() for k in segment.keys]) == before
+    assert (list(segment.tokens), segment.cached, segment.computed, [k.tolist() for k in segment.parts]) == before
 
 
 def test_an_inserted_segment_is_released_and_its_query_has_a_row() -> None:
@@ -138,7 +138,7 @@ def test_a_detached_segment_lives_in_memory_of_its_own() -> None:
     segment = batch.detach("a")
     batch.insert(toy_segment(asked("b")))
     batch.step(ALL_PENDING, Feeding.RAGGED)
-    assert segment.keys[0].flatten().tolist() == [float(token) for token in a.prompt]
+    assert segment.parts[0].flatten().tolist() == [float(token) for token in a.prompt]
 
 
 def test_a_forgotten_segment_is_fed_again_and_says_the_same() -> None:

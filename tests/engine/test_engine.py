@@ -25,7 +25,7 @@ from baton.query import Query, State
 from baton.text import TextStream
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import model_of
-from toy import BYTES_PER_TOKEN, COLUMNS, NAN, Say, hashed, prompt_of, toy_alone, toy_crowd
+from toy import BYTES_PER_TOKEN, COLUMNS, FOOTPRINT, NAN, Say, hashed, prompt_of, toy_alone, toy_crowd
 
 EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
 END = 2
@@ -56,7 +56,7 @@ def turn(crowd: Crowd) -> None:
 def reserved(engine: Engine) -> int:
     """Bytes that those who hold or may yet fill memory may grow to."""
     grown = (State.PREFILLING, State.READY, State.RUNNING)
-    standings = [s for state in grown for s in engine.lifecycle.standings(state, BYTES_PER_TOKEN)]
+    standings = [s for state in grown for s in engine.lifecycle.standings(state, FOOTPRINT)]
     held = [len(query.prompt) + query.limit_tokens for query in engine._held.values()]
     return sum(standing.bytes_reserved for standing in standings) + sum(held) * BYTES_PER_TOKEN
 

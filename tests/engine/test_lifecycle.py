@@ -7,6 +7,7 @@ import pytest
 from baton.clock import ManualClock
 from baton.engine.lifecycle import IllegalMove, Lifecycle
 from baton.events import Event, QueryEnded, QueryMoved
+from baton.footprint import Columns, Footprint
 from baton.query import Query, State
 from crowd import query_of
 
@@ -159,7 +160,7 @@ def test_standings_are_frozen_counts_in_the_order_of_arrival() -> None:
     ledger.arrive("c")
     ledger.lives.fed("b", 4, 4, 0)
     ledger.lives.token("b")
-    first, second = ledger.lives.standings(State.RUNNING, bytes_per_token=10)
+    first, second = ledger.lives.standings(State.RUNNING, Footprint((Columns(10),)))
     assert (first.id, first.waited_seconds, first.pending) == ("a", 3.0, 3)
     assert (second.id, second.cached, second.generated, second.pending) == ("b", 4, 1, 1)
     # 4 prompt tokens, and the 5 that it may generate.

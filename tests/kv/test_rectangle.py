@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baton.kv.rectangle import LayerShape, Rectangle, bytes_per_token
+from baton.kv.rectangle import LayerShape, Rectangle, StateShape, footprint
 
 # The second layer's row is not a whole number of pages: 10 columns of 3 * 5 * 4 bytes.
 SHAPES = (LayerShape(2, 8, 8), LayerShape(3, 5, 7))
@@ -24,24 +24,20 @@ def rectangle_of(capacity: int = 4, columns: int = 10, dtype: torch.dtype = torc
     return Rectangle(SHAPES, capacity=capacity, columns=columns, dtype=dtype, device=CPU)
 
 
-def content(seed: int, count: int = 10) -> tuple[list[Tensor], list[Tensor]]:
+def content(seed: int, count: int = 10) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    keys = [torch.randn(count, shape.heads, shape.key_dim, generator=generator) for shape in SHAPES]
-    return keys, [torch.randn(count, shape.heads, shape.value_dim, generator=generator) for shape in SHAPES]
+    dims = [(shape.heads, dim) for shape in SHAPES for dim in (shape.key_dim, shape.value_dim)]
+    return [torch.randn(count, heads, dim, generator=generator) for heads, dim in dims]
 
 
-def same(found: tuple[list[Tensor], list[Tensor]], expected: tuple[list[Tensor], list[Tensor]], count: int) -> bool:
-    return all(
-        f.shape == e[:count].shape and torch.equal(f, e[:count])
-        for part, whole in zip(found, expected, strict=True)
-        for f, e in zip(part, whole, strict=True)
-    )
+def same(found: list[Tensor], expected: list[Tensor], count: int) -> bool:
+    return all(f.shape == e[:count].shape and torch.equal(f, e[:count]) for f, e in zip(found, expected, strict=True))
 
 
 def test_what_is_written_to_a_row_is_what_its_view_shows() -> None:
     rectangle = rectangle_of()
-    rectangle.write(1, *content(1), 7)
-    rectangle.write(2, *content(2), 10)
+    rectangle.write(1, content(1), 7)
+    rectangle.write(2, content(2), 10)
     assert rectangle.lens == [0, 7, 10, 0]
     assert same(rectangle.view(1), content(1), 7)
     assert same(rectangle.view(2), content(2), 10)
@@ -50,23 +46,23 @@ def test_what_is_written_to_a_row_is_what_its_view_shows() -> None:
 
 def test_a_write_copies() -> None:
     rectangle = rectangle_of()
-    keys, values = content(1)
-    rectangle.write(0, keys, values, 5)
-    for tensor in (*keys, *values):
+    parts = content(1)
+    rectangle.write(0, parts, 5)
+    for tensor in parts:
         tensor.zero_()
     assert same(rectangle.view(0), content(1), 5)
 
 
 def test_a_view_is_not_a_copy() -> None:
     rectangle = rectangle_of()
-    rectangle.write(0, *content(1), 5)
-    rectangle.view(0)[0][0][4] = 42.0
+    rectangle.write(0, content(1), 5)
+    rectangle.view(0)[0][4] = 42.0
     assert bool((rectangle.keys[0][0, 4] == 42.0).all())
 
 
 def test_columns_beyond_a_write_are_left_alone() -> None:
     rectangle = rectangle_of()
-    rectangle.write(0, *content(1), 3)
+    rectangle.write(0, content(1), 3)
     assert not rectangle.keys[0][0, 3:].any()
     assert not rectangle.values[1][0, 3:].any()
 
@@ -74,7 +70,7 @@ def test_columns_beyond_a_write_are_left_alone() -> None:
 def test_a_cleared_row_reads_zero_and_its_neighbours_are_untouched() -> None:
     rectangle = rectangle_of()
     for row in range(4):
-        rectangle.write(row, *content(row), 10)
+        rectangle.write(row, content(row), 10)
     rectangle.clear(2)
     assert rectangle.lens == [10, 10, 0, 10]
     assert not any(buffer[2].any() for buffer in (*rectangle.keys, *rectangle.values))
@@ -92,17 +88,17 @@ def test_clearing_takes_away_what_was_written_past_the_rows_length() -> None:
 
 def test_a_cleared_row_can_be_written_again() -> None:
     rectangle = rectangle_of()
-    rectangle.write(0, *content(1), 10)
+    rectangle.write(0, content(1), 10)
     rectangle.clear(0)
     rectangle.clear(0)
-    rectangle.write(0, *content(2), 4)
+    rectangle.write(0, content(2), 4)
     assert same(rectangle.view(0), content(2), 4)
 
 
 def test_a_move_takes_a_row_whole_and_leaves_its_place_empty() -> None:
     rectangle = rectangle_of()
-    rectangle.write(3, *content(3), 6)
-    rectangle.write(1, *content(1), 9)
+    rectangle.write(3, content(3), 6)
+    rectangle.write(1, content(1), 9)
     rectangle.move(3, 0)
     assert rectangle.lens == [6, 9, 0, 0]
     assert same(rectangle.view(0), content(3), 6)
@@ -111,16 +107,39 @@ def test_a_move_takes_a_row_whole_and_leaves_its_place_empty() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_bytes_are_those_of_the_tokens_that_rows_hold(dtype: torch.dtype, size: int) -> None:
-    per_token = (2 * (8 + 8) + 3 * (5 + 7)) * size
-    assert bytes_per_token(SHAPES, dtype) == per_token
-    rectangle = rectangle_of(dtype=dtype)
-    assert rectangle.bytes_used == 0
-    rectangle.write(0, *content(0), 3)
-    rectangle.write(2, *content(2), 4)
-    assert rectangle.bytes_used == 7 * per_token
-    rectangle.clear(0)
-    assert rectangle.bytes_used == 4 * per_token
+def test_bytes_are_those_of_the_pages_that_rows_have_written(dtype: torch.dtype, size: int) -> None:
+    assert footprint(SHAPES, 4096, dtype, CPU).token_bytes == (2 * (8 + 8) + 3 * (5 + 7)) * size
+    rectangle = rectangle_of(columns=4096, dtype=dtype)
+    everyone = range(rectangle.capacity)
+    assert rectangle.bytes_of(everyone) == 0
+    rectangle.write(0, content(0), 3)
+    rectangle.write(2, content(2, 1000), 1000)
+    page = rectangle.footprint.page
+    pages = sum(-(-1000 * width * size // page) for width in (16, 16, 15, 21))
+    assert rectangle.bytes_of(everyone) == (4 + pages) * page
+    rectangle.clear(2)
+    assert rectangle.bytes_of(everyone) == 4 * page
+
+
+def test_a_layer_with_a_window_keeps_that_much_and_states_are_kept_whole() -> None:
+    state = StateShape((3, 5), torch.float64)
+    shapes = (LayerShape(2, 8, 8), LayerShape(2, 8, 8, window=4), LayerShape(states=(state,)))
+    rectangle = Rectangle(shapes, capacity=3, columns=10, dtype=torch.float32, device=CPU)
+    assert rectangle.rings == [0, 4, 0]
+    parts = [torch.randn(7, 2, 8), torch.randn(7, 2, 8), torch.randn(4, 2, 8), torch.randn(4, 2, 8)]
+    kept = [*parts, torch.randn(3, 5, dtype=torch.float64)]
+    rectangle.write(1, kept, 7)
+    rectangle.move(1, 2)
+    assert all(torch.equal(found, expected) for found, expected in zip(rectangle.view(2), kept, strict=True))
+    assert rectangle.states[2][0].dtype == torch.float64
+    assert not rectangle.states[2][0][1].any()
+    page = rectangle.footprint.page
+    assert rectangle.bytes_of([2]) == rectangle.footprint.of(7) == (4 if page > 1 else 0) * page + page
+
+
+def test_a_window_as_long_as_the_rectangle_is_no_ring() -> None:
+    rectangle = Rectangle([LayerShape(1, 4, 4, window=10)], capacity=1, columns=10, dtype=torch.float32, device=CPU)
+    assert rectangle.rings == [0]
 
 
 @linux_only
@@ -145,8 +164,8 @@ def test_memory_is_committed_as_rows_grow_and_goes_back_when_they_are_cleared() 
     assert reserved == 2048 * mib
     assert resident() - before < 16 * mib, "a reservation takes memory"
     tokens = torch.ones(1, 8, 64).expand(2048, 8, 64)
-    rectangle.write(5, [tokens] * 4, [tokens] * 4, 2048)
-    rectangle.write(6, [tokens] * 4, [tokens] * 4, 1024)
+    rectangle.write(5, [tokens] * 8, 2048)
+    rectangle.write(6, [tokens] * 8, 1024)
     grown = resident() - before
     assert 44 * mib < grown < 72 * mib, f"two rows of 32 and 16 MiB took {grown / mib:.0f} MiB"
     rectangle.clear(5)
@@ -165,7 +184,7 @@ def test_any_order_of_verbs_keeps_rows_apart(verbs: list[tuple[str, int, int]]) 
     expected: dict[int, tuple[int, int]] = {}  # row -> whose content, how much of it
     for seed, (verb, row, count) in enumerate(verbs):
         if verb == "write" and row not in expected:
-            rectangle.write(row, *content(seed), count)
+            rectangle.write(row, content(seed), count)
             expected[row] = (seed, count)
         elif verb == "clear":
             rectangle.clear(row)
@@ -178,4 +197,4 @@ def test_any_order_of_verbs_keeps_rows_apart(verbs: list[tuple[str, int, int]]) 
         assert rectangle.lens[row] == count
         assert same(rectangle.view(row), content(seed), count)
         assert not rectangle.keys[0][row, count:].any()
-    assert rectangle.bytes_used == sum(count for _, count in expected.values()) * rectangle.bytes_per_token
+    assert rectangle.bytes_of(range(4)) == sum(rectangle.footprint.of(count) for _, count in expected.values())

@@ -44,12 +44,11 @@ def test_a_release_forgets_keys_and_values_and_keeps_tokens_and_what_was_compute
         "tiny",
         cached=4,
         computed=4,
-        keys=keys,
-        values=keys,
+        parts=keys,
         on_release=lambda: told.append("x"),
     )
     segment.release()
     segment.release()
     assert told == ["x"]
     assert (segment.tokens, segment.cached, segment.computed) == ([5, 6, 7, 8, 9], 0, 4)
-    assert (segment.keys, segment.values) == ((), ())
+    assert (segment.parts, segment.bytes) == ((), 0)

@@ -144,7 +144,7 @@ def test_a_survey_needs_no_weights_and_says_what_loading_would(folder: Path) -> 
     assert (found.parameters, found.context_tokens, found.refused) == (loaded.parameters, CONTEXT, None)
     assert found.geometry is not None
     assert found.geometry.shapes == loaded.geometry.shapes
-    assert found.kv_bytes_per_token(torch.float32) == PER_TOKEN * 4
+    assert found.footprint(torch.float32).token_bytes == PER_TOKEN * 4
     assert (found.family, found.layers, found.vocabulary, found.saved_dtype) == ("llama", 2, VOCABULARY, "float32")
 
 
@@ -156,4 +156,4 @@ def test_a_survey_says_why_a_kind_is_not_batched(tmp_path: Path) -> None:
     found = survey(str(tmp_path))
     assert reason in (found.refused or "")
     assert found.geometry is None
-    assert found.kv_bytes_per_token(torch.float32) == 0
+    assert found.footprint(torch.float32).of(1) == 0

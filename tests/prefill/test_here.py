@@ -96,7 +96,7 @@ def test_a_taken_segment_keeps_its_row_until_it_is_released() -> None:
     assert prefiller.room == 0
     with pytest.raises(Refused):
         prefiller.start(toy_segment(asked("b", 3)))
-    assert segment.keys[0].flatten().tolist() == [float(token) for token in a.prompt]
+    assert segment.parts[0].flatten().tolist() == [float(token) for token in a.prompt]
     segment.release()
     prefiller.start(toy_segment(asked("b", 3)))
     assert dict(prefiller.lens) == {"b": 0}

@@ -28,8 +28,7 @@ class RectangleBatch:
 
     @property
     def bytes_used(self) -> int:
-        rectangle = self._rows.rectangle
-        return sum(rectangle.lens[row] for row in self._among) * rectangle.bytes_per_token
+        return self._rows.rectangle.bytes_of(self._among)
 
     @property
     def lens(self) -> Mapping[str, int]:

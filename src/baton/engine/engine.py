@@ -16,6 +16,7 @@ from baton.engine.lifecycle import Lifecycle
 from baton.engine.talk import Talks
 from baton.errors import Refused
 from baton.events import IterationDone, Sink, Slots
+from baton.footprint import Footprint
 from baton.kv.segment import KVSegment, arrived
 from baton.policy.port import Plan, Policy, View
 from baton.prefill.port import Prefiller
@@ -64,7 +65,7 @@ class Engine:
         policy: Policy,
         settings: Settings,
         talks: Talks,
-        bytes_per_token: int,
+        footprint: Footprint,
         stamp: str,
         clock: Clock,
         sinks: Iterable[Sink] = (),
@@ -75,7 +76,7 @@ class Engine:
         self.totals = Totals()
         self._policy = policy
         self._talks = talks
-        self._bytes_per_token = bytes_per_token
+        self._footprint = footprint
         self._stamp = stamp
         self._clock = clock
         self._sinks = tuple(sinks)
@@ -92,7 +93,7 @@ class Engine:
 
     @property
     def kv_bytes_used(self) -> int:
-        pooled = sum(segment.cached for segment in self._pool.values()) * self._bytes_per_token
+        pooled = sum(segment.bytes for segment in self._pool.values())
         return self.batch.bytes_used + self.prefiller.bytes_used + pooled
 
     def accept(self, query: Query, deliver: Deliver) -> None:
@@ -140,12 +141,12 @@ class Engine:
 
     def _view(self) -> View:
         by_state = {
-            state: self.lifecycle.standings(state, self._bytes_per_token)
+            state: self.lifecycle.standings(state, self._footprint)
             for state in (State.WAITING, State.PREFILLING, State.READY, State.RUNNING)
         }
         grown = [q for state in (State.PREFILLING, State.READY, State.RUNNING) for q in by_state[state]]
         reserved = sum(query.bytes_reserved for query in grown)
-        reserved += sum(len(q.prompt) + q.limit_tokens for q in self._held.values()) * self._bytes_per_token
+        reserved += sum(self._footprint.of(len(q.prompt) + q.limit_tokens) for q in self._held.values())
         return View(
             now=self._clock(),
             rows=self.batch.rows,
@@ -160,6 +161,8 @@ class Engine:
             prefilling=by_state[State.PREFILLING],
             ready=by_state[State.READY],
             running=by_state[State.RUNNING],
+            footprint=self._footprint,
+            bytes_budget=self.settings.kv_bytes,
         )
 
     # Carrying a plan out

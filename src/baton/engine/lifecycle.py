@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from baton.clock import Clock
 from baton.events import QueryEnded, QueryMoved, Sink, Usage
+from baton.footprint import Footprint
 from baton.policy.port import Standing
 from baton.query import Query, State
 
@@ -34,6 +35,7 @@ class Life:
     since: float
     cached: int = 0
     generated: int = 0
+    since_insert: int = 0
     preemptions: int = 0
     preempted: bool = False
     useful_slots: int = 0
@@ -72,6 +74,8 @@ class Lifecycle:
         if was is State.RUNNING:
             life.preemptions += 1
             self.preemptions += 1
+        if state is State.RUNNING:
+            life.since_insert = 0
         life.preempted = was is State.RUNNING or (life.preempted and state is not State.RUNNING)
         life.seconds[was] = life.seconds.get(was, 0.0) + now - life.since
         life.state, life.since = state, now
@@ -92,6 +96,7 @@ class Lifecycle:
         """A token was drawn for this query."""
         life, now = self.live[query_id], self._clock()
         life.generated += 1
+        life.since_insert += 1
         if life.last_token_at is None:
             life.first_token_at = now
         else:
@@ -121,7 +126,7 @@ class Lifecycle:
         self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(life.gaps)))
         return usage
 
-    def standings(self, state: State, bytes_per_token: int) -> tuple[Standing, ...]:
+    def standings(self, state: State, footprint: Footprint) -> tuple[Standing, ...]:
         """Frozen standings of all live queries in this state, in order of arrival."""
         now = self._clock()
         return tuple(
@@ -134,7 +139,11 @@ class Lifecycle:
                 waited_seconds=now - life.query.arrived,
                 priority=life.query.priority,
                 deadline=life.query.deadline,
-                bytes_reserved=(len(life.query.prompt) + life.query.limit_tokens) * bytes_per_token,
+                bytes_reserved=footprint.of(len(life.query.prompt) + life.query.limit_tokens),
+                limit_tokens=life.query.limit_tokens,
+                since_insert=life.since_insert,
+                set_aside=life.preempted and state is State.READY,
+                user=life.query.user,
             )
             for life in self.live.values()
             if life.state is state

@@ -1,6 +1,7 @@
-"""The rectangle: keys and values of all rows, `[rows, columns, kv_heads, head_dim]` per layer.
+"""The rectangle: what all rows keep, layer by layer: keys and values `[rows, columns, kv_heads, head_dim]`, and states.
 
-Token p of a row sits in column p. Nothing is ever shifted: position ids and masks follow from the rows' lengths.
+Token p of a row sits in column p; in a layer with a window of W tokens, in column p % W of a ring of W columns. Nothing
+is ever shifted: position ids and masks follow from the rows' lengths. Recurrent layers keep states `[rows, ...]`.
 This is the paper's vector shaping (BATON, section 4) without its shared write column, see docs/lab-notes.md.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,23 +18,55 @@ import torch
 from torch import Tensor
 
 from baton.errors import SettingError
+from baton.footprint import Columns, Footprint
 
 _PAGE = mmap.PAGESIZE
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 @dataclass(frozen=True, slots=True)
-class LayerShape:
-    """What one layer keeps per token: `heads` x `key_dim` and `heads` x `value_dim` numbers."""
+class StateShape:
+    """One state of a recurrent layer: what it keeps per row, whatever the row's length."""
 
-    heads: int
-    key_dim: int
-    value_dim: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one layer keeps: per token `heads` x `key_dim` and `heads` x `value_dim` numbers, and its states.
+
+    `window`: only the last so many tokens are kept; 0: all. `heads` 0: no keys and values.
+    """
+
+    heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    window: int = 0
+    states: tuple[StateShape, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """`tensor` `[rows, columns, ...]`, or a state `[rows, ...]`, whose `columns` are 0."""
+
+    tensor: Tensor
+    columns: int
+
+    def part(self, row: int, count: int) -> Tensor:
+        """What a row of so many tokens has in it."""
+        return self.tensor[row, : min(count, self.columns)] if self.columns else self.tensor[row]
 
 
 class Rectangle:
     """Buffers for `capacity` rows of `columns` tokens, and how many tokens each row holds (`lens`).
 
+    `keys[l]`, `values[l]`, `states[l]` are those of layer l; `rings[l]` is its number of columns where it is a
+    ring, or 0.
     On the CPU the memory is only address space until a row grows into it, and a cleared row's pages go back to the
     system. On other devices it is allocated at once.
     """
@@ -52,67 +86,84 @@ class Rectangle:
         self.lens = [0] * capacity
         self.dtype = dtype
         self.device = device
-        self.bytes_per_token = bytes_per_token(shapes, dtype)
+        self.footprint = footprint(shapes, columns, dtype, device)
         self._maps: dict[int, mmap.mmap] = {}
-        self.keys = [self._buffer(shape.heads, shape.key_dim) for shape in self.shapes]
-        self.values = [self._buffer(shape.heads, shape.value_dim) for shape in self.shapes]
+        self._buffers: list[_Buffer] = []
+        self.rings = [shape.window if shape.window < columns else 0 for shape in self.shapes]
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.states: list[list[Tensor]] = []
+        for shape, ring in zip(self.shapes, self.rings, strict=True):
+            width = ring or columns
+            self.keys.append(self._columns(width, shape.heads, shape.key_dim))
+            self.values.append(self._columns(width, shape.heads, shape.value_dim))
+            self.states.append([self._state(state) for state in shape.states])
 
-    @property
-    def bytes_used(self) -> int:
-        """Bytes of the tokens that rows hold."""
-        return sum(self.lens) * self.bytes_per_token
+    def bytes_of(self, rows: Sequence[int]) -> int:
+        """Bytes that these rows take."""
+        return sum(self.footprint.of(self.lens[row]) for row in rows)
 
-    def write(self, row: int, keys: Sequence[Tensor], values: Sequence[Tensor], count: int) -> None:
-        """KV embedding: copies the first `count` tokens of `[>= count, heads, dim]` tensors, one per layer, in."""
-        for mine, theirs in zip(self.keys, keys, strict=True):
-            mine[row, :count].copy_(theirs[:count])
-        for mine, theirs in zip(self.values, values, strict=True):
-            mine[row, :count].copy_(theirs[:count])
+    def write(self, row: int, parts: Sequence[Tensor], count: int) -> None:
+        """KV embedding: copies in what a row of `count` tokens keeps, as `view` answers it."""
+        for buffer, part in zip(self._buffers, parts, strict=True):
+            buffer.part(row, count).copy_(part[: min(count, buffer.columns)] if buffer.columns else part)
         self.lens[row] = count
 
-    def view(self, row: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The row's keys and values per layer, `[len, heads, dim]`, not copied."""
-        count = self.lens[row]
-        return [k[row, :count] for k in self.keys], [v[row, :count] for v in self.values]
+    def view(self, row: int) -> list[Tensor]:
+        """What the row keeps, not copied: one part for each buffer, layer by layer keys, values, states."""
+        return [buffer.part(row, self.lens[row]) for buffer in self._buffers]
 
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""
         self.lens[row] = 0
         # Also where the row holds no token: a forward that failed may have written some.
-        for buffer in (*self.keys, *self.values):
-            self._give_back(buffer, row)
+        for buffer in self._buffers:
+            self._give_back(buffer.tensor, row)
 
     def move(self, source: int, target: int) -> None:
         """The row `source` goes to the empty row `target`."""
-        keys, values = self.view(source)
-        self.write(target, keys, values, self.lens[source])
+        self.write(target, self.view(source), self.lens[source])
         self.clear(source)
 
-    def _buffer(self, heads: int, dim: int) -> Tensor:
-        column_bytes = heads * dim * self.dtype.itemsize
+    def _columns(self, width: int, heads: int, dim: int) -> Tensor:
+        if not heads * dim:
+            return torch.empty(self.capacity, width, heads, dim, dtype=self.dtype, device=self.device)
         # A row begins on a page, so that its pages are its own.
-        step = _PAGE // math.gcd(_PAGE, column_bytes)
-        columns = -(-self.columns // step) * step
-        size = self.capacity * columns * column_bytes
+        step = _PAGE // math.gcd(_PAGE, heads * dim * self.dtype.itemsize)
+        padded = -(-width // step) * step
+        tensor = self._reserved((self.capacity, padded, heads, dim), self.dtype)
+        self._buffers.append(_Buffer(tensor[:, :width], width))
+        return tensor[:, :width]
+
+    def _state(self, state: StateShape) -> Tensor:
+        count = math.prod(state.shape)
+        step = _PAGE // math.gcd(_PAGE, state.dtype.itemsize)
+        flat = self._reserved((self.capacity, -(-count // step) * step), state.dtype)
+        tensor = flat[:, :count].unflatten(1, state.shape)
+        self._buffers.append(_Buffer(tensor, 0))
+        return tensor
+
+    def _reserved(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if not is_lazy(self.device):
-            return torch.zeros(self.capacity, columns, heads, dim, dtype=self.dtype, device=self.device)
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+        size = math.prod(shape) * dtype.itemsize
         # Private and anonymous: zero pages, committed at the first write, given back by madvise.
         try:
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         except (OSError, ValueError, OverflowError) as error:
             message = f"{size / 2**30:.1f} GiB of address space could not be reserved ({error}): "
             raise SettingError(message + "lower --max-batch-size or --max-model-len", param="max_model_len") from error
-        buffer = torch.frombuffer(memory, dtype=self.dtype).view(self.capacity, columns, heads, dim)
+        buffer = torch.frombuffer(memory, dtype=dtype).view(shape)
         self._maps[buffer.data_ptr()] = memory
         return buffer
 
-    def _give_back(self, buffer: Tensor, row: int) -> None:
-        memory = self._maps.get(buffer.data_ptr())
+    def _give_back(self, tensor: Tensor, row: int) -> None:
+        memory = self._maps.get(tensor.data_ptr())
         if memory is None:
             # A NaN left behind would poison masked attention, which multiplies hidden columns by zero.
-            buffer[row].zero_()
+            tensor[row].zero_()
             return
-        size = buffer.stride(0) * buffer.element_size()
+        size = tensor.stride(0) * tensor.element_size()
         memory.madvise(mmap.MADV_DONTNEED, row * size, size)
 
 
@@ -121,6 +172,17 @@ def is_lazy(device: torch.device) -> bool:
     return device.type == "cpu" and sys.platform == "linux"
 
 
-def bytes_per_token(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
-    """Bytes that one token's keys and values take over all layers."""
-    return sum(shape.heads * (shape.key_dim + shape.value_dim) for shape in shapes) * dtype.itemsize
+def footprint(shapes: Sequence[LayerShape], columns: int, dtype: torch.dtype, device: torch.device) -> Footprint:
+    """What a query takes in a rectangle of so many columns."""
+    kinds: Counter[tuple[int, int]] = Counter()
+    state_bytes = 0
+    page = _PAGE if is_lazy(device) else 1
+    for shape in shapes:
+        ring = shape.window if shape.window < columns else 0
+        for dim in (shape.key_dim, shape.value_dim):
+            if shape.heads * dim:
+                kinds[shape.heads * dim * dtype.itemsize, ring] += 1
+        state_bytes += sum(-(-state.bytes // page) * page for state in shape.states)
+    return Footprint(
+        tuple(Columns(size, ring, count) for (size, ring), count in sorted(kinds.items())), state_bytes, page
+    )

@@ -1,4 +1,4 @@
-"""A segment: one query lifted out of any batch, the tokens so far and the keys and values of the first of them."""
+"""A segment: one query lifted out of any batch, the tokens so far and what the model keeps of the first of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from baton.query import Query
 class KVSegment:
     """The keystone (ARCHITECTURE.md section 2): just arrived, half prefilled, prefilled, preempted are all this.
 
-    `tokens`: prompt and generated. `keys`, `values`: per layer `[>= cached, kv_heads, head_dim]`, positions 0 to
-    `cached` - 1, keys after rotation. `stamp` names model, dtype and shapes: a foreign one is refused.
+    `tokens`: prompt and generated. `parts`: what a row of `cached` tokens keeps, as `Rectangle.view` answers it: per
+    layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, in a layer with a window), and states.
+    `stamp` names model, dtype and shapes: a foreign one is refused.
     `computed`: how many of the tokens were ever fed (more than `cached` when their keys and values were forgotten).
-    Whoever is passed a segment owns it; `release` gives back what the keys and values live in.
+    Whoever is passed a segment owns it; `release` gives back what the parts live in.
     """
 
     query: Query
@@ -25,8 +26,7 @@ class KVSegment:
     stamp: str
     cached: int = 0
     computed: int = 0
-    keys: Sequence[Tensor] = ()
-    values: Sequence[Tensor] = ()
+    parts: Sequence[Tensor] = ()
     on_release: Callable[[], None] | None = field(default=None, repr=False)
 
     @property
@@ -38,10 +38,15 @@ class KVSegment:
     def generated(self) -> int:
         return len(self.tokens) - len(self.query.prompt)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the parts."""
+        return sum(part.numel() * part.element_size() for part in self.parts)
+
     def release(self) -> None:
-        """Lets go of keys and values; the tokens stay. May be called twice."""
+        """Lets go of what the model keeps; the tokens stay. May be called twice."""
         done, self.on_release = self.on_release, None
-        self.keys, self.values = (), ()
+        self.parts = ()
         self.cached = 0
         if done is not None:
             done()

@@ -256,7 +256,7 @@ def decode(spans: Sequence[Span], rectangle: Rectangle) -> Decode:
     device = rectangle.device
     needed = sum(span.stop for span in spans)
     whole = (max(span.row for span in spans) + 1) * max(span.stop for span in spans)
-    per_column = rectangle.bytes_per_token / len(rectangle.shapes)
+    per_column = rectangle.footprint.token_bytes / len(rectangle.shapes)
     together = (whole - needed) * per_column <= (len(spans) - 1) * CALL_BYTES
     return Decode(
         spans=spans,

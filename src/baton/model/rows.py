@@ -68,7 +68,7 @@ class Rows:
         if len(segment.tokens) > self.rectangle.columns:
             raise Refused(f"query {query.id}: {len(segment.tokens)} tokens, {self.rectangle.columns} columns")
         if segment.cached:
-            self.rectangle.write(row, segment.keys, segment.values, segment.cached)
+            self.rectangle.write(row, segment.parts, segment.cached)
         self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached))
         self._row_of[query.id] = row
         segment.release()
@@ -83,17 +83,14 @@ class Rows:
         """The query's segment; it is not in any more. Not copied, it lives in its row until it is released."""
         row = self._find(query_id)
         found = self._occupants[row]
-        keys, values = self.rectangle.view(row)
-        if copy:
-            keys, values = [k.clone() for k in keys], [v.clone() for v in values]
+        parts = self.rectangle.view(row)
         segment = KVSegment(
             query=found.query,
             tokens=found.tokens,
             stamp=self._stamp,
             cached=self.rectangle.lens[row],
             computed=found.computed,
-            keys=keys,
-            values=values,
+            parts=[part.clone() for part in parts] if copy else parts,
             on_release=None if copy else lambda: self._take_back(row),
         )
         if copy:

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from baton.errors import LoadError
-from baton.kv.rectangle import bytes_per_token
+from baton.footprint import Footprint
+from baton.kv.rectangle import footprint
 from baton.model.load import context_of, read_config
 from baton.model.probe import Geometry, probe
 
@@ -26,8 +27,10 @@ class Survey:
     geometry: Geometry | None
     refused: str | None
 
-    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        return bytes_per_token(self.geometry.shapes, dtype) if self.geometry else 0
+    def footprint(self, dtype: torch.dtype) -> Footprint:
+        """What a query of the whole context takes on the CPU; nothing where the model is refused."""
+        shapes = self.geometry.shapes if self.geometry else ()
+        return footprint(shapes, self.context_tokens, dtype, torch.device("cpu"))
 
 
 def survey(source: str, *, trust_remote_code: bool = False) -> Survey:

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from baton.footprint import Footprint
 from baton.query import State
 from baton.work import ALL_PENDING, Chunk, Feeding
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one live query stands. `cached` and `generated` are tokens; `bytes_reserved` is what its keys and values
-    take when it has generated all that it may."""
+    """How one live query stands.
+
+    `cached`, `generated` and `limit_tokens` (the most it may generate) are tokens; `since_insert` is how many it has
+    generated since it was last given a row. `set_aside`: its keys and values are kept outside all rows.
+    `bytes_reserved` is what it takes in a row when it has generated all that it may.
+    """
 
     id: str
     state: State
@@ -24,6 +29,10 @@ class Standing:
     priority: int
     deadline: float | None
     bytes_reserved: int
+    limit_tokens: int
+    since_insert: int = 0
+    set_aside: bool = False
+    user: str = ""
 
     @property
     def pending(self) -> int:
@@ -46,7 +55,9 @@ class View:
 
     `rows`: the batch has so many; `max_rows`: it may have so many. `held_rows`: rows of finished queries that the plan
     before asked to hold. `prefill_room`: how many more segments the prefiller takes. `bytes_left`: of the budget, after
-    what all queries that are prefilling, ready or running may still grow to.
+    what all queries that are prefilling, ready or running may still grow to. `bytes_budget`: what all rows together may
+    take now; `pool_left`: bytes that are free for queries set aside. `footprint`: what one query takes.
+    `whole_prompts`: this model's prompts cannot be fed in chunks, a chunk feeds all that is pending.
     """
 
     now: float
@@ -62,6 +73,10 @@ class View:
     prefilling: Sequence[Standing]
     ready: Sequence[Standing]
     running: Sequence[Standing]
+    footprint: Footprint = Footprint(())
+    bytes_budget: int = 0
+    pool_left: int = 0
+    whole_prompts: bool = False
 
     def fitting(self, queries: Sequence[Standing], most: int) -> list[Standing]:
         """The first of these that the byte budget admits together, at most `most`, none overtaking another.

@@ -1,0 +1,41 @@
+"""How many bytes a query's keys, values and states take, by how many of its tokens are cached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """`count` buffers that keep `token_bytes` for each token, or for the last `most` of them where that is above 0."""
+
+    token_bytes: int
+    most: int = 0
+    count: int = 1
+
+    def of(self, tokens: int, page: int) -> int:
+        kept = min(tokens, self.most) if self.most else tokens
+        return -(-kept * self.token_bytes // page) * page * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one query takes in memory. `state_bytes`: what recurrent layers keep of it, however long it is.
+
+    `page`: memory is committed in multiples of so many bytes per buffer; 1 where it is not committed by pages.
+    """
+
+    columns: tuple[Columns, ...]
+    state_bytes: int = 0
+    page: int = 1
+
+    def of(self, tokens: int) -> int:
+        """Bytes of a row that holds so many tokens, whole pages of each buffer; nothing for an empty row."""
+        if tokens <= 0:
+            return 0
+        return self.state_bytes + sum(columns.of(tokens, self.page) for columns in self.columns)
+
+    @property
+    def token_bytes(self) -> int:
+        """What one more token takes while no window is full; for people, not for accounts."""
+        return sum(columns.token_bytes * columns.count for columns in self.columns)
