@@ -39,3 +39,6 @@ class Footprint:
     def token_bytes(self) -> int:
         """What one more token takes while no window is full; for people, not for accounts."""
         return sum(columns.token_bytes * columns.count for columns in self.columns)
+
+
+NOTHING = Footprint(())

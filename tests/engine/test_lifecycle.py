@@ -168,7 +168,7 @@ def test_standings_are_frozen_counts_in_the_order_of_arrival() -> None:
     assert [s.id for s in ledger.lives.standings(State.WAITING, 10)] == ["c"]
     ledger.lives.forgot("b")
     assert second.cached == 4
-    assert ledger.lives.standings(State.RUNNING, 10)[1].pending == 5
+    assert ledger.lives.standings(State.RUNNING, Footprint((Columns(10),)))[1].pending == 5
 
 
 def test_the_ledger_balances_at_every_instant() -> None:

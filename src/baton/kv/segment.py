@@ -15,7 +15,7 @@ class KVSegment:
     """The keystone (ARCHITECTURE.md section 2): just arrived, half prefilled, prefilled, preempted are all this.
 
     `tokens`: prompt and generated. `parts`: what a row of `cached` tokens keeps, as `Rectangle.view` answers it: per
-    layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, in a layer with a window), and states.
+    layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, where a layer has one), and states.
     `stamp` names model, dtype and shapes: a foreign one is refused.
     `computed`: how many of the tokens were ever fed (more than `cached` when their keys and values were forgotten).
     Whoever is passed a segment owns it; `release` gives back what the parts live in.

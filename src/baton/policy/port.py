@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from baton.footprint import Footprint
+from baton.footprint import NOTHING, Footprint
 from baton.query import State
 from baton.work import ALL_PENDING, Chunk, Feeding
 
@@ -73,7 +73,7 @@ class View:
     prefilling: Sequence[Standing]
     ready: Sequence[Standing]
     running: Sequence[Standing]
-    footprint: Footprint = Footprint(())
+    footprint: Footprint = NOTHING
     bytes_budget: int = 0
     pool_left: int = 0
     whole_prompts: bool = False
