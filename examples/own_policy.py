@@ -1,7 +1,8 @@
-"""A policy of one's own: the shortest prompt first, one prompt at a time."""
+"""A policy of one's own: the shortest prompt first, the rest as baton does it. See docs/policies.md."""
 
 from baton import LLM, SamplingParams
-from baton.policy.port import Chunk, Plan, View
+from baton.policy.baton import prefill_chunks
+from baton.policy.port import Plan, View
 
 
 class ShortestFirst:
@@ -9,14 +10,16 @@ class ShortestFirst:
 
     def plan(self, view: View) -> Plan:
         free = view.rows - len(view.running)
+        shortest = sorted(view.waiting, key=lambda query: query.prompt_tokens)
+        # One is made ready ahead of the row that will be free.
+        places = min(free + 1 - len(view.ready) - len(view.prefilling), view.prefill_room)
+        begin = view.admitted(shortest, places)
+        chunks, _ = prefill_chunks(view, [*view.prefilling, *begin])
         ready = [query.id for query in view.ready][:free]
-        room = view.prefill_room if len(view.ready) < view.rows else 0
-        queue = sorted(view.fitting(view.waiting, room), key=lambda query: query.prompt_tokens)
-        chunks = [Chunk(query.id, min(query.pending, 64)) for query in [*view.prefilling, *queue][:1]]
-        return Plan(prefill=tuple(chunks), insert=tuple(ready), why="the shortest prompt first")
+        return Plan(prefill=tuple(chunks), insert=tuple(ready), fused=True, why="the shortest prompt first")
 
 
-with LLM(policy=ShortestFirst(), max_batch_size=2) as llm:
+with LLM(policy=ShortestFirst(), max_batch_size=1) as llm:
     prompts = ["Tell me a story about a fox and a lamp, and make it a long one.", 'Spell "lamp".', "What is 17 + 25?"]
     for out in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=60)):
         first = out.outputs[0].usage.first_token_seconds

@@ -16,12 +16,14 @@ from baton.config import Settings
 from baton.engine.engine import Engine
 from baton.engine.talk import Talks
 from baton.events import Update
+from baton.kv.budget import Budget
+from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle
-from baton.model.forward import Forward
-from baton.model.probe import probe
+from baton.model.load import hook
 from baton.model.rows import Rows
 from baton.model.sample import Draw, Sampler
-from baton.policy.port import Plan, Policy, View
+from baton.policy.port import SURE_TOKENS, Plan, Policy, View
+from baton.policy.within import Within
 from baton.prefill.here import PrefillHere
 from baton.query import Query, SamplingParams
 from baton.text import TextStream
@@ -61,18 +63,19 @@ class Shaken:
 
     def plan(self, view: View) -> Plan:
         plan = self.inner.plan(view)
-        detach = [q.id for q in view.running if self.dice.random() < 0.12]
+        chosen = [q.id for q in view.running if q.id not in plan.detach and self.dice.random() < 0.12]
         # Every third one that is detached is forgotten at once, the others keep their keys and values.
-        forget = [name for at, name in enumerate(detach, self.moves["detach"]) if at % 3 == 0]
+        forget = [name for at, name in enumerate(chosen, self.moves["detach"]) if at % 3 == 0]
+        detach = [*plan.detach, *chosen]
         staying = len(view.running) - len(detach) + view.held_rows
         need = max(1, staying + len(plan.insert))
         resize = plan.resize
         if self.dice.random() < 0.3 or (resize or view.rows) < need:
             resize = self.dice.randint(need, max(need, view.max_rows))
-        self.moves["detach"] += len(detach)
+        self.moves["detach"] += len(chosen)
         self.moves["forget"] += len(forget)
         self.moves["resize"] += resize is not None and resize != view.rows
-        return replace(plan, detach=tuple(detach), forget=tuple(forget), resize=resize)
+        return replace(plan, detach=tuple(detach), forget=(*plan.forget, *forget), resize=resize)
 
 
 @dataclass
@@ -114,16 +117,21 @@ def crowd_of(
     chunk: int | None = 5,
     end_ids: Sequence[int] = (),
     kv_bytes: int = 2**30,
+    pool_bytes: int = 2**30,
+    sure_tokens: int = SURE_TOKENS,
     sinks: Sequence[object] = (),
+    prefix_cache: bool = False,
+    deterministic: bool = False,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several."""
-    geometry = probe(model)
-    forward = Forward(model, geometry)
+    forward = hook(model)
+    if deterministic:
+        forward.fix_shapes(rows)
     recorder = Recorder()
 
     mine, beside = range(rows), range(rows, 2 * rows + 1)
     rectangle = Rectangle(
-        geometry.shapes, capacity=beside.stop, columns=CONTEXT, dtype=torch.float32, device=torch.device("cpu")
+        forward.geometry.shapes, capacity=beside.stop, columns=CONTEXT, dtype=torch.float32, device=torch.device("cpu")
     )
     shared = Rows(rectangle, forward, recorder, "tiny")
 
@@ -137,16 +145,27 @@ def crowd_of(
         max_waiting=256,
         seed=0,
     )
+    clock = ManualClock()
     engine = Engine(
         batch=RectangleBatch(shared, mine, rows),
         prefiller=PrefillHere(shared, beside, beside_batch=True),
-        policy=policy,
+        policy=Within(policy),
         settings=settings,
         talks=Talks(lambda query: TextStream(NoText(), query.params.stop), end_ids),
         footprint=rectangle.footprint,
         stamp="tiny",
-        clock=ManualClock(),
+        budget=Budget(
+            kv_bytes,
+            pool_bytes,
+            floor_bytes=rectangle.footprint.of(CONTEXT),
+            free_bytes=lambda: 2**50,
+            clock=clock,
+        ),
+        clock=clock,
         sinks=sinks,  # type: ignore[arg-type]
+        whole_prompts=forward.whole_prompts,
+        sure_tokens=sure_tokens,
+        prefix_store=prefix_store(rectangle, longest=forward.near_limit) if prefix_cache else None,
     )
     return Crowd(engine, recorder)
 

@@ -30,6 +30,38 @@ _GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _LOCAL_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
+_MLA = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_conv": 4,
+    "mamba_chunk_size": 8,
+}
+_LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0 + 0.05 * i for i in range(8)],
+        "long_factor": [4.0 + 0.5 * i for i in range(8)],
+        "factor": 4.0,
+        "original_max_position_embeddings": 40,
+    },
+    "original_max_position_embeddings": 40,
+}
+
 
 @dataclass(frozen=True)
 class Family:
@@ -105,30 +137,96 @@ FAMILIES = (
         {"num_hidden_layers": 4, "head_dim": 16, "num_local_experts": 2, "attention_chunk_size": WINDOW},
     ),
     Family("gpt_oss", "gpt_oss", {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": WINDOW, **_LOCAL_MOE}),
+    Family(
+        "gemma3n",
+        "gemma3n_text",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 16,
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 8,
+            "altup_num_inputs": 2,
+            "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
+            "intermediate_size": [96] * 6,
+            "activation_sparsity_pattern": [0.0] * 6,
+        },
+    ),
+    Family("phi3_longrope", "phi3", _LONGROPE),
+    Family("deepseek_v2", "deepseek_v2", {**_MLA, "topk_method": "greedy"}),
+    Family("deepseek_v3", "deepseek_v3", _MLA),
+    Family("mamba", "mamba", {"state_size": 8}),
+    Family("mamba2", "mamba2", {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2, "chunk_size": 8}),
+    Family(
+        "jamba",
+        "jamba",
+        {
+            "num_hidden_layers": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "num_experts": 2,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 8,
+            "use_mamba_kernels": False,
+        },
+    ),
+    Family("bamba", "bamba", {"num_hidden_layers": 4, "attn_layer_indices": [1, 3], **_MAMBA2}),
+    Family("falcon_h1", "falcon_h1", {"head_dim": 16, "mamba_d_ssm": 128, **_MAMBA2}),
+    Family(
+        "qwen3_next",
+        "qwen3_next",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "shared_expert_intermediate_size": 48,
+            **_MOE,
+        },
+    ),
+    Family("lfm2", "lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
+    Family(
+        "granitemoehybrid",
+        "granitemoehybrid",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["mamba", "attention"] * 2,
+            "shared_intermediate_size": 48,
+            **_LOCAL_MOE,
+            **_MAMBA2,
+        },
+    ),
+    Family("bloom", "bloom", {"n_head": 4, "n_layer": 3}),
+    Family("mpt", "mpt", {"d_model": 64, "n_heads": 4, "n_layers": 3, "max_seq_len": CONTEXT, "expansion_ratio": 2}),
+    Family("falcon", "falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    Family("falcon_alibi", "falcon", {"alibi": True, "multi_query": True, "new_decoder_architecture": False}),
+    Family("gptj", "gptj", {**_GPT, "rotary_dim": 8}),
+    Family(
+        "gpt_neo",
+        "gpt_neo",
+        {
+            "num_layers": 4,
+            "num_hidden_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": WINDOW,
+        },
+    ),
 )
 
-_MLA = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 48,
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 16,
-    "n_group": 1,
-    "topk_group": 1,
-}
 REFUSED = {
-    "mamba": (Family("mamba", "mamba"), "keeps its state in a LinearAttentionLayer"),
-    "jamba": (Family("jamba", "jamba"), "keeps its state in a LinearAttentionLayer"),
-    "falcon_h1": (Family("falcon_h1", "falcon_h1"), "does not run with our cache"),
-    "deepseek_v3": (Family("deepseek_v3", "deepseek_v3", _MLA), "does not run with our cache"),
-    "bloom": (Family("bloom", "bloom", {"n_head": 4}), "keeps its own attention"),
-    "falcon": (Family("falcon", "falcon"), "keeps its own attention"),
-    "gptj": (Family("gptj", "gptj", {**_GPT, "rotary_dim": 8}), "keeps its own attention"),
+    "rwkv": (Family("rwkv", "rwkv", {"attention_hidden_size": 64}), "keeps its own attention"),
+    "minimax": (Family("minimax", "minimax", _LOCAL_MOE), "does not run with a stock cache"),
+    "bert": (Family("bert", "bert"), "is not causal"),
+    "deepseek_v4": (Family("deepseek_v4", "deepseek_v4", _MLA), "store_compression_weights"),
 }
-"""Families that are refused at load so far, and what the refusal says."""
+"""Kinds that are refused at load, and what the refusal says."""
 
 
 @cache

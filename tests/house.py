@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUND = {"query", "events", "config", "errors", "clock", "footprint", "text", "work"}
-TOP = {"cli", "commands", "compose", "llm", "__main__", "__init__"}
+TOP = {"cli", "check", "commands", "compose", "llm", "__main__", "__init__"}
 FLOORS = {"kv": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}
 FLOORS |= dict.fromkeys(("server", "observe", "bench", "cluster", "builtin"), 5)
 HIGHEST = 6
 
 # Who may import a third party's package: rooms, or single modules on top.
 OWNERS = {
-    "torch": {"kv", "model", "batch", "prefill", "cluster", "builtin", "compose", "commands"},
+    "torch": {"kv", "model", "batch", "prefill", "cluster", "builtin", "compose", "commands", "check"},
     "transformers": {"model", "builtin"},
     "tokenizers": {"model", "builtin"},
     "ray": {"cluster"},

@@ -346,6 +346,16 @@ def test_each_verb_has_help_with_an_example(verb: str, baton: Run) -> None:
     assert "MODEL" in ran.out
 
 
+@pytest.mark.parametrize(("flags", "kept"), [([], True), (["--no-prefix-cache"], False), (["--prefix-cache"], True)])
+def test_what_is_on_by_itself_can_be_turned_off(
+    flags: list[str], kept: bool, baton: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("baton.commands.run_generate", lambda config, *_, **__: asked.append(config.prefix_cache))
+    assert baton("generate", "-p", "Hi", *flags).status == 0
+    assert asked == [kept]
+
+
 def test_the_version_is_the_packages(baton: Run) -> None:
     from baton import __version__
 

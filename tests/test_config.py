@@ -164,6 +164,22 @@ def test_auto_memory_is_at_most_half_of_what_is_free() -> None:
     assert resolve(Config(), dataclasses.replace(FACTS, free_bytes=300_000)).kv_bytes == 150_000
 
 
+def test_the_pool_is_half_of_what_rows_may_take_within_half_of_what_is_left() -> None:
+    assert resolve(Config(), FACTS).pool_bytes == 8 * 1000 * 100
+    assert resolve(Config(), dataclasses.replace(FACTS, free_bytes=300_000)).pool_bytes == 75_000
+    tight = dataclasses.replace(FACTS, free_bytes=1_000_000)
+    assert resolve(Config(kv_memory="900000"), tight).pool_bytes == 50_000
+    assert resolve(Config(kv_memory="2MB"), tight).pool_bytes == 0
+    # Where it is allocated at once, all rows are taken of what is free: 17 of 200 bytes a token.
+    at_once = dataclasses.replace(FACTS, lazy_memory=False, context_tokens=10, free_bytes=25_000)
+    assert resolve(Config(), at_once).pool_bytes == (25_000 - 17 * 1000) // 2
+
+
+@pytest.mark.parametrize(("text", "count"), [("0", 0), ("3MB", 3 * 10**6), ("1KiB", 1024)])
+def test_the_pool_may_be_asked_for_also_none(text: str, count: int) -> None:
+    assert resolve(Config(pool_memory=text), FACTS).pool_bytes == count
+
+
 def test_what_was_asked_holds() -> None:
     asked = Config(
         max_batch_size="3",
@@ -192,6 +208,8 @@ def test_what_was_asked_holds() -> None:
         ({"prefill_chunk": "0"}, "prefill_chunk"),
         ({"kv_memory": "99999"}, "kv_memory"),
         ({"kv_memory": "much"}, "kv_memory"),
+        ({"pool_memory": "much"}, "pool_memory"),
+        ({"pool_memory": "-1"}, "pool_memory"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(asked: dict[str, str], param: str) -> None:
@@ -238,3 +256,14 @@ def test_settings_that_hold_always_fit_one_whole_query(
     assert found.kv_bytes >= found.max_model_len * FACTS.footprint.token_bytes
     assert found.max_rows >= 1
     assert memory != AUTO or found.kv_bytes <= free // 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "expected"),
+    [("baton", True, True), ("baton", False, False), ("orca", True, True), ("run_to_completion", True, False)],
+)
+def test_prefixes_are_kept_unless_told_otherwise_and_never_by_the_baseline(
+    policy: str, asked: bool, expected: bool
+) -> None:
+    facts = dataclasses.replace(FACTS, policies=("baton", "orca", "run_to_completion"))
+    assert resolve(Config(policy=policy, prefix_cache=asked), facts).prefix_cache is expected

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import baton
 from baton import LLM, AsyncLLM, SamplingParams
-from baton.errors import ContextLengthExceeded, EngineUnhealthy, InvalidValue, QueryFailed, SettingError
+from baton.errors import ContextLengthExceeded, DeadlinePassed, EngineUnhealthy, InvalidValue, QueryFailed, SettingError
 from baton.events import SLOT_KINDS
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, View
@@ -113,6 +114,38 @@ def test_choices_differ_and_the_same_seed_gives_them_again(llm: LLM) -> None:
     assert [c.token_ids for c in first] == [c.token_ids for c in again]
 
 
+def test_logprobs_are_told_by_token_as_vllms_users_know_them(llm: LLM, stock: PreTrainedModel) -> None:
+    params = SamplingParams(temperature=1.0, max_tokens=6, ignore_eos=True, seed=3, logprobs=2, prompt_logprobs=1)
+    (output,) = llm.generate("hello", params)
+    (completion,) = output.outputs
+    whole = torch.tensor([output.prompt_token_ids + completion.token_ids])
+    expected = stock(whole).logits[0, :-1].log_softmax(-1).tolist()
+    assert completion.logprobs is not None and output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    told = [*output.prompt_logprobs[1:], *completion.logprobs]
+    for shares, token, found, best in zip(expected, whole[0, 1:].tolist(), told, [1] * 4 + [2] * 6, strict=True):
+        order = sorted(range(VOCABULARY), key=lambda one, shares=shares: -shares[one])
+        assert set(found) == {token, *order[:best]}
+        for which, one in found.items():
+            assert (one.rank, one.logprob) == (order.index(which) + 1, pytest.approx(shares[which], abs=1e-4))
+            assert one.decoded_token == llm.client.tokenizer.piece(which).decode(errors="replace")
+    own = [found[token].logprob for token, found in zip(completion.token_ids, completion.logprobs, strict=True)]
+    assert completion.cumulative_logprob == pytest.approx(sum(own))
+
+
+def test_logprobs_that_were_not_asked_for_are_none(llm: LLM) -> None:
+    (output,) = llm.generate("hello", GREEDY)
+    completion = output.outputs[0]
+    assert (completion.logprobs, completion.cumulative_logprob, output.prompt_logprobs) == (None, None, None)
+
+
+def test_choices_share_the_logprobs_of_their_prompt(llm: LLM) -> None:
+    params = SamplingParams(n=2, max_tokens=4, ignore_eos=True, seed=3, prompt_logprobs=0)
+    several, single = (llm.generate(prompt, params)[0].prompt_logprobs for prompt in ("hello", "h"))
+    assert several is not None and [len(found or {}) for found in several] == [0, 1, 1, 1, 1]
+    assert single == [None]
+
+
 def test_a_drawn_text_does_not_depend_on_the_crowd(llm: LLM) -> None:
     (by_itself,) = llm.generate("hello", DRAWN)
     crowd = llm.generate([*(f"neighbour {i}" * i for i in range(1, 5)), "hello"], DRAWN)
@@ -203,7 +236,7 @@ def test_run_to_completion_is_counted_with_its_idle_slots(folder: Path) -> None:
 
 
 def test_a_query_that_fails_by_itself_raises_and_the_engine_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    talks = llm.client._loop._engine._talks  # type: ignore[attr-defined]
+    talks = llm.client._loop._engine.queries.talks  # type: ignore[attr-defined]
     right = talks._text_of
 
     def trips(query: Any) -> Any:
@@ -299,3 +332,29 @@ async def test_what_cannot_be_honoured_is_refused_when_the_iterator_is_advanced(
         await anext(engine.generate("x" * CONTEXT, GREEDY))
     with pytest.raises(baton.errors.Unsupported):
         await anext(engine.generate("hello", GREEDY, priority=3))
+
+
+async def test_a_query_that_is_not_done_in_time_raises_so(engine: AsyncLLM) -> None:
+    long = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    with pytest.raises(DeadlinePassed) as caught:
+        async for _ in engine.generate({"prompt_token_ids": [5]}, long, deadline_ms=1):
+            pass
+    assert caught.value.status == 504
+    with pytest.raises(InvalidValue):
+        await anext(engine.generate("hello", GREEDY, deadline_ms=0))
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_policy_that_goes_by_priorities_is_asked_with_them(
+    folder: Path, stock: PreTrainedModel, own: bool
+) -> None:
+    class Own(Baton):
+        honours = frozenset({"priority"})
+
+    engine = AsyncLLM(str(folder), device="cpu", threads=1, policy=Own() if own else "priority")
+    try:
+        async for output in engine.generate("hello", GREEDY, priority=3, user="me"):
+            last = output
+        assert last.outputs[0].token_ids == expected(stock, engine.client.tokenizer.encode("hello"))
+    finally:
+        engine.close()

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from baton.errors import InvalidValue, RequestError, Unsupported
-from baton.query import Query, SamplingParams, State
+from baton.errors import InvalidValue
+from baton.query import MAX_USER_CHARACTERS, NO_TERMS, Query, SamplingParams, State, Terms
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,11 @@ from baton.query import Query, SamplingParams, State
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {"word": 1.0}),
         ("logit_bias", [3]),
+        ("logprobs", -1),
+        ("logprobs", 21),
+        ("logprobs", True),
+        ("prompt_logprobs", 21),
+        ("prompt_logprobs", 1.0),
         ("logit_bias", {token: 1.0 for token in range(301)}),
     ],
 )
@@ -79,20 +84,16 @@ def test_a_value_out_of_its_limits_is_refused_by_its_fields_name(field: str, val
         ("seed", 2**63 - 1),
         ("stop", ("x" * 256,) * 4),
         ("min_tokens", 16),
+        ("logprobs", 0),
+        ("logprobs", 20),
+        ("prompt_logprobs", 0),
+        ("prompt_logprobs", 20),
         ("max_tokens", 1),
         ("logit_bias", {3: -100.0}),
     ],
 )
 def test_a_value_at_its_limit_is_taken(field: str, value: object) -> None:
     assert getattr(SamplingParams(**{field: value}), field) == value
-
-
-@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
-def test_a_field_that_is_not_honoured_is_refused_and_not_ignored(field: str) -> None:
-    with pytest.raises(Unsupported) as caught:
-        SamplingParams(**{field: 0})
-    assert caught.value.param == field
-    assert isinstance(caught.value, RequestError)
 
 
 def test_stops_are_taken_as_one_item_a_list_or_nothing() -> None:
@@ -132,3 +133,28 @@ def test_zero_temperature_is_greedy() -> None:
 
 def test_the_live_states_are_those_before_an_end() -> None:
     assert {state for state in State if state.live} == {State.WAITING, State.PREFILLING, State.READY, State.RUNNING}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("priority", 1.5),
+        ("priority", True),
+        ("priority", 2**31),
+        ("deadline_ms", 0),
+        ("deadline_ms", -5),
+        ("deadline_ms", 0.5),
+        ("user", 7),
+        ("user", "x" * (MAX_USER_CHARACTERS + 1)),
+    ],
+)
+def test_terms_out_of_their_limits_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        Terms(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.param == field
+    assert field in caught.value.message
+
+
+def test_terms_are_nothing_special_by_default_and_may_go_to_their_limits() -> None:
+    assert Terms(0, None, "") == NO_TERMS
+    assert Terms(-(2**31), 1, "x" * MAX_USER_CHARACTERS).priority == -(2**31)

@@ -19,12 +19,15 @@ from baton.engine.engine import Engine
 from baton.engine.talk import Talks, TextOf
 from baton.events import Sink
 from baton.footprint import Columns, Footprint
+from baton.kv.budget import Budget
+from baton.kv.prefix import PrefixStore
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.kv.segment import KVSegment, arrived
 from baton.model import attention
 from baton.model.attention import Shape, Span
 from baton.model.rows import Rows
-from baton.policy.port import Policy
+from baton.policy.port import SURE_TOKENS, Policy
+from baton.policy.within import Within
 from baton.prefill.here import PrefillHere
 from baton.query import Query
 from baton.text import TextStream
@@ -37,8 +40,8 @@ FOOTPRINT = Footprint((Columns(4, count=2),))
 STAMP = "toy"
 NAN = -1
 
-Say = Callable[[list[int]], int]
-"""The next token after these; NAN for a row of logits that are not finite. May raise: then the whole forward does."""
+Say = Callable[[list[int]], int | Tensor]
+"""The next token after these, NAN where logits are not finite, or all logits. May raise: then the forward does."""
 
 
 def hashed(tokens: list[int]) -> int:
@@ -51,6 +54,10 @@ def hashed(tokens: list[int]) -> int:
 
 class ToyForward:
     """Stands where `model/forward.py` does. `calls`: how often each of its three was used."""
+
+    whole_prompts = False
+    near_limit: int | None = None
+    grid = 0
 
     def __init__(self, say: Say = hashed) -> None:
         self.say = say
@@ -70,19 +77,22 @@ class ToyForward:
 
     def _logits(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Tensor:
         assert all(span.count > 0 for span in spans), "a row was fed nothing"
-        logits = torch.zeros(len(spans), VOCABULARY)
+        found: list[Tensor] = []
         left = list(tokens)
-        for i, span in enumerate(spans):
+        for span in spans:
             fed, left = left[: span.count], left[span.count :]
             rectangle.keys[0][span.row, span.start : span.stop, 0, 0] = torch.tensor(fed, dtype=torch.float32)
             rectangle.values[0][span.row, span.start : span.stop, 0, 0] = torch.tensor(fed, dtype=torch.float32)
-            said = self.say([int(token) for token in rectangle.keys[0][span.row, : span.stop, 0, 0].tolist()])
-            if said == NAN:
-                logits[i] = torch.nan
-            else:
-                logits[i, said] = 30.0
+            held = [int(token) for token in rectangle.keys[0][span.row, : span.stop, 0, 0].tolist()]
+            found += [self._row(held[:stop]) for stop in range(span.stop - span.kept + 1, span.stop + 1)]
         assert not left
-        return logits
+        return torch.stack(found)
+
+    def _row(self, tokens: list[int]) -> Tensor:
+        said = self.say(tokens)
+        if isinstance(said, Tensor):
+            return said
+        return torch.full([VOCABULARY], torch.nan) if said == NAN else 30.0 * torch.eye(VOCABULARY)[said]
 
 
 def toy_rectangle(capacity: int, columns: int = COLUMNS) -> Rectangle:
@@ -92,8 +102,11 @@ def toy_rectangle(capacity: int, columns: int = COLUMNS) -> Rectangle:
     return found
 
 
-def toy_rows(capacity: int, forward: ToyForward | None = None, *, recorder: Recorder | None = None) -> Rows:
-    return Rows(toy_rectangle(capacity), forward or ToyForward(), recorder or Recorder(), STAMP)  # type: ignore[arg-type]
+def toy_rows(
+    capacity: int, forward: ToyForward | None = None, *, recorder: Recorder | None = None, columns: int = COLUMNS
+) -> Rows:
+    rectangle = toy_rectangle(capacity, columns)
+    return Rows(rectangle, forward or ToyForward(), recorder or Recorder(), STAMP)  # type: ignore[arg-type]
 
 
 def toy_segment(query: Query) -> KVSegment:
@@ -118,6 +131,7 @@ def toy_settings(**changes: object) -> Settings:
         "max_stall_seconds": 0.2,
         "max_waiting": 256,
         "seed": 0,
+        "pool_bytes": 2**20,
     }
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -130,24 +144,37 @@ def toy_crowd(
     sinks: Sequence[Sink] = (),
     clock: Clock | None = None,
     text_of: TextOf = lambda query: TextStream(NoText(), query.params.stop),
+    free_bytes: Callable[[], int] = lambda: 2**50,
+    sure_tokens: int = SURE_TOKENS,
+    prefix_store: PrefixStore | None = None,
     **settings: object,
 ) -> Crowd:
-    """An engine on the toy model; `settings` are those of `Settings`."""
+    """An engine on the toy model; `settings` are those of `Settings`, `free_bytes` what the machine has."""
+    clock = clock or ManualClock()
     holds = toy_settings(**settings)
     mine, beside = range(holds.max_rows), range(holds.max_rows, 2 * holds.max_rows + 1)
     recorder = Recorder()
     recorder._end_ids = tuple(end_ids)
-    rows = toy_rows(beside.stop, ToyForward(say), recorder=recorder)
+    rows = toy_rows(beside.stop, ToyForward(say), recorder=recorder, columns=holds.max_model_len)
     engine = Engine(
         batch=RectangleBatch(rows, mine, holds.max_rows),
         prefiller=PrefillHere(rows, beside, beside_batch=True),
-        policy=policy,
+        policy=Within(policy),
         settings=holds,
         talks=Talks(text_of, end_ids),
         footprint=FOOTPRINT,
         stamp=STAMP,
-        clock=clock or ManualClock(),
+        budget=Budget(
+            holds.kv_bytes,
+            holds.pool_bytes,
+            floor_bytes=FOOTPRINT.of(holds.max_model_len),
+            free_bytes=free_bytes,
+            clock=clock,
+        ),
+        clock=clock,
         sinks=sinks,
+        sure_tokens=sure_tokens,
+        prefix_store=prefix_store,
     )
     return Crowd(engine, recorder)
 

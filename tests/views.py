@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from baton.policy.port import Costs, Standing, View
+from hypothesis import strategies as st
+
+from baton.footprint import Columns, Footprint
+from baton.policy.port import SURE_TOKENS, Costs, Plan, Standing, View
 from baton.query import State
 
 BYTES = 10
 """What each standing here reserves, unless told."""
+BYTE_A_TOKEN = Footprint((Columns(1),))
 
 
-def standing(name: str, state: State = State.WAITING, *, prompt: int = 20, cached: int = 0, **changes: int) -> Standing:
-    values = {"generated": 0, "bytes_reserved": BYTES, "limit_tokens": 20, **changes}
+def standing(name: str, state: State = State.WAITING, *, prompt: int = 20, cached: int = 0, **changes: Any) -> Standing:
+    values = {
+        "generated": 0,
+        "bytes_reserved": BYTES,
+        "limit_tokens": 20,
+        "waited_seconds": 0.0,
+        "priority": 0,
+        "deadline": None,
+        **changes,
+    }
     return Standing(
         id=name,
         state=state,
         prompt_tokens=prompt,
         cached=cached,
-        waited_seconds=0.0,
-        priority=0,
-        deadline=None,
         **values,
     )
 
 
-def waiting(*names: str, **changes: int) -> list[Standing]:
+def waiting(*names: str, **changes: Any) -> list[Standing]:
     return [standing(name, State.WAITING, **changes) for name in names]
 
 
-def prefilling(*names: str, cached: int = 5, **changes: int) -> list[Standing]:
+def prefilling(*names: str, cached: int = 5, **changes: Any) -> list[Standing]:
     return [standing(name, State.PREFILLING, cached=cached, **changes) for name in names]
 
 
-def ready(*names: str) -> list[Standing]:
-    return [standing(name, State.READY, cached=20, generated=1) for name in names]
+def ready(*names: str, **changes: Any) -> list[Standing]:
+    return [standing(name, State.READY, cached=20, **{"generated": 1, **changes}) for name in names]
 
 
-def running(*names: str) -> list[Standing]:
-    return [standing(name, State.RUNNING, cached=25, generated=6) for name in names]
+def aside(*names: str, **changes: Any) -> list[Standing]:
+    """Those that were running and are kept outside all rows."""
+    return [standing(name, State.READY, cached=25, **{"generated": 6, "set_aside": True, **changes}) for name in names]
+
+
+def running(*names: str, **changes: Any) -> list[Standing]:
+    return [standing(name, State.RUNNING, cached=25, **{"generated": 6, **changes}) for name in names]
 
 
 def view(
     *queries: Standing,
+    now: float = 0.0,
     rows: int = 4,
     max_rows: int = 4,
     held_rows: int = 0,
     prefill_room: int = 5,
     bytes_left: int = 1000,
+    bytes_budget: int = 10**9,
+    held_bytes: int = 0,
+    pool_left: int = 10**9,
+    footprint: Footprint = BYTE_A_TOKEN,
+    sure_tokens: int = SURE_TOKENS,
+    answer_share: float = 1.0,
+    whole_prompts: bool = False,
     prefill_chunk: int | None = None,
     max_stall_seconds: float = 0.2,
     costs: Costs | None = None,
@@ -56,7 +79,7 @@ def view(
         return tuple(query for query in queries if query.state is state)
 
     return View(
-        now=0.0,
+        now=now,
         rows=rows,
         max_rows=max_rows,
         held_rows=held_rows,
@@ -69,4 +92,69 @@ def view(
         prefilling=of(State.PREFILLING),
         ready=of(State.READY),
         running=of(State.RUNNING),
+        footprint=footprint,
+        bytes_budget=bytes_budget,
+        pool_left=pool_left,
+        held_bytes=held_bytes,
+        sure_tokens=sure_tokens,
+        answer_share=answer_share,
+        whole_prompts=whole_prompts,
     )
+
+
+# Any view
+
+some = st.lists(
+    st.builds(
+        lambda state, priority, user, set_aside, waited, pending: (state, priority, user, set_aside, waited, pending),
+        st.sampled_from([State.WAITING, State.PREFILLING, State.READY, State.RUNNING]),
+        st.integers(0, 3),
+        st.sampled_from(["", "a", "b"]),
+        st.booleans(),
+        st.integers(0, 9),
+        st.integers(1, 40),
+    ),
+    max_size=14,
+)
+
+
+def crowd(drawn: list[tuple[Any, ...]]) -> list[Standing]:
+    """The queries that were drawn from `some`."""
+    found = []
+    for at, (state, priority, user, set_aside, waited, pending) in enumerate(drawn):
+        begun = state in (State.READY, State.RUNNING)
+        found.append(
+            standing(
+                f"q{at}",
+                state,
+                prompt=40,
+                cached=40 if begun else 40 - pending,
+                generated=1 if begun else 0,
+                priority=priority,
+                user=user,
+                set_aside=set_aside and state is State.READY,
+                waited_seconds=float(waited),
+            )
+        )
+    return found
+
+
+def check_carried_out(seen: View, found: Plan, *, paced: bool = False) -> None:
+    """Every verb of the plan is one that the batch and the prefiller do not refuse; `paced`: rows may stay free."""
+    by_id = {query.id: query for query in [*seen.running, *seen.ready, *seen.prefilling, *seen.waiting]}
+    rows = seen.rows if found.resize is None else found.resize
+    staying = len(seen.running) - len(found.detach)
+    assert staying + len(found.insert) <= rows
+    assert rows >= staying
+    assert len(set(found.insert)) == len(found.insert)
+    assert all(by_id[name].state is State.RUNNING for name in found.detach)
+    fed = {chunk.query_id: chunk.tokens for chunk in found.prefill}
+    begun = [name for name in fed if by_id[name].state is State.WAITING]
+    assert len(begun) <= seen.prefill_room
+    assert all(0 < tokens <= by_id[name].pending for name, tokens in fed.items())
+    assert not set(found.forget) & (set(fed) | set(found.insert) | set(found.detach))
+    for name in found.insert:
+        assert by_id[name].state is State.READY or fed[name] == by_id[name].pending
+    # Else no row stays free while one that keeps its memory is ready for it.
+    lent = [query.id for query in seen.ready if not query.set_aside and query.id not in found.forget]
+    assert paced or staying + len(found.insert) == min(rows, seen.max_rows) or set(lent) <= set(found.insert)

@@ -21,6 +21,10 @@ from baton.query import SamplingParams
 
 # Settings of the server, which other verbs do not have.
 _SERVING = frozenset({"host", "port", "api_key", "served_model_name", "drain_timeout", "max_waiting", "max_stall_ms"})
+# Settings that the check chooses by itself.
+_OF_THE_BATCH = frozenset(
+    {"max_batch_size", "max_model_len", "policy", "prefill_chunk", "prefix_cache", "deterministic"}
+)
 _Command = Callable[..., Any]
 # What click raises from 8.2 on where no verb is given; its message is the help.
 _NO_VERB: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -66,7 +70,9 @@ def _settings(without: frozenset[str] = frozenset()) -> Callable[[_Command], _Co
 def _flag(known: dataclasses.Field[Any]) -> Callable[[_Command], _Command]:
     flag = f"--{known.name.replace('_', '-')}"
     if isinstance(known.default, bool):
-        return click.option(flag, known.name, is_flag=True, default=None, help=known.metadata["help"])
+        # What is on by itself can be turned off.
+        names = f"{flag}/--no-{flag.removeprefix('--')}" if known.default else flag
+        return click.option(names, known.name, is_flag=True, default=None, help=known.metadata["help"])
     shown = "" if known.default is None else f"  [default: {known.default}]"
     choices = known.metadata.get("choices")
     metavar = "|".join(choices) if choices else known.name.split("_")[-1].upper()
@@ -128,6 +134,22 @@ def generate(
     from baton.commands import run_generate
 
     run_generate(config, lines, params, chat=chat, as_json=as_json, show_stats=show_stats)
+
+
+@cli.command(epilog="Example:  baton check Qwen/Qwen3-0.6B --dtype bfloat16")
+@_settings(without=_SERVING | _OF_THE_BATCH)
+@click.option("--tokens", type=click.IntRange(2), default=16, show_default=True, help="Tokens that each query answers.")
+@click.option("--longest", type=int, default=1024, show_default=True, help="Most tokens of a prompt.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def check(config_file: str | None, tokens: int, longest: int, as_json: bool, **flags: Any) -> None:
+    """Proves that this model gives in any batch what it gives alone, on this machine and in this dtype.
+
+    Compares tokens and logits with stock generate; exit status 1 where they differ.
+    """
+    config = _config(flags, config_file)
+    from baton.commands import run_check
+
+    run_check(config, tokens=tokens, longest=longest, as_json=as_json)
 
 
 @cli.command(epilog="Example:  baton info Qwen/Qwen3-0.6B")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -10,16 +12,20 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from tqdm import tqdm
 
 from baton import __version__, builtin
+from baton.check import Outcome, check
 from baton.clock import monotonic
 from baton.compose import House, free_memory_bytes, model_name, open_house, set_threads
 from baton.config import Config
-from baton.errors import InvalidValue, QueryFailed, RequestError, Unsupported
+from baton.errors import CheckFailed, InvalidValue, QueryFailed, RequestError, Unsupported
 from baton.events import QueryRejected
 from baton.llm import Completion, stats_of
+from baton.model.load import load
+from baton.model.oracle import Oracle
 from baton.model.survey import survey
 from baton.observe.metrics import Metrics
 from baton.query import Query, SamplingParams
@@ -137,6 +143,54 @@ def run_info(config: Config, as_json: bool) -> None:
             shown = _bytes(value) if "bytes" in name else f"{value:,}" if type(value) is int else str(value)
             table.add_row(name.replace("_", " "), shown)
     Console(highlight=False).print(table)
+
+
+def run_check(config: Config, *, tokens: int, longest: int, as_json: bool) -> None:
+    """Compares every way of running a model with the model alone. Exits with status 1 where they differ."""
+    set_threads(config)
+    name, oracle = model_name(config), Oracle(answer=tokens, longest=longest)
+    told = (lambda phase, seconds: None) if as_json else _told
+    loaded = load(config, config.model or str(builtin.path()), name, told=told, before=oracle)
+    if not as_json:
+        _errors.print(f"  {name}, {loaded.dtype} on {loaded.device}: {loaded.forward.description}")
+    done: list[Outcome] = []
+    with Live(_verdicts(done), console=_errors, transient=True) if not as_json else contextlib.nullcontext() as live:
+        for outcome in check(loaded, oracle, config):
+            done.append(outcome)
+            if live is not None:
+                live.update(_verdicts(done))
+    failed = [outcome.name for outcome in done if not outcome.passed]
+    if as_json:
+        facts = [{**dataclasses.asdict(outcome), "passed": outcome.passed} for outcome in done]
+        about = {"model": name, "dtype": str(loaded.dtype).removeprefix("torch."), "device": str(loaded.device)}
+        run = {"way": loaded.forward.way.value, "whole_prompts": loaded.forward.whole_prompts}
+        print(json.dumps({**about, **run, "notes": oracle.notes, "passed": not failed, "scenarios": facts}))
+    else:
+        console = Console(highlight=False)
+        console.print(_verdicts(done))
+        for note in oracle.notes:
+            console.print(f"note: {note}")
+    if failed:
+        raise CheckFailed(f"{name} does not give the same as alone: {', '.join(failed)}")
+
+
+def _verdicts(done: Sequence[Outcome]) -> Table:
+    table = Table(box=None)
+    table.add_column("what was done", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("difference", justify="right", no_wrap=True)
+    table.add_column("result")
+    for outcome in done:
+        if outcome.skipped is not None:
+            table.add_row(outcome.what, "", "", f"[yellow]not checked[/yellow]: {outcome.skipped}")
+            continue
+        verdict = "[green]same as alone[/green]" if outcome.passed else "[red]differs[/red]"
+        if outcome.diverged is not None:
+            verdict += " from token {1} of query {0} on".format(*outcome.diverged)
+        notes = [f"{outcome.ties} near ties"] * (outcome.ties > 0) + [outcome.evidence] * bool(outcome.evidence)
+        verdict += f" ({', '.join(notes)})" if notes else ""
+        table.add_row(outcome.what, str(outcome.tokens), f"{outcome.difference:.1e}", verdict)
+    return table
 
 
 def _tokens(house: House, line: str, chat: bool | None) -> list[int]:

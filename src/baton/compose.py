@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,19 @@ from baton.engine.loop import EngineLoop
 from baton.engine.talk import Talks
 from baton.errors import SettingError
 from baton.events import Sink
+from baton.kv.budget import Budget
+from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
 from baton.model.sample import Sampler
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
-from baton.policy.port import Policy
+from baton.policy.port import Policy, honours
+from baton.policy.priority import Priority
 from baton.policy.run_to_completion import RunToCompletion
+from baton.policy.slo import Slo
+from baton.policy.within import Within
 from baton.prefill.here import PrefillHere
 from baton.query import Query
 from baton.text import TextStream
@@ -35,9 +41,16 @@ from baton.text import TextStream
 POLICIES: dict[str, Callable[[], Policy]] = {
     "baton": Baton,
     "orca": Orca,
+    "priority": Priority,
     "run_to_completion": RunToCompletion,
+    "slo": Slo,
 }
 BUILTIN_NAME = "baton-builtin"
+# Of a control group's folder, version 2 and 1: limit, use, and the line of memory.stat that says what can be dropped.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +83,27 @@ def open_house(
 
 
 def start(loaded: Loaded, settings: Settings, policy: Policy, name: str, sinks: Sequence[Sink] = ()) -> Client:
-    """An engine of its own on a loaded model: several may be started one after the other, not at once."""
-    sampler = Sampler(loaded.end_ids)
+    """An engine of its own in its own thread; several may be started on a model one after the other, not at once."""
+    engine = make_engine(loaded, settings, policy, sinks)
+    return Client(
+        model_name=name,
+        settings=settings,
+        tokenizer=loaded.tokenizer,
+        loop=EngineLoop(engine, monotonic, sinks),
+        clock=monotonic,
+        honours=honours(policy),
+    )
 
+
+def make_engine(
+    loaded: Loaded,
+    settings: Settings,
+    policy: Policy,
+    sinks: Sequence[Sink] = (),
+    *,
+    sampler: Sampler | None = None,
+) -> Engine:
+    """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in."""
     # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
     mine, beside = range(settings.max_rows), range(settings.max_rows, 2 * settings.max_rows + 1)
     rectangle = Rectangle(
@@ -82,29 +113,32 @@ def start(loaded: Loaded, settings: Settings, policy: Policy, name: str, sinks: 
         dtype=loaded.dtype,
         device=loaded.device,
     )
-    rows = Rows(rectangle, loaded.forward, sampler, loaded.stamp)
+    rows = Rows(rectangle, loaded.forward, sampler or Sampler(loaded.end_ids), loaded.stamp)
 
     def text_of(query: Query) -> TextStream:
         decoder = loaded.tokenizer.stream(query.prompt, skip_special_tokens=query.params.skip_special_tokens)
         return TextStream(decoder, query.params.stop)
 
-    engine = Engine(
+    return Engine(
         batch=RectangleBatch(rows, mine, settings.max_rows),
         prefiller=PrefillHere(rows, beside, beside_batch=True),
-        policy=policy,
+        policy=Within(policy),
         settings=settings,
         talks=Talks(text_of, loaded.end_ids),
         footprint=rectangle.footprint,
         stamp=loaded.stamp,
+        budget=Budget(
+            settings.kv_bytes,
+            settings.pool_bytes,
+            floor_bytes=rectangle.footprint.of(settings.max_model_len),
+            free_bytes=lambda: free_bytes(loaded.device),
+            clock=monotonic,
+            lazy=is_lazy(loaded.device),
+        ),
         clock=monotonic,
         sinks=sinks,
-    )
-    return Client(
-        model_name=name,
-        settings=settings,
-        tokenizer=loaded.tokenizer,
-        loop=EngineLoop(engine, monotonic, sinks),
-        clock=monotonic,
+        whole_prompts=loaded.forward.whole_prompts,
+        prefix_store=prefix_store(rectangle, longest=loaded.forward.near_limit) if settings.prefix_cache else None,
     )
 
 
@@ -114,11 +148,10 @@ def model_name(config: Config) -> str:
 
 
 def facts_of(loaded: Loaded) -> Facts:
-    cuda = loaded.device.type == "cuda"
     return Facts(
         context_tokens=loaded.context_tokens,
         footprint=footprint(loaded.geometry.shapes, loaded.context_tokens, loaded.dtype, loaded.device),
-        free_bytes=torch.cuda.mem_get_info(loaded.device)[0] if cuda else free_memory_bytes(),
+        free_bytes=free_bytes(loaded.device),
         device=loaded.device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
         cores=cores(),
@@ -127,14 +160,36 @@ def facts_of(loaded: Loaded) -> Facts:
     )
 
 
-def free_memory_bytes(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """What this process may still take: the machine's free memory, or less where its control group has a limit."""
-    free = psutil.virtual_memory().available
+def free_bytes(device: torch.device) -> int:
+    """What this process may still take of the memory that keys and values live in."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
+
+
+def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """What this process may still take: the machine's free memory, or less where one of its control groups has less.
+
+    Of both versions of control groups. File pages that nobody used lately count as free: the kernel drops them first.
+    """
+    left = [psutil.virtual_memory().available]
+    for folder in _control_groups(root, own):
+        for limit, used, droppable in _GROUP_FILES:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or its limit is "max"
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                most, taken = (int((folder / name).read_text()) for name in (limit, used))
+                left.append(most - taken + int(stat[droppable]))
+    return max(0, min(left))
+
+
+def _control_groups(root: Path, own: Path) -> list[Path]:
+    """Folders of the groups that bound this process's memory, with those that they are in."""
     try:
-        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):  # no such control group, or its limit is "max"
-        return free
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return [root]
+    # Version 2 is hierarchy 0, without names of controllers.
+    groups = [(root / "memory" if names else root, path) for _, names, path in lines if names in ("", "memory")]
+    inside = [(base, [Path(path), *Path(path).parents]) for base, path in groups]
+    return [base / str(path).lstrip("/") for base, paths in inside for path in paths]
 
 
 def cores() -> int:

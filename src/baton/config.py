@@ -45,8 +45,12 @@ class Config:
     device: str = _setting(AUTO, "Where the model runs.", choices=DEVICES)
     max_batch_size: str = _setting(AUTO, "Most rows of the running batch: a number, or auto.")
     max_model_len: str = _setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
-    kv_memory: str = _setting(AUTO, "Most memory for keys and values: like 4GiB or 500MB, or auto.")
-    policy: str = _setting("baton", "How queries are scheduled: baton, orca or run_to_completion.")
+    kv_memory: str = _setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
+    pool_memory: str = _setting(AUTO, "Most memory for those kept outside all rows: a size, 0 for none, or auto.")
+    policy: str = _setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
+    prefix_cache: bool = _setting(
+        True, "Prompts that begin as earlier texts did are computed from there; never by run_to_completion."
+    )
     prefill_chunk: str = _setting(AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.")
     max_stall_ms: int = _setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
     max_waiting: int = _setting(256, "Most queries that wait; more are answered 429.", low=1)
@@ -83,6 +87,8 @@ class Settings:
     max_stall_seconds: float
     max_waiting: int
     seed: int
+    pool_bytes: int = 0
+    prefix_cache: bool = True
 
 
 def resolve(config: Config, facts: Facts) -> Settings:
@@ -113,6 +119,12 @@ def resolve(config: Config, facts: Facts) -> Settings:
             f"({row_bytes / 2**20:.0f} MiB): raise --kv-memory or lower --max-model-len"
         )
         raise SettingError(message, param="kv_memory")
+    if config.pool_memory == AUTO:
+        # Half of what rows may take, where half of what is then left has room for it.
+        taken = kv_bytes if facts.lazy_memory else at_once * row_bytes
+        pool_bytes = min(kv_bytes, max(0, facts.free_bytes - taken)) // 2
+    else:
+        pool_bytes = parse_bytes(config.pool_memory, "pool_memory")
     chunk = None if config.prefill_chunk == AUTO else _number("prefill_chunk", config.prefill_chunk, 0)
     return Settings(
         policy=config.policy,
@@ -123,6 +135,9 @@ def resolve(config: Config, facts: Facts) -> Settings:
         max_stall_seconds=config.max_stall_ms / 1000,
         max_waiting=config.max_waiting,
         seed=config.seed,
+        pool_bytes=pool_bytes,
+        # The baseline computes every prompt, and never has one wait for another.
+        prefix_cache=config.prefix_cache and config.policy != "run_to_completion",
     )
 
 

@@ -3,6 +3,7 @@
 BatonError
 ├── SettingError                what the operator asked for cannot be (exit status 2)
 ├── LoadError                   the model cannot be loaded or cannot be batched exactly (exit status 1)
+├── CheckFailed                 the model gives something else in a batch than alone (exit status 1)
 ├── RequestError                what a client sent cannot be honoured (HTTP 400)
 │   ├── InvalidValue            a field's value is out of its limits
 │   ├── Unsupported             a field is known, and not honoured
@@ -13,6 +14,7 @@ BatonError
 │   ├── ShuttingDown
 │   └── EngineUnhealthy
 ├── QueryFailed                 one query's own trouble: its row is gone, its neighbours are not (HTTP 500)
+│   └── DeadlinePassed          it was not done in time (HTTP 504)
 └── Refused                     a verb of the batch refused and changed nothing (a bug of the caller)
 """
 
@@ -40,6 +42,12 @@ class SettingError(BatonError):
 
 class LoadError(BatonError):
     """The model cannot be loaded, or cannot be batched exactly."""
+
+    exit_status = 1
+
+
+class CheckFailed(BatonError):
+    """`baton check` found a result that differs from what the model gives alone."""
 
     exit_status = 1
 
@@ -91,6 +99,14 @@ class EngineUnhealthy(Unavailable):
 
 class QueryFailed(BatonError):
     """One query failed by itself (NaN logits, detokeniser); the batch went on."""
+
+
+class DeadlinePassed(QueryFailed):
+    """The time that was given for a query is over; it has left the engine."""
+
+    status = 504
+    type = "timeout_error"
+    code = "request_timeout"
 
 
 class Refused(BatonError):

@@ -52,7 +52,10 @@ _SLOT_FIELDS = tuple(f.name for f in fields(Slots))
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one query took. Seconds are of the engine's clock."""
+    """What one query took. Seconds are of the engine's clock.
+
+    `cached_tokens`: prompt tokens that it did not have to compute, because an earlier query's text began with them.
+    """
 
     prompt_tokens: int
     generated_tokens: int
@@ -63,6 +66,7 @@ class Usage:
     decode_seconds: float
     first_token_seconds: float | None
     preemptions: int
+    cached_tokens: int = 0
 
     @property
     def idle_ratio(self) -> float:
@@ -71,11 +75,27 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model thought of a token, as log-softmax of its raw logits: natural logarithms, at most 0.
+
+    `rank`: 1 for the likeliest token. `best`: the likeliest token ids with theirs, best first, as many as asked for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    best: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """News for whoever asked: tokens and text since the last update, and on the last one how it ended.
 
     `text` never ends inside a character and never holds part of a stop string.
-    `finish_reason` is "stop", "length", "cancelled" or "error"; `error` says what went wrong in the last case.
+    `finish_reason` is "stop", "length", "cancelled", "expired" or "error"; `error` says what went wrong in the
+    last two cases.
+    `logprobs`: where asked for, one for each of `token_ids`. `prompt_logprobs`: where asked for, one for each prompt
+    token but the first, all in the update that brings the first token.
     """
 
     query_id: str
@@ -84,6 +104,8 @@ class Update:
     finish_reason: str | None = None
     error: str | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +148,7 @@ class IterationDone:
 
     `kind`: what was computed: "decode", "prefill", "both" or "none" (moves only).
     `stall_seconds`: how long running rows waited for something else than their own step, by cause.
+    `kv_bytes_used` of `kv_bytes_budget`: what all rows take; `pool_bytes_used`: what is kept of queries set aside.
     """
 
     index: int
@@ -149,6 +172,8 @@ class IterationDone:
     kv_bytes_used: int
     step_seconds: float
     stall_seconds: Mapping[str, float] = field(default_factory=dict)
+    kv_bytes_budget: int = 0
+    pool_bytes_used: int = 0
 
 
 Event = QueryMoved | QueryEnded | QueryRejected | IterationDone

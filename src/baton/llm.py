@@ -11,34 +11,56 @@ from tqdm import tqdm
 
 from baton.compose import House, open_house
 from baton.config import Config, make_config
-from baton.engine.client import Client, Message
-from baton.errors import EngineUnhealthy, InvalidValue, QueryFailed
-from baton.events import Slots, Update, Usage
+from baton.engine.client import Client, Message, Tokenizer
+from baton.errors import DeadlinePassed, EngineUnhealthy, InvalidValue, QueryFailed
+from baton.events import Slots, TokenLogprobs, Update, Usage
 from baton.policy.port import Policy
-from baton.query import Query, SamplingParams
+from baton.query import NO_TERMS, Query, SamplingParams, Terms
 
 Prompt = str | Mapping[str, Any]
 """A text, or `{"prompt_token_ids": [...]}`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log-softmax of the model's raw logits, before temperature, penalties, bias and filters; `rank` 1 is the best."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+Logprobs = dict[int, Logprob]
+"""At one token: by token id, the best tokens as many as asked for, and the token that is there."""
+
+
 @dataclass(slots=True)
 class Completion:
-    """One continuation. `finish_reason` is "stop" or "length"; None while it goes on."""
+    """One continuation. `finish_reason` is "stop" or "length"; None while it goes on.
+
+    `logprobs`: one for each of `token_ids`, and `cumulative_logprob` their tokens' sum; None where not asked for.
+    """
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     usage: Usage | None = None
+    cumulative_logprob: float | None = None
+    logprobs: list[Logprobs] | None = None
 
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A prompt and its `n` continuations, in the order of the prompts."""
+    """A prompt and its `n` continuations, in the order of the prompts.
+
+    `prompt_logprobs`: one for each prompt token, None for the first; None where not asked for, or not known yet.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[Completion]
+    prompt_logprobs: list[Logprobs | None] | None = None
 
     @property
     def finished(self) -> bool:
@@ -133,10 +155,9 @@ class LLM(_Engine):
         self, prompts: Sequence[tuple[str | None, list[int]]], params: Sequence[SamplingParams], use_tqdm: bool
     ) -> list[RequestOutput]:
         outputs, asked = _prepare(self.client, prompts, params)
-        completions = {query.id: completion for query, completion in asked}
         with tqdm(total=len(asked), unit="query", disable=not use_tqdm) as bar:
-            for update in self.client.run([query for query, _ in asked]):
-                _take(completions, update)
+            for update in self.client.run([one.query for one in asked.values()]):
+                asked[update.query_id].take(update, self.client.tokenizer)
                 bar.update(update.finish_reason is not None)
         return outputs
 
@@ -145,18 +166,25 @@ class AsyncLLM(_Engine):
     """The same engine for asyncio: many `generate` at once share the running batch."""
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_ms: int | None = None,
+        user: str = "",
     ) -> AsyncIterator[RequestOutput]:
         """Yields the output so far whenever it grew; closing the iterator cancels the query.
 
-        Lower `priority` runs first under policies that honour it. Raises what `LLM.generate` does, and QueueFull.
+        Lower `priority` runs first, and each `user` gets a share, under policies that honour it (docs/policies.md).
+        Raises what `LLM.generate` does, QueueFull, and DeadlinePassed when it is not done `deadline_ms` from now.
         """
-        (output,), asked = _prepare(self.client, [self._encode(prompt)], [params or SamplingParams()], priority)
-        completions = {query.id: completion for query, completion in asked}
-        stream = self.client.stream([query for query, _ in asked])
+        terms = Terms(priority, deadline_ms, user)
+        (output,), asked = _prepare(self.client, [self._encode(prompt)], [params or SamplingParams()], terms)
+        stream = self.client.stream([one.query for one in asked.values()])
         try:
             async for update in stream:
-                _take(completions, update)
+                asked[update.query_id].take(update, self.client.tokenizer)
                 yield output
         finally:
             await stream.aclose()
@@ -181,11 +209,15 @@ def stats_of(client: Client) -> dict[str, Any]:
         },
         "kv_bytes_used": stats.kv_bytes_used,
         "kv_bytes_budget": stats.kv_bytes_budget,
+        "pool_bytes_used": stats.pool_bytes_used,
+        "pool_bytes_budget": stats.pool_bytes_budget,
         "iterations": stats.iterations,
         "insertions": stats.insertions,
         "preemptions": stats.preemptions,
         "prompt_tokens": stats.prompt_tokens,
         "generated_tokens": stats.generated_tokens,
+        "prefix_cached_tokens": stats.prefix_cached_tokens,
+        "prefix_bytes_used": stats.prefix_bytes_used,
         "token_slots": slots.by_kind(),
         "idle_ratio": slots.idle_ratio,
         "idle_ratio_by_kind": {
@@ -199,27 +231,55 @@ def _prepare(
     client: Client,
     prompts: Sequence[tuple[str | None, list[int]]],
     params: Sequence[SamplingParams],
-    priority: int = 0,
-) -> tuple[list[RequestOutput], list[tuple[Query, Completion]]]:
-    """Empty outputs, and each query with the completion that it fills."""
+    terms: Terms = NO_TERMS,
+) -> tuple[list[RequestOutput], dict[str, _Asked]]:
+    """Empty outputs, and by its id each query with the completion that it fills."""
     outputs: list[RequestOutput] = []
-    asked: list[tuple[Query, Completion]] = []
+    asked: dict[str, _Asked] = {}
     for (text, tokens), param in zip(prompts, params, strict=True):
-        queries = client.queries(tokens, param, priority=priority)
+        queries = client.queries(tokens, param, terms)
         completions = [Completion(index) for index in range(len(queries))]
-        outputs.append(RequestOutput(text, tokens, completions))
-        asked.extend(zip(queries, completions, strict=True))
+        output = RequestOutput(text, tokens, completions)
+        outputs.append(output)
+        for query, completion in zip(queries, completions, strict=True):
+            asked[query.id] = _Asked(query, completion, output)
     return outputs, asked
 
 
-def _take(completions: Mapping[str, Completion], update: Update) -> None:
-    completion = completions[update.query_id]
-    completion.token_ids.extend(update.token_ids)
-    completion.text += update.text
-    completion.finish_reason = update.finish_reason
-    completion.usage = update.usage
-    if update.error is not None:
-        raise QueryFailed(update.error)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A query, and what its updates fill."""
+
+    query: Query
+    completion: Completion
+    output: RequestOutput
+
+    def take(self, update: Update, tokenizer: Tokenizer) -> None:
+        """Raises QueryFailed where the update tells of a failure."""
+        completion, params = self.completion, self.query.params
+        completion.token_ids.extend(update.token_ids)
+        completion.text += update.text
+        completion.finish_reason = update.finish_reason
+        completion.usage = update.usage
+        if params.logprobs is not None:
+            told = completion.logprobs = completion.logprobs or []
+            told.extend(_logprobs(one, tokenizer) for one in update.logprobs)
+            own = sum(one.logprob for one in update.logprobs)
+            completion.cumulative_logprob = (completion.cumulative_logprob or 0.0) + own
+        # Choices of one prompt are told the same of it.
+        if params.prompt_logprobs is not None and update.token_ids and self.output.prompt_logprobs is None:
+            self.output.prompt_logprobs = [None, *(_logprobs(one, tokenizer) for one in update.prompt_logprobs)]
+        if update.error is not None:
+            raise (DeadlinePassed if update.finish_reason == "expired" else QueryFailed)(update.error)
+
+
+def _logprobs(told: TokenLogprobs, tokenizer: Tokenizer) -> Logprobs:
+    ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(told.best, 1)}
+    ranked.setdefault(told.token_id, (told.logprob, told.rank))
+    return {
+        token: Logprob(logprob, rank, tokenizer.piece(token).decode(errors="replace"))
+        for token, (logprob, rank) in ranked.items()
+    }
 
 
 def _each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from baton.errors import InvalidValue, Unsupported
+from baton.errors import InvalidValue
 
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 256
 MAX_LOGIT_BIAS_ENTRIES = 300
 MAX_N = 16
+MAX_USER_CHARACTERS = 256
+MAX_LOGPROBS = 20
 
 
 class State(StrEnum):
@@ -42,8 +44,10 @@ class SamplingParams:
     """How a query's tokens are drawn and when it ends; names and defaults are those that vLLM's users know.
 
     `temperature` 0 is greedy. `top_k` 0 or -1 means all tokens. `max_tokens` None means up to the context's end.
-    `seed` None draws one for the query. Raises InvalidValue (with the field's name) for a value out of its limits
-    and Unsupported for `logprobs` and `prompt_logprobs`, which are not honoured yet.
+    `seed` None draws one for the query. `logprobs` and `prompt_logprobs` ask for the log-probabilities of so many best
+    tokens at each generated or prompt token, and of that token itself; 0 asks for its own alone, None for nothing. They
+    are the model's: before temperature, penalties, bias and filters.
+    Raises InvalidValue (with the field's name) for a value out of its limits.
     """
 
     n: int = 1
@@ -71,9 +75,6 @@ class SamplingParams:
         object.__setattr__(self, "top_k", 0 if self.top_k == -1 else self.top_k)
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", MappingProxyType(_as_bias(self.logit_bias)))
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                raise Unsupported(f"{name} is not honoured yet", param=name)
         self._check_numbers()
         self._check_stops()
 
@@ -92,6 +93,9 @@ class SamplingParams:
             if self.min_tokens > self.max_tokens:
                 message = f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}"
                 raise InvalidValue(message, param="min_tokens")
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _within(name, getattr(self, name), 0, MAX_LOGPROBS, whole=True)
         if self.seed is not None:
             _within("seed", self.seed, -(2**63), 2**63 - 1, whole=True)
 
@@ -116,13 +120,34 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """When a prompt is wanted and by whom; nothing special by default.
+
+    `priority`: lower runs first. `deadline_ms` from its arrival it is given up, if it is not done. `user`: who asked,
+    or ""; at most 256 characters. Raises InvalidValue.
+    """
+
+    priority: int = 0
+    deadline_ms: int | None = None
+    user: str = ""
+
+    def __post_init__(self) -> None:
+        _within("priority", self.priority, -(2**31), 2**31 - 1, whole=True)
+        if self.deadline_ms is not None:
+            _within("deadline_ms", self.deadline_ms, 1, 2**31 - 1, whole=True)
+        if not isinstance(self.user, str) or len(self.user) > MAX_USER_CHARACTERS:
+            raise InvalidValue(f"user must be a text of at most {MAX_USER_CHARACTERS} characters", param="user")
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """One prompt to be continued once.
 
     `prompt` are token ids, at least one. `seed` is resolved (never None), so that a draw is a function of the query.
     `limit_tokens` is the most tokens that may be generated, resolved from `params.max_tokens` and the context.
     `priority`: lower runs first. `deadline` is a time on the engine's clock, or None. `user`: who asked, or "";
-    policies may share the rows between users.
+    policies may share the rows between users. `choice_of`: where several queries are choices of one prompt and may
+    share its computation, the id of the first of them, its own for that one; else "".
     """
 
     id: str
@@ -134,6 +159,12 @@ class Query:
     priority: int = 0
     deadline: float | None = None
     user: str = ""
+    choice_of: str = ""
+
+    @property
+    def pause_at(self) -> int:
+        """After so many tokens of its prompt it pauses, so that other choices can begin there; 0: it does not."""
+        return len(self.prompt) - 1 if self.choice_of == self.id else 0
 
 
 def _within(name: str, value: float, low: float, high: float, *, whole: bool = False, above: bool = False) -> None:
@@ -164,3 +195,6 @@ def _as_tuple(value: object, kind: type, name: str) -> tuple[object, ...]:
     if any(not isinstance(item, kind) or isinstance(item, bool) for item in found):
         raise InvalidValue(f"{name} must hold only {kind.__name__} values, got {value!r}", param=name)
     return found
+
+
+NO_TERMS = Terms()

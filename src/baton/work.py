@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from baton.events import Slots
+from baton.events import Slots, TokenLogprobs
 
 ALL_PENDING = 2**31
 """Feed a row everything that it has left to feed."""
@@ -38,9 +38,12 @@ class Stepped:
 
     `failed`: queries whose logits were not finite, with the reason; they are still in and must be removed.
     `slots`: all token slots computed, by kind; `shares`: useful and idle slots of each query.
+    `logprobs`: of the token drawn, `prompt_logprobs`: of the prompt tokens that follow those fed; for queries that ask.
     """
 
     tokens: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     slots: Slots = field(default_factory=Slots)
     shares: dict[str, tuple[int, int]] = field(default_factory=dict)
+    logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from baton.engine.loop import EngineLoop
 from baton.errors import ContextLengthExceeded, InvalidValue, QueueFull, ShuttingDown, Unsupported
 from baton.events import Update
 from baton.policy.baton import Baton
-from baton.query import Query, SamplingParams
+from baton.query import Query, SamplingParams, Terms
 from crowd import Crowd
 from toy import COLUMNS, VOCABULARY, Say, hashed, prompt_of, toy_alone, toy_crowd, toy_settings
 
@@ -36,6 +36,9 @@ class NoWords:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return ""
 
+    def piece(self, token_id: int) -> bytes:
+        return b""
+
 
 class Opened:
     """A client on a toy engine of its own."""
@@ -46,8 +49,15 @@ class Opened:
         self.client = client_of(self.loop, **settings)
 
 
-def client_of(loop: Any, clock: Any = monotonic, **settings: Any) -> Client:
-    return Client(model_name="toy", settings=toy_settings(**settings), tokenizer=NoWords(), loop=loop, clock=clock)
+def client_of(loop: Any, clock: Any = monotonic, honours: Collection[str] = (), **settings: Any) -> Client:
+    return Client(
+        model_name="toy",
+        settings=toy_settings(**settings),
+        tokenizer=NoWords(),
+        loop=loop,
+        clock=clock,
+        honours=honours,
+    )
 
 
 @pytest.fixture
@@ -135,13 +145,19 @@ def test_tokens_outside_the_vocabulary_are_refused_by_their_fields_name(params: 
 
 def test_a_priority_that_the_policy_does_not_honour_is_refused() -> None:
     with pytest.raises(Unsupported) as caught:
-        client_of(None).queries([3], SamplingParams(), priority=1)
+        client_of(None).queries([3], SamplingParams(), Terms(priority=1))
     assert caught.value.param == "priority"
+
+
+def test_a_query_carries_the_terms_that_it_was_asked_on() -> None:
+    client = client_of(None, honours={"priority"})
+    for query in client.queries([3], SamplingParams(n=2), Terms(priority=-7, user="me")):
+        assert (query.priority, query.user, query.deadline) == (-7, "me", None)
 
 
 def test_a_deadline_counts_from_now() -> None:
     client = client_of(None, clock=ManualClock(100.0))
-    (query,) = client.queries([3], SamplingParams(), deadline_seconds=2.5)
+    (query,) = client.queries([3], SamplingParams(), Terms(deadline_ms=2500))
     assert (query.arrived, query.deadline) == (100.0, 102.5)
     assert client.queries([3], SamplingParams())[0].deadline is None
 

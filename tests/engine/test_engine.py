@@ -4,73 +4,37 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from baton.clock import ManualClock
 from baton.compose import POLICIES
 from baton.engine.engine import Engine
 from baton.errors import Refused
-from baton.events import Event, IterationDone, QueryEnded, QueryMoved
+from baton.events import Event, QueryMoved
 from baton.policy.baton import Baton
-from baton.policy.port import Chunk, Plan, Policy, View
+from baton.policy.port import Chunk, Plan
 from baton.policy.run_to_completion import RunToCompletion
 from baton.query import Query, State
 from baton.text import TextStream
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import model_of
-from toy import BYTES_PER_TOKEN, COLUMNS, FOOTPRINT, NAN, Say, hashed, prompt_of, toy_alone, toy_crowd
+from toy import BYTES_PER_TOKEN, FOOTPRINT, NAN, Say, hashed, toy_alone, toy_crowd
+from turns import Scripted, accept, asked, done, ended, is_idle, turn
 
 EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
 END = 2
-
-
-def asked(name: str, prompt_tokens: int = 4, limit: int = 6, **params: object) -> Query:
-    return query_of(name, prompt_of(prompt_tokens, seed=sum(name.encode())), limit, **params)
-
-
-def done(told: Sequence[Event]) -> list[IterationDone]:
-    return [event for event in told if isinstance(event, IterationDone)]
-
-
-def ended(told: Sequence[Event]) -> dict[str, QueryEnded]:
-    return {event.query_id: event for event in told if isinstance(event, QueryEnded)}
-
-
-def accept(crowd: Crowd, *queries: Query) -> None:
-    for query in queries:
-        crowd.engine.accept(query, crowd.hear)
-
-
-def turn(crowd: Crowd) -> None:
-    crowd.engine.iterate()
-    crowd.engine.hand_over()
 
 
 def reserved(engine: Engine) -> int:
     """Bytes that those who hold or may yet fill memory may grow to."""
     grown = (State.PREFILLING, State.READY, State.RUNNING)
     standings = [s for state in grown for s in engine.lifecycle.standings(state, FOOTPRINT)]
-    held = [len(query.prompt) + query.limit_tokens for query in engine._held.values()]
+    held = [len(query.prompt) + query.limit_tokens for query in engine.queries.held.values()]
     return sum(standing.bytes_reserved for standing in standings) + sum(held) * BYTES_PER_TOKEN
-
-
-def is_idle(engine: Engine) -> bool:
-    lives = engine.lifecycle
-    return (
-        not engine.busy
-        and engine.kv_bytes_used == 0
-        and not engine.batch.lens
-        and not engine.prefiller.lens
-        and not engine._pool
-        and lives.submitted == sum(lives.ended.values())
-    )
 
 
 # How queries end
@@ -430,18 +394,6 @@ def test_a_query_whose_text_cannot_even_begin_is_not_taken_at_all() -> None:
     assert is_idle(crowd.engine)
 
 
-@dataclass
-class Scripted:
-    """A policy that answers these plans one after the other, then does nothing."""
-
-    plans: list[Plan]
-    views: list[View] = field(default_factory=list)
-
-    def plan(self, view: View) -> Plan:
-        self.views.append(view)
-        return self.plans.pop(0) if self.plans else Plan()
-
-
 @pytest.mark.parametrize(
     "plan",
     [
@@ -499,7 +451,7 @@ def test_in_every_state_a_query_that_leaves_frees_its_row_and_bytes_at_once(
         brought_to(State.RUNNING, crowd, "a")
         crowd.engine._policy = Scripted([Plan(detach=("a",))])
         turn(crowd)
-        assert "a" in crowd.engine._pool
+        assert "a" in crowd.engine.queries.pool
     else:
         brought_to(state, crowd, "a")
     engine = crowd.engine
@@ -512,15 +464,15 @@ def test_in_every_state_a_query_that_leaves_frees_its_row_and_bytes_at_once(
         clock.advance(0.1)
         engine._expire()
     else:
-        engine._end("a", State.FAILED, "error", "test")
+        engine.queries.end("a", State.FAILED, "error", "test")
     assert "a" not in engine.lifecycle.live
     assert set(engine.batch.lens) == {"neighbour"}
     assert not engine.prefiller.lens
-    assert not engine._pool
+    assert not len(engine.queries.pool)
     assert engine.kv_bytes_used == engine.batch.lens["neighbour"] * BYTES_PER_TOKEN
     engine.cancel("a")
     engine.hand_over()
-    reason = {"cancel": "cancelled", "expire": "error", "fail": "error"}[how]
+    reason = {"cancel": "cancelled", "expire": "expired", "fail": "error"}[how]
     assert [update.finish_reason for update in crowd.updates["a"] if update.finish_reason] == [reason]
     engine._policy = Baton()
     crowd.run([])
@@ -626,122 +578,3 @@ def test_totals_are_the_sums_of_what_iterations_told() -> None:
     assert sum(usage.useful_slots for usage in usages) == totals.slots.useful
     assert sum(usage.idle_slots for usage in usages) == totals.slots.idle
     assert sum(usage.preemptions for usage in usages) == crowd.engine.lifecycle.preemptions > 0
-
-
-class Counted:
-    """A sink that keeps the ledger by itself."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, State] = {}
-        self.ends = 0
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, QueryMoved):
-            assert self.states.get(event.query_id) is event.was
-            self.states[event.query_id] = event.now
-        elif isinstance(event, QueryEnded):
-            self.ends += 1
-            assert self.states[event.query_id] is event.outcome
-        elif isinstance(event, IterationDone):
-            count = list(self.states.values()).count
-            assert (count(State.WAITING), count(State.PREFILLING), count(State.READY)) == (
-                event.waiting,
-                event.prefilling,
-                event.ready,
-            )
-
-
-# Anything, in any order
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """Arrivals, cancellations, deadlines and iterations in any order under a policy that is shaken as well."""
-
-    @initialize(
-        policy=st.sampled_from([*sorted(POLICIES), "baton, prefill apart"]),
-        shaken=st.booleans(),
-        rows=st.integers(1, 4),
-        chunk=st.sampled_from([None, 1, 3, 50]),
-        budget=st.integers(COLUMNS, 4 * COLUMNS),
-        seed=st.integers(0, 1000),
-    )
-    def begin(self, policy: str, shaken: bool, rows: int, chunk: int | None, budget: int, seed: int) -> None:
-        inner: Policy = POLICIES[policy]() if policy in POLICIES else Baton(fused=False)
-        self.clock = ManualClock()
-        self.sink = Counted()
-        self.crowd = toy_crowd(
-            Shaken(inner, random.Random(seed)) if shaken else inner,
-            clock=self.clock,
-            sinks=[self.sink],
-            max_rows=rows,
-            prefill_chunk=chunk,
-            kv_bytes=budget * BYTES_PER_TOKEN,
-        )
-        self.engine = self.crowd.engine
-        self.queries: dict[str, Query] = {}
-        self.cancelled: set[str] = set()
-
-    @rule(prompt=st.integers(1, 20), limit=st.integers(1, 20), deadline=st.sampled_from([None, None, 3.0]))
-    def arrive(self, prompt: int, limit: int, deadline: float | None) -> None:
-        name = f"q{len(self.queries)}"
-        query = replace(asked(name, prompt, limit), deadline=deadline and self.clock() + deadline)
-        self.queries[name] = query
-        accept(self.crowd, query)
-
-    @rule(times=st.integers(1, 6))
-    def iterate(self, times: int) -> None:
-        for _ in range(times):
-            self.clock.advance(0.1)
-            turn(self.crowd)
-
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        if self.queries:
-            name = data.draw(st.sampled_from(sorted(self.queries)))
-            if name in self.engine.lifecycle.live:
-                self.cancelled.add(name)
-            self.engine.cancel(name)
-
-    @invariant()
-    def the_ledger_balances_and_each_query_is_in_one_place(self) -> None:
-        if not hasattr(self, "engine"):
-            return
-        engine, lives = self.engine, self.engine.lifecycle
-        assert lives.submitted == len(self.queries) == sum(lives.ended.values()) + len(lives.live)
-        assert self.sink.ends == sum(lives.ended.values())
-        batch, prefiller = set(engine.batch.lens), set(engine.prefiller.lens)
-        pool, held = set(engine._pool), set(engine._held)
-        by_state = {state: {i for i, life in lives.live.items() if life.state is state} for state in State}
-        assert not batch & prefiller and not batch & pool and not prefiller & pool
-        assert batch == by_state[State.RUNNING] | held
-        assert prefiller | pool == set(lives.live) - by_state[State.RUNNING]
-        assert by_state[State.PREFILLING] <= prefiller
-        assert by_state[State.WAITING] <= pool
-        assert len(batch) <= engine.batch.rows <= engine.settings.max_rows
-        assert engine.kv_bytes_used <= reserved(engine) <= engine.settings.kv_bytes
-        for name, query in self.queries.items():
-            if name in self.crowd.updates:
-                tokens = self.crowd.tokens(name)
-                assert tokens == toy_alone(query)[: len(tokens)]
-
-    def teardown(self) -> None:
-        if not hasattr(self, "engine"):
-            return
-        for _ in range(3000):
-            if not self.engine.busy:
-                break
-            turn(self.crowd)
-        self.engine.hand_over()
-        assert is_idle(self.engine)
-        for name, query in self.queries.items():
-            reasons = [update.finish_reason for update in self.crowd.updates[name] if update.finish_reason]
-            assert len(reasons) == 1, "each query ends, and is told so once"
-            if name in self.cancelled:
-                assert reasons == ["cancelled"]
-            elif query.deadline is None:
-                assert reasons == ["length"]
-                assert self.crowd.tokens(name) == toy_alone(query)
-
-
-TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, derandomize=True)

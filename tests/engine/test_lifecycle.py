@@ -165,7 +165,7 @@ def test_standings_are_frozen_counts_in_the_order_of_arrival() -> None:
     assert (second.id, second.cached, second.generated, second.pending) == ("b", 4, 1, 1)
     # 4 prompt tokens, and the 5 that it may generate.
     assert second.bytes_reserved == 90
-    assert [s.id for s in ledger.lives.standings(State.WAITING, 10)] == ["c"]
+    assert [s.id for s in ledger.lives.standings(State.WAITING, Footprint((Columns(10),)))] == ["c"]
     ledger.lives.forgot("b")
     assert second.cached == 4
     assert ledger.lives.standings(State.RUNNING, Footprint((Columns(10),)))[1].pending == 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from baton.engine.talk import Talks
-from baton.events import Update, Usage
+from baton.events import TokenLogprobs, Update, Usage
 from baton.query import Query, SamplingParams
 from baton.text import TextStream
 
@@ -123,6 +123,25 @@ def test_each_listener_is_called_once_with_all_that_is_new_and_nothing_twice() -
     talks.hand_over()
     assert one.heard[1:] == [[Update("a", (100,), "d", "stop", None, USAGE)]]
     assert other.heard == [[Update("c", (), "", "error", "it broke", USAGE)]]
+
+
+def test_logprobs_come_with_their_tokens_and_the_prompts_with_the_first() -> None:
+    talks, listener = talks_of(), Listener()
+    talks.open(query(), listener)
+    told = [TokenLogprobs(token, -1.0, 1) for token in range(97, 103)]
+    talks.hear_prompt("a", told[:2])
+    talks.hand_over()
+    assert listener.heard == [], "nothing is said before the first token"
+    talks.hear_prompt("a", told[2:3])
+    talks.hear("a", 100, told[3])
+    talks.hand_over()
+    for one in told[4:]:
+        talks.hear("a", one.token_id, one)
+    talks.close("a", "stop", None, USAGE)
+    talks.hand_over()
+    (first,), (last,) = listener.heard
+    assert (first.logprobs, first.prompt_logprobs) == ((told[3],), tuple(told[:3]))
+    assert (last.logprobs, last.prompt_logprobs) == (tuple(told[4:]), ())
 
 
 def test_a_query_that_ended_before_its_first_token_is_told_so() -> None:

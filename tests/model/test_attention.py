@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model import attention
-from baton.model.attention import Decode, Look, Span
+from baton.model.attention import Decode, Look, Shape, Span
 
 COLUMNS = 24
 CAPACITY = 5
@@ -112,7 +112,7 @@ def check_fill(case: Case) -> None:
 def check_decode(case: Case, together: bool) -> None:
     rectangle = case.rectangle
     shape = attention.decode(case.spans, rectangle)
-    shape = Decode(case.spans, shape.rows, shape.cols, together=together, columns_read=0)
+    shape.together = together
     q = case.queries(len(case.spans), 1)
     out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.look, case.sinks)
     expected = [case.reference(q[i, :, 0], s.row, s.start, rectangle) for i, s in enumerate(case.spans)]
@@ -203,6 +203,48 @@ def test_a_neighbours_nan_stays_in_its_row() -> None:
     found = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Look())
     assert torch.equal(found[[0, 2]], right[[0, 2]])
     assert bool(found[1].isnan().all())
+
+
+FEEDS = st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    FEEDS, st.sampled_from([Look(window=5), Look(chunk=5), Look(window=5, softcap=3.0)]), st.booleans(), st.booleans()
+)
+def test_a_ring_gives_what_a_layer_that_keeps_everything_gives(
+    feeds: list[list[int]], look: Look, aligned: bool, together: bool
+) -> None:
+    """Three rows are fed random numbers of tokens; each feed is made twice, as if it had failed the first time."""
+    layers = [LayerShape(2, 4, 4, window=5), LayerShape(2, 4, 4)]
+    rectangle = Rectangle(layers, capacity=3, columns=64, dtype=torch.float32, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    for feed in feeds:
+        spans = [Span(row, rectangle.lens[row], count) for row, count in enumerate(feed) if count]
+        if not spans:
+            continue
+        for _ in ("fails", "goes well"):
+            shape = _shape_of(spans, rectangle, aligned)
+            if isinstance(shape, Decode):
+                shape.together = together
+            size = shape.by_place(torch.zeros(sum(span.count for span in spans), dtype=torch.bool)).shape
+            q = torch.randn(size[0], 4, size[1], 4, generator=generator)
+            new = torch.randn(2, size[0], 2, size[1], 4, generator=generator)
+            ring, whole = (shape.attend(q, *shape.keep(layer, *new), None, look) for layer in (0, 1))
+            torch.testing.assert_close(_real(shape, ring), _real(shape, whole), atol=TOLERANCE, rtol=TOLERANCE)
+        shape.commit()
+        for span in spans:
+            rectangle.lens[span.row] = span.stop
+
+
+def _shape_of(spans: list[Span], rectangle: Rectangle, aligned: bool) -> Shape:
+    if all(span.count == 1 for span in spans):
+        return attention.decode(spans, rectangle)
+    return (attention.padded if aligned else attention.fill)(spans, rectangle)
+
+
+def _real(shape: Shape, out: Tensor) -> Tensor:
+    return shape.by_token(out.transpose(1, 2))
 
 
 def test_a_decode_step_reads_together_only_where_padding_costs_less_than_calls() -> None:

@@ -11,9 +11,10 @@ import torch
 
 from baton.config import Config
 from baton.errors import LoadError, SettingError
-from baton.model.load import Loaded, context_of, load, read_config
+from baton.kv.rectangle import footprint
+from baton.model.load import Loaded, context_of, hook, load, read_config
 from baton.model.survey import survey
-from families import REFUSED, bare_model
+from families import FAMILIES, REFUSED, bare_model
 from saved import CONTEXT, VOCABULARY, save_tiny, save_tokenizer
 
 PER_TOKEN = 2 * 1 * (16 + 16)  # layers, key/value heads, head dimension of keys and of values
@@ -123,7 +124,7 @@ def test_a_device_that_is_not_there_is_a_bad_setting(folder: Path) -> None:
 
 
 def test_a_kind_that_is_not_batched_is_refused_by_name_at_load(tmp_path: Path) -> None:
-    family, reason = REFUSED["bloom"]
+    family, reason = REFUSED["bert"]
     model = bare_model(family)
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
@@ -133,10 +134,24 @@ def test_a_kind_that_is_not_batched_is_refused_by_name_at_load(tmp_path: Path) -
 
 def test_the_context_is_read_from_whichever_name_a_family_gives_it(folder: Path) -> None:
     assert context_of(read_config(str(folder))) == CONTEXT
-    assert context_of(REFUSED_GPTJ) == 192
+    assert context_of(GPTJ) == 192
 
 
-REFUSED_GPTJ = bare_model(REFUSED["gptj"][0]).config
+def test_a_survey_knows_rings_states_and_attention_of_the_models_own(tmp_path: Path) -> None:
+    for name in ("gemma3", "jamba", "bloom"):
+        family = next(family for family in FAMILIES if family.name == name)
+        folder = tmp_path / name
+        model = bare_model(family)
+        model.save_pretrained(folder)
+        save_tokenizer(folder)
+        found = survey(str(folder))
+        assert found.refused is None
+        assert found.geometry is not None
+        loaded = footprint(hook(model).geometry.shapes, found.context_tokens, torch.float32, torch.device("cpu"))
+        assert found.footprint(torch.float32) == loaded
+
+
+GPTJ = bare_model(next(family for family in FAMILIES if family.name == "gptj")).config
 
 
 def test_a_survey_needs_no_weights_and_says_what_loading_would(folder: Path) -> None:
@@ -149,7 +164,7 @@ def test_a_survey_needs_no_weights_and_says_what_loading_would(folder: Path) -> 
 
 
 def test_a_survey_says_why_a_kind_is_not_batched(tmp_path: Path) -> None:
-    family, reason = REFUSED["bloom"]
+    family, reason = REFUSED["deepseek_v4"]
     model = bare_model(family)
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)

@@ -1,4 +1,4 @@
-"""Models of kinds that are not batched yet are refused by name, with the reason, and never crash the load."""
+"""Models that cannot be batched exactly are refused by name, with the reason, and never crash the load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from families import REFUSED, bare_model
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_a_kind_that_is_not_batched_yet_is_refused_with_its_reason(name: str) -> None:
+def test_a_kind_that_cannot_be_exact_is_refused_with_its_reason(name: str) -> None:
     family, reason = REFUSED[name]
     with pytest.raises(LoadError, match=reason):
         hook(bare_model(family))

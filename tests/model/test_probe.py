@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ import torch
 from baton.errors import LoadError
 from baton.kv.rectangle import LayerShape
 from baton.model.attention import Decode, Look
-from baton.model.forward import Forward
+from baton.model.forward import Forward, Way
 from baton.model.load import hook
 from baton.model.probe import probe
-from baton.model.selfcheck import self_check
+from baton.model.selfcheck import check_texts, self_check, stock_logits
 from families import WINDOW, Family, bare_model, model_of
 
 ALL = Look()
@@ -45,11 +46,39 @@ def test_what_each_layer_keeps_per_token_is_found(name: str, shape: LayerShape) 
     assert probe(model_of(name)).shapes == (shape,) * 3
 
 
+@pytest.mark.parametrize(
+    ("name", "way", "whole"),
+    [
+        ("llama", Way.RECTANGLE, False),
+        ("deepseek_v3", Way.LATENTS, False),
+        ("bloom", Way.MASKED, False),
+        ("falcon_alibi", Way.MASKED, False),
+        ("gpt_neo", Way.SINGLY, False),
+        ("mamba2", Way.RECTANGLE, False),
+        ("mamba", Way.RECTANGLE, True),
+        ("jamba", Way.RECTANGLE, True),
+    ],
+)
+def test_each_kind_is_run_in_the_first_way_that_is_exact(name: str, way: Way, whole: bool) -> None:
+    forward = hook(model_of(name))
+    assert (forward.way, forward.whole_prompts) == (way, whole)
+
+
+def test_windows_are_rings_latents_are_small_and_recurrent_layers_keep_states() -> None:
+    assert [shape.window for shape in probe(model_of("gemma3")).shapes] == [WINDOW] * 5 + [0]
+    assert probe(model_of("deepseek_v3")).shapes[0] == LayerShape(1, 16, 8)
+    kinds = [(bool(shape.heads), bool(shape.states)) for shape in probe(model_of("jamba")).shapes]
+    assert kinds == [(False, True), (True, False)] * 2
+    assert all(shape.heads and shape.states for shape in probe(model_of("falcon_h1")).shapes)
+    shared = probe(model_of("gemma3n")).shapes[-2:]
+    assert shared == (LayerShape(), LayerShape()), "layers that use another's keys and values keep none"
+
+
 def test_layers_may_keep_different_shapes() -> None:
     """Gemma 4's layers without a window have heads of another size."""
     shapes = probe(model_of("gemma4")).shapes
     assert len(shapes) == 6
-    assert shapes[0] == LayerShape(2, 16, 16)
+    assert shapes[0] == LayerShape(2, 16, 16, window=WINDOW)
     assert shapes[5].key_dim > 16
 
 
@@ -74,41 +103,49 @@ def test_a_model_whose_own_code_fails_with_our_cache_is_refused_in_one_line() ->
 
 def test_the_self_check_passes_and_gives_the_model_our_attention() -> None:
     model = model_of("mistral_window")
-    geometry, forward = hook(model)
+    texts = check_texts(model)
+    assert max(len(text) for text in texts) > WINDOW
+    expected = stock_logits(model, texts)
+    forward = hook(model)
     assert model.config._attn_implementation.startswith("baton_")
-    assert geometry.looks[0] == NEAR
-    assert self_check(model, forward, "sdpa") < 1e-5
-    assert model.config._attn_implementation.startswith("baton_"), "the check puts our attention back"
+    assert forward.geometry.looks[0] == NEAR
+    assert self_check(model, forward, texts, expected) < 1e-5
 
 
 @pytest.mark.parametrize("look", [ALL, Look(window=WINDOW - 1), Look(window=WINDOW + 1)])
 def test_the_self_check_refuses_a_window_that_is_wrong(look: Look) -> None:
     model = model_of("mistral_window")
+    texts = check_texts(model)
+    expected = stock_logits(model, texts)
     geometry = probe(model)
     geometry.looks[1] = look
-    forward = Forward(model, geometry)
-    with pytest.raises(LoadError, match="differ from stock"):
-        self_check(model, forward, "sdpa")
+    shapes = tuple(replace(shape, window=0) for shape in geometry.shapes)
+    forward = Forward(model, replace(geometry, shapes=shapes))
+    with pytest.raises(LoadError, match="differ from those of the model alone"):
+        self_check(model, forward, texts, expected)
 
 
 def test_the_self_check_refuses_a_decode_step_that_sees_one_column_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Decode._mask
 
-    def fewer(self: Decode, look: Look) -> torch.Tensor:
-        seen = right(self, look).clone()
+    def fewer(self: Decode, *args: Any) -> torch.Tensor:
+        seen = right(self, *args).clone()
         seen[..., 0] = False
         return seen
 
     model = model_of("llama")
-    hook(model)
+    texts = check_texts(model)
+    expected = stock_logits(model, texts)
+    forward = hook(model)
     monkeypatch.setattr(Decode, "_mask", fewer)
-    with pytest.raises(LoadError, match="differ from stock"):
-        hook(model_of("llama"))
+    with pytest.raises(LoadError, match="differ from those of the model alone"):
+        self_check(model, forward, texts, expected)
 
 
 def test_two_engines_in_a_process_have_each_their_own_steps() -> None:
-    first, second = model_of("llama"), model_of("gpt2")
-    _, one = hook(first)
-    _, other = hook(second)
-    assert self_check(first, one, "sdpa") < 1e-5
-    assert self_check(second, other, "sdpa") < 1e-5
+    models = [model_of("llama"), model_of("gpt2")]
+    texts = [check_texts(model) for model in models]
+    expected = [stock_logits(model, some) for model, some in zip(models, texts, strict=True)]
+    forwards = [hook(model) for model in models]
+    for model, forward, some, right in zip(models, forwards, texts, expected, strict=True):
+        assert self_check(model, forward, some, right) < 1e-5

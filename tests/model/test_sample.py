@@ -11,14 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from baton.model.sample import Draw, Sampler, _candidates
+from baton.model import sample
+from baton.model.logprobs import token_logprobs
+from baton.model.sample import Draw, Sampler, _candidates, _gumbel
 from baton.query import SamplingParams
 
 VOCABULARY = 12
@@ -109,7 +113,10 @@ def mixed_draws(pick: st.DrawFn) -> list[Draw]:
             "min_p": st.sampled_from([0.05, 0.5]),
             "repetition_penalty": st.sampled_from([0.7, 1.4]),
             "presence_penalty": st.just(0.5),
+            "frequency_penalty": st.just(-0.5),
             "logit_bias": st.just({3: 2.0}),
+            "min_tokens": st.integers(1, 4),
+            "stop_token_ids": st.just((1, 6)),
         },
     )
     rows = pick(st.lists(st.tuples(kinds, st.integers(0, 99)), min_size=1, max_size=8))
@@ -293,3 +300,91 @@ def test_temperature_comes_before_the_filters_as_in_the_stock_order() -> None:
     logits = noise(1, vocabulary=50, seed=12)
     stock = TopPLogitsWarper(0.7)(torch.zeros(1, 1), TemperatureLogitsWarper(0.3)(torch.zeros(1, 1), logits.double()))
     assert kept(logits, [draw(temperature=0.3, top_p=0.7)])[0] == set(stock[0].isfinite().nonzero().flatten().tolist())
+
+
+# More of the stock processors on the same logits
+
+
+def test_logit_bias_is_the_stock_sequence_bias() -> None:
+    bias = {2: 0.7, 5: -1.5, 11: 100.0, 3: -100.0}
+    logits = noise(100, seed=21)
+    stock = SequenceBiasLogitsProcessor([[[token], value] for token, value in bias.items()])
+    expected = stock(torch.zeros(100, 3, dtype=torch.int64), logits.clone())
+    found = logits.clone()
+    for row in found:
+        SAMPLER._shape(row, draw(logit_bias=bias))
+    assert torch.equal(found, expected)
+
+
+def test_min_tokens_is_the_stock_min_new_tokens() -> None:
+    sampler = Sampler(end_ids=(4, 5))
+    stock = MinNewTokensLengthLogitsProcessor(3, 2, eos_token_id=[4, 5, 6], device="cpu")
+    for length in range(3, 8):
+        tokens, logits = list(range(length)), noise(1, seed=length)
+        found = logits.clone()
+        sampler._shape(found[0], draw(tokens=tokens, min_tokens=2, stop_token_ids=(6,)))
+        assert torch.equal(found, stock(torch.tensor([tokens]), logits.clone()))
+
+
+def test_all_that_changes_logits_together_is_the_stock_chain_and_openais_penalties() -> None:
+    """Penalties see the logits in the order repetition, frequency and presence, bias, as vLLM's do but for the bias."""
+    logits, draws, tokens = penalised(
+        100, repetition_penalty=1.3, frequency_penalty=0.3, presence_penalty=0.4, logit_bias={2: 0.7}
+    )
+    for row, some, one in zip(logits, tokens, draws, strict=True):
+        expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([some]), row[None].clone())
+        counts = torch.bincount(torch.tensor(some[3:]), minlength=VOCABULARY)
+        expected = expected - counts * 0.3 - (counts > 0) * 0.4
+        expected = SequenceBiasLogitsProcessor([[[2], 0.7]])(torch.tensor([some]), expected)
+        found = row.clone()
+        SAMPLER._shape(found, one)
+        assert torch.allclose(found, expected[0], atol=1e-6)
+
+
+# Devices without float64
+
+
+@pytest.fixture
+def without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "_precise", lambda device: torch.float32)
+
+
+def test_noise_in_float32_is_that_of_float64_to_its_very_ends() -> None:
+    middle = torch.randint(2**53, (20000,), generator=torch.Generator().manual_seed(1))
+    # Above these float64 itself has not enough digits.
+    ends = torch.tensor([0, 1, 2, 1000, 2**52 - 1, 2**52, 2**52 + 1, 2**53 - 10**7])
+    bits = torch.cat([middle, ends])
+    rough, exact = _gumbel(bits, torch.float32), _gumbel(bits, torch.float64)
+    assert rough.dtype is torch.float32
+    assert torch.allclose(rough.double(), exact, rtol=2e-6, atol=2e-6)
+    assert _gumbel(torch.tensor([0, 2**53 - 1]), torch.float32).isfinite().all()
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"top_k": 5, "min_p": 0.02}, {"temperature": 0.5}])
+def test_draws_without_float64_are_the_same_draws(params: dict, request: pytest.FixtureRequest) -> None:
+    logits = noise(4000, vocabulary=40, seed=14)
+    draws = [draw(seed=seed, **params) for seed in range(4000)]
+    exact = SAMPLER(logits, draws)
+    request.getfixturevalue("without_float64")
+    assert SAMPLER(logits, draws) == exact
+
+
+# Log-probabilities
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 35)), min_size=1, max_size=6), st.integers(0, 1000))
+def test_logprobs_are_the_log_softmax_its_order_and_the_tokens_rank(asked: list[tuple[int, int]], seed: int) -> None:
+    logits = noise(len(asked), vocabulary=30, seed=seed, scale=3)
+    found = token_logprobs(logits, [token for token, _ in asked], [best for _, best in asked])
+    for row, one, (token, best) in zip(logits.double().log_softmax(-1), found, asked, strict=True):
+        order = row.argsort(descending=True).tolist()
+        assert (one.token_id, one.rank) == (token, order.index(token) + 1)
+        assert [which for which, _ in one.best] == order[:best]
+        numbers = [one.logprob, *(value for _, value in one.best)]
+        assert numbers == pytest.approx(row[[token, *order[:best]]].tolist(), abs=1e-5)
+
+
+def test_tokens_that_are_equally_likely_share_a_rank() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0]])
+    assert [token_logprobs(logits, [token], [0])[0].rank for token in range(4)] == [3, 1, 1, 4]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from baton.errors import InvalidValue, Unsupported
 from baton.model.tokenizer import ModelTokenizer, PlainDecoder
@@ -104,6 +105,28 @@ def test_a_tokenizer_without_a_fast_backend_says_the_same(tokenizer: ModelTokeni
         assert "".join(slow) == text
     half = tokenizer.encode("a世")[:3]
     assert list(pieces(PlainDecoder(Slow(), True), half)) == ["a", "", "", "\ufffd"]
+
+
+@PATIENT
+@given(text=st.text(max_size=8))
+def test_the_bytes_of_its_tokens_are_the_text(tokenizer: ModelTokenizer, text: str) -> None:
+    assert b"".join(tokenizer.piece(token) for token in tokenizer.encode(text)) == text.encode()
+
+
+def test_a_token_keeps_its_space_and_a_special_one_is_told_by_its_name(tokenizer: ModelTokenizer) -> None:
+    assert [tokenizer.piece(token) for token in (*tokenizer.encode(" é"), 2)] == [b" ", b"\xc3", b"\xa9", b"</s>"]
+    assert tokenizer.piece(VOCABULARY + 1) == b"", "a model may have more tokens than its tokenizer"
+
+
+def test_the_tokens_of_a_sentencepiece_tokenizer_are_told_with_their_spaces_and_bytes() -> None:
+    """As Llama 2's: a first word's space is not shown, and what is no token is written byte by byte."""
+    words = {"<unk>": 0, "a": 1, "\u2581a": 2, "\u2581the": 3, "<0xC3>": 4, "<0xA9>": 5}
+    backend = Tokenizer(models.BPE(vocab=words, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    llama = ModelTokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), len(words))
+    assert llama.decode([3]) == "the"
+    assert [llama.piece(token) for token in (3, 1, 4, 5, 0)] == [b" the", b"a", b"\xc3", b"\xa9", b"<unk>"]
 
 
 def test_a_conversation_ends_where_the_assistants_turn_begins(tokenizer: ModelTokenizer) -> None:

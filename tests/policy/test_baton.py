@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.policy.baton import LARGEST_CHUNK, SMALLEST_CHUNK, Baton, chunk_tokens
-from baton.policy.port import Costs
+from baton.policy.baton import LARGEST_CHUNK, SMALLEST_CHUNK, Baton
+from baton.policy.port import Costs, View
 from baton.work import Chunk, Feeding
-from views import BYTES, prefilling, ready, running, standing, view, waiting
+from views import aside, prefilling, ready, running, standing, view, waiting
 
 plan = Baton().plan
 
@@ -75,26 +75,56 @@ def test_while_nothing_runs_prefill_holds_up_nobody() -> None:
     assert plan(seen).prefill == (Chunk("a", LARGEST_CHUNK),)
 
 
+def fed(seen: View) -> list[int]:
+    return [chunk.tokens for chunk in plan(seen).prefill]
+
+
 @pytest.mark.parametrize(
-    ("cost", "stall", "tokens"),
+    ("costs", "stall", "tokens"),
     [
-        (None, 0.2, SMALLEST_CHUNK),  # nothing measured yet
-        (0.002, 0.2, 100),
-        (0.002, 0.1, 50),
-        (1.0, 0.2, SMALLEST_CHUNK),
-        (1e-6, 0.2, LARGEST_CHUNK),
+        (Costs(), 0.2, SMALLEST_CHUNK),  # nothing measured yet
+        (Costs(0.1, 0.002, fill_tokens=512), 0.2, 90),  # nine tenths of the bound
+        (Costs(0.1, 0.002, fill_tokens=512), 0.1, 45),
+        (Costs(0.1, 0.002, fill_tokens=30), 0.2, 60),  # twice the largest that was measured
+        (Costs(0.1, 0.002, fill_fixed_seconds=0.1, fill_tokens=512), 0.2, 40),
+        (Costs(0.1, 1.0, fill_tokens=512), 0.2, SMALLEST_CHUNK),
+        (Costs(0.1, 0.001, fill_fixed_seconds=9.0, fill_tokens=512), 0.2, SMALLEST_CHUNK),
+        (Costs(0.1, 1e-6, fill_tokens=512), 0.2, LARGEST_CHUNK),
     ],
 )
-def test_a_chunk_is_what_the_stall_bound_affords_at_the_measured_cost(
-    cost: float | None, stall: float, tokens: int
-) -> None:
-    seen = view(*running("a"), max_stall_seconds=stall, costs=Costs(fill_token_seconds=cost))
-    assert chunk_tokens(seen) == tokens
+def test_a_chunk_is_what_the_stall_bound_affords_at_the_measured_cost(costs: Costs, stall: float, tokens: int) -> None:
+    assert fed(view(*running("a"), *waiting("w", prompt=900), max_stall_seconds=stall, costs=costs)) == [tokens]
+
+
+def test_a_chunk_far_into_its_prompt_is_smaller_where_columns_cost() -> None:
+    costs = Costs(0.1, 1e-4, fill_column_seconds=1e-6, fill_tokens=512)
+    near = fed(view(*running("a"), *prefilling("p", prompt=9000, cached=0), costs=costs))[0]
+    far = fed(view(*running("a"), *prefilling("p", prompt=9000, cached=5000), costs=costs))[0]
+    assert far < near
+    assert costs.chunk_seconds(far, 5000) <= 0.18 < costs.chunk_seconds(far + 1, 5000)
+
+
+def test_several_prompts_share_the_stall_bound() -> None:
+    costs = Costs(0.1, 0.002, fill_tokens=512)
+    seen = view(*running("a"), *prefilling("p", prompt=65), *waiting("w", prompt=300), costs=costs)
+    assert fed(seen) == [60, 30]
+
+
+def test_the_least_progress_of_prefill_is_shared_too() -> None:
+    seen = view(*running("a"), *prefilling("p", prompt=10), *waiting("w", prompt=300), costs=Costs(0.1, 1.0))
+    assert fed(seen) == [5, SMALLEST_CHUNK - 5]
 
 
 def test_a_chunk_that_was_asked_for_holds_whatever_the_costs() -> None:
-    seen = view(*running("a"), prefill_chunk=3, costs=Costs(fill_token_seconds=0.002))
-    assert chunk_tokens(seen) == 3
+    assert fed(view(*running("a"), *waiting("w"), prefill_chunk=3, costs=Costs(fill_token_seconds=0.002))) == [3]
+
+
+def test_prompts_that_cannot_be_fed_in_chunks_are_fed_whole() -> None:
+    seen = view(*running("a"), *waiting("v", "w", prompt=300), whole_prompts=True)
+    assert plan(seen).prefill == (Chunk("v", 300),)
+    assert Baton(fused=False).plan(seen).insert == ("v",)
+    small = view(*running("a"), *waiting("v", "w", prompt=7), whole_prompts=True)
+    assert fed(small) == [7, 7]
 
 
 def test_rows_grow_to_the_crowd_at_once_within_the_most() -> None:
@@ -110,11 +140,52 @@ def test_rows_shrink_only_to_half_or_less() -> None:
     assert plan(view(*running("a"), *waiting("b", "c"), rows=8, max_rows=8)).resize == 3
 
 
-def test_what_begins_fits_the_byte_budget_in_the_order_of_arrival() -> None:
-    found = plan(view(*waiting("a", "b", "c"), bytes_left=2 * BYTES))
-    assert [chunk.query_id for chunk in found.prefill] == ["a", "b"]
-    large, small = standing("large", bytes_reserved=100), standing("small", bytes_reserved=1)
-    assert plan(view(large, small, bytes_left=50)).prefill == ()
+def begun(seen: View) -> list[str]:
+    return [chunk.query_id for chunk in plan(seen).prefill]
+
+
+def test_what_begins_can_make_its_sure_progress_within_the_budget_in_the_order_of_arrival() -> None:
+    """20 prompt tokens of a byte each, the token that the prefill draws, and 10 more of those that it may generate."""
+    seen = {"sure_tokens": 10, "prefill_chunk": None}
+    assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=93, **seen)) == ["a", "b", "c"]
+    assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=92, **seen)) == ["a", "b"]
+    assert begun(view(*waiting("a", "b", limit_tokens=5), bytes_budget=50, **seen)) == ["a", "b"], "25 at most each"
+    large, small = standing("large", prompt=100), standing("small", prompt=1)
+    assert begun(view(large, small, bytes_budget=60, **seen)) == []
+
+
+def test_those_that_run_are_left_room_to_go_on_before_another_begins() -> None:
+    runs = running("x", limit_tokens=100)  # 20 prompt tokens, 6 generated
+    assert begun(view(*runs, *waiting("w"), bytes_budget=26 + 10 + 31, sure_tokens=10)) == ["w"]
+    assert begun(view(*runs, *waiting("w"), bytes_budget=26 + 10 + 30, sure_tokens=10)) == []
+
+
+def test_no_more_begin_than_budget_and_pool_are_expected_to_hold_to_their_ends() -> None:
+    names = [f"w{i}" for i in range(4)]
+    seen = {"bytes_budget": 200, "sure_tokens": 10, "max_rows": 8, "prefill_room": 9}
+    four = waiting(*names, limit_tokens=80)  # each may come to 100 bytes
+    assert begun(view(*four, pool_left=100, **seen)) == names[:3]
+    assert begun(view(*four, pool_left=0, **seen)) == names[:2]
+    assert begun(view(*four, pool_left=0, answer_share=0.25, **seen)) == names, "usually they end at 20 + 20"
+
+
+def test_those_set_aside_come_back_before_any_other_begins() -> None:
+    back, new = aside("s", "t", limit_tokens=100), waiting("w")
+    enough = view(*back, *new, bytes_budget=36 + 36 + 31, sure_tokens=10, pool_left=500)
+    assert (plan(enough).insert, begun(enough)) == (("s", "t"), ["w"])
+    one = view(*back, *new, bytes_budget=36 + 35, sure_tokens=10, pool_left=500)
+    assert (plan(one).insert, begun(one)) == (("s",), [])
+    none = view(*back, *new, *running("x", limit_tokens=100), bytes_budget=71, sure_tokens=10, pool_left=500)
+    assert (plan(none).insert, begun(none)) == ((), [])
+
+
+def test_what_is_prefilled_already_is_inserted_while_those_set_aside_wait_for_memory() -> None:
+    assert plan(view(*aside("s"), *ready("r"), bytes_budget=60, pool_left=500)).insert == ("r",)
+
+
+def test_fewer_rows_are_asked_for_where_fewer_may_be() -> None:
+    assert plan(view(*running(*"abc"), *waiting("d"), rows=8, max_rows=3)).resize == 3
+    assert plan(view(*running(*"abc"), *waiting("d"), rows=3, max_rows=2)).resize is None
 
 
 def test_no_more_begin_than_the_prefiller_has_room_for() -> None:
@@ -135,7 +206,7 @@ def test_nobody_is_detached_or_forgotten() -> None:
     wait=st.integers(0, 6),
     max_rows=st.integers(1, 6),
     room=st.integers(0, 6),
-    left=st.integers(0, 6),
+    left=st.integers(0, 600),
     chunk=st.one_of(st.none(), st.integers(1, 60)),
 )
 def test_any_plan_can_be_carried_out(
@@ -150,17 +221,19 @@ def test_any_plan_can_be_carried_out(
         rows=max(run, 1),
         max_rows=max_rows,
         prefill_room=room,
-        bytes_left=left * BYTES,
+        bytes_budget=left,
         prefill_chunk=chunk,
     )
     found = plan(seen)
     rows = seen.rows if found.resize is None else found.resize
     fed = {c.query_id: c.tokens for c in found.prefill}
     begun = [name for name in fed if name.startswith("w")]
+    having = [*seen.in_rows, *(query for query in seen.waiting if query.id in begun)]
     assert run + len(found.insert) <= rows <= max_rows
-    assert len(begun) <= min(room, left)
+    assert len(begun) <= room
+    assert sum(map(seen.committed, seen.in_rows)) > left or sum(map(seen.committed, having)) <= left
     assert all(tokens > 0 for tokens in fed.values())
-    assert not run or sum(fed.values()) <= chunk_tokens(seen)
+    assert not run or sum(fed.values()) <= (chunk or SMALLEST_CHUNK)
     pending = {query.id: query.pending for query in (*seen.prefilling, *seen.waiting)}
     assert all(name.startswith("r") or fed.get(name) == pending[name] for name in found.insert)
     # No row stays free while a query is ready for it.

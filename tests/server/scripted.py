@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,7 +14,7 @@ from baton.clock import monotonic
 from baton.config import Settings
 from baton.engine.client import Client, Stats
 from baton.errors import InvalidValue
-from baton.events import Slots, Update, Usage
+from baton.events import Slots, TokenLogprobs, Update, Usage
 from baton.query import Query
 from baton.server.app import create_app
 
@@ -37,6 +38,10 @@ class Letters:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return "".join(chr(token) for token in token_ids if token or not skip_special_tokens)
+
+    def piece(self, token_id: int) -> bytes:
+        """Two tokens are the halves of an é."""
+        return {0: b"<end>", 1: b"\xc3", 2: b"\xa9"}.get(token_id, chr(token_id).encode())
 
 
 class ScriptedLoop:
@@ -130,13 +135,28 @@ class ScriptedLoop:
 
     def _updates(self, query: Query) -> list[Update]:
         text = self.answer[: query.limit_tokens]
+        said = [Update(query.id, (ord(text[at]),), text[at], **_told(query, text, at)) for at in range(len(text))]
         if self.fail_after is not None:
-            said = [Update(query.id, (ord(letter),), letter) for letter in text[: self.fail_after]]
-            return [*said, Update(query.id, finish_reason="error", error="the row had NaN logits")]
-        said = [Update(query.id, (ord(letter),), letter) for letter in text[:-1]]
+            failed = Update(query.id, finish_reason="error", error="the row had NaN logits")
+            return [*said[: self.fail_after], failed]
         reason = "length" if len(text) < len(self.answer) else "stop"
-        last = Update(query.id, (ord(text[-1]),), text[-1], reason, usage=usage_of(query, len(text)))
-        return [*said, last]
+        return [*said[:-1], replace(said[-1], finish_reason=reason, usage=usage_of(query, len(text)))]
+
+
+def logprobs_of(token: int, best: int) -> TokenLogprobs:
+    """Each token is the second best of all, behind the letter before it."""
+    return TokenLogprobs(token, -1.5, 2, ((token - 1, -0.5), (token, -1.5), (token + 1, -2.5))[:best])
+
+
+def _told(query: Query, text: str, at: int) -> dict[str, Any]:
+    """What the update with letter `at` of the answer says beside it."""
+    answer, prompt = query.params.logprobs, query.params.prompt_logprobs
+    found: dict[str, Any] = {}
+    if prompt is not None and at == 0:
+        found["prompt_logprobs"] = tuple(logprobs_of(token, prompt) for token in query.prompt[1:])
+    if answer is not None:
+        found["logprobs"] = (logprobs_of(ord(text[at]), answer),)
+    return found
 
 
 def usage_of(query: Query, generated: int) -> Usage:

@@ -17,9 +17,7 @@ JSON = {"content-type": "application/json"}
 UNHONOURED: dict[str, Any] = {
     "audio": {"voice": "a"},
     "best_of": 3,
-    "deadline_ms": 100,
     "functions": [{"name": "f"}],
-    "logprobs": True,
     "modalities": ["audio"],
     "parallel_tool_calls": False,
     "prediction": {"type": "content"},
@@ -30,7 +28,6 @@ UNHONOURED: dict[str, Any] = {
     "suffix": "end",
     "tool_choice": "required",
     "tools": [{"type": "function"}],
-    "top_logprobs": 2,
     "verbosity": "low",
     "web_search_options": {},
     "priority": 1,
@@ -59,12 +56,6 @@ async def test_unhonoured_fields(http: httpx.AsyncClient, loop: ScriptedLoop, pa
     error = check(await http.post(path, json={**base, name: UNHONOURED[name]}), 400, "unsupported_parameter")
     assert error["param"] == name and name in error["message"]
     assert loop.queries == []
-
-
-async def test_zero_is_not_false(http: httpx.AsyncClient) -> None:
-    """`logprobs: 0` asks the completions route for the logprobs of the drawn tokens."""
-    response = await http.post("/v1/completions", json={"prompt": "a", "logprobs": 0})
-    assert check(response, 400, "unsupported_parameter")["param"] == "logprobs"
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,16 @@ class RectangleBatch:
         self._mine(query_id)
         self._rows.drop(query_id)
 
-    def detach(self, query_id: str) -> KVSegment:
+    def detach(self, query_id: str, *, keep: bool = True) -> KVSegment:
         self._mine(query_id)
-        return self._rows.lift(query_id, copy=True)
+        segment = self._rows.lift(query_id, copy=keep)
+        if not keep:
+            segment.release()
+        return segment
+
+    def peek(self, query_id: str) -> KVSegment:
+        self._mine(query_id)
+        return self._rows.peek(query_id)
 
     def resize(self, rows: int) -> None:
         running, most = len(self.lens), len(self._among)

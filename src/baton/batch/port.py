@@ -35,8 +35,14 @@ class Batch(Protocol):
     def remove(self, query_id: str) -> None:
         """Frees the query's row. Refuses where it is not in."""
 
-    def detach(self, query_id: str) -> KVSegment:
-        """The query's segment, whole, in memory of its own; frees its row. Refuses where it is not in."""
+    def detach(self, query_id: str, *, keep: bool = True) -> KVSegment:
+        """The query's segment, whole, in memory of its own; frees its row. Refuses where it is not in.
+
+        Not `keep`: its tokens alone, which takes no memory.
+        """
+
+    def peek(self, query_id: str) -> KVSegment:
+        """The query's segment, which stays in: its parts are the row itself, to be copied from before the next step."""
 
     def resize(self, rows: int) -> None:
         """Another number of rows; those running keep running. Refuses fewer than are running, or above the most."""

@@ -14,7 +14,7 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from baton.config import Settings
 from baton.engine.inbox import Deliver
 from baton.errors import ContextLengthExceeded, InvalidValue, QueueFull, Unsupported
 from baton.events import Slots, Update
-from baton.query import Query, SamplingParams
+from baton.query import NO_TERMS, Query, SamplingParams, Terms
 
 Message = Mapping[str, str]
 """One turn of a conversation: `role` and `content`."""
@@ -40,6 +40,9 @@ class Tokenizer(Protocol):
         """The prompt of a conversation, ending where the assistant's turn begins. Raises RequestError."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def piece(self, token_id: int) -> bytes:
+        """What this token adds to a text, in UTF-8; a special token's name. It may end inside a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,10 @@ class Stats:
     slots: Slots
     outcomes: Mapping[str, int]
     last_iteration_age_seconds: float
+    pool_bytes_used: int = 0
+    pool_bytes_budget: int = 0
+    prefix_bytes_used: int = 0
+    prefix_cached_tokens: int = 0
 
 
 class Loop(Protocol):
@@ -85,12 +92,23 @@ class Loop(Protocol):
 class Client:
     """The engine as its users see it."""
 
-    def __init__(self, *, model_name: str, settings: Settings, tokenizer: Tokenizer, loop: Loop, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        settings: Settings,
+        tokenizer: Tokenizer,
+        loop: Loop,
+        clock: Clock,
+        honours: Collection[str] = (),
+    ) -> None:
+        """`honours`: what of a query's terms the policy goes by, see `policy/port.py`."""
         self.model_name = model_name
         self.settings = settings
         self.tokenizer = tokenizer
         self._loop = loop
         self._clock = clock
+        self._honours = frozenset(honours)
         self._names = itertools.count()
         self._prefix = secrets.token_hex(4)
         self._seeds = random.Random(settings.seed)
@@ -100,21 +118,19 @@ class Client:
         self,
         prompt: Sequence[int],
         params: SamplingParams,
-        *,
-        priority: int = 0,
-        deadline_seconds: float | None = None,
+        terms: Terms = NO_TERMS,
     ) -> list[Query]:
         """`params.n` queries of one prompt (token ids), each with its own seed and id.
 
         Raises ContextLengthExceeded where the prompt leaves no room for `max_tokens`, InvalidValue for an empty
-        prompt or ids outside the vocabulary.
+        prompt or ids outside the vocabulary, Unsupported for a priority that the policy does not go by.
         """
         try:
             tokens = tuple(operator.index(token) for token in prompt)
         except TypeError:
             raise InvalidValue("the prompt must be a list of token ids", param="prompt") from None
-        if priority:
-            message = f"priority {priority}: policy {self.settings.policy} runs queries in the order of their arrival"
+        if terms.priority and "priority" not in self._honours:
+            message = f"priority {terms.priority}: this engine's policy has no priorities; --policy priority and slo do"
             raise Unsupported(message, param="priority")
         self._check(tokens, params)
         now = self._clock()
@@ -123,6 +139,8 @@ class Client:
         with self._lock:
             first = self._seeds.getrandbits(63) if params.seed is None else params.seed
             names = [f"{self._prefix}-{next(self._names)}" for _ in range(params.n)]
+        # Log-probabilities of the prompt come of computing it.
+        shared = params.n > 1 and self.settings.prefix_cache and params.prompt_logprobs is None
         return [
             Query(
                 id=name,
@@ -131,8 +149,10 @@ class Client:
                 seed=first + choice,
                 limit_tokens=limit,
                 arrived=now,
-                priority=priority,
-                deadline=None if deadline_seconds is None else now + deadline_seconds,
+                priority=terms.priority,
+                deadline=None if terms.deadline_ms is None else now + terms.deadline_ms / 1000,
+                user=terms.user,
+                choice_of=names[0] if shared else "",
             )
             for choice, name in enumerate(names)
         ]

@@ -1,29 +1,98 @@
-"""What computing costs, measured while it runs."""
+"""What computing costs and how long answers become, measured while it runs."""
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 from baton.policy.port import Costs
 
-# Weight of the newest measurement: about ten iterations of memory.
+# Weight of the newest step: about ten iterations of memory.
 _NEWEST = 0.1
+_FILLS_KEPT = 48
+_ANSWERS_KEPT = 64
+_ANSWERS_NEEDED = 16
+_HIGH = 0.9
+_SWEEPS = 60
 
 
 class CostMeter:
-    """Moving averages; `costs` is the frozen view that policies get."""
+    """`costs` is the frozen view that policies get.
+
+    A fill's seconds are fitted as fixed + a token's + a token's column's, each at least 0, over the last fills and by
+    relative error, so that one hiccup counts little; then raised until nine of ten fills took no longer than that.
+    """
 
     def __init__(self) -> None:
         self.costs = Costs()
+        self._fills: deque[tuple[int, float, float]] = deque(maxlen=_FILLS_KEPT)
 
-    def stepped(self, seconds: float) -> None:
-        """A step in which each row was fed one token."""
-        self.costs = Costs(_moved(self.costs.step_seconds, seconds), self.costs.fill_token_seconds)
+    def stepped(self, seconds: float, rows: int) -> None:
+        """A step in which each of these rows was fed one token."""
+        by_rows = dict(self.costs.step_seconds_by_rows)
+        by_rows[rows] = _moved(by_rows.get(rows), seconds)
+        self.costs = replace(
+            self.costs,
+            step_seconds=_moved(self.costs.step_seconds, seconds),
+            step_seconds_by_rows=tuple(sorted(by_rows.items())),
+        )
 
-    def filled(self, tokens: int, seconds: float) -> None:
-        """A prefill of so many tokens. Small ones say little about a token's cost and count for less."""
-        before = self.costs.fill_token_seconds
-        weight = min(1.0, tokens / 64)
-        self.costs = Costs(self.costs.step_seconds, _moved(before, seconds / tokens, weight))
+    def filled(self, tokens: int, columns: float, seconds: float) -> None:
+        """A fill of so many tokens, which attended to `columns` together: the sum over its tokens."""
+        self._fills.append((tokens, columns, max(seconds, 1e-9)))
+        fits = _fitted([((1.0, float(tokens), columns), seconds) for tokens, columns, seconds in self._fills])
+        ratios = [seconds / (_sum(fits, (1.0, tokens, columns)) or 1e-9) for tokens, columns, seconds in self._fills]
+        fixed, token, column = (fit * max(1.0, high(ratios)) for fit in fits)
+        self.costs = replace(
+            self.costs,
+            fill_fixed_seconds=fixed,
+            fill_token_seconds=token,
+            fill_column_seconds=column,
+            fill_tokens=max(tokens for tokens, _, _ in self._fills),
+        )
 
 
-def _moved(before: float | None, now: float, weight: float = 1.0) -> float:
-    return now if before is None else before + _NEWEST * weight * (now - before)
+class AnswerMeter:
+    """How much of what they might have generated queries did generate; `share` is the high end of it, 1 at first."""
+
+    def __init__(self) -> None:
+        self.share = 1.0
+        self._shares: deque[float] = deque(maxlen=_ANSWERS_KEPT)
+
+    def finished(self, generated: int, limit: int) -> None:
+        self._shares.append(generated / limit)
+        if len(self._shares) >= _ANSWERS_NEEDED:
+            self.share = high(self._shares)
+
+
+def _moved(before: float | None, now: float) -> float:
+    return now if before is None else before + _NEWEST * (now - before)
+
+
+def high(values: Iterable[float]) -> float:
+    """What nine of ten of these do not exceed."""
+    ordered = sorted(values)
+    return ordered[math.ceil(_HIGH * len(ordered)) - 1]
+
+
+def _fitted(measured: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
+    """Weights at least 0 of the features whose sums come nearest to the seconds, by relative error.
+
+    Coordinate descent on the normal equations, each feature scaled to its own size.
+    """
+    rows = [[feature / seconds for feature in features] for features, seconds in measured]
+    sizes = [math.sqrt(sum(row[i] ** 2 for row in rows)) or 1.0 for i in range(3)]
+    gram = [[sum(row[i] * row[j] for row in rows) / sizes[i] / sizes[j] for j in range(3)] for i in range(3)]
+    aims = [sum(row[i] for row in rows) / sizes[i] for i in range(3)]
+    found = [0.0, 0.0, 0.0]
+    for _ in range(_SWEEPS):
+        for i in (1, 2, 0):
+            rest = aims[i] - sum(gram[i][j] * found[j] for j in range(3) if j != i)
+            found[i] = max(0.0, rest / (gram[i][i] or 1.0))
+    return [weight / size for weight, size in zip(found, sizes, strict=True)]
+
+
+def _sum(weights: Sequence[float], features: Sequence[float]) -> float:
+    return sum(weight * feature for weight, feature in zip(weights, features, strict=True))

@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import replace
 
 from baton.batch.port import Batch
 from baton.clock import Clock
 from baton.config import Settings
-from baton.engine.costs import CostMeter
+from baton.engine.costs import AnswerMeter, CostMeter
+from baton.engine.forwards import Forwards, RowLimit
 from baton.engine.inbox import Deliver
+from baton.engine.iteration import Iteration, Totals, done
 from baton.engine.lifecycle import Lifecycle
+from baton.engine.prefixes import Prefixes
+from baton.engine.queries import Queries
 from baton.engine.talk import Talks
-from baton.errors import Refused
-from baton.events import IterationDone, Sink, Slots
+from baton.events import Sink
 from baton.footprint import Footprint
-from baton.kv.segment import KVSegment, arrived
-from baton.policy.port import Plan, Policy, View
+from baton.kv.budget import Budget, out_of_memory
+from baton.kv.pool import SegmentPool
+from baton.kv.prefix import PrefixStore
+from baton.policy.port import SURE_TOKENS, Chunk, Policy, Standing, View
 from baton.prefill.port import Prefiller
 from baton.query import Query, State
-from baton.work import Chunk, Stepped
 
 log = logging.getLogger("baton.engine")
-
-
-@dataclass(slots=True)
-class Iteration:
-    """What one iteration did, gathered while it runs."""
-
-    began: float
-    had_running: bool
-    plan: Plan
-    beside: dict[str, int] = field(default_factory=dict)
-    slots: Slots = field(default_factory=Slots)
-    stalls: dict[str, float] = field(default_factory=dict)
-    inserted: list[str] = field(default_factory=list)
-    detached: list[str] = field(default_factory=list)
-    prefilled_tokens: int = 0
-    generated_tokens: int = 0
-    step_seconds: float = 0.0
-
-
-@dataclass(slots=True)
-class Totals:
-    """What all iterations did together."""
-
-    iterations: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    insertions: int = 0
-    slots: Slots = field(default_factory=Slots)
 
 
 class Engine:
@@ -67,316 +42,193 @@ class Engine:
         talks: Talks,
         footprint: Footprint,
         stamp: str,
+        budget: Budget,
         clock: Clock,
         sinks: Iterable[Sink] = (),
+        whole_prompts: bool = False,
+        prefix_store: PrefixStore | None = None,
+        sure_tokens: int = SURE_TOKENS,
     ) -> None:
-        self.batch = batch
-        self.prefiller = prefiller
         self.settings = settings
         self.totals = Totals()
+        self.budget = budget
         self._policy = policy
-        self._talks = talks
         self._footprint = footprint
-        self._stamp = stamp
+        self._whole_prompts = whole_prompts
+        self._sure_tokens = sure_tokens
         self._clock = clock
         self._sinks = tuple(sinks)
-        self.lifecycle = Lifecycle(clock, self._sinks)
         self._costs = CostMeter()
-        # Segments of waiting queries, and of those that were detached and are ready to run again.
-        self._pool: dict[str, KVSegment] = {}
-        # Finished queries whose rows the plan asked to hold.
-        self._held: dict[str, Query] = {}
+        self._answers = AnswerMeter()
+        self._limit = RowLimit(settings.max_rows)
+        pool, lifecycle = SegmentPool(budget.pool_bytes), Lifecycle(clock, self._sinks)
+        prefixes = Prefixes(prefix_store, whole_prompts=whole_prompts)
+        self.queries = Queries(batch, prefiller, pool, lifecycle, talks, stamp, prefixes)
+        self._forwards = Forwards(self.queries, self._costs, self._answers, self._limit, clock)
+
+    @property
+    def batch(self) -> Batch:
+        return self.queries.batch
+
+    @property
+    def prefiller(self) -> Prefiller:
+        return self.queries.prefiller
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        return self.queries.lifecycle
 
     @property
     def busy(self) -> bool:
-        return bool(self.lifecycle.live or self._held)
+        return bool(self.lifecycle.live or self.queries.held)
 
     @property
     def kv_bytes_used(self) -> int:
-        pooled = sum(segment.bytes for segment in self._pool.values())
-        return self.batch.bytes_used + self.prefiller.bytes_used + pooled
+        """What all rows take."""
+        return self.queries.row_bytes
+
+    @property
+    def pool_bytes_used(self) -> int:
+        """What is kept of queries that were set aside."""
+        return self.queries.pool.bytes_used
 
     def accept(self, query: Query, deliver: Deliver) -> None:
         """A query comes in; it is waiting from now on."""
-        self._talks.open(query, deliver)
-        self.lifecycle.arrive(query)
-        self._pool[query.id] = arrived(query, self._stamp)
+        self.queries.arrive(query, deliver)
         self.totals.prompt_tokens += len(query.prompt)
 
     def cancel(self, query_id: str) -> None:
         """The query leaves, wherever it is. No matter if it ended before."""
         if query_id in self.lifecycle.live:
-            self._end(query_id, State.CANCELLED, "cancelled")
+            self.queries.end(query_id, State.CANCELLED, "cancelled")
 
     def fail_all(self, why: str) -> None:
         """Every live query fails and is told so; the batch is empty afterwards. Raises where memory cannot be freed."""
         troubles: list[Exception] = []
         for query_id in list(self.lifecycle.live):
             try:
-                self._end(query_id, State.FAILED, "error", why)
+                self.queries.fail(query_id, why)
             except Exception as error:
                 troubles.append(error)
-        self._release_held()
+        self.queries.release_held()
         if troubles:
             raise troubles[0]
 
     def iterate(self) -> bool:
         """One iteration (ARCHITECTURE.md section 8); answers whether anything was computed in it."""
         self._expire()
-        if self._held and not self.lifecycle.count(State.RUNNING):
-            self._release_held()
+        if self.queries.held and not self.lifecycle.count(State.RUNNING):
+            self.queries.release_held()
+        self.budget.look(self.kv_bytes_used, self.pool_bytes_used + self.queries.prefixes.bytes_used)
+        self.queries.pool.bytes_most = self.budget.pool_bytes
+        self.queries.limit_prefixes()
         view = self._view()
-        now = Iteration(self._clock(), bool(view.running), self._policy.plan(view))
+        now = Iteration(self._clock, self._clock(), bool(view.running), self._policy.plan(view))
         self._carry_out(now)
-        if self.batch.lens:
-            self._step(now)
-        self._tell(now)
+        self._forwards.step(now)
+        self.totals.add(now)
+        event = done(now, self.totals.iterations, self.queries, self.budget.rows_bytes)
+        for sink in self._sinks:
+            sink(event)
         return now.slots.useful + now.slots.idle > 0
 
     def hand_over(self) -> None:
         """Delivers what clients have not heard yet."""
-        self._talks.hand_over()
-
-    # What the policy sees
+        self.queries.talks.hand_over()
 
     def _view(self) -> View:
-        by_state = {
-            state: self.lifecycle.standings(state, self._footprint)
-            for state in (State.WAITING, State.PREFILLING, State.READY, State.RUNNING)
-        }
-        grown = [q for state in (State.PREFILLING, State.READY, State.RUNNING) for q in by_state[state]]
-        reserved = sum(query.bytes_reserved for query in grown)
-        reserved += sum(self._footprint.of(len(q.prompt) + q.limit_tokens) for q in self._held.values())
+        """What the policy sees."""
+        states = (State.WAITING, State.PREFILLING, State.READY, State.RUNNING)
+        waiting, prefilling, ready, running = (self.lifecycle.standings(state, self._footprint) for state in states)
+        held = self.queries.held
+        reserved = sum(query.bytes_reserved for some in (prefilling, ready, running) for query in some)
+        reserved += sum(self._footprint.of(len(query.prompt) + query.limit_tokens) for query in held.values())
+        lens = self.batch.lens if held else {}
         return View(
             now=self._clock(),
             rows=self.batch.rows,
-            max_rows=self.settings.max_rows,
-            held_rows=len(self._held),
+            max_rows=self._limit.rows,
+            held_rows=len(held),
             prefill_room=self.prefiller.room,
-            bytes_left=self.settings.kv_bytes - reserved,
+            bytes_left=self.budget.rows_bytes - reserved,
             prefill_chunk=self.settings.prefill_chunk,
             max_stall_seconds=self.settings.max_stall_seconds,
             costs=self._costs.costs,
-            waiting=by_state[State.WAITING],
-            prefilling=by_state[State.PREFILLING],
-            ready=by_state[State.READY],
-            running=by_state[State.RUNNING],
+            waiting=self._may_begin(waiting),
+            prefilling=prefilling,
+            ready=ready,
+            running=running,
             footprint=self._footprint,
-            bytes_budget=self.settings.kv_bytes,
+            bytes_budget=self.budget.rows_bytes,
+            pool_left=self.budget.pool_bytes - self.pool_bytes_used - self.queries.prefixes.bytes_held,
+            whole_prompts=self._whole_prompts,
+            held_bytes=sum(self._footprint.of(lens[query_id]) for query_id in held),
+            sure_tokens=self._sure_tokens,
+            answer_share=self._answers.share,
         )
 
-    # Carrying a plan out
+    def _may_begin(self, waiting: Iterable[Standing]) -> tuple[Standing, ...]:
+        """Those of the waiting queries for which nobody else computes the prompt, with what is stored for them."""
+        prefixes = self.queries.prefixes
+        hidden = prefixes.waiting
+        return tuple(replace(query, cached=prefixes.sure(query.id)) for query in waiting if query.id not in hidden)
 
     def _carry_out(self, now: Iteration) -> None:
-        plan = now.plan
-        if self._held and not plan.hold_finished:
-            self._release_held()
-        with self._stalling(now, "other"):
-            for query_id in plan.detach:
-                self._pool[query_id] = self.batch.detach(query_id)
-                self.lifecycle.move(query_id, State.READY, "policy")
-                now.detached.append(query_id)
-            for query_id in plan.forget:
-                self._forget(query_id, plan.why)
+        """The plan, in the order of `Plan`, but for its step."""
+        plan, queries = now.plan, self.queries
+        if queries.held and not plan.hold_finished:
+            queries.release_held()
+        with now.stalling("other"):
+            self._preempt(now)
         if plan.resize is not None:
-            with self._stalling(now, "resize"):
-                self.batch.resize(plan.resize)
-        if plan.prefill:
-            self._start_prefill(now)
-            if plan.fused and self.prefiller.beside_batch and (self.batch.lens or plan.insert):
-                now.beside = {chunk.query_id: chunk.tokens for chunk in plan.prefill}
-            else:
-                self._prefill(now)
-        with self._stalling(now, "insert"):
+            with now.stalling("resize"):
+                self._resize(plan.resize)
+        started = self._start_prefill(now)
+        ending = {chunk.query_id for chunk in plan.prefill if chunk.tokens >= self._pending(chunk.query_id)}
+        if plan.fused and self.prefiller.beside_batch and (self.batch.lens or plan.insert):
+            now.beside = {chunk.query_id: chunk.tokens for chunk in started}
+        else:
+            self._forwards.prefill(started, now)
+        with now.stalling("insert"):
             for query_id in plan.insert:
-                self._insert(query_id, now)
+                # Who is not live any more was ended by its prefill: its first token was its last, or it failed. Who was
+                # fed less than planned is not ready: memory was short, or its prompt's log-probabilities are asked for.
+                life = self.lifecycle.live.get(query_id)
+                if life is None or (query_id in ending and life.state is not State.READY):
+                    continue
+                if queries.insert(query_id, plan.why):
+                    now.inserted.append(query_id)
 
-    def _forget(self, query_id: str, why: str) -> None:
-        segment = self._pool.pop(query_id, None) or self.prefiller.take(query_id)
-        segment.release()
-        self._pool[query_id] = segment
-        self.lifecycle.forgot(query_id)
-        self.lifecycle.move(query_id, State.WAITING, why)
+    def _preempt(self, now: Iteration) -> None:
+        plan = now.plan
+        for query_id in plan.forget:
+            self.queries.forget(query_id, plan.reasons.get(query_id, "policy"))
+        for query_id in plan.detach:
+            if query_id not in plan.forget:
+                self.queries.set_aside(query_id, plan.reasons.get(query_id, "policy"))
+            now.detached.append(query_id)
 
-    def _insert(self, query_id: str, now: Iteration) -> None:
-        life = self.lifecycle.live.get(query_id)
-        if life is None:
-            return  # its prefill ended it: its first token was its last, or it failed
-        if life.state is State.PREFILLING:
-            raise Refused(f"query {query_id} is not prefilled yet")
-        segment = self._pool.pop(query_id, None) or self.prefiller.take(query_id)
+    def _resize(self, rows: int) -> None:
         try:
-            self.batch.insert(segment)
-        except Refused:
-            self._pool[query_id] = segment
-            raise
-        self.lifecycle.move(query_id, State.RUNNING, now.plan.why)
-        self.totals.insertions += 1
-        now.inserted.append(query_id)
-
-    def _start_prefill(self, now: Iteration) -> None:
-        for chunk in now.plan.prefill:
-            if self.lifecycle.live[chunk.query_id].state is State.WAITING:
-                self.prefiller.start(self._pool[chunk.query_id])
-                del self._pool[chunk.query_id]
-                self.lifecycle.move(chunk.query_id, State.PREFILLING, now.plan.why)
-
-    def _prefill(self, now: Iteration) -> None:
-        """The plan's chunks in a forward of their own; running rows wait for it."""
-        with self._stalling(now, "prefill"):
-            began = self._clock()
-            stepped = self._advance([chunk for chunk in now.plan.prefill if chunk.query_id in self.lifecycle.live])
-            computed = stepped.slots.useful + stepped.slots.idle
-            now.prefilled_tokens += computed
-            if computed:
-                self._costs.filled(computed, self._clock() - began)
-            self._apply(stepped, now)
-
-    def _advance(self, chunks: list[Chunk]) -> Stepped:
-        """Prefills the chunks together; where that fails, one by one, so that only the culprit's query fails."""
-        try:
-            return self.prefiller.advance(chunks)
+            self.batch.resize(rows)
         except Exception as error:
-            if len(chunks) > 1:
-                return _joined(self._advance([chunk]) for chunk in chunks)
-            log.exception("prefill of query %s failed", chunks[0].query_id)
-            self._end(chunks[0].query_id, State.FAILED, "error", f"prefill failed: {type(error).__name__}")
-            return Stepped()
+            if not out_of_memory(error):
+                raise
+            log.warning("out of memory while the batch was resized: it keeps its rows")
 
-    # The step and what comes of it
+    def _start_prefill(self, now: Iteration) -> list[Chunk]:
+        """Waiting queries of the plan's chunks go to the prefiller; answers the chunks that can be fed."""
+        waiting = [c.query_id for c in now.plan.prefill if self.lifecycle.live[c.query_id].state is State.WAITING]
+        short = {query_id for query_id in waiting if not self.queries.start_prefill(query_id, now.plan.why)}
+        return [chunk for chunk in now.plan.prefill if chunk.query_id not in short]
 
-    def _step(self, now: Iteration) -> None:
-        plan, began = now.plan, self._clock()
-        try:
-            stepped = self.batch.step(plan.feed, plan.how, self._held.keys(), now.beside)
-        except Exception as error:
-            log.exception("a step of %d rows failed", len(self.batch.lens))
-            if now.beside:
-                # Whose fault it was shows when the batch and each prompt go by themselves.
-                now.beside = {}
-                self._prefill(now)
-                self._step(now)
-                return
-            for query_id in [i for i, life in self.lifecycle.live.items() if life.state is State.RUNNING]:
-                self._end(query_id, State.FAILED, "error", f"the step failed: {type(error).__name__}")
-            self._release_held()
-            return
-        now.step_seconds = self._clock() - began
-        filled = sum(useful + idle for useful, idle in stepped.shares.values())
-        filled -= sum(query_id not in now.beside for query_id in stepped.shares)
-        now.prefilled_tokens += filled
-        self._measure(now, filled)
-        self._apply(stepped, now)
-
-    def _measure(self, now: Iteration, filled: int) -> None:
-        """What the step cost; where prompts were in it, rows that only decode waited for what it took longer."""
-        usual = self._costs.costs.step_seconds
-        if not filled:
-            self._costs.stepped(now.step_seconds)
-        elif now.had_running and usual is not None:
-            extra = max(0.0, now.step_seconds - usual)
-            now.stalls["prefill"] = now.stalls.get("prefill", 0.0) + extra
-            if now.beside:
-                self._costs.filled(filled, extra)
-
-    def _apply(self, stepped: Stepped, now: Iteration) -> None:
-        """Counts slots and tokens, and ends what is finished, in the same iteration."""
-        now.slots.add(stepped.slots)
-        lens = {**self.batch.lens, **self.prefiller.lens}
-        for query_id, (useful, idle) in stepped.shares.items():
-            self.lifecycle.fed(query_id, lens[query_id], useful, idle)
-        for query_id, token in stepped.tokens.items():
-            if self.lifecycle.live[query_id].state is State.PREFILLING:
-                self.lifecycle.move(query_id, State.READY, "prefilled")
-            now.generated_tokens += 1
-            self.lifecycle.token(query_id)
-            try:
-                reason = self._talks.hear(query_id, token)
-            except Exception as error:
-                log.exception("the text of query %s failed", query_id)
-                self._end(query_id, State.FAILED, "error", f"its text could not be made: {type(error).__name__}")
-                continue
-            if reason is not None:
-                self._end(query_id, State.FINISHED, reason, hold=now.plan.hold_finished)
-        for query_id, why in stepped.failed.items():
-            self._end(query_id, State.FAILED, "error", why)
-
-    def _end(self, query_id: str, state: State, reason: str, error: str | None = None, *, hold: bool = False) -> None:
-        """The query leaves wherever it is; its row and memory are free, unless the row is to be held."""
+    def _pending(self, query_id: str) -> int:
         life = self.lifecycle.live[query_id]
-        try:
-            if life.state is not State.RUNNING:
-                (self._pool.pop(query_id, None) or self.prefiller.take(query_id)).release()
-            elif hold:
-                self._held[query_id] = life.query
-            else:
-                self.batch.remove(query_id)
-        finally:
-            usage = self.lifecycle.end(query_id, state, reason)
-            self._talks.close(query_id, reason, error, usage)
-
-    def _release_held(self) -> None:
-        for query_id in self._held:
-            self.batch.remove(query_id)
-        self._held.clear()
+        return len(life.query.prompt) + life.generated - life.cached
 
     def _expire(self) -> None:
         now = self._clock()
         deadlines = {query_id: life.query.deadline for query_id, life in self.lifecycle.live.items()}
         late = [query_id for query_id, deadline in deadlines.items() if deadline is not None and deadline < now]
         for query_id in late:
-            self._end(query_id, State.EXPIRED, "error", "the query's deadline has passed")
-
-    # Telling
-
-    @contextmanager
-    def _stalling(self, now: Iteration, cause: str) -> Iterator[None]:
-        """Whatever happens inside makes running rows wait."""
-        began = self._clock()
-        yield
-        if now.had_running:
-            now.stalls[cause] = now.stalls.get(cause, 0.0) + self._clock() - began
-
-    def _tell(self, now: Iteration) -> None:
-        totals, lifecycle = self.totals, self.lifecycle
-        totals.iterations += 1
-        totals.generated_tokens += now.generated_tokens
-        totals.slots.add(now.slots)
-        ended = self._clock()
-        decoded = now.slots.useful + now.slots.idle > now.prefilled_tokens
-        kinds = {(True, True): "both", (True, False): "decode", (False, True): "prefill", (False, False): "none"}
-        event = IterationDone(
-            index=totals.iterations,
-            time=ended,
-            seconds=ended - now.began,
-            kind=kinds[decoded, now.prefilled_tokens > 0],
-            why=now.plan.why,
-            rows=self.batch.rows,
-            occupied=len(self.batch.lens),
-            columns=self.batch.columns,
-            slots=now.slots,
-            generated_tokens=now.generated_tokens,
-            prefilled_tokens=now.prefilled_tokens,
-            inserted=tuple(now.inserted),
-            detached=tuple(now.detached),
-            resized_to=now.plan.resize,
-            waiting=lifecycle.count(State.WAITING),
-            prefilling=lifecycle.count(State.PREFILLING),
-            ready=lifecycle.count(State.READY),
-            preempted=lifecycle.preempted,
-            kv_bytes_used=self.kv_bytes_used,
-            step_seconds=now.step_seconds,
-            stall_seconds=now.stalls,
-        )
-        for sink in self._sinks:
-            sink(event)
-
-
-def _joined(parts: Iterable[Stepped]) -> Stepped:
-    whole = Stepped()
-    for part in parts:
-        whole.tokens.update(part.tokens)
-        whole.failed.update(part.failed)
-        whole.shares.update(part.shares)
-        whole.slots.add(part.slots)
-    return whole
+            self.queries.end(query_id, State.EXPIRED, "expired", "the query's deadline has passed")

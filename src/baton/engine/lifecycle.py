@@ -38,8 +38,10 @@ class Life:
     since_insert: int = 0
     preemptions: int = 0
     preempted: bool = False
+    set_aside: bool = False
     useful_slots: int = 0
     idle_slots: int = 0
+    prefix_cached: int = 0
     seconds: dict[State, float] = field(default_factory=dict)
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -55,6 +57,7 @@ class Lifecycle:
         self.live: dict[str, Life] = {}
         self.submitted = 0
         self.preemptions = 0
+        self.prefix_cached_tokens = 0
         self.ended: dict[State, int] = dict.fromkeys(sorted(ENDS), 0)
 
     def arrive(self, query: Query) -> None:
@@ -76,6 +79,7 @@ class Lifecycle:
             self.preemptions += 1
         if state is State.RUNNING:
             life.since_insert = 0
+        life.set_aside = was is State.RUNNING
         life.preempted = was is State.RUNNING or (life.preempted and state is not State.RUNNING)
         life.seconds[was] = life.seconds.get(was, 0.0) + now - life.since
         life.state, life.since = state, now
@@ -87,6 +91,13 @@ class Lifecycle:
         life.cached = cached
         life.useful_slots += useful
         life.idle_slots += idle
+
+    def began_with(self, query_id: str, cached: int) -> None:
+        """The query has keys and values of so many tokens that it did not compute itself."""
+        life = self.live[query_id]
+        life.cached = cached
+        life.prefix_cached += cached
+        self.prefix_cached_tokens += cached
 
     def forgot(self, query_id: str) -> None:
         """The query's keys and values are gone; its tokens are not."""
@@ -121,6 +132,7 @@ class Lifecycle:
             decode_seconds=life.seconds.get(State.RUNNING, 0.0),
             first_token_seconds=None if life.first_token_at is None else life.first_token_at - query.arrived,
             preemptions=life.preemptions,
+            cached_tokens=min(life.prefix_cached, len(query.prompt)),
         )
         self._tell(QueryMoved(now, query_id, life.state, state, reason, len(query.prompt), life.generated))
         self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(life.gaps)))
@@ -141,8 +153,8 @@ class Lifecycle:
                 deadline=life.query.deadline,
                 bytes_reserved=footprint.of(len(life.query.prompt) + life.query.limit_tokens),
                 limit_tokens=life.query.limit_tokens,
-                since_insert=life.since_insert,
-                set_aside=life.preempted and state is State.READY,
+                since_insert=life.since_insert if state is State.RUNNING else 0,
+                set_aside=life.set_aside,
                 user=life.query.user,
             )
             for life in self.live.values()

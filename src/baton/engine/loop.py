@@ -200,7 +200,7 @@ class EngineLoop:
             rows_occupied=len(engine.batch.lens),
             columns=engine.batch.columns,
             kv_bytes_used=engine.kv_bytes_used,
-            kv_bytes_budget=engine.settings.kv_bytes,
+            kv_bytes_budget=engine.budget.rows_bytes,
             iterations=totals.iterations,
             prompt_tokens=totals.prompt_tokens,
             generated_tokens=totals.generated_tokens,
@@ -209,4 +209,8 @@ class EngineLoop:
             slots=slots,
             outcomes={state.value: count for state, count in lifecycle.ended.items()},
             last_iteration_age_seconds=0.0,
+            pool_bytes_used=engine.pool_bytes_used,
+            pool_bytes_budget=engine.budget.pool_bytes,
+            prefix_bytes_used=engine.queries.prefixes.bytes_used,
+            prefix_cached_tokens=lifecycle.prefix_cached_tokens,
         )

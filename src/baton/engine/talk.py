@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from baton.engine.inbox import Deliver
-from baton.events import Update, Usage
+from baton.events import TokenLogprobs, Update, Usage
 from baton.query import Query
 from baton.text import TextStream
 
@@ -24,11 +24,15 @@ class Talk:
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     generated: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
-    def hear(self, token: int, end_ids: Collection[int]) -> str | None:
+    def hear(self, token: int, end_ids: Collection[int], logprobs: TokenLogprobs | None = None) -> str | None:
         """Takes the next token; answers the finish reason if it was the last."""
         params = self.query.params
         self.tokens.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         self.generated += 1
         ends = token in params.stop_token_ids or (token in end_ids and not params.ignore_eos)
         if not ends:
@@ -42,9 +46,18 @@ class Talk:
 
     def update(self, reason: str | None = None, error: str | None = None, usage: Usage | None = None) -> Update:
         """All that is new since the last update."""
-        found = Update(self.query.id, tuple(self.tokens), "".join(self.pieces), reason, error, usage)
-        self.tokens.clear()
-        self.pieces.clear()
+        found = Update(
+            self.query.id,
+            tuple(self.tokens),
+            "".join(self.pieces),
+            reason,
+            error,
+            usage,
+            tuple(self.logprobs),
+            tuple(self.prompt_logprobs),
+        )
+        for told in (self.tokens, self.pieces, self.logprobs, self.prompt_logprobs):
+            told.clear()
         return found
 
 
@@ -60,9 +73,13 @@ class Talks:
     def open(self, query: Query, deliver: Deliver) -> None:
         self._live[query.id] = Talk(query, self._text_of(query), deliver)
 
-    def hear(self, query_id: str, token: int) -> str | None:
+    def hear(self, query_id: str, token: int, logprobs: TokenLogprobs | None = None) -> str | None:
         """Takes the query's next token; answers the finish reason if it was the last. Raises what the decoder does."""
-        return self._live[query_id].hear(token, self._end_ids)
+        return self._live[query_id].hear(token, self._end_ids, logprobs)
+
+    def hear_prompt(self, query_id: str, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Takes those of the next prompt tokens; they are delivered with the first token."""
+        self._live[query_id].prompt_logprobs.extend(logprobs)
 
     def close(self, query_id: str, reason: str, error: str | None, usage: Usage) -> None:
         talk = self._live.pop(query_id)

@@ -26,10 +26,11 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """One state of a recurrent layer: what it keeps per row, whatever the row's length."""
+    """One state of a recurrent layer: what it keeps per row, whatever the row's length. `name` is the layer's own."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    name: str = ""
 
     @property
     def bytes(self) -> int:

@@ -1,6 +1,6 @@
-"""Attention over rows of different lengths, on stock SDPA: reads the rectangle, masks by the rows' lengths.
+"""The layouts of a forward, and attention over rows of different lengths in each.
 
-Shapes: Hq query heads, H key/value heads, G = Hq / H, D head dimension, C columns of the rectangle.
+Shapes: Hq query heads, H key/value heads, D head dimension, R rows and C columns of the rectangle.
 """
 
 from __future__ import annotations
@@ -10,68 +10,28 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from baton.kv.rectangle import Rectangle
+from baton.model.look import EVERYTHING, Look, Span
+from baton.model.sdpa import attention
+from baton.model.shape import Shape
 
 # One SDPA call costs about as much as reading this many bytes of K and V (lab-notes 2026-11-21, "attention calls").
 CALL_BYTES = 128 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Which earlier tokens a layer's token sees, and how their scores are bent; all, and not at all, by default.
-
-    `window`: the last so many, itself among them. `chunk`: those of its own chunk of so many. `softcap`: scores are
-    softcap * tanh(scores / softcap). At most one of window and chunk is above 0.
-    """
-
-    window: int = 0
-    chunk: int = 0
-    softcap: float = 0.0
-
-    def lowest(self, token: int) -> int:
-        """The first column that a token sees."""
-        if self.chunk:
-            return token // self.chunk * self.chunk
-        return max(0, token + 1 - self.window) if self.window else 0
-
-    def seen(self, token: Tensor, column: Tensor) -> Tensor:
-        """Whether tokens see columns; both broadcast."""
-        found = column <= token
-        if self.window:
-            found = found & (column > token - self.window)
-        if self.chunk:
-            found = found & (column >= token // self.chunk * self.chunk)
-        return found
-
-
-EVERYTHING = Look()
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """`count` tokens of one row, fed at once: they get the columns from `start` on."""
-
-    row: int
-    start: int
-    count: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.count
-
-
 @dataclass(slots=True)
-class Decode:
-    """One token per row, `[n, 1]`. `rows` and `cols` `[n]`: where each token's keys and values go."""
+class Decode(Shape):
+    """One token per row, `[n, 1]`; `together`: attention of all rows in one masked call, which leaves no rows empty."""
 
-    spans: Sequence[Span]
-    rows: Tensor
-    cols: Tensor
-    together: bool
-    columns_read: int
-    _masks: dict[Look, Tensor] = field(default_factory=dict)
+    together: bool = False
+    _masks: dict[tuple[Look, int], Tensor] = field(default_factory=dict)
+
+    def by_token(self, states: Tensor) -> Tensor:
+        return states[: len(self.spans), :, 0]
+
+    def by_place(self, flags: Tensor) -> Tensor:
+        return torch.cat([flags, flags.new_zeros(self.empty_rows)])[:, None]
 
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
@@ -79,16 +39,19 @@ class Decode:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, D]`."""
         if not self.together:
             parts = [
-                _attend_span(q[i : i + 1], keys, values, span, None, scale, look, sinks)
+                self._attend_span(q[i : i + 1], keys, values, span, None, scale, look, sinks)
                 for i, span in enumerate(self.spans)
             ]
+            if self.empty_rows:
+                parts.append(parts[0].new_zeros(self.empty_rows, *parts[0].shape[1:]))
             return torch.cat(parts).transpose(1, 2)
-        top, width = self._top, self._width
+        top, width = self._top, min(self._width, keys.shape[1])
         dense = len(self.spans) == top
         if not dense:
             q = q.new_zeros(top, *q.shape[1:]).index_copy_(0, self.rows, q)
         k, v = keys[:top, :width].transpose(1, 2), values[:top, :width].transpose(1, 2)
-        out = _attention(q, k, v, self._mask(look), False, scale, look, sinks)
+        mask = self._mask(look, width, keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0)
+        out = attention(q, k, v, mask=mask, scale=scale, softcap=look.softcap, sinks=sinks)
         return (out if dense else out[self.rows]).transpose(1, 2)
 
     @property
@@ -99,26 +62,31 @@ class Decode:
     def _width(self) -> int:
         return max(span.stop for span in self.spans)
 
-    def _mask(self, look: Look) -> Tensor:
+    def _mask(self, look: Look, width: int, ring: int) -> Tensor:
         """`[top, 1, 1, width]`: which columns each row's token sees; made once per step and kind of layer."""
-        found = self._masks.get(look)
+        found = self._masks.get((look, ring))
         if found is None:
             token = torch.zeros(self._top, 1, dtype=torch.int64, device=self.cols.device)
             token.index_copy_(0, self.rows, self.cols[:, None])
-            column = torch.arange(self._width, device=self.cols.device)
-            found = self._masks[look] = look.seen(token, column)[:, None, None]
+            column = torch.arange(width, device=self.cols.device)
+            if not ring:
+                seen = look.seen(token, column)
+            elif look.chunk:
+                seen = column <= token % ring
+            else:
+                seen = column <= token
+            found = self._masks[look, ring] = seen[:, None, None]
         return found
 
 
 @dataclass(slots=True)
-class Fill:
+class Fill(Shape):
     """Tokens of several rows, packed flat `[1, N]` without padding; attention request by request."""
 
-    spans: Sequence[Span]
-    rows: Tensor
-    cols: Tensor
-    columns_read: int
-    _masks: dict[tuple[Span, Look], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[Span, Look], Tensor | None] = field(default_factory=dict)
+
+    def by_place(self, flags: Tensor) -> Tensor:
+        return flags[None]
 
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
@@ -128,37 +96,76 @@ class Fill:
         for span in self.spans:
             piece = q[:, :, at : at + span.count]
             at += span.count
-            parts.append(_attend_span(piece, keys, values, span, self._mask(span, look), scale, look, sinks))
+            parts.append(self._attend_span(piece, keys, values, span, self._mask(span, look), scale, look, sinks))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
 
     def _mask(self, span: Span, look: Look) -> Tensor | None:
-        """`[count, stop - lowest]`: which columns each of the span's tokens sees; None: plain causality."""
-        first = look.lowest(span.start)
-        if span.count == 1 or (span.start == 0 and look.lowest(span.stop - 1) == 0):
-            return None
-        found = self._masks.get((span, look))
-        if found is None:
-            token = torch.arange(span.start, span.stop, device=self.cols.device)[:, None]
-            found = look.seen(token, torch.arange(first, span.stop, device=self.cols.device))
-            self._masks[span, look] = found
-        return found
+        if (span, look) not in self._masks:
+            self._masks[span, look] = self._mask_of(span, look)
+        return self._masks[span, look]
 
 
 @dataclass(slots=True)
-class Padded:
+class Latents(Fill):
+    """A Fill for layers that expand what the cache answers: they get the columns of all spans, one behind the other.
+
+    So nothing is expanded that no token attends to (multi-head latent attention, DeepSeek-V2, section 2.1).
+    """
+
+    def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers `[1, H, columns of all spans, D]`."""
+        # Not super(): a dataclass with slots is another class than the one that was written here.
+        buffers = Shape.keep(self, layer, keys, values)
+        keys, values = (
+            torch.cat([buffer[span.row, : span.stop] for span in self.spans])[None].transpose(1, 2)
+            for buffer in buffers
+        )
+        return keys, values
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+    ) -> Tensor:
+        """q `[1, Hq, N, D]`, keys and values `[1, H, columns of all spans, D]` -> `[1, N, Hq, Dv]`."""
+        parts, at, column = [], 0, 0
+        for span in self.spans:
+            low, high = column + look.lowest(span.start), column + span.stop
+            mask = self._mask(span, look)
+            out = attention(
+                q[:, :, at : at + span.count],
+                keys[:, :, low:high],
+                values[:, :, low:high],
+                mask=mask,
+                causal=mask is None and span.count > 1,
+                scale=scale,
+                softcap=look.softcap,
+                sinks=sinks,
+            )
+            parts.append(out)
+            at, column = at + span.count, high
+        return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+@dataclass(slots=True)
+class Padded(Shape):
     """Rows aligned to the longest, `[n, T]`: the batch-wise baseline. `kept` `[m]`: the slots that are real."""
 
-    spans: Sequence[Span]
-    rows: Tensor
-    cols: Tensor
-    kept: Tensor
-    columns_read: int
+    kept: Tensor = field(default_factory=lambda: torch.empty(0))
     _masks: dict[Look, Tensor] = field(default_factory=dict)
+
+    def by_token(self, states: Tensor) -> Tensor:
+        return states.transpose(1, 2).flatten(0, 1)[self.kept]
+
+    def by_place(self, flags: Tensor) -> Tensor:
+        found = flags.new_zeros(len(self.spans) * self.padded_to)
+        found[self.kept] = flags
+        return found.view(-1, self.padded_to)
 
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
     ) -> Tensor:
         """q `[n, Hq, T, D]`, keys and values `[R, C, H, D]` -> `[n, T, Hq, D]`."""
+        if keys.shape[1] < self.rectangle.columns:
+            return self._attend_rings(q, keys, values, scale, look, sinks)
         rows = [span.row for span in self.spans]
         width = max(span.stop for span in self.spans)
         together = rows == list(range(rows[0], rows[0] + len(rows)))
@@ -167,7 +174,19 @@ class Padded:
         mask = None
         if any(span.start for span in self.spans) or look.lowest(width - 1):
             mask = self._mask(q.shape[2], width, look)
-        return _attention(q, k, v, mask, mask is None, scale, look, sinks).transpose(1, 2)
+        out = attention(q, k, v, mask=mask, causal=mask is None, scale=scale, softcap=look.softcap, sinks=sinks)
+        return out.transpose(1, 2)
+
+    def _attend_rings(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None
+    ) -> Tensor:
+        """Rings have no common columns: row by row; the padding's own output is of no use to anyone and stays 0."""
+        out = q.new_zeros(*q.shape[:3], values.shape[-1])
+        for i, span in enumerate(self.spans):
+            piece, mask = q[i : i + 1, :, : span.count], self._mask_of(span, look)
+            found = self._attend_span(piece, keys, values, span, mask, scale, look, sinks)
+            out[i : i + 1, :, : span.count] = found
+        return out.transpose(1, 2)
 
     def _mask(self, length: int, width: int, look: Look) -> Tensor:
         """`[n, 1, T, width]`"""
@@ -183,111 +202,90 @@ class Padded:
         return found
 
 
-Shape = Decode | Fill | Padded
+@dataclass(slots=True)
+class Own(Shape):
+    """Rows `[n, T]` for the model's own attention, which is handed the rows' columns and a mask of two dimensions.
+
+    All rows have T tokens, and where T is above 1 there is one row.
+    """
+
+    @property
+    def width(self) -> int:
+        return max(span.stop for span in self.spans)
+
+    def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Answers `[n, H, width, D]`, contiguous as stock caches do: some models' code relies on it."""
+        buffers = Shape.keep(self, layer, keys, values)
+        rows = [span.row for span in self.spans]
+        keys, values = (buffer[rows, : self.width].transpose(1, 2).contiguous() for buffer in buffers)
+        return keys, values
+
+    def by_place(self, flags: Tensor) -> Tensor:
+        return flags.view(len(self.spans), -1)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """`[n, width]`: the columns that rows hold; None where there is nothing to hide."""
+        if all(span.stop == self.width for span in self.spans):
+            return None
+        stops = torch.tensor([span.stop for span in self.spans], device=self.cols.device)
+        return (torch.arange(self.width, device=self.cols.device) < stops[:, None]).long()
 
 
-def _attend_span(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    span: Span,
-    mask: Tensor | None,
-    scale: float | None,
-    look: Look,
-    sinks: Tensor | None,
-) -> Tensor:
-    """One row's tokens: q `[1, Hq, count, D]` -> `[1, Hq, count, D]`. `mask` begins at the first column seen."""
-    low = look.lowest(span.start)
-    k = keys[span.row : span.row + 1, low : span.stop].transpose(1, 2)
-    v = values[span.row : span.row + 1, low : span.stop].transpose(1, 2)
-    return _attention(q, k, v, mask, mask is None and span.count > 1, scale, look, sinks)
+def decode(spans: Sequence[Span], rectangle: Rectangle, *, empty_rows: int = 0, fixed: bool = False) -> Decode:
+    """One token per span. Rows are attended in one masked call where the padding read costs less than calls.
 
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    look: Look,
-    sinks: Tensor | None,
-) -> Tensor:
-    """q `[B, Hq, T, D]`, k and v `[B, H, S, D]` -> `[B, Hq, T, D]`. SDPA knows neither softcaps nor sinks."""
-    if look.softcap or sinks is not None:
-        return _plain(q, k, v, mask, causal, scale, look.softcap, sinks)
-    if q.shape[2] > 1:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
-    # The query heads of a group stand where SDPA has its queries, so that no key is read twice.
-    grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
-    out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
-    return out.reshape(q.shape[0], q.shape[1], 1, -1)
-
-
-def _plain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    softcap: float,
-    sinks: Tensor | None,
-) -> Tensor:
-    """Attention written out. `sinks` `[Hq]`: a score per head that takes its share and brings no value."""
-    batch, heads, length, dim = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, length, dim)
-    scores = grouped @ k.transpose(-1, -2)[:, :, None] * (dim**-0.5 if scale is None else scale)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    if mask is not None:
-        scores = scores.masked_fill(~(mask[:, :, None] if mask.dim() == 4 else mask), -torch.inf)
-    if sinks is not None:
-        sink = sinks.to(scores.dtype).view(1, k.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, sink], dim=-1)
-    shares = scores.softmax(-1, dtype=torch.float32)[..., : k.shape[2]].to(v.dtype)
-    return (shares @ v[:, :, None]).reshape(batch, heads, length, -1)
-
-
-def decode(spans: Sequence[Span], rectangle: Rectangle) -> Decode:
-    """One token per span. Rows are attended in one masked call where the padding read costs less than calls."""
-    device = rectangle.device
+    `fixed`: never, so that no row's attention depends on how long others are.
+    """
     needed = sum(span.stop for span in spans)
     whole = (max(span.row for span in spans) + 1) * max(span.stop for span in spans)
     per_column = rectangle.footprint.token_bytes / len(rectangle.shapes)
-    together = (whole - needed) * per_column <= (len(spans) - 1) * CALL_BYTES
+    together = not fixed and (whole - needed) * per_column <= (len(spans) - 1) * CALL_BYTES
     return Decode(
-        spans=spans,
-        rows=torch.tensor([span.row for span in spans], device=device),
-        cols=torch.tensor([span.start for span in spans], device=device),
-        together=together,
+        spans,
+        rectangle,
+        *_places(spans, rectangle),
         columns_read=whole if together else needed,
+        empty_rows=empty_rows,
+        together=together,
     )
 
 
 def fill(spans: Sequence[Span], rectangle: Rectangle) -> Fill:
     """All tokens of all spans, one behind the other."""
-    rows = [span.row for span in spans for _ in range(span.count)]
-    cols = [column for span in spans for column in range(span.start, span.stop)]
-    return Fill(
-        spans=spans,
-        rows=torch.tensor(rows, device=rectangle.device),
-        cols=torch.tensor(cols, device=rectangle.device),
-        columns_read=sum(span.stop for span in spans),
-    )
+    return Fill(spans, rectangle, *_places(spans, rectangle), sum(span.stop for span in spans))
+
+
+def latents(spans: Sequence[Span], rectangle: Rectangle) -> Latents:
+    """All tokens of all spans, one behind the other, and their columns too."""
+    return Latents(spans, rectangle, *_places(spans, rectangle), sum(span.stop for span in spans))
+
+
+def own(spans: Sequence[Span], rectangle: Rectangle) -> Own:
+    """One token of each of several rows, or several tokens of one row, for the model's own attention."""
+    width = max(span.stop for span in spans)
+    return Own(spans, rectangle, *_places(spans, rectangle), width * len(spans))
 
 
 def padded(spans: Sequence[Span], rectangle: Rectangle) -> Padded:
     """Each span padded to the longest."""
     longest = max(span.count for span in spans)
-    flat = fill(spans, rectangle)
     kept = [i * longest + j for i, span in enumerate(spans) for j in range(span.count)]
     return Padded(
-        spans=spans,
-        rows=flat.rows,
-        cols=flat.cols,
-        kept=torch.tensor(kept, device=rectangle.device),
+        spans,
+        rectangle,
+        *_places(spans, rectangle),
         columns_read=len(spans) * max(span.stop for span in spans),
+        padded_to=longest,
+        kept=torch.tensor(kept, device=rectangle.device),
     )
+
+
+def _places(spans: Sequence[Span], rectangle: Rectangle) -> tuple[Tensor, Tensor]:
+    """Row and position of each token, `[tokens]` each."""
+    rows = [span.row for span in spans for _ in range(span.count)]
+    cols = [column for span in spans for column in range(span.start, span.stop)]
+    return torch.tensor(rows, device=rectangle.device), torch.tensor(cols, device=rectangle.device)
+
+
+__all__ = ["EVERYTHING", "Decode", "Fill", "Latents", "Look", "Own", "Padded", "Shape", "Span"]

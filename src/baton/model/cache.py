@@ -1,17 +1,23 @@
-"""Our cache layers inside a stock `Cache`: keys and values go to the rectangle's rows, wherever the step says."""
+"""Our cache layers inside a stock `Cache`: keys, values and states go to the rectangle's rows, as the step says."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from baton.errors import LoadError
-from baton.kv.rectangle import Rectangle
-from baton.model.attention import Decode, Padded, Shape
+from baton.kv.rectangle import Rectangle, StateShape
+from baton.model.attention import Own, Shape
 
 
 @dataclass(slots=True)
@@ -29,10 +35,7 @@ class Current:
 
 
 class RectangleLayer(CacheLayerMixin):
-    """Writes a layer's new keys and values into the rectangle and answers its whole buffers `[R, C, H, D]`.
-
-    Stock attention would not understand the answer; ours (`Shape.attend`) does.
-    """
+    """Writes a layer's new keys and values into the rectangle and answers what the step's shape says."""
 
     is_compileable = True
     is_sliding = False
@@ -45,46 +48,109 @@ class RectangleLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        step = self._current.step
-        keys, values = step.rectangle.keys[self._layer], step.rectangle.values[self._layer]
-        shape = step.shape
-        at = (shape.rows, shape.cols)
-        keys.index_put_(at, _by_token(key_states, shape))
-        values.index_put_(at, _by_token(value_states, shape))
-        return keys, values
+        return self._current.step.shape.keep(self._layer, key_states, value_states)
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+    def lazy_initialization(self, *args: object, **kwargs: object) -> None:
         """Nothing to do: the rectangle has the memory."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._current.step.rectangle.columns, 0
+        shape = self._current.step.shape
+        return (shape.width if isinstance(shape, Own) else self._current.step.rectangle.columns), 0
 
     def get_seq_length(self) -> int:
+        """Where stock masks begin to count: the tokens before those that are fed."""
+        shape = self._current.step.shape
+        if isinstance(shape, Own):
+            return shape.width - max(span.count for span in shape.spans)
         return self._current.step.rectangle.columns - 1
 
     def get_max_length(self) -> int:
         return self._current.step.rectangle.columns
 
 
-def _by_token(states: Tensor, shape: Shape) -> Tensor:
-    """`[B, H, T, D]` -> `[tokens, H, D]`, real tokens only."""
-    if isinstance(shape, Decode):
-        return states[:, :, 0]
-    flat = states.transpose(1, 2).flatten(0, 1)
-    return flat[shape.kept] if isinstance(shape, Padded) else flat
+class StateLayer(LinearAttentionLayer):
+    """A recurrent layer as it is in stock; it holds the states of the rows that are fed while a forward runs."""
+
+    def take(self, shapes: Sequence[StateShape], states: Sequence[Tensor], *, begun: bool) -> None:
+        """Copies of the rows' states `[n, ...]`; where the rows have not begun, stock makes new ones itself."""
+        self.drop()
+        if not begun:
+            return
+        for shape, state in zip(shapes, states, strict=True):
+            kind, at = shape.name.split(".")
+            getattr(self, kind)[int(at)] = state
+            getattr(self, f"is_{kind}_initialized")[int(at)] = True
+            if kind == "conv_states":
+                self.conv_kernel_size[int(at)] = state.shape[-1]
+        self.dtype, self.device = states[0].dtype, states[0].device  # type: ignore[assignment]
+        self.has_previous_state = dict.fromkeys(range(self.number_of_states), True)
+
+    def found(self) -> list[tuple[str, Tensor]]:
+        """The states by their names, in a fixed order."""
+        kinds = (("conv_states", self.conv_states), ("recurrent_states", self.recurrent_states))
+        named = [(f"{kind}.{at}", states[at]) for at in range(self.number_of_states) for kind, states in kinds]
+        return [(name, state) for name, state in named if state is not None]
+
+    def drop(self) -> None:
+        """As new."""
+        every = range(self.number_of_states)
+        self.conv_states, self.recurrent_states = dict.fromkeys(every), dict.fromkeys(every)
+        self.is_conv_states_initialized = dict.fromkeys(every, False)
+        self.is_recurrent_states_initialized = dict.fromkeys(every, False)
+        self.has_previous_state = dict.fromkeys(every, False)
 
 
-def layers_of(config: Any) -> list[CacheLayerMixin]:
-    """The stock cache layers of this model, one per decoder layer. Raises LoadError for kinds not batched yet."""
+class HybridLayer(StateLayer, RectangleLayer):  # type: ignore[override]
+    """Keys and values, and states, in one layer."""
+
+    def __init__(self, current: Current, layer: int, number_of_states: int) -> None:
+        RectangleLayer.__init__(self, current, layer)
+        StateLayer.__init__(self, number_of_states=number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs:
+            StateLayer.lazy_initialization(self, **kwargs)
+
+    def get_max_length(self) -> int:
+        return RectangleLayer.get_max_length(self)
+
+
+def stock_layers(config: Any) -> list[Any]:
+    """The stock cache layers of this model, one per decoder layer. Raises LoadError for kinds that are not known."""
     layers: list[Any] = list(DynamicCache(config=config).layers)
     for index, layer in enumerate(layers):
-        if not isinstance(layer, DynamicLayer):
-            kind = type(layer).__name__
-            message = f"layer {index} keeps its state in a {kind}, and only attention layers are batched exactly so far"
-            raise LoadError(message)
+        if not (keeps_columns(layer) or keeps_states(layer) or is_empty(layer)) or isinstance(layer, _INDEXED):
+            raise LoadError(f"layer {index} keeps its state in a {type(layer).__name__}, which cannot be moved by rows")
     return layers
 
 
-def cache(current: Current, count: int) -> Cache:
-    """A stock cache whose layers are ours. One serves for ever: all state is in the rectangle and the step."""
-    return Cache(layers=[RectangleLayer(current, layer) for layer in range(count)])
+def keeps_columns(layer: object) -> bool:
+    return isinstance(layer, DynamicLayer)
+
+
+def keeps_states(layer: object) -> bool:
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def is_empty(layer: object) -> bool:
+    """Layers without attention, or with another layer's keys and values."""
+    return type(layer).__name__ == "DummyLayer"
+
+
+# Layers with a sparse attention's index beside their keys; older versions of transformers have none.
+_INDEXED = tuple(kind for name in ("DynamicIndexedLayer",) if (kind := getattr(cache_utils, name, None)) is not None)
+
+
+def layers_of(current: Current, config: Any) -> list[Any]:
+    """Our layers in the places of the stock ones. One list serves for ever: what is kept is in the rectangle."""
+    ours: list[Any] = []
+    for index, stock in enumerate(stock_layers(config)):
+        if keeps_columns(stock) and keeps_states(stock):
+            ours.append(HybridLayer(current, index, stock.number_of_states))
+        elif keeps_states(stock):
+            ours.append(StateLayer(number_of_states=stock.number_of_states))
+        elif keeps_columns(stock):
+            ours.append(RectangleLayer(current, index))
+        else:
+            ours.append(stock)
+    return ours

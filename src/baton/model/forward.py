@@ -1,112 +1,221 @@
-"""One forward of the stock model over rows of a rectangle: the only place where the model is called."""
+"""A forward over rows of a rectangle: lays spans out as the model's family needs it, and answers logits."""
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
-from baton.model.attention import Look, Shape, Span
-from baton.model.cache import Current, Step, cache
-from baton.model.probe import Geometry, use_attention
+from baton.model.attention import Shape
+from baton.model.hooked import Hooked
+from baton.model.look import Span
+from baton.model.probe import Geometry
 
-_engines = itertools.count()
+# Tokens of a prompt that are fed at once where shapes are fixed.
+GRID = 64
+
+
+class Way(StrEnum):
+    """How a stock model is run over rows of different lengths; `model/load.py` takes the first that is exact.
+
+    RECTANGLE: its attention is ours, and reads the rectangle as it lies.
+    LATENTS: its attention is ours, over columns that its layers expand (multi-head latent attention).
+    MASKED: its attention is its own, over the rows' columns and a mask.
+    SINGLY: its attention is its own, each row in a call of its own.
+    """
+
+    RECTANGLE = "rectangle"
+    LATENTS = "latents"
+    MASKED = "masked"
+    SINGLY = "singly"
+
+    @property
+    def ours(self) -> bool:
+        return self in (Way.RECTANGLE, Way.LATENTS)
+
+
+_DESCRIPTIONS = {
+    Way.RECTANGLE: "our attention over ragged rows",
+    Way.LATENTS: "our attention over latents that each layer expands",
+    Way.MASKED: "its own attention, rows masked, prompts one by one",
+    Way.SINGLY: "its own attention, one row after the other (it cannot be batched exactly)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a forward was laid out: KV columns that attention read, and slots per row where rows were padded, or 0.
+
+    `empty_rows`: slots that were computed for no row at all. `commit` makes the result last: until it is called, what
+    rows hold is as before, and the forward may be repeated.
+    """
+
+    columns_read: int
+    padded_to: int
+    empty_rows: int
+    commit: Callable[[], None]
 
 
 class Forward:
-    """Feeds tokens and answers logits. Not thread-safe: one thread calls it, its engine's."""
+    """Feeds tokens and answers logits. One thread calls it, its engine's.
 
-    def __init__(self, model: PreTrainedModel, geometry: Geometry) -> None:
+    `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
+    `near_limit`: a row whose text grows longer than so many tokens is to be computed anew, as `far`; None for most.
+    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `fix_shapes`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, geometry: Geometry, way: Way = Way.RECTANGLE, *, whole_prompts: bool = False
+    ) -> None:
         self.geometry = geometry
-        self._model = model
-        self._current = Current()
-        self._cache = cache(self._current, len(geometry.shapes))
-        self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        # A name per engine: two engines in a process have each their own steps.
-        name = f"baton_{next(_engines)}"
-        AttentionInterface.register(name, _attention(self._current, geometry.looks))
-        use_attention(model, name)
+        self.way = way
+        self.whole_prompts = whole_prompts
+        self._hooked = Hooked(model, geometry, ours=way.ours)
+        self.near_limit = self._hooked.near_limit
+        self.grid = 0
+        self._fixed_rows = 0
+        # Prompts of several rows may go through the model in one call.
+        self._packs = way.ours and not self._hooked.recurrent
+        self._pads = way is Way.RECTANGLE and not self._hooked.recurrent
 
-    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
-        """One token per row in a batch `[n, 1]`: logits `[n, vocabulary]` in float32, and how it was shaped."""
-        shape = attention.decode(spans, rectangle)
+    @property
+    def description(self) -> str:
+        """How the model is run, for people."""
+        parts = [_DESCRIPTIONS[self.way]]
+        rings = sorted({shape.window for shape in self.geometry.shapes if shape.window})
+        if rings:
+            parts.append(f"rings of {', '.join(map(str, rings))} tokens")
+        if self._hooked.recurrent:
+            parts.append("states per row, prompts one by one" + (" and whole" if self.whole_prompts else ""))
+        if self.near_limit is not None:
+            parts.append(f"computed anew where a text grows beyond {self.near_limit} tokens")
+        return "; ".join(parts)
+
+    def fix_shapes(self, rows: int) -> None:
+        """From now on a row's results are equal to the bit in any company: `--deterministic`.
+
+        A matrix product of another shape may round differently (hf-integration, section 9). So decode steps are always
+        of `rows` rows, empty ones computed too, and each piece of a prompt is fed alone, in the same pieces always.
+        Where rows cannot be decoded in one call, each is fed alone. Raises LoadError where experts cannot be computed
+        row by row.
+        """
+        self.grid = GRID
+        self._fixed_rows = rows
+        self._packs = False
+        self._hooked.experts_by_row()
+
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """One token per row: logits `[n, vocabulary]` in float32."""
+        if self._pads and not self._fixed_rows:
+            return _together([self._rows(rectangle, spans, tokens)])
+        return self.fill(rectangle, spans, tokens)
+
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """Any number of tokens per row, without padding: logits `[kept, vocabulary]` in float32 of each span's last.
+
+        Of all tokens of a span that wants `every`.
+        """
+        if self._packs:
+            return _together([self._flat(rectangle, spans, tokens)])
+        return self._apart(rectangle, spans, tokens)
+
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """Rows aligned to the longest span, `[n, T]`: logits `[n, vocabulary]` in float32 of each row's last token.
+
+        Models whose rows cannot be padded are fed as by `fill`.
+        """
+        if self._pads and not self._fixed_rows:
+            return _together([self._aligned(rectangle, spans, tokens)])
+        return self.fill(rectangle, spans, tokens)
+
+    def _apart(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """Single tokens of rows that have begun in one call, everything else row by row."""
+        ends = list(itertools.accumulate(span.count for span in spans))
+        pieces = [tokens[end - span.count : end] for end, span in zip(ends, spans, strict=True)]
+        # LATENTS would pack single tokens, which recurrent layers take for one text.
+        single = self._pads if self._fixed_rows else self.way in (Way.RECTANGLE, Way.MASKED)
+        begun = [i for i, s in enumerate(spans) if single and s.count == 1 and (s.start or self._pads)]
+        most = self._fixed_rows or len(spans)
+        rows = [begun[at : at + most] for at in range(0, len(begun), most)]
+        flat = [[i] for i in range(len(spans)) if i not in begun]
+        calls = []
+        for layout, groups in ((self._flat, flat), (self._rows, rows)):
+            for group in groups:
+                fed = [token for i in group for token in pieces[i]]
+                calls.append(layout(rectangle, [spans[i] for i in group], fed))
+        logits, ran = _together(calls)
+        order = [i for group in (*flat, *rows) for i in group]
+        parts = dict(zip(order, logits.split([spans[i].kept for i in order]), strict=True))
+        return torch.cat([parts[i] for i in range(len(spans))]), ran
+
+    # The layouts of a call
+
+    def _rows(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
+        """`[n, 1]`"""
+        empty = self._fixed_rows - len(spans) if self._fixed_rows else 0
+        if self.way.ours:
+            shape: Shape = attention.decode(spans, rectangle, empty_rows=empty, fixed=self._fixed_rows > 0)
+        else:
+            shape = attention.own(spans, rectangle)
         ids = torch.tensor(tokens, device=rectangle.device)[:, None]
-        return self._run(rectangle, shape, ids, shape.cols[:, None], None)[:, 0], shape
+        nobody = ids.new_zeros(empty, 1)
+        ids, positions = torch.cat([ids, nobody]), torch.cat([shape.cols[:, None], nobody])
+        return _Call(shape, partial(self._hooked.run, shape, ids, positions, None))
 
-    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
-        """All tokens flat `[1, N]`: logits `[spans, vocabulary]` in float32 of each span's last token."""
-        shape = attention.fill(spans, rectangle)
+    def _flat(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
+        """`[1, N]`"""
+        shape = _FLAT[self.way](spans, rectangle)
         ids = torch.tensor(tokens, device=rectangle.device)[None]
-        last = torch.tensor([end - 1 for end in itertools.accumulate(span.count for span in spans)])
-        return self._run(rectangle, shape, ids, shape.cols[None], last.to(rectangle.device))[0], shape
+        ends = itertools.accumulate(span.count for span in spans)
+        wanted = [at for end, span in zip(ends, spans, strict=True) for at in range(end - span.kept, end)]
+        kept = torch.tensor(wanted, device=rectangle.device)
+        return _Call(shape, partial(self._hooked.run, shape, ids, shape.cols[None], kept))
 
-    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
-        """Rows aligned to the longest span, `[n, T]`: logits `[n, vocabulary]` in float32 of each row's last token."""
+    def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
+        """`[n, T]`"""
         shape = attention.padded(spans, rectangle)
-        longest = max(span.count for span in spans)
-        device = rectangle.device
-        ids = torch.zeros(len(spans) * longest, dtype=torch.int64, device=device)
-        ids[shape.kept] = torch.tensor(tokens, device=device)
+        ids = torch.zeros(len(spans) * shape.padded_to, dtype=torch.int64, device=rectangle.device)
+        ids[shape.kept] = torch.tensor(tokens, device=rectangle.device)
         positions = torch.zeros_like(ids)
         positions[shape.kept] = shape.cols
-        last = torch.tensor([span.count - 1 for span in spans], device=device)
-        with self._only_last(last):
-            logits = self._run(rectangle, shape, ids.view(-1, longest), positions.view(-1, longest), None)
-        return logits[:, 0], shape
-
-    def _run(self, rectangle: Rectangle, shape: Shape, ids: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
-        self._current.step = Step(rectangle, shape)
-        picked = {"logits_to_keep": keep} if keep is not None and self._picks_logits else {}
-        with torch.inference_mode():
-            try:
-                out = self._model(
-                    input_ids=ids, position_ids=positions, past_key_values=self._cache, use_cache=True, **picked
-                )
-            finally:
-                # transformers' registry of attention functions lives as long as the process: it must not keep rows.
-                del self._current.step
-            logits: Tensor = out.logits
-            if keep is not None and not picked:
-                logits = logits[:, keep]
-            return logits.float()
-
-    @contextmanager
-    def _only_last(self, last: Tensor) -> Iterator[None]:
-        """The output layer sees one token per row: `logits_to_keep` can name only columns common to all rows."""
-        rows = torch.arange(len(last), device=last.device)
-
-        def pick(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0][rows, last][:, None], *inputs[1:])
-
-        handle = self._model.get_output_embeddings().register_forward_pre_hook(pick)
-        try:
-            yield
-        finally:
-            handle.remove()
+        last = torch.tensor([span.count - 1 for span in spans], device=rectangle.device)
+        aligned = (ids.view(-1, shape.padded_to), positions.view(-1, shape.padded_to))
+        return _Call(shape, partial(self._hooked.run, shape, *aligned, last))
 
 
-def _attention(current: Current, looks: Mapping[int, Look]) -> Callable[..., tuple[Tensor, None]]:
-    """The attention function that stock layers call, see transformers' `AttentionInterface`."""
+_FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {
+    Way.RECTANGLE: attention.fill,
+    Way.LATENTS: attention.latents,
+    Way.MASKED: attention.own,
+    Way.SINGLY: attention.own,
+}
 
-    def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: object,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        s_aux: Tensor | None = None,
-        **kwargs: object,
-    ) -> tuple[Tensor, None]:
-        look = looks[module.layer_idx]  # type: ignore[index]
-        return current.step.shape.attend(query, key, value, scaling, look, s_aux), None
 
-    return attend
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call of the model that is ready to be made: answers logits, and what makes its result last."""
+
+    shape: Shape
+    run: Callable[[], tuple[Tensor, Callable[[], None]]]
+
+
+def _together(calls: Sequence[_Call]) -> tuple[Tensor, Ran]:
+    """Makes all calls; what could not be taken back waits for `commit`."""
+    found = [one.run() for one in calls]
+    logits = torch.cat([logits for logits, _ in found]) if len(found) > 1 else found[0][0]
+
+    def commit() -> None:
+        for _, last in found:
+            last()
+
+    columns = sum(one.shape.columns_read for one in calls)
+    empty = sum(one.shape.empty_rows for one in calls)
+    return logits, Ran(columns, max(one.shape.padded_to for one in calls), empty, commit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from baton.config import AUTO, Config
 from baton.errors import LoadError, SettingError
-from baton.model.forward import Forward
-from baton.model.probe import Geometry, probe
-from baton.model.selfcheck import self_check
+from baton.model.forward import Forward, Way
+from baton.model.probe import Geometry, own_words, probe
+from baton.model.selfcheck import check_texts, self_check, stock_logits
 from baton.model.tokenizer import ModelTokenizer
 
 Told = Callable[[str, float], None]
@@ -42,8 +43,18 @@ class Loaded:
     stamp: str
 
 
-def load(config: Config, source: str, name: str, *, told: Told = lambda phase, seconds: None) -> Loaded:
-    """Loads `source` (hub id or folder). Raises LoadError in one line that says what to do."""
+def load(
+    config: Config,
+    source: str,
+    name: str,
+    *,
+    told: Told = lambda phase, seconds: None,
+    before: Callable[[PreTrainedModel], None] | None = None,
+) -> Loaded:
+    """Loads `source` (hub id or folder). Raises LoadError in one line that says what to do.
+
+    `before` is called with the model while it is still as stock makes it.
+    """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     device = torch.device(_device(config.device))
@@ -60,43 +71,57 @@ def load(config: Config, source: str, name: str, *, told: Told = lambda phase, s
             use_safetensors=True,
         )
         model.to(device).eval().requires_grad_(False)
+    if before is not None:
+        with _phase("alone", told):
+            before(model)
     with _phase("self-check", told):
         try:
-            geometry, forward = hook(model)
+            forward = hook(model)
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
     return Loaded(
         name=name,
         model=model,
         forward=forward,
-        geometry=geometry,
+        geometry=forward.geometry,
         tokenizer=ModelTokenizer(tokenizer, int(model.config.get_text_config().vocab_size)),
         end_ids=end_ids(model, tokenizer),
         context_tokens=context_of(model.config),
         dtype=model.dtype,
         device=device,
         parameters=sum(p.numel() for p in model.parameters()),
-        stamp=f"{name}:{model.dtype}:{hash(geometry.shapes) & 0xFFFFFFFF:08x}",
+        stamp=f"{name}:{model.dtype}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
     )
 
 
-def hook(model: PreTrainedModel) -> tuple[Geometry, Forward]:
-    """Probes a model and gives it our cache and attention.
+def hook(model: PreTrainedModel) -> Forward:
+    """Gives a model our cache and attention in the first way in which it gives what it gives alone.
 
-    Raises LoadError, with the reason, where it cannot be hooked or does not compute the same as with stock attention.
+    Raises LoadError, with the reasons of all ways that were tried, where none is exact.
     """
     stock = model.config.get_text_config()._attn_implementation
+    texts = check_texts(model)
     try:
-        geometry = probe(model)
-        forward = Forward(model, geometry)
-        self_check(model, forward, stock)
-    except LoadError:
-        raise
+        expected = stock_logits(model, texts)
     except Exception as error:
-        # Whatever a family does that we do not know yet shows here, in its own code.
-        first = (str(error).splitlines() or [""])[0][:200]
-        raise LoadError(f"it does not run with our cache ({type(error).__name__}: {first})") from error
-    return geometry, forward
+        raise LoadError(own_words("it does not run with a stock cache", error)) from error
+    reasons: list[str] = []
+    # Recurrent layers may want their prompts whole.
+    for way, whole in itertools.product(Way, (False, True)):
+        try:
+            model.set_attn_implementation(stock if way.ours else "eager")
+            geometry = probe(model, interface=way.ours)
+            if whole and not any(shape.states for shape in geometry.shapes):
+                continue
+            forward = Forward(model, geometry, way, whole_prompts=whole)
+            self_check(model, forward, texts, expected)
+            return forward
+        except LoadError as error:
+            reasons.append(error.message)
+        except Exception as error:
+            # Whatever a family does that we do not know yet shows here, in its own code.
+            reasons.append(own_words("it does not run with our cache", error))
+    raise LoadError("; ".join(dict.fromkeys(reasons)))
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from baton.errors import LoadError
-from baton.kv.rectangle import LayerShape
-from baton.model.attention import EVERYTHING, Look
-from baton.model.cache import layers_of
+from baton.kv.rectangle import LayerShape, StateShape
+from baton.model.cache import StateLayer, keeps_columns, keeps_states, stock_layers
+from baton.model.look import EVERYTHING, Look
 
 PROBE = "baton_probe"
 PROBE_TOKENS = 4
@@ -51,14 +53,11 @@ class _Record:
     problems: set[str] = field(default_factory=set)
 
 
-class _ProbeLayer(CacheLayerMixin):
+class _ProbeColumns(CacheLayerMixin):
     """A cache layer that keeps nothing but the shapes of what it was given."""
 
     is_sliding = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shape: LayerShape | None = None
+    shape: LayerShape | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -66,7 +65,7 @@ class _ProbeLayer(CacheLayerMixin):
         self.shape = LayerShape(key_states.shape[1], key_states.shape[3], value_states.shape[3])
         return key_states, value_states
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+    def lazy_initialization(self, *args: object, **kwargs: object) -> None:
         """Keeps nothing."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -79,28 +78,87 @@ class _ProbeLayer(CacheLayerMixin):
         return -1
 
 
-def probe(model: PreTrainedModel) -> Geometry:
-    """One forward of a few tokens with recording attention and masks.
+class _ProbeHybrid(StateLayer, _ProbeColumns):  # type: ignore[override]
+    """Both."""
 
-    Raises LoadError, with the reason, for a model whose attention is not one that is batched exactly so far.
+    def __init__(self, number_of_states: int) -> None:
+        _ProbeColumns.__init__(self)
+        StateLayer.__init__(self, number_of_states=number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs:
+            StateLayer.lazy_initialization(self, **kwargs)
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:
+    """One forward of a few tokens with recording caches and, with `interface`, recording attention and masks.
+
+    Raises LoadError, with the reason, where the model's attention does not go through transformers' interface, or sees
+    what our attention cannot show it; without `interface` only for layers that keep what rows cannot be made of.
     """
     record = _Record()
-    AttentionInterface.register(PROBE, _recording_attention(record))
-    AttentionMaskInterface.register(PROBE, _recording_mask)
-    use_attention(model, PROBE)
-    layers = [_ProbeLayer() for _ in layers_of(model.config)]
+    if interface:
+        AttentionInterface.register(PROBE, _recording_attention(record))
+        AttentionMaskInterface.register(PROBE, _recording_mask)
+        use_attention(model, PROBE)
+    layers = [_recording_layer(stock) for stock in stock_layers(model.config)]
     tokens = torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device=model.device)
     positions = torch.arange(PROBE_TOKENS, device=model.device)[None]
     with torch.inference_mode():
-        model(input_ids=tokens, position_ids=positions, past_key_values=Cache(layers=[*layers]), use_cache=True)
+        call(model, tokens, positions, Cache(layers=[*layers]))
+    shapes = [_shape_of(layer) for layer in layers]
+    if interface:
+        _check_attention(record, shapes)
+        shapes = [
+            replace(shape, window=_window(record.looks.get(at, EVERYTHING)) if shape.heads else 0)
+            for at, shape in enumerate(shapes)
+        ]
+    return Geometry(tuple(shapes), record.looks)
+
+
+def call(model: PreTrainedModel, tokens: Tensor, positions: Tensor, cache: Cache, **more: object) -> Any:
+    """The model's forward, under the names that its family has for what is handed in."""
+    names = inspect.signature(model.forward).parameters
+    if "position_ids" in names:
+        more["position_ids"] = positions
+    more["cache_params" if "cache_params" in names else "past_key_values"] = cache
+    return model(input_ids=tokens, use_cache=True, **more)
+
+
+def _recording_layer(stock: Any) -> Any:
+    if keeps_columns(stock) and keeps_states(stock):
+        return _ProbeHybrid(stock.number_of_states)
+    if keeps_states(stock):
+        return StateLayer(number_of_states=stock.number_of_states)
+    return _ProbeColumns() if keeps_columns(stock) else stock
+
+
+def _shape_of(layer: Any) -> LayerShape:
+    shape = getattr(layer, "shape", None) or LayerShape()
+    if not isinstance(layer, StateLayer):
+        return shape
+    states = tuple(StateShape(tuple(state.shape[1:]), state.dtype, name) for name, state in layer.found())
+    return replace(shape, states=states)
+
+
+def _window(look: Look) -> int:
+    return look.window or look.chunk
+
+
+def _check_attention(record: _Record, shapes: Sequence[LayerShape]) -> None:
     if record.problems:
-        raise LoadError(f"its attention {', '.join(sorted(record.problems))}, which is not batched exactly so far")
-    if not record.looks:
-        raise LoadError("its attention does not go through transformers' attention interface, so it is not batched yet")
-    shapes = [layer.shape for layer in layers]
-    if any(shape is None for shape in shapes) or set(record.looks) != set(range(len(shapes))):
-        raise LoadError("some of its layers keep no keys and values, or share them; not batched exactly so far")
-    return Geometry(tuple(shape for shape in shapes if shape is not None), record.looks)
+        raise LoadError(f"its attention {', '.join(sorted(record.problems))}")
+    if not record.looks and any(shape.heads for shape in shapes):
+        raise LoadError("its attention does not go through transformers' attention interface")
+
+
+def own_words(what: str, error: Exception) -> str:
+    """What a family's own code says where it fails, in one line."""
+    first = (str(error).splitlines() or [""])[0][:200]
+    return f"{what} ({type(error).__name__}: {first})"
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:
@@ -108,7 +166,7 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
     model.set_attn_implementation(name)
     found = model.config.get_text_config()._attn_implementation
     if found != name:
-        raise LoadError(f"it keeps its own attention ({found}), so it is not batched yet")
+        raise LoadError(f"it keeps its own attention ({found})")
 
 
 def _recording_attention(record: _Record) -> Callable[..., tuple[Tensor, None]]:

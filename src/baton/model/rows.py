@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from baton.errors import Refused
+from baton.events import TokenLogprobs
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
-from baton.model.attention import Span
 from baton.model.forward import Forward
+from baton.model.logprobs import token_logprobs
+from baton.model.look import Span
 from baton.model.sample import Draw, Sampler
 from baton.query import Query
 from baton.work import Feeding, Stepped
 
+_NOT_FINITE = "the model's output for this query is not finite"
+
+# A row that is computed anew in the batch is fed so many tokens per step.
+_ANEW_TOKENS = 256
+# Where the logits of all of a row's tokens are wanted, it is fed at most so many: each takes a vocabulary of float32.
+_EVERY_TOKENS = 64
+
 
 @dataclass(slots=True)
 class _Occupant:
-    """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`."""
+    """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
+
+    `anew`: it outgrew the model's original context while it ran, and its tokens are fed again.
+    """
 
     query: Query
     tokens: list[int]
     computed: int
+    anew: bool = False
 
     @property
     def draw(self) -> Draw:
         return Draw(self.query.params, self.query.seed, self.tokens, len(self.query.prompt))
+
+    def untold(self, start: int, stop: int) -> range:
+        """Those of these positions whose logits tell of a prompt token that is asked for and was not told of before."""
+        if self.query.params.prompt_logprobs is None:
+            return range(0)
+        return range(max(start, self.computed), min(stop, len(self.query.prompt) - 1))
 
 
 class Rows:
@@ -67,7 +87,10 @@ class Rows:
             raise Refused(f"query {query.id}: no row is free")
         if len(segment.tokens) > self.rectangle.columns:
             raise Refused(f"query {query.id}: {len(segment.tokens)} tokens, {self.rectangle.columns} columns")
-        if segment.cached:
+        limit = self._forward.near_limit
+        # Half of a long text, or the beginning of a shorter one: by which factors it was rotated is not known any more.
+        unsure = limit is not None and segment.cached <= limit < len(segment.tokens)
+        if segment.cached and not unsure:
             self.rectangle.write(row, segment.parts, segment.cached)
         self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached))
         self._row_of[query.id] = row
@@ -100,6 +123,13 @@ class Rows:
             del self._row_of[query_id], self._occupants[row]
         return segment
 
+    def peek(self, query_id: str) -> KVSegment:
+        """The query's segment where it is, and where it stays: its parts change with the row."""
+        row = self._find(query_id)
+        found = self._occupants[row]
+        parts, cached = self.rectangle.view(row), self.rectangle.lens[row]
+        return KVSegment(found.query, list(found.tokens), self._stamp, cached, found.computed, parts)
+
     def _take_back(self, row: int) -> None:
         self.rectangle.clear(row)
         self._lent.discard(row)
@@ -118,16 +148,20 @@ class Rows:
         spans = [self._span(row, most, done) for row in sorted(self._row_of[query_id] for query_id in most)]
         tokens = [t for s in spans for t in self._occupants[s.row].tokens[s.start : s.stop]]
         one_each = all(span.count == 1 for span in spans)
-        if how is Feeding.SELECTIVE or (how is Feeding.RAGGED and not one_each):
-            logits, shape = self._forward.fill(self.rectangle, spans, tokens)
+        every = any(span.every for span in spans)
+        if how is Feeding.SELECTIVE or ((how is Feeding.RAGGED or every) and not one_each):
+            run = self._forward.fill
         elif one_each:
-            logits, shape = self._forward.decode(self.rectangle, spans, tokens)
+            run = self._forward.decode
         else:
-            logits, shape = self._forward.padded(self.rectangle, spans, tokens)
-        width = max(span.count for span in spans) if how is Feeding.PADDED else 0
-        stepped = self._count(spans, done, width)
-        stepped.slots.columns_padding = shape.columns_read - stepped.slots.columns_needed
-        self._advance(spans, done, logits, stepped)
+            run = self._forward.padded
+        logits, ran = run(self.rectangle, spans, tokens)
+        stepped = self._count(spans, done, ran.padded_to)
+        stepped.slots.empty_row = ran.empty_rows
+        stepped.slots.columns_padding = ran.columns_read - stepped.slots.columns_needed
+        if every:
+            logits = self._tell_prompts(spans, logits, stepped)
+        self._advance(spans, done, logits, stepped, ran.commit)
         return stepped
 
     def _span(self, row: int, most: Mapping[str, int], done: Set[str]) -> Span:
@@ -135,7 +169,21 @@ class Rows:
         if found.query.id in done:
             # Its last cached token again, in its own column: computed, and no use to anyone.
             return Span(row, max(start - 1, 0), 1)
-        return Span(row, start, min(most[found.query.id], len(found.tokens) - start))
+        pending, count = len(found.tokens) - start, most[found.query.id]
+        if start < found.query.pause_at:
+            pending = found.query.pause_at - start
+        if found.anew:
+            count = max(count, _ANEW_TOKENS)
+        if found.untold(start, start + min(count, _EVERY_TOKENS)):
+            count = min(count, _EVERY_TOKENS)
+        if self._forward.whole_prompts:
+            # What is begun goes on token by token.
+            count = 1 if start else pending
+        if self._forward.grid:
+            count = _on_grid(start, len(found.query.prompt) - 1, self._forward.grid)
+        count, limit = min(count, pending), self._forward.near_limit
+        far = limit is not None and len(found.tokens) > limit
+        return Span(row, start, count, far, every=bool(found.untold(start, start + count)))
 
     def _count(self, spans: Sequence[Span], done: Set[str], width: int) -> Stepped:
         """Every slot that was computed, by kind, and each query's share; `width`: what rows were padded to, or 0."""
@@ -155,27 +203,75 @@ class Rows:
             stepped.shares[found.query.id] = (span.count - again, again + padding)
         return stepped
 
-    def _advance(self, spans: Sequence[Span], done: Set[str], logits: Tensor, stepped: Stepped) -> None:
+    def _tell_prompts(self, spans: Sequence[Span], logits: Tensor, stepped: Stepped) -> Tensor:
+        """Tells of the prompt tokens behind those fed; answers `[spans, vocabulary]`, the logits of each one's last."""
+        parts = logits.split([span.kept for span in spans])
+        for span, part in zip(spans, parts, strict=True):
+            found = self._occupants[span.row]
+            untold, asked = found.untold(span.start, span.stop), found.query.params.prompt_logprobs
+            if not span.every or asked is None:
+                continue
+            wanted = part[untold.start - span.start : untold.stop - span.start]
+            if not wanted.sum(-1).isfinite().all():
+                stepped.failed[found.query.id] = _NOT_FINITE
+                continue
+            tokens = found.tokens[untold.start + 1 : untold.stop + 1]
+            stepped.prompt_logprobs[found.query.id] = token_logprobs(wanted, tokens, [asked] * len(tokens))
+        return torch.cat([part[-1:] for part in parts])
+
+    def _advance(
+        self, spans: Sequence[Span], done: Set[str], logits: Tensor, stepped: Stepped, commit: Callable[[], None]
+    ) -> None:
         """Rows are as long as what they were fed; those that ran out of pending tokens draw the next."""
         fed = [(index, span, self._occupants[span.row]) for index, span in enumerate(spans)]
         fed = [(index, span, found) for index, span, found in fed if found.query.id not in done]
-        drawing = [(index, found) for index, span, found in fed if span.stop == len(found.tokens)]
+        fine = [(index, span, found) for index, span, found in fed if found.query.id not in stepped.failed]
+        drawing = [(index, found) for index, span, found in fine if span.stop == len(found.tokens)]
         # Drawn before anything is changed, so that a step that raises has fed nothing.
         drawn: list[int | None] = []
         if drawing:
             picked = logits if len(drawing) == len(spans) else logits[[index for index, _ in drawing]]
             drawn = self._sampler(picked, [found.draw for _, found in drawing])
+            stepped.logprobs = _told(picked, [found.query for _, found in drawing], drawn)
+        commit()
         for _, span, found in fed:
             self.rectangle.lens[span.row] = span.stop
             found.computed = max(found.computed, span.stop)
+            found.anew = found.anew and span.stop < len(found.tokens)
         for (_, found), token in zip(drawing, drawn, strict=True):
             if token is None:
-                stepped.failed[found.query.id] = "the model's output for this query is not finite"
+                stepped.failed[found.query.id] = _NOT_FINITE
             else:
-                found.tokens.append(token)
                 stepped.tokens[found.query.id] = token
+                self._append(found, token)
+
+    def _append(self, found: _Occupant, token: int) -> None:
+        found.tokens.append(token)
+        limit = self._forward.near_limit
+        if limit is not None and len(found.tokens) == limit + 1:
+            # From here on all its positions are rotated by other factors; `generate` begins anew, too.
+            self.rectangle.lens[self._row_of[found.query.id]] = 0
+            found.anew = True
 
     def _find(self, query_id: str) -> int:
         if query_id not in self._row_of:
             raise Refused(f"query {query_id} is not in")
         return self._row_of[query_id]
+
+
+def _on_grid(start: int, last: int, grid: int) -> int:
+    """How many tokens are fed from `start` on: the same pieces always; the prompt's last and all behind it singly."""
+    return min(grid - start % grid, last - start) if start < last else 1
+
+
+def _told(logits: Tensor, queries: Sequence[Query], drawn: Sequence[int | None]) -> dict[str, TokenLogprobs]:
+    """Of the tokens drawn from these logits `[n, vocabulary]`, for those queries that ask."""
+    asked = [
+        (row, query.id, token, query.params.logprobs)
+        for row, (query, token) in enumerate(zip(queries, drawn, strict=True))
+        if query.params.logprobs is not None and token is not None
+    ]
+    if not asked:
+        return {}
+    rows, names, tokens, best = zip(*asked, strict=True)
+    return dict(zip(names, token_logprobs(logits[list(rows)], tokens, best), strict=True))

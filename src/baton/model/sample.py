@@ -2,6 +2,8 @@
 
 The noise of a draw is a function of (query's seed, position, token id) alone. So a row's draw does not depend on its
 neighbours, and no generator's state has to move with a row (hf-integration, section 8).
+Sums and noise are in float64, on devices that have none (Apple's MPS) in float32: the same hash, so that draws differ
+between devices only where two tokens' scores are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -104,14 +106,15 @@ def _candidates(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     """The best tokens of each row, best first, with those outside top-k, top-p and min-p at -inf: values and ids."""
     vocabulary, device = logits.shape[-1], logits.device
     top_k = torch.tensor([draw.params.top_k or vocabulary for draw in draws], device=device)[:, None]
-    top_p = torch.tensor([draw.params.top_p for draw in draws], dtype=torch.float64, device=device)[:, None]
-    min_p = torch.tensor([draw.params.min_p for draw in draws], dtype=torch.float64, device=device)[:, None]
-    whole = logits.double().logsumexp(-1, keepdim=True)
+    precise = _precise(device)
+    top_p = torch.tensor([draw.params.top_p for draw in draws], dtype=precise, device=device)[:, None]
+    min_p = torch.tensor([draw.params.min_p for draw in draws], dtype=precise, device=device)[:, None]
+    whole = logits.to(precise).logsumexp(-1, keepdim=True)
     # All of top-k must be in sight from the first, because top-p is a share of what top-k left.
     look = min(max([_FIRST_LOOK, *(draw.params.top_k for draw in draws)]), vocabulary)
     while True:
         best, ids = logits.topk(look)
-        share = (best.double() - whole).exp()
+        share = (best.to(precise) - whole).exp()
         rank = torch.arange(look, device=device)
         # Probabilities after top-k are of what top-k left, as in the stock warpers' order.
         left = torch.where(rank < top_k, share, 0.0)
@@ -127,15 +130,28 @@ def _candidates(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
 
 
 def _noise(draws: Sequence[Draw], ids: Tensor) -> Tensor:
-    """Gumbel noise `[m, k]` in float64 for these token ids: a hash of (seed, position, token id)."""
+    """Gumbel noise `[m, k]` for these token ids: a hash of (seed, position, token id)."""
     keys = [_signed(_mix(_mix(draw.seed & _MASK) ^ len(draw.tokens))) for draw in draws]
     x = ids * -7046029254386353131 + torch.tensor(keys, device=ids.device)[:, None]
     # splitmix64's finaliser, in wrapping 64-bit arithmetic; `>>` keeps the sign, so the shifted-in bits are masked.
     x = (x ^ ((x >> 30) & (2**34 - 1))) * -4658895280553007687
     x = (x ^ ((x >> 27) & (2**37 - 1))) * -7723592293110705685
     x = x ^ ((x >> 31) & (2**33 - 1))
-    uniform = (((x >> 11) & (2**53 - 1)).double() + 0.5) / 2**53
-    return -(-uniform.log()).log()
+    return _gumbel((x >> 11) & (2**53 - 1), _precise(ids.device))
+
+
+def _gumbel(bits: Tensor, precise: torch.dtype) -> Tensor:
+    """-log(-log u) of the uniform number u = (bits + 0.5) / 2^53."""
+    uniform = (bits.to(precise) + 0.5) / 2**53
+    if precise is torch.float64:
+        return -(-uniform.log()).log()
+    # Numbers near 1 would all be 1 in float32; what they lack to 1 is not.
+    lacking = ((2**53 - 1 - bits).to(precise) + 0.5) / 2**53
+    return -torch.where(bits < 2**52, -uniform.log(), -(-lacking).log1p()).log()
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 _MASK = 2**64 - 1

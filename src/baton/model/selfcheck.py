@@ -2,65 +2,101 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
-from baton.model.attention import Span
 from baton.model.forward import Forward
-from baton.model.probe import use_attention
+from baton.model.look import Span
+from baton.model.probe import call
 
-# A window that is longer than this is checked by its own code path on shorter prompts only, see `_prompt_tokens`.
-LONGEST_PROMPT = 96
 SHORTEST_PROMPT = 24
+# A longer prompt, for a longer window, costs so many operations at most; else `baton check` is where it is checked.
+MOST_OPERATIONS = 1e12
 STEPS = 4
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def self_check(model: PreTrainedModel, forward: Forward, stock: str) -> float:
-    """Compares a fill in two chunks and a few decode steps, beside a neighbour row, with stock attention.
+def check_texts(model: PreTrainedModel) -> list[Tensor]:
+    """Two texts of different lengths, each `[tokens]`; one is longer than the smallest window, if that is cheap."""
+    config = model.config.get_text_config()
+    long = max(SHORTEST_PROMPT, min(windows_of(config), default=0) + 8)
+    if 2 * sum(p.numel() for p in model.parameters()) * long > MOST_OPERATIONS:
+        long = SHORTEST_PROMPT
+    generator = torch.Generator().manual_seed(0)
+    lengths = (long + STEPS, SHORTEST_PROMPT - 7 + STEPS)
+    return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def windows_of(config: Any) -> list[int]:
+    """The sizes of windows that a text config names."""
+    return [size for name in _WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
+
+
+# The names that families have for it in their configs.
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+
+
+def stock_logits(model: PreTrainedModel, texts: list[Tensor]) -> list[Tensor]:
+    """What the model itself gives for each text alone: float32 `[STEPS + 1, vocabulary]` of its last tokens.
+
+    As `generate` does it: all but the last tokens at once, those one by one, with a stock cache.
+    """
+    return [_alone(model, text.to(model.device)) for text in texts]
+
+
+def _alone(model: PreTrainedModel, text: Tensor) -> Tensor:
+    cache, first = DynamicCache(config=model.config), len(text) - STEPS
+    positions = torch.arange(len(text), device=text.device)
+    found = []
+    with torch.inference_mode():
+        for start, stop in [(0, first), *((at, at + 1) for at in range(first, len(text)))]:
+            out = call(model, text[None, start:stop], positions[None, start:stop], cache)
+            found.append(out.logits[0, -1].float())
+    return torch.stack(found)
+
+
+def self_check(model: PreTrainedModel, forward: Forward, texts: list[Tensor], expected: list[Tensor]) -> float:
+    """Compares a fill in two chunks and a few decode steps of two rows with what each gives alone.
 
     Answers the largest difference of logits relative to their largest; raises LoadError above the tolerance of the
-    model's dtype. The prompt is longer than the smallest window where that is at most LONGEST_PROMPT tokens.
+    model's dtype.
     """
-    ours_name = model.config.get_text_config()._attn_implementation
-    count = _prompt_tokens(forward) + STEPS
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.randint(vocabulary, (2, count), generator=torch.Generator().manual_seed(0))
-    ours = _ours(forward, tokens, model)
-    try:
-        use_attention(model, stock)
-        with torch.inference_mode():
-            logits = model(input_ids=tokens.to(model.device), use_cache=False).logits.float()
-    finally:
-        use_attention(model, ours_name)
-    theirs = logits[:, -STEPS - 1 :].transpose(0, 1)
-    error = float((ours - theirs).abs().max() / theirs.abs().max())
+    found = _ours(forward, texts, model)
+    error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
     if not error <= TOLERANCE.get(model.dtype, 1e-1):
-        raise LoadError(f"its logits differ from stock attention's by {error:.1e} of their size")
+        raise LoadError(f"its logits differ from those of the model alone by {error:.1e} of their size")
     return error
 
 
-def _prompt_tokens(forward: Forward) -> int:
-    window = min(forward.geometry.windows, default=0)
-    return min(max(SHORTEST_PROMPT, window + 8), LONGEST_PROMPT)
-
-
-def _ours(forward: Forward, tokens: Tensor, model: PreTrainedModel) -> Tensor:
-    """Logits `[STEPS + 1, 2, vocabulary]` of the last tokens: filled in two packed chunks, then decoded together."""
-    filled = tokens.shape[1] - STEPS
-    half = filled // 2
+def _ours(forward: Forward, texts: list[Tensor], model: PreTrainedModel) -> list[Tensor]:
+    """Logits `[STEPS + 1, vocabulary]` of each text's last tokens: filled in chunks, then decoded together."""
     rectangle = Rectangle(
-        forward.geometry.shapes, capacity=2, columns=tokens.shape[1], dtype=model.dtype, device=model.device
+        forward.geometry.shapes,
+        capacity=2,
+        columns=max(len(text) for text in texts),
+        dtype=model.dtype,
+        device=model.device,
     )
-    for start, stop in ((0, half), (half, filled)):
-        spans = [Span(row, start, stop - start) for row in range(2)]
-        logits, _ = forward.fill(rectangle, spans, tokens[:, start:stop].flatten().tolist())
-    found = [logits]
-    for at in range(filled, tokens.shape[1]):
-        spans = [Span(row, at, 1) for row in range(2)]
-        logits, _ = forward.decode(rectangle, spans, tokens[:, at].tolist())
-        found.append(logits)
-    return torch.stack(found)
+    filled = [len(text) - STEPS for text in texts]
+    halves = [0 if forward.whole_prompts else count // 2 + 1 for count in filled]
+    found: list[list[Tensor]] = [[], []]
+    for starts, stops in (([0, 0], halves), (halves, filled)):
+        if starts != stops:
+            spans = [Span(row, starts[row], stops[row] - starts[row]) for row in range(2)]
+            tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
+            logits, ran = forward.fill(rectangle, spans, tokens)
+            ran.commit()
+    for step in range(STEPS + 1):
+        for row in range(2):
+            found[row].append(logits[row])
+        if step < STEPS:
+            spans = [Span(row, filled[row] + step, 1) for row in range(2)]
+            tokens = [int(texts[row][filled[row] + step]) for row in range(2)]
+            logits, ran = forward.decode(rectangle, spans, tokens)
+            ran.commit()
+    return [torch.stack(some) for some in found]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from baton.errors import LoadError
 from baton.footprint import Footprint
-from baton.kv.rectangle import footprint
+from baton.kv.rectangle import LayerShape, footprint
 from baton.model.load import context_of, read_config
-from baton.model.probe import Geometry, probe
+from baton.model.probe import Geometry, own_words, probe
+
+# The meta kernels of grouped matrix products know bfloat16 only; shapes do not depend on it.
+_SURVEYED = torch.bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,27 @@ class Survey:
 
     def footprint(self, dtype: torch.dtype) -> Footprint:
         """What a query of the whole context takes on the CPU; nothing where the model is refused."""
-        shapes = self.geometry.shapes if self.geometry else ()
+        shapes = [_in(dtype, shape) for shape in self.geometry.shapes] if self.geometry else []
         return footprint(shapes, self.context_tokens, dtype, torch.device("cpu"))
+
+
+def _in(dtype: torch.dtype, shape: LayerShape) -> LayerShape:
+    """States that have the dtype in which the model was surveyed are kept in the model's, whatever it is."""
+    states = [replace(s, dtype=dtype if s.dtype is _SURVEYED else s.dtype) for s in shape.states]
+    return replace(shape, states=tuple(states))
+
+
+def _probed(model: PreTrainedModel) -> tuple[Geometry | None, str | None]:
+    """What its layers keep, or why that could not be found. Whether it is exact shows when it is loaded."""
+    reason = None
+    for interface in (True, False):
+        try:
+            return probe(model, interface=interface), None
+        except LoadError as error:
+            reason = error.message
+        except Exception as error:
+            reason = own_words("it does not run with our cache", error)
+    return None, reason
 
 
 def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
@@ -39,15 +61,8 @@ def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
     text = config.get_text_config()
     saved = getattr(text, "dtype", None) or getattr(config, "dtype", None) or "float32"
     with torch.device("meta"):
-        # The meta kernels of grouped matrix products know bfloat16 only; shapes do not depend on it.
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, trust_remote_code=trust_remote_code
-        ).eval()
-    geometry, refused = None, None
-    try:
-        geometry = probe(model)
-    except LoadError as error:
-        refused = error.message
+        model = AutoModelForCausalLM.from_config(config, dtype=_SURVEYED, trust_remote_code=trust_remote_code).eval()
+    geometry, refused = _probed(model)
     return Survey(
         family=config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -17,6 +19,7 @@ class ModelTokenizer:
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         self.vocabulary = vocabulary
         self._tokenizer = tokenizer
+        self._pieces: dict[int, bytes] = {}
         self._lock = threading.Lock()  # truncation and padding are state inside a fast tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -50,6 +53,31 @@ class ModelTokenizer:
         with self._lock:
             return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
+    def piece(self, token_id: int) -> bytes:
+        """What this token adds to a text, in UTF-8; a special token's name. It may end inside a character."""
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self._piece(token_id)
+        return self._pieces[token_id]
+
+    def _piece(self, token_id: int) -> bytes:
+        # Behind another token, because a text's first one may lose its space.
+        before = self.decode(self._anchor)
+        both = self.decode([*self._anchor, token_id], skip_special_tokens=False)
+        text = both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
+        if "\ufffd" not in text:
+            return text.encode()
+        with self._lock:
+            name = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        if _BYTE.fullmatch(name):
+            return bytes.fromhex(name[3:5])
+        return bytes(map(_BYTE_OF.__getitem__, name)) if _BYTE_OF.keys() >= set(name) else text.encode()
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """A token of a common letter."""
+        with self._lock:
+            return list(self._tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+
     def stream(self, prompt: Sequence[int], *, skip_special_tokens: bool) -> FastDecoder | PlainDecoder:
         """A decoder that goes on where the prompt ends."""
         backend = getattr(self._tokenizer, "_tokenizer", None)
@@ -57,6 +85,17 @@ class ModelTokenizer:
             return PlainDecoder(self._tokenizer, skip_special_tokens)
         return FastDecoder(backend, prompt, skip_special_tokens)
 
+
+def _byte_of() -> dict[str, int]:
+    """How byte-level tokenizers write a byte as a letter (GPT-2): as itself if printable, else from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+# How tokenizers with a fall-back to bytes write one.
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 # Enough of the prompt for the decoder to know whether a first space belongs to the text.
 _TAIL = 8

@@ -38,8 +38,11 @@ GAUGES = {
     "baton_batch_rows": ("rows", "Rows of the running batch."),
     "baton_batch_columns": ("columns", "Columns of the running batch."),
     "baton_batch_rows_occupied": ("rows_occupied", "Rows of the running batch that have a query."),
-    "baton_kv_bytes_used": ("kv_bytes_used", "Bytes of keys and values in use."),
-    "baton_kv_bytes_budget": ("kv_bytes_budget", "Bytes that keys and values may use."),
+    "baton_kv_bytes_used": ("kv_bytes_used", "Bytes of keys and values that all rows take."),
+    "baton_kv_bytes_budget": ("kv_bytes_budget", "Bytes that all rows may take now."),
+    "baton_pool_bytes_used": ("pool_bytes_used", "Bytes of keys and values kept outside all rows."),
+    "baton_prefix_bytes_used": ("prefix_bytes_used", "Bytes of stored prefixes, which give way to those set aside."),
+    "baton_pool_bytes_budget": ("pool_bytes_budget", "Bytes that may be kept outside all rows now."),
     "baton_engine_last_iteration_age_seconds": (
         "last_iteration_age_seconds",
         "Seconds since the engine's thread last came round.",
@@ -142,7 +145,7 @@ class Metrics:
 
     def _families(self, stats: Stats) -> list[Metric]:
         with self._lock:
-            return [*self._gauges(stats), *self._counters(), *self._histograms()]
+            return [*self._gauges(stats), *self._counters(stats), *self._histograms()]
 
     def _gauges(self, stats: Stats) -> Iterator[Metric]:
         found = {name: (float(getattr(stats, field)), help) for name, (field, help) in GAUGES.items()}
@@ -153,10 +156,12 @@ class Metrics:
             family.add_metric([self._model_name], value)
             yield family
 
-    def _counters(self) -> Iterator[Metric]:
+    def _counters(self, stats: Stats) -> Iterator[Metric]:
         yield self._labelled("queries", "Queries that left the engine.", "outcome", self.outcomes)
         yield self._plain("prompt_tokens", "Prompt tokens of admitted queries.", self.tokens.by_label["prompt"])
         yield self._plain("generated_tokens", "Tokens drawn.", self.tokens.by_label["generated"])
+        spared = "Tokens that were not computed: an earlier text began with them."
+        yield self._plain("prefix_cached_tokens", spared, stats.prefix_cached_tokens)
         recomputed = self.slots.by_label["recomputed"]
         yield self._plain("recomputed_tokens", "Tokens computed again after they were forgotten.", recomputed)
         yield self._labelled("token_slots", "Token positions that forwards computed.", "kind", self.slots)

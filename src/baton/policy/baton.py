@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from baton.policy.port import Chunk, Plan, Standing, View
 
 SMALLEST_CHUNK = 16
+"""While prompts wait to be prefilled, so many tokens are in every iteration, whatever they cost."""
 LARGEST_CHUNK = 512
+# Of the bound: the rest is for what the measured costs do not tell.
+_AIM = 0.9
 READY_AHEAD = 1
 
 
@@ -22,12 +27,11 @@ class Baton:
         self.fused = fused
 
     def plan(self, view: View) -> Plan:
-        wanted = min(view.max_rows, len(view.running) + len(view.ready) + len(view.prefilling) + len(view.waiting))
-        # Grows to the crowd at once; shrinks only to half or less, because rows that stay may have to move for it.
-        rows = max(wanted, 1) if wanted > view.rows or wanted <= view.rows // 2 else view.rows
+        rows = rows_wanted(view)
         free = rows - len(view.running)
-        chunks, made_ready = self._prefill(view, free)
-        ready = [query.id for query in view.ready]
+        back, begin = self._admit(view, free)
+        chunks, made_ready = prefill_chunks(view, [*view.prefilling, *begin])
+        ready = [query.id for query in view.ready if not query.set_aside or query in back]
         # A row that is inserted now runs in this step: there must be one to ride in.
         fused = self.fused and bool(view.running or ready)
         arrivals = (ready if fused else [*ready, *made_ready])[:free]
@@ -39,34 +43,61 @@ class Baton:
             why=_why(view, arrivals, chunks),
         )
 
-    def _prefill(self, view: View, free: int) -> tuple[list[Chunk], list[str]]:
-        """Chunks within this iteration's tokens, oldest query first, and the queries that they make ready."""
+    def _admit(self, view: View, free: int) -> tuple[list[Standing], list[Standing]]:
+        """Who may have memory: those set aside come back before any other begins."""
+        aside = view.aside
         places = min(free + self.ready_ahead - len(view.ready) - len(view.prefilling), view.prefill_room)
-        queue: list[Standing] = [*view.prefilling, *view.fitting(view.waiting, places)]
-        left = chunk_tokens(view)
-        chunks: list[Chunk] = []
-        made_ready: list[str] = []
-        for query in queue:
-            tokens = min(query.pending, left)
-            if tokens == 0:
-                break
-            chunks.append(Chunk(query.id, tokens))
-            left -= tokens
-            if tokens == query.pending:
-                made_ready.append(query.id)
-        return chunks, made_ready
+        chosen = view.admitted([*aside, *view.waiting], len(aside) + max(places, 0))
+        return chosen[: len(aside)], chosen[len(aside) :]
 
 
-def chunk_tokens(view: View) -> int:
-    """Prompt tokens that may be fed this iteration: few enough that running rows wait no longer than the bound."""
+def rows_wanted(view: View) -> int:
+    """Grows to the crowd at once; shrinks only to half or less, because rows that stay may have to move for it."""
+    crowd = len(view.running) + len(view.ready) + len(view.prefilling) + len(view.waiting)
+    wanted = max(1, min(view.max_rows, crowd))
+    keep = view.rows // 2 < wanted < view.rows <= view.max_rows
+    return view.rows if keep else max(wanted, len(view.running))
+
+
+def prefill_chunks(view: View, queue: Sequence[Standing]) -> tuple[list[Chunk], list[str]]:
+    """Chunks of these prompts for this iteration, the first one first, and the queries that they make ready.
+
+    Two-sided: rows that run wait no longer for them than `max_stall_seconds` as far as the measured costs tell, and in
+    every iteration at least SMALLEST_CHUNK tokens are prefilled where so many are pending.
+    """
+    left, seconds = _chunk_bounds(view)
+    chunks: list[Chunk] = []
+    made_ready: list[str] = []
+    fed = 0
+    for query in queue:
+        fits = left if seconds is None else min(left, view.costs.tokens_within(seconds, query.cached))
+        tokens = min(query.pending, max(fits, min(left, SMALLEST_CHUNK - fed)))
+        if view.whole_prompts and tokens < query.pending:
+            tokens = 0 if chunks else query.pending
+        if tokens < 1:
+            break
+        chunks.append(Chunk(query.id, tokens))
+        fed += tokens
+        left -= tokens
+        if seconds is not None:
+            seconds -= view.costs.chunk_seconds(tokens, query.cached)
+        # What cannot be fed in chunks and is begun all the same goes on token by token.
+        if tokens == query.pending and not (view.whole_prompts and query.cached and tokens > 1):
+            made_ready.append(query.id)
+    return chunks, made_ready
+
+
+def _chunk_bounds(view: View) -> tuple[int, float | None]:
+    """The most tokens of all chunks together, and the most seconds, where that is a matter of seconds."""
     if not view.running:
-        return LARGEST_CHUNK
+        return LARGEST_CHUNK, None
     if view.prefill_chunk is not None:
-        return view.prefill_chunk
-    if not view.costs.fill_token_seconds:
-        return SMALLEST_CHUNK
-    affordable = int(view.max_stall_seconds / view.costs.fill_token_seconds)
-    return max(SMALLEST_CHUNK, min(affordable, LARGEST_CHUNK))
+        return view.prefill_chunk, None
+    if view.costs.fill_token_seconds is None:
+        return SMALLEST_CHUNK, None
+    # Twice what was measured: a cost may bend where nobody has looked yet.
+    most = max(SMALLEST_CHUNK, min(2 * view.costs.fill_tokens, LARGEST_CHUNK))
+    return most, _AIM * view.max_stall_seconds - view.costs.fill_fixed_seconds
 
 
 def _why(view: View, arrivals: list[str], chunks: list[Chunk]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from baton.footprint import NOTHING, Footprint
 from baton.query import State
 from baton.work import ALL_PENDING, Chunk, Feeding
+
+SURE_TOKENS = 64
+"""So many tokens a query may generate, once inserted, before it may lose its row for want of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,48 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds, measured while running. `step_seconds`: one decode step as the batch is; `fill_token_seconds`: one
-    prefilled token; None before the first measurement."""
+    """Seconds, measured while running, on the high side. `step_seconds`: one decode step as the batch is.
+
+    A fill takes `fill_fixed_seconds`, for each token `fill_token_seconds`, and for each token and each column that it
+    attends to `fill_column_seconds`. `fill_tokens`: the largest fill of those measured. None before the first.
+    `step_seconds_by_rows`: a decode step of so many running rows, for each number that was seen, fewest first.
+    """
 
     step_seconds: float | None = None
     fill_token_seconds: float | None = None
+    fill_fixed_seconds: float = 0.0
+    fill_column_seconds: float = 0.0
+    fill_tokens: int = 0
+    step_seconds_by_rows: tuple[tuple[int, float], ...] = ()
+
+    def step_at(self, rows: int) -> float | None:
+        """Seconds of a step of so many rows, on the line between the nearest that were seen; None before the first.
+
+        Fewer rows than were ever seen take their part of the fewest seen, which is hopeful: whoever goes by it tries
+        them, and then they are seen. More go on along the last line.
+        """
+        points = self.step_seconds_by_rows
+        if not points:
+            return self.step_seconds
+        fewest, seconds = points[0]
+        if rows <= fewest or len(points) == 1:
+            return seconds * min(1.0, rows / fewest)
+        at = next((at for at, (seen, _) in enumerate(points) if rows <= seen), len(points) - 1)
+        (low, before), (high, after) = points[at - 1], points[at]
+        return max(0.0, before + (rows - low) * (after - before) / (high - low))
+
+    def chunk_seconds(self, tokens: int, cached: int) -> float:
+        """What a chunk of a query that has so many cached tokens adds to a fill."""
+        return tokens * ((self.fill_token_seconds or 0.0) + self.fill_column_seconds * (cached + tokens / 2))
+
+    def tokens_within(self, seconds: float, cached: int) -> int:
+        """The largest chunk that adds no more than that."""
+        if seconds <= 0:
+            return 0
+        linear = (self.fill_token_seconds or 0.0) + self.fill_column_seconds * cached
+        # The root of column/2 n^2 + linear n = seconds, in the form that also holds where there is no square.
+        root = math.sqrt(linear**2 + 2 * self.fill_column_seconds * seconds)
+        return int(2 * seconds / max(linear + root, 1e-12))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +97,11 @@ class View:
     `rows`: the batch has so many; `max_rows`: it may have so many. `held_rows`: rows of finished queries that the plan
     before asked to hold. `prefill_room`: how many more segments the prefiller takes. `bytes_left`: of the budget, after
     what all queries that are prefilling, ready or running may still grow to. `bytes_budget`: what all rows together may
-    take now; `pool_left`: bytes that are free for queries set aside. `footprint`: what one query takes.
+    take now; `held_bytes`: what held rows take of it; `pool_left`: bytes that are free for queries set aside, below 0
+    where those that are must make room. `footprint`: what one query takes.
     `whole_prompts`: this model's prompts cannot be fed in chunks, a chunk feeds all that is pending.
+    `sure_tokens`: see SURE_TOKENS. `answer_share`: nine of ten queries that finished lately had generated no more than
+    this share of what they might have.
     """
 
     now: float
@@ -77,6 +121,56 @@ class View:
     bytes_budget: int = 0
     pool_left: int = 0
     whole_prompts: bool = False
+    held_bytes: int = 0
+    sure_tokens: int = SURE_TOKENS
+    answer_share: float = 1.0
+
+    @property
+    def aside(self) -> list[Standing]:
+        """Those that were running and are kept outside all rows."""
+        return [query for query in self.ready if query.set_aside]
+
+    @property
+    def in_rows(self) -> list[Standing]:
+        """All that have a row, of the batch or of the prefiller."""
+        return [*self.prefilling, *(query for query in self.ready if not query.set_aside), *self.running]
+
+    def protected(self, query: Standing) -> bool:
+        """Whether memory alone is no reason yet to take its row."""
+        return query.state is not State.RUNNING or query.since_insert < self.sure_tokens
+
+    def committed(self, query: Standing) -> int:
+        """Bytes that must be left to it in a row: after this step, and until it has generated its sure tokens."""
+        return self._bytes(query, _at_insertion(query) + max(0, self.sure_tokens - query.since_insert))
+
+    def admitted(self, queries: Sequence[Standing], most: int) -> list[Standing]:
+        """The first of these, waiting or set aside, that may have memory, at most `most`, none overtaking another.
+
+        Optimistic, with two guards: all that then have rows can generate another `sure_tokens` at once, and all that
+        they and those set aside are expected to need fits budget and pool together, so that nothing need be forgotten.
+        """
+        soon = self.bytes_budget - self.held_bytes - sum(map(self._soon, self.in_rows))
+        later = self.bytes_budget - self.held_bytes + self.pool_left - sum(map(self._expected, self.in_rows))
+        later -= sum(self._expected(query) - self.footprint.of(query.cached) for query in self.aside)
+        chosen: list[Standing] = []
+        for query in queries[: max(most, 0)]:
+            soon -= self._soon(query)
+            later -= 0 if query.set_aside else self._expected(query)
+            # What one that comes back will need is in `later` already; it makes no progress outside.
+            if soon < 0 or (later < 0 and not query.set_aside):
+                break
+            chosen.append(query)
+        return chosen
+
+    def _soon(self, query: Standing) -> int:
+        return self._bytes(query, _at_insertion(query) + self.sure_tokens)
+
+    def _expected(self, query: Standing) -> int:
+        usual = math.ceil(query.limit_tokens * self.answer_share)
+        return self._bytes(query, max(usual, _at_insertion(query) + self.sure_tokens))
+
+    def _bytes(self, query: Standing, generated: int) -> int:
+        return self.footprint.of(query.prompt_tokens + min(generated, query.limit_tokens))
 
     def fitting(self, queries: Sequence[Standing], most: int) -> list[Standing]:
         """The first of these that the byte budget admits together, at most `most`, none overtaking another.
@@ -93,10 +187,17 @@ class View:
         return chosen
 
 
+def _at_insertion(query: Standing) -> int:
+    """What it has generated, or will have when it is inserted: a prefill draws a token, too."""
+    return query.generated + (query.state in (State.WAITING, State.PREFILLING))
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next iteration, carried out in this order: `detach`, `forget`, `resize`, `prefill`, `insert`, a step.
+    """The next iteration, carried out in this order: `forget`, `detach`, `resize`, `prefill`, `insert`, a step.
 
+    `detach` names running queries; they are set aside, or forgotten where `forget` names them too. `reasons` says why,
+    in a word, of those that lose their row ("memory", "priority"); "policy" of those it does not name.
     `prefill` may name waiting queries; `insert` waiting ones (they are fed inside the batch), ready ones, and those
     that `prefill` makes ready. The step feeds each row up to `feed` tokens, laid out as `how` says; no rows, no step.
     `fused`: where the prefiller can, `prefill` rides in the step, one forward for both; what becomes ready by it can be
@@ -115,12 +216,39 @@ class Plan:
     fused: bool = False
     hold_finished: bool = False
     why: str = ""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+def victims_first(running: Sequence[Standing]) -> list[Standing]:
+    """Who loses a row first where some must: the least urgent, and of those the latest to arrive."""
+    return sorted(reversed(running), key=lambda query: (-query.priority, query.waited_seconds))
 
 
 class Policy(Protocol):
-    """One class with one method; see CONTRIBUTING.md, "a policy of your own"."""
+    """One class with one method; see docs/policies.md.
+
+    It may have an attribute `honours`: which of a query's "priority", "deadline" and "user" it goes by. Without it a
+    priority is refused. A query whose deadline passes is given up under every policy.
+    """
 
     def plan(self, view: View) -> Plan: ...
 
 
-__all__ = ["ALL_PENDING", "Chunk", "Costs", "Feeding", "Plan", "Policy", "Standing", "View"]
+def honours(policy: Policy) -> frozenset[str]:
+    """What of a query's terms this policy goes by."""
+    return frozenset(getattr(policy, "honours", ()))
+
+
+__all__ = [
+    "ALL_PENDING",
+    "SURE_TOKENS",
+    "Chunk",
+    "Costs",
+    "Feeding",
+    "Plan",
+    "Policy",
+    "Standing",
+    "View",
+    "honours",
+    "victims_first",
+]

@@ -43,6 +43,11 @@ class PrefillHere:
             raise Refused(f"query {unknown[0]} is not being prefilled" if unknown else "no chunk to prefill")
         return self._rows.feed({chunk.query_id: chunk.tokens for chunk in chunks}, Feeding.RAGGED)
 
+    def peek(self, query_id: str) -> KVSegment:
+        if query_id not in self.lens:
+            raise Refused(f"query {query_id} is not being prefilled")
+        return self._rows.peek(query_id)
+
     def take(self, query_id: str) -> KVSegment:
         if query_id not in self.lens:
             raise Refused(f"query {query_id} is not being prefilled")

@@ -32,5 +32,8 @@ class Prefiller(Protocol):
     def advance(self, chunks: Sequence[Chunk]) -> Stepped:
         """Feeds these chunks in one forward; a segment that ran out of pending tokens draws its next token."""
 
+    def peek(self, query_id: str) -> KVSegment:
+        """The query's segment, which stays in: its parts are the row itself, to be copied from before it is fed."""
+
     def take(self, query_id: str) -> KVSegment:
         """Hands the segment over, however far it is. Its keys and values stay in place until it is released."""

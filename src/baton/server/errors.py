@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from baton.errors import (
     BatonError,
+    DeadlinePassed,
     InvalidValue,
     QueryFailed,
     QueueFull,
@@ -126,6 +127,8 @@ def failure(update: Update) -> BatonError | None:
     """The error that an update tells of, if it does."""
     if update.finish_reason == "error":
         return QueryFailed(update.error or "the query failed")
+    if update.finish_reason == "expired":
+        return DeadlinePassed(update.error or "the query's deadline has passed")
     if update.finish_reason == "cancelled":
         return ShuttingDown(update.error or "the server is shutting down and ended this query")
     return None

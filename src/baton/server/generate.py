@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio.to_thread
@@ -16,8 +18,7 @@ from starlette.responses import Response
 
 from baton.engine.client import Client
 from baton.errors import ModelNotFound, RequestError
-from baton.events import Usage
-from baton.query import Query
+from baton.events import Update, Usage
 from baton.server.answers import (
     AssistantMessage,
     ChatChoice,
@@ -28,18 +29,19 @@ from baton.server.answers import (
     usage_body,
 )
 from baton.server.body import parse_object, read_body
+from baton.server.choices import Choice, Piece
 from baton.server.errors import failure
+from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
 from baton.server.stream import EventStream, Frames, until_gone
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request made ready for the engine. Choice j of prompt i is query i * n + j; `echoes` are theirs."""
+    """A request made ready for the engine. Choice j of prompt i has the index i * n + j."""
 
     asked: Generation
-    queries: list[Query]
-    echoes: list[str]
+    choices: list[Choice]
     model: str
 
     @property
@@ -57,8 +59,11 @@ class Job:
         }
 
     def usage(self, usages: Sequence[Usage]) -> UsageBody:
-        prompts = sum(len(query.prompt) for query in self.queries[:: self.asked.n])
+        prompts = sum(len(choice.query.prompt) for choice in self.choices[:: self.asked.n])
         return usage_body(prompts, usages, baton=self.asked.baton_usage)
+
+
+_SALT = secrets.token_bytes(16)
 
 
 class Generating:
@@ -73,58 +78,54 @@ class Generating:
     async def chat_completions(self, request: Request) -> Response:
         return await self._answer(request, self._chat_job)
 
-    async def _answer(self, request: Request, make_job: Callable[[bytes], Job]) -> Response:
+    async def _answer(self, request: Request, make_job: Callable[[bytes, str], Job]) -> Response:
         body = await read_body(request)
         # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
-        job = await anyio.to_thread.run_sync(make_job, body)
+        job = await anyio.to_thread.run_sync(make_job, body, _asker(request))
         if job.asked.stream:
             frames = Frames(job.head(chunk=True), chat=job.chat, usage_last=job.asked.wants_usage)
             usage = job.usage if job.asked.wants_usage else None
-            return EventStream(self._client, job.queries, frames, job.echoes, usage)
+            return EventStream(self._client, job.choices, frames, usage)
         answer = await until_gone(request.receive, self._plain(job))
         # Where there is no answer there is no client either: what is returned goes nowhere.
         return Response(answer, 200, media_type="application/json") if answer is not None else Response()
 
     async def _plain(self, job: Job) -> str:
-        texts = [[echo] for echo in job.echoes]
-        reasons = [""] * len(job.queries)
-        usages: list[Usage] = []
-        choice = {query.id: index for index, query in enumerate(job.queries)}
-        async with aclosing(self._client.batches(job.queries)) as batches:
+        found = {choice.query.id: _Found(choice) for choice in job.choices}
+        async with aclosing(self._client.batches([choice.query for choice in job.choices])) as batches:
             async for updates in batches:
                 for update in updates:
                     if error := failure(update):
                         raise error
-                    index = choice[update.query_id]
-                    texts[index].append(update.text)
-                    reasons[index] = update.finish_reason or reasons[index]
-                    if update.usage is not None:
-                        usages.append(update.usage)
-        found = [("".join(pieces), reason) for pieces, reason in zip(texts, reasons, strict=True)]
+                    found[update.query_id].take(update)
+        usages = [one.usage for one in found.values() if one.usage is not None]
         absent: Any = {} if job.asked.baton_usage else {"usage": {"baton"}}
-        return _plain_body(job, found, job.usage(usages)).model_dump_json(exclude=absent)
+        return _plain_body(job, list(found.values()), job.usage(usages)).model_dump_json(exclude=absent)
 
-    def _completion_job(self, body: bytes) -> Job:
+    def _completion_job(self, body: bytes, asker: str) -> Job:
         asked = CompletionRequest.read(parse_object(body))
         self._check_model(asked.model)
-        params = asked.sampling(asked.max_tokens)
-        queries, echoes = [], []
+        params, terms, tokenizer = asked.params(), asked.terms(asker), self._client.tokenizer
+        choices = []
         for prompt in asked.prompts():
-            tokens = self._client.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            queries += self._client.queries(tokens, params)
-            echoes += [self._echo(prompt) if asked.echo else ""] * params.n
-        return Job(asked, queries, echoes, self._client.model_name)
+            tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            echo = self._echo(prompt) if asked.echo else ""
+            for query in self._client.queries(tokens, params, terms):
+                logprobs = None if asked.logprobs is None else CompletionLogprobs(tokenizer)
+                choices.append(Choice(query, echo, logprobs, asked.silent))
+        return Job(asked, choices, self._client.model_name)
 
-    def _chat_job(self, body: bytes) -> Job:
+    def _chat_job(self, body: bytes, asker: str) -> Job:
         asked = ChatRequest.read(parse_object(body))
         self._check_model(asked.model)
-        params = asked.sampling(asked.limit())
+        params, terms, tokenizer = asked.params(), asked.terms(asker), self._client.tokenizer
         try:
-            queries = self._client.queries(self._client.tokenizer.chat(asked.turns()), params)
+            queries = self._client.queries(tokenizer.chat(asked.turns()), params, terms)
         except RequestError as error:
             error.param = "messages" if error.param == "prompt" else error.param
             raise
-        return Job(asked, queries, [""] * params.n, self._client.model_name)
+        logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
+        return Job(asked, [Choice(query, logprobs=logprobs) for query in queries], self._client.model_name)
 
     def _echo(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):
@@ -137,12 +138,40 @@ class Generating:
             raise ModelNotFound(message, param="model")
 
 
-def _plain_body(job: Job, found: Sequence[tuple[str, str]], usage: UsageBody) -> BaseModel:
+def _asker(request: Request) -> str:
+    """Whose request it is, by the key that came with it: a digest, since the key itself belongs nowhere else."""
+    key = request.headers.get("authorization", "")
+    return hashlib.blake2b(key.encode(), key=_SALT, digest_size=8).hexdigest() if key else ""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the updates of one choice came to."""
+
+    choice: Choice
+    pieces: list[Piece] = field(default_factory=list)
+    reason: str = ""
+    usage: Usage | None = None
+
+    def take(self, update: Update) -> None:
+        self.pieces += self.choice.take(update)
+        self.reason = self.choice.finish_reason(update) or self.reason
+        self.usage = self.choice.usage(update) or self.usage
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    @property
+    def logprobs(self) -> Any:
+        return joined(logprobs for _, logprobs in self.pieces if logprobs is not None)
+
+
+def _plain_body(job: Job, found: Sequence[_Found], usage: UsageBody) -> BaseModel:
     head: dict[str, Any] = job.head(chunk=False)
-    numbered = list(enumerate(found))
+    numbered = [(i, one, {"logprobs": one.logprobs, "finish_reason": one.reason}) for i, one in enumerate(found)]
     if not job.chat:
-        plain = [CompletionChoice(index=i, text=text, finish_reason=why) for i, (text, why) in numbered]
+        plain = [CompletionChoice(index=i, text=one.text, **rest) for i, one, rest in numbered]
         return Completion(**head, choices=plain, usage=usage)
-    said = [(i, AssistantMessage(content=text), why) for i, (text, why) in numbered]
-    choices = [ChatChoice(index=i, message=message, finish_reason=why) for i, message, why in said]
-    return ChatCompletion(**head, choices=choices, usage=usage)
+    said = [ChatChoice(index=i, message=AssistantMessage(content=one.text), **rest) for i, one, rest in numbered]
+    return ChatCompletion(**head, choices=said, usage=usage)

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from baton.errors import InvalidValue, RequestError, Unsupported
-from baton.query import SamplingParams
+from baton.query import MAX_LOGPROBS, SamplingParams, Terms
 from baton.server.fields import MESSAGE_NEUTRAL, STREAM_NEUTRAL, Strict, without_neutral
 
 MAX_PROMPTS = 128
@@ -77,16 +77,17 @@ class Generation(Strict):
     stop_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
     min_tokens: int = 0
     ignore_eos: bool = False
-    priority: int = Field(0, description="Only 0 for now: the policies that honour it come later.")
+    priority: int = Field(0, description="Lower runs first, under the policies priority and slo.")
+    deadline_ms: int | None = Field(None, description="Given up with 504 if it is not done so long after it came.")
     baton_usage: bool = Field(False, description="Adds usage.baton, what the engine spent on this request.")
-    user: str | None = Field(None, description="Accepted without effect.")
+    user: str | None = Field(None, description="Users share the rows, under the policies priority and slo.")
     metadata: dict[str, Any] | None = Field(None, description="Accepted without effect.")
     store: bool | None = Field(None, description="Accepted without effect: nothing is stored.")
 
-    def sampling(self, max_tokens: int | None) -> SamplingParams:
-        """Raises InvalidValue or Unsupported."""
-        if self.priority != 0:
-            raise Unsupported("priority is not honoured yet: leave it out or send 0", param="priority")
+    def sampling(
+        self, max_tokens: int | None, *, logprobs: int | None = None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
+        """Raises InvalidValue."""
         if self.stream_options is not None and not self.stream:
             raise InvalidValue("stream_options is only for stream: true", param="stream_options")
         same = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
@@ -97,7 +98,13 @@ class Generation(Strict):
             stop_token_ids=tuple(self.stop_token_ids),
             logit_bias={_token_id(key): value for key, value in self.logit_bias.items()} or None,
             max_tokens=max_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
+
+    def terms(self, asker: str) -> Terms:
+        """`asker`: whose request it is, where it names no user. Raises InvalidValue."""
+        return Terms(self.priority, self.deadline_ms, self.user or asker)
 
     @property
     def wants_usage(self) -> bool:
@@ -107,8 +114,26 @@ class Generation(Strict):
 
 class CompletionRequest(Generation):
     prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
-    max_tokens: int = 16
+    max_tokens: int = Field(16, description="0 only with echo: the prompt alone comes back.")
     echo: bool = False
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="Of so many best tokens at each token, and of that token; with echo of the prompt's tokens too.",
+    )
+
+    @property
+    def silent(self) -> bool:
+        """Whether only the prompt is to come back."""
+        return self.echo and self.max_tokens == 0
+
+    def params(self) -> SamplingParams:
+        """Raises InvalidValue or Unsupported."""
+        if self.silent and self.min_tokens:
+            raise InvalidValue(f"min_tokens {self.min_tokens} is more than max_tokens 0", param="min_tokens")
+        of_prompt = self.logprobs if self.echo else None
+        return self.sampling(1 if self.silent else self.max_tokens, logprobs=self.logprobs, prompt_logprobs=of_prompt)
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each text or token ids. Raises InvalidValue."""
@@ -139,6 +164,16 @@ _Messages = Annotated[list[Message], FailFast(), BeforeValidator(_plain_messages
 class ChatRequest(Generation):
     messages: _Messages
     max_completion_tokens: int | None = None
+    logprobs: bool = Field(False, description="Adds the log-probability of each token of the answer.")
+    top_logprobs: int = Field(
+        0, ge=0, le=MAX_LOGPROBS, description="With logprobs: of so many best tokens at each token too."
+    )
+
+    def params(self) -> SamplingParams:
+        """Raises InvalidValue or Unsupported."""
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidValue("top_logprobs is only for logprobs: true", param="top_logprobs")
+        return self.sampling(self.limit(), logprobs=self.top_logprobs if self.logprobs else None)
 
     def turns(self) -> list[dict[str, str]]:
         return _turns(self.messages)

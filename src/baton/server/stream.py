@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 from baton.engine.client import Client
 from baton.errors import BatonError
 from baton.events import Update, Usage
-from baton.query import Query
 from baton.server.answers import UsageBody, dump_usage
+from baton.server.choices import Choice
 from baton.server.errors import error_body, failure, internal_error
+from baton.server.logprobs import Body
 
 _log = logging.getLogger("baton.server")
 _T = TypeVar("_T")
@@ -58,8 +59,8 @@ class Frames:
         self._chat = chat
         self._bare = "data: " + json.dumps(head)[:-1]
         self._head = self._bare + (',"usage":null' if usage_last else "") + ',"choices":[{"index":'
+        self._refusal: dict[str, object] = {"refusal": None} if chat else {}
         self._before, self._after = (',"delta":{"content":', "}") if chat else (',"text":', "")
-        self._after += ',"logprobs":null,"finish_reason":null}]}\n\n'
 
     def opening(self, index: int) -> str:
         """A chat's first chunk: who speaks."""
@@ -68,8 +69,10 @@ class Frames:
         delta = '{"role":"assistant","content":""}'
         return f'{self._head}{index},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
-    def text(self, index: int, text: str) -> str:
-        return f"{self._head}{index}{self._before}{json.dumps(text)}{self._after}"
+    def text(self, index: int, text: str, logprobs: Body | None = None) -> str:
+        told = "null" if logprobs is None else json.dumps(self._refusal | logprobs)
+        end = f'{self._after},"logprobs":{told},"finish_reason":null}}]}}\n\n'
+        return f"{self._head}{index}{self._before}{json.dumps(text)}{end}"
 
     def finish(self, index: int, reason: str) -> str:
         rest = '"delta":{}' if self._chat else '"text":""'
@@ -91,8 +94,7 @@ class EventStream(Response):
     """Submits queries when it is sent, and sends their updates.
 
     Until the first update nothing is sent, so that a refusal or an early failure has its own status.
-    `echoes` are the texts that the choices begin with. `usage` makes the usage chunk's body of the choices'
-    usages; without it there is no such chunk.
+    `usage` makes the usage chunk's body of the choices' usages; without it there is no such chunk.
     """
 
     media_type = "text/event-stream"
@@ -100,32 +102,30 @@ class EventStream(Response):
     def __init__(
         self,
         client: Client,
-        queries: Sequence[Query],
+        choices: Sequence[Choice],
         frames: Frames,
-        echoes: Sequence[str],
         usage: Callable[[Sequence[Usage]], UsageBody] | None,
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._client = client
-        self._queries = queries
+        self._choices = choices
         self._frames = frames
-        self._echoes = echoes
         self._usage = usage
-        self._choice = {query.id: index for index, query in enumerate(queries)}
+        self._index = {choice.query.id: index for index, choice in enumerate(choices)}
         self._usages: list[Usage] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await until_gone(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._client.batches(self._queries)) as batches:
+        async with aclosing(self._client.batches([choice.query for choice in self._choices])) as batches:
             first = await anext(batches)
             for update in first:
                 if error := failure(update):
                     raise error
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _send_some(send, self._openings() + self._framed(first))
+            await _send_some(send, self._framed(first))
             try:
                 async for updates in batches:
                     await self._send_updates(send, updates)
@@ -145,25 +145,19 @@ class EventStream(Response):
         if good < len(updates) and (error := failure(updates[good])):
             raise error
 
-    def _openings(self) -> str:
-        frames, pieces = self._frames, []
-        for index, echo in enumerate(self._echoes):
-            pieces.append(frames.opening(index))
-            if echo:
-                pieces.append(frames.text(index, echo))
-        return "".join(pieces)
-
     def _framed(self, updates: Sequence[Update]) -> str:
-        pieces = []
+        frames, pieces = self._frames, []
         for update in updates:
-            index = self._choice[update.query_id]
-            if update.text or update.finish_reason is None:
-                # Tokens without text yet are news too: clients measure the time between tokens by the chunks.
-                pieces.append(self._frames.text(index, update.text))
-            if update.finish_reason is not None:
-                pieces.append(self._frames.finish(index, update.finish_reason))
-            if update.usage is not None:
-                self._usages.append(update.usage)
+            index = self._index[update.query_id]
+            choice = self._choices[index]
+            if not choice.begun:
+                pieces.append(frames.opening(index))
+            pieces += [frames.text(index, text, logprobs) for text, logprobs in choice.take(update)]
+            reason, usage = choice.finish_reason(update), choice.usage(update)
+            if reason is not None:
+                pieces.append(frames.finish(index, reason))
+            if usage is not None:
+                self._usages.append(usage)
         return "".join(pieces)
 
     def _ending(self) -> str:

@@ -1,0 +1,205 @@
+"""A batch and a prefiller without a model: tokens from a function, seconds from a model of costs.
+
+For tests of policies and for simulation: the engine cannot tell them from those that compute. Nothing is sampled: what
+`say` answers is the next token, whatever a query's sampling parameters are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+
+import torch
+
+from baton.clock import ManualClock
+from baton.errors import Refused
+from baton.footprint import Footprint
+from baton.kv.segment import KVSegment
+from baton.work import Chunk, Feeding, Stepped
+
+Say = Callable[[Sequence[int]], int | None]
+"""The next token after these; None where a model's output would not be finite. May raise: then the forward does."""
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of a forward: fixed ones, and for each row, each token slot, and each column that a row reads."""
+
+    fixed_seconds: float = 0.0
+    row_seconds: float = 0.0
+    slot_seconds: float = 0.0
+    column_seconds: float = 0.0
+
+    def of(self, rows: int, slots: int, columns: int) -> float:
+        return self.fixed_seconds + self.row_seconds * rows + self.slot_seconds * slots + self.column_seconds * columns
+
+
+class FakeDevice:
+    """What a batch and a prefiller stand on together: all segments that are in, and the clock that forwards move.
+
+    `columns`: the most tokens of a segment. `footprint`: the bytes that one takes; they are counted, not allocated.
+    """
+
+    def __init__(
+        self, *, say: Say, costs: CostModel, clock: ManualClock, columns: int, footprint: Footprint, stamp: str = "fake"
+    ) -> None:
+        self.columns = columns
+        self.footprint = footprint
+        self.stamp = stamp
+        self.segments: dict[str, KVSegment] = {}
+        self._say = say
+        self._costs = costs
+        self._clock = clock
+
+    def place(self, segment: KVSegment, free: int) -> None:
+        name = segment.query.id
+        if segment.stamp != self.stamp:
+            raise Refused(f"query {name}: its segment is of {segment.stamp}, these rows of {self.stamp}")
+        if name in self.segments:
+            raise Refused(f"query {name} is in already")
+        if free < 1:
+            raise Refused(f"query {name}: no row is free")
+        if len(segment.tokens) > self.columns:
+            raise Refused(f"query {name}: {len(segment.tokens)} tokens, {self.columns} columns")
+        computed = max(segment.computed, segment.cached)
+        self.segments[name] = replace(segment, computed=computed, parts=(), on_release=None)
+        segment.release()
+
+    def lifted(self, query_id: str, *, keep: bool = True) -> KVSegment:
+        """The segment as it is outside; without what it `keep`s, its tokens alone."""
+        segment = self.segments[query_id]
+        if not keep:
+            return replace(segment, cached=0)
+        # Tensors without memory: a size is all that is asked of them.
+        size = self.footprint.of(segment.cached)
+        return replace(segment, parts=[torch.empty(size, dtype=torch.uint8, device="meta")] if size else ())
+
+    def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
+        """One forward; see `Batch.step`. One that raises has fed nothing."""
+        counts = {
+            name: 1 if name in done else min(tokens, self.segments[name].pending) for name, tokens in most.items()
+        }
+        going = {name: (self.segments[name], count) for name, count in counts.items() if name not in done}
+        drawn = {name: self._say(seg.tokens) for name, (seg, count) in going.items() if count == seg.pending}
+        stepped = self._count(counts, max(counts.values()) if how is Feeding.PADDED else 0, done)
+        for segment, count in going.values():
+            segment.cached += count
+            segment.computed = max(segment.computed, segment.cached)
+        for name, token in drawn.items():
+            if token is None:
+                stepped.failed[name] = "the model's output for this query is not finite"
+            else:
+                self.segments[name].tokens.append(token)
+                stepped.tokens[name] = token
+        slots = stepped.slots
+        self._clock.advance(self._costs.of(len(counts), slots.useful + slots.idle, slots.columns_needed))
+        return stepped
+
+    def _count(self, counts: Mapping[str, int], width: int, done: Set[str]) -> Stepped:
+        """Every slot by kind, and each query's share; `width`: what rows are padded to, or 0."""
+        stepped = Stepped()
+        for name, count in counts.items():
+            segment, padding = self.segments[name], max(width - count, 0)
+            stepped.slots.padding += padding
+            if name in done:
+                stepped.slots.finished_row += count
+                continue
+            again = max(0, min(segment.cached + count, segment.computed) - segment.cached)
+            stepped.slots.recomputed += again
+            stepped.slots.useful += count - again
+            stepped.slots.columns_needed += segment.cached + count
+            stepped.shares[name] = (count - again, again + padding)
+        return stepped
+
+
+class _Places:
+    """Some of a device's segments, by the name of their query."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._device = device
+        self._names: dict[str, None] = {}
+
+    @property
+    def lens(self) -> Mapping[str, int]:
+        return {name: self._device.segments[name].cached for name in self._names}
+
+    @property
+    def bytes_used(self) -> int:
+        return sum(map(self._device.footprint.of, self.lens.values()))
+
+    def peek(self, query_id: str) -> KVSegment:
+        return self._device.lifted(self._mine(query_id))
+
+    def _place(self, segment: KVSegment, places: int) -> None:
+        name = segment.query.id
+        self._device.place(segment, places - len(self._names))
+        self._names[name] = None
+
+    def _lift(self, query_id: str, *, keep: bool = True) -> KVSegment:
+        segment = self._device.lifted(self._mine(query_id), keep=keep)
+        del self._names[query_id], self._device.segments[query_id]
+        return segment
+
+    def _mine(self, query_id: str) -> str:
+        if query_id not in self._names:
+            raise Refused(f"query {query_id} is not in")
+        return query_id
+
+
+class FakeBatch(_Places):
+    """See `batch/port.py` for the verbs. `rows` of it at first, and at most."""
+
+    def __init__(self, device: FakeDevice, rows: int) -> None:
+        super().__init__(device)
+        self.rows = self._most = rows
+
+    @property
+    def columns(self) -> int:
+        return max(self.lens.values(), default=0)
+
+    def insert(self, segment: KVSegment) -> None:
+        self._place(segment, self.rows)
+
+    def remove(self, query_id: str) -> None:
+        self._lift(query_id, keep=False)
+
+    def detach(self, query_id: str, *, keep: bool = True) -> KVSegment:
+        return self._lift(query_id, keep=keep)
+
+    def resize(self, rows: int) -> None:
+        if not max(len(self._names), 1) <= rows <= self._most:
+            raise Refused(f"{rows} rows: {len(self._names)} are running, and at most {self._most} are reserved")
+        self.rows = rows
+
+    def step(
+        self, feed: int, how: Feeding, done: Set[str] = frozenset(), beside: Mapping[str, int] | None = None
+    ) -> Stepped:
+        if not self._names:
+            raise Refused("the batch is empty")
+        if min([feed, *(beside or {}).values()]) < 1:
+            raise Refused("a row cannot be fed less than one token")
+        return self._device.feed({**dict.fromkeys(self._names, feed), **(beside or {})}, how, done)
+
+
+class FakePrefill(_Places):
+    """See `prefill/port.py`: so many `places` on the batch's own device, or on one that is apart from it."""
+
+    def __init__(self, device: FakeDevice, places: int, *, beside_batch: bool = True) -> None:
+        super().__init__(device)
+        self.beside_batch = beside_batch
+        self._most = places
+
+    @property
+    def room(self) -> int:
+        return self._most - len(self._names)
+
+    def start(self, segment: KVSegment) -> None:
+        self._place(segment, self._most)
+
+    def advance(self, chunks: Sequence[Chunk]) -> Stepped:
+        if not chunks:
+            raise Refused("no chunk to prefill")
+        return self._device.feed({self._mine(chunk.query_id): chunk.tokens for chunk in chunks}, Feeding.RAGGED)
+
+    def take(self, query_id: str) -> KVSegment:
+        return self._lift(query_id)

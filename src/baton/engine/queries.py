@@ -1,0 +1,156 @@
+"""Where every live query is, and its moves from place to place; each happens whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from baton.batch.port import Batch
+from baton.engine.inbox import Deliver
+from baton.engine.lifecycle import Lifecycle
+from baton.engine.prefixes import Prefixes
+from baton.engine.talk import Talks
+from baton.errors import Refused
+from baton.kv.budget import out_of_memory
+from baton.kv.pool import SegmentPool
+from baton.kv.segment import KVSegment, arrived
+from baton.prefill.port import Prefiller
+from baton.query import Query, State
+
+MEMORY = "memory"
+"""Why a query lost its row or what it kept, where there was no memory for it."""
+
+
+@dataclass(slots=True)
+class Queries:
+    """A query is in the pool (waiting or set aside), in the prefiller (prefilling or ready), or in the batch (running).
+
+    `held`: finished queries whose rows the plan asked to hold.
+    """
+
+    batch: Batch
+    prefiller: Prefiller
+    pool: SegmentPool
+    lifecycle: Lifecycle
+    talks: Talks
+    stamp: str
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    held: dict[str, Query] = field(default_factory=dict)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that all rows take, the prefiller's too."""
+        return self.batch.bytes_used + self.prefiller.bytes_used
+
+    def arrive(self, query: Query, deliver: Deliver) -> None:
+        """It is waiting from now on."""
+        self.talks.open(query, deliver)
+        self.lifecycle.arrive(query)
+        self.pool.put(arrived(query, self.stamp))
+        self.prefixes.arrived(query)
+
+    def start_prefill(self, query_id: str, why: str) -> bool:
+        """From the pool to the prefiller; answers whether there was memory to do it."""
+        return self._hand_on(query_id, self.prefiller.start, State.PREFILLING, why)
+
+    def insert(self, query_id: str, why: str) -> bool:
+        """From the pool or the prefiller into the batch; answers whether there was memory to do it."""
+        if self.lifecycle.live[query_id].state is State.PREFILLING:
+            raise Refused(f"query {query_id} is not prefilled yet")
+        return self._hand_on(query_id, self.batch.insert, State.RUNNING, why)
+
+    def set_aside(self, query_id: str, reason: str) -> None:
+        """From the batch to the pool with what it keeps; where there is no memory for that it is forgotten."""
+        self.limit_prefixes(self.batch.peek(query_id).bytes)
+        try:
+            segment = self.batch.detach(query_id)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            segment = self.batch.detach(query_id, keep=False)
+        self.lifecycle.move(query_id, State.READY, reason)
+        try:
+            self.pool.put(segment)
+        except Refused:
+            self._put_emptied(segment)
+        if not segment.cached:
+            self._forgotten(query_id, reason)
+
+    def forget(self, query_id: str, reason: str) -> None:
+        """From wherever it is to the pool, its tokens alone; they are computed again when it has a row again."""
+        if self.lifecycle.live[query_id].state is State.RUNNING:
+            segment = self.batch.detach(query_id, keep=False)
+            self.lifecycle.move(query_id, State.READY, reason)
+        else:
+            segment = self._take(query_id)
+        self._put_emptied(segment)
+        self._forgotten(query_id, reason)
+
+    def end(self, query_id: str, state: State, reason: str, error: str | None = None, *, hold: bool = False) -> None:
+        """It leaves wherever it is; its row and memory are free, unless the row is to be held."""
+        life = self.lifecycle.live[query_id]
+        try:
+            if life.state is not State.RUNNING:
+                self._take(query_id).release()
+                return
+            if state is State.FINISHED:
+                self.prefixes.keep(self.batch.peek(query_id))
+            if hold:
+                self.held[query_id] = life.query
+            else:
+                self.batch.remove(query_id)
+        finally:
+            self.prefixes.ended(life.query)
+            usage = self.lifecycle.end(query_id, state, reason)
+            self.talks.close(query_id, reason, error, usage)
+
+    def fail(self, query_id: str, why: str) -> None:
+        self.end(query_id, State.FAILED, "error", why)
+
+    def fed(self, query_id: str, cached: int, useful: int, idle: int) -> None:
+        """Token slots were computed for it; where its prompt is complete by that, others may begin with it."""
+        life = self.lifecycle.live[query_id]
+        was = life.cached
+        self.lifecycle.fed(query_id, cached, useful, idle)
+        if self.prefixes.wants(life.query, was, cached):
+            place = self.batch if life.state is State.RUNNING else self.prefiller
+            self.prefixes.keep(place.peek(query_id))
+
+    def limit_prefixes(self, wanted: int = 0) -> None:
+        """Stored prefixes take what the pool has left when `wanted` bytes more are in it."""
+        self.prefixes.limit(self.pool.bytes_most - self.pool.bytes_used - wanted)
+
+    def release_held(self) -> None:
+        for query_id in self.held:
+            self.batch.remove(query_id)
+        self.held.clear()
+
+    def _take(self, query_id: str) -> KVSegment:
+        return self.pool.pop(query_id) if query_id in self.pool else self.prefiller.take(query_id)
+
+    def _hand_on(self, query_id: str, place: Callable[[KVSegment], None], state: State, why: str) -> bool:
+        """Where there is no memory for it, it waits in the pool, forgotten."""
+        segment = self._take(query_id)
+        found = self.prefixes.begin(segment)
+        try:
+            place(segment)
+        except Exception as error:
+            self._put_emptied(segment)
+            if not out_of_memory(error):
+                raise
+            if self.lifecycle.live[query_id].state is not State.WAITING:
+                self._forgotten(query_id, MEMORY)
+            return False
+        self.prefixes.begun(segment.query)
+        if found:
+            self.lifecycle.began_with(query_id, found)
+        self.lifecycle.move(query_id, state, why)
+        return True
+
+    def _put_emptied(self, segment: KVSegment) -> None:
+        segment.release()
+        self.pool.put(segment)
+
+    def _forgotten(self, query_id: str, reason: str) -> None:
+        self.lifecycle.forgot(query_id)
+        self.lifecycle.move(query_id, State.WAITING, reason)

@@ -1,0 +1,71 @@
+"""What rows and pool may take now: what was set, or less while others on the machine need the memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from baton.clock import Clock
+
+log = logging.getLogger("baton.kv")
+
+SPARE_BYTES = 128 * 2**20
+"""Left to everyone else: rows and pool never grow into the machine's last so many bytes."""
+_ASK_SECONDS = 1.0
+_MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+class Budget:
+    """`rows_bytes` for all rows and `pool_bytes` for the pool, both less where the machine has less, the pool first.
+
+    `floor_bytes`: what rows may always take, so that the longest query runs by itself whatever others do.
+    `free_bytes` answers what this process could still take; it is asked at most once a second. Where memory is not
+    committed as rows grow (`lazy` False), rows have theirs already, and only the pool gives way.
+    """
+
+    def __init__(
+        self,
+        rows_bytes: int,
+        pool_bytes: int,
+        *,
+        floor_bytes: int,
+        free_bytes: Callable[[], int],
+        clock: Clock,
+        lazy: bool = True,
+    ) -> None:
+        self.rows_bytes = rows_bytes
+        self.pool_bytes = pool_bytes
+        self._most_rows = rows_bytes
+        self._most_pool = pool_bytes
+        self._floor = floor_bytes
+        self._free_bytes = free_bytes
+        self._clock = clock
+        self._lazy = lazy
+        self._asked: float | None = None
+
+    def look(self, rows_used: int, pool_used: int) -> None:
+        """Sets `rows_bytes` and `pool_bytes` to what holds now, where rows and pool take so much of it."""
+        now = self._clock()
+        if self._asked is not None and now - self._asked < _ASK_SECONDS:
+            return
+        self._asked = now
+        room = self._free_bytes() - SPARE_BYTES + pool_used
+        rows = self._most_rows
+        if self._lazy:
+            room += rows_used
+            rows = min(rows, max(room, self._floor))
+            room -= rows
+        pool = max(0, min(self._most_pool, room))
+        if (rows < self._most_rows) != (self.rows_bytes < self._most_rows):
+            log.warning("memory for keys and values: %d MiB of %d MiB", rows >> 20, self._most_rows >> 20)
+        self.rows_bytes, self.pool_bytes = rows, pool
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error is an allocator's: there was no memory, here or on the device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in _MESSAGES)

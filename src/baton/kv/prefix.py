@@ -1,0 +1,201 @@
+"""Stored prefixes: what the model keeps of the first tokens of earlier queries, found again by those tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from baton.kv.rectangle import Rectangle
+
+BLOCK_TOKENS = 32
+_ROOT = 0
+
+_Key = tuple[int, tuple[int, ...]]
+"""The serial of the entry before, and the tokens that follow it."""
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """What a row keeps of a run of tokens, after those of the entry before it."""
+
+    key: _Key
+    serial: int
+    parts: list[Tensor]
+    holds: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self.key[1])
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self.parts)
+
+
+class PrefixStore:
+    """A tree of runs of tokens, each with its keys and values; prefixes that begin alike share what they share.
+
+    Where every buffer keeps every token (`divisible`), a run is a block of `block` tokens, and a prefix may be used up
+    to the end of any of its blocks. Rings and states cannot be cut: there a prefix is one run, used whole or not at
+    all. At most `bytes_most` are taken; what was used longest ago leaves first. Found by hash, and compared token by
+    token, as the keys of a dict are.
+
+    `longest`: texts of more tokens have other keys for the same first tokens (longrope), and are neither stored nor
+    found.
+    """
+
+    def __init__(
+        self, bytes_most: int, *, divisible: bool, block: int = BLOCK_TOKENS, longest: int | None = None
+    ) -> None:
+        self.bytes_most = bytes_most
+        self.bytes_used = 0
+        self._longest = sys.maxsize if longest is None else longest
+        self._block = block if divisible else sys.maxsize
+        self._serials = count(_ROOT + 1)
+        # Least recently used first. Whoever is used is put behind what follows it, and a hold reaches back to the root:
+        # so the first one that is not held has nothing after it in the tree.
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
+        # How many runs shorter than a block follow an entry (by its serial), by their length.
+        self._tails: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        self._held: dict[str, list[_Entry]] = {}
+
+    def find(self, tokens: Sequence[int]) -> tuple[int, list[Tensor]] | None:
+        """The longest stored prefix of these that leaves at least one to feed: its tokens, and parts for a row.
+
+        The parts are as `Rectangle.write` takes them, to be copied from and not to be changed.
+        """
+        path = self._path(tokens)
+        if not path:
+            return None
+        self._touch(path)
+        found = sum(entry.tokens for entry in path)
+        if len(path) == 1:
+            return found, path[0].parts
+        return found, [torch.cat(pieces) for pieces in zip(*(entry.parts for entry in path), strict=True)]
+
+    def store(self, tokens: Sequence[int], parts: Sequence[Tensor], cached: int, *, whole: bool = False) -> int:
+        """Copies what is not stored yet of a row's parts; answers how many of its tokens are stored now.
+
+        `tokens` are the row's text, and `parts` what it keeps of the first `cached` of them. Fewer are stored where
+        there is no room for more; those at the end that fill no block only if `whole` says so. What is not finite is
+        not stored: one broken row must not break others.
+        """
+        if len(tokens) > self._longest:
+            return 0
+        path: list[_Entry] = []
+        start, before = 0, _ROOT
+        try:
+            for run in self._runs(tokens[:cached], whole):
+                entry = self._entries.get((before, run)) or self._add((before, run), self._cut(parts, start, len(run)))
+                if entry is None:
+                    break
+                # Held, so that what comes next is not given the room of what it follows.
+                entry.holds += 1
+                path.append(entry)
+                start, before = start + len(run), entry.serial
+        finally:
+            for entry in path:
+                entry.holds -= 1
+            self._touch(path)
+        return start
+
+    def hold(self, name: str, tokens: Sequence[int]) -> int:
+        """What `find` would answer for these stays until `release(name)`; answers how many tokens that is."""
+        self.release(name)
+        path = self._held[name] = self._path(tokens)
+        for entry in path:
+            entry.holds += 1
+        return sum(entry.tokens for entry in path)
+
+    def release(self, name: str) -> None:
+        """Ends a hold; no matter if there is none."""
+        for entry in self._held.pop(name, ()):
+            entry.holds -= 1
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that no one can be given now."""
+        return sum(entry.bytes for entry in self._entries.values() if entry.holds)
+
+    def limit(self, bytes_most: int) -> bool:
+        """Another bound. What is above it leaves, but for what is held; answers whether it is kept now."""
+        self.bytes_most = bytes_most
+        return self._shrink(bytes_most)
+
+    def _path(self, tokens: Sequence[int]) -> list[_Entry]:
+        """The stored runs that these tokens begin with, but for the last token."""
+        most, start, before = len(tokens) - 1, 0, _ROOT
+        path: list[_Entry] = []
+        if len(tokens) > self._longest:
+            return path
+        while start + self._block <= most:
+            entry = self._entries.get((before, tuple(tokens[start : start + self._block])))
+            if entry is None:
+                break
+            path.append(entry)
+            start, before = start + self._block, entry.serial
+        for length in sorted((n for n in self._tails.get(before, ()) if start + n <= most), reverse=True):
+            tail = self._entries.get((before, tuple(tokens[start : start + length])))
+            if tail is not None:
+                return [*path, tail]
+        return path
+
+    def _runs(self, tokens: Sequence[int], whole: bool) -> Iterator[tuple[int, ...]]:
+        if self._block == sys.maxsize:
+            yield tuple(tokens)
+            return
+        end = len(tokens) if whole else len(tokens) // self._block * self._block
+        for start in range(0, end, self._block):
+            yield tuple(tokens[start : start + self._block])
+
+    def _cut(self, parts: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
+        if self._block == sys.maxsize:
+            return list(parts)
+        return [part[start : start + length] for part in parts]
+
+    def _add(self, key: _Key, parts: list[Tensor]) -> _Entry | None:
+        """A new entry with copies of these parts, or None where there is no room for it."""
+        size = sum(part.numel() * part.element_size() for part in parts)
+        if size > self.bytes_most or not key[1] or not all(bool(part.isfinite().all()) for part in parts):
+            return None
+        if not self._shrink(self.bytes_most - size):
+            return None
+        entry = _Entry(key, next(self._serials), [part.clone() for part in parts])
+        self._entries[key] = entry
+        self.bytes_used += size
+        if len(key[1]) < self._block:
+            self._tails[key[0]][len(key[1])] += 1
+        return entry
+
+    def _shrink(self, most: int) -> bool:
+        while self.bytes_used > most:
+            oldest = next((entry for entry in self._entries.values() if not entry.holds), None)
+            if oldest is None:
+                return False
+            self._drop(oldest)
+        return True
+
+    def _drop(self, entry: _Entry) -> None:
+        del self._entries[entry.key]
+        self.bytes_used -= entry.bytes
+        before, run = entry.key
+        if len(run) < self._block:
+            self._tails[before] -= Counter({len(run): 1})
+            if not self._tails[before]:
+                del self._tails[before]
+
+    def _touch(self, path: Sequence[_Entry]) -> None:
+        for entry in reversed(path):
+            self._entries.move_to_end(entry.key)
+
+
+def prefix_store(rectangle: Rectangle, *, longest: int | None = None) -> PrefixStore:
+    """A store for what this rectangle's rows keep; nothing fits in it until it is given a limit."""
+    divisible = not any(rectangle.rings) and not any(rectangle.states)
+    return PrefixStore(0, divisible=divisible, longest=longest)

@@ -1,0 +1,148 @@
+"""A stock model with our cache and, where it takes it, our attention: one call of it over one shape."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from baton.errors import LoadError
+from baton.model.attention import Own, Padded, Shape
+from baton.model.cache import Current, StateLayer, Step, layers_of
+from baton.model.longrope import choose_by_row, original_context
+from baton.model.look import Look
+from baton.model.probe import Geometry, call, own_words, use_attention
+
+_engines = itertools.count()
+
+
+class Hooked:
+    """`ours`: attention is ours; else the model keeps its own. `near_limit`: see `model/longrope.py`; None for most."""
+
+    def __init__(self, model: PreTrainedModel, geometry: Geometry, *, ours: bool) -> None:
+        self.near_limit = original_context(model)
+        self._model = model
+        self._current = Current()
+        layers = layers_of(self._current, model.config)
+        self._cache = Cache(layers=layers)
+        self._states = [
+            (at, layer, geometry.shapes[at].states) for at, layer in enumerate(layers) if isinstance(layer, StateLayer)
+        ]
+        self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        if ours:
+            # A name per engine: two engines in a process have each their own steps.
+            name = f"baton_{next(_engines)}"
+            AttentionInterface.register(name, _attention(self._current, geometry.looks))
+            use_attention(model, name)
+        if self.near_limit is not None:
+            choose_by_row(model, self.near_limit, lambda: self._current.step.shape.far())
+
+    @property
+    def recurrent(self) -> bool:
+        return bool(self._states)
+
+    def experts_by_row(self) -> None:
+        """Has experts compute each token by itself, whatever its neighbours chose. Raises LoadError."""
+        if getattr(self._model.config.get_text_config(), "_experts_implementation", None) is None:
+            return
+        try:
+            self._model.set_experts_implementation("batched_mm")
+        except (ValueError, AttributeError, RuntimeError) as error:
+            raise LoadError(own_words("its experts cannot be computed row by row", error)) from error
+
+    def run(
+        self, shape: Shape, ids: Tensor, positions: Tensor, last: Tensor | None
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """Logits in float32, and what writes the rest of the result into the rectangle, to be called if all went well.
+
+        `ids` and `positions` `[B, T]`. Logits `[B, vocabulary]` of the only token of each row where `last` is None;
+        else `[len(last), vocabulary]`: of these slots of the one row, or, padded, of this slot of each row.
+        """
+        self._current.step = Step(shape.rectangle, shape)
+        self._load(shape)
+        padded = isinstance(shape, Padded)
+        picked = {"logits_to_keep": last} if last is not None and not padded and self._picks_logits else {}
+        mask = {"attention_mask": shape.mask} if isinstance(shape, Own) else {}
+        with torch.inference_mode(), self._only_last(last if padded else None):
+            try:
+                logits: Tensor = call(self._model, ids, positions, self._cache, **picked, **mask).logits
+                states = [(at, layer.found()) for at, layer, _ in self._states]
+            finally:
+                # transformers' registry of attention functions lives as long as the process: it must not keep rows.
+                del self._current.step
+                for _, layer, _ in self._states:
+                    layer.drop()
+        if last is None:
+            logits = logits[: len(shape.spans), 0]
+        elif padded:
+            logits = logits[:, 0]
+        elif picked:
+            logits = logits[0]
+        else:
+            logits = logits[0, last]
+        return logits.float(), lambda: self._commit(shape, states)
+
+    def _load(self, shape: Shape) -> None:
+        if not self._states:
+            return
+        rows = _row_of_each(shape)
+        begun = shape.spans[0].start > 0
+        for at, layer, shapes in self._states:
+            layer.take(shapes, [state.index_select(0, rows) for state in shape.rectangle.states[at]], begun=begun)
+
+    def _commit(self, shape: Shape, states: list[tuple[int, list[tuple[str, Tensor]]]]) -> None:
+        with torch.inference_mode():
+            shape.commit()
+            if not states:
+                return
+            rows = _row_of_each(shape)
+            for at, found in states:
+                for buffer, (_, state) in zip(shape.rectangle.states[at], found, strict=True):
+                    buffer.index_copy_(0, rows, state)
+
+    @contextmanager
+    def _only_last(self, last: Tensor | None) -> Iterator[None]:
+        """The output layer sees one token per row: `logits_to_keep` can name only columns common to all rows."""
+        if last is None:
+            yield
+            return
+        rows = torch.arange(len(last), device=last.device)
+
+        def pick(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0][rows, last][:, None], *inputs[1:])
+
+        handle = self._model.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def _row_of_each(shape: Shape) -> Tensor:
+    return torch.tensor([span.row for span in shape.spans], device=shape.rows.device)
+
+
+def _attention(current: Current, looks: Mapping[int, Look]) -> Callable[..., tuple[Tensor, None]]:
+    """The attention function that stock layers call, see transformers' `AttentionInterface`."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: object,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: object,
+    ) -> tuple[Tensor, None]:
+        look = looks[module.layer_idx]  # type: ignore[index]
+        return current.step.shape.attend(query, key, value, scaling, look, s_aux), None
+
+    return attend

@@ -1,0 +1,22 @@
+"""Log-probabilities of tokens, of the model's own logits: before temperature, penalties, bias and filters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, tensor
+
+from baton.events import TokenLogprobs
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], best: Sequence[int]) -> list[TokenLogprobs]:
+    """Of each row of `[n, vocabulary]` float32 raw logits: its token's log-softmax, its rank, and so many `best`."""
+    shares = logits - logits.logsumexp(-1, keepdim=True)
+    own = shares.gather(-1, tensor(tokens, device=logits.device)[:, None])
+    ranks = (shares > own).sum(-1) + 1
+    values, ids = shares.topk(min(max(best), logits.shape[-1]))
+    rows = zip(tokens, own[:, 0].tolist(), ranks.tolist(), ids.tolist(), values.tolist(), best, strict=True)
+    return [
+        TokenLogprobs(token, logprob, rank, tuple(zip(top[:count], theirs, strict=False)))
+        for token, logprob, rank, top, theirs, count in rows
+    ]

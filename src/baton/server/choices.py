@@ -1,0 +1,52 @@
+"""One choice of an answer, and what each update adds to it: the same whether the answer is plain or streamed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from baton.events import Update, Usage
+from baton.query import Query
+from baton.server.logprobs import Body, ChatLogprobs, CompletionLogprobs
+
+Piece = tuple[str, Body | None]
+"""Text, and the log-probabilities of its tokens where asked for."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """`echo`: the text it begins with. `logprobs` writes its log-probabilities; None where not asked for.
+
+    `silent`: only the prompt is told, not the one token that is drawn behind it (`max_tokens` 0 with `echo`).
+    """
+
+    query: Query
+    echo: str = ""
+    logprobs: CompletionLogprobs | ChatLogprobs | None = None
+    silent: bool = False
+    begun: bool = field(default=False, init=False)
+
+    def take(self, update: Update) -> list[Piece]:
+        """What is new with an update."""
+        found: list[Piece] = []
+        if not self.begun:
+            self.begun = True
+            if self.echo or update.prompt_logprobs:
+                found.append((self.echo, self._of_prompt(update)))
+        # Tokens without text yet are news too: clients measure the time between tokens by the chunks.
+        if not self.silent and (update.text or update.logprobs or update.finish_reason is None):
+            told = self.logprobs.answer(update.logprobs) if self.logprobs and update.logprobs else None
+            found.append((update.text, told))
+        return found
+
+    def finish_reason(self, update: Update) -> str | None:
+        return "length" if self.silent and update.finish_reason else update.finish_reason
+
+    def usage(self, update: Update) -> Usage | None:
+        if update.usage is None or not self.silent:
+            return update.usage
+        return replace(update.usage, generated_tokens=0)
+
+    def _of_prompt(self, update: Update) -> Body | None:
+        if not isinstance(self.logprobs, CompletionLogprobs):
+            return None
+        return self.logprobs.echo(self.query.prompt, self.echo, update.prompt_logprobs)

@@ -1,0 +1,108 @@
+"""`baton check` finds every scenario equal on models that are batched exactly, and says where one is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from baton.check import SCENARIOS, Outcome, check
+from baton.cli import cli
+from baton.config import Config
+from baton.errors import CheckFailed
+from baton.model.attention import Fill
+from baton.model.load import Loaded, load
+from baton.model.look import Look, Span
+from baton.model.oracle import Oracle
+from families import FAMILIES, WINDOW, model_of
+from saved import save_tiny, save_tokenizer
+
+
+def saved(name: str, folder: Path) -> Path:
+    model_of(name).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def loaded_with(folder: Path, oracle: Oracle, dtype: str = "float32") -> tuple[Loaded, Config]:
+    config = Config(device="cpu", dtype=dtype, threads="1")
+    return load(config, str(folder), "tiny", before=oracle), config
+
+
+def checked(folder: Path, **oracle: int) -> list[Outcome]:
+    before = Oracle(answer=oracle.pop("answer", 8), **oracle)  # type: ignore[arg-type]
+    loaded, config = loaded_with(folder, before)
+    return list(check(loaded, before, config))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mamba2", "jamba", "bloom", "phi3_longrope"])
+def test_every_scenario_is_equal_and_took_place(name: str, tmp_path: Path) -> None:
+    assert name in {family.name for family in FAMILIES}
+    found = checked(saved(name, tmp_path))
+    assert [outcome.name for outcome in found] == [scenario.name for scenario in SCENARIOS]
+    assert [outcome.name for outcome in found if not outcome.passed] == []
+    assert max(outcome.difference for outcome in found) > 0, "nothing was compared"
+    assert [outcome.name for outcome in found if outcome.skipped and outcome.name != "prefix"] == []
+    assert all(outcome.tokens >= 5 * 8 for outcome in found if not outcome.skipped)
+
+
+def test_prompts_go_beyond_the_smallest_window_or_it_is_said(tmp_path: Path) -> None:
+    folder = saved("mistral_window", tmp_path)
+    oracle = Oracle(answer=4)
+    loaded_with(folder, oracle)
+    assert max(len(case.prompt) for case in oracle.cases) > WINDOW
+    assert oracle.notes == []
+    short = Oracle(answer=4, longest=10)
+    loaded_with(folder, short)
+    assert short.notes == [f"no prompt went beyond the window: that needs {WINDOW + 17} tokens (--longest)"]
+
+
+def test_a_wrong_mask_in_chunked_prompts_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Oracle(answer=8)
+    loaded, config = loaded_with(saved("llama", tmp_path), before)
+    right = Fill._mask
+
+    def wrong(self: Fill, span: Span, look: Look) -> torch.Tensor | None:
+        mask = right(self, span, look)
+        if mask is None:
+            return None
+        mask = mask.clone()
+        mask[:, 0] = False
+        return mask
+
+    monkeypatch.setattr(Fill, "_mask", wrong)
+    found = {outcome.name: outcome for outcome in check(loaded, before, config)}
+    assert not found["chunked"].passed
+    assert found["chunked"].difference > 1e-3
+    assert found["chunked"].diverged is not None
+    assert found["orca"].passed, "whole prompts do not use that mask"
+
+
+def run(*arguments: str) -> tuple[int, Any]:
+    result = CliRunner().invoke(cli, ["check", *arguments, "--json", "--threads", "1", "--tokens", "6"])
+    if isinstance(result.exception, CheckFailed):
+        return result.exception.exit_status, json.loads(result.stdout)
+    assert result.exception is None, result.exception
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_the_command_says_so_and_ends_with_its_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(save_tiny(tmp_path))
+    status, told = run(folder)
+    assert (status, told["passed"], told["way"], told["dtype"]) == (0, True, "rectangle", "float32")
+    assert len(told["scenarios"]) == len(SCENARIOS)
+    monkeypatch.setattr("baton.check.TOLERANCE", {torch.float32: -1.0})
+    status, told = run(folder)
+    assert (status, told["passed"]) == (1, False)
+
+
+def test_bfloat16_has_its_own_bound(tmp_path: Path) -> None:
+    before = Oracle(answer=6)
+    loaded, config = loaded_with(saved("llama", tmp_path), before, "bfloat16")
+    found = list(check(loaded, before, config))
+    assert all(outcome.passed for outcome in found)
+    assert max(outcome.difference for outcome in found) > 1e-4
