@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from baton import LLM, SamplingParams
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
@@ -59,3 +60,14 @@ def test_without_it_bits_differ() -> None:
         alone.run([query])
     shaken = crowd("llama", Shaken(Baton(), dice), queries, dice, False)
     assert differing(shaken, alone, queries) > 0
+
+
+def test_the_setting_gives_the_same_bits_with_different_neighbours() -> None:
+    texts = []
+    for others in ([], ["Hello", "How are you?", "What is 12 + 30?"]):
+        with LLM(deterministic=True, max_batch_size=4, threads="1", device="cpu") as llm:
+            assert not llm.client.settings.prefix_cache
+            params = SamplingParams(temperature=0.8, seed=5, max_tokens=12, logprobs=2)
+            out = llm.generate(["The sky is", *others], params)[0].outputs[0]
+            texts.append((out.token_ids, out.cumulative_logprob))
+    assert texts[0] == texts[1]

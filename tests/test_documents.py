@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from families import FAMILIES, REFUSED
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "src/baton/builtin/model/README.md"]
 
@@ -23,3 +25,9 @@ def test_every_script_that_documents_name_is_there() -> None:
     named = set(re.findall(r"\b(?:benchmarks|scripts|examples|tests)/[\w/]+\.(?:py|md)", text))
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_page_of_models_names_every_family_that_is_tested() -> None:
+    page = (ROOT / "docs/models.md").read_text()
+    assert [family.name for family in FAMILIES if f"| {family.name} |" not in page] == []
+    assert [name for name in REFUSED if f"| `{name}` |" not in page] == []

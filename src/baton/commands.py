@@ -251,7 +251,9 @@ def _resolved(house: House) -> str:
     lines = {
         "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
         "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
-        "KV memory": f"{_bytes(settings.kv_bytes)}, {_bytes(facts.footprint.token_bytes)} a token",
+        "run with": loaded.forward.description + ("; shapes are fixed" if settings.deterministic else ""),
+        "KV memory": f"{_bytes(settings.kv_bytes)} for rows and {_bytes(settings.pool_bytes)} for what is set aside, "
+        f"{_bytes(facts.footprint.token_bytes)} a token",
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
     }
     return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())

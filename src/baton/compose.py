@@ -104,6 +104,8 @@ def make_engine(
     sampler: Sampler | None = None,
 ) -> Engine:
     """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in."""
+    if settings.deterministic:
+        loaded.forward.fix_shapes(settings.max_rows)
     # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
     mine, beside = range(settings.max_rows), range(settings.max_rows, 2 * settings.max_rows + 1)
     rectangle = Rectangle(

@@ -51,6 +51,9 @@ class Config:
     prefix_cache: bool = _setting(
         True, "Prompts that begin as earlier texts did are computed from there; never by run_to_completion."
     )
+    deterministic: bool = _setting(
+        False, "Results equal to the bit in any company: steps of a fixed shape, slower; no prefix cache."
+    )
     prefill_chunk: str = _setting(AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.")
     max_stall_ms: int = _setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
     max_waiting: int = _setting(256, "Most queries that wait; more are answered 429.", low=1)
@@ -89,6 +92,7 @@ class Settings:
     seed: int
     pool_bytes: int = 0
     prefix_cache: bool = True
+    deterministic: bool = False
 
 
 def resolve(config: Config, facts: Facts) -> Settings:
@@ -136,8 +140,10 @@ def resolve(config: Config, facts: Facts) -> Settings:
         max_waiting=config.max_waiting,
         seed=config.seed,
         pool_bytes=pool_bytes,
-        # The baseline computes every prompt, and never has one wait for another.
-        prefix_cache=config.prefix_cache and config.policy != "run_to_completion",
+        # The baseline computes every prompt, and never has one wait for another; where bits count, a prompt is always
+        # fed in the same pieces.
+        prefix_cache=config.prefix_cache and config.policy != "run_to_completion" and not config.deterministic,
+        deterministic=config.deterministic,
     )
 
 

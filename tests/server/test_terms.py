@@ -120,12 +120,12 @@ async def served(
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Client]]:
     """Each token that is said takes 10 ms of a clock that nothing else moves.
 
-    The second token of a prompt of three is said when `sent` is set, which is when part of an answer was sent.
+    The third token of a prompt of three is said when `sent` is set, which is when part of an answer was sent.
     """
     clock = ManualClock()
 
     def say(tokens: list[int]) -> int:
-        if sent is not None and len(tokens) == 4:
+        if sent is not None and len(tokens) == 5:
             assert sent.wait(10)
         clock.advance(0.01)
         return hashed(tokens)
