@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from baton.model.selfcheck import use_reference_attention
+
 VOCABULARY = 160
 CONTEXT = 192
 WINDOW = 12
@@ -247,6 +249,7 @@ def model_of(name: str) -> PreTrainedModel:
     """A fresh model with stock attention and the family's fixed weights."""
     model = _bare(name)
     model.load_state_dict(stock_weights(name))
+    use_reference_attention(model)
     return model.eval().requires_grad_(False)
 
 

@@ -48,7 +48,7 @@ class ScriptedLoop:
     """Says `answer` to each query, letter by letter; a test sets what goes wrong.
 
     `held`: queries get no update until `release`, but for a first one of `opening`; `refuse`: raised by submit;
-    `fail_after`: letters before an error.
+    `fail_after`: letters before an error; `cached`: prompt tokens that each query did not compute, in their order.
     """
 
     def __init__(self, answer: str = "hello") -> None:
@@ -57,6 +57,7 @@ class ScriptedLoop:
         self.opening = ""
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
+        self.cached: list[int] = []
         self.reason: str | None = None
         self.live: dict[str, tuple[Query, Deliver]] = {}
         self.queries: list[Query] = []
@@ -140,7 +141,9 @@ class ScriptedLoop:
             failed = Update(query.id, finish_reason="error", error="the row had NaN logits")
             return [*said[: self.fail_after], failed]
         reason = "length" if len(text) < len(self.answer) else "stop"
-        return [*said[:-1], replace(said[-1], finish_reason=reason, usage=usage_of(query, len(text)))]
+        at = self.queries.index(query)
+        usage = usage_of(query, len(text), self.cached[at] if self.cached else 0)
+        return [*said[:-1], replace(said[-1], finish_reason=reason, usage=usage)]
 
 
 def logprobs_of(token: int, best: int) -> TokenLogprobs:
@@ -159,7 +162,7 @@ def _told(query: Query, text: str, at: int) -> dict[str, Any]:
     return found
 
 
-def usage_of(query: Query, generated: int) -> Usage:
+def usage_of(query: Query, generated: int, cached: int = 0) -> Usage:
     return Usage(
         prompt_tokens=len(query.prompt),
         generated_tokens=generated,
@@ -170,7 +173,18 @@ def usage_of(query: Query, generated: int) -> Usage:
         decode_seconds=1.5,
         first_token_seconds=0.75,
         preemptions=1,
+        cached_tokens=cached,
     )
+
+
+def usage_body(prompt: int, completion: int, cached: int = 0) -> dict[str, object]:
+    """As answers tell it."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def client_of(loop: ScriptedLoop) -> Client:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.scripted import CONTEXT, MODEL, Letters, ScriptedLoop
+from server.scripted import CONTEXT, MODEL, Letters, ScriptedLoop, usage_body
 
 PATH = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -19,7 +19,7 @@ async def test_plain_answer(http: httpx.AsyncClient, loop: ScriptedLoop) -> None
     message = {"role": "assistant", "content": "hello", "refusal": None}
     assert body["object"] == "chat.completion" and body["id"].startswith("chatcmpl-")
     assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
-    assert body["usage"] == {"prompt_tokens": 8, "completion_tokens": 5, "total_tokens": 13}
+    assert body["usage"] == usage_body(8, 5)
     assert loop.queries[0].prompt == tuple(Letters().encode("<user>hi"))
     assert loop.queries[0].limit_tokens == CONTEXT - 8, "no max_tokens: up to the context"
 

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from server.scripted import MODEL, ScriptedLoop
+from server.scripted import MODEL, ScriptedLoop, usage_body
 
 PATH = "/v1/completions"
 
@@ -18,7 +18,7 @@ async def test_plain_answer(http: httpx.AsyncClient, loop: ScriptedLoop) -> None
     assert response.status_code == 200
     assert body["object"] == "text_completion" and body["model"] == MODEL and body["id"].startswith("cmpl-")
     assert body["choices"] == [{"index": 0, "text": "hello", "logprobs": None, "finish_reason": "stop"}]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert body["usage"] == usage_body(3, 5)
     assert loop.queries[0].prompt == (97, 98, 99)
     assert loop.queries[0].limit_tokens == 16
     assert loop.cancelled == [], "a normal finish is not an abort"
@@ -68,7 +68,7 @@ async def test_choices_of_several_prompts(http: httpx.AsyncClient, loop: Scripte
     body = (await http.post(PATH, json={"prompt": ["ab", "c"], "n": 2, "echo": True, "seed": 1})).json()
     assert [choice["text"] for choice in body["choices"]] == ["abhello", "abhello", "chello", "chello"]
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23}
+    assert body["usage"] == usage_body(3, 20)
     assert [query.seed for query in loop.queries] == [1, 2, 1, 2]
 
 
@@ -116,7 +116,18 @@ async def test_stream_with_usage(http: httpx.AsyncClient) -> None:
     chunks = [json.loads(line[6:]) for line in response.text.split("\n\n")[:-2]]
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert chunks[-1]["usage"] == usage_body(3, 5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_cached_tokens_of_a_prompt_are_what_none_of_its_choices_computed(
+    http: httpx.AsyncClient, loop: ScriptedLoop, stream: bool
+) -> None:
+    loop.cached = [2, 3, 0, 1]
+    asked = {"prompt": ["abcd", "ef"], "n": 2, "max_tokens": 1, "stream": stream}
+    response = await http.post(PATH, json=asked | ({"stream_options": {"include_usage": True}} if stream else {}))
+    told = json.loads(response.text.split("\n\n")[-3][6:]) if stream else response.json()
+    assert told["usage"] == usage_body(6, 4, cached=2)
 
 
 async def test_stream_with_baton_usage_alone(http: httpx.AsyncClient) -> None:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from baton.server.logprobs import CompletionLogprobs
-from server.scripted import MODEL, Letters, ScriptedLoop, logprobs_of
+from server.scripted import MODEL, Letters, ScriptedLoop, logprobs_of, usage_body
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
@@ -81,7 +81,7 @@ async def test_echo_of_the_prompt_alone(http: httpx.AsyncClient, loop: ScriptedL
     assert body["choices"][0]["logprobs"]["token_logprobs"] == [None, -1.5]
     assert body["choices"][1]["logprobs"]["token_logprobs"] == [None]
     assert {choice["finish_reason"] for choice in body["choices"]} == {"length"}
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
+    assert body["usage"] == usage_body(3, 0)
     assert {query.limit_tokens for query in loop.queries} == {1}
     chunks = await streamed(http, COMPLETIONS, **asked, stream_options={"include_usage": True})
     assert put_together(chunks, 0) == ("ab", body["choices"][0]["logprobs"])

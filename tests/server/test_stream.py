@@ -11,7 +11,7 @@ import pytest
 
 from baton.events import Update
 from baton.server.stream import until_gone
-from server.scripted import ScriptedLoop, app_of
+from server.scripted import ScriptedLoop, app_of, usage_body
 
 
 class Wire:
@@ -49,6 +49,19 @@ class Wire:
 
 async def submitted(loop: ScriptedLoop) -> None:
     await asyncio.wait_for(asyncio.to_thread(loop.came.wait), 10)
+
+
+async def test_usage_goes_by_choice_and_not_by_who_ended_first(loop: ScriptedLoop) -> None:
+    loop.held, loop.cached = True, [1, 1, 3, 3]
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    wire = Wire(loop, {"prompt": ["abcd", "efgh"], "n": 2, "max_tokens": 1, **options})
+    await submitted(loop)
+    first, *others = loop.live
+    loop.live = {name: loop.live[name] for name in (*others, first)}
+    loop.release()
+    await asyncio.wait_for(wire.task, 10)
+    usage = json.loads(b"".join(wire.bodies).decode().split("\n\n")[-3][6:])["usage"]
+    assert usage == usage_body(8, 4, cached=4), "1 of one prompt and 3 of the other; in the order of the ends 1 and 1"
 
 
 async def test_nothing_is_sent_before_the_first_update(loop: ScriptedLoop) -> None:

@@ -53,7 +53,7 @@ class Forwards:
             return
         with now.stalling("prefill"):
             began = self._clock()
-            stepped = self._advance(chunks)
+            stepped = self._advance(chunks, now)
             if stepped.shares:
                 now.prefilled_tokens += self._filled(stepped, list(stepped.shares), self._clock() - began)
             self._apply(stepped, now)
@@ -92,7 +92,7 @@ class Forwards:
             queries.release_held()
         elif short and len(running) > 1:
             self._shrink(now)
-        elif short and self._free_all_beside():
+        elif short and (self._free_all_beside() or now.try_once_more()):
             pass
         else:
             why = "out of memory, even by itself" if short else f"the step failed: {type(error).__name__}"
@@ -127,27 +127,29 @@ class Forwards:
         lives = [life for life in self._queries.lifecycle.live.values() if life.state is State.RUNNING]
         return [life.query.id for life in sorted(reversed(lives), key=lambda life: -life.query.priority)]
 
-    def _advance(self, chunks: Sequence[Chunk]) -> Stepped:
+    def _advance(self, chunks: Sequence[Chunk], now: Iteration) -> Stepped:
         """Prefills the chunks together; where that fails, one by one, so that only the culprit's query fails."""
         try:
             return self._queries.prefiller.advance(chunks)
         except Exception as error:
             if len(chunks) > 1:
-                return _joined(self._advance([chunk]) for chunk in chunks)
+                return _joined(self._advance([chunk], now) for chunk in chunks)
             if not out_of_memory(error):
                 log.exception("prefill of query %s failed", chunks[0].query_id)
                 self._queries.fail(chunks[0].query_id, f"prefill failed: {type(error).__name__}")
                 return Stepped()
-        return self._advance(chunks) if self._queries.prefixes.let_go() else self._less(chunks[0])
+        return self._advance(chunks, now) if self._queries.prefixes.let_go() else self._less(chunks[0], now)
 
-    def _less(self, chunk: Chunk) -> Stepped:
+    def _less(self, chunk: Chunk, now: Iteration) -> Stepped:
         """Half of a chunk for which there was no memory; where that is nothing, its query waits for others to end."""
         queries = self._queries
         if chunk.tokens > 1:
             pending = self._pending(chunk.query_id)
-            return self._advance([Chunk(chunk.query_id, min(chunk.tokens, pending) // 2 or 1)])
+            return self._advance([Chunk(chunk.query_id, min(chunk.tokens, pending) // 2 or 1)], now)
         if queries.batch.lens or len(queries.prefiller.lens) > 1 or queries.pool.bytes_used:
             queries.forget(chunk.query_id, MEMORY)
+        elif now.try_once_more():
+            return self._advance([chunk], now)
         else:
             queries.fail(chunk.query_id, "out of memory, even by itself")
         return Stepped()

@@ -31,6 +31,7 @@ class Iteration:
     prefilled_tokens: int = 0
     generated_tokens: int = 0
     step_seconds: float = 0.0
+    _tries: int = 0
 
     @contextmanager
     def stalling(self, cause: str) -> Iterator[None]:
@@ -38,6 +39,11 @@ class Iteration:
         began = self.clock()
         yield
         self.stalled(cause, self.clock() - began)
+
+    def try_once_more(self) -> bool:
+        """Whether a forward that failed with nothing left to free may be repeated: once, others may have freed some."""
+        self._tries += 1
+        return self._tries == 1
 
     def stalled(self, cause: str, seconds: float) -> None:
         if self.had_running:

@@ -19,7 +19,7 @@ from baton.config import AUTO, Config
 from baton.errors import LoadError, SettingError
 from baton.model.forward import Forward, Way
 from baton.model.probe import Geometry, own_words, probe
-from baton.model.selfcheck import check_texts, self_check, stock_logits
+from baton.model.selfcheck import check_texts, self_check, stock_logits, use_reference_attention
 from baton.model.tokenizer import ModelTokenizer
 
 Told = Callable[[str, float], None]
@@ -72,6 +72,7 @@ def load(
         )
         model.to(device).eval().requires_grad_(False)
     if before is not None:
+        use_reference_attention(model)
         with _phase("alone", told):
             before(model)
     with _phase("self-check", told):
@@ -99,6 +100,7 @@ def hook(model: PreTrainedModel) -> Forward:
 
     Raises LoadError, with the reasons of all ways that were tried, where none is exact.
     """
+    use_reference_attention(model)
     stock = model.config.get_text_config()._attn_implementation
     texts = check_texts(model)
     try:

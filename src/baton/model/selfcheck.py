@@ -41,6 +41,12 @@ def windows_of(config: Any) -> list[int]:
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
 
 
+def use_reference_attention(model: PreTrainedModel) -> None:
+    """Older transformers leave out the softcap, without a word, where attention is not their eager one."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+
+
 def stock_logits(model: PreTrainedModel, texts: list[Tensor]) -> list[Tensor]:
     """What the model itself gives for each text alone: float32 `[STEPS + 1, vocabulary]` of its last tokens.
 

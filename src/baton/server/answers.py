@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel
 
@@ -24,10 +24,17 @@ class BatonUsage(BaseModel):
     preemptions: int
 
 
+class PromptTokensDetails(BaseModel):
+    """`cached_tokens`: prompt tokens that were not computed, because an earlier text began with them."""
+
+    cached_tokens: int
+
+
 class UsageBody(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     baton: BatonUsage | None = None
 
 
@@ -147,15 +154,22 @@ class Load(BaseModel):
     idle_slots: int
 
 
-def usage_body(prompt_tokens: int, usages: Iterable[Usage], *, baton: bool) -> UsageBody:
-    """Usage of a request: its prompts counted once each, its choices' usages added up."""
-    each = list(usages)
+def usage_body(prompts: Iterable[Sequence[Usage]], *, baton: bool) -> UsageBody:
+    """Usage of a request, from those of each prompt's choices: prompts are counted once each, choices added up.
+
+    Of a prompt with several choices, what none of them had to compute was cached.
+    """
+    of_prompts = list(prompts)
+    each = [usage for choices in of_prompts for usage in choices]
+    asked = sum(choices[0].prompt_tokens for choices in of_prompts)
     generated = sum(usage.generated_tokens for usage in each)
+    cached = sum(min(usage.cached_tokens for usage in choices) for choices in of_prompts)
     return UsageBody(
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=asked,
         completion_tokens=generated,
-        total_tokens=prompt_tokens + generated,
-        baton=_baton(each) if baton and each else None,
+        total_tokens=asked + generated,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        baton=_baton(each) if baton else None,
     )
 
 

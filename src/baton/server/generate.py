@@ -59,8 +59,10 @@ class Job:
         }
 
     def usage(self, usages: Sequence[Usage]) -> UsageBody:
-        prompts = sum(len(choice.query.prompt) for choice in self.choices[:: self.asked.n])
-        return usage_body(prompts, usages, baton=self.asked.baton_usage)
+        """The body of these usages, one of each choice, in their order."""
+        n = self.asked.n
+        prompts = (usages[first : first + n] for first in range(0, len(usages), n))
+        return usage_body(prompts, baton=self.asked.baton_usage)
 
 
 _SALT = secrets.token_bytes(16)

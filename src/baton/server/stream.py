@@ -94,7 +94,7 @@ class EventStream(Response):
     """Submits queries when it is sent, and sends their updates.
 
     Until the first update nothing is sent, so that a refusal or an early failure has its own status.
-    `usage` makes the usage chunk's body of the choices' usages; without it there is no such chunk.
+    `usage` makes the usage chunk's body of the choices' usages, in their order; without it there is no such chunk.
     """
 
     media_type = "text/event-stream"
@@ -113,7 +113,7 @@ class EventStream(Response):
         self._frames = frames
         self._usage = usage
         self._index = {choice.query.id: index for index, choice in enumerate(choices)}
-        self._usages: list[Usage] = []
+        self._usages: dict[int, Usage] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await until_gone(receive, self._send_all(send))
@@ -157,12 +157,14 @@ class EventStream(Response):
             if reason is not None:
                 pieces.append(frames.finish(index, reason))
             if usage is not None:
-                self._usages.append(usage)
+                self._usages[index] = usage
         return "".join(pieces)
 
     def _ending(self) -> str:
-        usage = "" if self._usage is None else self._frames.usage(self._usage(self._usages))
-        return usage + self._frames.done()
+        if self._usage is None:
+            return self._frames.done()
+        usages = [self._usages[index] for index in range(len(self._choices))]
+        return self._frames.usage(self._usage(usages)) + self._frames.done()
 
 
 async def _send_some(send: Send, text: str) -> None:
