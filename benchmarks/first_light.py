@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
+from report import write_section
 
 POLICIES = ("run_to_completion", "orca", "baton")
 KINDS = ("useful", "empty_row", "finished_row", "padding", "recomputed")
@@ -90,7 +91,7 @@ def main() -> None:
     report = report_of(args, asked, runs)
     print(report)
     if args.write:
-        _write(args.write, args.section, report)
+        write_section(args.write, args.section, report)
     if any(r.different for r in runs):
         sys.exit("texts differ from the same query alone")
 
@@ -259,12 +260,6 @@ def _line(policy: str, mine: Sequence[Run]) -> str:
 
 def _at(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100)[percent - 1]
-
-
-def _write(path: Path, section: str, report: str) -> None:
-    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
-    head, rest = path.read_text().split(begin)
-    path.write_text(f"{head}{begin}\n{report}\n{end}{rest.split(end)[1]}")
 
 
 def _metrics(url: str) -> dict[str, float]:

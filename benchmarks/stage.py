@@ -1,0 +1,113 @@
+"""What the figures of the engine stand on: one loaded model, engines on it in this thread, and what their clients hear.
+
+Without HTTP and without a second thread, so that the clock shows the engine alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedModel
+
+from baton import builtin
+from baton.builtin import tasks
+from baton.clock import monotonic
+from baton.compose import POLICIES, facts_of, make_engine, model_name, set_threads
+from baton.config import Config, Settings, resolve
+from baton.events import Sink, Update, Usage
+from baton.model.load import Loaded
+from baton.model.load import load as load_model
+from baton.query import Query, SamplingParams
+
+
+@dataclass
+class Answer:
+    """What was heard of one query. Seconds of the clock; `times` has one of each token."""
+
+    asked: float
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    text: str = ""
+    reason: str | None = None
+    usage: Usage | None = None
+
+    @property
+    def first(self) -> float:
+        """Seconds until its first token."""
+        return self.times[0] - self.asked
+
+    @property
+    def whole(self) -> float:
+        """Seconds until its last token."""
+        return self.times[-1] - self.asked
+
+    @property
+    def gaps(self) -> list[float]:
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+
+
+class Stage:
+    """An engine in this thread; `turn` is one iteration. `answers` by name."""
+
+    def __init__(self, loaded: Loaded, settings: Settings, policy: str, sinks: Sequence[Sink] = ()) -> None:
+        self.engine = make_engine(loaded, settings, POLICIES[policy](), sinks)
+        self.answers: dict[str, Answer] = {}
+
+    def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Answer:
+        """A greedy query for exactly so many tokens comes in."""
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        query = Query(
+            id=name,
+            prompt=tuple(prompt),
+            params=params,
+            seed=0,
+            limit_tokens=tokens,
+            arrived=monotonic(),
+            priority=priority,
+        )
+        self.answers[name] = Answer(query.arrived)
+        self.engine.accept(query, self._hear)
+        return self.answers[name]
+
+    def turn(self) -> None:
+        self.engine.iterate()
+        self.engine.hand_over()
+
+    def finish(self) -> None:
+        """Until nothing is left to do."""
+        while self.engine.busy:
+            self.turn()
+
+    def _hear(self, updates: list[Update]) -> None:
+        now = monotonic()
+        for update in updates:
+            if update.error is not None:
+                raise RuntimeError(f"query {update.query_id} failed: {update.error}")
+            answer = self.answers[update.query_id]
+            answer.tokens += update.token_ids
+            answer.times += [now] * len(update.token_ids)
+            answer.text += update.text
+            answer.reason = update.finish_reason
+            answer.usage = update.usage
+
+
+def load(config: Config, before: Callable[[PreTrainedModel], None] | None = None) -> tuple[Loaded, Settings]:
+    """The model, and what these settings are on this machine. `before` gets the model while it is stock."""
+    set_threads(config)
+    loaded = load_model(config, config.model or str(builtin.path()), model_name(config), before=before)
+    return loaded, resolve(config, facts_of(loaded))
+
+
+def known_text() -> str:
+    """Enough text for any prompt, of a kind that the built-in model knows: questions, one behind the other."""
+    lines = [question.text for task in tasks.CHECKABLE_TASKS for question in tasks.questions(task, 60, seed=5)]
+    return "\n".join(lines * 4)
+
+
+def prompts(loaded: Loaded, lengths: Sequence[int], dice: random.Random) -> list[list[int]]:
+    """Prompts of these many tokens, each from another place of the known text."""
+    ids = loaded.tokenizer.encode(known_text())
+    starts = [dice.randrange(len(ids) - length) for length in lengths]
+    return [ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]
