@@ -5,6 +5,7 @@ Without HTTP and without a second thread, so that the clock shows the engine alo
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,15 +46,23 @@ class Answer:
 
     @property
     def gaps(self) -> list[float]:
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(self.times)]
 
 
 class Stage:
-    """An engine in this thread; `turn` is one iteration. `answers` by name."""
+    """An engine in this thread; `turn` is one iteration. `answers` by name; `heard` is told how many tokens came."""
 
-    def __init__(self, loaded: Loaded, settings: Settings, policy: str, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        settings: Settings,
+        policy: str,
+        sinks: Sequence[Sink] = (),
+        heard: Callable[[int], object] = lambda tokens: None,
+    ) -> None:
         self.engine = make_engine(loaded, settings, POLICIES[policy](), sinks)
         self.answers: dict[str, Answer] = {}
+        self._heard = heard
 
     def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Answer:
         """A greedy query for exactly so many tokens comes in."""
@@ -91,6 +100,7 @@ class Stage:
             answer.text += update.text
             answer.reason = update.finish_reason
             answer.usage = update.usage
+        self._heard(sum(len(update.token_ids) for update in updates))
 
 
 def load(config: Config, before: Callable[[PreTrainedModel], None] | None = None) -> tuple[Loaded, Settings]:

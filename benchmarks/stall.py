@@ -46,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Attack:
-    """One run under attack. `gaps`: the victim's, in seconds, from the attack's begin, the last one as long as it was.
+    """One run under attack. `gaps`: the victim's, in seconds, from its last token before the attack.
 
     `pause`: the longest time in which no token of the attackers' prompts was computed, in seconds.
     """
@@ -68,7 +68,7 @@ def main() -> None:
     (prompt,) = prompts(loaded, [args.prompt], dice)
     runs: list[Attack] = []
     with tqdm(total=1 + args.turns * len(POLICIES), unit="run", disable=None) as bar:
-        lone = alone(loaded, settings, prompt)
+        lone = alone(args, loaded, settings, prompt)
         bar.update()
         for _, policy in itertools.product(range(args.turns), POLICIES):
             runs.append(attack(args, loaded, settings, policy, prompt, dice))
@@ -80,10 +80,10 @@ def main() -> None:
         sys.exit("the victim's text differs from the one without attackers")
 
 
-def alone(loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Answer:
-    """The victim by itself, to the context's end."""
+def alone(args: argparse.Namespace, loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Answer:
+    """The victim by itself."""
     stage = Stage(loaded, settings, "baton")
-    answer = stage.ask("victim", prompt, settings.max_model_len - len(prompt))
+    answer = stage.ask("victim", prompt, args.answer)
     stage.finish()
     return answer
 
@@ -98,7 +98,7 @@ def attack(
 ) -> Attack:
     progress = Progress()
     stage = Stage(loaded, settings, policy, [progress])
-    victim = stage.ask("victim", prompt, settings.max_model_len - len(prompt))
+    victim = stage.ask("victim", prompt, args.answer)
     while len(victim.tokens) < args.before:
         stage.turn()
     began, calm, computed = monotonic(), len(victim.times), progress.tokens
@@ -118,7 +118,7 @@ def attack(
         gaps=victim.gaps[calm - 1 :],
         prefilled=progress.tokens - computed,
         finished=sum(one.reason is not None for one in attackers),
-        pause=max(after - before for before, after in zip(times, times[1:], strict=False)),
+        pause=max(after - before for before, after in itertools.pairwise(times)),
     )
 
 
@@ -164,8 +164,9 @@ def report(
     return [
         f"A victim of {args.prompt} prompt tokens decodes; {args.attackers} attackers of "
         f"{settings.max_model_len - 1:,} prompt tokens are there at any moment, {args.seconds:g} s a turn, "
-        f"{args.turns} alternated turns, {args.rows} rows. The bound: {args.max_stall_ms} ms (`--max-stall-ms`) and the "
-        f"victim's usual step alone, {figures['bound']:.0f} ms. {machine(args.model)}",
+        f"{args.turns} alternated turns, {args.rows} rows. "
+        f"The bound: {args.max_stall_ms} ms (`--max-stall-ms`) and the victim's usual step alone, together "
+        f"{figures['bound']:.0f} ms. {machine(args.model)}",
         "",
         *table(head, rows),
         "",
@@ -187,6 +188,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--attackers", type=int, default=4, help="at any moment")
     parser.add_argument("--prompt", type=int, default=32, help="the victim's prompt, in tokens")
+    parser.add_argument("--answer", type=int, default=512, help="the victim's answer, in tokens")
     parser.add_argument("--before", type=int, default=16, help="tokens that the victim has when the attack begins")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each turn's attack")
     parser.add_argument("--turns", type=int, default=3)

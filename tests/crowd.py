@@ -17,7 +17,7 @@ from baton.engine.engine import Engine
 from baton.engine.talk import Talks
 from baton.events import Update
 from baton.kv.budget import Budget
-from baton.kv.prefix import prefix_store
+from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import Rectangle
 from baton.model.load import hook
 from baton.model.rows import Rows
@@ -121,6 +121,7 @@ def crowd_of(
     sure_tokens: int = SURE_TOKENS,
     sinks: Sequence[object] = (),
     prefix_cache: bool = False,
+    prefix_block: int = BLOCK_TOKENS,
     deterministic: bool = False,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several."""
@@ -165,7 +166,9 @@ def crowd_of(
         sinks=sinks,  # type: ignore[arg-type]
         whole_prompts=forward.whole_prompts,
         sure_tokens=sure_tokens,
-        prefix_store=prefix_store(rectangle, longest=forward.near_limit) if prefix_cache else None,
+        prefix_store=(
+            prefix_store(rectangle, block=prefix_block, longest=forward.near_limit) if prefix_cache else None
+        ),
     )
     return Crowd(engine, recorder)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from baton.check import SCENARIOS, Outcome, check
+from baton.check import DETERMINISTIC, SCENARIOS, Outcome, check
 from baton.cli import cli
 from baton.config import Config
 from baton.errors import CheckFailed
@@ -43,7 +43,7 @@ def checked(folder: Path, **oracle: int) -> list[Outcome]:
 def test_every_scenario_is_equal_and_took_place(name: str, tmp_path: Path) -> None:
     assert name in {family.name for family in FAMILIES}
     found = checked(saved(name, tmp_path))
-    assert [outcome.name for outcome in found] == [scenario.name for scenario in SCENARIOS]
+    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), DETERMINISTIC]
     assert [outcome.name for outcome in found if not outcome.passed] == []
     assert max(outcome.difference for outcome in found) > 0, "nothing was compared"
     assert [outcome.name for outcome in found if outcome.skipped and outcome.name != "prefix"] == []
@@ -94,7 +94,7 @@ def test_the_command_says_so_and_ends_with_its_status(tmp_path: Path, monkeypatc
     folder = str(save_tiny(tmp_path))
     status, told = run(folder)
     assert (status, told["passed"], told["way"], told["dtype"]) == (0, True, "rectangle", "float32")
-    assert len(told["scenarios"]) == len(SCENARIOS)
+    assert len(told["scenarios"]) == len(SCENARIOS) + 1
     monkeypatch.setattr("baton.check.TOLERANCE", {torch.float32: -1.0})
     status, told = run(folder)
     assert (status, told["passed"]) == (1, False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from baton.compose import facts_of, make_engine
 from baton.config import Config, Settings, resolve
 from baton.engine.engine import Engine
-from baton.errors import Refused
+from baton.errors import LoadError, Refused
 from baton.events import Update
 from baton.model.load import Loaded
 from baton.model.oracle import Case, Oracle
@@ -130,6 +130,22 @@ SCENARIOS = (
 )
 
 
+DETERMINISTIC = "deterministic"
+
+
+class _Keeping(Sampler):
+    """Keeps each row of logits that is drawn from, by query and position."""
+
+    def __init__(self) -> None:
+        super().__init__(end_ids=())
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        for row, draw in zip(logits, draws, strict=True):
+            self.kept[draw.seed, len(draw.tokens)] = row.clone()
+        return super().__call__(logits, draws)
+
+
 class _Listening(Sampler):
     """Compares each row of logits that is drawn from with the oracle's; queries are told apart by their seeds."""
 
@@ -160,6 +176,8 @@ def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
     settings = resolve(asked, facts_of(loaded))
     for scenario in SCENARIOS:
         yield _run(scenario, loaded, oracle, settings)
+    # Last, because a forward whose shapes are fixed stays so.
+    yield _same_bits(loaded, oracle, replace(settings, deterministic=True, prefix_cache=False))
 
 
 def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
@@ -183,6 +201,30 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
         _drive(engine, some, scenario.late, hear)
     outcome = _compared(scenario, cases, list(found.values()), listening, TOLERANCE[loaded.dtype])
     return _evident(outcome, scenario, policy, engine)
+
+
+def _same_bits(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
+    """With fixed shapes: one query after the other against all in a crowd that is disturbed, bit by bit."""
+    outcome = Outcome(DETERMINISTIC, "--deterministic: the same bits in a crowd", queries=len(oracle.cases))
+    kept = []
+    try:
+        for together in (False, True):
+            keeping = _Keeping()
+            policy = Disturbed(Baton(), _taken_out) if together else Baton()
+            engine = make_engine(loaded, settings, policy, sampler=keeping)
+            queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
+            for some in [queries] if together else [[query] for query in queries]:
+                _drive(engine, some, late=2, hear=lambda updates: None)
+            kept.append(keeping.kept)
+    except LoadError as error:
+        return replace(outcome, skipped=error.message)
+    alone, crowd = kept
+    other = [at for at in alone if at not in crowd or not alone[at].equal(crowd[at])]
+    difference = max((float((alone[at] - crowd[at]).abs().max()) for at in other if at in crowd), default=0.0)
+    first = min(other, default=None)
+    prompts = [len(case.prompt) for case in oracle.cases]
+    diverged = None if first is None else (first[0], first[1] - prompts[first[0]])
+    return replace(outcome, tokens=len(alone), difference=difference, diverged=diverged)
 
 
 def _query(index: int, case: Case) -> Query:

@@ -187,7 +187,8 @@ def _verdicts(done: Sequence[Outcome]) -> Table:
         verdict = "[green]same as alone[/green]" if outcome.passed else "[red]differs[/red]"
         if outcome.diverged is not None:
             verdict += " from token {1} of query {0} on".format(*outcome.diverged)
-        notes = [f"{outcome.ties} near ties"] * (outcome.ties > 0) + [outcome.evidence] * bool(outcome.evidence)
+        ties = f"{outcome.ties} near tie{'s' * (outcome.ties > 1)}"
+        notes = [ties] * bool(outcome.ties) + [outcome.evidence] * bool(outcome.evidence)
         verdict += f" ({', '.join(notes)})" if notes else ""
         table.add_row(outcome.what, str(outcome.tokens), f"{outcome.difference:.1e}", verdict)
     return table

@@ -103,6 +103,8 @@ class Prefixes:
         """Whether to `keep` what a query has that kept `was` of its tokens and keeps `cached` now."""
         if self._store is None:
             return False
+        if self._store.is_due(was, cached, len(query.prompt)):
+            return True
         return was < len(query.prompt) <= cached or (query.id in self._awaiting and cached >= query.pause_at)
 
     def keep(self, segment: KVSegment) -> None:
@@ -117,7 +119,7 @@ class Prefixes:
                 self._store.store(segment.tokens, segment.parts, segment.cached)
         except Exception:
             log.exception("what query %s has computed could not be stored", query.id)
-        if query.id in self._awaiting:
+        if query.id in self._awaiting and segment.cached >= query.pause_at:
             self._open(query)
 
     def _open(self, query: Query) -> None:

@@ -108,7 +108,7 @@ class Queries:
         self.end(query_id, State.FAILED, "error", why)
 
     def fed(self, query_id: str, cached: int, useful: int, idle: int) -> None:
-        """Token slots were computed for it; where its prompt is complete by that, others may begin with it."""
+        """Token slots were computed for it; others may begin with its prompt, or what can be kept of it on its way."""
         life = self.lifecycle.live[query_id]
         was = life.cached
         self.lifecycle.fed(query_id, cached, useful, idle)

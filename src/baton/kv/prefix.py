@@ -41,27 +41,30 @@ class _Entry:
 class PrefixStore:
     """A tree of runs of tokens, each with its keys and values; prefixes that begin alike share what they share.
 
-    Where every buffer keeps every token (`divisible`), a run is a block of `block` tokens, and a prefix may be used up
-    to the end of any of its blocks. Rings and states cannot be cut: there a prefix is one run, used whole or not at
-    all. At most `bytes_most` are taken; what was used longest ago leaves first. Found by hash, and compared token by
-    token, as the keys of a dict are.
+    Of a row of at most `divisible_tokens` any beginning can be cut out: there a run is a block of `block` tokens, and a
+    prefix may be used up to the end of any of its blocks. A longer row is stored as one run from its first token, a
+    snapshot, used whole or not at all. At most `bytes_most` are taken; what was used longest ago leaves first. Found by
+    hash, and compared token by token, as the keys of a dict are.
 
     `longest`: texts of more tokens have other keys for the same first tokens (longrope), and are neither stored nor
     found.
     """
 
     def __init__(
-        self, bytes_most: int, *, divisible: bool, block: int = BLOCK_TOKENS, longest: int | None = None
+        self, bytes_most: int, *, divisible_tokens: int, block: int = BLOCK_TOKENS, longest: int | None = None
     ) -> None:
         self.bytes_most = bytes_most
         self.bytes_used = 0
         self._longest = sys.maxsize if longest is None else longest
-        self._block = block if divisible else sys.maxsize
+        # Where no block fits, there are only snapshots.
+        self._divisible = divisible_tokens if divisible_tokens >= block else 0
+        self._block = block if self._divisible else sys.maxsize
         self._serials = count(_ROOT + 1)
         # Least recently used first. Whoever is used is put behind what follows it, and a hold reaches back to the root:
         # so the first one that is not held has nothing after it in the tree.
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        # How many runs shorter than a block follow an entry (by its serial), by their length.
+        # How many runs that are no block follow an entry (by its serial), by their length: shorter ones, and behind the
+        # root snapshots.
         self._tails: defaultdict[int, Counter[int]] = defaultdict(Counter)
         self._held: dict[str, list[_Entry]] = {}
 
@@ -105,6 +108,13 @@ class PrefixStore:
             self._touch(path)
         return start
 
+    def is_due(self, was: int, cached: int, tokens: int) -> bool:
+        """Whether to store now what a row of `was` tokens has that is fed up to `cached` of a text of so many `tokens`.
+
+        It is where a block was completed that the row can no longer be cut for when the text is complete.
+        """
+        return cached <= self._divisible < tokens and was // self._block < cached // self._block
+
     def hold(self, name: str, tokens: Sequence[int]) -> int:
         """What `find` would answer for these stays until `release(name)`; answers how many tokens that is."""
         self.release(name)
@@ -130,24 +140,34 @@ class PrefixStore:
 
     def _path(self, tokens: Sequence[int]) -> list[_Entry]:
         """The stored runs that these tokens begin with, but for the last token."""
-        most, start, before = len(tokens) - 1, 0, _ROOT
-        path: list[_Entry] = []
         if len(tokens) > self._longest:
-            return path
-        while start + self._block <= most:
+            return []
+        snapshot = self._tail(tokens, 0, _ROOT)
+        if snapshot is not None and snapshot.tokens > self._divisible:
+            # Longer than what any blocks could make together.
+            return [snapshot]
+        start, before = 0, _ROOT
+        path: list[_Entry] = []
+        while start + self._block < len(tokens):
             entry = self._entries.get((before, tuple(tokens[start : start + self._block])))
             if entry is None:
                 break
             path.append(entry)
             start, before = start + self._block, entry.serial
-        for length in sorted((n for n in self._tails.get(before, ()) if start + n <= most), reverse=True):
-            tail = self._entries.get((before, tuple(tokens[start : start + length])))
-            if tail is not None:
-                return [*path, tail]
-        return path
+        tail = self._tail(tokens, start, before)
+        return path if tail is None else [*path, tail]
+
+    def _tail(self, tokens: Sequence[int], start: int, before: int) -> _Entry | None:
+        """The longest run that is no block, follows this entry and is what these tokens go on with from `start`."""
+        lengths = (length for length in self._tails.get(before, ()) if start + length < len(tokens))
+        for length in sorted(lengths, reverse=True):
+            entry = self._entries.get((before, tuple(tokens[start : start + length])))
+            if entry is not None:
+                return entry
+        return None
 
     def _runs(self, tokens: Sequence[int], whole: bool) -> Iterator[tuple[int, ...]]:
-        if self._block == sys.maxsize:
+        if len(tokens) > self._divisible:
             yield tuple(tokens)
             return
         end = len(tokens) if whole else len(tokens) // self._block * self._block
@@ -155,21 +175,21 @@ class PrefixStore:
             yield tuple(tokens[start : start + self._block])
 
     def _cut(self, parts: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
-        if self._block == sys.maxsize:
+        if length > self._divisible:
             return list(parts)
         return [part[start : start + length] for part in parts]
 
     def _add(self, key: _Key, parts: list[Tensor]) -> _Entry | None:
         """A new entry with copies of these parts, or None where there is no room for it."""
         size = sum(part.numel() * part.element_size() for part in parts)
-        if size > self.bytes_most or not key[1] or not all(bool(part.isfinite().all()) for part in parts):
+        if size > self.bytes_most or not all(bool(part.isfinite().all()) for part in parts):
             return None
         if not self._shrink(self.bytes_most - size):
             return None
         entry = _Entry(key, next(self._serials), [part.clone() for part in parts])
         self._entries[key] = entry
         self.bytes_used += size
-        if len(key[1]) < self._block:
+        if len(key[1]) != self._block:
             self._tails[key[0]][len(key[1])] += 1
         return entry
 
@@ -185,7 +205,7 @@ class PrefixStore:
         del self._entries[entry.key]
         self.bytes_used -= entry.bytes
         before, run = entry.key
-        if len(run) < self._block:
+        if len(run) != self._block:
             self._tails[before] -= Counter({len(run): 1})
             if not self._tails[before]:
                 del self._tails[before]
@@ -195,7 +215,8 @@ class PrefixStore:
             self._entries.move_to_end(entry.key)
 
 
-def prefix_store(rectangle: Rectangle, *, longest: int | None = None) -> PrefixStore:
+def prefix_store(rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None) -> PrefixStore:
     """A store for what this rectangle's rows keep; nothing fits in it until it is given a limit."""
-    divisible = not any(rectangle.rings) and not any(rectangle.states)
-    return PrefixStore(0, divisible=divisible, longest=longest)
+    # While no ring is full, the columns of each are the row's tokens in their order. A state is of all tokens together.
+    unfilled = min((ring for ring in rectangle.rings if ring), default=sys.maxsize)
+    return PrefixStore(0, divisible_tokens=0 if any(rectangle.states) else unfilled, block=block, longest=longest)

@@ -106,7 +106,8 @@ class Rows:
         """The query's segment; it is not in any more. Not copied, it lives in its row until it is released."""
         row = self._find(query_id)
         found = self._occupants[row]
-        parts = self.rectangle.view(row)
+        # A row that holds no token has states all the same, of nobody.
+        parts = self.rectangle.view(row) if self.rectangle.lens[row] else []
         segment = KVSegment(
             query=found.query,
             tokens=found.tokens,
