@@ -74,6 +74,14 @@ def test_windows_are_rings_latents_are_small_and_recurrent_layers_keep_states() 
     assert shared == (LayerShape(), LayerShape()), "layers that use another's keys and values keep none"
 
 
+def test_a_window_longer_than_what_was_checked_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = Family("mistral", "mistral", {"sliding_window": 100})
+    checked = hook(bare_model(family))
+    assert (checked.checked_tokens, "were not checked" in checked.description) == (112, False)
+    monkeypatch.setattr("baton.model.selfcheck.MOST_OPERATIONS", 1)
+    assert "texts beyond its window of 100 were not checked" in hook(bare_model(family)).description
+
+
 def test_layers_may_keep_different_shapes() -> None:
     """Gemma 4's layers without a window have heads of another size."""
     shapes = probe(model_of("gemma4")).shapes

@@ -69,6 +69,7 @@ class Forward:
 
     `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
     `near_limit`: a row whose text grows longer than so many tokens is to be computed anew, as `far`; None for most.
+    `checked_tokens`: the longest text of the self-check, 0 before it.
     `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `fix_shapes`.
     """
 
@@ -80,6 +81,7 @@ class Forward:
         self.whole_prompts = whole_prompts
         self._hooked = Hooked(model, geometry, ours=way.ours)
         self.near_limit = self._hooked.near_limit
+        self.checked_tokens = 0
         self.grid = 0
         self._fixed_rows = 0
         # Prompts of several rows may go through the model in one call.
@@ -97,6 +99,8 @@ class Forward:
             parts.append("states per row, prompts one by one" + (" and whole" if self.whole_prompts else ""))
         if self.near_limit is not None:
             parts.append(f"computed anew where a text grows beyond {self.near_limit} tokens")
+        if self.geometry.windows and self.checked_tokens <= self.geometry.windows[0]:
+            parts.append(f"texts beyond its window of {self.geometry.windows[0]} were not checked (baton check does)")
         return "; ".join(parts)
 
     def fix_shapes(self, rows: int) -> None:

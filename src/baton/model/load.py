@@ -117,6 +117,7 @@ def hook(model: PreTrainedModel) -> Forward:
                 continue
             forward = Forward(model, geometry, way, whole_prompts=whole)
             self_check(model, forward, texts, expected)
+            forward.checked_tokens = max(len(text) for text in texts)
             return forward
         except LoadError as error:
             reasons.append(error.message)
