@@ -7,26 +7,25 @@ keys and values when there is memory for all, and one row, which is there twice 
 what stock `generate` gives for the same query alone.
 
     python benchmarks/memory_pressure.py
-    python benchmarks/memory_pressure.py --model /work/m135 --queries 16 --clip-answer 96 --section memory_pressure_real_shape
+    python benchmarks/memory_pressure.py --model /work/m135 --queries 16 --clip-prompt 128 --clip-answer 160
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
-import ctypes
-import gc
 import itertools
 import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
+import resident
 import torch
 from report import flags, machine, table, tell
 from stage import Stage, load, prompts
@@ -52,7 +51,7 @@ PROMPTS, ANSWERS = (1020, 0.84), (129, 0.76)
 class Memory:
     """A sink that notes the most that rows, pool, and both with stored prefixes took, and who lost what, by reason.
 
-    `beside`: the most that resident memory grew from `base` beyond what those took at that moment.
+    `grown`: the most that resident memory grew from `base`; `beside`: beyond what those took at that moment.
     """
 
     base: int
@@ -61,6 +60,7 @@ class Memory:
     pool: int = 0
     together: int = 0
     beside: int = 0
+    grown: int = 0
     lost_rows: Counter[str] = field(default_factory=Counter)
     forgotten: Counter[str] = field(default_factory=Counter)
 
@@ -75,7 +75,9 @@ class Memory:
             self.rows = max(self.rows, event.kv_bytes_used)
             self.pool = max(self.pool, event.pool_bytes_used)
             self.together = max(self.together, held)
-            self.beside = max(self.beside, resident() - self.base - held)
+            grown = resident.now() - self.base
+            self.grown = max(self.grown, grown)
+            self.beside = max(self.beside, grown - held)
 
 
 @dataclass(frozen=True)
@@ -84,26 +86,17 @@ class Asked:
     tokens: int
 
 
+Outcome = tuple[list[Asked], list[list[int]], dict[str, Any]]
+
+
 def main() -> None:
     args = _arguments()
-    config = Config(model=args.model, policy=args.policy, max_batch_size=str(args.rows or args.queries))
-    loaded, settings = load(config)
-    asked = queries(args, loaded, settings.max_model_len)
-    settings, need = squeezed(args, config, loaded, asked)
-    # The first forwards of a process map code and start threads; then the same without pressure shows what a run takes
-    # beside its keys and values.
-    run(args.policy, loaded, settings, asked[:2], "warm-up")
-    _, roomy = run(args.policy, loaded, replace(settings, kv_bytes=2 * need), asked, "without pressure")
-    answers, figures = run(args.policy, loaded, settings, asked, "under pressure")
-    row = facts_of(loaded).footprint.of(settings.max_model_len)
-    del loaded
-    alone = one_by_one(config, asked)
+    asked, answers, figures = in_a_process(args, pressed=True)
+    *_, roomy = in_a_process(args, pressed=False)
+    alone = one_by_one(args, asked)
+    constant = roomy["beside_bytes"] + figures["row_bytes"]
     figures |= {
-        "need_bytes": need,
-        "kv_bytes": settings.kv_bytes,
-        "pool_bytes": settings.pool_bytes,
-        "row_bytes": row,
-        "bound_bytes": settings.kv_bytes + settings.pool_bytes + roomy["beside_bytes"] + row,
+        "bound_bytes": figures["kv_bytes"] + figures["pool_bytes"] + constant,
         "recomputed_share": figures["recomputed_tokens"] / figures["generated_tokens"],
         "different": sum(tokens != answers[at] for at, tokens in enumerate(alone)),
         "unfinished": sum(len(answers[at]) != one.tokens for at, one in enumerate(asked)),
@@ -113,6 +106,36 @@ def main() -> None:
     kept = figures["peak_bytes"] <= figures["bound_bytes"] and figures["recomputed_share"] <= MOST_RECOMPUTED
     if not kept or figures["different"] or figures["unfinished"]:
         sys.exit("memory pressure: not what was promised, see above")
+
+
+def in_a_process(args: argparse.Namespace, *, pressed: bool) -> Outcome:
+    """A run in a fresh process: what one leaves behind in the allocator would serve the next."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measured, args, pressed).result()
+
+
+def measured(args: argparse.Namespace, pressed: bool) -> Outcome:
+    """The queries, token ids of each, and the run's figures; with memory for all where it is not pressed."""
+    config = config_of(args)
+    loaded, settings = load(config)
+    asked = queries(args, loaded, settings.max_model_len)
+    settings, need = squeezed(args, config, loaded, asked)
+    about = {
+        "need_bytes": need,
+        "kv_bytes": settings.kv_bytes,
+        "pool_bytes": settings.pool_bytes,
+        "row_bytes": facts_of(loaded).footprint.of(settings.max_model_len),
+    }
+    # The first forwards of a process map code and start threads.
+    run(args.policy, loaded, settings, asked[:2], "warm-up")
+    what = "under pressure" if pressed else "with memory for all"
+    holds = settings if pressed else replace(settings, kv_bytes=2 * need)
+    answers, figures = run(args.policy, loaded, holds, asked, what)
+    return asked, answers, about | figures
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    return Config(model=args.model, policy=args.policy, max_batch_size=str(args.rows or args.queries))
 
 
 def queries(args: argparse.Namespace, loaded: Loaded, context: int) -> list[Asked]:
@@ -144,8 +167,8 @@ def run(
     policy: str, loaded: Loaded, settings: Settings, asked: Sequence[Asked], what: str
 ) -> tuple[list[list[int]], dict[str, Any]]:
     """Token ids of each query, and the run's figures; bytes are beyond what was resident before it."""
-    base = settled()
-    reset_peak()
+    base = resident.settled()
+    resident.reset_peak()
     watch = Memory(base)
     began = monotonic()
     with tqdm(total=sum(one.tokens for one in asked), desc=what, unit="token", disable=None) as bar:
@@ -153,7 +176,7 @@ def run(
         for at, one in enumerate(asked):
             stage.ask(f"{at}", one.prompt, one.tokens)
         stage.finish()
-    peak, totals = peak_resident() - base, stage.engine.totals
+    peak, totals = max(resident.peak() - base, watch.grown), stage.engine.totals
     return [answer.tokens for answer in stage.answers.values()], {
         "seconds": monotonic() - began,
         "iterations": totals.iterations,
@@ -169,7 +192,7 @@ def run(
     }
 
 
-def one_by_one(config: Config, asked: Sequence[Asked]) -> list[list[int]]:
+def one_by_one(args: argparse.Namespace, asked: Sequence[Asked]) -> list[list[int]]:
     """What stock `generate` gives for each query alone, with stock attention: token ids."""
     found: list[list[int]] = []
 
@@ -186,13 +209,13 @@ def one_by_one(config: Config, asked: Sequence[Asked]) -> list[list[int]]:
                 found.append(out[0, len(one.prompt) :].tolist())
                 bar.update(one.tokens)
 
-    load(config, before=generate)
+    load(config_of(args), before=generate)
     return found
 
 
 def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, Any]) -> list[str]:
     budget, roomy = figures["kv_bytes"] + figures["pool_bytes"], figures["without_pressure"]
-    where = "the process's own high-water mark" if _PEAK.exists() else "at the end of each iteration"
+    where = "the process's own high-water mark" if resident.PEAK.exists() else "at the end of each iteration"
     rows = [
         ("keys and values of all queries at their ends", _mib(figures["need_bytes"])),
         ("budget: rows + pool", f"{_mib(figures['kv_bytes'])} + {_mib(figures['pool_bytes'])}"),
@@ -221,34 +244,6 @@ def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, 
         "",
         *table(("", f"{args.pressure:g}x the budget"), rows),
     ]
-
-
-def settled() -> int:
-    """Resident bytes when all that was let go is given back to the machine."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return resident()
-
-
-def resident() -> int:
-    return psutil.Process().memory_info().rss
-
-
-_PEAK = Path("/proc/self/clear_refs")
-
-
-def reset_peak() -> None:
-    """From now on the high-water mark counts anew, where the kernel keeps one."""
-    if _PEAK.exists():
-        _PEAK.write_text("5")
-
-
-def peak_resident() -> int:
-    if not _PEAK.exists():
-        return resident()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _lognormal(dice: random.Random, median: int, spread: float) -> int:
