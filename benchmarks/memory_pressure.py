@@ -7,7 +7,7 @@ keys and values when there is memory for all, and one row, which is there twice 
 what stock `generate` gives for the same query alone.
 
     python benchmarks/memory_pressure.py
-    python benchmarks/memory_pressure.py --model /work/m135 --queries 16 --clip-prompt 128 --clip-answer 160
+    python benchmarks/memory_pressure.py --model /work/m135 --queries 16 --clip-prompt 64 --clip-answer 128
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import resident
 import torch
-from report import flags, machine, table, tell
+from report import flags, machine, parsed, table, tell
 from stage import Stage, load, prompts
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
@@ -276,7 +276,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clip-prompt", type=int, default=256, help="longest prompt, in tokens")
     parser.add_argument("--clip-answer", type=int, default=768, help="longest answer, in tokens")
     parser.add_argument("--longer", type=int, default=4, help="answers are so many times as long as the trace's")
-    return parser.parse_args()
+    return parsed(parser)
 
 
 if __name__ == "__main__":

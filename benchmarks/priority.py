@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from report import flags, machine, percentile, table, tell
+from report import flags, machine, parsed, percentile, table, tell
 from stage import Answer, Stage, load, prompts
 from tqdm import tqdm
 
@@ -191,7 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--urgent-answer", type=int, default=32, help="in tokens")
     parser.add_argument("--every", type=int, default=40, help="iterations from one urgent query to the next")
     parser.add_argument("--turns", type=int, default=3)
-    return parser.parse_args()
+    return parsed(parser)
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -25,6 +25,14 @@ def flags(doc: str | None, section: str) -> argparse.ArgumentParser:
     return parser
 
 
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags as given. A file without the section's markers is refused now, not after the run."""
+    args = parser.parse_args()
+    if args.write and f"<!-- {args.section}: begin -->" not in args.write.read_text():
+        parser.error(f"--write {args.write}: it has no markers of section {args.section}")
+    return args
+
+
 def tell(args: argparse.Namespace, lines: Iterable[str], figures: Mapping[str, object]) -> None:
     """Prints the report, and writes it and its figures where the flags say."""
     report = "\n".join([*lines, "", f"Again: `{command()}`"])

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from report import flags, machine, percentile, table, tell
+from report import flags, machine, parsed, percentile, table, tell
 from stage import Answer, Stage, load, prompts
 from tqdm import tqdm
 
@@ -193,7 +193,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each turn's attack")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--max-stall-ms", type=int, default=200)
-    return parser.parse_args()
+    return parsed(parser)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from dataclasses import replace
 
 from hypothesis import settings
@@ -14,6 +15,7 @@ from baton.clock import ManualClock
 from baton.compose import POLICIES
 from baton.events import Event, IterationDone, QueryEnded, QueryMoved
 from baton.kv.budget import SPARE_BYTES
+from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
 from baton.policy.port import Policy
 from baton.query import Query, State
@@ -74,10 +76,20 @@ class AnyOrder(RuleBasedStateMachine):
         budget=st.integers(COLUMNS, 4 * COLUMNS),
         pool=st.sampled_from([0, COLUMNS // 2, 4 * COLUMNS]),
         sure=st.sampled_from([0, 3, 64]),
+        cut=st.sampled_from([None, 0, 8, sys.maxsize]),
         seed=st.integers(0, 1000),
     )
     def begin(
-        self, policy: str, shaken: bool, rows: int, chunk: int | None, budget: int, pool: int, sure: int, seed: int
+        self,
+        policy: str,
+        shaken: bool,
+        rows: int,
+        chunk: int | None,
+        budget: int,
+        pool: int,
+        sure: int,
+        cut: int | None,
+        seed: int,
     ) -> None:
         inner: Policy = POLICIES[policy]() if policy in POLICIES else Baton(fused=False)
         self.clock = ManualClock()
@@ -95,6 +107,7 @@ class AnyOrder(RuleBasedStateMachine):
             pool_bytes=pool * BYTES_PER_TOKEN,
             free_bytes=lambda: self.free_bytes + SPARE_BYTES,
             sure_tokens=sure,
+            prefix_store=None if cut is None else PrefixStore(0, divisible_tokens=cut, block=4),
         )
         faulty(self.crowd, self.fails)
         self.engine = self.crowd.engine
@@ -113,14 +126,21 @@ class AnyOrder(RuleBasedStateMachine):
         deadline=st.sampled_from([None, None, 3.0]),
         priority=st.integers(0, 2),
         poison=st.sampled_from([False, False, False, True]),
+        alike=st.booleans(),
+        choices=st.sampled_from([1, 1, 1, 3]),
     )
-    def arrive(self, prompt: int, limit: int, deadline: float | None, priority: int, poison: bool) -> None:
-        name = f"q{len(self.queries)}"
-        tokens = [POISON] * poison + prompt_of(prompt, len(self.queries))
+    def arrive(
+        self, prompt: int, limit: int, deadline: float | None, priority: int, poison: bool, alike: bool, choices: int
+    ) -> None:
+        first = f"q{len(self.queries)}"
+        tokens = [POISON] * poison + prompt_of(12 * alike, 0) + prompt_of(prompt, len(self.queries))
         ends = deadline and self.clock() + deadline
-        query = replace(query_of(name, tokens[:20], limit), deadline=ends, priority=priority)
-        self.queries[name] = query
-        accept(self.crowd, query)
+        for _ in range(choices):
+            name = f"q{len(self.queries)}"
+            query = query_of(name, tokens[:20], limit)
+            shared = first if choices > 1 else ""
+            self.queries[name] = replace(query, deadline=ends, priority=priority, choice_of=shared)
+            accept(self.crowd, self.queries[name])
 
     @rule(free=st.sampled_from([0, 10, 50, 2**40]))
     def others_take_memory_or_give_it_back(self, free: int) -> None:
@@ -165,6 +185,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert len(batch) <= engine.batch.rows <= engine.settings.max_rows
         assert engine.kv_bytes_used <= budget.rows_bytes <= engine.settings.kv_bytes
         assert engine.pool_bytes_used <= budget.pool_bytes <= engine.settings.pool_bytes
+        stored = engine.queries.prefixes
+        assert stored.bytes_used <= max(budget.pool_bytes - engine.pool_bytes_used, stored.bytes_held)
         segments = [segment for segment, _ in engine.queries.pool._segments.values()]
         assert engine.pool_bytes_used == sum(segment.bytes for segment in segments)
         for name, query in self.queries.items():
@@ -190,10 +212,10 @@ class AnyOrder(RuleBasedStateMachine):
                 assert (self.crowd.tokens(name), reasons[0]) == alone(query)
 
 
-# `BATON_STORIES=400 pytest tests/engine/test_any_order.py` tells so many other ones each time, 30 events each.
+# Each of up to 30 events, 10,000 together and more. `BATON_STORIES=2000 pytest ...` tells so many other ones each time.
 STORIES = int(os.environ.get("BATON_STORIES", "0"))
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=STORIES or 40, stateful_step_count=30, deadline=None, derandomize=not STORIES
+    max_examples=STORIES or 400, stateful_step_count=30, deadline=None, derandomize=not STORIES
 )

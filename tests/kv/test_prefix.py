@@ -455,12 +455,14 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(name=st.sampled_from("ab"), tokens=TOKENS)
     def hold(self, name: str, tokens: list[int]) -> None:
         self.holds.pop(name, None)
+        self.evict(self.room)
         self.holds[name] = self.path(tokens)
         assert self.store.hold(name, tokens) == (len(self.holds[name][-1]) if self.holds[name] else 0)
 
     @rule(name=st.sampled_from("ab"))
     def release(self, name: str) -> None:
         self.holds.pop(name, None)
+        self.evict(self.room)
         self.store.release(name)
 
     @rule(room=st.integers(0, 12))

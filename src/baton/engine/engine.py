@@ -144,6 +144,8 @@ class Engine:
         reserved = sum(query.bytes_reserved for some in (prefilling, ready, running) for query in some)
         reserved += sum(self._footprint.of(len(query.prompt) + query.limit_tokens) for query in held.values())
         lens = self.batch.lens if held else {}
+        # By whole pages, as plans count what they set aside and forget: it takes no more than that.
+        aside = sum(self._footprint.of(query.cached) for query in ready if query.set_aside)
         return View(
             now=self._clock(),
             rows=self.batch.rows,
@@ -160,7 +162,7 @@ class Engine:
             running=running,
             footprint=self._footprint,
             bytes_budget=self.budget.rows_bytes,
-            pool_left=self.budget.pool_bytes - self.pool_bytes_used - self.queries.prefixes.bytes_held,
+            pool_left=self.budget.pool_bytes - aside - self.queries.prefixes.bytes_held,
             whole_prompts=self._whole_prompts,
             held_bytes=sum(self._footprint.of(lens[query_id]) for query_id in held),
             sure_tokens=self._sure_tokens,
@@ -176,6 +178,7 @@ class Engine:
     def _carry_out(self, now: Iteration) -> None:
         """The plan, in the order of `Plan`, but for its step."""
         plan, queries = now.plan, self.queries
+        ending = {chunk.query_id for chunk in plan.prefill if chunk.tokens >= self._pending(chunk.query_id)}
         if queries.held and not plan.hold_finished:
             queries.release_held()
         with now.stalling("other"):
@@ -184,7 +187,6 @@ class Engine:
             with now.stalling("resize"):
                 self._resize(plan.resize)
         started = self._start_prefill(now)
-        ending = {chunk.query_id for chunk in plan.prefill if chunk.tokens >= self._pending(chunk.query_id)}
         if plan.fused and self.prefiller.beside_batch and (self.batch.lens or plan.insert):
             now.beside = {chunk.query_id: chunk.tokens for chunk in started}
         else:
@@ -192,7 +194,8 @@ class Engine:
         with now.stalling("insert"):
             for query_id in plan.insert:
                 # Who is not live any more was ended by its prefill: its first token was its last, or it failed. Who was
-                # fed less than planned is not ready: memory was short, or its prompt's log-probabilities are asked for.
+                # fed less than planned is not ready: memory was short, what it was to begin with could not be used, or
+                # its prompt's log-probabilities are asked for.
                 life = self.lifecycle.live.get(query_id)
                 if life is None or (query_id in ending and life.state is not State.READY):
                     continue
@@ -223,8 +226,10 @@ class Engine:
         return [chunk for chunk in now.plan.prefill if chunk.query_id not in short]
 
     def _pending(self, query_id: str) -> int:
+        """As the view said it, with what is stored for a query that waits."""
         life = self.lifecycle.live[query_id]
-        return len(life.query.prompt) + life.generated - life.cached
+        cached = life.cached or self.queries.prefixes.sure(query_id)
+        return len(life.query.prompt) + life.generated - cached
 
     def _expire(self) -> None:
         now = self._clock()

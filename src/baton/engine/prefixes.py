@@ -37,15 +37,16 @@ class Prefixes:
         return self._store.bytes_held if self._store is not None else 0
 
     def limit(self, bytes_most: int) -> None:
-        """Stored prefixes take at most so many bytes from now on, but for what is held."""
-        if self._store is not None:
-            self._store.limit(bytes_most)
+        """Stored prefixes take at most so many bytes from now on. Where what is held does not fit, nothing is held."""
+        if self._store is None or self._store.limit(bytes_most):
+            return
+        for first in list(self._taking):
+            self._close(first)
+        self._store.limit(bytes_most)
 
     def let_go(self) -> bool:
         """Frees all that is stored, what is held too; answers whether there was anything."""
         had = self.bytes_used > 0
-        for first in list(self._taking):
-            self._close(first)
         self.limit(0)
         return had
 

@@ -124,14 +124,16 @@ class PrefixStore:
         return sum(entry.tokens for entry in path)
 
     def release(self, name: str) -> None:
-        """Ends a hold; no matter if there is none."""
+        """Ends a hold; no matter if there is none. What only the hold kept above the bound leaves."""
         for entry in self._held.pop(name, ()):
             entry.holds -= 1
+        self._shrink(self.bytes_most)
 
     @property
     def bytes_held(self) -> int:
         """Bytes that no one can be given now."""
-        return sum(entry.bytes for entry in self._entries.values() if entry.holds)
+        held = {entry.serial: entry for path in self._held.values() for entry in path}
+        return sum(entry.bytes for entry in held.values())
 
     def limit(self, bytes_most: int) -> bool:
         """Another bound. What is above it leaves, but for what is held; answers whether it is kept now."""
