@@ -123,6 +123,7 @@ def crowd_of(
     prefix_cache: bool = False,
     prefix_block: int = BLOCK_TOKENS,
     deterministic: bool = False,
+    clock: ManualClock | None = None,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several."""
     forward = hook(model)
@@ -146,7 +147,7 @@ def crowd_of(
         max_waiting=256,
         seed=0,
     )
-    clock = ManualClock()
+    clock = clock or ManualClock()
     engine = Engine(
         batch=RectangleBatch(shared, mine, rows),
         prefiller=PrefillHere(shared, beside, beside_batch=True),
@@ -193,8 +194,11 @@ def query_of(name: str, prompt: Sequence[int], limit: int, *, seed: int = 0, **p
 
 def alone(model: PreTrainedModel, query: Query) -> tuple[list[int], Tensor]:
     """The oracle: the same query by itself through stock `generate`: its tokens, and logits `[tokens, vocabulary]`."""
+    prompt = torch.tensor([query.prompt])
     out = model.generate(
-        torch.tensor([query.prompt]),
+        prompt,
+        # Without it, `generate` takes a prompt's tokens 0 for padding.
+        attention_mask=torch.ones_like(prompt),
         max_new_tokens=query.limit_tokens,
         min_new_tokens=query.limit_tokens,
         do_sample=False,

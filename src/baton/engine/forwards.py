@@ -189,6 +189,8 @@ class Forwards:
         """Counts slots and tokens, and ends what is finished, in the same iteration."""
         queries, lifecycle = self._queries, self._queries.lifecycle
         now.slots.add(stepped.slots)
+        if stepped.shares:
+            now.went_well()
         lens = {**queries.batch.lens, **queries.prefiller.lens}
         for query_id, (useful, idle) in stepped.shares.items():
             if query_id in stepped.failed:

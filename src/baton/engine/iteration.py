@@ -45,6 +45,10 @@ class Iteration:
         self._tries += 1
         return self._tries == 1
 
+    def went_well(self) -> None:
+        """A forward did: the next one may be repeated, too."""
+        self._tries = 0
+
     def stalled(self, cause: str, seconds: float) -> None:
         if self.had_running:
             self.stalls[cause] = self.stalls.get(cause, 0.0) + seconds

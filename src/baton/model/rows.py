@@ -31,7 +31,7 @@ _EVERY_TOKENS = 64
 class _Occupant:
     """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
 
-    `anew`: it outgrew the model's original context while it ran, and its tokens are fed again.
+    `anew`: it outgrew the model's original context while it ran, and its tokens are fed again, several a step.
     """
 
     query: Query
@@ -92,7 +92,9 @@ class Rows:
         unsure = limit is not None and segment.cached <= limit < len(segment.tokens)
         if segment.cached and not unsure:
             self.rectangle.write(row, segment.parts, segment.cached)
-        self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached))
+        # In the batch it would else be fed from its first token on, one a step.
+        anew = segment.cached > 0 and unsure
+        self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew)
         self._row_of[query.id] = row
         segment.release()
 
@@ -171,7 +173,7 @@ class Rows:
             # Its last cached token again, in its own column: computed, and no use to anyone.
             return Span(row, max(start - 1, 0), 1)
         pending, count = len(found.tokens) - start, most[found.query.id]
-        if start < found.query.pause_at:
+        if found.computed < found.query.pause_at:
             pending = found.query.pause_at - start
         if found.anew:
             count = max(count, _ANEW_TOKENS)

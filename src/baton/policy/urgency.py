@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 from baton.policy.baton import READY_AHEAD, prefill_chunks, rows_wanted
@@ -52,12 +52,13 @@ class UrgentFirst:
         place = {query.id: at for at, query in enumerate(order)}
         near = [query for query in order[: most + self.ready_ahead] if query.state is State.WAITING]
         forget = _no_room(view, order, near)
-        begin = near[: view.prefill_room]
-        asking = [query for query in order if query.set_aside or query in begin]
+        begin = {query.id for query in near[: view.prefill_room]}
+        asking = [query for query in order if query.set_aside or query.id in begin]
         displaced = _displaced(view, order, most, asking)
         admitted = _admitted(_after(view, displaced), asking)
 
-        queue = sorted([*view.prefilling, *(q for q in begin if q in admitted)], key=lambda query: place[query.id])
+        beginning = [query for query in asking if query.id in begin & admitted]
+        queue = sorted([*view.prefilling, *beginning], key=lambda query: place[query.id])
         chunks, made_ready = prefill_chunks(view, [query for query in queue if query.id not in forget])
         ready = [query.id for query in order if _is_ready(query, admitted) and query.id not in forget]
         rows = rows_wanted(view)
@@ -80,15 +81,16 @@ class UrgentFirst:
 def _displaced(view: View, order: Sequence[Standing], most: int, asking: Sequence[Standing]) -> list[Standing]:
     """The last of those that run: as few as those before them that are ready need rows, or `asking[0]` memory."""
     running = [query for query in order if query.state is State.RUNNING]
+    near = [query for query in order if query.state in (State.RUNNING, State.READY)]
     behind = sum(query.state is State.RUNNING for query in order[order.index(asking[0]) :]) if asking else 0
     for_rows: list[Standing] | None = None
     for count in range(max(0, len(running) - most), len(running) + 1):
         leaving = running[len(running) - count :]
         admitted = _admitted(_after(view, leaving), asking)
-        able = [query for query in order if query in running or _is_ready(query, admitted)]
+        able = [query for query in near if query.state is State.RUNNING or _is_ready(query, admitted)]
         if len(running) - count + sum(query.state is State.READY for query in able[:most]) > most:
             continue
-        if not asking or asking[0] in admitted:
+        if not asking or asking[0].id in admitted:
             return leaving
         for_rows = leaving if for_rows is None else for_rows
         if count >= behind:
@@ -96,30 +98,31 @@ def _displaced(view: View, order: Sequence[Standing], most: int, asking: Sequenc
     return for_rows or []
 
 
-def _is_ready(query: Standing, admitted: Sequence[Standing]) -> bool:
+def _is_ready(query: Standing, admitted: Set[str]) -> bool:
     """Whether it can be given a row of the batch now."""
-    return query.state is State.READY and (not query.set_aside or query in admitted)
+    return query.state is State.READY and (not query.set_aside or query.id in admitted)
 
 
 def _after(view: View, leaving: Sequence[Standing]) -> View:
     """As it will be when these are set aside; where the pool is too small for them, it will be less than empty."""
     aside = [replace(query, state=State.READY, set_aside=True) for query in leaving]
+    gone = {query.id for query in leaving}
     return replace(
         view,
-        running=[query for query in view.running if query not in leaving],
+        running=[query for query in view.running if query.id not in gone],
         ready=[*view.ready, *aside],
         pool_left=view.pool_left - sum(view.footprint.of(query.cached) for query in leaving),
     )
 
 
-def _admitted(view: View, asking: Sequence[Standing]) -> list[Standing]:
-    """Those that may have memory, the most urgent first, none overtaking another."""
+def _admitted(view: View, asking: Sequence[Standing]) -> set[str]:
+    """The ids of those that may have memory, the most urgent first, none overtaking another."""
     found = view.admitted(asking, len(asking))
     if not found and replace(view, pool_left=_ENDLESS).admitted(asking, 1):
         # There is room in the rows for the first of them, and what it will need is held by those set aside: they must
         # go on for that to become free.
         found = view.admitted([query for query in asking if query.set_aside], len(asking))
-    return found
+    return {query.id for query in found}
 
 
 def _no_room(view: View, order: Sequence[Standing], near: Sequence[Standing]) -> tuple[str, ...]:

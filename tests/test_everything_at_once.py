@@ -1,0 +1,243 @@
+"""Everything at once on real tiny models: whatever meets whatever, a query gives what it gives alone, and all is freed.
+
+The other tests have one feature each. Here a seed draws a story: a family, a policy, rows, budgets barely above one
+row, prefixes, choices, later turns, all kinds of sampling, log-probabilities, deadlines, cancellations, logits that are
+not finite, memory that runs out inside layers and that others take. `BATON_STORIES=400 pytest ...` tells so many more.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from baton.clock import ManualClock
+from baton.compose import POLICIES
+from baton.events import TokenLogprobs
+from baton.kv.budget import SPARE_BYTES, Budget
+from baton.kv.rectangle import Rectangle
+from baton.policy.baton import Baton
+from baton.policy.orca import Orca
+from baton.policy.port import Policy
+from baton.query import Query, SamplingParams
+from crowd import Crowd, Shaken, alone, crowd_of
+from families import CONTEXT, model_of
+from story import FAMILIES, POISON, Story
+from test_failing_forward import Trouble, layers_of
+from turns import is_idle
+
+ENDLESS = 2**50
+TOLD_TOLERANCE = 1e-3
+
+STORIES = int(os.environ.get("BATON_STORIES", "0"))
+# One of each family, and two more for the policies that those leave out and for memory that runs out.
+USUAL = (*range(len(FAMILIES)), 26, 31)
+SEEDS = random.SystemRandom().sample(range(10**6), STORIES) if STORIES else USUAL
+
+
+@dataclass
+class Told:
+    """What a query was told."""
+
+    tokens: list[int]
+    reason: str
+    logprobs: list[TokenLogprobs]
+    prompt_logprobs: list[TokenLogprobs]
+
+
+def told(crowd: Crowd, name: str) -> Told:
+    updates = crowd.updates[name]
+    reasons = [update.finish_reason for update in updates if update.finish_reason]
+    assert len(reasons) == 1, "each query ends, and is told so once"
+    return Told(
+        crowd.tokens(name),
+        reasons[0],
+        [one for update in updates for one in update.logprobs],
+        [one for update in updates for one in update.prompt_logprobs],
+    )
+
+
+def poisoned_crowd(family: str, policy: Policy, **settings: Any) -> tuple[Crowd, torch.nn.Module]:
+    """After the self-check, which would refuse such a model."""
+    model = model_of(family)
+    crowd = crowd_of(model, policy, **settings)
+    model.get_input_embeddings().weight[POISON] = torch.nan
+    return crowd, model
+
+
+@functools.cache
+def lonely(family: str) -> Crowd:
+    return poisoned_crowd(family, Orca(), rows=1, chunk=None)[0]
+
+
+def by_itself(family: str, query: Query) -> Told:
+    """The oracle: in an engine of one row and nobody else; what is greedy and plain, through stock `generate` too."""
+    crowd = lonely(family)
+    crowd.updates.clear()
+    crowd.run([replace(query, deadline=None, choice_of="")])
+    found, params = told(crowd, query.id), query.params
+    plain = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=True)
+    if found.reason == "length" and replace(params, logprobs=None, prompt_logprobs=None, stop_token_ids=()) == plain:
+        assert found.tokens == alone(stock(family), query)[0]
+    return found
+
+
+@functools.cache
+def stock(family: str) -> Any:
+    return model_of(family)
+
+
+class Telling:
+    """A story while it is told: `turn` by turn, until everyone has come and is gone."""
+
+    def __init__(self, story: Story) -> None:
+        self.story, self.dice, self.clock = story, random.Random(story.seed + 1), ManualClock()
+        inner: Policy = POLICIES[story.policy]() if story.policy in POLICIES else Baton(fused=False)
+        self.crowd, model = poisoned_crowd(
+            story.family,
+            Shaken(inner, self.dice) if story.shaken else inner,
+            rows=story.rows,
+            chunk=story.chunk,
+            sure_tokens=story.sure,
+            prefix_cache=story.prefixes,
+            prefix_block=story.block,
+            clock=self.clock,
+        )
+        self.engine = self.crowd.engine
+        self.row_bytes = self.engine.batch._rows.rectangle.footprint.of(CONTEXT)  # type: ignore[attr-defined]
+        self.free_bytes = ENDLESS
+        self.engine.budget = Budget(
+            int(story.kv * self.row_bytes),
+            int(story.pool * self.row_bytes),
+            floor_bytes=self.row_bytes,
+            free_bytes=lambda: self.free_bytes + SPARE_BYTES,
+            clock=self.clock,
+        )
+        if story.short:
+            Trouble(self.dice.choice(list(layers_of(model))), self.dice)
+        self.coming = dict(enumerate(story.asks))
+        self.queries: dict[str, Query] = {}
+        self.cancelled: set[str] = set()
+
+    def tell(self, most: int = 4000) -> None:
+        for turn in range(most):
+            self.arrivals(turn)
+            if not self.coming and not self.engine.busy:
+                return
+            self.disturb()
+            self.engine.iterate()
+            self.engine.hand_over()
+            self.check()
+        raise AssertionError(f"not done after {most} iterations: {self.engine.lifecycle.live}")
+
+    def arrivals(self, turn: int) -> None:
+        for number, ask in list(self.coming.items()):
+            queries = ask.queries
+            if ask.after is None:
+                if turn < ask.turn:
+                    continue
+            else:
+                first = f"q{ask.after}.0"
+                if first not in self.queries or first in self.engine.lifecycle.live:
+                    continue
+                queries = [self.goes_on(query, first) for query in queries]
+            del self.coming[number]
+            now = self.clock()
+            for query in queries:
+                deadline = query.deadline and now + query.deadline
+                self.queries[query.id] = replace(query, arrived=now, deadline=deadline)
+                self.engine.accept(self.queries[query.id], self.crowd.hear)
+
+    def goes_on(self, query: Query, first: str) -> Query:
+        """The next turn of a conversation: all that was said before, and this query's own."""
+        before = [*self.queries[first].prompt, *self.crowd.tokens(first)]
+        prompt = (before + list(query.prompt))[: CONTEXT - query.limit_tokens]
+        return replace(query, prompt=tuple(prompt))
+
+    def disturb(self) -> None:
+        dice, live = self.dice, list(self.engine.lifecycle.live)
+        if self.story.squeezed and dice.random() < 0.1:
+            self.free_bytes = dice.choice([0, self.row_bytes // 3, self.row_bytes, 3 * self.row_bytes, ENDLESS])
+            self.clock.advance(1.5)
+        self.clock.advance(dice.choice([0.0, 0.05, 0.1]))
+        if live and len(self.cancelled) < 3 and dice.random() < 0.03:
+            self.cancelled.add(dice.choice(live))
+            self.engine.cancel(max(self.cancelled & set(live)))
+
+    def check(self) -> None:
+        """After every iteration: the ledger balances, and what is held is within what may be."""
+        engine, budget, lives = self.engine, self.engine.budget, self.engine.lifecycle
+        pool = engine.queries.pool
+        assert lives.submitted == len(self.queries) == sum(lives.ended.values()) + len(lives.live)
+        assert engine.kv_bytes_used <= budget.rows_bytes
+        assert engine.pool_bytes_used == sum(segment.bytes for segment, _ in pool._segments.values())
+        assert engine.pool_bytes_used + engine.queries.prefixes.bytes_used <= budget.pool_bytes
+
+    def compare(self) -> None:
+        for name, query in self.queries.items():
+            mine, theirs = told(self.crowd, name), by_itself(self.story.family, query)
+            assert mine.tokens == theirs.tokens[: len(mine.tokens)], name
+            if mine.reason in ("cancelled", "expired"):
+                assert name in self.cancelled or query.deadline is not None
+                continue
+            assert (len(mine.tokens), mine.reason) == (len(theirs.tokens), theirs.reason), name
+            assert_same(mine.logprobs, theirs.logprobs)
+            if mine.reason != "error":
+                assert_same(mine.prompt_logprobs, theirs.prompt_logprobs)
+
+
+def assert_same(some: Sequence[TokenLogprobs], others: Sequence[TokenLogprobs]) -> None:
+    assert [one.token_id for one in some] == [one.token_id for one in others]
+    assert all(abs(a.logprob - b.logprob) < TOLD_TOLERANCE for a, b in zip(some, others, strict=True))
+
+
+def tell(seed: int) -> Telling:
+    telling = Telling(Story(seed))
+    telling.tell()
+    assert is_idle(telling.engine)
+    assert not telling.engine.queries.prefixes.bytes_held
+    telling.compare()
+    return telling
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: str(Story(seed)))
+def test_whatever_meets_whatever_each_gives_what_it_gives_alone(seed: int) -> None:
+    tell(seed)
+
+
+def test_the_stories_have_everything_in_them() -> None:
+    """The control: what the stories are about happens in them."""
+    stories = [Story(seed) for seed in USUAL]
+    assert {story.policy for story in stories} == {*POLICIES, "apart"}
+    assert {story.family for story in stories} == set(FAMILIES)
+    queries = [query for story in stories for ask in story.asks for query in ask.queries]
+    has: list[Callable[[Query], object]] = [
+        lambda query: POISON in query.prompt,
+        lambda query: query.choice_of,
+        lambda query: query.deadline,
+        lambda query: not query.params.greedy,
+        lambda query: query.params.prompt_logprobs is not None,
+    ]
+    assert all(any(map(one, queries)) for one in has)
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_keys_and_values_that_are_copied_wrong_are_noticed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a story sees it where a row was moved or a prefix used."""
+    right = Rectangle.write
+
+    def write(self: Rectangle, row: int, parts: Sequence[torch.Tensor], count: int) -> None:
+        right(self, row, [torch.zeros_like(part) for part in parts], count)
+
+    telling = Telling(Story(seed))
+    with monkeypatch.context() as patch:
+        patch.setattr(Rectangle, "write", write)
+        telling.tell()
+    with pytest.raises(AssertionError):
+        telling.compare()
