@@ -18,7 +18,7 @@ from baton.model.attention import Fill
 from baton.model.load import Loaded, load
 from baton.model.look import Look, Span
 from baton.model.oracle import Oracle
-from families import FAMILIES, WINDOW, model_of
+from families import FAMILIES, WINDOW, Family, bare_model, model_of
 from saved import save_tiny, save_tokenizer
 
 
@@ -106,3 +106,12 @@ def test_bfloat16_has_its_own_bound(tmp_path: Path) -> None:
     found = list(check(loaded, before, config))
     assert all(outcome.passed for outcome in found)
     assert max(outcome.difference for outcome in found) > 1e-4
+
+
+def test_a_short_context_is_checked_with_short_answers(tmp_path: Path) -> None:
+    model = bare_model(Family("llama", "llama", {"max_position_embeddings": 16}))
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    found = checked(tmp_path, answer=16)
+    assert [outcome.name for outcome in found if not outcome.passed] == []
+    assert found[0].tokens > 0

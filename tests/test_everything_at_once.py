@@ -2,7 +2,7 @@
 
 The other tests have one feature each. Here a seed draws a story: a family, a policy, rows, budgets barely above one
 row, prefixes, choices, later turns, all kinds of sampling, log-probabilities, deadlines, cancellations, logits that are
-not finite, memory that runs out inside layers and that others take. `BATON_STORIES=400 pytest ...` tells so many more.
+not finite, memory that runs out inside layers and that others take. `STORIES_TOLD=400 pytest ...` tells so many more.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from turns import is_idle
 ENDLESS = 2**50
 TOLD_TOLERANCE = 1e-3
 
-STORIES = int(os.environ.get("BATON_STORIES", "0"))
+STORIES = int(os.environ.get("STORIES_TOLD", "0"))
 # One of each family, and two more for the policies that those leave out and for memory that runs out.
 USUAL = (*range(len(FAMILIES)), 26, 31)
 SEEDS = random.SystemRandom().sample(range(10**6), STORIES) if STORIES else USUAL

@@ -12,7 +12,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def load_config(
     values: dict[str, object] = {}
     if file is not None:
         values.update(_from_file(file))
-    values.update(_from_environment(environment))
+    values.update(_from_environment(environment, {f.name for f in dataclasses.fields(Config)}))
     values.update({name: value for name, value in flags.items() if value is not None})
     return make_config(values)
 
@@ -221,9 +221,14 @@ def _boolean(value: object) -> bool:
     return words[str(value).lower()]
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
+def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[str, object]:
     found = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
-    return {key[len(ENVIRONMENT_PREFIX) :].lower(): value for key, value in found.items()}
+    named = {key: key[len(ENVIRONMENT_PREFIX) :].lower() for key in found}
+    unknown = sorted(key for key, name in named.items() if name not in known)
+    if unknown:
+        message = f"unknown setting in the environment: {', '.join(unknown)}"
+        raise SettingError(message, param=named[unknown[0]])
+    return {named[key]: value for key, value in found.items()}
 
 
 def _from_file(file: str) -> dict[str, object]:

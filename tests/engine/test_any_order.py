@@ -212,8 +212,8 @@ class AnyOrder(RuleBasedStateMachine):
                 assert (self.crowd.tokens(name), reasons[0]) == alone(query)
 
 
-# Each of up to 30 events, 10,000 together and more. `BATON_STORIES=2000 pytest ...` tells so many other ones each time.
-STORIES = int(os.environ.get("BATON_STORIES", "0"))
+# Each of up to 30 events, 10,000 together and more. `STORIES_TOLD=2000 pytest ...` tells so many other ones each time.
+STORIES = int(os.environ.get("STORIES_TOLD", "0"))
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(

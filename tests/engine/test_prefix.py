@@ -156,7 +156,7 @@ def test_chunks_are_planned_from_where_the_prefix_ends() -> None:
     assert sum(event.prefilled_tokens for event in told if isinstance(event, IterationDone)) == 30 - 28
 
 
-def test_what_a_broken_row_computed_is_not_kept() -> None:
+def test_what_a_broken_forward_computed_is_not_kept() -> None:
     broken: list[bool] = [True]
 
     def say(tokens: list[int]) -> int:

@@ -197,28 +197,25 @@ def test_a_ring_smaller_than_a_block_leaves_snapshots_only() -> None:
         assert found is not None
         assert found[0] == expected
         assert same(found[1], ringed_parts_of(tokens[:expected], 3))
-    assert not store.is_due(0, 3, 10)
+    assert not store.is_due(0, 3)
 
 
 @pytest.mark.parametrize(
-    ("was", "cached", "tokens", "due"),
+    ("was", "cached", "due", "ring_due"),
     [
-        (0, 4, 9, True),
-        (0, 3, 9, False),  # no block is complete
-        (4, 7, 9, False),  # nor another one
-        (4, 8, 9, True),
-        (0, 8, 9, True),
-        (0, 4, 8, False),  # it can still be cut when it is complete
-        (0, 9, 20, False),  # the ring has overwritten its first token
-        (8, 12, 20, False),
+        (0, 4, True, True),
+        (0, 3, False, False),  # no block is complete
+        (4, 7, False, False),  # nor another one
+        (4, 8, True, True),
+        (0, 8, True, True),
+        (0, 9, True, False),  # the ring has overwritten its first token
+        (8, 12, True, False),
     ],
 )
-def test_blocks_are_stored_on_the_way_where_they_would_be_overwritten(
-    was: int, cached: int, tokens: int, due: bool
-) -> None:
-    assert store_of(divisible_tokens=RING).is_due(was, cached, tokens) is due
-    assert not store_of(divisible_tokens=ALWAYS).is_due(was, cached, tokens)
-    assert not store_of(divisible_tokens=NEVER).is_due(was, cached, tokens)
+def test_blocks_are_stored_on_the_way(was: int, cached: int, due: bool, ring_due: bool) -> None:
+    assert store_of(divisible_tokens=ALWAYS).is_due(was, cached) is due
+    assert store_of(divisible_tokens=RING).is_due(was, cached) is ring_due
+    assert not store_of(divisible_tokens=NEVER).is_due(was, cached)
 
 
 FULL, SMALL, LARGE = LayerShape(1, 2, 2), LayerShape(2, 3, 3, window=4), LayerShape(2, 3, 3, window=6)

@@ -177,7 +177,8 @@ class Forwards:
         slots = {query_id: useful + idle for query_id, (useful, idle) in stepped.shares.items()}
         extra_tokens = sum(slots.values()) - sum(query_id not in now.beside for query_id in slots)
         if not extra_tokens:
-            self._costs.stepped(now.step_seconds, len(slots))
+            if slots:
+                self._costs.stepped(now.step_seconds, len(slots))
             return
         now.prefilled_tokens += extra_tokens
         extra = max(0.0, now.step_seconds - (usual or 0.0))

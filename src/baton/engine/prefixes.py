@@ -104,7 +104,7 @@ class Prefixes:
         """Whether to `keep` what a query has that kept `was` of its tokens and keeps `cached` now."""
         if self._store is None:
             return False
-        if self._store.is_due(was, cached, len(query.prompt)):
+        if was < len(query.prompt) and self._store.is_due(was, cached):
             return True
         return was < len(query.prompt) <= cached or (query.id in self._awaiting and cached >= query.pause_at)
 

@@ -108,12 +108,12 @@ class PrefixStore:
             self._touch(path)
         return start
 
-    def is_due(self, was: int, cached: int, tokens: int) -> bool:
-        """Whether to store now what a row of `was` tokens has that is fed up to `cached` of a text of so many `tokens`.
+    def is_due(self, was: int, cached: int) -> bool:
+        """Whether a row that had `was` tokens and has `cached` now completed a block that it can be cut for.
 
-        It is where a block was completed that the row can no longer be cut for when the text is complete.
+        Stored as it passes: later a ring may have overwritten it, and a long prompt's blocks all at once would be a stall.
         """
-        return cached <= self._divisible < tokens and was // self._block < cached // self._block
+        return cached <= self._divisible and was // self._block < cached // self._block
 
     def hold(self, name: str, tokens: Sequence[int]) -> int:
         """What `find` would answer for these stays until `release(name)`; answers how many tokens that is."""
@@ -184,7 +184,7 @@ class PrefixStore:
     def _add(self, key: _Key, parts: list[Tensor]) -> _Entry | None:
         """A new entry with copies of these parts, or None where there is no room for it."""
         size = sum(part.numel() * part.element_size() for part in parts)
-        if size > self.bytes_most or not all(bool(part.isfinite().all()) for part in parts):
+        if size > self.bytes_most or not all(map(_is_finite, parts)):
             return None
         if not self._shrink(self.bytes_most - size):
             return None
@@ -222,3 +222,8 @@ def prefix_store(rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: in
     # While no ring is full, the columns of each are the row's tokens in their order. A state is of all tokens together.
     unfilled = min((ring for ring in rectangle.rings if ring), default=sys.maxsize)
     return PrefixStore(0, divisible_tokens=0 if any(rectangle.states) else unfilled, block=block, longest=longest)
+
+
+def _is_finite(part: Tensor) -> bool:
+    """By its sum, which reads it once; one that overflows is taken for what it looks like."""
+    return bool(part.sum(dtype=torch.float32).isfinite())

@@ -91,7 +91,11 @@ class Rows:
         # Half of a long text, or the beginning of a shorter one: by which factors it was rotated is not known any more.
         unsure = limit is not None and segment.cached <= limit < len(segment.tokens)
         if segment.cached and not unsure:
-            self.rectangle.write(row, segment.parts, segment.cached)
+            try:
+                self.rectangle.write(row, segment.parts, segment.cached)
+            except Exception:
+                self.rectangle.clear(row)
+                raise
         # In the batch it would else be fed from its first token on, one a step.
         anew = segment.cached > 0 and unsure
         self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew)
