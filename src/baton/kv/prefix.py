@@ -111,7 +111,7 @@ class PrefixStore:
     def is_due(self, was: int, cached: int) -> bool:
         """Whether a row that had `was` tokens and has `cached` now completed a block that it can be cut for.
 
-        Stored as it passes: later a ring may have overwritten it, and a long prompt's blocks all at once would be a stall.
+        Stored as it passes: later a ring may have overwritten it, and all of a long prompt at once would be a stall.
         """
         return cached <= self._divisible and was // self._block < cached // self._block
 
