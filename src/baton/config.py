@@ -226,8 +226,8 @@ def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[s
     named = {key: key[len(ENVIRONMENT_PREFIX) :].lower() for key in found}
     unknown = sorted(key for key, name in named.items() if name not in known)
     if unknown:
-        message = f"unknown setting in the environment: {', '.join(unknown)}"
-        raise SettingError(message, param=named[unknown[0]])
+        names = ", ".join(f"{named[key]} (environment variable {key})" for key in unknown)
+        raise SettingError(f"unknown setting: {names}", param=named[unknown[0]])
     return {named[key]: value for key, value in found.items()}
 
 
