@@ -124,9 +124,10 @@ def crowd_of(
     prefix_block: int = BLOCK_TOKENS,
     deterministic: bool = False,
     clock: ManualClock | None = None,
+    native: bool = True,
 ) -> Crowd:
-    """A fresh engine. `chunk` is small, so that most prompts are prefilled in several."""
-    forward = hook(model)
+    """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be."""
+    forward = hook(model, native=native)
     if deterministic:
         forward.fix_shapes(rows)
     recorder = Recorder()

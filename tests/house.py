@@ -13,7 +13,7 @@ from pathlib import Path
 
 GROUND = {"query", "events", "config", "errors", "clock", "footprint", "text", "work"}
 TOP = {"cli", "check", "commands", "compose", "llm", "__main__", "__init__"}
-FLOORS = {"kv": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}
+FLOORS = {"kv": 1, "native": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}
 FLOORS |= dict.fromkeys(("server", "observe", "bench", "cluster", "builtin"), 5)
 HIGHEST = 6
 

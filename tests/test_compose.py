@@ -1,13 +1,16 @@
-"""How much memory this process may still take, control groups of both versions included."""
+"""How much memory and how many cores this process may take, control groups of both versions included."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from baton.compose import free_memory_bytes
+from baton.compose import cores, free_memory_bytes, set_threads
+from baton.config import Config
 
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -56,3 +59,58 @@ def test_where_nothing_bounds_it_the_machines_free_memory_counts(tmp_path: Path)
     assert is_the_machines(free(tmp_path, "0::/\n"))
     assert is_the_machines(free_memory_bytes(tmp_path / "none", tmp_path / "nothing"))
     assert is_the_machines(free(tmp_path, "5:cpu:/a\n"))
+
+
+# Cores
+
+
+@pytest.fixture
+def eight_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """CPUs 0 to 7, two to a core, of which this process may use all; answers the folder that says so."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for cpu in range(8):
+        folder = tmp_path / "cpus" / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    return tmp_path / "cpus"
+
+
+def counted(tmp_path: Path, cpus: Path, own: str = "0::/a/b\n") -> int:
+    (tmp_path / "own").write_text(own)
+    return cores(tmp_path / "groups", tmp_path / "own", cpus)
+
+
+def test_threads_of_one_core_are_one_core(eight_cpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert counted(tmp_path, eight_cpus) == 4
+    assert counted(tmp_path, tmp_path / "nothing is known of them") == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 4}, raising=False)
+    assert counted(tmp_path, eight_cpus) == 2
+
+
+@pytest.mark.parametrize(("quota", "found"), [("max", 4), (50000, 1), (150000, 1), (300000, 3), (900000, 4)])
+@pytest.mark.parametrize("depth", ["a/b", "a", "."])
+def test_the_time_of_a_group_or_of_one_around_it_bounds_cores(
+    eight_cpus: Path, tmp_path: Path, depth: str, quota: int | str, found: int
+) -> None:
+    second = tmp_path / "groups" / depth
+    second.mkdir(parents=True)
+    (second / "cpu.max").write_text(f"{quota} 100000\n")
+    assert counted(tmp_path, eight_cpus) == found
+    (second / "cpu.max").unlink()
+    first = tmp_path / "groups" / "cpu" / depth
+    first.mkdir(parents=True)
+    (first / "cpu.cfs_quota_us").write_text("-1\n" if quota == "max" else f"{quota}\n")
+    (first / "cpu.cfs_period_us").write_text("100000\n")
+    assert counted(tmp_path, eight_cpus, own="3:cpu,cpuacct:/a/b\n4:memory:/a/b\n0::/\n") == found
+
+
+def test_as_many_threads_compute_as_asked_and_texts_are_tokenised_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    try:
+        set_threads(Config(threads="3"))
+        assert torch.get_num_threads() == 3
+        assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+        set_threads(Config())
+        assert torch.get_num_threads() == cores()
+    finally:
+        torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.config import AUTO, Config, Facts, load_config, make_config, parse_bytes, resolve
+from baton.config import AUTO, NOT_SETTINGS, Config, Facts, load_config, make_config, parse_bytes, resolve
 from baton.errors import SettingError
 from baton.footprint import Columns, Footprint
 
@@ -41,6 +41,10 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
 
 def test_nothing_given_gives_the_defaults() -> None:
     assert load_config({}, environment={}) == Config()
+
+
+def test_what_the_process_is_told_of_its_native_kernels_is_no_setting() -> None:
+    assert load_config({}, environment=dict.fromkeys(NOT_SETTINGS, "1")) == Config()
 
 
 @pytest.mark.parametrize("source", ["flags", "environment", "file"])

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from baton.model.program import Program
+from baton.native import library as native
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.policy.run_to_completion import RunToCompletion
-from crowd import Shaken, alone, crowd_of, some_queries
+from baton.query import Query
+from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of
 
 TOLERANCE = 1e-4
@@ -36,19 +40,19 @@ FAMILIES = (
 
 
 class Trouble:
-    """Memory runs out inside a layer, in about every sixth call of it, never twice in a row."""
+    """Memory runs out behind about every sixth call of `name`, never twice in a row."""
 
-    def __init__(self, layer: torch.nn.Module, dice: random.Random) -> None:
+    def __init__(self, owner: object, name: str, dice: random.Random) -> None:
         self.times = 0
-        self._dice, self._right, self._just = dice, layer.forward, False
-        layer.forward = self  # type: ignore[assignment]
+        self._dice, self._right, self._just = dice, getattr(owner, name), False
+        setattr(owner, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         found = self._right(*args, **kwargs)
         self._just = not self._just and self._dice.random() < 1 / 6
         if self._just:
             self.times += 1
-            # After the layer wrote its keys, values and states.
+            # After keys, values and states were written.
             raise MemoryError
         return found
 
@@ -64,9 +68,39 @@ def test_what_fails_in_the_last_layer_is_repeated_and_gives_the_same(family: str
     queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
     expected = {query.id: alone(model_of(family), query) for query in queries}
     model = model_of(family)
-    crowd = crowd_of(model, Shaken(policy(), dice))
-    trouble = Trouble(layers_of(model)[-1], dice)
+    crowd = crowd_of(model, Shaken(policy(), dice), native=False)
+    trouble = Trouble(layers_of(model)[-1], "forward", dice)
     crowd.run(queries, dice)
+    check(crowd, queries, expected, trouble)
+
+
+@pytest.mark.skipif(native.library is None, reason=native.describe())
+@pytest.mark.parametrize("policy", [Baton, Orca, RunToCompletion])
+@pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3"])
+def test_a_native_step_that_fails_is_repeated_and_gives_the_same(
+    family: str, policy: type[Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = random.Random(f"{family} {policy.__name__}")
+    queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
+    expected = {query.id: alone(model_of(family), query) for query in queries}
+    crowd = crowd_of(model_of(family), Shaken(policy(), dice))
+    made: list[Trouble] = []
+
+    def run(program: Program, *args: Any) -> Any:
+        if not made:
+            monkeypatch.undo()
+            made.append(Trouble(program, "run", dice))
+        return program.run(*args)
+
+    monkeypatch.setattr(Program, "run", run)
+    crowd.run(queries, dice)
+    check(crowd, queries, expected, made[0])
+
+
+def check(
+    crowd: Crowd, queries: Sequence[Query], expected: dict[str, tuple[list[int], torch.Tensor]], trouble: Trouble
+) -> None:
+    """Each query gave what it gives alone, though there was trouble."""
     assert trouble.times > 3
     for query in queries:
         tokens, logits = expected[query.id]

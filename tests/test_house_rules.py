@@ -23,7 +23,7 @@ def test_the_source_keeps_every_rule(tree: dict[str, str]) -> None:
 
 
 def test_all_rooms_were_read(tree: dict[str, str]) -> None:
-    assert {"kv", "model", "batch", "prefill", "policy", "engine"} <= {room_of(name) for name in tree}
+    assert {"kv", "native", "model", "batch", "prefill", "policy", "engine"} <= {room_of(name) for name in tree}
     assert len(tree) > 30
 
 
@@ -46,7 +46,9 @@ def test_the_built_in_tasks_are_reached_without_torch(tree: dict[str, str]) -> N
 
 def small(**sources: str) -> dict[str, str]:
     """A small house that keeps the rules, but for the sources given (dots written as two underscores)."""
-    rooms = {f"baton.{room}": DOOR for room in ("kv", "model", "batch", "prefill", "policy", "engine", "server")}
+    rooms = {
+        f"baton.{room}": DOOR for room in ("kv", "native", "model", "batch", "prefill", "policy", "engine", "server")
+    }
     ports = {f"baton.{room}.port": "" for room in ("batch", "prefill", "policy")}
     plain = {"baton": "", "baton.query": "import math\n", "baton.kv.segment": "import torch\n", "baton.cli": ""}
     return {**rooms, **ports, **plain, **{f"baton.{name.replace('__', '.')}": text for name, text in sources.items()}}
@@ -85,6 +87,8 @@ def test_a_house_that_keeps_the_rules_is_left_in_peace() -> None:
         ("engine.engine", "x = __import__('torch')", "by name"),
         ("engine.engine", "import torch", "not in this room"),
         ("engine.engine", "def go():\n    import torch.nn as nn", "not in this room"),
+        ("native.library", "import torch", "not in this room"),
+        ("native.library", "from baton.kv.segment import KVSegment", "next door"),
         ("batch.batch", "import transformers", "not in this room"),
         ("kv.segment", "from tokenizers import Tokenizer", "not in this room"),
         ("engine.engine", "from fastapi import FastAPI", "not in this room"),

@@ -67,6 +67,17 @@ def test_a_shaken_crowd_gives_what_each_query_gives_alone(
     assert crowd.engine.kv_bytes_used == 0
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3", "gpt2", "gemma2", "olmo3"])
+def test_without_native_kernels_a_shaken_crowd_gives_the_same(family: str, oracle: dict) -> None:
+    dice = random.Random(family)
+    crowd = crowd_of(model_of(family), Shaken(Baton(), dice), native=False)
+    expected = oracle[family]
+    crowd.run([query for query, _, _ in expected], dice)
+    for query, tokens, logits in expected:
+        assert crowd.tokens(query.id) == tokens
+        assert worst_difference(crowd, query, logits) <= TOLERANCE
+
+
 def total(expected: list[tuple[Query, list[int], Tensor]]) -> int:
     return sum(len(tokens) for _, tokens, _ in expected)
 
@@ -123,7 +134,7 @@ def test_a_mask_that_is_wrong_by_one_column_is_noticed(
             other[..., 1:] |= seen[..., :-1]
         return other
 
-    crowd = crowd_of(model_of(family), POLICIES["baton"]())
+    crowd = crowd_of(model_of(family), POLICIES["baton"](), native=False)
     # After the self-check, which sees it too.
     monkeypatch.setattr(body, "_mask", mask)
     expected = oracle[family]

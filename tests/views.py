@@ -21,7 +21,7 @@ def standing(name: str, state: State = State.WAITING, *, prompt: int = 20, cache
         "generated": 0,
         "bytes_reserved": BYTES,
         "limit_tokens": 20,
-        "waited_seconds": 0.0,
+        "arrived": 0.0,
         "priority": 0,
         "deadline": None,
         **changes,
@@ -133,7 +133,7 @@ def crowd(drawn: list[tuple[Any, ...]]) -> list[Standing]:
                 priority=priority,
                 user=user,
                 set_aside=set_aside and state is State.READY,
-                waited_seconds=float(waited),
+                arrived=-float(waited),
             )
         )
     return found

@@ -14,7 +14,7 @@ import torch
 from baton import builtin
 from baton.batch.batch import RectangleBatch
 from baton.clock import monotonic
-from baton.config import AUTO, Config, Facts, Settings, resolve
+from baton.config import Config, Facts, Settings, resolve, threads
 from baton.engine.client import Client
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
@@ -173,7 +173,7 @@ def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
     Of both versions of control groups. File pages that nobody used lately count as free: the kernel drops them first.
     """
     left = [psutil.virtual_memory().available]
-    for folder in _control_groups(root, own):
+    for folder in _control_groups(root, own, "memory"):
         for limit, used, droppable in _GROUP_FILES:
             with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or its limit is "max"
                 stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -182,27 +182,54 @@ def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
     return max(0, min(left))
 
 
-def _control_groups(root: Path, own: Path) -> list[Path]:
-    """Folders of the groups that bound this process's memory, with those that they are in."""
+def _control_groups(root: Path, own: Path, controller: str) -> list[Path]:
+    """Folders of the groups that bound what this process takes of it, with those that they are in."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return [root]
     # Version 2 is hierarchy 0, without names of controllers.
-    groups = [(root / "memory" if names else root, path) for _, names, path in lines if names in ("", "memory")]
+    groups = [
+        (root / controller if names else root, path)
+        for _, names, path in lines
+        if not names or controller in names.split(",")
+    ]
     inside = [(base, [Path(path), *Path(path).parents]) for base, path in groups]
     return [base / str(path).lstrip("/") for base, paths in inside for path in paths]
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(
+    root: Path = Path("/sys/fs/cgroup"),
+    own: Path = Path("/proc/self/cgroup"),
+    cpus: Path = Path("/sys/devices/system/cpu"),
+) -> int:
+    """How many cores this process may compute on, at least one.
+
+    Those that it may be scheduled on, two threads of a core being one; fewer where one of its control groups has less
+    time than they have together. Not rounded up: threads wait for one another, and a group's time is taken from all.
+    """
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    found = [float(len({_core_of(cpu, cpus) for cpu in usable}))]
+    for folder in _control_groups(root, own, "cpu"):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or its time is "max"
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+            found.append(quota / period)
+        with contextlib.suppress(OSError, ValueError):  # version 1, where -1 is as much as there is
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            found.extend([quota / period] if quota > 0 else [])
+    return max(1, int(min(found)))
+
+
+def _core_of(cpu: int, cpus: Path) -> str:
+    """The same for all threads of a core."""
+    try:
+        return (cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
 
 
 def set_threads(config: Config) -> None:
-    if config.threads == AUTO:
-        torch.set_num_threads(cores())
-        return
-    if not config.threads.isdecimal() or not int(config.threads):
-        raise SettingError(f"--threads {config.threads}: must be a whole number above 0, or auto", param="threads")
-    torch.set_num_threads(int(config.threads))
+    """Torch's threads, and the native pool's, which has as many. Raises SettingError."""
+    torch.set_num_threads(threads(config, cores()))
+    # Texts are tokenised one by one: threads of the tokenizer's own would only take turns with those that compute.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

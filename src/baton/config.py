@@ -21,9 +21,12 @@ from baton.footprint import Footprint
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
+QUANTIZE = ("none", "int8")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
+# Of the process, not of an engine: read by native/library.py and hatch_build.py.
+NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE"}
 # Where KV memory is allocated at once, activations need the rest.
 _AT_ONCE_SHARE = 0.8
 
@@ -43,6 +46,8 @@ class Config:
     api_key: str | None = _setting(None, "Key that requests must send as a bearer token.", secret=True)
     dtype: str = _setting(AUTO, "Number format of weights and KV.", choices=DTYPES)
     device: str = _setting(AUTO, "Where the model runs.", choices=DEVICES)
+    quantize: str = _setting("none", "Weights of linear layers in 8 bits (CPU): less memory, faster.", choices=QUANTIZE)
+    compile: bool = _setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
     max_batch_size: str = _setting(AUTO, "Most rows of the running batch: a number, or auto.")
     max_model_len: str = _setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
     kv_memory: str = _setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
@@ -58,7 +63,7 @@ class Config:
     max_stall_ms: int = _setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
     max_waiting: int = _setting(256, "Most queries that wait; more are answered 429.", low=1)
     drain_timeout: float = _setting(30.0, "Seconds that running queries get to finish at shutdown.", low=0)
-    threads: str = _setting(AUTO, "Compute threads: a number, or auto (all cores that this process may use).")
+    threads: str = _setting(AUTO, "Compute threads: a number, or auto (one for each core that this process may use).")
     seed: int = _setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
     trust_remote_code: bool = _setting(False, "Run Python code that comes with the model.")
     log_level: str = _setting("info", "What is logged.", choices=LOG_LEVELS)
@@ -147,6 +152,11 @@ def resolve(config: Config, facts: Facts) -> Settings:
     )
 
 
+def threads(config: Config, cores: int) -> int:
+    """How many threads compute, where the process may use so many cores. Raises SettingError."""
+    return _number("threads", config.threads, cores)
+
+
 def load_config(
     flags: Mapping[str, object], *, file: str | None = None, environment: Mapping[str, str] = os.environ
 ) -> Config:
@@ -222,7 +232,8 @@ def _boolean(value: object) -> bool:
 
 
 def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[str, object]:
-    found = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
+    ours = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
+    found = {key: value for key, value in ours.items() if key not in NOT_SETTINGS}
     named = {key: key[len(ENVIRONMENT_PREFIX) :].lower() for key in found}
     unknown = sorted(key for key, name in named.items() if name not in known)
     if unknown:

@@ -33,7 +33,10 @@ class Footprint:
         """Bytes of a row that holds so many tokens, whole pages of each buffer; nothing for an empty row."""
         if tokens <= 0:
             return 0
-        return self.state_bytes + sum(columns.of(tokens, self.page) for columns in self.columns)
+        found = self.state_bytes
+        for columns in self.columns:
+            found += columns.of(tokens, self.page)
+        return found
 
     @property
     def token_bytes(self) -> int:

@@ -22,7 +22,7 @@ from baton.query import Query, State
 from baton.text import TextStream
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import model_of
-from toy import BYTES_PER_TOKEN, FOOTPRINT, NAN, Say, hashed, toy_alone, toy_crowd
+from toy import BYTES_PER_TOKEN, NAN, Say, hashed, toy_alone, toy_crowd
 from turns import Scripted, accept, asked, done, ended, is_idle, turn
 
 EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -32,7 +32,7 @@ END = 2
 def reserved(engine: Engine) -> int:
     """Bytes that those who hold or may yet fill memory may grow to."""
     grown = (State.PREFILLING, State.READY, State.RUNNING)
-    standings = [s for state in grown for s in engine.lifecycle.standings(state, FOOTPRINT)]
+    standings = [s for state in grown for s in engine.lifecycle.standings(state)]
     held = [len(query.prompt) + query.limit_tokens for query in engine.queries.held.values()]
     return sum(standing.bytes_reserved for standing in standings) + sum(held) * BYTES_PER_TOKEN
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from baton.clock import ManualClock
-from baton.engine.lifecycle import IllegalMove, Lifecycle
+from baton.engine.lifecycle import MOVES, IllegalMove, Lifecycle
 from baton.events import Event, QueryEnded, QueryMoved
 from baton.footprint import Columns, Footprint
+from baton.policy.port import Standing
 from baton.query import Query, State
 from crowd import query_of
 
@@ -37,7 +40,7 @@ class Ledger:
     def __init__(self) -> None:
         self.clock = ManualClock(100.0)
         self.told: list[Event] = []
-        self.lives = Lifecycle(self.clock, [self.told.append])
+        self.lives = Lifecycle(self.clock, [self.told.append], Footprint((Columns(10),)))
 
     def arrive(self, name: str = "a", state: State = State.WAITING, prompt_tokens: int = 3) -> Query:
         query = query_of(name, range(3, 3 + prompt_tokens), 5)
@@ -160,15 +163,51 @@ def test_standings_are_frozen_counts_in_the_order_of_arrival() -> None:
     ledger.arrive("c")
     ledger.lives.fed("b", 4, 4, 0)
     ledger.lives.token("b")
-    first, second = ledger.lives.standings(State.RUNNING, Footprint((Columns(10),)))
-    assert (first.id, first.waited_seconds, first.pending) == ("a", 3.0, 3)
+    first, second = ledger.lives.standings(State.RUNNING)
+    assert (first.id, first.arrived, first.pending) == ("a", 100.0, 3)
+    assert second.arrived == 103.0
     assert (second.id, second.cached, second.generated, second.pending) == ("b", 4, 1, 1)
     # 4 prompt tokens, and the 5 that it may generate.
     assert second.bytes_reserved == 90
-    assert [s.id for s in ledger.lives.standings(State.WAITING, Footprint((Columns(10),)))] == ["c"]
+    assert [s.id for s in ledger.lives.standings(State.WAITING)] == ["c"]
     ledger.lives.forgot("b")
     assert second.cached == 4
-    assert ledger.lives.standings(State.RUNNING, Footprint((Columns(10),)))[1].pending == 5
+    assert ledger.lives.standings(State.RUNNING)[1].pending == 5
+
+
+def told_anew(lives: Lifecycle, state: State) -> tuple[Standing, ...]:
+    """What `standings` would say had it never said anything."""
+    for life in lives.live.values():
+        life.standing = None
+    return lives.standings(state)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_standings_and_counts_are_never_those_of_a_moment_before(seed: int) -> None:
+    dice, ledger = random.Random(seed), Ledger()
+    lives = ledger.lives
+    for turn in range(120):
+        if not lives.live or dice.random() < 0.2:
+            ledger.arrive(f"q{turn}", dice.choice(LIVE))
+        name = dice.choice(list(lives.live))
+        was = lives.live[name].state
+        changes = [
+            lambda name=name: lives.fed(name, dice.randrange(9), 1, 0),
+            lambda name=name: lives.began_with(name, dice.randrange(9)),
+            lambda name=name: lives.forgot(name),
+            lambda name=name: lives.token(name),
+            lambda name=name, was=was: lives.move(name, dice.choice(sorted(MOVES[was])), "test"),
+            lambda name=name: lives.end(name, dice.choice(ENDS), "test"),
+        ]
+        said = {state: lives.standings(state) for state in LIVE}
+        dice.choices(changes, weights=[4, 2, 2, 4, 6, 1])[0]()
+        found = {state: lives.standings(state) for state in LIVE}
+        assert found == {state: told_anew(lives, state) for state in LIVE}
+        others = {query.id: query for state in LIVE for query in said[state] if query.id != name}
+        assert all(others.get(query.id, query) is query for state in LIVE for query in found[state]), "told again"
+        everyone = [life.state for life in lives.live.values()]
+        assert {state: lives.count(state) for state in LIVE} == {state: everyone.count(state) for state in LIVE}
+        assert lives.preempted == sum(life.preempted for life in lives.live.values())
 
 
 def test_the_ledger_balances_at_every_instant() -> None:

@@ -144,7 +144,7 @@ def test_the_self_check_refuses_a_decode_step_that_sees_one_column_too_few(monke
     model = model_of("llama")
     texts = check_texts(model)
     expected = stock_logits(model, texts)
-    forward = hook(model)
+    forward = hook(model, native=False)
     monkeypatch.setattr(Decode, "_mask", fewer)
     with pytest.raises(LoadError, match="differ from those of the model alone"):
         self_check(model, forward, texts, expected)

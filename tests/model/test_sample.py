@@ -20,9 +20,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from baton.model import sample
+from baton.model import draw_device, draw_host
+from baton.model.draw_device import _gumbel
 from baton.model.logprobs import token_logprobs
-from baton.model.sample import Draw, Sampler, _candidates, _gumbel
+from baton.model.sample import Draw, Sampler
 from baton.query import SamplingParams
 
 VOCABULARY = 12
@@ -133,6 +134,34 @@ def test_a_rows_draw_depends_on_no_neighbour_and_no_order(draws: list[Draw], see
     assert together == alone == turned[::-1]
 
 
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(mixed_draws(), st.sampled_from([12, 127, 130, 2003]), st.sampled_from([0.05, 1.0, 6.0]), st.integers(0, 1000))
+def test_both_ways_of_drawing_draw_the_same(draws: list[Draw], vocabulary: int, scale: float, seed: int) -> None:
+    logits = noise(len(draws), vocabulary, seed, scale)
+    assert SAMPLER(logits, draws) == SAMPLER._together(logits, draws)
+
+
+def test_a_token_that_is_far_from_the_best_is_drawn_by_its_noise_alone_as_often_as_it_should() -> None:
+    """The best 128 have half of all; on the CPU the others are found by their noise's bits, not by their scores."""
+    logits = torch.cat([torch.full((1, 128), 1.5), torch.full((1, 574), 0.0)], dim=1)
+    draws = [draw(seed=seed) for seed in range(4000)]
+    found = torch.tensor(SAMPLER(logits.expand(4000, -1), draws))
+    assert abs(float((found < 128).double().mean()) - 0.5) < 0.03
+    assert len(set(found.tolist())) > 650
+    assert found.tolist() == SAMPLER._together(logits.expand(4000, -1), draws)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 5, 128, 129, 1000, 4097])
+@pytest.mark.parametrize("count", [1, 5, 128, 1000])
+@pytest.mark.parametrize("levels", [1, 3, 10**6])
+def test_the_best_of_a_row_are_found_in_order_and_equals_by_their_ids(vocabulary: int, count: int, levels: int) -> None:
+    row = (torch.randint(levels, (vocabulary,), generator=torch.Generator().manual_seed(count)) / 7).numpy()
+    values, ids = draw_host._top(row, min(count, vocabulary))
+    order = sorted(range(vocabulary), key=lambda at: (-row[at], at))[:count]
+    assert ids.tolist() == order
+    assert values.tolist() == row[order].tolist()
+
+
 def stock_kept(logits: Tensor, params: SamplingParams) -> set[int]:
     """The tokens that the stock warpers leave of one row, in the stock order."""
     scores, ids = logits[None].double() / params.temperature, torch.zeros(1, 1, dtype=torch.int64)
@@ -146,10 +175,14 @@ def stock_kept(logits: Tensor, params: SamplingParams) -> set[int]:
 
 
 def kept(logits: Tensor, draws: Sequence[Draw]) -> list[set[int]]:
-    """The tokens that our filters leave of each row."""
+    """The tokens that our filters leave of each row, by both ways of drawing."""
     temperatures = torch.tensor([[one.params.temperature] for one in draws])
-    best, ids = _candidates(logits / temperatures, draws)
-    return [set(row[values.isfinite()].tolist()) for row, values in zip(ids, best, strict=True)]
+    best, ids = draw_device.candidates(logits / temperatures, draws)
+    found = [set(row[values.isfinite()].tolist()) for row, values in zip(ids, best, strict=True)]
+    assert found == [
+        set(draw_host.candidates(row, one)[1].tolist()) for row, one in zip(logits.numpy(), draws, strict=True)
+    ]
+    return found
 
 
 FILTERS = [
@@ -346,7 +379,7 @@ def test_all_that_changes_logits_together_is_the_stock_chain_and_openais_penalti
 
 @pytest.fixture
 def without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "_precise", lambda device: torch.float32)
+    monkeypatch.setattr(draw_device, "_precise", lambda device: torch.float32)
 
 
 def test_noise_in_float32_is_that_of_float64_to_its_very_ends() -> None:
@@ -366,7 +399,7 @@ def test_draws_without_float64_are_the_same_draws(params: dict, request: pytest.
     draws = [draw(seed=seed, **params) for seed in range(4000)]
     exact = SAMPLER(logits, draws)
     request.getfixturevalue("without_float64")
-    assert SAMPLER(logits, draws) == exact
+    assert SAMPLER._together(logits, draws) == exact
 
 
 # Log-probabilities

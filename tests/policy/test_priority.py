@@ -21,7 +21,7 @@ plan = Priority().plan
 
 def full(*more: Standing, rows: int = 2, **changes: Any) -> View:
     """Rows full of queries of priority 5: "a" came first, then "b"."""
-    low = [*running("a", priority=5, waited_seconds=9.0), *running("b", priority=5, waited_seconds=8.0)]
+    low = [*running("a", priority=5, arrived=0.0), *running("b", priority=5, arrived=1.0)]
     return view(*low, *more, **{"rows": rows, "max_rows": rows, "prefill_chunk": 100, **changes})
 
 

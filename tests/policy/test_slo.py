@@ -55,7 +55,7 @@ def test_prompts_go_in_the_order_of_slack_and_those_without_a_deadline_after_the
 
 
 def test_a_deadline_that_cannot_be_met_is_not_run_for() -> None:
-    queue = [*waiting("none", waited_seconds=5.0), *waiting("lost", deadline=20.0), *waiting("soon", deadline=60.0)]
+    queue = [*waiting("none", arrived=-5.0), *waiting("lost", deadline=20.0), *waiting("soon", deadline=60.0)]
     assert [chunk.query_id for chunk in plan(full(*settled("a", "b"), *queue)).prefill] == ["soon"]
     assert [chunk.query_id for chunk in plan(full(*settled("a", "b"), *queue[:2])).prefill] == ["none"]
 
@@ -96,7 +96,7 @@ def test_nobody_gives_way_where(rows: list[Standing], query: list[Standing], why
 
 
 def test_who_only_waits_is_prefilled_before_anybody_gives_way() -> None:
-    found = plan(full(*settled("a", "b"), *waiting("other", waited_seconds=9.0), *waiting("q", deadline=50.0)))
+    found = plan(full(*settled("a", "b"), *waiting("other", arrived=-9.0), *waiting("q", deadline=50.0)))
     assert found.detach == ()
     assert [chunk.query_id for chunk in found.prefill] == ["q"]
 

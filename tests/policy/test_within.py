@@ -54,9 +54,9 @@ def test_no_row_is_lost_while_all_fit() -> None:
 
 
 def test_the_less_urgent_lose_their_rows_first() -> None:
-    urgent = [replace(query, priority=-1) for query in free_to_go("late", waited_seconds=1.0)]
-    later = [replace(query, priority=5) for query in free_to_go("early", waited_seconds=9.0)]
-    found = fitted(Plan(), view(*later, *free_to_go("mid", waited_seconds=5.0), *urgent, bytes_budget=30, **SURE))
+    urgent = [replace(query, priority=-1) for query in free_to_go("late", arrived=8.0)]
+    later = [replace(query, priority=5) for query in free_to_go("early", arrived=0.0)]
+    found = fitted(Plan(), view(*later, *free_to_go("mid", arrived=4.0), *urgent, bytes_budget=30, **SURE))
     assert found.detach == ("early", "mid")
 
 
@@ -154,7 +154,7 @@ def standings(draw: st.DrawFn) -> list[Standing]:
         cached = min(query.cached, query.prompt_tokens) if generated == 0 else query.prompt_tokens + generated - 1
         since = draw(st.integers(0, generated)) if state is State.RUNNING else 0
         changes = {"cached": cached, "since_insert": since, "priority": draw(st.integers(-1, 1))}
-        found.append(replace(query, waited_seconds=float(9 - number), **changes))
+        found.append(replace(query, arrived=float(number), **changes))
     return found
 
 
@@ -193,5 +193,5 @@ def test_any_plan_for_any_view_fits_afterwards(data: st.DataObject, some: list[S
     stays = [q for q in seen.running if q.id not in found.detach and not seen.protected(q)]
     unprotected = [query for query in lost if not seen.protected(query)]
     for victim in unprotected:
-        assert all((stay.priority, -stay.waited_seconds) <= (victim.priority, -victim.waited_seconds) for stay in stays)
+        assert all((stay.priority, stay.arrived) <= (victim.priority, victim.arrived) for stay in stays)
     assert fitted(found, seen) == found, "what fits is left as it is"

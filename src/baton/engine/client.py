@@ -21,6 +21,7 @@ from typing import Protocol
 from baton.clock import Clock
 from baton.config import Settings
 from baton.engine.inbox import Deliver
+from baton.engine.post import Listener, Post
 from baton.errors import ContextLengthExceeded, InvalidValue, QueueFull, Unsupported
 from baton.events import Slots, Update
 from baton.query import NO_TERMS, Query, SamplingParams, Terms
@@ -113,6 +114,7 @@ class Client:
         self._prefix = secrets.token_hex(4)
         self._seeds = random.Random(settings.seed)
         self._lock = threading.Lock()
+        self._post = Post()
 
     def queries(
         self,
@@ -170,16 +172,9 @@ class Client:
 
     async def batches(self, queries: Sequence[Query]) -> AsyncGenerator[list[Update], None]:
         """As `stream`, with all updates that are there at once in one list, so that they can be sent as one."""
-        loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[list[Update]] = asyncio.Queue()
-
-        def deliver(updates: list[Update]) -> None:
-            # Whoever asked is gone with the event loop; the engine's thread must not fail of it.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(inbox.put_nowait, updates)
-
+        inbox: Listener = asyncio.Queue()
         left = {query.id for query in queries}
-        self._loop.submit(queries, deliver)
+        self._loop.submit(queries, self._post.to(inbox))
         try:
             while left:
                 updates = list(await inbox.get())
@@ -231,8 +226,9 @@ class Client:
         return self._loop.drain(timeout_seconds)
 
     def close(self) -> None:
-        """Ends the engine's thread and cancels what is live. May be called twice."""
+        """Ends the engine's thread and cancels what is live; all are told. May be called twice."""
         self._loop.close()
+        self._post.close()
 
     def _check(self, tokens: tuple[int, ...], params: SamplingParams) -> None:
         longest = self.settings.max_model_len

@@ -61,7 +61,7 @@ class Engine:
         self._costs = CostMeter()
         self._answers = AnswerMeter()
         self._limit = RowLimit(settings.max_rows)
-        pool, lifecycle = SegmentPool(budget.pool_bytes), Lifecycle(clock, self._sinks)
+        pool, lifecycle = SegmentPool(budget.pool_bytes), Lifecycle(clock, self._sinks, footprint)
         prefixes = Prefixes(prefix_store, whole_prompts=whole_prompts)
         self.queries = Queries(batch, prefiller, pool, lifecycle, talks, stamp, prefixes)
         self._forwards = Forwards(self.queries, self._costs, self._answers, self._limit, clock)
@@ -139,7 +139,7 @@ class Engine:
     def _view(self) -> View:
         """What the policy sees."""
         states = (State.WAITING, State.PREFILLING, State.READY, State.RUNNING)
-        waiting, prefilling, ready, running = (self.lifecycle.standings(state, self._footprint) for state in states)
+        waiting, prefilling, ready, running = map(self.lifecycle.standings, states)
         held = self.queries.held
         reserved = sum(query.bytes_reserved for some in (prefilling, ready, running) for query in some)
         reserved += sum(self._footprint.of(len(query.prompt) + query.limit_tokens) for query in held.values())
@@ -173,7 +173,11 @@ class Engine:
         """Those of the waiting queries for which nobody else computes the prompt, with what is stored for them."""
         prefixes = self.queries.prefixes
         hidden = prefixes.waiting
-        return tuple(replace(query, cached=prefixes.sure(query.id)) for query in waiting if query.id not in hidden)
+        return tuple(self._with_prefix(query) for query in waiting if query.id not in hidden)
+
+    def _with_prefix(self, query: Standing) -> Standing:
+        sure = self.queries.prefixes.sure(query.id)
+        return replace(query, cached=sure) if sure else query
 
     def _carry_out(self, now: Iteration) -> None:
         """The plan, in the order of `Plan`, but for its step."""
@@ -233,7 +237,7 @@ class Engine:
 
     def _expire(self) -> None:
         now = self._clock()
-        deadlines = {query_id: life.query.deadline for query_id, life in self.lifecycle.live.items()}
-        late = [query_id for query_id, deadline in deadlines.items() if deadline is not None and deadline < now]
-        for query_id in late:
-            self.queries.end(query_id, State.EXPIRED, "expired", "the query's deadline has passed")
+        queries = [life.query for life in self.lifecycle.live.values()]
+        for query in queries:
+            if query.deadline is not None and query.deadline < now:
+                self.queries.end(query.id, State.EXPIRED, "expired", "the query's deadline has passed")

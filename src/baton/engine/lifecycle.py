@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from baton.clock import Clock
 from baton.events import QueryEnded, QueryMoved, Sink, Usage
-from baton.footprint import Footprint
+from baton.footprint import NOTHING, Footprint
 from baton.policy.port import Standing
 from baton.query import Query, State
 
@@ -28,11 +28,15 @@ class IllegalMove(RuntimeError):
 
 @dataclass(slots=True)
 class Life:
-    """One live query's state, times and counts. Only `Lifecycle` writes it."""
+    """One live query's state, times and counts. Only `Lifecycle` writes it.
+
+    `standing`: what policies see of it, made when it is asked for and kept until something changes.
+    """
 
     query: Query
     state: State
     since: float
+    bytes_reserved: int = 0
     cached: int = 0
     generated: int = 0
     since_insert: int = 0
@@ -46,15 +50,22 @@ class Life:
     first_token_at: float | None = None
     last_token_at: float | None = None
     gaps: list[float] = field(default_factory=list)
+    standing: Standing | None = None
 
 
 class Lifecycle:
-    """The ledger of all queries: `counts` of those that ended, by state, and the live ones in order of arrival."""
+    """The ledger of all queries: those that ended, counted by state, and the live ones in order of arrival.
 
-    def __init__(self, clock: Clock, sinks: Iterable[Sink]) -> None:
+    `footprint`: what one takes. `preempted`: live queries that were running and wait to run again.
+    """
+
+    def __init__(self, clock: Clock, sinks: Iterable[Sink], footprint: Footprint = NOTHING) -> None:
         self._clock = clock
         self._sinks = tuple(sinks)
+        self._footprint = footprint
+        self._counts = dict.fromkeys(MOVES, 0)
         self.live: dict[str, Life] = {}
+        self.preempted = 0
         self.submitted = 0
         self.preemptions = 0
         self.prefix_cached_tokens = 0
@@ -64,16 +75,19 @@ class Lifecycle:
         if query.id in self.live:
             raise IllegalMove(f"query {query.id} is here already")
         now = self._clock()
-        self.live[query.id] = Life(query, State.WAITING, query.arrived)
+        reserved = self._footprint.of(len(query.prompt) + query.limit_tokens)
+        self.live[query.id] = Life(query, State.WAITING, query.arrived, reserved)
+        self._counts[State.WAITING] += 1
         self.submitted += 1
         self._tell(QueryMoved(now, query.id, None, State.WAITING, "arrived", len(query.prompt), 0))
 
     def move(self, query_id: str, state: State, why: str) -> None:
         """To another live state. Raises IllegalMove for one that the table does not have."""
-        life, now = self.live[query_id], self._clock()
-        if state not in MOVES[life.state]:
-            raise IllegalMove(f"query {query_id}: {life.state} -> {state}")
-        was = life.state
+        was = self.live[query_id].state
+        if state not in MOVES[was]:
+            raise IllegalMove(f"query {query_id}: {was} -> {state}")
+        life, now = self._changing(query_id), self._clock()
+        self._leaves(life)
         if was is State.RUNNING:
             life.preemptions += 1
             self.preemptions += 1
@@ -81,31 +95,33 @@ class Lifecycle:
             life.since_insert = 0
         life.set_aside = was is State.RUNNING
         life.preempted = was is State.RUNNING or (life.preempted and state is not State.RUNNING)
+        self.preempted += life.preempted
+        self._counts[state] += 1
         life.seconds[was] = life.seconds.get(was, 0.0) + now - life.since
         life.state, life.since = state, now
         self._tell(QueryMoved(now, query_id, was, state, why, len(life.query.prompt), life.generated))
 
     def fed(self, query_id: str, cached: int, useful: int, idle: int) -> None:
         """Token slots were computed for this query; `cached` of its tokens have keys and values now."""
-        life = self.live[query_id]
+        life = self._changing(query_id)
         life.cached = cached
         life.useful_slots += useful
         life.idle_slots += idle
 
     def began_with(self, query_id: str, cached: int) -> None:
         """The query has keys and values of so many tokens that it did not compute itself."""
-        life = self.live[query_id]
+        life = self._changing(query_id)
         life.cached = cached
         life.prefix_cached += cached
         self.prefix_cached_tokens += cached
 
     def forgot(self, query_id: str) -> None:
         """The query's keys and values are gone; its tokens are not."""
-        self.live[query_id].cached = 0
+        self._changing(query_id).cached = 0
 
     def token(self, query_id: str) -> None:
         """A token was drawn for this query."""
-        life, now = self.live[query_id], self._clock()
+        life, now = self._changing(query_id), self._clock()
         life.generated += 1
         life.since_insert += 1
         if life.last_token_at is None:
@@ -119,6 +135,7 @@ class Lifecycle:
         if state not in ENDS:
             raise IllegalMove(f"query {query_id}: {self.live[query_id].state} -> {state} as an end")
         life, now = self.live.pop(query_id), self._clock()
+        self._leaves(life)
         life.seconds[life.state] = life.seconds.get(life.state, 0.0) + now - life.since
         self.ended[state] += 1
         query = life.query
@@ -138,36 +155,43 @@ class Lifecycle:
         self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(life.gaps)))
         return usage
 
-    def standings(self, state: State, footprint: Footprint) -> tuple[Standing, ...]:
+    def standings(self, state: State) -> tuple[Standing, ...]:
         """Frozen standings of all live queries in this state, in order of arrival."""
-        now = self._clock()
-        return tuple(
-            Standing(
-                id=life.query.id,
-                state=state,
-                prompt_tokens=len(life.query.prompt),
-                cached=life.cached,
-                generated=life.generated,
-                waited_seconds=now - life.query.arrived,
-                priority=life.query.priority,
-                deadline=life.query.deadline,
-                bytes_reserved=footprint.of(len(life.query.prompt) + life.query.limit_tokens),
-                limit_tokens=life.query.limit_tokens,
-                since_insert=life.since_insert if state is State.RUNNING else 0,
-                set_aside=life.set_aside,
-                user=life.query.user,
-            )
-            for life in self.live.values()
-            if life.state is state
-        )
+        return tuple(life.standing or self._stand(life) for life in self.live.values() if life.state is state)
 
     def count(self, state: State) -> int:
-        return sum(life.state is state for life in self.live.values())
+        """How many live queries are in this state."""
+        return self._counts[state]
 
-    @property
-    def preempted(self) -> int:
-        """Live queries that were running and wait to run again."""
-        return sum(life.preempted for life in self.live.values())
+    def _changing(self, query_id: str) -> Life:
+        """A life that is about to change: what was told of its standing holds no longer."""
+        life = self.live[query_id]
+        life.standing = None
+        return life
+
+    def _leaves(self, life: Life) -> None:
+        """It is not counted where it is any more."""
+        self._counts[life.state] -= 1
+        self.preempted -= life.preempted
+
+    def _stand(self, life: Life) -> Standing:
+        query = life.query
+        life.standing = Standing(
+            id=query.id,
+            state=life.state,
+            prompt_tokens=len(query.prompt),
+            cached=life.cached,
+            generated=life.generated,
+            arrived=query.arrived,
+            priority=query.priority,
+            deadline=query.deadline,
+            bytes_reserved=life.bytes_reserved,
+            limit_tokens=query.limit_tokens,
+            since_insert=life.since_insert if life.state is State.RUNNING else 0,
+            set_aside=life.set_aside,
+            user=query.user,
+        )
+        return life.standing
 
     def _tell(self, event: QueryMoved | QueryEnded) -> None:
         for sink in self._sinks:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 
@@ -16,11 +16,14 @@ from baton.kv.rectangle import Rectangle
 from baton.model import attention
 from baton.model.attention import Shape
 from baton.model.hooked import Hooked
-from baton.model.look import Span
+from baton.model.look import NOBODY, Span
 from baton.model.probe import Geometry
+from baton.model.program import Program
 
 # Tokens of a prompt that are fed at once where shapes are fixed.
 GRID = 64
+# A native call takes at most so many tokens at once, where it can be divided: their values stay in the cache.
+PASS = 512
 
 
 class Way(StrEnum):
@@ -84,6 +87,8 @@ class Forward:
         self.checked_tokens = 0
         self.grid = 0
         self._fixed_rows = 0
+        self._program: Program | None = None
+        self._why_not_native = ""
         # Prompts of several rows may go through the model in one call.
         self._packs = way.ours and not self._hooked.recurrent
         self._pads = way is Way.RECTANGLE and not self._hooked.recurrent
@@ -101,7 +106,20 @@ class Forward:
             parts.append(f"computed anew where a text grows beyond {self.near_limit} tokens")
         if self.geometry.windows and self.checked_tokens <= self.geometry.windows[0]:
             parts.append(f"texts beyond its window of {self.geometry.windows[0]} were not checked (baton check does)")
+        parts.append(self._program.description if self._program else f"step by step in torch: {self._why_not_native}")
         return "; ".join(parts)
+
+    @property
+    def native(self) -> bool:
+        """Whether a step is one native call."""
+        return self._program is not None
+
+    def go_native(self, program: Program | None, why_not: str = "") -> None:
+        """From now on steps are native calls of this program; or, where there is none, torch's, and `why_not` says why.
+
+        Only for Way.RECTANGLE.
+        """
+        self._program, self._why_not_native = program, why_not
 
     def fix_shapes(self, rows: int) -> None:
         """From now on a row's results are equal to the bit in any company: `--deterministic`.
@@ -112,12 +130,17 @@ class Forward:
         row by row.
         """
         self.grid = GRID
+        if self._program is not None:
+            # Native kernels compute each row by itself, to the bit; only the pieces of prompts must be the same.
+            return
         self._fixed_rows = rows
         self._packs = False
         self._hooked.experts_by_row()
 
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         """One token per row: logits `[n, vocabulary]` in float32."""
+        if self._program is not None:
+            return self._natively(self._program, rectangle, spans, tokens)
         if self._pads and not self._fixed_rows:
             return _together([self._rows(rectangle, spans, tokens)])
         return self.fill(rectangle, spans, tokens)
@@ -127,6 +150,8 @@ class Forward:
 
         Of all tokens of a span that wants `every`.
         """
+        if self._program is not None:
+            return self._natively(self._program, rectangle, spans, tokens)
         if self._packs:
             return _together([self._flat(rectangle, spans, tokens)])
         return self._apart(rectangle, spans, tokens)
@@ -136,6 +161,8 @@ class Forward:
 
         Models whose rows cannot be padded are fed as by `fill`.
         """
+        if self._program is not None:
+            return self._natively(self._program, rectangle, spans, tokens, pad=True)
         if self._pads and not self._fixed_rows:
             return _together([self._aligned(rectangle, spans, tokens)])
         return self.fill(rectangle, spans, tokens)
@@ -160,6 +187,26 @@ class Forward:
         parts = dict(zip(order, logits.split([spans[i].kept for i in order]), strict=True))
         return torch.cat([parts[i] for i in range(len(spans))]), ran
 
+    def _natively(
+        self, program: Program, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int], *, pad: bool = False
+    ) -> tuple[Tensor, Ran]:
+        """All tokens of all spans, one behind the other; `pad`: and as many of nobody's as rows are shorter."""
+        wanted = list(wanted_tokens(spans))
+        longest = max(span.count for span in spans) if pad else 0
+        if pad:
+            spans, tokens, wanted = _with_padding(spans, tokens, longest)
+        needed = sum(span.stop for span in spans if span.row >= 0)
+        if len(tokens) <= PASS or any(rectangle.rings):
+            logits, ran = program.run(rectangle, spans, tokens, wanted)
+            return logits, Ran(needed, longest, 0, partial(program.commit, ran))
+        # Where there are no rings, a pass may be repeated like the whole: columns behind a row's end are nobody's.
+        parts = []
+        for first in range(0, len(tokens), PASS):
+            last = min(first + PASS, len(tokens))
+            kept = [at - first for at in wanted if first <= at < last]
+            parts.append(program.run(rectangle, cut(spans, first, last), tokens[first:last], kept)[0])
+        return torch.cat(parts), Ran(needed, longest, 0, lambda: None)
+
     # The layouts of a call
 
     def _rows(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
@@ -178,9 +225,7 @@ class Forward:
         """`[1, N]`"""
         shape = _FLAT[self.way](spans, rectangle)
         ids = torch.tensor(tokens, device=rectangle.device)[None]
-        ends = itertools.accumulate(span.count for span in spans)
-        wanted = [at for end, span in zip(ends, spans, strict=True) for at in range(end - span.kept, end)]
-        kept = torch.tensor(wanted, device=rectangle.device)
+        kept = torch.tensor(list(wanted_tokens(spans)), device=rectangle.device)
         return _Call(shape, partial(self._hooked.run, shape, ids, shape.cols[None], kept))
 
     def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
@@ -193,6 +238,43 @@ class Forward:
         last = torch.tensor([span.count - 1 for span in spans], device=rectangle.device)
         aligned = (ids.view(-1, shape.padded_to), positions.view(-1, shape.padded_to))
         return _Call(shape, partial(self._hooked.run, shape, *aligned, last))
+
+
+def wanted_tokens(spans: Sequence[Span]) -> Iterator[int]:
+    """Which of the spans' tokens, one span behind the other, are those whose logits are wanted."""
+    ends = itertools.accumulate(span.count for span in spans)
+    for end, span in zip(ends, spans, strict=True):
+        yield from range(end - span.kept, end)
+
+
+def cut(spans: Sequence[Span], first: int, last: int) -> list[Span]:
+    """What of the spans lies in tokens [first, last) of them all."""
+    found, at = [], 0
+    for span in spans:
+        low, high = max(first - at, 0), min(last - at, span.count)
+        if low < high:
+            found.append(replace(span, start=span.start + low, count=high - low))
+        at += span.count
+    return found
+
+
+def _with_padding(
+    spans: Sequence[Span], tokens: Sequence[int], longest: int
+) -> tuple[list[Span], list[int], list[int]]:
+    """Behind each span as many tokens of nobody's as it is shorter than the longest; and which tokens are wanted."""
+    padded: list[Span] = []
+    fed: list[int] = []
+    wanted: list[int] = []
+    at = 0
+    for span in spans:
+        padded.append(span)
+        fed += tokens[at : at + span.count]
+        at += span.count
+        wanted += range(len(fed) - span.kept, len(fed))
+        if span.count < longest:
+            padded.append(Span(NOBODY, 0, longest - span.count))
+            fed += [0] * (longest - span.count)
+    return padded, fed, wanted
 
 
 _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {

@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from baton.config import AUTO, Config
 from baton.errors import LoadError, SettingError
 from baton.model.forward import Forward, Way
+from baton.model.lower import lower
 from baton.model.probe import Geometry, own_words, probe
-from baton.model.selfcheck import check_texts, self_check, stock_logits, use_reference_attention
+from baton.model.program import Program
+from baton.model.record import record
+from baton.model.selfcheck import INT8_TOLERANCE, check_texts, self_check, stock_logits, use_reference_attention
 from baton.model.tokenizer import ModelTokenizer
 
 Told = Callable[[str, float], None]
@@ -71,13 +75,14 @@ def load(
             use_safetensors=True,
         )
         model.to(device).eval().requires_grad_(False)
+        parameters = sum(p.numel() for p in model.parameters())
     if before is not None:
         use_reference_attention(model)
         with _phase("alone", told):
             before(model)
     with _phase("self-check", told):
         try:
-            forward = hook(model)
+            forward = hook(model, native=config.compile, int8=config.quantize == "int8", release=True)
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
     return Loaded(
@@ -90,23 +95,37 @@ def load(
         context_tokens=context_of(model.config),
         dtype=model.dtype,
         device=device,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
         stamp=f"{name}:{model.dtype}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
     )
 
 
-def hook(model: PreTrainedModel) -> Forward:
+def hook(model: PreTrainedModel, *, native: bool = True, int8: bool = False, release: bool = False) -> Forward:
     """Gives a model our cache and attention in the first way in which it gives what it gives alone.
 
-    Raises LoadError, with the reasons of all ways that were tried, where none is exact.
+    Where its steps can be carried out natively, they are, unless `native` is false; `int8`: with weights in 8 bits.
+    `release`: the model's own weights may then be given back, so that only the forward can run it.
+    Raises LoadError, with the reasons of all ways that were tried, where none is exact, or none is for `int8`.
     """
+    if int8 and not native:
+        raise LoadError("--quantize int8 needs native steps: leave out --no-compile")
     use_reference_attention(model)
-    stock = model.config.get_text_config()._attn_implementation
     texts = check_texts(model)
     try:
         expected = stock_logits(model, texts)
     except Exception as error:
         raise LoadError(own_words("it does not run with a stock cache", error)) from error
+    forward = _hooked(model, texts, expected)
+    if not native:
+        forward.go_native(None, "--no-compile")
+    else:
+        go_native(model, forward, texts, expected, int8=int8, release=release)
+    return forward
+
+
+def _hooked(model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor]) -> Forward:
+    """In torch. Raises LoadError, with the reasons of all ways that were tried."""
+    stock = model.config.get_text_config()._attn_implementation
     reasons: list[str] = []
     # Recurrent layers may want their prompts whole.
     for way, whole in itertools.product(Way, (False, True)):
@@ -125,6 +144,46 @@ def hook(model: PreTrainedModel) -> Forward:
             # Whatever a family does that we do not know yet shows here, in its own code.
             reasons.append(own_words("it does not run with our cache", error))
     raise LoadError("; ".join(dict.fromkeys(reasons)))
+
+
+def go_native(
+    model: PreTrainedModel,
+    forward: Forward,
+    texts: list[Tensor],
+    expected: list[Tensor],
+    *,
+    int8: bool = False,
+    release: bool = False,
+) -> None:
+    """Has the model's steps carried out natively, where they can be, with the results that it gives alone.
+
+    Raises LoadError with `int8`, which nothing else can do, where they cannot be.
+    """
+    program = None
+    try:
+        if model.device.type != "cpu":
+            raise LoadError(f"native steps are for the CPU, not for {model.device.type}")
+        if forward.way is not Way.RECTANGLE:
+            raise LoadError("its layers do not take our attention as it is")
+        if forward.near_limit is not None:
+            raise LoadError("its rotation depends on a text's length")
+        draft = lower(record(model))
+        program = Program(
+            draft,
+            forward.geometry,
+            model.dtype,
+            threads=torch.get_num_threads(),
+            int8=int8,
+            release=model.parameters() if release else (),
+        )
+        forward.go_native(program)
+        self_check(model, forward, texts, expected, tolerance=INT8_TOLERANCE if int8 else None)
+    except LoadError as error:
+        if int8:
+            raise LoadError(f"--quantize int8: {error.message}") from error
+        forward.go_native(None, error.message)
+        if program is not None:
+            program.restore()
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

@@ -37,6 +37,9 @@ class Look:
 
 EVERYTHING = Look()
 
+NOBODY = -1
+"""The row of tokens that are computed for no one: padding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -176,7 +176,12 @@ class Rows:
         if found.query.id in done:
             # Its last cached token again, in its own column: computed, and no use to anyone.
             return Span(row, max(start - 1, 0), 1)
+        limit = self._forward.near_limit
+        far = limit is not None and len(found.tokens) > limit
         pending, count = len(found.tokens) - start, most[found.query.id]
+        if pending == 1:
+            # A row that decodes: none of what follows would feed it otherwise.
+            return Span(row, start, 1, far)
         if found.computed < found.query.pause_at:
             pending = found.query.pause_at - start
         if found.anew:
@@ -188,8 +193,7 @@ class Rows:
             count = 1 if start else pending
         if self._forward.grid:
             count = _on_grid(start, len(found.query.prompt) - 1, self._forward.grid)
-        count, limit = min(count, pending), self._forward.near_limit
-        far = limit is not None and len(found.tokens) > limit
+        count = min(count, pending)
         return Span(row, start, count, far, every=bool(found.untold(start, start + count)))
 
     def _count(self, spans: Sequence[Span], done: Set[str], width: int) -> Stepped:
@@ -197,17 +201,17 @@ class Rows:
         stepped = Stepped()
         slots = stepped.slots
         for span in spans:
-            found = self._occupants[span.row]
-            padding = max(width - span.count, 0)
+            found, count, stop = self._occupants[span.row], span.count, span.stop
+            padding = width - count if width > count else 0
             slots.padding += padding
             if found.query.id in done:
-                slots.finished_row += span.count
+                slots.finished_row += count
                 continue
-            again = max(0, min(span.stop, found.computed) - span.start)
+            again = min(stop, found.computed) - span.start if found.computed > span.start else 0
             slots.recomputed += again
-            slots.useful += span.count - again
-            slots.columns_needed += span.stop
-            stepped.shares[found.query.id] = (span.count - again, again + padding)
+            slots.useful += count - again
+            slots.columns_needed += stop
+            stepped.shares[found.query.id] = (count - again, again + padding)
         return stepped
 
     def _tell_prompts(self, spans: Sequence[Span], logits: Tensor, stepped: Stepped) -> Tensor:

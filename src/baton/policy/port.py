@@ -19,8 +19,9 @@ SURE_TOKENS = 64
 class Standing:
     """How one live query stands.
 
-    `cached`, `generated` and `limit_tokens` (the most it may generate) are tokens; `since_insert` is how many it has
-    generated since it was last given a row. `set_aside`: its keys and values are kept outside all rows.
+    `arrived` is a time on the clock of `View.now`. `cached`, `generated` and `limit_tokens` (the most it may generate)
+    are tokens; `since_insert` is how many it has generated since it was last given a row. `set_aside`: its keys and
+    values are kept outside all rows.
     `bytes_reserved` is what it takes in a row when it has generated all that it may.
     """
 
@@ -29,7 +30,7 @@ class Standing:
     prompt_tokens: int
     cached: int
     generated: int
-    waited_seconds: float
+    arrived: float
     priority: int
     deadline: float | None
     bytes_reserved: int
@@ -149,11 +150,13 @@ class View:
         Optimistic, with two guards: all that then have rows can generate another `sure_tokens` at once, and all that
         they and those set aside are expected to need fits budget and pool together, so that nothing need be forgotten.
         """
+        if most <= 0 or not queries:
+            return []
         soon = self.bytes_budget - self.held_bytes - sum(map(self._soon, self.in_rows))
         later = self.bytes_budget - self.held_bytes + self.pool_left - sum(map(self._expected, self.in_rows))
         later -= sum(self._expected(query) - self.footprint.of(query.cached) for query in self.aside)
         chosen: list[Standing] = []
-        for query in queries[: max(most, 0)]:
+        for query in queries[:most]:
             soon -= self._soon(query)
             later -= 0 if query.set_aside else self._expected(query)
             # What one that comes back will need is in `later` already; it makes no progress outside.
@@ -221,7 +224,7 @@ class Plan:
 
 def victims_first(running: Sequence[Standing]) -> list[Standing]:
     """Who loses a row first where some must: the least urgent, and of those the latest to arrive."""
-    return sorted(reversed(running), key=lambda query: (-query.priority, query.waited_seconds))
+    return sorted(reversed(running), key=lambda query: (-query.priority, -query.arrived))
 
 
 class Policy(Protocol):

@@ -29,5 +29,5 @@ def by_priority(view: View) -> list[Standing]:
     share = shares(view)
     return sorted(
         everyone(view),
-        key=lambda query: (query.priority, stage(query), share[query.id], -query.waited_seconds),
+        key=lambda query: (query.priority, stage(query), share[query.id], query.arrived),
     )

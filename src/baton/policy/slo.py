@@ -44,7 +44,7 @@ class Slo:
             else:
                 rank = 1 if query.id in pressed else 3
                 left = math.inf if is_lost(view, query) else left
-            return query.priority, rank, left, stage(query), share[query.id], -query.waited_seconds
+            return query.priority, rank, left, stage(query), share[query.id], query.arrived
 
         order = sorted(everyone(view), key=key)
         keeping = sum(key(query)[1] == 0 for query in view.running)

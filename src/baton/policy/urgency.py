@@ -19,7 +19,7 @@ def shares(view: View) -> dict[str, int]:
     """
     counts: dict[tuple[int, str], int] = {}
     found: dict[str, int] = {}
-    for query in sorted(everyone(view), key=lambda query: (stage(query), -query.waited_seconds)):
+    for query in sorted(everyone(view), key=lambda query: (stage(query), query.arrived)):
         asker = (query.priority, query.user)
         found[query.id] = counts.get(asker, 0)
         counts[asker] = found[query.id] + 1

@@ -64,6 +64,8 @@ def _evict(plan: Plan, view: View, over: int) -> Plan:
 
 def _pool_fits(plan: Plan, view: View) -> Plan:
     """Forgets what the pool cannot hold: of those set aside now, and where it has shrunk, of those that are."""
+    if view.pool_left >= 0 and not plan.detach:
+        return plan
     left = view.pool_left + sum(view.footprint.of(query.cached) for query in view.aside if query.id in plan.forget)
     forget: list[str] = []
     for query in victims_first(view.aside):
@@ -91,6 +93,8 @@ def _pool_fits(plan: Plan, view: View) -> Plan:
 
 def _newcomers_fit(plan: Plan, view: View) -> Plan:
     """Drops those who would be given memory and do not fit: whoever is planned first is served first."""
+    if not plan.prefill and not plan.insert:
+        return plan
     left = _room(plan, view)
     planned = {chunk.query_id for chunk in plan.prefill} | set(plan.insert)
     came_back = [query for query in view.aside if query.id in plan.insert]

@@ -1,0 +1,196 @@
+// Times linear.cpp's products as an engine's step runs them, next to the machine's limits; see native_linear.py.
+//
+// Two threads share each product's panels and wait for each other after it, spinning. Weights are more than the caches
+// hold, and are gone through in turn. Activations are made ready before, untimed. Each product counts with the best of
+// its passes.
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "vectors.h"
+
+namespace VARIANT {
+int64_t weight_bytes(int32_t, int64_t, int64_t);
+int64_t scale_count(int32_t, int64_t, int64_t);
+void pack(const Weight*, int64_t, int64_t, const void*, int32_t);
+int64_t ready_bytes(const Weight*, int64_t);
+void make_ready(const Weight*, const float*, int64_t, int64_t, int64_t, int64_t, void*);
+void product(const Weight*, const void*, int64_t, int64_t, int64_t, const float*, float*, int64_t, float*);
+int64_t product_scratch(const Weight*, int64_t);
+}  // namespace VARIANT
+
+using namespace VARIANT;
+
+namespace {
+
+constexpr int THREADS = 2;
+constexpr size_t COLD = 128 << 20;  // bytes of weights that no cache holds
+
+std::atomic<int64_t> arrived{0};
+
+void meet() {
+    const int64_t round = arrived.fetch_add(1) / THREADS;
+    while (arrived.load(std::memory_order_acquire) < (round + 1) * THREADS) {
+    }
+}
+
+// Seconds of all `items` together, each at the best of its passes: a neighbour on the machine spoils few of them.
+template <typename Work>
+double best_seconds(int passes, int64_t items, Work work) {
+    std::vector<double> best(items, 1e9);
+    auto run = [&](int thread) {
+        for (int64_t i = 0; i < passes * items; i++) {
+            meet();
+            const auto start = std::chrono::steady_clock::now();
+            work(thread, i % items);
+            meet();
+            const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+            if (thread == 0 && took.count() < best[i % items]) best[i % items] = took.count();
+        }
+    };
+    std::thread other(run, 1);
+    run(0);
+    other.join();
+    return std::accumulate(best.begin(), best.end(), 0.0);
+}
+
+void* space(size_t bytes) {
+    const size_t page = 2 << 20, whole = (bytes + page - 1) / page * page;
+    void* found = std::aligned_alloc(page, whole);
+    if (!found) std::abort();
+    if (!std::getenv("SMALL_PAGES")) madvise(found, whole, MADV_HUGEPAGE);
+    return found;
+}
+
+float noise() { return float(std::rand()) / float(RAND_MAX) - 0.5f; }
+
+double read_rate() {
+    char* memory = static_cast<char*>(space(COLD));
+    for (size_t i = 0; i < COLD; i++) memory[i] = char(i);
+    volatile int32_t sink = 0;
+    const size_t part = 2 << 20;
+    const double seconds = best_seconds(20, COLD / part, [&](int thread, int64_t item) {
+        vint sum[4] = {};
+        const char* from = memory + item * part + thread * (part / THREADS);
+        for (size_t i = 0; i < part / THREADS; i += sizeof sum) {
+            __builtin_prefetch(from + i + 4096);
+            for (int j = 0; j < 4; j++) sum[j] += load<vint>(from + i + j * sizeof(vint));
+        }
+        sink = sink + (sum[0] + sum[1] + sum[2] + sum[3])[0];
+    });
+    std::free(memory);
+    return double(COLD) / seconds;
+}
+
+template <typename Step>
+double rate(double per_step, Step step) {
+    const int64_t steps = 20000;
+    const double seconds = best_seconds(200, 1, [&](int, int64_t) { step(steps); });
+    return per_step * double(steps) * THREADS / seconds;
+}
+
+// Multiply-adds in sixteen (or as many as there are registers for) chains.
+double peak(int32_t kind) {
+#if defined(__AVX512F__)
+    constexpr int CHAINS = 16;
+#else
+    constexpr int CHAINS = 12;
+#endif
+#ifdef __AVX512BF16__
+    if (kind == BFLOAT16) {
+        return rate(CHAINS * LANES * 4, [](int64_t steps) {
+            __m512 sum[CHAINS] = {};
+            __m512bh x = {};
+            for (int64_t i = 0; i < steps; i++) {
+                for (auto& s : sum) asm volatile("vdpbf16ps %1, %1, %0" : "+v"(s) : "v"(x));
+            }
+        });
+    }
+#endif
+#ifdef __AVX512VNNI__
+    if (kind == INT8) {
+        return rate(CHAINS * LANES * 4, [](int64_t steps) {
+            __m512i sum[CHAINS] = {}, x = {};
+            for (int64_t i = 0; i < steps; i++) {
+                for (auto& s : sum) asm volatile("vpdpwssd %1, %1, %0" : "+v"(s) : "v"(x));
+            }
+        });
+    }
+#endif
+    return rate(CHAINS * LANES * 2, [](int64_t steps) {
+        vfloat sum[CHAINS] = {}, x = {};
+        for (int64_t i = 0; i < steps; i++) {
+            for (auto& s : sum) s = s * x + x;
+            for (auto& s : sum) asm volatile("" : "+v"(s));
+        }
+    });
+}
+
+struct Bench {
+    int32_t kind;
+    int64_t outputs, inputs;
+    std::vector<Weight> weights;
+
+    Bench(int32_t kind, int64_t outputs, int64_t inputs, bool many) : kind(kind), outputs(outputs), inputs(inputs) {
+        std::vector<float> piece(outputs * inputs);
+        for (auto& x : piece) x = noise();
+        for (size_t held = 0; weights.empty() || (many && held < COLD); held += bytes()) {
+            Weight w{kind, outputs, inputs, space(weight_bytes(kind, outputs, inputs)),
+                     static_cast<float*>(space(scale_count(kind, outputs, inputs) * 4 + 64))};
+            pack(&w, 0, outputs, piece.data(), FLOAT32);
+            weights.push_back(w);
+        }
+    }
+
+    ~Bench() {
+        for (auto& w : weights) {
+            std::free(w.data);
+            std::free(w.scales);
+        }
+    }
+
+    size_t bytes() const {
+        return size_t(weight_bytes(kind, outputs, inputs)) + 4 * size_t(scale_count(kind, outputs, inputs));
+    }
+
+    double seconds(int64_t rows) {
+        std::vector<float> x(rows * inputs), y(rows * outputs);
+        for (auto& v : x) v = noise();
+        void* ready = space(ready_bytes(&weights[0], rows) + 64);
+        make_ready(&weights[0], x.data(), inputs, 0, rows, rows, ready);
+        const int64_t panels = (outputs + PANEL - 1) / PANEL;
+        const int passes = rows > 64 ? 8 : 30;
+        const double found = best_seconds(passes, int64_t(weights.size()), [&](int thread, int64_t item) {
+            const Weight& w = weights[item];
+            product(&w, ready, rows, panels * thread / THREADS, panels * (thread + 1) / THREADS, nullptr, y.data(),
+                    outputs, nullptr);
+        });
+        std::free(ready);
+        return found / double(weights.size());
+    }
+};
+
+}  // namespace
+
+// Arguments: kind, outputs, inputs, 1 for many weights, then numbers of rows.
+int main(int count, char** arguments) {
+    const int32_t kind = std::atoi(arguments[1]);
+    const double bandwidth = read_rate(), most = peak(kind);
+    std::printf("limits %.2f %.1f\n", bandwidth * 1e-9, most * 1e-9);
+    Bench bench(kind, std::atoll(arguments[2]), std::atoll(arguments[3]), std::atoi(arguments[4]));
+    for (int i = 5; i < count; i++) {
+        const int64_t rows = std::atoll(arguments[i]);
+        const double seconds = bench.seconds(rows);
+        const double flops = 2.0 * double(rows) * double(bench.outputs) * double(bench.inputs) / seconds;
+        const double read = double(bench.bytes()) / seconds;
+        std::printf("%lld %.1f %.2f %.1f\n", static_cast<long long>(rows), seconds * 1e6, read * 1e-9, flops * 1e-9);
+        std::fflush(stdout);
+    }
+}

@@ -1,0 +1,61 @@
+"""One row's draw, and the key of its noise.
+
+The noise of a draw is a function of (query's seed, position, token id) alone. So a row's draw does not depend on its
+neighbours, and no generator's state has to move with a row (hf-integration, section 8). `draw_host.py` and
+`draw_device.py` are two ways to the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baton.query import SamplingParams
+
+# Filters look at this many best tokens first, and at more only when top-p or min-p is not reached among them.
+FIRST_LOOK = 128
+MORE = 8
+# splitmix64 (Steele, Lea, Flood 2014): what a number is spread by, and its finaliser's multipliers.
+SPREAD, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One row's next draw: `tokens` so far (not copied), of which `prompt_tokens` were the prompt."""
+
+    params: SamplingParams
+    seed: int
+    tokens: Sequence[int]
+    prompt_tokens: int
+
+    @property
+    def shapes(self) -> bool:
+        """Whether it changes logits before the best of them is looked for."""
+        params = self.params
+        return bool(
+            params.repetition_penalty != 1
+            or params.frequency_penalty
+            or params.presence_penalty
+            or params.logit_bias
+            or len(self.tokens) - self.prompt_tokens < params.min_tokens
+        )
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens cannot be drawn."""
+        params = self.params
+        return bool(params.top_k or params.top_p < 1 or params.min_p)
+
+    @property
+    def key(self) -> int:
+        """The 64 bits that token ids are hashed with."""
+        return _mix(_mix(self.seed & _MASK) ^ len(self.tokens))
+
+
+def _mix(x: int) -> int:
+    """splitmix64 of one 64-bit number."""
+    x = (x + SPREAD) & _MASK
+    x = ((x ^ (x >> 30)) * FIRST) & _MASK
+    x = ((x ^ (x >> 27)) * SECOND) & _MASK
+    return x ^ (x >> 31)

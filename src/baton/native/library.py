@@ -1,0 +1,259 @@
+"""The native library, found and loaded once by ctypes; source/main.cpp says what each function does.
+
+Two environment variables are read here: BATON_NATIVE (a variant's name, or "off") and BATON_NATIVE_LIBRARY (another
+file, as `scripts/sanitize` has it).
+"""
+
+from __future__ import annotations
+
+import os
+from ctypes import CDLL, POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from baton.errors import SettingError
+
+ABI = 1  # see baton_abi in source/main.cpp
+
+FLOAT32, BFLOAT16, INT8 = range(3)  # kinds of weights, keys and values
+PANEL = 32  # outputs that lie side by side in a packed weight
+GROUP = 64  # inputs that share an int8 weight's scale, per output
+VARIANTS = ("plain", "avx2", "avx512", "avx512bf16")
+OFF = "off"
+
+_MOST_DIMS = 4
+_MOST_OPERANDS = 4
+
+
+class Weight(Structure):
+    """A packed weight; this struct and those below are source/kernels.h's, field by field."""
+
+    _fields_ = [
+        ("kind", c_int32),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("data", c_void_p),
+        ("scales", c_void_p),
+    ]
+
+
+class Columns(Structure):
+    _fields_ = [
+        ("data", c_void_p),
+        ("row_stride", c_int64),
+        ("column_stride", c_int64),
+        ("head_stride", c_int64),
+    ]
+
+
+class Span(Structure):
+    _fields_ = [("row", c_int64), ("start", c_int64), ("count", c_int64), ("first", c_int64)]
+
+
+class Attention(Structure):
+    _fields_ = [
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int64),
+        ("chunk", c_int64),
+        ("ring", c_int64),
+        ("sinks", c_void_p),
+        ("kind", c_int32),
+        ("keys", Columns),
+        ("values", Columns),
+        ("fresh_keys", c_void_p),
+        ("fresh_values", c_void_p),
+        ("queries", c_void_p),
+        ("query_stride", c_int64),
+        ("query_head_stride", c_int64),
+        ("out", c_void_p),
+        ("spans", POINTER(Span)),
+        ("span_count", c_int64),
+        ("partial", c_void_p),
+    ]
+
+
+class Operand(Structure):
+    _fields_ = [("data", c_void_p), ("row_stride", c_int64), ("strides", c_int64 * _MOST_DIMS)]
+
+
+class RowOp(Structure):
+    _fields_ = [
+        ("code", c_int32),
+        ("dims", c_int32),
+        ("sizes", c_int64 * _MOST_DIMS),
+        ("operands", c_int32),
+        ("out", Operand),
+        ("inputs", Operand * _MOST_OPERANDS),
+        ("numbers", c_float * 4),
+    ]
+
+
+class Instruction(Structure):
+    """One step of a program; this struct and those below are source/program.h's."""
+
+    _fields_ = [
+        ("does", c_int32),
+        ("weight", c_int32),
+        ("layer", c_int32),
+        ("look", c_int32),
+        ("out_space", c_int32),
+        ("in_spaces", c_int32 * _MOST_OPERANDS),
+        ("op", RowOp),
+        ("bias", c_void_p),
+    ]
+
+
+class Table(Structure):
+    _fields_ = [("weight", Weight), ("plain", c_int32)]
+
+
+class Layer(Structure):
+    _fields_ = [("kv_heads", c_int64), ("key_dim", c_int64), ("value_dim", c_int64)]
+
+
+class Look(Structure):
+    _fields_ = [
+        ("layer", c_int32),
+        ("heads", c_int64),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int64),
+        ("chunk", c_int64),
+        ("sinks", c_void_p),
+    ]
+
+
+class Outline(Structure):
+    _fields_ = [
+        ("row_floats", c_int64),
+        ("late_floats", c_int64),
+        ("attended_floats", c_int64),
+        ("vocabulary", c_int64),
+        ("token_at", c_int64),
+        ("position_at", c_int64),
+        ("kind", c_int32),
+    ]
+
+
+class Step(Structure):
+    _fields_ = [
+        ("tokens", c_int64),
+        ("ids", c_void_p),
+        ("positions", c_void_p),
+        ("spans", c_void_p),
+        ("span_count", c_int64),
+        ("kept", c_void_p),
+        ("kept_count", c_int64),
+        ("keys", POINTER(Columns)),
+        ("values", POINTER(Columns)),
+        ("rings", POINTER(c_int64)),
+        ("logits", c_void_p),
+    ]
+
+
+STRUCTURES = (Weight, Columns, Span, Attention, Operand, RowOp, Instruction, Table, Layer, Look, Outline, Step)
+
+# Of each function: what it answers, and what it takes. Addresses are c_void_p, as torch's data_ptr gives them.
+_FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "baton_sizes": (c_int32, (POINTER(c_int64), c_int32)),
+    "baton_kernels": (c_void_p, (c_char_p,)),
+    "baton_name": (c_char_p, (c_void_p,)),
+    "baton_weight_bytes": (c_int64, (c_void_p, c_int32, c_int64, c_int64)),
+    "baton_scale_count": (c_int64, (c_void_p, c_int32, c_int64, c_int64)),
+    "baton_pack": (None, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p, c_int32)),
+    "baton_unpack": (None, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p)),
+    "baton_product": (c_int32, (c_void_p, POINTER(Weight), c_void_p, c_int64, c_void_p, c_void_p)),
+    "baton_attend": (c_int32, (c_void_p, POINTER(Attention))),
+    "baton_code": (c_int32, (c_char_p,)),
+    "baton_pool_new": (c_void_p, (c_int32,)),
+    "baton_pool_free": (None, (c_void_p,)),
+    "baton_program_new": (
+        c_void_p,
+        (
+            *(c_void_p, c_void_p, POINTER(Outline), POINTER(Instruction), c_int64),
+            *(POINTER(Table), c_int64, POINTER(Layer), c_int64, POINTER(Look), c_int64),
+        ),
+    ),
+    "baton_program_free": (None, (c_void_p,)),
+    "baton_run": (c_int32, (c_void_p, POINTER(Step))),
+    "baton_commit": (None, (c_void_p, POINTER(Step))),
+    "baton_time_parts": (None, (c_void_p, c_int32)),
+    "baton_parts": (None, (c_void_p, c_void_p)),
+}
+
+
+@cache
+def load_library() -> CDLL | None:
+    """The library, with its functions' types set; None where there is none, and `describe` says why. Never raises."""
+    return _loaded()[0]
+
+
+def kernels(name: str = "") -> int | None:
+    """The address of a variant's table of kernels, of this machine's best where no name is given.
+
+    None where there is no library and no name is given. Raises SettingError for a name that cannot be had.
+    """
+    if library is None:
+        if name:
+            raise SettingError(f"BATON_NATIVE={name}: no native kernels: {_loaded()[1]}", param="native")
+        return None
+    found: int | None = library.baton_kernels(name.encode())
+    if found is None:
+        raise SettingError(f"BATON_NATIVE={name}: this machine has {', '.join(variants())}; or {OFF}", param="native")
+    return found
+
+
+def variants() -> list[str]:
+    """The names of all tables that the library has and this machine can run, the plainest first."""
+    return [name for name in VARIANTS if library is not None and library.baton_kernels(name.encode())]
+
+
+@cache
+def best() -> int | None:
+    """The address of the table to compute with: the one that BATON_NATIVE names, else the machine's best.
+
+    None without a library, or where BATON_NATIVE is "off". Raises SettingError as `kernels`.
+    """
+    asked = _asked()
+    return None if asked == OFF else kernels(asked)
+
+
+def describe() -> str:
+    """What there is, for people: "native kernels (avx512)", or why there are none. Raises SettingError as `kernels`."""
+    chosen = best()
+    if library is None or chosen is None:
+        return f"no native kernels: {_loaded()[1]}"
+    return f"native kernels ({library.baton_name(chosen).decode()})"
+
+
+def _asked() -> str:
+    return os.environ.get("BATON_NATIVE", "").lower()
+
+
+@cache
+def _loaded() -> tuple[CDLL | None, str]:
+    """The library, or None and the reason."""
+    if _asked() == OFF:
+        return None, f"BATON_NATIVE={OFF}"
+    path = Path(os.environ.get("BATON_NATIVE_LIBRARY") or Path(__file__).with_name("_kernels.so"))
+    if not path.exists():
+        return None, f"{path.name} was not built (no C++ compiler?); reinstall baton where g++ is, for speed"
+    try:
+        found = CDLL(str(path))
+        abi = found.baton_abi()
+        if abi != ABI:
+            return None, f"{path.name} was built from other sources (ABI {abi}, not {ABI}); reinstall baton"
+        for name, (answers, takes) in _FUNCTIONS.items():
+            function = getattr(found, name)
+            function.restype, function.argtypes = answers, takes
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} cannot be used ({error}); reinstall baton"
+    return found, ""
+
+
+library = load_library()

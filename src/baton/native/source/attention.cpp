@@ -1,0 +1,371 @@
+// Attention over rows of different lengths: each span's queries meet the keys and values that they see, and no others.
+//
+// The queries of a span that share a KV head are rows of a matrix, token by token and head by head. A task takes some of
+// them through columns that they see, block by block, with the online softmax of flash attention (Dao 2023). A block's
+// keys are turned round first, so that a vector holds one dimension of several columns. Where queries are few, memory is
+// the limit: a task then takes several KV heads, which lie side by side, and asks for the next block in memory's order.
+//
+// A query's result is the same to the bit in any company, on any number of threads and however its prompt was cut:
+// blocks and pieces lie at fixed positions, every sum has its order (attention_block.h), what a query does not see adds
+// zeros, and the pieces' sums are folded one after another, whether one task had them all or not.
+#include "attention_block.h"
+
+namespace VARIANT {
+
+constexpr int64_t PIECE = 256;    // columns that are summed up by themselves
+constexpr int64_t LONG = 1024;    // columns of a task where there are tasks enough
+constexpr int64_t ENOUGH = 8;     // tasks, so that no thread waits long for another
+constexpr int64_t QUERIES = 48;   // of a task
+constexpr int64_t FEW = 12;       // queries of a KV head for which values are widened as they are used, not beforehand
+constexpr int64_t NEAR = 1024;    // bytes that lie side by side which a task reads
+
+// How a call is cut: the pieces of a task, and its KV heads.
+struct Plan {
+    int64_t pieces, heads;
+};
+
+// How a span is cut into tasks: [run of pieces][tile of queries][some KV heads]. With more than one run, the sums of
+// each piece are kept for the merge.
+struct Cut {
+    int64_t queries, tiles, pieces, first_piece, run, runs, heads, parts;
+};
+
+// A task: queries [first, first + count) of each of some KV heads; what is kept for each lies [head][query].
+struct Tile {
+    const Attention* call;
+    const Span* span;
+    int64_t head, heads, first, count;
+    const float* queries[QUERIES];
+    int64_t positions[QUERIES];
+    float *turned, *staged, *scores, *totals, *piece, *whole;
+};
+
+static int64_t group_of(const Attention* call) { return call->heads / call->kv_heads; }
+static int64_t width_of(const Attention* call) { return up(call->value_dim, LANES) * LANES; }
+static int64_t record_of(const Attention* call) { return SUMS + width_of(call); }
+static int64_t bytes_of(const Attention* call) { return call->kind == FLOAT32 ? 4 : 2; }
+
+static int64_t lowest(const Attention* call, int64_t position) {
+    if (call->chunk) return position / call->chunk * call->chunk;
+    return call->window ? most(0, position + 1 - call->window) : 0;
+}
+
+static Cut cut(const Attention* call, const Span& span, const Plan& plan) {
+    Cut found = {};
+    if (span.count <= 0 || span.row < 0) return found;
+    found.queries = span.count * group_of(call);
+    found.tiles = up(found.queries, QUERIES);
+    found.first_piece = lowest(call, span.start) / PIECE;
+    found.pieces = (span.start + span.count - 1) / PIECE + 1 - found.first_piece;
+    // Where there are more tiles there are tasks enough, and there would be many sums to keep.
+    found.run = found.tiles == 1 || span.count == 1 ? least(plan.pieces, found.pieces) : found.pieces;
+    found.runs = up(found.pieces, found.run);
+    found.parts = up(call->kv_heads, least(plan.heads, QUERIES / least(found.queries, QUERIES)));
+    found.heads = up(call->kv_heads, found.parts);
+    found.parts = up(call->kv_heads, found.heads);
+    return found;
+}
+
+static int64_t tasks_of(const Span& span, const Cut& cut) {
+    return span.row < 0 ? span.count > 0 : cut.runs * cut.tiles * cut.parts;
+}
+
+static int64_t tasks_of(const Attention* call, const Plan& plan) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < call->span_count; i++) found += tasks_of(call->spans[i], cut(call, call->spans[i], plan));
+    return found;
+}
+
+static Plan plan_of(const Attention* call) {
+    Plan plan = {LONG / PIECE, most(1, NEAR / (call->key_dim * bytes_of(call)))};
+    if (tasks_of(call, plan) < ENOUGH) plan.pieces = 1;
+    if (plan.pieces == 1 && tasks_of(call, plan) < ENOUGH) plan.heads = 1;
+    return plan;
+}
+
+int64_t attention_tasks(const Attention* call) { return tasks_of(call, plan_of(call)); }
+
+static int64_t merges_of(const Attention* call, const Cut& cut) { return cut.runs > 1 ? call->kv_heads : 0; }
+
+// Records of a span in several runs: [kv head][query][piece].
+static int64_t partial_of(const Attention* call, const Cut& cut) {
+    return cut.runs > 1 ? call->kv_heads * cut.queries * cut.pieces * record_of(call) : 0;
+}
+
+int64_t attention_merges(const Attention* call) {
+    const Plan plan = plan_of(call);
+    int64_t found = 0;
+    for (int64_t i = 0; i < call->span_count; i++) found += merges_of(call, cut(call, call->spans[i], plan));
+    return found;
+}
+
+int64_t partial_floats(const Attention* call) {
+    const Plan plan = plan_of(call);
+    int64_t found = 0;
+    for (int64_t i = 0; i < call->span_count; i++) found += partial_of(call, cut(call, call->spans[i], plan));
+    return found;
+}
+
+// Floats of a turned block: dimensions up to whole words.
+static int64_t turned_of(const Attention* call) { return up(call->key_dim, 2) * 2 * BLOCK; }
+
+int64_t attention_scratch(const Attention* call) {
+    return turned_of(call) + width_of(call) * BLOCK + QUERIES * (BLOCK + LANES + 2 * record_of(call));
+}
+
+// Where the keys or values of columns [from, to) are, by position from `base` on.
+template <typename T>
+static void find(const Attention* call, const Span& span, const Columns& kept, const void* fresh, int64_t dim,
+                 int64_t head, int64_t base, int64_t from, int64_t to, const T** found) {
+    const T* row = static_cast<const T*>(kept.data) + span.row * kept.row_stride + head * kept.head_stride;
+    int64_t at = from;
+    while (at < least(to, span.start)) {
+        const int64_t column = call->ring ? at % call->ring : at;
+        int64_t stop = least(to, span.start);
+        if (call->ring) stop = least(stop, at - column + call->ring);
+        const T* next = row + column * kept.column_stride;
+        for (; at < stop; at++, next += kept.column_stride) found[at - base] = next;
+    }
+    const int64_t stride = call->kv_heads * dim;
+    const T* next = static_cast<const T*>(fresh) + (span.first + at - span.start) * stride + head * dim;
+    for (; at < to; at++, next += stride) found[at - base] = next;
+}
+
+// The keys or values of columns [from, to) of all of a tile's heads, as far as they lie in the rectangle one behind the
+// other.
+static Lines lines_of(const Tile& tile, const Columns& kept, int64_t dim, int64_t from, int64_t to) {
+    const Attention* call = tile.call;
+    const int64_t size = bytes_of(call), ring = call->ring, column = ring ? from % ring : from;
+    int64_t rows = least(to, tile.span->start) - from;
+    if (ring) rows = least(rows, ring - column);
+    if (rows <= 0) return {};
+    const int64_t at = tile.span->row * kept.row_stride + column * kept.column_stride + tile.head * kept.head_stride;
+    const int64_t bytes = ((tile.heads - 1) * kept.head_stride + dim) * size, stride = kept.column_stride * size;
+    const char* row = static_cast<const char*>(kept.data) + at * size;
+    if (bytes == stride) return {row, 1, rows * bytes, 0, 0};
+    return {row, rows, bytes, stride, 0};
+}
+
+// Values of a block as float32 in rows that end with zeros.
+template <typename T>
+static void stage(const T** values, int64_t from, int64_t to, int64_t dim, int64_t width, float* staged,
+                  const float** rows) {
+    for (int64_t c = from; c < to; c++) {
+        float* row = staged + c * width;
+        int64_t d = 0;
+        for (; d + LANES <= dim; d += LANES) store(row + d, fetch(values[c] + d));
+        if (d < dim) {
+            T last[LANES] = {};
+            std::memcpy(last, values[c] + d, (dim - d) * sizeof(T));
+            store(row + d, fetch(last));
+        }
+        rows[c] = row;
+    }
+}
+
+// Columns [low, high) of the positions from `base` on: a block's, those that queries see, or those of them that one does.
+struct Part {
+    int64_t base, low, high;
+};
+
+// What `count` of a tile's queries see of a part.
+static Part seen(const Tile& tile, int64_t at, int64_t count, const Part& part) {
+    const int64_t low = lowest(tile.call, tile.positions[at]), high = tile.positions[at + count - 1] + 1;
+    return {part.base, most(low - part.base, part.low), least(high - part.base, part.high)};
+}
+
+// M queries of a tile, from its query `at` on, take their shares of a part's columns.
+template <int M, typename T>
+static void take(const Tile& tile, int64_t at, const Part& part, const T* const* values, Ahead& ahead) {
+    const Attention* call = tile.call;
+    const int64_t width = width_of(call), record = record_of(call);
+    const Part ours = seen(tile, at, M, part);
+    if (ours.low >= ours.high) return;
+    const int64_t from = ours.low / LANES, to = up(ours.high, LANES);
+    score_tiles<M>(tile.queries + at, tile.turned, call->key_dim, from, to, tile.scores, ahead);
+    for (int m = 0; m < M; m++) {
+        const Part mine = seen(tile, at + m, 1, part);
+        float* scores = tile.scores + m * BLOCK;
+        if (mine.low < mine.high) {
+            soften({call->scale, call->softcap}, scores, from, to, mine.low, mine.high,
+                   tile.totals + (at + m) * LANES, tile.piece + (at + m) * record, width);
+        } else {
+            std::memset(scores + from * LANES, 0, (to - from) * LANES * 4);
+        }
+    }
+    float* sums = tile.piece + at * record + SUMS;
+    weigh_tiles<M>(tile.scores, values, ours.low, ours.high, sums, record, width, ahead);
+}
+
+// All queries of the tile's KV head `h`.
+template <typename T>
+static void take_all(const Tile& tile, int64_t h, const Part& part, const T* const* values, Ahead& ahead) {
+    int64_t at = h * tile.count;
+    const int64_t end = at + tile.count;
+    for (int64_t left = up(tile.count, MOST_QUERIES); left > 0; left--) {
+        const int64_t count = up(end - at, left);
+        switch (count) {
+            case 1: take<1>(tile, at, part, values, ahead); break;
+            case 2: take<2>(tile, at, part, values, ahead); break;
+            case 3: take<3>(tile, at, part, values, ahead); break;
+            case 4: take<4>(tile, at, part, values, ahead); break;
+            case 5: take<5>(tile, at, part, values, ahead); break;
+            default: take<6>(tile, at, part, values, ahead); break;
+        }
+        at += count;
+    }
+}
+
+// A block's columns, of which some are seen, for one KV head.
+template <typename T>
+static void block(const Tile& tile, int64_t h, const Part& part, Ahead& ahead) {
+    const Attention* call = tile.call;
+    const T *keys[BLOCK], *values[BLOCK];
+    const int64_t from = part.low, to = part.high, low = part.base + from, high = part.base + to, head = tile.head + h;
+    find(call, *tile.span, call->keys, call->fresh_keys, call->key_dim, head, part.base, low, high, keys);
+    find(call, *tile.span, call->values, call->fresh_values, call->value_dim, head, part.base, low, high, values);
+    // A vector's other columns may not be read: their scores are of no account.
+    for (int64_t i = from / LANES * LANES; i < from; i++) keys[i] = keys[from];
+    for (int64_t i = to; i < up(to, LANES) * LANES; i++) keys[i] = keys[to - 1];
+    for (int64_t i = from / LANES * LANES; i < to; i += LANES) turn(keys + i, call->key_dim, tile.turned + i);
+    if (tile.count <= FEW && call->value_dim % LANES == 0) {
+        take_all(tile, h, part, values, ahead);
+    } else {
+        const float* rows[BLOCK];
+        stage(values, from, to, call->value_dim, width_of(call), tile.staged, rows);
+        take_all(tile, h, part, rows, ahead);
+    }
+}
+
+// The sums over columns [low, high), which lie in one piece, in tile.piece. The task goes on up to column `end`.
+static void sum_piece(const Tile& tile, int64_t low, int64_t high, int64_t end) {
+    const Attention* call = tile.call;
+    const int64_t record = record_of(call), count = tile.heads * tile.count;
+    std::memset(tile.piece, 0, count * record * 4);
+    std::memset(tile.totals, 0, count * LANES * 4);
+    for (int64_t i = 0; i < count; i++) tile.piece[i * record + TOP] = -INFINITY;
+    for (int64_t at = low; at < high;) {
+        const int64_t base = at / BLOCK * BLOCK, next = least(base + BLOCK, high), after = least(next + BLOCK, end);
+        Ahead ahead = {lines_of(tile, call->keys, call->key_dim, next, after),
+                       lines_of(tile, call->values, call->value_dim, next, after)};
+        for (int64_t h = 0; h < tile.heads; h++) {
+            const Part part = {base, at - base, next - base};
+            if (call->kind == FLOAT32) {
+                block<float>(tile, h, part, ahead);
+            } else {
+                block<uint16_t>(tile, h, part, ahead);
+            }
+        }
+        at = next;
+    }
+    for (int64_t i = 0; i < count; i++) tile.piece[i * record + TOTAL] = sum(load<vfloat>(tile.totals + i * LANES));
+}
+
+static void answer(const Attention* call, const Span& span, int64_t kv_head, int64_t query, const float* record) {
+    const int64_t group = group_of(call), head = kv_head * group + query % group;
+    float* out = call->out + ((span.first + query / group) * call->heads + head) * call->value_dim;
+    finish(record, call->sinks ? call->sinks + head : nullptr, out, call->value_dim);
+}
+
+static void begin(Tile& tile, float* scratch) {
+    const Attention* call = tile.call;
+    const int64_t group = group_of(call);
+    for (int64_t i = 0; i < tile.heads * tile.count; i++) {
+        const int64_t query = tile.first + i % tile.count, token = query / group;
+        const int64_t head = (tile.head + i / tile.count) * group + query % group;
+        tile.positions[i] = tile.span->start + token;
+        tile.queries[i] = call->queries + (tile.span->first + token) * call->query_stride +
+                          head * call->query_head_stride;
+    }
+    tile.turned = scratch;
+    tile.staged = tile.turned + turned_of(call);
+    tile.scores = tile.staged + width_of(call) * BLOCK;
+    tile.totals = tile.scores + QUERIES * BLOCK;
+    tile.piece = tile.totals + QUERIES * LANES;
+    tile.whole = tile.piece + QUERIES * record_of(call);
+}
+
+// A run of pieces, whose sums are kept for the merge. `partial`: the span's.
+static void attend_run(Tile& tile, const Cut& cut, int64_t low, int64_t high, float* partial) {
+    const int64_t record = record_of(tile.call);
+    for (int64_t at = low; at < high; at = (at / PIECE + 1) * PIECE) {
+        sum_piece(tile, at, least(high, (at / PIECE + 1) * PIECE), high);
+        for (int64_t i = 0; i < tile.heads * tile.count; i++) {
+            const int64_t head = tile.head + i / tile.count, query = tile.first + i % tile.count;
+            const int64_t to = (head * cut.queries + query) * cut.pieces + at / PIECE - cut.first_piece;
+            std::memcpy(partial + to * record, tile.piece + i * record, record * 4);
+        }
+    }
+}
+
+static void attend_all(Tile& tile, int64_t low, int64_t high) {
+    const int64_t record = record_of(tile.call), count = tile.heads * tile.count;
+    for (int64_t at = low; at < high; at = (at / PIECE + 1) * PIECE) {
+        sum_piece(tile, at, least(high, (at / PIECE + 1) * PIECE), high);
+        if (at == low) {
+            float* first = tile.piece;
+            tile.piece = tile.whole;
+            tile.whole = first;
+            continue;
+        }
+        for (int64_t i = 0; i < count; i++) {
+            fold(tile.whole + i * record, tile.piece + i * record, width_of(tile.call));
+        }
+    }
+    for (int64_t i = 0; i < count; i++) {
+        answer(tile.call, *tile.span, tile.head + i / tile.count, tile.first + i % tile.count, tile.whole + i * record);
+    }
+}
+
+void attend(const Attention* call, int64_t task, float* scratch) {
+    const Plan plan = plan_of(call);
+    float* partial = call->partial;
+    const Span* span = call->spans;
+    Cut found = cut(call, *span, plan);
+    for (int64_t tasks; task >= (tasks = tasks_of(*span, found)); found = cut(call, *++span, plan)) {
+        task -= tasks;
+        partial += partial_of(call, found);
+    }
+    if (span->row < 0) {
+        const int64_t floats = call->heads * call->value_dim;
+        std::memset(call->out + span->first * floats, 0, span->count * floats * 4);
+        return;
+    }
+    const int64_t head = task % found.parts * found.heads, first = task / found.parts % found.tiles * QUERIES;
+    Tile tile;
+    tile.call = call;
+    tile.span = span;
+    tile.head = head;
+    tile.heads = least(found.heads, call->kv_heads - head);
+    tile.first = first;
+    tile.count = least(QUERIES, found.queries - first);
+    begin(tile, scratch);
+    const int64_t low = lowest(call, tile.positions[0]), high = tile.positions[tile.count - 1] + 1;
+    if (found.runs > 1) {
+        const int64_t start = found.first_piece + task / found.parts / found.tiles * found.run;
+        attend_run(tile, found, most(low, start * PIECE), least(high, (start + found.run) * PIECE), partial);
+    } else {
+        attend_all(tile, low, high);
+    }
+}
+
+void merge(const Attention* call, int64_t merge) {
+    const Plan plan = plan_of(call);
+    float* partial = call->partial;
+    const Span* span = call->spans;
+    Cut found = cut(call, *span, plan);
+    for (int64_t merges; merge >= (merges = merges_of(call, found)); found = cut(call, *++span, plan)) {
+        merge -= merges;
+        partial += partial_of(call, found);
+    }
+    const int64_t record = record_of(call);
+    for (int64_t i = 0; i < found.queries; i++) {
+        float* records = partial + (merge * found.queries + i) * found.pieces * record;
+        for (int64_t piece = 1; piece < found.pieces; piece++) {
+            fold(records, records + piece * record, width_of(call));
+        }
+        answer(call, *span, merge, i, records);
+    }
+}
+
+}  // namespace VARIANT

@@ -1,0 +1,118 @@
+// What one instruction set offers, as a table of functions; main.cpp takes the best table that the machine can run.
+//
+// linear.cpp, attention.cpp, rowwise.cpp and variant.cpp are compiled once per instruction set, each time in a
+// namespace of its own (VARIANT) and with flags of its own. So they use no templates or inline functions of the
+// standard library: a linker may keep the copy with the wrong instructions.
+#pragma once
+
+#include <cstdint>
+
+constexpr int64_t PANEL = 32;  // outputs that lie side by side in a packed weight
+constexpr int64_t GROUP = 64;  // inputs that share an int8 weight's scale, per output
+
+enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+
+// A weight w[outputs, inputs] as products read it: y[M, outputs] = x[M, inputs] . w^T.
+//
+// It lies in panels of 32 outputs. In a panel inputs go by pairs: for the pair (k, k + 1) the 32 outputs' two numbers
+// each lie side by side, so that one load gives the operands of a two-step dot product (dpbf16, dpwssd), and widening
+// bfloat16 is a shift and a mask. Float32 weights go input by input, 32 outputs each. Outputs are padded to whole
+// panels, inputs to whole pairs or groups, with zeros.
+struct Weight {
+    int32_t kind;
+    int64_t outputs, inputs;
+    void* data;     // 64-byte aligned
+    float* scales;  // INT8: [groups][padded outputs]; else null
+};
+
+// Keys or values of one layer, [rows, columns, heads, dim], the last dimension dense; strides in elements.
+struct Columns {
+    const void* data;
+    int64_t row_stride, column_stride, head_stride;
+};
+
+// `count` new tokens of one row, at positions start, start + 1, ...; they are the call's tokens first, first + 1, ...
+// Row -1: nobody's (padding that is computed all the same); its output is 0.
+struct Span {
+    int64_t row, start, count, first;
+};
+
+// One layer's attention. Positions before a span's start are read from the rectangle, in column p, or p % ring of a
+// ring; those from its start on from `fresh_keys` and `fresh_values`, [tokens, kv_heads, dim] dense, of the same kind.
+struct Attention {
+    int64_t heads, kv_heads, key_dim, value_dim;
+    float scale, softcap;         // softcap 0: none
+    int64_t window, chunk, ring;  // 0: none. window, chunk: as `Look` in baton/model/look.py
+    const float* sinks;           // [heads], or null
+    int32_t kind;                 // of keys and values: FLOAT32 or BFLOAT16
+    Columns keys, values;
+    const void *fresh_keys, *fresh_values;
+    const float* queries;  // [tokens, heads, key_dim], the last dimension dense; strides in floats
+    int64_t query_stride, query_head_stride;
+    float* out;  // [tokens, heads, value_dim], dense
+    const Span* spans;
+    int64_t span_count;
+    float* partial;  // partial_floats of them, shared by all threads
+};
+
+// One operand of a row-wise operation: token t's number at index (i, j, k, ...) is at
+// data[t * row_stride + i * strides[0] + j * strides[1] + ...]; a constant's row_stride is 0.
+constexpr int MOST_DIMS = 4;
+constexpr int MOST_OPERANDS = 4;
+
+struct Operand {
+    float* data;
+    int64_t row_stride;
+    int64_t strides[MOST_DIMS];
+};
+
+// An operation that acts on each token by itself; `code` as in rowwise.cpp and baton/native/program.py.
+struct RowOp {
+    int32_t code;
+    int32_t dims;
+    int64_t sizes[MOST_DIMS];
+    int32_t operands;
+    Operand out, in[MOST_OPERANDS];
+    float numbers[4];
+};
+
+struct Kernels {
+    const char* name;
+
+    // Weights. Bytes are multiples of 64.
+    int64_t (*weight_bytes)(int32_t kind, int64_t outputs, int64_t inputs);
+    int64_t (*scale_count)(int32_t kind, int64_t outputs, int64_t inputs);
+    // Packs outputs [first, first + count) from a row-major piece [count, inputs] in float32 or bfloat16 (`from`).
+    // Outputs behind the weight's last, up to a whole panel, are set to zero by whoever packs the last one.
+    void (*pack)(const Weight*, int64_t first, int64_t count, const void* piece, int32_t from);
+    // One output's inputs as float32: embeddings that are tied to the output layer, and restoring what was packed.
+    void (*unpack)(const Weight*, int64_t output, float* to);
+
+    // What products read of rows [first, first + count) of x [rows, inputs] (float32, `stride` floats from row to row).
+    // Rows may be made ready by several threads, `ready` has ready_bytes(weight, rows) and is 64-byte aligned.
+    int64_t (*ready_bytes)(const Weight*, int64_t rows);
+    void (*make_ready)(const Weight*, const float* x, int64_t stride, int64_t first, int64_t count, int64_t rows,
+                       void* ready);
+    // y[0:rows, outputs of panels [from, to)], plus bias where it is not null. `scratch`: product_scratch floats.
+    void (*product)(const Weight*, const void* ready, int64_t rows, int64_t from, int64_t to, const float* bias,
+                    float* y, int64_t stride, float* scratch);
+    int64_t (*product_scratch)(const Weight*, int64_t rows);
+
+    // Attention as tasks, in any order on any thread; then, when all have ended, as many merges (0 where no row was
+    // split). What is split, and the order of merging, follow from each span alone: a row's result is the same in any
+    // company and on any number of threads.
+    int64_t (*attention_tasks)(const Attention*);
+    void (*attend)(const Attention*, int64_t task, float* scratch);
+    int64_t (*attention_merges)(const Attention*);
+    void (*merge)(const Attention*, int64_t merge);
+    int64_t (*partial_floats)(const Attention*);
+    int64_t (*attention_scratch)(const Attention*);
+
+    // Tokens [first, last) of a row-wise operation.
+    void (*rowwise)(const RowOp*, int64_t first, int64_t last, float* scratch);
+};
+
+const Kernels* kernels_avx512bf16();
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx2();
+const Kernels* kernels_plain();

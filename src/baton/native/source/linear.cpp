@@ -1,0 +1,431 @@
+// Linear products y = x . w^T + bias on packed weights; the weights' layout is in kernels.h.
+//
+// A product goes panel by panel; a panel (or, of many inputs, a block that stays in the second-level cache) meets the
+// rows tile by tile, a tile's sums staying in registers. Each sum runs over the inputs in their order, in one chain
+// whatever the number of rows: a row's result is the same in any company.
+//
+// Activations are made ready once for all panels, as words of 4 bytes that a register is filled with. A step of a
+// product takes one input of float32, or the pair of inputs that one dot-product instruction takes. A row's words go by
+// cache lines, [line][rows of the tile][16 words]: threads that make different rows ready share no line, and the rows
+// of a tile are found at constant distances.
+#include "kernels.h"
+#include "vectors.h"
+
+namespace VARIANT {
+
+#if defined(__AVX512F__)
+constexpr int MOST_ROWS = 14;  // of a tile: 28 sums, 2 weights and 1 activation in 32 registers
+constexpr int64_t BLOCK_BYTES = 256 << 10;  // of a panel, which all tiles visit: a part of the second-level cache
+#else
+constexpr int MOST_ROWS = 6;  // 12 sums, 2 weights and 1 activation in 16 registers
+constexpr int64_t BLOCK_BYTES = 16 << 10;  // strips visit it too: a part of the first-level cache
+#endif
+constexpr int STRIP = 2 * LANES;  // outputs of a tile
+constexpr int64_t AHEAD = 8 << 10;  // bytes; how far ahead of its use memory is asked for, where each byte is used once
+constexpr int64_t LINE = 16;  // words
+constexpr int64_t GROUP_STEPS = GROUP / 2;
+constexpr float LEAST = 1e-30f;  // a group of numbers below this is taken as zeros: its scale would lose digits
+
+typedef int16_t vshort __attribute__((vector_size(LANES * 4)));
+typedef int8_t vbyte __attribute__((vector_size(LANES * 2)));
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static int64_t groups_of(int64_t inputs) { return up(inputs, GROUP); }
+
+// Inputs with their padding.
+static int64_t padded(int32_t kind, int64_t inputs) {
+    return kind == FLOAT32 ? inputs : kind == BFLOAT16 ? up(inputs, 2) * 2 : groups_of(inputs) * GROUP;
+}
+
+static int64_t number_bytes(int32_t kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+
+static int64_t panel_bytes(int32_t kind, int64_t inputs) { return padded(kind, inputs) * PANEL * number_bytes(kind); }
+
+int64_t weight_bytes(int32_t kind, int64_t outputs, int64_t inputs) {
+    return up(outputs, PANEL) * panel_bytes(kind, inputs);
+}
+
+int64_t scale_count(int32_t kind, int64_t outputs, int64_t inputs) {
+    return kind == INT8 ? groups_of(inputs) * up(outputs, PANEL) * PANEL : 0;
+}
+
+// The greatest magnitude; NaN or infinity where there is one (as bits, a NaN is above infinity).
+static float greatest(const float* x) {
+    uint32_t bits[GROUP], found = 0;
+    std::memcpy(bits, x, sizeof bits);
+    for (int i = 0; i < GROUP; i++) {
+        const uint32_t magnitude = bits[i] & 0x7fffffff;
+        found = magnitude > found ? magnitude : found;
+    }
+    float answer;
+    std::memcpy(&answer, &found, sizeof answer);
+    return answer;
+}
+
+// A group as integers up to `limit` times the scale that is answered. With a NaN or infinity among them all integers
+// are 0 and the scale is NaN, so that products are NaN.
+static float quantise(const float* x, float limit, int16_t* to) {
+    const float top = greatest(x);
+    const bool finite = top <= 3.402823466e38f;
+    const float inverse = finite && top >= LEAST ? limit / top : 0.0f;
+    const double magic = 6755399441055744.0;  // 1.5 x 2^52: adding it rounds to the nearest integer, ties to even
+    for (int i = 0; i < GROUP; i++) {
+        const double scaled = double(finite ? x[i] : 0.0f) * double(inverse);  // exact, with and without fused adding
+        to[i] = int16_t((scaled + magic) - magic);
+    }
+    return finite ? (inverse > 0 ? top / limit : 0.0f) : NAN;
+}
+
+// `count` (at most GROUP) numbers as float32, zeros behind them.
+static void read(const void* from, int32_t kind, int64_t at, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i++) {
+        to[i] = kind == FLOAT32 ? static_cast<const float*>(from)[at + i]
+                                : widen(static_cast<const uint16_t*>(from)[at + i]);
+    }
+    for (int64_t i = count; i < GROUP; i++) to[i] = 0;
+}
+
+// Where in the weight output `output`'s input `input` lies, in numbers; the first of a pair has the second behind it.
+static int64_t place(const Weight* w, int64_t output, int64_t input) {
+    const int64_t lane = output % PANEL, panel = output / PANEL * padded(w->kind, w->inputs) * PANEL;
+    if (w->kind == FLOAT32) return panel + input * PANEL + lane;
+    return panel + input / 2 * 2 * PANEL + lane * 2 + input % 2;
+}
+
+static float* scale_of(const Weight* w, int64_t output, int64_t input) {
+    return w->scales + input / GROUP * up(w->outputs, PANEL) * PANEL + output;
+}
+
+// One output's inputs from `input` on, a group or what the weight's padding leaves of it.
+static void pack_group(const Weight* w, int64_t output, int64_t input, const float* x) {
+    const int64_t count = least(padded(w->kind, w->inputs) - input, GROUP);
+    const int64_t step = w->kind == FLOAT32 ? PANEL : 2 * PANEL;
+    if (w->kind == FLOAT32) {
+        float* to = static_cast<float*>(w->data) + place(w, output, input);
+        for (int64_t i = 0; i < count; i++) to[i * step] = x[i];
+    } else if (w->kind == BFLOAT16) {
+        uint16_t* to = static_cast<uint16_t*>(w->data) + place(w, output, input);
+        for (int64_t i = 0; i < count; i++) to[i / 2 * step + i % 2] = narrow(x[i]);
+    } else {
+        int16_t whole[GROUP];
+        *scale_of(w, output, input) = quantise(x, 127, whole);
+        int8_t* to = static_cast<int8_t*>(w->data) + place(w, output, input);
+        for (int64_t i = 0; i < count; i++) to[i / 2 * step + i % 2] = int8_t(whole[i]);
+    }
+}
+
+void pack(const Weight* w, int64_t first, int64_t count, const void* piece, int32_t from) {
+    float x[GROUP];
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t k = 0; k < w->inputs; k += GROUP) {
+            read(piece, from, i * w->inputs + k, least(w->inputs - k, GROUP), x);
+            pack_group(w, first + i, k, x);
+        }
+    }
+    if (first + count < w->outputs) return;
+    read(piece, from, 0, 0, x);
+    for (int64_t output = w->outputs; output % PANEL; output++) {
+        for (int64_t k = 0; k < w->inputs; k += GROUP) pack_group(w, output, k, x);
+    }
+}
+
+void unpack(const Weight* w, int64_t output, float* to) {
+    for (int64_t k = 0; k < w->inputs; k++) {
+        const int64_t at = place(w, output, k);
+        to[k] = w->kind == FLOAT32    ? static_cast<const float*>(w->data)[at]
+                : w->kind == BFLOAT16 ? widen(static_cast<const uint16_t*>(w->data)[at])
+                                      : *scale_of(w, output, k) * float(static_cast<const int8_t*>(w->data)[at]);
+    }
+}
+
+// Rows go in as few tiles as can be, of sizes that differ by one at most.
+static int64_t tile_count(int64_t rows) { return up(rows, MOST_ROWS); }
+
+static int64_t tile_start(int64_t rows, int64_t tile) {
+    const int64_t tiles = tile_count(rows);
+    return tile * (rows / tiles) + least(tile, rows % tiles);
+}
+
+// Words that a step reads of each row, and steps.
+#ifdef __AVX512BF16__
+constexpr int BFLOAT16_WORDS = 1;  // a pair of bfloat16
+#else
+constexpr int BFLOAT16_WORDS = 2;  // two float32
+#endif
+
+static int64_t step_words(int32_t kind) { return kind == BFLOAT16 ? BFLOAT16_WORDS : 1; }
+
+static int64_t step_count(const Weight* w) { return padded(w->kind, w->inputs) / (w->kind == FLOAT32 ? 1 : 2); }
+
+static int64_t step_bytes(int32_t kind) { return PANEL * number_bytes(kind) * (kind == FLOAT32 ? 1 : 2); }
+
+// Of a row, in whole lines.
+static int64_t row_words(const Weight* w) { return up(step_count(w) * step_words(w->kind), LINE) * LINE; }
+
+int64_t ready_bytes(const Weight* w, int64_t rows) {
+    const int64_t scales = w->kind == INT8 ? groups_of(w->inputs) : 0;
+    return up(rows * (row_words(w) + scales) * 4, 64) * 64;
+}
+
+// A group of a row as words; answers how many, in whole lines. INT8: `scale` is the group's.
+static int64_t ready_group(int32_t kind, const float* x, int64_t count, uint32_t* words, float* scale) {
+    if (step_words(kind) == 2 || kind == FLOAT32) {
+        std::memcpy(words, x, sizeof(float) * GROUP);
+        return up(count, LINE);
+    }
+    uint16_t halves[GROUP];
+    if (kind == INT8) {
+        int16_t whole[GROUP];
+        *scale = quantise(x, 32767, whole);
+        std::memcpy(halves, whole, sizeof halves);
+    } else {
+#ifdef __AVX512BF16__
+        for (int i = 0; i < GROUP; i += 32) {
+            store(halves + i, _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i)));
+        }
+#else
+        for (int i = 0; i < GROUP; i++) halves[i] = narrow(x[i]);
+#endif
+    }
+    for (int i = 0; i < GROUP / 2; i++) words[i] = halves[2 * i] | uint32_t(halves[2 * i + 1]) << 16;
+    return up(count, 2 * LINE);
+}
+
+// One row of a tile of `of` rows, from its first line on.
+static void ready_row(const Weight* w, const float* x, uint32_t* to, float* scales, int64_t of) {
+    float group[GROUP];
+    uint32_t words[GROUP];
+    for (int64_t k = 0; k < w->inputs; k += GROUP) {
+        const int64_t count = least(w->inputs - k, GROUP);
+        read(x, FLOAT32, k, count, group);
+        const int64_t lines = ready_group(w->kind, group, count, words, scales + k / GROUP);
+        for (int64_t i = 0; i < lines; i++, to += of * LINE) std::memcpy(to, words + i * LINE, 4 * LINE);
+    }
+}
+
+void make_ready(const Weight* w, const float* x, int64_t stride, int64_t first, int64_t count, int64_t rows,
+                void* ready) {
+    uint32_t* words = static_cast<uint32_t*>(ready);
+    float* scales = reinterpret_cast<float*>(words + rows * row_words(w));
+    for (int64_t tile = 0; tile < tile_count(rows); tile++) {
+        const int64_t start = tile_start(rows, tile), end = tile_start(rows, tile + 1);
+        for (int64_t row = most(start, first); row < least(end, first + count); row++) {
+            ready_row(w, x + row * stride, words + start * row_words(w) + (row - start) * LINE,
+                      scales + row * groups_of(w->inputs), end - start);
+        }
+    }
+}
+
+// R rows meet STRIP outputs over `steps` steps; `words` and `row_scales` are theirs, `y` [R, STRIP] is added to if
+// it `resumes`, and set otherwise; `bias` comes last, or null.
+struct Tile {
+    const char* weight;
+    const uint32_t* words;
+    int64_t steps;
+    float* y;
+    int64_t stride;
+    bool resumes;
+    const float* bias;
+    const float* scales;  // INT8: of STRIP outputs, and `scale_stride` further of the next group
+    int64_t scale_stride;
+    const float* row_scales;  // INT8: of the first row, and `groups` further of the next
+    int64_t groups;
+    const char* ahead;        // fetched into the cache meanwhile, `advance` bytes in a step
+    int64_t advance;
+};
+
+template <int R>
+static inline void step_float32(vfloat (&sum)[R][2], const char* weight, const uint32_t* words) {
+    const vfloat w0 = load<vfloat>(weight), w1 = load<vfloat>(weight + sizeof(vfloat));
+    for (int r = 0; r < R; r++) {
+        const vfloat x = all(load<float>(words + r * LINE));
+        sum[r][0] += w0 * x;
+        sum[r][1] += w1 * x;
+    }
+}
+
+#ifdef __AVX512BF16__
+template <int R>
+static inline void step_bfloat16(vfloat (&sum)[R][2], const char* weight, const uint32_t* words) {
+    const __m512bh w0 = load<__m512bh>(weight), w1 = load<__m512bh>(weight + 64);
+    for (int r = 0; r < R; r++) {
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(int32_t(words[r * LINE]));
+        sum[r][0] = (vfloat)_mm512_dpbf16_ps((__m512)sum[r][0], w0, x);
+        sum[r][1] = (vfloat)_mm512_dpbf16_ps((__m512)sum[r][1], w1, x);
+    }
+}
+#else
+template <int R>
+static inline void step_bfloat16(vfloat (&sum)[R][2], const char* weight, const uint32_t* words) {
+    const vuint w0 = load<vuint>(weight), w1 = load<vuint>(weight + sizeof(vuint));
+    const vuint upper = vuint{} + 0xffff0000u;
+    for (int half = 0; half < 2; half++) {
+        const vfloat h0 = (vfloat)(half ? w0 & upper : w0 << 16), h1 = (vfloat)(half ? w1 & upper : w1 << 16);
+        for (int r = 0; r < R; r++) {
+            const vfloat x = all(load<float>(words + r * LINE + half));
+            sum[r][0] += h0 * x;
+            sum[r][1] += h1 * x;
+        }
+    }
+}
+#endif
+
+// Adds to each of `sum` the product of its pair of w and its pair of x, int16 each.
+static inline vint dot(vint sum, vshort w, vint x) {
+#if defined(__AVX512VNNI__)
+    return (vint)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVX512BW__)
+    return sum + (vint)_mm512_madd_epi16((__m512i)w, (__m512i)x);
+#elif defined(__AVX2__)
+    return sum + (vint)_mm256_madd_epi16((__m256i)w, (__m256i)x);
+#else
+    const vint pairs = (vint)w;
+    return sum + (pairs << 16 >> 16) * (x << 16 >> 16) + (pairs >> 16) * (x >> 16);
+#endif
+}
+
+template <int R>
+static inline void step_int8(vint (&sum)[R][2], const char* weight, const uint32_t* words) {
+    const vshort w0 = __builtin_convertvector(load<vbyte>(weight), vshort);
+    const vshort w1 = __builtin_convertvector(load<vbyte>(weight + sizeof(vbyte)), vshort);
+    for (int r = 0; r < R; r++) {
+        const vint x = vint{} + int32_t(words[r * LINE]);
+        sum[r][0] = dot(sum[r][0], w0, x);
+        sum[r][1] = dot(sum[r][1], w1, x);
+    }
+}
+
+// Steps whose words begin with a line.
+template <int KIND, int R, typename Sum>
+static inline void run(Sum (&sum)[R][2], const char* weight, const uint32_t* words, int64_t steps, const char* ahead,
+                       int64_t advance) {
+    constexpr int64_t WORDS = KIND == BFLOAT16 ? BFLOAT16_WORDS : 1, BYTES = PANEL * (KIND == INT8 ? 2 : 4);
+    for (; steps > 0; steps -= LINE / WORDS, words += R * LINE) {
+        const int64_t count = least(steps, LINE / WORDS);
+        for (int64_t step = 0; step < count; step++, weight += BYTES, ahead += advance) {
+            __builtin_prefetch(ahead, 0, 2);  // into the second-level cache
+            if constexpr (BYTES > 64) __builtin_prefetch(ahead + 64, 0, 2);
+            if constexpr (KIND == FLOAT32) step_float32<R>(sum, weight, words + step);
+            if constexpr (KIND == BFLOAT16) step_bfloat16<R>(sum, weight, words + step * WORDS);
+            if constexpr (KIND == INT8) step_int8<R>(sum, weight, words + step);
+        }
+    }
+}
+
+// Group by group: integer sums, which are exact (64 x 127 x 32767 is below 2^31), then both scales.
+template <int R>
+static inline void run_groups(vfloat (&sum)[R][2], const Tile& t) {
+    for (int64_t group = 0; group < t.steps / GROUP_STEPS; group++) {
+        const int64_t step = group * GROUP_STEPS;
+        vint dots[R][2] = {};
+        run<INT8, R>(dots, t.weight + step * PANEL * 2, t.words + step * R, GROUP_STEPS, t.ahead + step * t.advance,
+                     t.advance);
+        const float* scales = t.scales + group * t.scale_stride;
+        const vfloat s0 = load<vfloat>(scales), s1 = load<vfloat>(scales + LANES);
+        for (int r = 0; r < R; r++) {
+            const vfloat s = all(t.row_scales[r * t.groups + group]);
+            sum[r][0] += __builtin_convertvector(dots[r][0], vfloat) * (s0 * s);
+            sum[r][1] += __builtin_convertvector(dots[r][1], vfloat) * (s1 * s);
+        }
+    }
+}
+
+template <int KIND, int R>
+__attribute__((noinline)) static void multiply(const Tile& t) {
+    vfloat sum[R][2] = {};
+    if constexpr (KIND == INT8) {
+        run_groups<R>(sum, t);
+    } else {
+        run<KIND, R>(sum, t.weight, t.words, t.steps, t.ahead, t.advance);
+    }
+    for (int r = 0; r < R; r++) {
+        for (int i = 0; i < 2; i++) {
+            float* y = t.y + r * t.stride + i * LANES;
+            if (t.resumes) sum[r][i] = load<vfloat>(y) + sum[r][i];
+            if (t.bias) sum[r][i] += load<vfloat>(t.bias + i * LANES);
+            store(y, sum[r][i]);
+        }
+    }
+}
+
+template <int KIND, int R = MOST_ROWS>
+static void choose(int64_t rows, const Tile& t) {
+    if (rows == R) return multiply<KIND, R>(t);
+    if constexpr (R > 1) choose<KIND, R - 1>(rows, t);
+}
+
+static void multiply(int32_t kind, int64_t rows, const Tile& t) {
+    if (kind == FLOAT32) return choose<FLOAT32>(rows, t);
+    if (kind == BFLOAT16) return choose<BFLOAT16>(rows, t);
+    choose<INT8>(rows, t);
+}
+
+// A tile with all of a panel's outputs. Where the panel has fewer than PANEL, by way of a copy.
+static void multiply_panel(int32_t kind, int64_t rows, int64_t outputs, Tile t) {
+    float copy[MOST_ROWS * PANEL];
+    float* const y = t.y;
+    const int64_t stride = t.stride, strip_bytes = step_bytes(kind) / (PANEL / STRIP);
+    if (outputs < PANEL) {
+        t.y = copy;
+        t.stride = PANEL;
+        std::memset(copy, 0, sizeof copy);
+        for (int64_t r = 0; t.resumes && r < rows; r++) std::memcpy(copy + r * PANEL, y + r * stride, outputs * 4);
+    }
+    for (int64_t strip = 0; strip < PANEL / STRIP; strip++) {
+        multiply(kind, rows, t);
+        t.weight += strip_bytes;
+        t.y += STRIP;
+        if (t.bias) t.bias += STRIP;
+        if (t.scales) t.scales += STRIP;
+    }
+    for (int64_t r = 0; outputs < PANEL && r < rows; r++) std::memcpy(y + r * stride, copy + r * PANEL, outputs * 4);
+}
+
+// A panel's steps [from, to) with all rows. A single tile asks for memory AHEAD of its use; of several, each asks for
+// its share of what lies behind the block, so that memory is not idle while later tiles read the block from the cache.
+static void multiply_block(const Weight* w, const void* ready, int64_t rows, int64_t panel, int64_t from, int64_t to,
+                           const float* bias, float* y, int64_t stride) {
+    const uint32_t* words = static_cast<const uint32_t*>(ready);
+    const float* row_scales = reinterpret_cast<const float*>(words + rows * row_words(w));
+    const int64_t group = from / GROUP_STEPS;
+    Tile t = {};
+    t.weight = static_cast<const char*>(w->data) + panel * panel_bytes(w->kind, w->inputs) + from * step_bytes(w->kind);
+    t.steps = to - from;
+    t.stride = stride;
+    t.resumes = from > 0;
+    t.bias = to == step_count(w) ? bias : nullptr;
+    t.groups = groups_of(w->inputs);
+    t.scale_stride = up(w->outputs, PANEL) * PANEL;
+    if (w->kind == INT8) t.scales = w->scales + group * t.scale_stride + panel * PANEL;
+    const int64_t tiles = tile_count(rows), block = t.steps * step_bytes(w->kind);
+    t.advance = step_bytes(w->kind) / tiles;
+    for (int64_t tile = 0; tile < tile_count(rows); tile++) {
+        const int64_t start = tile_start(rows, tile), count = tile_start(rows, tile + 1) - start;
+        t.ahead = t.weight + (tiles > 1 ? block + tile * (block / tiles) : AHEAD);
+        t.words = words + start * row_words(w) + from * step_words(w->kind) * count;
+        t.row_scales = row_scales + start * t.groups + group;
+        t.y = y + start * stride + panel * PANEL;
+        multiply_panel(w->kind, count, least(w->outputs - panel * PANEL, PANEL), t);
+    }
+}
+
+void product(const Weight* w, const void* ready, int64_t rows, int64_t from, int64_t to, const float* bias, float* y,
+             int64_t stride, float*) {
+    const int64_t steps = step_count(w);
+    const int64_t block = BLOCK_BYTES / step_bytes(w->kind);
+    for (int64_t panel = from; panel < to; panel++) {
+        float offset[PANEL] = {};
+        const int64_t outputs = least(w->outputs - panel * PANEL, PANEL);
+        if (bias) std::memcpy(offset, bias + panel * PANEL, outputs * 4);
+        for (int64_t step = 0; step < steps; step += block) {
+            multiply_block(w, ready, rows, panel, step, least(step + block, steps), bias ? offset : nullptr, y, stride);
+        }
+    }
+}
+
+int64_t product_scratch(const Weight*, int64_t) { return 0; }
+
+}  // namespace VARIANT

@@ -1,0 +1,115 @@
+// What Python calls: the choice of the instruction set, and kernels by themselves for tests.
+#include "kernels.h"
+#include "program.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+bool runs(const char* name) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (!std::strcmp(name, "avx2")) return avx2;
+    if (!std::strcmp(name, "avx512")) return avx512;
+    if (!std::strcmp(name, "avx512bf16")) {
+        return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+    }
+#endif
+    return !std::strcmp(name, "plain");
+}
+
+const Kernels* found(const char* name) {
+#if defined(__x86_64__)
+    if (!std::strcmp(name, "avx2")) return kernels_avx2();
+    if (!std::strcmp(name, "avx512")) return kernels_avx512();
+#if !defined(WITHOUT_AVX512BF16)  // the compiler did not know it
+    if (!std::strcmp(name, "avx512bf16")) return kernels_avx512bf16();
+#endif
+#endif
+    return std::strcmp(name, "plain") ? nullptr : kernels_plain();
+}
+
+}  // namespace
+
+extern "C" {
+
+#define API __attribute__((visibility("default")))
+
+// Raise it, and ABI in baton/native/library.py, whenever a function's arguments, a struct or what they mean changes:
+// a library that was built from other sources than Python's side expects is refused, not called.
+API int32_t baton_abi() { return 1; }
+
+// The bytes of each struct, in the order of STRUCTURES in baton/native/library.py; answers how many there are.
+API int32_t baton_sizes(int64_t* sizes, int32_t room) {
+    const int64_t all[] = {sizeof(Weight), sizeof(Columns),     sizeof(Span),  sizeof(Attention),
+                           sizeof(Operand), sizeof(RowOp),      sizeof(Instruction), sizeof(Table),
+                           sizeof(Layer),  sizeof(Look),        sizeof(Outline),     sizeof(Step)};
+    const int32_t count = sizeof all / sizeof *all;
+    for (int32_t i = 0; i < count && i < room; i++) sizes[i] = all[i];
+    return count;
+}
+
+// The table of a name, or of the best that this machine runs where the name is empty; null where it cannot run it.
+API const Kernels* baton_kernels(const char* name) {
+    if (*name) return found(name) && runs(name) ? found(name) : nullptr;
+    for (const char* best : {"avx512bf16", "avx512", "avx2"}) {
+        if (found(best) && runs(best)) return found(best);
+    }
+    return kernels_plain();
+}
+
+API const char* baton_name(const Kernels* kernels) { return kernels->name; }
+
+API int64_t baton_weight_bytes(const Kernels* k, int32_t kind, int64_t outputs, int64_t inputs) {
+    return k->weight_bytes(kind, outputs, inputs);
+}
+
+API int64_t baton_scale_count(const Kernels* k, int32_t kind, int64_t outputs, int64_t inputs) {
+    return k->scale_count(kind, outputs, inputs);
+}
+
+API void baton_pack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, const void* piece,
+                    int32_t from) {
+    k->pack(weight, first, count, piece, from);
+}
+
+API void baton_unpack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i++) k->unpack(weight, first + i, to + i * weight->inputs);
+}
+
+// A product by itself, on the calling thread. Answers 0, or 1 where there is no memory.
+API int32_t baton_product(const Kernels* k, const Weight* weight, const float* x, int64_t rows, const float* bias,
+                          float* y) {
+    const int64_t bytes = k->ready_bytes(weight, rows);
+    void* ready = std::aligned_alloc(64, (bytes + 127) / 64 * 64);
+    void* scratch = std::aligned_alloc(64, (k->product_scratch(weight, rows) * 4 + 127) / 64 * 64);
+    if (ready && scratch) {
+        k->make_ready(weight, x, weight->inputs, 0, rows, rows, ready);
+        k->product(weight, ready, rows, 0, (weight->outputs + PANEL - 1) / PANEL, bias, y, weight->outputs,
+                   static_cast<float*>(scratch));
+    }
+    const bool fine = ready && scratch;
+    std::free(ready);
+    std::free(scratch);
+    return fine ? 0 : 1;
+}
+
+// One layer's attention by itself, on the calling thread; `partial` is ours. Answers 0, or 1 where there is no memory.
+API int32_t baton_attend(const Kernels* k, Attention* call) {
+    float* scratch = static_cast<float*>(std::aligned_alloc(64, (k->attention_scratch(call) * 4 + 127) / 64 * 64));
+    call->partial = static_cast<float*>(std::aligned_alloc(64, (k->partial_floats(call) * 4 + 127) / 64 * 64));
+    const bool fine = scratch && call->partial;
+    if (fine) {
+        for (int64_t i = 0, n = k->attention_tasks(call); i < n; i++) k->attend(call, i, scratch);
+        for (int64_t i = 0, n = k->attention_merges(call); i < n; i++) k->merge(call, i);
+    }
+    std::free(scratch);
+    std::free(call->partial);
+    return fine ? 0 : 1;
+}
+}

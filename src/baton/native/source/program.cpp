@@ -1,0 +1,425 @@
+// Carries out a program's instructions, on all threads together.
+//
+// Runs of instructions that act on tokens are carried out by each thread for tokens of its own, without waiting: a
+// token's values lie in a row of its own. Products and attention are shared out by panels and tasks; before and after
+// them threads wait for one another.
+#include "program.h"
+
+#include "pool.h"
+#include "rowwise.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace {
+
+constexpr int64_t BLOCK = 8;               // tokens that go through a run of instructions together: they stay in L1
+constexpr int64_t SHARE_BYTES = 64 << 10;  // of a weight, that a thread takes at a time
+
+// 64-byte aligned memory that grows and is never copied.
+class Memory {
+  public:
+    ~Memory() { std::free(data_); }
+    void* need(int64_t bytes) {
+        if (bytes > size_) {
+            std::free(data_);
+            size_ = 0;
+            data_ = std::aligned_alloc(64, (bytes + 127) / 64 * 64);
+            if (!data_) throw std::bad_alloc();
+            size_ = bytes;
+        }
+        return data_;
+    }
+    float* floats(int64_t count) { return static_cast<float*>(need(count * 4)); }
+    char* chars() const { return static_cast<char*>(data_); }
+
+  private:
+    void* data_ = nullptr;
+    int64_t size_ = 0;
+};
+
+int64_t element(int32_t kind) { return kind == FLOAT32 ? 4 : 2; }
+
+uint16_t narrow(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
+    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+void convert(const float* from, int64_t stride, int64_t count, int32_t kind, char* to) {
+    if (kind == FLOAT32) {
+        float* out = reinterpret_cast<float*>(to);
+        for (int64_t i = 0; i < count; i++) out[i] = from[i * stride];
+    } else {
+        uint16_t* out = reinterpret_cast<uint16_t*>(to);
+        for (int64_t i = 0; i < count; i++) out[i] = narrow(from[i * stride]);
+    }
+}
+
+struct alignas(64) Counter {
+    std::atomic<int64_t> next{0};
+};
+
+bool by_token(const Instruction& one) { return one.does != PRODUCT && one.does != ATTEND && one.does != PICK; }
+
+}  // namespace
+
+class Program {
+  public:
+    Program(const Kernels* kernels, Pool* pool, const Outline& outline, const Instruction* first, int64_t count,
+            const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count, const Look* looks,
+            int64_t look_count)
+        : k_(kernels), pool_(pool), outline_(outline), code_(first, first + count), tables_(tables, tables + table_count),
+          layers_(layers, layers + layer_count), looks_(looks, looks + look_count), counters_(2 * count),
+          scratch_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
+        // Some layers attend to an earlier layer's keys and values.
+        int32_t last = -1;
+        for (const Instruction& one : code_) {
+            if (one.does == KEEP) last = one.layer;
+            if (one.does == ATTEND && looks_[one.look].layer != last) lasting_[looks_[one.look].layer] = true;
+        }
+    }
+
+    void run(const Step& step) {
+        step_ = &step;
+        prepare();
+        pool_->run([this](int thread) { work(thread); });
+    }
+
+    // The call went well: rings take their newest tokens.
+    void commit(const Step& step) {
+        for (size_t l = 0; l < layers_.size(); l++) {
+            if (!step.rings[l] || !layers_[l].kv_heads) continue;
+            for (int64_t s = 0; s < step.span_count; s++) {
+                const Span& span = step.spans[s];
+                if (span.row < 0) continue;
+                const int64_t from = std::max<int64_t>(0, span.count - step.rings[l]);
+                for (int64_t i = from; i < span.count; i++) {
+                    keep(step, l, span.row, (span.start + i) % step.rings[l], span.first + i);
+                }
+            }
+        }
+    }
+
+    // Seconds of each instruction's part in the last call, as thread 0 saw them; for profiles.
+    const std::vector<double>& seconds() const { return seconds_; }
+    void time_parts(bool on) { seconds_.assign(on ? code_.size() : 0, 0.0); }
+
+  private:
+    void prepare() {
+        const Step& step = *step_;
+        const int64_t n = step.tokens;
+        values_.floats(n * outline_.row_floats);
+        late_.floats(step.kept_count * outline_.late_floats);
+        attended_.floats(n * outline_.attended_floats);
+        row_of_.resize(n);
+        for (int64_t s = 0; s < step.span_count; s++) {
+            for (int64_t i = 0; i < step.spans[s].count; i++) row_of_[step.spans[s].first + i] = step.spans[s].row;
+        }
+        for (size_t l = 0; l < layers_.size(); l++) {
+            fresh(step, l).keys.need(n * layers_[l].kv_heads * layers_[l].key_dim * element(outline_.kind));
+            fresh(step, l).values.need(n * layers_[l].kv_heads * layers_[l].value_dim * element(outline_.kind));
+        }
+        int64_t scratch = 0, partial = 0;
+        for (const Instruction& one : code_) {
+            if (one.does == READY) ready_.need(k_->ready_bytes(&tables_[one.weight].weight, n));
+            if (one.does == PRODUCT) scratch = std::max(scratch, k_->product_scratch(&tables_[one.weight].weight, n));
+            if (one.does == ATTEND) {
+                const Attention call = attention(one);
+                scratch = std::max(scratch, k_->attention_scratch(&call));
+                partial = std::max(partial, k_->partial_floats(&call));
+            }
+        }
+        for (Memory& mine : scratch_) mine.floats(scratch);
+        partial_.floats(partial);
+        for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
+    }
+
+    void work(int thread) {
+        const Step& step = *step_;
+        int64_t n = step.tokens;
+        const auto mine = [&](int64_t& first, int64_t& last) {
+            first = n * thread / pool_->threads();
+            last = n * (thread + 1) / pool_->threads();
+        };
+        int64_t first, last;
+        mine(first, last);
+        float* row = values_.floats(0) + first * outline_.row_floats;
+        for (int64_t t = first; t < last; t++, row += outline_.row_floats) {
+            row[outline_.token_at] = float(step.ids[t]);
+            row[outline_.position_at] = float(step.positions[t]);
+        }
+        float* scratch = scratch_[thread].floats(0);
+        auto since = std::chrono::steady_clock::now();
+        for (size_t at = 0; at < code_.size();) {
+            const Instruction& one = code_[at];
+            size_t next = at + 1;
+            if (by_token(one)) {
+                while (next < code_.size() && by_token(code_[next])) next++;
+                for (int64_t t = first; t < last; t += BLOCK) {
+                    for (size_t i = at; i < next; i++) tokens(code_[i], t, std::min(t + BLOCK, last), n, scratch);
+                }
+            } else {
+                // A product that follows a product reads what the first one read.
+                if (at && code_[at - 1].does != PRODUCT) pool_->barrier();
+                if (one.does == PRODUCT) {
+                    multiply(one, counters_[2 * at], n, scratch);
+                } else if (one.does == ATTEND) {
+                    attend(one, &counters_[2 * at], scratch);
+                } else {
+                    // All values that go on are picked before any of them is overwritten.
+                    while (next < code_.size() && code_[next].does == PICK) next++;
+                    n = step.kept_count;
+                    if (!n) return;
+                    mine(first, last);
+                    for (size_t i = at; i < next; i++) pick(code_[i], first, last);
+                }
+                if (next < code_.size() && code_[next].does != PRODUCT) pool_->barrier();
+            }
+            if (thread == 0 && !seconds_.empty()) {
+                const auto now = std::chrono::steady_clock::now();
+                seconds_[at] += std::chrono::duration<double>(now - since).count();
+                since = now;
+            }
+            at = next;
+        }
+    }
+
+    float* base(int32_t space, int64_t& stride) const {
+        switch (space) {
+            case VALUES: stride = outline_.row_floats; return reinterpret_cast<float*>(values_.chars());
+            case LATE: stride = outline_.late_floats; return reinterpret_cast<float*>(late_.chars());
+            case ATTENDED: return reinterpret_cast<float*>(attended_.chars());
+            case LOGITS: stride = outline_.vocabulary; return step_->logits;
+            default: return nullptr;
+        }
+    }
+
+    // An operand's data is an address if it is a constant, else an offset; of what was attended it says the stride.
+    Operand placed(const Operand& operand, int32_t space) const {
+        Operand found = operand;
+        char* start = reinterpret_cast<char*>(base(space, found.row_stride));
+        if (start) found.data = reinterpret_cast<float*>(start + reinterpret_cast<intptr_t>(operand.data));
+        return found;
+    }
+
+    void tokens(const Instruction& one, int64_t first, int64_t last, int64_t all, float* scratch) {
+        RowOp op = one.op;
+        op.out = placed(op.out, one.out_space);
+        for (int j = 0; j < op.operands; j++) op.in[j] = placed(op.in[j], one.in_space[j]);
+        switch (one.does) {
+            case ROWWISE: k_->rowwise(&op, first, last, scratch); break;
+            case EMBED:
+                for (int64_t t = first; t < last; t++) embed(one, op, t);
+                break;
+            case READY:
+                k_->make_ready(&tables_[one.weight].weight, op.in[0].data, op.in[0].row_stride, first, last - first, all,
+                               ready_.chars());
+                break;
+            case KEEP:
+                for (int64_t t = first; t < last; t++) keep_token(one, op, t);
+                break;
+            default: break;
+        }
+    }
+
+    void embed(const Instruction& one, const RowOp& op, int64_t t) {
+        const Table& table = tables_[one.weight];
+        const int64_t width = table.weight.inputs, row = int64_t(op.in[0].data[t * op.in[0].row_stride]);
+        float* out = op.out.data + t * op.out.row_stride;
+        if (row < 0 || row >= table.weight.outputs) {
+            // Never so for a token of the vocabulary; positions may be beyond what the model was made for.
+            std::fill(out, out + width, std::numeric_limits<float>::quiet_NaN());
+        } else if (!table.plain) {
+            k_->unpack(&table.weight, row, out);
+        } else if (table.weight.kind == FLOAT32) {
+            std::memcpy(out, static_cast<const float*>(table.weight.data) + row * width, width * 4);
+        } else {
+            const uint16_t* from = static_cast<const uint16_t*>(table.weight.data) + row * width;
+            for (int64_t i = 0; i < width; i++) {
+                const uint32_t bits = uint32_t(from[i]) << 16;
+                std::memcpy(out + i, &bits, 4);
+            }
+        }
+    }
+
+    struct Fresh {
+        Memory keys, values;
+    };
+
+    // A layer's new keys and values. Most layers have put theirs into the rectangle, and attended, when the next one
+    // needs the room; those of a ring wait for the commit.
+    Fresh& fresh(const Step& step, int64_t layer) {
+        return step.rings[layer] || lasting_[layer] ? fresh_[layer] : shared_;
+    }
+
+    void keep_token(const Instruction& one, const RowOp& op, int64_t t) {
+        const Layer& layer = layers_[one.layer];
+        const int64_t dims[] = {layer.key_dim, layer.value_dim}, size = element(outline_.kind);
+        char* to[] = {fresh(*step_, one.layer).keys.chars(), fresh(*step_, one.layer).values.chars()};
+        for (int j = 0; j < 2; j++) {
+            const Operand& in = op.in[j];
+            for (int64_t h = 0; h < layer.kv_heads; h++) {
+                convert(in.data + t * in.row_stride + h * in.strides[2], in.strides[3], dims[j], outline_.kind,
+                        to[j] + (t * layer.kv_heads + h) * dims[j] * size);
+            }
+        }
+        if (row_of_[t] >= 0 && !step_->rings[one.layer]) {
+            keep(*step_, one.layer, row_of_[t], step_->positions[t], t);
+        }
+    }
+
+    // A token's fresh keys and values go into their column of the rectangle.
+    void keep(const Step& step, int64_t l, int64_t row, int64_t column, int64_t t) {
+        const Layer& layer = layers_[l];
+        Fresh& from = fresh(step, l);
+        const Columns* to[] = {&step.keys[l], &step.values[l]};
+        const char* start[] = {from.keys.chars(), from.values.chars()};
+        const int64_t dims[] = {layer.key_dim, layer.value_dim}, size = element(outline_.kind);
+        for (int j = 0; j < 2; j++) {
+            for (int64_t h = 0; h < layer.kv_heads; h++) {
+                const int64_t at = row * to[j]->row_stride + column * to[j]->column_stride + h * to[j]->head_stride;
+                std::memcpy(static_cast<char*>(const_cast<void*>(to[j]->data)) + at * size,
+                            start[j] + (t * layer.kv_heads + h) * dims[j] * size, dims[j] * size);
+            }
+        }
+    }
+
+    void multiply(const Instruction& one, Counter& counter, int64_t n, float* scratch) {
+        const Weight& weight = tables_[one.weight].weight;
+        const int64_t panels = (weight.outputs + PANEL - 1) / PANEL;
+        const int64_t panel_bytes = std::max<int64_t>(1, k_->weight_bytes(weight.kind, PANEL, weight.inputs));
+        int64_t share = std::max<int64_t>(1, SHARE_BYTES / panel_bytes);
+        // No thread is to wait long for the last share.
+        share = std::max<int64_t>(1, std::min(share, panels / (4 * pool_->threads())));
+        const Operand out = placed(one.op.out, one.out_space);
+        for (;;) {
+            const int64_t from = counter.next.fetch_add(share, std::memory_order_relaxed);
+            if (from >= panels) return;
+            k_->product(&weight, ready_.chars(), n, from, std::min(from + share, panels), one.bias, out.data,
+                        out.row_stride, scratch);
+        }
+    }
+
+    Attention attention(const Instruction& one) {
+        const Look& look = looks_[one.look];
+        const Layer& layer = layers_[look.layer];
+        const Operand queries = placed(one.op.in[0], one.in_space[0]);
+        Attention call = {};
+        call.heads = look.heads;
+        call.kv_heads = layer.kv_heads;
+        call.key_dim = layer.key_dim;
+        call.value_dim = layer.value_dim;
+        call.scale = look.scale;
+        call.softcap = look.softcap;
+        call.window = look.window;
+        call.chunk = look.chunk;
+        call.ring = step_->rings[look.layer];
+        call.sinks = look.sinks;
+        call.kind = outline_.kind;
+        call.keys = step_->keys[look.layer];
+        call.values = step_->values[look.layer];
+        call.fresh_keys = fresh(*step_, look.layer).keys.chars();
+        call.fresh_values = fresh(*step_, look.layer).values.chars();
+        call.queries = queries.data;
+        call.query_stride = queries.row_stride;
+        call.query_head_stride = queries.strides[2];
+        call.out = reinterpret_cast<float*>(attended_.chars());
+        call.spans = step_->spans;
+        call.span_count = step_->span_count;
+        call.partial = reinterpret_cast<float*>(partial_.chars());
+        return call;
+    }
+
+    void attend(const Instruction& one, Counter* counters, float* scratch) {
+        const Attention call = attention(one);
+        const int64_t tasks = k_->attention_tasks(&call), merges = k_->attention_merges(&call);
+        for (int64_t i; (i = counters[0].next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+            k_->attend(&call, i, scratch);
+        }
+        if (!merges) return;
+        pool_->barrier();
+        for (int64_t i; (i = counters[1].next.fetch_add(1, std::memory_order_relaxed)) < merges;) k_->merge(&call, i);
+    }
+
+    void pick(const Instruction& one, int64_t first, int64_t last) {
+        const Operand in = placed(one.op.in[0], one.in_space[0]), out = placed(one.op.out, one.out_space);
+        for (int64_t t = first; t < last; t++) {
+            std::memcpy(out.data + t * out.row_stride, in.data + step_->kept[t] * in.row_stride, one.op.sizes[3] * 4);
+        }
+    }
+
+    const Kernels* k_;
+    Pool* pool_;
+    const Outline outline_;
+    const std::vector<Instruction> code_;
+    const std::vector<Table> tables_;
+    const std::vector<Layer> layers_;
+    const std::vector<Look> looks_;
+    std::vector<Counter> counters_;
+    std::vector<Memory> scratch_;
+    std::vector<Fresh> fresh_;
+    std::vector<bool> lasting_;
+    Fresh shared_;
+    Memory values_, late_, attended_, ready_, partial_;
+    std::vector<int64_t> row_of_;
+    std::vector<double> seconds_;
+    const Step* step_ = nullptr;
+};
+
+extern "C" {
+
+#define API __attribute__((visibility("default")))
+
+API Pool* baton_pool_new(int32_t threads) { return new (std::nothrow) Pool(threads); }
+API void baton_pool_free(Pool* pool) { delete pool; }
+
+// Null where there is no memory. What the instructions point to is the caller's to keep.
+API Program* baton_program_new(const Kernels* kernels, Pool* pool, const Outline* outline, const Instruction* code,
+                               int64_t count, const Table* tables, int64_t table_count, const Layer* layers,
+                               int64_t layer_count, const Look* looks, int64_t look_count) {
+    try {
+        return new Program(kernels, pool, *outline, code, count, tables, table_count, layers, layer_count, looks,
+                           look_count);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+
+API void baton_program_free(Program* program) { delete program; }
+
+// Answers 0, or 1 where there is no memory; nothing but columns behind the rows' ends was written then.
+API int32_t baton_run(Program* program, const Step* step) {
+    try {
+        program->run(*step);
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+API void baton_commit(Program* program, const Step* step) { program->commit(*step); }
+
+API void baton_time_parts(Program* program, int32_t on) { program->time_parts(on); }
+
+// Seconds since time_parts(1), by instruction, where a run of instructions counts as its first one.
+API void baton_parts(const Program* program, double* seconds) {
+    std::copy(program->seconds().begin(), program->seconds().end(), seconds);
+}
+
+// The number of a row-wise operation's or an instruction's name, -1 where there is none.
+API int32_t baton_code(const char* name) {
+#define IF_NAMED(code) \
+    if (!std::strcmp(name, #code)) return code;
+    ROWWISE_CODES(IF_NAMED)
+    IF_NAMED(ROWWISE) IF_NAMED(EMBED) IF_NAMED(READY) IF_NAMED(PRODUCT) IF_NAMED(KEEP) IF_NAMED(ATTEND) IF_NAMED(PICK)
+    return -1;
+}
+}

@@ -1,0 +1,71 @@
+// A model's step, recorded: instructions over rows of numbers, one row per token.
+#pragma once
+
+#include "kernels.h"
+
+// Where an operand's numbers are. CONSTANT: at an address. VALUES: at an offset in the token's own row of values; LATE:
+// likewise, in a row of those values that only tokens have whose logits are wanted. ATTENDED: in what the last attention
+// answered for the token. LOGITS: in the token's row of the result.
+enum Space : int32_t { CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS = 4 };
+
+// What an instruction does; Python asks for the numbers by name (baton_code), like for row-wise operations.
+//
+// ROWWISE: `op`, whose operands' `data` are addresses (CONSTANT) or offsets in bytes of their space.
+// EMBED: in[0] numbers a row of the table `weight`, which may be packed, or row-major (`plain`).
+// READY: in[0] is made ready for products.  PRODUCT: out = what is ready . weight^T + bias.
+// KEEP: in[0] and in[1] are layer's new keys and values.  ATTEND: in[0] are queries for layer's keys and values.
+// PICK: from here on only the tokens whose logits are wanted go on; op.sizes[3] numbers from in[0] to out.
+enum Does : int32_t { ROWWISE, EMBED, READY, PRODUCT, KEEP, ATTEND, PICK, DOES_COUNT };
+
+struct Instruction {
+    int32_t does;
+    int32_t weight;
+    int32_t layer;
+    int32_t look;
+    int32_t out_space;
+    int32_t in_space[MOST_OPERANDS];
+    RowOp op;
+    const float* bias;
+};
+
+// A table [outputs, inputs] of a product or an embedding; `plain`: row-major, as the model has it.
+struct Table {
+    Weight weight;
+    int32_t plain;
+};
+
+struct Layer {
+    int64_t kv_heads, key_dim, value_dim;
+};
+
+// One attention: which layer's keys and values its queries see, and how.
+struct Look {
+    int32_t layer;
+    int64_t heads;
+    float scale, softcap;
+    int64_t window, chunk;
+    const float* sinks;
+};
+
+struct Outline {
+    int64_t row_floats;       // of values, per token
+    int64_t late_floats;      // of late values
+    int64_t attended_floats;  // of the widest attention, per token
+    int64_t vocabulary;
+    int64_t token_at, position_at;  // offsets of the inputs in a token's row of values, in floats
+    int32_t kind;                   // of keys and values
+};
+
+// One call: N tokens of some spans, in the spans' order; logits [kept_count, vocabulary] of the tokens `kept`.
+// keys, values, rings: of each layer in the rectangle.
+struct Step {
+    int64_t tokens;
+    const int64_t *ids, *positions;
+    const Span* spans;
+    int64_t span_count;
+    const int64_t* kept;
+    int64_t kept_count;
+    const Columns *keys, *values;
+    const int64_t* rings;
+    float* logits;
+};

@@ -1,0 +1,235 @@
+// Operations that act on each token by itself: everything in a model's step but linear products and attention.
+//
+// One loop walks an operation's dimensions for a token; its innermost dimension goes by whole vectors, and a rest
+// shorter than a vector through a copy, so that a number's value does not depend on where in a vector it lies.
+#include "kernels.h"
+#include "rowwise.h"
+#include "vectors.h"
+
+namespace VARIANT {
+
+static inline vfloat fetch(const float* from, int64_t stride, int64_t count) {
+    if (stride == 1 && count >= LANES) return load<vfloat>(from);
+    if (stride == 0) return all(*from);
+    vfloat found = {};
+    for (int64_t i = 0; i < count && i < LANES; i++) found[i] = from[i * stride];
+    return found;
+}
+
+static inline void put(float* to, int64_t stride, int64_t count, vfloat what) {
+    if (stride == 1 && count >= LANES) return store(to, what);
+    for (int64_t i = 0; i < count && i < LANES; i++) to[i * stride] = what[i];
+}
+
+// Calls line(out, in[0], in[1], in[2]) for each token and each index of the outer dimensions.
+template <typename Line>
+static inline void lines(const RowOp* op, int64_t first, int64_t last, Line line) {
+    const int64_t *n = op->sizes, *o = op->out.strides;
+    for (int64_t t = first; t < last; t++) {
+        float* out = op->out.data + t * op->out.row_stride;
+        const float* in[MOST_OPERANDS] = {};
+        for (int j = 0; j < op->operands; j++) in[j] = op->in[j].data + t * op->in[j].row_stride;
+        for (int64_t a = 0; a < n[0]; a++) {
+            for (int64_t b = 0; b < n[1]; b++) {
+                for (int64_t c = 0; c < n[2]; c++) {
+                    const float* at[MOST_OPERANDS] = {};
+                    for (int j = 0; j < op->operands; j++) {
+                        const int64_t* s = op->in[j].strides;
+                        at[j] = in[j] + a * s[0] + b * s[1] + c * s[2];
+                    }
+                    line(out + a * o[0] + b * o[1] + c * o[2], at);
+                }
+            }
+        }
+    }
+}
+
+template <typename Of>
+static void unary(const RowOp* op, int64_t first, int64_t last, Of of) {
+    const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        for (int64_t i = 0; i < n; i += LANES) put(out + i * so, so, n - i, of(fetch(in[0] + i * s0, s0, n - i)));
+    });
+}
+
+template <typename Of>
+static void binary(const RowOp* op, int64_t first, int64_t last, Of of) {
+    const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3], s1 = op->in[1].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        for (int64_t i = 0; i < n; i += LANES) {
+            const vfloat x = fetch(in[0] + i * s0, s0, n - i), y = fetch(in[1] + i * s1, s1, n - i);
+            put(out + i * so, so, n - i, of(x, y));
+        }
+    });
+}
+
+// By single numbers, for functions that have no vector form here and are rarely on a long line.
+template <typename Of>
+static void scalar(const RowOp* op, int64_t first, int64_t last, Of of) {
+    const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        for (int64_t i = 0; i < n; i++) out[i * so] = of(in[0][i * s0]);
+    });
+}
+
+static inline vfloat choose(vint which, vfloat yes, vfloat no) { return which ? yes : no; }
+
+static inline vfloat tanh(vfloat x) {
+    const vfloat size = x < all(0.0f) ? -x : x, square = x * x;
+    // Near 0 its series, for the sake of its relative error.
+    vfloat near = all(-0.008863235529902197f);
+    near = near * square + all(0.021869488536155203f);
+    near = near * square + all(-0.05396825396825397f);
+    near = near * square + all(0.13333333333333333f);
+    near = near * square + all(-0.3333333333333333f);
+    near = near * square * x + x;
+    const vfloat far = all(1.0f) - all(2.0f) / (exp(size + size) + all(1.0f));
+    return choose(size < all(0.25f), near, x < all(0.0f) ? -far : far);
+}
+
+static inline vfloat sigmoid(vfloat x) { return all(1.0f) / (all(1.0f) + exp(-x)); }
+
+// Two polynomials of our own fit: x P(x^2) below 1, 1 - exp(-Q(x)) above; 1.3e-7 at most from the truth.
+static inline vfloat erf(vfloat x) {
+    const float inner[] = {7.882497117e-05f, -8.018854994e-04f, 5.189311943e-03f, -2.68543288e-02f,
+                           1.128359746e-01f, -3.76126269e-01f,  1.128379166f};
+    const float outer[] = {-1.614061598e-06f, 4.559062234e-05f, -5.92769537e-04f, 4.740222338e-03f, -2.636471735e-02f,
+                           1.099782451e-01f,  6.319370937e-01f, 1.130166675f,     -3.032129671e-04f};
+    const vfloat square = x * x, size = x < all(0.0f) ? -x : x;
+    const vfloat inside = choose(size > all(4.0f), all(4.0f), size);
+    vfloat near = all(inner[0]), far = all(outer[0]);
+    for (int i = 1; i < 7; i++) near = near * square + all(inner[i]);
+    for (int i = 1; i < 9; i++) far = far * inside + all(outer[i]);
+    far = choose(size >= all(4.0f), all(1.0f), all(1.0f) - exp(-far));
+    vfloat found = choose(size < all(1.0f), near * x, choose(x < all(0.0f), -far, far));
+    return choose(x != x, x, found);
+}
+
+static inline vfloat gelu(vfloat x) { return all(0.5f) * x * (all(1.0f) + erf(x * all(0.70710678118654752f))); }
+
+static inline vfloat gelu_tanh(vfloat x) {
+    const vfloat inner = all(0.79788456080286536f) * (x + all(0.044715f) * x * x * x);
+    return all(0.5f) * x * (all(1.0f) + tanh(inner));
+}
+
+// Reductions over the innermost dimension; `out` has one number per line, or as many as `in`.
+
+static inline float total(const float* x, int64_t stride, int64_t n) {
+    vfloat found = {};
+    int64_t i = 0;
+    if (stride == 1) {
+        for (; i + LANES <= n; i += LANES) found += load<vfloat>(x + i);
+    }
+    float rest = 0;
+    for (; i < n; i++) rest += x[i * stride];
+    return sum(found) + rest;
+}
+
+static void softmax(const RowOp* op, int64_t first, int64_t last) {
+    const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        float most = -INFINITY;
+        for (int64_t i = 0; i < n; i++) most = in[0][i * s0] > most ? in[0][i * s0] : most;
+        for (int64_t i = 0; i < n; i += LANES) {
+            put(out + i * so, so, n - i, exp(fetch(in[0] + i * s0, s0, n - i) - all(most)));
+        }
+        const vfloat by = all(1.0f / total(out, so, n));
+        for (int64_t i = 0; i < n; i += LANES) put(out + i * so, so, n - i, fetch(out + i * so, so, n - i) * by);
+    });
+}
+
+// in: x, weight, bias; numbers[0]: what is added to the variance.
+static void layer_norm(const RowOp* op, int64_t first, int64_t last) {
+    const int64_t n = op->sizes[3], so = op->out.strides[3];
+    const int64_t s0 = op->in[0].strides[3], s1 = op->in[1].strides[3], s2 = op->in[2].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        const float mean = total(in[0], s0, n) / float(n);
+        vfloat squares = {};
+        for (int64_t i = 0; i < n; i += LANES) {
+            vfloat d = fetch(in[0] + i * s0, s0, n - i) - all(mean);
+            if (n - i < LANES) {
+                for (int64_t j = n - i; j < LANES; j++) d[j] = 0;
+            }
+            squares += d * d;
+        }
+        const vfloat by = all(1.0f / std::sqrt(sum(squares) / float(n) + op->numbers[0]));
+        for (int64_t i = 0; i < n; i += LANES) {
+            const vfloat x = (fetch(in[0] + i * s0, s0, n - i) - all(mean)) * by;
+            put(out + i * so, so, n - i, x * fetch(in[1] + i * s1, s1, n - i) + fetch(in[2] + i * s2, s2, n - i));
+        }
+    });
+}
+
+void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
+    const float* number = op->numbers;
+    const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
+    switch (op->code) {
+        case COPY: return unary(op, first, last, [](vfloat x) { return x; });
+        case NEG: return unary(op, first, last, [](vfloat x) { return -x; });
+        case SQUARE: return unary(op, first, last, [](vfloat x) { return x * x; });
+        case CUBE: return unary(op, first, last, [](vfloat x) { return x * x * x; });
+        case ABS: return unary(op, first, last, [](vfloat x) { return x < all(0.0f) ? -x : x; });
+        case EXP: return unary(op, first, last, [](vfloat x) { return exp(x); });
+        case SIGMOID: return unary(op, first, last, [](vfloat x) { return sigmoid(x); });
+        case SILU: return unary(op, first, last, [](vfloat x) { return x * sigmoid(x); });
+        case TANH: return unary(op, first, last, [](vfloat x) { return tanh(x); });
+        case GELU: return unary(op, first, last, [](vfloat x) { return gelu(x); });
+        case GELU_TANH: return unary(op, first, last, [](vfloat x) { return gelu_tanh(x); });
+        // Written so that a NaN stays one.
+        case RELU: return unary(op, first, last, [](vfloat x) { return x < all(0.0f) ? all(0.0f) : x; });
+        case CLAMP:
+            return unary(op, first, last, [&](vfloat x) {
+                x = x < all(number[0]) ? all(number[0]) : x;
+                return x > all(number[1]) ? all(number[1]) : x;
+            });
+        case RECIPROCAL: return unary(op, first, last, [](vfloat x) { return all(1.0f) / x; });
+        case RSQRT: return scalar(op, first, last, [](float x) { return 1.0f / std::sqrt(x); });
+        case SQRT: return scalar(op, first, last, [](float x) { return std::sqrt(x); });
+        case COS: return scalar(op, first, last, [](float x) { return std::cos(x); });
+        case SIN: return scalar(op, first, last, [](float x) { return std::sin(x); });
+        case LOG: return scalar(op, first, last, [](float x) { return std::log(x); });
+        case LOG1P: return scalar(op, first, last, [](float x) { return std::log1p(x); });
+        case FLOOR: return scalar(op, first, last, [](float x) { return std::floor(x); });
+        case TRUNCATE: return scalar(op, first, last, [](float x) { return std::trunc(x); });
+        case POWER: return scalar(op, first, last, [&](float x) { return std::pow(x, number[0]); });
+        case SOFTPLUS: return scalar(op, first, last, [](float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); });
+        case ADD: return binary(op, first, last, [](vfloat x, vfloat y) { return x + y; });
+        case SUB: return binary(op, first, last, [](vfloat x, vfloat y) { return x - y; });
+        case MUL: return binary(op, first, last, [](vfloat x, vfloat y) { return x * y; });
+        case DIV: return binary(op, first, last, [](vfloat x, vfloat y) { return x / y; });
+        case GREATER: return binary(op, first, last, [](vfloat x, vfloat y) { return x > y ? all(1.0f) : all(0.0f); });
+        case AT_LEAST: return binary(op, first, last, [](vfloat x, vfloat y) { return x >= y ? all(1.0f) : all(0.0f); });
+        case LESS: return binary(op, first, last, [](vfloat x, vfloat y) { return x < y ? all(1.0f) : all(0.0f); });
+        case AT_MOST: return binary(op, first, last, [](vfloat x, vfloat y) { return x <= y ? all(1.0f) : all(0.0f); });
+        case LARGER: return binary(op, first, last, [](vfloat x, vfloat y) { return (x > y) | (x != x) ? x : y; });
+        case SMALLER: return binary(op, first, last, [](vfloat x, vfloat y) { return (x < y) | (x != x) ? x : y; });
+        case WHERE: {
+            const int64_t s1 = op->in[1].strides[3], s2 = op->in[2].strides[3];
+            return lines(op, first, last, [&](float* out, const float* const* in) {
+                for (int64_t i = 0; i < n; i++) out[i * so] = in[0][i * s0] != 0.0f ? in[1][i * s1] : in[2][i * s2];
+            });
+        }
+        case SUM:
+            return lines(op, first, last, [&](float* out, const float* const* in) { *out = total(in[0], s0, n); });
+        case MEAN:
+            return lines(op, first, last,
+                         [&](float* out, const float* const* in) { *out = total(in[0], s0, n) / float(n); });
+        case MEAN_SQUARE:
+            return lines(op, first, last, [&](float* out, const float* const* in) {
+                vfloat found = {};
+                int64_t i = 0;
+                for (; s0 == 1 && i + LANES <= n; i += LANES) {
+                    const vfloat x = load<vfloat>(in[0] + i);
+                    found += x * x;
+                }
+                float rest = 0;
+                for (; i < n; i++) rest += in[0][i * s0] * in[0][i * s0];
+                *out = (sum(found) + rest) / float(n);
+            });
+        case SOFTMAX: return softmax(op, first, last);
+        case LAYER_NORM: return layer_norm(op, first, last);
+        default: __builtin_trap();
+    }
+}
+
+}  // namespace VARIANT

@@ -1,0 +1,291 @@
+"""A step as one native call: the logits that torch gives, in any company, and nothing kept before its commit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from baton.errors import LoadError
+from baton.kv.rectangle import Rectangle
+from baton.model import forward as forward_module
+from baton.model.draft import Draft
+from baton.model.forward import Forward, cut
+from baton.model.load import hook
+from baton.model.look import Span
+from baton.model.lower import lower
+from baton.model.record import record
+from baton.model.selfcheck import stock_logits
+from baton.native import library as native
+from families import CONTEXT, FAMILIES, VOCABULARY, WINDOW, Family, bare_model, model_of
+
+pytestmark = pytest.mark.skipif(native.library is None, reason=native.describe())
+
+# What differs: layers with rings, learned positions, soft caps, shared norms, heads of two sizes, biases.
+KINDS = ["llama", "gemma3", "gpt2", "gemma2", "gemma4", "opt", "phi", "glm4"]
+NATIVE = [
+    "llama",
+    "qwen3",
+    "mistral_window",
+    "gemma3",
+    "gpt2",
+    "llama3_rope",
+    "qwen2",
+    "qwen2_window",
+    "gemma",
+    "gemma2",
+    "gemma4",
+    "phi",
+    "phi3",
+    "olmo2",
+    "olmo3",
+    "gpt_bigcode",
+    "gpt_neox",
+    "opt",
+    "granite",
+    "stablelm",
+    "smollm3",
+    "glm4",
+    "cohere2",
+    "starcoder2",
+    "exaone4",
+]
+
+
+def rectangle_of(forward: Forward, rows: int, dtype: torch.dtype = torch.float32) -> Rectangle:
+    return Rectangle(forward.geometry.shapes, capacity=rows, columns=CONTEXT, dtype=dtype, device=torch.device("cpu"))
+
+
+def fed(
+    forward: Forward, rectangle: Rectangle, steps: Sequence[Sequence[Span]], texts: Sequence[Tensor]
+) -> list[Tensor]:
+    """The logits of each step."""
+    found = []
+    for spans in steps:
+        tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
+        run = forward.decode if all(span.count == 1 for span in spans) else forward.fill
+        logits, ran = run(rectangle, spans, tokens)
+        ran.commit()
+        for span in spans:
+            rectangle.lens[span.row] = span.stop
+        found.append(logits)
+    return found
+
+
+def some_steps(dice: random.Random, rows: int, longest: int) -> list[list[Span]]:
+    """Rows are fed pieces of any length, several rows at a time, until each has been fed something."""
+    stops, steps = [0] * rows, []
+    while min(stops) < longest // 2:
+        spans = []
+        for row in sorted(dice.sample(range(rows), dice.randint(1, rows))):
+            count = min(dice.choice([1, 1, 2, 5, WINDOW + 3]), longest - stops[row])
+            if count:
+                spans.append(Span(row, stops[row], count, every=dice.random() < 0.3))
+                stops[row] += count
+        if spans:
+            steps.append(spans)
+    return steps
+
+
+def some_texts(rows: int, seed: int = 0) -> list[Tensor]:
+    return list(torch.randint(VOCABULARY, (rows, CONTEXT), generator=torch.Generator().manual_seed(seed)))
+
+
+def test_these_families_are_run_natively() -> None:
+    found = {family.name: hook(model_of(family.name)).native for family in FAMILIES}
+    assert sorted(name for name, yes in found.items() if yes) == sorted(NATIVE)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_any_spans_give_the_logits_that_torch_gives(name: str) -> None:
+    texts, steps = some_texts(4), some_steps(random.Random(name), 4, 60)
+    forward = hook(model_of(name), native=False)
+    expected = fed(forward, rectangle_of(forward, 4), steps, texts)
+    forward = hook(model_of(name))
+    assert forward.native
+    for ours, torchs in zip(fed(forward, rectangle_of(forward, 4), steps, texts), expected, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5 * float(torchs.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window"])
+@pytest.mark.parametrize("variant", native.variants() if native.library else [])
+def test_each_instruction_set_gives_the_same(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, steps = some_texts(3), some_steps(random.Random(5), 3, 40)
+    forward = hook(model_of(name))
+    expected = fed(forward, rectangle_of(forward, 3), steps, texts)
+    monkeypatch.setattr(native, "best", lambda: native.kernels(variant))
+    forward = hook(model_of(name))
+    assert variant in forward.description
+    for ours, best in zip(fed(forward, rectangle_of(forward, 3), steps, texts), expected, strict=True):
+        torch.testing.assert_close(ours, best, rtol=1e-4, atol=1e-5 * float(best.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_row_gives_the_same_bits_in_any_company(name: str) -> None:
+    texts = some_texts(6)
+    forward = hook(model_of(name))
+    steps = [[Span(row, 0, 20) for row in range(6)], *([Span(row, at, 1) for row in range(6)] for at in range(20, 30))]
+    together = fed(forward, rectangle_of(forward, 6), steps, texts)
+    for row in range(6):
+        alone = fed(forward, rectangle_of(forward, 6), [[step[row]] for step in steps], texts)
+        for ours, all_rows in zip(alone, together, strict=True):
+            assert torch.equal(ours[0], all_rows[row])
+
+
+def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, steps, found = some_texts(5), some_steps(random.Random(2), 5, 40), []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        forward = hook(model_of("qwen3"))
+        found.append(fed(forward, rectangle_of(forward, 5), steps, texts))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window"])
+def test_a_forward_that_is_not_committed_has_changed_nothing_that_is_seen(name: str) -> None:
+    texts = some_texts(2)
+    forward = hook(model_of(name))
+    rectangle = rectangle_of(forward, 2)
+    fed(forward, rectangle, [[Span(0, 0, WINDOW + 5), Span(1, 0, 7)]], texts)
+    spans = [Span(0, WINDOW + 5, 9), Span(1, 7, 1)]
+    tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
+    first, _ = forward.fill(rectangle, spans, [0] * len(tokens))
+    second, ran = forward.fill(rectangle, spans, tokens)
+    third, _ = forward.fill(rectangle, spans, tokens)
+    assert torch.equal(second, third)
+    assert not torch.equal(first, second)
+    ran.commit()
+
+
+def test_long_chunks_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = some_texts(2)
+    forward = hook(model_of("llama"))
+    steps = [[Span(0, 0, 50, every=True), Span(1, 0, 33)], [Span(0, 50, 1), Span(1, 33, 20)]]
+    whole = fed(forward, rectangle_of(forward, 2), steps, texts)
+    monkeypatch.setattr(forward_module, "PASS", 16)
+    for ours, one in zip(fed(forward, rectangle_of(forward, 2), steps, texts), whole, strict=True):
+        torch.testing.assert_close(ours, one, rtol=1e-4, atol=1e-4)
+
+
+def test_spans_are_cut_where_a_pass_ends() -> None:
+    spans = [Span(3, 5, 4), Span(1, 0, 6)]
+    assert cut(spans, 0, 3) == [Span(3, 5, 3)]
+    assert cut(spans, 3, 6) == [Span(3, 8, 1), Span(1, 0, 2)]
+    assert cut(spans, 6, 10) == [Span(1, 2, 4)]
+
+
+def test_padding_is_computed_and_kept_nowhere() -> None:
+    texts = some_texts(3)
+    forward = hook(model_of("gemma3"))
+    rectangle, spans = rectangle_of(forward, 3), [Span(0, 0, 9), Span(1, 0, 4), Span(2, 0, 1)]
+    tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
+    padded, ran = forward.padded(rectangle, spans, tokens)
+    ran.commit()
+    assert (ran.padded_to, len(padded)) == (9, 3)
+    assert not rectangle.keys[0][1, 4:].any()
+    ragged, _ = forward.fill(rectangle_of(forward, 3), spans, tokens)
+    assert torch.equal(padded, ragged)
+
+
+def test_padding_columns_that_hold_nan_are_never_read() -> None:
+    texts = some_texts(2)
+    forward = hook(model_of("llama"))
+    rectangle = rectangle_of(forward, 2)
+    for tensor in (*rectangle.keys, *rectangle.values):
+        tensor.fill_(float("nan"))
+    steps = [[Span(0, 0, 12), Span(1, 0, 3)], [Span(0, 12, 1), Span(1, 3, 1)]]
+    assert all(logits.isfinite().all() for logits in fed(forward, rectangle, steps, texts))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_released_weights_are_given_back_when_the_program_is_not_exact(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gpt2's weights lie the other way round, and its output layer is its embedding."""
+    family = next(family for family in FAMILIES if family.name == name)
+    model = bare_model(family)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    right = forward_module.Forward._natively
+
+    def wrong(self: Forward, *args: object, **kwargs: object) -> tuple[Tensor, object]:
+        logits, ran = right(self, *args, **kwargs)  # type: ignore[arg-type]
+        return logits + 1, ran
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forward_module.Forward, "_natively", wrong)
+        forward = hook(model, release=True)
+    assert not forward.native
+    assert "differ from those of the model alone" in forward.description
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    again = bare_model(family)
+    assert hook(again, release=True).native
+    assert sum(p.numel() for p in again.parameters()) < sum(value.numel() for value in before.values()) / 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+def test_weights_in_8_bits_give_nearly_the_same(name: str) -> None:
+    model, text = model_of(name), some_texts(1)[0][:40]
+    expected = stock_logits(model, [text])[0]
+    forward = hook(model, int8=True)
+    assert forward.native
+    steps = [[Span(0, 0, 36)], *([Span(0, at, 1)] for at in range(36, 40))]
+    found = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
+    error = float((found - expected).abs().max() / expected.abs().max())
+    assert 0 < error < 0.1
+
+
+def test_8_bits_are_refused_where_steps_are_not_native() -> None:
+    with pytest.raises(LoadError, match=r"--quantize int8: .*recurrent"):
+        hook(model_of("mamba2"), int8=True)
+    with pytest.raises(LoadError, match="leave out --no-compile"):
+        hook(model_of("llama"), int8=True, native=False)
+
+
+def test_a_model_whose_step_looks_at_values_is_run_in_torch() -> None:
+    model = model_of("llama")
+    stock = model.model.forward
+
+    def looks(*args: object, **kwargs: object) -> object:
+        if int(kwargs["input_ids"].sum()) < 0:  # type: ignore[attr-defined]
+            raise AssertionError
+        return stock(*args, **kwargs)
+
+    model.model.forward = looks
+    forward = hook(model)
+    assert not forward.native
+    assert "cannot be recorded" in forward.description
+
+
+def test_every_value_has_a_place_of_its_own_while_it_is_needed() -> None:
+    """No line writes over a number that a later line still reads."""
+    draft = lower(record(model_of("gemma4")))
+    owner: dict[tuple[str, int], object] = {}
+    spaces = {"VALUES", "LATE"}
+    for given in (draft.token, draft.position):
+        owner["VALUES", given.offset] = given
+    for line in draft.lines:
+        for one in line.inputs:
+            if one.buffer is not None and one.buffer.space.name in spaces:
+                assert owner[one.buffer.space.name, one.buffer.offset] is one.buffer
+        if line.out is not None and line.out.buffer is not None and line.out.buffer.space.name in spaces:
+            out = line.out.buffer
+            for at in range(out.offset, out.offset + out.size):
+                owner[out.space.name, at] = out
+    assert widest(draft) <= draft.row_floats
+
+
+def widest(draft: Draft) -> int:
+    return max(
+        one.buffer.offset + one.buffer.size
+        for line in draft.lines
+        for one in line.inputs
+        if one.buffer is not None and one.buffer.space.name == "VALUES"
+    )
+
+
+def test_a_family_of_another_dtype_is_named() -> None:
+    model = bare_model(Family("llama", "llama")).to(torch.float16)
+    assert "float16" in hook(model).description
