@@ -1,7 +1,7 @@
 """What an iteration takes beside the model: the real engine and its thread on a forward with ready-made logits.
 
-Microseconds per iteration by part (medians), each without the parts inside it; and the sampler alone, by feature. The stub sleeps
-a moment, as a native forward leaves Python to other threads. Each row's best token is one that the built-in model's
+Medians in microseconds by part, each without the parts inside it; and the sampler alone, by feature. The stub sleeps a
+moment, as a native forward leaves Python to other threads. Each row's best token is one that the built-in model's
 tokenizer knows, so that texts are real.
 
     python benchmarks/iteration_overhead.py --rows 8 32 --vocabulary 49152 151936

@@ -9,26 +9,11 @@
 // blocks and pieces lie at fixed positions, every sum has its order (attention_block.h), what a query does not see adds
 // zeros, and the pieces' sums are folded one after another, whether one task had them all or not.
 #include "attention_block.h"
+#include "attention_cut.h"
 
 namespace VARIANT {
 
-constexpr int64_t PIECE = 256;    // columns that are summed up by themselves
-constexpr int64_t LONG = 1024;    // columns of a task where there are tasks enough
-constexpr int64_t ENOUGH = 8;     // tasks, so that no thread waits long for another
-constexpr int64_t QUERIES = 48;   // of a task
-constexpr int64_t FEW = 12;       // queries of a KV head for which values are widened as they are used, not beforehand
-constexpr int64_t NEAR = 1024;    // bytes that lie side by side which a task reads
-
-// How a call is cut: the pieces of a task, and its KV heads.
-struct Plan {
-    int64_t pieces, heads;
-};
-
-// How a span is cut into tasks: [run of pieces][tile of queries][some KV heads]. With more than one run, the sums of
-// each piece are kept for the merge.
-struct Cut {
-    int64_t queries, tiles, pieces, first_piece, run, runs, heads, parts;
-};
+constexpr int64_t FEW = 12;  // queries of a KV head for which values are widened as they are used, not beforehand
 
 // A task: queries [first, first + count) of each of some KV heads; what is kept for each lies [head][query].
 struct Tile {
@@ -40,57 +25,7 @@ struct Tile {
     float *turned, *staged, *scores, *totals, *piece, *whole;
 };
 
-static int64_t group_of(const Attention* call) { return call->heads / call->kv_heads; }
-static int64_t width_of(const Attention* call) { return up(call->value_dim, LANES) * LANES; }
-static int64_t record_of(const Attention* call) { return SUMS + width_of(call); }
-static int64_t bytes_of(const Attention* call) { return call->kind == FLOAT32 ? 4 : 2; }
-
-static int64_t lowest(const Attention* call, int64_t position) {
-    if (call->chunk) return position / call->chunk * call->chunk;
-    return call->window ? most(0, position + 1 - call->window) : 0;
-}
-
-static Cut cut(const Attention* call, const Span& span, const Plan& plan) {
-    Cut found = {};
-    if (span.count <= 0 || span.row < 0) return found;
-    found.queries = span.count * group_of(call);
-    found.tiles = up(found.queries, QUERIES);
-    found.first_piece = lowest(call, span.start) / PIECE;
-    found.pieces = (span.start + span.count - 1) / PIECE + 1 - found.first_piece;
-    // Where there are more tiles there are tasks enough, and there would be many sums to keep.
-    found.run = found.tiles == 1 || span.count == 1 ? least(plan.pieces, found.pieces) : found.pieces;
-    found.runs = up(found.pieces, found.run);
-    found.parts = up(call->kv_heads, least(plan.heads, QUERIES / least(found.queries, QUERIES)));
-    found.heads = up(call->kv_heads, found.parts);
-    found.parts = up(call->kv_heads, found.heads);
-    return found;
-}
-
-static int64_t tasks_of(const Span& span, const Cut& cut) {
-    return span.row < 0 ? span.count > 0 : cut.runs * cut.tiles * cut.parts;
-}
-
-static int64_t tasks_of(const Attention* call, const Plan& plan) {
-    int64_t found = 0;
-    for (int64_t i = 0; i < call->span_count; i++) found += tasks_of(call->spans[i], cut(call, call->spans[i], plan));
-    return found;
-}
-
-static Plan plan_of(const Attention* call) {
-    Plan plan = {LONG / PIECE, most(1, NEAR / (call->key_dim * bytes_of(call)))};
-    if (tasks_of(call, plan) < ENOUGH) plan.pieces = 1;
-    if (plan.pieces == 1 && tasks_of(call, plan) < ENOUGH) plan.heads = 1;
-    return plan;
-}
-
 int64_t attention_tasks(const Attention* call) { return tasks_of(call, plan_of(call)); }
-
-static int64_t merges_of(const Attention* call, const Cut& cut) { return cut.runs > 1 ? call->kv_heads : 0; }
-
-// Records of a span in several runs: [kv head][query][piece].
-static int64_t partial_of(const Attention* call, const Cut& cut) {
-    return cut.runs > 1 ? call->kv_heads * cut.queries * cut.pieces * record_of(call) : 0;
-}
 
 int64_t attention_merges(const Attention* call) {
     const Plan plan = plan_of(call);
@@ -175,14 +110,21 @@ static Part seen(const Tile& tile, int64_t at, int64_t count, const Part& part) 
 }
 
 // M queries of a tile, from its query `at` on, take their shares of a part's columns.
-template <int M, typename T>
-static void take(const Tile& tile, int64_t at, const Part& part, const T* const* values, Ahead& ahead) {
+template <int M, typename K, typename V>
+static void take(const Tile& tile, int64_t at, const Part& part, const K* const* keys, const V* const* values,
+                 Ahead& ahead) {
     const Attention* call = tile.call;
     const int64_t width = width_of(call), record = record_of(call);
     const Part ours = seen(tile, at, M, part);
     if (ours.low >= ours.high) return;
     const int64_t from = ours.low / LANES, to = up(ours.high, LANES);
-    score_tiles<M>(tile.queries + at, tile.turned, call->key_dim, from, to, tile.scores, ahead);
+    if (tile.count > MOST_QUERIES) {
+        score_tiles<M>(tile.queries + at, tile.turned, call->key_dim, from, to, tile.scores);
+    } else {
+        for (int64_t i = from * LANES; i < to * LANES; i += LANES) {
+            score_turning<M>(tile.queries + at, keys + i, call->key_dim, tile.scores + i, ahead);
+        }
+    }
     for (int m = 0; m < M; m++) {
         const Part mine = seen(tile, at + m, 1, part);
         float* scores = tile.scores + m * BLOCK;
@@ -198,19 +140,20 @@ static void take(const Tile& tile, int64_t at, const Part& part, const T* const*
 }
 
 // All queries of the tile's KV head `h`.
-template <typename T>
-static void take_all(const Tile& tile, int64_t h, const Part& part, const T* const* values, Ahead& ahead) {
+template <typename K, typename V>
+static void take_all(const Tile& tile, int64_t h, const Part& part, const K* const* keys, const V* const* values,
+                     Ahead& ahead) {
     int64_t at = h * tile.count;
     const int64_t end = at + tile.count;
     for (int64_t left = up(tile.count, MOST_QUERIES); left > 0; left--) {
         const int64_t count = up(end - at, left);
         switch (count) {
-            case 1: take<1>(tile, at, part, values, ahead); break;
-            case 2: take<2>(tile, at, part, values, ahead); break;
-            case 3: take<3>(tile, at, part, values, ahead); break;
-            case 4: take<4>(tile, at, part, values, ahead); break;
-            case 5: take<5>(tile, at, part, values, ahead); break;
-            default: take<6>(tile, at, part, values, ahead); break;
+            case 1: take<1>(tile, at, part, keys, values, ahead); break;
+            case 2: take<2>(tile, at, part, keys, values, ahead); break;
+            case 3: take<3>(tile, at, part, keys, values, ahead); break;
+            case 4: take<4>(tile, at, part, keys, values, ahead); break;
+            case 5: take<5>(tile, at, part, keys, values, ahead); break;
+            default: take<6>(tile, at, part, keys, values, ahead); break;
         }
         at += count;
     }
@@ -227,13 +170,15 @@ static void block(const Tile& tile, int64_t h, const Part& part, Ahead& ahead) {
     // A vector's other columns may not be read: their scores are of no account.
     for (int64_t i = from / LANES * LANES; i < from; i++) keys[i] = keys[from];
     for (int64_t i = to; i < up(to, LANES) * LANES; i++) keys[i] = keys[to - 1];
-    for (int64_t i = from / LANES * LANES; i < to; i += LANES) turn(keys + i, call->key_dim, tile.turned + i);
+    if (tile.count > MOST_QUERIES) {
+        for (int64_t i = from / LANES * LANES; i < to; i += LANES) turn(keys + i, call->key_dim, tile.turned + i);
+    }
     if (tile.count <= FEW && call->value_dim % LANES == 0) {
-        take_all(tile, h, part, values, ahead);
+        take_all(tile, h, part, keys, values, ahead);
     } else {
         const float* rows[BLOCK];
         stage(values, from, to, call->value_dim, width_of(call), tile.staged, rows);
-        take_all(tile, h, part, rows, ahead);
+        take_all(tile, h, part, keys, rows, ahead);
     }
 }
 
@@ -317,6 +262,15 @@ static void attend_all(Tile& tile, int64_t low, int64_t high) {
     }
 }
 
+// Nothing else has asked for a task's first block.
+static void ask_first(const Tile& tile, int64_t low, int64_t high) {
+    const Attention* call = tile.call;
+    const int64_t end = least(high, (low / BLOCK + 1) * BLOCK);
+    Ahead first = {lines_of(tile, call->keys, call->key_dim, low, end),
+                   lines_of(tile, call->values, call->value_dim, low, end)};
+    while (first.keys.rows > 0 || first.values.rows > 0) ask(first);
+}
+
 void attend(const Attention* call, int64_t task, float* scratch) {
     const Plan plan = plan_of(call);
     float* partial = call->partial;
@@ -340,10 +294,12 @@ void attend(const Attention* call, int64_t task, float* scratch) {
     tile.first = first;
     tile.count = least(QUERIES, found.queries - first);
     begin(tile, scratch);
-    const int64_t low = lowest(call, tile.positions[0]), high = tile.positions[tile.count - 1] + 1;
+    const int64_t start = (found.first_piece + task / found.parts / found.tiles * found.run) * PIECE;
+    const int64_t low = most(lowest(call, tile.positions[0]), start);
+    const int64_t high = least(tile.positions[tile.count - 1] + 1, start + found.run * PIECE);
+    ask_first(tile, low, high);
     if (found.runs > 1) {
-        const int64_t start = found.first_piece + task / found.parts / found.tiles * found.run;
-        attend_run(tile, found, most(low, start * PIECE), least(high, (start + found.run) * PIECE), partial);
+        attend_run(tile, found, low, high, partial);
     } else {
         attend_all(tile, low, high);
     }

@@ -113,48 +113,85 @@ static inline void ask(Ahead& ahead) {
     ask(ahead.values);
 }
 
-// Stores words of 4 bytes as float32: one number each, or a pair of bfloat16.
+// Words [word, word + LANES) of LANES columns, turned round: of one word after another, each column's. A word of 4 bytes
+// is one float32, or a pair of bfloat16; behind the last are zeros.
 template <typename T>
-static inline void unfold(const vfloat* x, int64_t words, float* turned) {
-    for (int64_t i = 0; i < words; i++) {
-        if (sizeof(T) == 4) {
-            store(turned + i * BLOCK, x[i]);
+static inline void words_of(const T* const* columns, int64_t bytes, int64_t word, vfloat* x) {
+    const int64_t left = bytes - word * 4;
+    for (int i = 0; i < LANES; i++) {
+        const char* from = reinterpret_cast<const char*>(columns[i]) + word * 4;
+        x[i] = vfloat{};
+        if (left >= LANES * 4) {
+            x[i] = load<vfloat>(from);
         } else {
-            store(turned + 2 * i * BLOCK, (vfloat)((vuint)x[i] << 16));
-            store(turned + (2 * i + 1) * BLOCK, (vfloat)((vuint)x[i] & 0xffff0000u));
+            std::memcpy(x + i, from, left);
         }
     }
+    transpose(x);
 }
+
+static inline vfloat first_half(vfloat pair) { return (vfloat)((vuint)pair << 16); }
+static inline vfloat second_half(vfloat pair) { return (vfloat)((vuint)pair & 0xffff0000u); }
 
 // The numbers of LANES columns, one dimension after another: turned[d * BLOCK + column].
 template <typename T>
 static void turn(const T* const* columns, int64_t dims, float* turned) {
     const int64_t bytes = dims * int64_t(sizeof(T)), words = up(bytes, 4);
-    const int64_t step = LANES * BLOCK * 4 / int64_t(sizeof(T));
-    vfloat x[LANES];
-    int64_t word = 0;
-    for (; (word + LANES) * 4 <= bytes; word += LANES, turned += step) {
-        for (int i = 0; i < LANES; i++) x[i] = load<vfloat>(reinterpret_cast<const char*>(columns[i]) + word * 4);
-        transpose(x);
-        unfold<T>(x, LANES, turned);
+    for (int64_t word = 0; word < words; word += LANES) {
+        vfloat x[LANES];
+        words_of(columns, bytes, word, x);
+        for (int64_t i = 0; i < LANES && word + i < words; i++) {
+            if (sizeof(T) == 4) {
+                store(turned + (word + i) * BLOCK, x[i]);
+            } else {
+                store(turned + 2 * (word + i) * BLOCK, first_half(x[i]));
+                store(turned + (2 * (word + i) + 1) * BLOCK, second_half(x[i]));
+            }
+        }
     }
-    if (word == words) return;
-    for (int i = 0; i < LANES; i++) {
-        x[i] = vfloat{};
-        std::memcpy(x + i, reinterpret_cast<const char*>(columns[i]) + word * 4, bytes - word * 4);
+}
+
+// Scores of M queries and LANES columns, whose numbers are turned round as they are used.
+template <int M, typename T>
+static void score_turning(const float* const* queries, const T* const* columns, int64_t dims, float* scores,
+                          Ahead& ahead) {
+    constexpr int64_t each = 4 / sizeof(T);  // numbers of a word
+    const int64_t bytes = dims * int64_t(sizeof(T)), whole = bytes / (LANES * 4) * LANES * each;
+    const float* q[M];
+    for (int m = 0; m < M; m++) q[m] = queries[m];
+    vfloat sum[M] = {}, x[LANES];
+    for (int64_t d = 0; d < whole; d += LANES * each) {
+        words_of(columns, bytes, d / each, x);
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) {
+            if (each == 1 || i % 2) ask(ahead);  // enough to have it all before the block ends
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++) {
+                if (each == 1) {
+                    sum[m] += all(q[m][d + i]) * x[i];
+                } else {
+                    sum[m] += all(q[m][d + 2 * i]) * first_half(x[i]);
+                    sum[m] += all(q[m][d + 2 * i + 1]) * second_half(x[i]);
+                }
+            }
+        }
     }
-    transpose(x);
-    unfold<T>(x, words - word, turned);
+    if (whole < dims) words_of(columns, bytes, whole / each, x);
+    for (int64_t d = whole; d < dims; d++) {
+        const vfloat pair = x[(d - whole) / each];
+        const vfloat k = each == 1 ? pair : d % 2 ? second_half(pair) : first_half(pair);
+        for (int m = 0; m < M; m++) sum[m] += all(q[m][d]) * k;
+    }
+    for (int m = 0; m < M; m++) store(scores + m * BLOCK, sum[m]);
 }
 
 // Scores of M queries and N vectors of columns, [query][column of the block].
 template <int M, int N>
-static void score(const float* const* queries, const float* turned, int64_t dims, float* scores, Ahead& ahead) {
+static void score(const float* const* queries, const float* turned, int64_t dims, float* scores) {
     const float* q[M];
     for (int m = 0; m < M; m++) q[m] = queries[m];
     vfloat sum[M][N] = {};
     for (int64_t d = 0; d < dims; d++, turned += BLOCK) {
-        ask(ahead);
         vfloat k[N];
         for (int n = 0; n < N; n++) k[n] = load<vfloat>(turned + n * LANES);
         for (int m = 0; m < M; m++) {
@@ -168,7 +205,13 @@ static void score(const float* const* queries, const float* turned, int64_t dims
 }
 
 static inline vfloat fetch(const float* from) { return load<vfloat>(from); }
-static inline vfloat fetch(const uint16_t* from) { return widen(load<vhalf>(from)); }
+static inline vfloat fetch(const uint16_t* from) {
+#if defined(__AVX512F__)  // gcc 12 takes four instructions to widen by itself
+    return (vfloat)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)load<vhalf>(from)), 16);
+#else
+    return widen(load<vhalf>(from));
+#endif
+}
 
 // Adds N vectors of the values of columns [from, to), by the shares of M queries, to the queries' sums.
 template <int M, int N, typename T>
@@ -195,18 +238,18 @@ static void weigh(const float* shares, const T* const* values, int64_t d, int64_
 // Tiles over vectors [from, to) of a block's columns.
 template <int M>
 static void score_tiles(const float* const* queries, const float* turned, int64_t dims, int64_t from, int64_t to,
-                        float* scores, Ahead& ahead) {
+                        float* scores) {
     while (from < to) {
         const int64_t at = from * LANES;
         if (MOST_VECTORS >= 4 && to - from >= 3) {  // the block's last vector may be scored in vain
             from = least(from, BLOCK / LANES - 4);
-            score<M, 4>(queries, turned + from * LANES, dims, scores + from * LANES, ahead);
+            score<M, 4>(queries, turned + from * LANES, dims, scores + from * LANES);
             from += 4;
         } else if (to - from >= 2) {
-            score<M, 2>(queries, turned + at, dims, scores + at, ahead);
+            score<M, 2>(queries, turned + at, dims, scores + at);
             from += 2;
         } else {
-            score<M, 1>(queries, turned + at, dims, scores + at, ahead);
+            score<M, 1>(queries, turned + at, dims, scores + at);
             from++;
         }
     }

@@ -20,6 +20,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 8;               // tokens that go through a run of instructions together: they stay in L1
+constexpr int64_t FEW = 16;                // tokens that each thread makes ready for itself: cheaper than to hand them over
 constexpr int64_t SHARE_BYTES = 64 << 10;  // of a weight, that a thread takes at a time
 
 // 64-byte aligned memory that grows and is never copied.
@@ -78,7 +79,7 @@ class Program {
             int64_t look_count)
         : k_(kernels), pool_(pool), outline_(outline), code_(first, first + count), tables_(tables, tables + table_count),
           layers_(layers, layers + layer_count), looks_(looks, looks + look_count), counters_(2 * count),
-          scratch_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
+          scratch_(pool->threads()), own_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
         // Some layers attend to an earlier layer's keys and values.
         int32_t last = -1;
         for (const Instruction& one : code_) {
@@ -129,7 +130,11 @@ class Program {
         }
         int64_t scratch = 0, partial = 0;
         for (const Instruction& one : code_) {
-            if (one.does == READY) ready_.need(k_->ready_bytes(&tables_[one.weight].weight, n));
+            if (one.does == READY) {
+                const Weight& weight = tables_[one.weight].weight;
+                ready_.need(k_->ready_bytes(&weight, n));
+                for (Memory& mine : own_) mine.need(k_->ready_bytes(&weight, std::min(n, FEW)));
+            }
             if (one.does == PRODUCT) scratch = std::max(scratch, k_->product_scratch(&tables_[one.weight].weight, n));
             if (one.does == ATTEND) {
                 const Attention call = attention(one);
@@ -170,7 +175,9 @@ class Program {
                 // A product that follows a product reads what the first one read.
                 if (at && code_[at - 1].does != PRODUCT) pool_->barrier();
                 if (one.does == PRODUCT) {
-                    multiply(one, counters_[2 * at], n, scratch);
+                    char* ready = n > FEW ? ready_.chars() : own_[thread].chars();
+                    if (n <= FEW && code_[at - 1].does == READY) make_ready(code_[at - 1], 0, n, n, ready);
+                    multiply(one, counters_[2 * at], n, ready, scratch);
                 } else if (one.does == ATTEND) {
                     attend(one, &counters_[2 * at], scratch);
                 } else {
@@ -220,14 +227,18 @@ class Program {
                 for (int64_t t = first; t < last; t++) embed(one, op, t);
                 break;
             case READY:
-                k_->make_ready(&tables_[one.weight].weight, op.in[0].data, op.in[0].row_stride, first, last - first, all,
-                               ready_.chars());
+                if (all > FEW) make_ready(one, first, last, all, ready_.chars());
                 break;
             case KEEP:
                 for (int64_t t = first; t < last; t++) keep_token(one, op, t);
                 break;
             default: break;
         }
+    }
+
+    void make_ready(const Instruction& one, int64_t first, int64_t last, int64_t all, char* ready) {
+        const Operand x = placed(one.op.in[0], one.in_space[0]);
+        k_->make_ready(&tables_[one.weight].weight, x.data, x.row_stride, first, last - first, all, ready);
     }
 
     void embed(const Instruction& one, const RowOp& op, int64_t t) {
@@ -292,7 +303,7 @@ class Program {
         }
     }
 
-    void multiply(const Instruction& one, Counter& counter, int64_t n, float* scratch) {
+    void multiply(const Instruction& one, Counter& counter, int64_t n, const char* ready, float* scratch) {
         const Weight& weight = tables_[one.weight].weight;
         const int64_t panels = (weight.outputs + PANEL - 1) / PANEL;
         const int64_t panel_bytes = std::max<int64_t>(1, k_->weight_bytes(weight.kind, PANEL, weight.inputs));
@@ -303,7 +314,7 @@ class Program {
         for (;;) {
             const int64_t from = counter.next.fetch_add(share, std::memory_order_relaxed);
             if (from >= panels) return;
-            k_->product(&weight, ready_.chars(), n, from, std::min(from + share, panels), one.bias, out.data,
+            k_->product(&weight, ready, n, from, std::min(from + share, panels), one.bias, out.data,
                         out.row_stride, scratch);
         }
     }
@@ -365,6 +376,7 @@ class Program {
     const std::vector<Look> looks_;
     std::vector<Counter> counters_;
     std::vector<Memory> scratch_;
+    std::vector<Memory> own_;
     std::vector<Fresh> fresh_;
     std::vector<bool> lasting_;
     Fresh shared_;
