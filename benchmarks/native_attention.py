@@ -1,7 +1,7 @@
 """Native attention by itself against SDPA as the engine uses it without: microseconds a layer, GB/s and GFLOP/s.
 
 Layers are called one after another, and are so many that their keys and values come from memory, as in a model's step.
-Each thread takes its share of the spans of all layers by itself: the engine's barriers between layers are not in it.
+Each thread takes whole layers by itself: neither the engine's barriers nor its sharing out of tasks are in it.
 
     python benchmarks/native_attention.py --threads 2
 """
@@ -12,7 +12,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref
 from dataclasses import dataclass
 from threading import Barrier, Thread
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def layers(self) -> int:
-        return min(30, TOGETHER // self.bytes + 1)
+        return max(4, min(30, TOGETHER // self.bytes + 1)) // 2 * 2
 
     @property
     def spans(self) -> list[Span]:
@@ -138,17 +138,19 @@ class Ours:
         tokens = case.rows * case.count
         self.kernels = native.kernels(variant)
         self.queries = torch.randn(tokens, case.heads, case.dim)
-        self.out = torch.empty_like(self.queries)
+        self.out = torch.empty(threads, tokens, case.heads, case.dim)
         self.fresh = torch.randn(tokens, case.kv_heads, case.dim).to(case.dtype)
-        self.calls: list[list[native.Attention]] = []
-        for rows in share_out(range(case.rows), threads):
-            spans = (native.Span * len(rows))(
-                *(native.Span(row, case.start, case.count, row * case.count) for row in rows)
-            )
-            layers = zip(rectangle.keys, rectangle.values, strict=True)
-            self.calls.append([self.call(case, spans, keys, values) for keys, values in layers])
+        spans = (native.Span * case.rows)(
+            *(native.Span(span.row, span.start, span.count, span.row * span.count) for span in case.spans)
+        )
+        self.calls: list[list[native.Attention]] = [[] for _ in range(threads)]
+        for layer, (keys, values) in enumerate(zip(rectangle.keys, rectangle.values, strict=True)):
+            thread = layer % threads
+            self.calls[thread].append(self.call(case, spans, keys, values, self.out[thread]))
 
-    def call(self, case: Case, spans: Sequence[native.Span], keys: torch.Tensor, values: torch.Tensor):  # type: ignore[no-untyped-def]
+    def call(
+        self, case: Case, spans: Sequence[native.Span], keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor
+    ) -> native.Attention:
         sides = [native.Columns(buffer.data_ptr(), *buffer.stride()[:3]) for buffer in (keys, values)]
         return native.Attention(
             heads=case.heads,
@@ -164,7 +166,7 @@ class Ours:
             queries=self.queries.data_ptr(),
             query_stride=case.heads * case.dim,
             query_head_stride=case.dim,
-            out=self.out.data_ptr(),
+            out=out.data_ptr(),
             spans=spans,
             span_count=len(spans),
         )
@@ -175,8 +177,9 @@ class Ours:
         def work(calls: list[native.Attention]) -> None:
             arguments = [byref(call) for call in calls]
             barrier.wait()
+            assert native.library is not None
             for argument in arguments:
-                native.library.baton_attend(self.kernels, argument)  # type: ignore[union-attr]
+                native.library.baton_attend(self.kernels, argument)
 
         threads = [Thread(target=work, args=(calls,)) for calls in self.calls]
         for thread in threads:
@@ -186,13 +189,6 @@ class Ours:
         for thread in threads:
             thread.join()
         return time.perf_counter() - began
-
-
-def share_out(rows: range, threads: int) -> Iterator[range]:
-    for thread in range(threads):
-        mine = rows[thread::threads]
-        if mine:
-            yield mine
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from baton.events import Update
 from baton.model.load import Loaded
 from baton.model.oracle import Case, Oracle
 from baton.model.sample import Draw, Sampler
-from baton.model.selfcheck import TOLERANCE
+from baton.model.selfcheck import INT8_TOLERANCE, TOLERANCE
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan, Policy, View
@@ -199,7 +199,8 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
         _drive(engine, some, scenario.late, hear)
-    outcome = _compared(scenario, cases, list(found.values()), listening, TOLERANCE[loaded.dtype])
+    tolerance = INT8_TOLERANCE if loaded.int8 else TOLERANCE[loaded.dtype]
+    outcome = _compared(scenario, cases, list(found.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model import forward as forward_module
-from baton.model.draft import Draft
+from baton.model.draft import Draft, Ref
 from baton.model.forward import Forward, cut
 from baton.model.load import hook
 from baton.model.look import Span
@@ -259,21 +259,30 @@ def test_a_model_whose_step_looks_at_values_is_run_in_torch() -> None:
     assert "cannot be recorded" in forward.description
 
 
-def test_every_value_has_a_place_of_its_own_while_it_is_needed() -> None:
-    """No line writes over a number that a later line still reads."""
-    draft = lower(record(model_of("gemma4")))
-    owner: dict[tuple[str, int], object] = {}
-    spaces = {"VALUES", "LATE"}
-    for given in (draft.token, draft.position):
-        owner["VALUES", given.offset] = given
+@pytest.mark.parametrize("name", ["llama", "gemma4", "phi"])
+def test_every_value_has_a_place_of_its_own_while_it_is_needed(name: str) -> None:
+    """No line writes over a number that a later line still reads, or that threads read while it is carried out."""
+    draft = lower(record(model_of(name)))
+    owner: dict[tuple[str, int], object] = {("VALUES", given.offset): given for given in (draft.token, draft.position)}
+
+    def is_whole(one: Ref) -> bool:
+        buffer = one.buffer
+        if buffer is None or buffer.space.name not in ("VALUES", "LATE"):
+            return True
+        return all(owner[buffer.space.name, buffer.offset + at] is buffer for at in range(buffer.size))
+
+    made_ready: tuple[Ref, ...] = ()
     for line in draft.lines:
-        for one in line.inputs:
-            if one.buffer is not None and one.buffer.space.name in spaces:
-                assert owner[one.buffer.space.name, one.buffer.offset] is one.buffer
-        if line.out is not None and line.out.buffer is not None and line.out.buffer.space.name in spaces:
+        assert all(is_whole(one) for one in line.inputs)
+        if line.out is not None and line.out.buffer is not None:
             out = line.out.buffer
             for at in range(out.offset, out.offset + out.size):
                 owner[out.space.name, at] = out
+        if line.does == "READY":
+            made_ready = line.inputs
+        elif line.does == "PRODUCT":
+            # Each thread makes the rows ready for itself, while others may multiply already.
+            assert all(is_whole(one) for one in made_ready)
     assert widest(draft) <= draft.row_floats
 
 

@@ -1,16 +1,17 @@
-"""Native attention against attention written out in float64; and each token's result to the bit, however it is called."""
+"""Native attention against attention written out in float64; and the same bits however a token is fed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ctypes import CFUNCTYPE, POINTER, byref, c_int64, c_void_p
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from threading import Thread
 
 import numpy as np
 import pytest
 
-from baton.model.look import NOBODY, Look
+from baton.model.look import EVERYTHING, NOBODY, Look
 from baton.native import library as native
 
 Array = np.ndarray
@@ -44,7 +45,7 @@ class Layer:
     key_dim: int
     value_dim: int
     kind: int = FLOAT32
-    look: Look = Look()
+    look: Look = EVERYTHING
     ring: int = 0
     sinks: Array | None = None
 
@@ -217,7 +218,7 @@ def test_many_heads_that_share_one(kernels: int) -> None:
 
 
 def test_extreme_scores(kernels: int) -> None:
-    """Where the first pieces' scores are far above or below the others', and sinks far from all; float32 rounds more."""
+    """The first pieces' scores are far above or below the others', and sinks far from all; so rounding is coarser."""
     random = np.random.default_rng(2)
     layer = replace(Layer(2, 1, 16, 16), sinks=np.array([-300, 300], np.float32))
     text = layer.text(random, 1200)
@@ -280,7 +281,7 @@ def test_a_prompt_cut_anyhow_gives_the_same_bits(kernels: int, kind: int, seed: 
     whole = attend(kernels, layer, [Fed(text, 0, 0, length)])[0]
     cuts = sorted({0, length, *random.integers(0, length, 3).tolist(), length - 1})
     single = [Fed(text, 0, at, at + 1) for at in (0, 17, 63, 64, length // 2, length - 1)]
-    for fed in [*(Fed(text, 0, a, b) for a, b in zip(cuts, cuts[1:], strict=False)), *single]:
+    for fed in [*(Fed(text, 0, a, b) for a, b in pairwise(cuts)), *single]:
         assert same(whole[fed.start : fed.stop], attend(kernels, layer, [fed])[0]), fed.start
 
 

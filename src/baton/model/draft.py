@@ -232,11 +232,16 @@ def _moved(one: Ref, now: dict[Buffer, Buffer]) -> Ref:
 
 
 def _lives(lines: list[Line]) -> dict[Buffer, tuple[int, int]]:
-    """The first and the last line that each buffer is in. Picks happen all at once."""
+    """The first and the last line that each buffer is in.
+
+    Picks happen all at once; so do products and making ready what they read, each thread at its own pace.
+    """
     picks = [at for at, line in enumerate(lines) if line.does == "PICK"]
     lives: dict[Buffer, tuple[int, int]] = {}
     for at, line in enumerate(lines):
         first, end = (picks[0], picks[-1]) if line.does == "PICK" else (at, at)
+        while line.does == "READY" and end + 1 < len(lines) and lines[end + 1].does == "PRODUCT":
+            end += 1
         for one in (*line.inputs, *([line.out] if line.out else [])):
             if one.buffer is not None:
                 known = lives.get(one.buffer, (first, end))

@@ -45,6 +45,7 @@ class Loaded:
     device: torch.device
     parameters: int
     stamp: str
+    int8: bool = False
 
 
 def load(
@@ -96,7 +97,8 @@ def load(
         dtype=model.dtype,
         device=device,
         parameters=parameters,
-        stamp=f"{name}:{model.dtype}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
+        stamp=f"{name}:{model.dtype}:{config.quantize}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
+        int8=config.quantize == "int8",
     )
 
 
