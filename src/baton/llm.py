@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -98,6 +99,7 @@ class _Engine:
             self._house.client.close()
             self._last = self.stats()
             self._house = None
+            gc.unfreeze()  # see open_house
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):

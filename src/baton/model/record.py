@@ -8,6 +8,7 @@ fails, and the model is run as it is.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def record(model: PreTrainedModel) -> Recorded:
         use_attention(model, _NAME)
         # Different tokens and positions: what is the same for all rows is then the same whatever they are.
         ids = torch.arange(ROWS, device=model.device)[:, None]
-        with torch.no_grad(), _no_warnings(model):
+        with torch.no_grad(), _no_warnings(model), _no_collections():
             return Recorded(make_fx(step)(ids, ids + ROWS))
     except LoadError:
         raise
@@ -112,6 +113,18 @@ def record(model: PreTrainedModel) -> Recorded:
         raise LoadError(f"its step cannot be recorded ({type(error).__name__}: {first})") from error
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Recording makes many objects that stay, and Python's collector would look through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -198,7 +198,17 @@ static int64_t ready_group(int32_t kind, const float* x, int64_t count, uint32_t
 static void ready_row(const Weight* w, const float* x, uint32_t* to, float* scales, int64_t of) {
     float group[GROUP];
     uint32_t words[GROUP];
-    for (int64_t k = 0; k < w->inputs; k += GROUP) {
+    int64_t k = 0;
+#ifdef __AVX512BF16__
+    // Whole lines as they lie: two numbers of 16 bits are a word.
+    for (; w->kind == BFLOAT16 && k + 2 * LINE <= w->inputs; k += 2 * LINE, to += of * LINE) {
+        store(to, _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + k + LINE), _mm512_loadu_ps(x + k)));
+    }
+#endif
+    if (step_words(w->kind) == 2 || w->kind == FLOAT32) {
+        for (; k + LINE <= w->inputs; k += LINE, to += of * LINE) std::memcpy(to, x + k, 4 * LINE);
+    }
+    for (; k < w->inputs; k += GROUP) {
         const int64_t count = least(w->inputs - k, GROUP);
         read(x, FLOAT32, k, count, group);
         const int64_t lines = ready_group(w->kind, group, count, words, scales + k / GROUP);

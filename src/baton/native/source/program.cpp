@@ -64,6 +64,7 @@ void convert(const float* from, int64_t stride, int64_t count, int32_t kind, cha
     }
 }
 
+// What is left of a thread's own part of some work; others help themselves when theirs is done.
 struct alignas(64) Counter {
     std::atomic<int64_t> next{0};
 };
@@ -78,7 +79,7 @@ class Program {
             const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count, const Look* looks,
             int64_t look_count)
         : k_(kernels), pool_(pool), outline_(outline), code_(first, first + count), tables_(tables, tables + table_count),
-          layers_(layers, layers + layer_count), looks_(looks, looks + look_count), counters_(2 * count),
+          layers_(layers, layers + layer_count), looks_(looks, looks + look_count), counters_(2 * pool->threads() * count),
           scratch_(pool->threads()), own_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
         // Some layers attend to an earlier layer's keys and values.
         int32_t last = -1;
@@ -173,13 +174,14 @@ class Program {
                 }
             } else {
                 // A product that follows a product reads what the first one read.
+                Counter* const counters = &counters_[2 * pool_->threads() * at];
                 if (at && code_[at - 1].does != PRODUCT) pool_->barrier();
                 if (one.does == PRODUCT) {
                     char* ready = n > FEW ? ready_.chars() : own_[thread].chars();
                     if (n <= FEW && code_[at - 1].does == READY) make_ready(code_[at - 1], 0, n, n, ready);
-                    multiply(one, counters_[2 * at], n, ready, scratch);
+                    multiply(one, counters, thread, n, ready, scratch);
                 } else if (one.does == ATTEND) {
-                    attend(one, &counters_[2 * at], scratch);
+                    attend(one, counters, thread, scratch);
                 } else {
                     // All values that go on are picked before any of them is overwritten.
                     while (next < code_.size() && code_[next].does == PICK) next++;
@@ -303,19 +305,30 @@ class Program {
         }
     }
 
-    void multiply(const Instruction& one, Counter& counter, int64_t n, const char* ready, float* scratch) {
+    void multiply(const Instruction& one, Counter* counters, int thread, int64_t n, const char* ready, float* scratch) {
         const Weight& weight = tables_[one.weight].weight;
         const int64_t panels = (weight.outputs + PANEL - 1) / PANEL;
         const int64_t panel_bytes = std::max<int64_t>(1, k_->weight_bytes(weight.kind, PANEL, weight.inputs));
-        int64_t share = std::max<int64_t>(1, SHARE_BYTES / panel_bytes);
-        // No thread is to wait long for the last share.
-        share = std::max<int64_t>(1, std::min(share, panels / (4 * pool_->threads())));
+        const int64_t share = std::max<int64_t>(1, SHARE_BYTES / panel_bytes);
         const Operand out = placed(one.op.out, one.out_space);
-        for (;;) {
-            const int64_t from = counter.next.fetch_add(share, std::memory_order_relaxed);
-            if (from >= panels) return;
-            k_->product(&weight, ready, n, from, std::min(from + share, panels), one.bias, out.data,
-                        out.row_stride, scratch);
+        // A thread's panels lie one behind the other: memory is fastest so.
+        shared(counters, thread, panels, share, [&](int64_t from, int64_t to) {
+            k_->product(&weight, ready, n, from, to, one.bias, out.data, out.row_stride, scratch);
+        });
+    }
+
+    // Divides [0, count) into a part for each thread; each takes `share` at a time, of its own part first.
+    template <typename Work>
+    void shared(Counter* counters, int thread, int64_t count, int64_t share, Work work) {
+        const int threads = pool_->threads();
+        for (int i = 0; i < threads; i++) {
+            const int whose = (thread + i) % threads;
+            const int64_t first = count * whose / threads, last = count * (whose + 1) / threads;
+            for (;;) {
+                const int64_t from = first + counters[whose].next.fetch_add(share, std::memory_order_relaxed);
+                if (from >= last) break;
+                work(from, std::min(from + share, last));
+            }
         }
     }
 
@@ -349,15 +362,13 @@ class Program {
         return call;
     }
 
-    void attend(const Instruction& one, Counter* counters, float* scratch) {
+    void attend(const Instruction& one, Counter* counters, int thread, float* scratch) {
         const Attention call = attention(one);
         const int64_t tasks = k_->attention_tasks(&call), merges = k_->attention_merges(&call);
-        for (int64_t i; (i = counters[0].next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-            k_->attend(&call, i, scratch);
-        }
+        shared(counters, thread, tasks, 1, [&](int64_t from, int64_t) { k_->attend(&call, from, scratch); });
         if (!merges) return;
         pool_->barrier();
-        for (int64_t i; (i = counters[1].next.fetch_add(1, std::memory_order_relaxed)) < merges;) k_->merge(&call, i);
+        shared(counters + pool_->threads(), thread, merges, 1, [&](int64_t from, int64_t) { k_->merge(&call, from); });
     }
 
     void pick(const Instruction& one, int64_t first, int64_t last) {

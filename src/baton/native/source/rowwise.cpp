@@ -47,18 +47,31 @@ static inline void lines(const RowOp* op, int64_t first, int64_t last, Line line
 template <typename Of>
 static void unary(const RowOp* op, int64_t first, int64_t last, Of of) {
     const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
+    const int64_t whole = so == 1 && s0 == 1 ? n - n % LANES : 0;
     lines(op, first, last, [&](float* out, const float* const* in) {
-        for (int64_t i = 0; i < n; i += LANES) put(out + i * so, so, n - i, of(fetch(in[0] + i * s0, s0, n - i)));
+        const float* x = in[0];
+        for (int64_t i = 0; i < whole; i += LANES) store(out + i, of(load<vfloat>(x + i)));
+        for (int64_t i = whole; i < n; i += LANES) put(out + i * so, so, n - i, of(fetch(x + i * s0, s0, n - i)));
     });
 }
 
 template <typename Of>
 static void binary(const RowOp* op, int64_t first, int64_t last, Of of) {
     const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3], s1 = op->in[1].strides[3];
+    const int64_t whole = so == 1 && s0 == 1 && (s1 == 1 || s1 == 0) ? n - n % LANES : 0;
     lines(op, first, last, [&](float* out, const float* const* in) {
-        for (int64_t i = 0; i < n; i += LANES) {
-            const vfloat x = fetch(in[0] + i * s0, s0, n - i), y = fetch(in[1] + i * s1, s1, n - i);
-            put(out + i * so, so, n - i, of(x, y));
+        const float *x = in[0], *y = in[1];
+        if (s1 == 0) {
+            const vfloat same = all(*y);
+            for (int64_t i = 0; i < whole; i += LANES) store(out + i, of(load<vfloat>(x + i), same));
+        } else {
+            for (int64_t i = 0; i < whole; i += LANES) {
+                store(out + i, of(load<vfloat>(x + i), load<vfloat>(y + i)));
+            }
+        }
+        for (int64_t i = whole; i < n; i += LANES) {
+            const vfloat a = fetch(x + i * s0, s0, n - i), b = fetch(y + i * s1, s1, n - i);
+            put(out + i * so, so, n - i, of(a, b));
         }
     });
 }
