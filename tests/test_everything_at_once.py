@@ -29,7 +29,7 @@ from baton.query import Query, SamplingParams
 from crowd import Crowd, Shaken, alone, crowd_of
 from families import CONTEXT, model_of
 from story import FAMILIES, POISON, Story
-from test_failing_forward import Trouble, layers_of
+from test_failing_forward import Trouble, layers_of, program_of
 from turns import is_idle
 
 ENDLESS = 2**50
@@ -120,7 +120,8 @@ class Telling:
             clock=self.clock,
         )
         if story.short:
-            Trouble(self.dice.choice(list(layers_of(model))), self.dice)
+            layer, program = self.dice.choice(list(layers_of(model))), program_of(self.crowd)
+            Trouble(program or layer, "run" if program else "forward", self.dice)
         self.coming = dict(enumerate(story.asks))
         self.queries: dict[str, Query] = {}
         self.cancelled: set[str] = set()

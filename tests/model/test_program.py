@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -133,6 +134,17 @@ def test_a_row_gives_the_same_bits_in_any_company(name: str) -> None:
         alone = fed(forward, rectangle_of(forward, 6), [[step[row]] for step in steps], texts)
         for ours, all_rows in zip(alone, together, strict=True):
             assert torch.equal(ours[0], all_rows[row])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_a_row_gives_the_same_bits_however_its_prompt_is_cut(name: str) -> None:
+    texts = some_texts(1)
+    forward = hook(model_of(name))
+    found = []
+    for cuts in ([0, 40], [0, 1, 2, 17, 39, 40], list(range(41)), [0, 16, 32, 40]):
+        steps = [[Span(0, first, last - first)] for first, last in itertools.pairwise(cuts)]
+        found.append(fed(forward, rectangle_of(forward, 1), steps, texts)[-1])
+    assert all(torch.equal(found[0], other) for other in found[1:])
 
 
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,10 +129,10 @@ class Forward:
         Where rows cannot be decoded in one call, each is fed alone. Raises LoadError where experts cannot be computed
         row by row.
         """
-        self.grid = GRID
         if self._program is not None:
-            # Native kernels compute each row by itself, to the bit; only the pieces of prompts must be the same.
+            # Native kernels compute each token by itself, to the bit, however a prompt is cut.
             return
+        self.grid = GRID
         self._fixed_rows = rows
         self._packs = False
         self._hooked.experts_by_row()
