@@ -59,7 +59,7 @@ class Trouble:
 
 def program_of(crowd: Crowd) -> Program | None:
     """What runs the model's steps natively; None where torch does."""
-    program: Program | None = crowd.engine.batch._rows._forward._program  # type: ignore[attr-defined]
+    program: Program | None = crowd.engine.batch._rows._forward.program  # type: ignore[attr-defined]
     return program
 
 

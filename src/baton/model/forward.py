@@ -110,6 +110,11 @@ class Forward:
         return "; ".join(parts)
 
     @property
+    def program(self) -> Program | None:
+        """What carries steps out in one native call each; None where torch does."""
+        return self._program
+
+    @property
     def native(self) -> bool:
         """Whether a step is one native call."""
         return self._program is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterable, Sequence
-from ctypes import byref, c_int64
+from ctypes import CDLL, byref, c_int64, c_size_t, c_void_p
 from functools import cache
 from typing import Any
 
@@ -76,6 +76,9 @@ class Program:
             assert one.weight is not None
             tables.append(self._table(one.weight, one.packed, int8))
             one.weight = None
+        for parameter in self._releasing.values():
+            # Those that stay must not hold on to the file that all were loaded from.
+            parameter.data = parameter.data.clone()
         self._releasing.clear()
         self._tables = (native.Table * len(tables))(*tables)
         code = (native.Instruction * len(draft.lines))(*(self._instruction(line) for line in draft.lines))
@@ -217,6 +220,9 @@ class Program:
             raise LoadError(f"native kernels do not compute with weights in {weight.dtype}")
         if not packed:
             weight = weight.detach().contiguous()
+            parameter = self._releasing.pop(weight.data_ptr(), None)
+            if parameter is not None:
+                weight = parameter.data = weight.clone()
             self._alive.append(weight)
             return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
         packed_as = native.INT8 if int8 else kind
@@ -233,6 +239,7 @@ class Program:
         parameter = self._releasing.pop(weight.data_ptr(), None)
         if parameter is not None and parameter.numel() == weight.numel():
             self._released.append((parameter, table, not weight.is_contiguous()))
+            _drop_pages(parameter.data)
             parameter.data = parameter.data.new_empty(0)
         return table
 
@@ -273,7 +280,9 @@ class _Arena:
     prefetching does not end at each."""
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, size + _HUGE_PAGE)
+        # Private: memory that could be shared has no huge pages.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._memory = mmap.mmap(-1, size + _HUGE_PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 self._memory.madvise(mmap.MADV_HUGEPAGE)
@@ -285,6 +294,15 @@ class _Arena:
         found = self._next
         self._next += _aligned(size)
         return found
+
+
+def _drop_pages(tensor: Tensor) -> None:
+    """Gives back the memory of numbers that nobody needs any more, even where it is a part of a file in memory that
+    others still look at."""
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if hasattr(mmap, "MADV_DONTNEED") and start < stop and tensor.is_contiguous():
+        CDLL(None).madvise(c_void_p(start), c_size_t(stop - start), mmap.MADV_DONTNEED)
 
 
 def _aligned(size: int) -> int:
