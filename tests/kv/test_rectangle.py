@@ -198,3 +198,19 @@ def test_any_order_of_verbs_keeps_rows_apart(verbs: list[tuple[str, int, int]]) 
         assert same(rectangle.view(row), content(seed), count)
         assert not rectangle.keys[0][row, count:].any()
     assert rectangle.bytes_of(range(4)) == sum(rectangle.footprint.of(count) for _, count in expected.values())
+
+
+def test_rows_that_are_exchanged_are_where_the_other_was_and_nothing_is_copied() -> None:
+    shapes = [LayerShape(heads=1, key_dim=2, value_dim=2)]
+    rectangle = Rectangle(shapes, capacity=3, columns=8, dtype=torch.float32, device=torch.device("cpu"))
+    parts = [torch.arange(6.0).view(3, 1, 2), -torch.arange(6.0).view(3, 1, 2)]
+    rectangle.write(2, parts, 3)
+    before = [part.data_ptr() for part in rectangle.view(2)]
+    rectangle.exchange(2, 0)
+    assert (rectangle.lens, rectangle.places) == ([3, 0, 0], [2, 1, 0])
+    assert [part.data_ptr() for part in rectangle.view(0)] == before
+    assert all(torch.equal(ours, part) for ours, part in zip(rectangle.view(0), parts, strict=True))
+    rectangle.clear(2)
+    assert all(torch.equal(ours, part) for ours, part in zip(rectangle.view(0), parts, strict=True))
+    rectangle.clear(0)
+    assert not any(tensor[2].any() for tensor in (*rectangle.keys, *rectangle.values))

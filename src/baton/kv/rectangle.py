@@ -66,6 +66,7 @@ class _Buffer:
 class Rectangle:
     """Buffers for `capacity` rows of `columns` tokens, and how many tokens each row holds (`lens`).
 
+    `places[row]`: where in the buffers a row lies; its own number, unless rows were exchanged.
     `keys[l]`, `values[l]`, `states[l]` are those of layer l; `rings[l]` is its number of columns where it is a
     ring, or 0.
     On the CPU the memory is only address space until a row grows into it, and a cleared row's pages go back to the
@@ -85,6 +86,7 @@ class Rectangle:
         self.capacity = capacity
         self.columns = columns
         self.lens = [0] * capacity
+        self.places = list(range(capacity))
         self.dtype = dtype
         self.device = device
         self.footprint = footprint(shapes, columns, dtype, device)
@@ -107,24 +109,29 @@ class Rectangle:
     def write(self, row: int, parts: Sequence[Tensor], count: int) -> None:
         """KV embedding: copies in what a row of `count` tokens keeps, as `view` answers it."""
         for buffer, part in zip(self._buffers, parts, strict=True):
-            buffer.part(row, count).copy_(part[: min(count, buffer.columns)] if buffer.columns else part)
+            buffer.part(self.places[row], count).copy_(part[: min(count, buffer.columns)] if buffer.columns else part)
         self.lens[row] = count
 
     def view(self, row: int) -> list[Tensor]:
         """What the row keeps, not copied: one part for each buffer, layer by layer keys, values, states."""
-        return [buffer.part(row, self.lens[row]) for buffer in self._buffers]
+        return [buffer.part(self.places[row], self.lens[row]) for buffer in self._buffers]
 
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""
         self.lens[row] = 0
         # Also where the row holds no token: a forward that failed may have written some.
         for buffer in self._buffers:
-            self._give_back(buffer.tensor, row)
+            self._give_back(buffer.tensor, self.places[row])
 
     def move(self, source: int, target: int) -> None:
         """The row `source` goes to the empty row `target`."""
         self.write(target, self.view(source), self.lens[source])
         self.clear(source)
+
+    def exchange(self, row: int, other: int) -> None:
+        """Each of the two rows is where the other was, and nothing is copied; for those who read by `places`."""
+        for listed in (self.lens, self.places):
+            listed[row], listed[other] = listed[other], listed[row]
 
     def _columns(self, width: int, heads: int, dim: int) -> Tensor:
         if not heads * dim:

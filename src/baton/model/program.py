@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model.draft import Draft, Line, Ref, Space, TableDraft
-from baton.model.look import Span
+from baton.model.look import NOBODY, Span
 from baton.model.probe import Geometry
 from baton.native import library as native
 
@@ -139,7 +139,11 @@ class Program:
         """
         counts = [span.count for span in spans]
         firsts = np.cumsum([0, *counts[:-1]])
-        placed = np.array([(s.row, s.start, s.count, first) for s, first in zip(spans, firsts, strict=True)], np.int64)
+        # A span of NOBODY, -1, is in no place either.
+        at = [*rectangle.places, NOBODY]
+        placed = np.array(
+            [(at[s.row], s.start, s.count, first) for s, first in zip(spans, firsts, strict=True)], np.int64
+        )
         ids = np.array(tokens, np.int64)
         positions = (
             np.concatenate([np.arange(span.start, span.stop) for span in spans])

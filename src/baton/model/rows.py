@@ -91,16 +91,23 @@ class Rows:
         # Half of a long text, or the beginning of a shorter one: by which factors it was rotated is not known any more.
         unsure = limit is not None and segment.cached <= limit < len(segment.tokens)
         if segment.cached and not unsure:
-            try:
-                self.rectangle.write(row, segment.parts, segment.cached)
-            except Exception:
-                self.rectangle.clear(row)
-                raise
+            self._embed(segment, row)
         # In the batch it would else be fed from its first token on, one a step.
         anew = segment.cached > 0 and unsure
         self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew)
         self._row_of[query.id] = row
         segment.release()
+
+    def _embed(self, segment: KVSegment, row: int) -> None:
+        """KV embedding: the row has what the segment has. Natively a row of this rectangle only changes its number."""
+        if self._forward.native and segment.home is not None and segment.home[0] is self.rectangle:
+            self.rectangle.exchange(row, segment.home[1])
+            return
+        try:
+            self.rectangle.write(row, segment.parts, segment.cached)
+        except Exception:
+            self.rectangle.clear(row)
+            raise
 
     def drop(self, query_id: str) -> None:
         """Frees the query's row."""
@@ -121,6 +128,7 @@ class Rows:
             cached=self.rectangle.lens[row],
             computed=found.computed,
             parts=[part.clone() for part in parts] if copy else parts,
+            home=None if copy else (self.rectangle, row),
             on_release=None if copy else lambda: self._take_back(row),
         )
         if copy:
@@ -146,7 +154,10 @@ class Rows:
         free = iter(self.free(among[:rows]))
         for row in [row for row in self._occupants if row in among[rows:]]:
             target = next(free)
-            self.rectangle.move(row, target)
+            if self._forward.native:
+                self.rectangle.exchange(row, target)
+            else:
+                self.rectangle.move(row, target)
             found = self._occupants[target] = self._occupants.pop(row)
             self._row_of[found.query.id] = target
 
