@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -154,6 +155,22 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         forward = hook(model_of("qwen3"))
         found.append(fed(forward, rectangle_of(forward, 5), steps, texts))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_two_engines_of_a_process_may_compute_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native threads are shared."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    forwards, texts, steps = [hook(model_of(name)) for name in ("llama", "gemma3")], some_texts(4), []
+    for seed in range(6):
+        steps.append(some_steps(random.Random(seed), 4, 40))
+
+    def work(forward: Forward) -> list[Tensor]:
+        return [logits for some in steps for logits in fed(forward, rectangle_of(forward, 4), some, texts)]
+
+    expected = [work(forward) for forward in forwards]
+    with ThreadPoolExecutor(2) as pool:
+        for found, right in zip(pool.map(work, forwards), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral_window"])

@@ -65,6 +65,7 @@ Pool::~Pool() {
 
 void Pool::run(const std::function<void(int)>& work) {
     if (threads_ == 1) return work(0);
+    std::lock_guard<std::mutex> alone(running_);
     {
         std::lock_guard<std::mutex> lock(mutex_);
         work_ = &work;

@@ -18,7 +18,8 @@ class Pool {
     Pool& operator=(const Pool&) = delete;
 
     int threads() const { return threads_; }
-    // Runs `work(thread)` on all threads, the caller's own as thread 0; answers when all are done.
+    // Runs `work(thread)` on all threads, the caller's own as thread 0; answers when all are done. Several engines of a
+    // process may call it at once: one waits for the other.
     void run(const std::function<void(int)>& work);
     // Waits until all threads are here. Only within `run`.
     void barrier();
@@ -30,6 +31,7 @@ class Pool {
 
     const int threads_;
     std::vector<std::thread> others_;
+    std::mutex running_;  // held for a whole run
     std::mutex mutex_;
     std::condition_variable wake_;
     const std::function<void(int)>* work_ = nullptr;
