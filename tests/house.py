@@ -11,17 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-GROUND = {"query", "events", "config", "errors", "clock", "footprint", "text", "work"}
-TOP = {"cli", "check", "commands", "compose", "llm", "__main__", "__init__"}
-FLOORS = {"kv": 1, "native": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}
-FLOORS |= dict.fromkeys(("server", "observe", "bench", "cluster", "builtin"), 5)
+GROUND = {"query", "events", "config", "errors", "clock", "footprint", "text", "work", "limits", "constraint"}
+TOP = {"benchmark", "cli", "check", "commands", "compose", "faults", "llm", "machine", "simulate", "trials", "tune"}
+TOP |= {"__main__", "__init__"}
+FLOORS = {"kv": 1, "native": 1, "grammar": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}
+FLOORS |= dict.fromkeys(("server", "observe", "bench", "chat", "cluster", "builtin"), 5)
 HIGHEST = 6
 
 # Who may import a third party's package: rooms, or single modules on top.
+TORCH = {"kv", "model", "batch", "prefill", "cluster", "builtin", "compose", "commands", "check", "machine", "trials"}
 OWNERS = {
-    "torch": {"kv", "model", "batch", "prefill", "cluster", "builtin", "compose", "commands", "check"},
+    "torch": TORCH,
     "transformers": {"model", "builtin"},
     "tokenizers": {"model", "builtin"},
+    "llguidance": {"grammar"},
     "ray": {"cluster"},
     "fastapi": {"server", "observe"},
     "starlette": {"server", "observe"},

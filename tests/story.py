@@ -21,6 +21,22 @@ FAMILIES = (
 )
 
 
+class Picky:
+    """A constraint that hangs on every token before, and takes them one by one as a grammar does."""
+
+    def __init__(self) -> None:
+        self.taken, self.sum = 0, 0
+
+    def start(self) -> Picky:
+        return Picky()
+
+    def allowed(self, generated: Sequence[int]) -> bytes:
+        self.sum += sum(at * token for at, token in enumerate(generated[self.taken :], self.taken + 1))
+        self.taken = len(generated)
+        bits = sum(1 << token for token in range(VOCABULARY) if (token + self.sum) % 7 < 2)
+        return bits.to_bytes(VOCABULARY // 8, "little")
+
+
 @dataclass(frozen=True)
 class Ask:
     """Choices of one prompt. They arrive at a `turn`, or when the first one of an earlier ask has ended, to go on."""
@@ -74,6 +90,7 @@ class Story:
             deadline=dice.choice([2.0, 6.0, 15.0]) if dice.random() < 0.15 else None,
             user=dice.choice(["", "a", "b"]),
             choice_of=names[0] if together else "",
+            constraint=Picky() if random.Random(100 * self.seed + number).random() < 0.25 else None,
         )
         queries = [replace(one, id=name, seed=one.seed + choice) for choice, name in enumerate(names)]
         return Ask(queries, dice.randint(0, 40), dice.randrange(number) if number and dice.random() < 0.3 else None)

@@ -155,7 +155,7 @@ def test_a_sampling_value_that_is_no_number_is_a_bad_setting(flag: str, baton: R
     assert one_line(ran, flag), ran
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--max-tokens", 0), ("--temperature", 3), ("--sampling-seed", 2**70)])
+@pytest.mark.parametrize(("flag", "value"), [("--max-tokens", 0), ("--temperature", -1), ("--sampling-seed", 2**70)])
 def test_a_sampling_value_out_of_its_limits_is_said_in_one_line(flag: str, value: int, baton: Run) -> None:
     ran = baton("generate", flag, value, "-p", "Hi")
     assert ran.status in (1, 2)

@@ -81,6 +81,10 @@ def test_an_unknown_setting_is_refused_by_name_wherever_it_comes_from(source: st
         ("trust_remote_code", 2),
         ("model", True),
         ("host", 1.5),
+        ("api_key", ""),
+        ("api_key", "k,"),
+        ("api_key", 1.5),
+        ("api_key", True),
     ],
 )
 def test_a_bad_value_is_refused_by_its_flags_name(name: str, value: object) -> None:
@@ -101,7 +105,9 @@ def test_a_bad_value_is_refused_by_its_flags_name(name: str, value: object) -> N
         ("trust_remote_code", "Yes", True),
         ("trust_remote_code", "0", False),
         ("model", None, None),
-        ("api_key", "k", "k"),
+        ("api_key", "k", ("k",)),
+        ("api_key", "k, l", ("k", "l")),
+        ("cors_origin", ["a", "b"], ("a", "b")),
     ],
 )
 def test_a_value_is_taken_in_its_fields_type(name: str, value: object, taken: object) -> None:

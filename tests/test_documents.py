@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from families import FAMILIES, REFUSED
+from limits_page import PAGE, with_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "src/baton/builtin/model/README.md"]
@@ -31,3 +32,7 @@ def test_the_page_of_models_names_every_family_that_is_tested() -> None:
     page = (ROOT / "docs/models.md").read_text()
     assert [family.name for family in FAMILIES if f"| {family.name} |" not in page] == []
     assert [name for name in REFUSED if f"| `{name}` |" not in page] == []
+
+
+def test_the_table_of_limits_is_that_of_the_code() -> None:
+    assert PAGE.read_text() == with_table(PAGE.read_text()), "python tests/limits_page.py writes it anew"

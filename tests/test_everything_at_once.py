@@ -84,7 +84,11 @@ def by_itself(family: str, query: Query) -> Told:
     crowd.run([replace(query, deadline=None, choice_of="")])
     found, params = told(crowd, query.id), query.params
     plain = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=True)
-    if found.reason == "length" and replace(params, logprobs=None, prompt_logprobs=None, stop_token_ids=()) == plain:
+    if query.constraint is not None:
+        matcher = query.constraint.start()
+        for at, token in enumerate(found.tokens):
+            assert matcher.allowed(found.tokens[:at])[token // 8] >> token % 8 & 1
+    elif found.reason == "length" and replace(params, logprobs=None, prompt_logprobs=None, stop_token_ids=()) == plain:
         assert found.tokens == alone(stock(family), query)[0]
     return found
 
@@ -224,6 +228,7 @@ def test_the_stories_have_everything_in_them() -> None:
         lambda query: query.choice_of,
         lambda query: query.deadline,
         lambda query: not query.params.greedy,
+        lambda query: query.constraint,
         lambda query: query.params.prompt_logprobs is not None,
     ]
     assert all(any(map(one, queries)) for one in has)

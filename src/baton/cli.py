@@ -1,4 +1,4 @@
-"""The command line: `baton serve`, `baton generate`, `baton info`. Errors are one line on stderr.
+"""The command line: `baton serve`, `generate`, `chat`, `check`, `info`. Errors are one line on stderr.
 
 torch is imported only by what a verb runs, so that `--help` and bad settings answer at once.
 """
@@ -6,25 +6,36 @@ torch is imported only by what a verb runs, so that `--help` and bad settings an
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 from baton import __version__
 from baton.config import Config, load_config
 from baton.errors import BatonError, RequestError, SettingError
+from baton.limits import Limits, flag_of, table
 from baton.query import SamplingParams
 
+if TYPE_CHECKING:
+    from baton.chat.remote import Remote
+
 # Settings of the server, which other verbs do not have.
-_SERVING = frozenset({"host", "port", "api_key", "served_model_name", "drain_timeout", "max_waiting", "max_stall_ms"})
+_LIMITS = frozenset(known.name for known in dataclasses.fields(Limits))
+_ACCESS = {"host", "port", "api_key", "api_key_file", "allowed_host", "cors_origin"}
+_SERVING = _LIMITS | _ACCESS | {"served_model_name", "drain_timeout", "hang_timeout", "max_stall_ms", "metrics_compat"}
 # Settings that the check chooses by itself.
 _OF_THE_BATCH = frozenset(
     {"max_batch_size", "max_model_len", "policy", "prefill_chunk", "prefix_cache", "deterministic"}
 )
+# Settings of the model that is loaded.
+_LOADING = frozenset({"dtype", "device", "quantize", "compile", "threads", "trust_remote_code"})
 _Command = Callable[..., Any]
 # What click raises from 8.2 on where no verb is given; its message is the help.
 _NO_VERB: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
@@ -58,7 +69,8 @@ def _settings(without: frozenset[str] = frozenset()) -> Callable[[_Command], _Co
     """Gives a command MODEL and one flag per field of Config; what was not given stays None, so that others hold."""
 
     def add(command: _Command) -> _Command:
-        for known in reversed(dataclasses.fields(Config)):
+        # What click is given last it shows first; a dataclass has its base's fields first.
+        for known in sorted(reversed(dataclasses.fields(Config)), key=lambda known: known.name not in _LIMITS):
             if known.name not in {"model", *without}:
                 command = _flag(known)(command)
         command = click.option("--config", "config_file", metavar="FILE.toml", help="Settings from a file.")(command)
@@ -68,18 +80,41 @@ def _settings(without: frozenset[str] = frozenset()) -> Callable[[_Command], _Co
 
 
 def _flag(known: dataclasses.Field[Any]) -> Callable[[_Command], _Command]:
-    flag = f"--{known.name.replace('_', '-')}"
+    flag = flag_of(known.name)
     if isinstance(known.default, bool):
         # What is on by itself can be turned off.
         names = f"{flag}/--no-{flag.removeprefix('--')}" if known.default else flag
         return click.option(names, known.name, is_flag=True, default=None, help=known.metadata["help"])
-    shown = "" if known.default is None else f"  [default: {known.default}]"
+    many = known.default == ()
+    shown = "" if known.default in (None, ()) else f"  [default: {known.default}]"
     choices = known.metadata.get("choices")
-    metavar = "|".join(choices) if choices else known.name.split("_")[-1].upper()
-    return click.option(flag, known.name, default=None, metavar=metavar, help=known.metadata["help"] + shown)
+    metavar = "|".join(choices) if choices else _metavar(known)
+    text = known.metadata["help"] + shown
+    return click.option(flag, known.name, default=None, multiple=many, metavar=metavar, help=text)
 
 
-@cli.command(epilog="Example:  baton serve Qwen/Qwen3-0.6B --max-batch-size 16 --port 8000")
+class _WithLimits(click.Command):
+    """Shows the limits in a section of their own, behind the other options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Limits": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and not isinstance(param, click.Argument):
+                sections["Limits" if param.name in _LIMITS else "Options"].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _metavar(known: dataclasses.Field[Any]) -> str:
+    if known.metadata.get("size"):
+        return "SIZE"
+    kinds = {int: "N", float: "SECONDS" if "Seconds" in known.metadata["help"] else "NUMBER"}
+    return kinds.get(type(known.default), known.name.split("_")[-1].upper())
+
+
+@cli.command(cls=_WithLimits, epilog="Example:  baton serve Qwen/Qwen3-0.6B --max-batch-size 16 --port 8000")
 @_settings()
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answers the OpenAI API over HTTP, with a chat page at /.
@@ -136,6 +171,59 @@ def generate(
     run_generate(config, lines, params, chat=chat, as_json=as_json, show_stats=show_stats)
 
 
+@cli.command(epilog="Example:  baton chat http://127.0.0.1:8000 --temperature 0.7")
+@_settings(without=_SERVING)
+@click.option("--api-key", default=None, metavar="KEY", help="Key of the server.  [default: $BATON_API_KEY]")
+@click.option("--model-name", default=None, metavar="NAME", help="The server's model.  [default: the first it lists]")
+@click.option("--system", default=None, metavar="TEXT", help="What the model is told before all else.")
+@click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: 0, or what the server takes]")
+@click.option("--max-tokens", type=int, default=None, help="Most tokens of an answer.")
+@click.option("--sampling-seed", type=int, default=None, help="The same seed gives the same text.")
+def chat(
+    config_file: str | None,
+    api_key: str | None,
+    model_name: str | None,
+    system: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    sampling_seed: int | None,
+    **flags: Any,
+) -> None:
+    """A conversation in the terminal, with a model in this process or with a server.
+
+    MODEL is a hub id, a folder, or the address of any server with OpenAI's chat API. Piped lines are answered one
+    after the other.
+    """
+    from baton.chat.conversation import check, converse
+
+    asked = {"temperature": temperature, "max_tokens": max_tokens, "seed": sampling_seed}
+    sampling = {name: value for name, value in asked.items() if value is not None}
+    check(sampling)
+    if (flags["model"] or "").startswith(("http://", "https://")):
+        given = [flag_of(name) for name, value in flags.items() if value is not None and name != "model"]
+        if given:
+            raise SettingError(f"{given[0]} is for a model in this process, not for a server")
+        known = _config({}, config_file).api_key
+        with closing(_server(flags["model"], api_key or next(iter(known), None), model_name)) as server:
+            converse(server, system=system, sampling=sampling)
+        return
+    for flag, value in (("--api-key", api_key), ("--model-name", model_name)):
+        if value is not None:
+            raise SettingError(f"{flag} is for a server: give its address, like http://127.0.0.1:8000")
+    config = _config(flags, config_file)
+    from baton.commands import run_chat
+
+    run_chat(config, system=system, sampling=sampling)
+
+
+def _server(url: str, api_key: str | None, model: str | None) -> Remote:
+    from baton.chat.remote import Remote, may_be_sent
+
+    if api_key is None and may_be_sent(url):
+        api_key = os.environ.get("OPENAI_API_KEY")
+    return Remote(url, api_key=api_key, model=model)
+
+
 @cli.command(epilog="Example:  baton check Qwen/Qwen3-0.6B --dtype bfloat16")
 @_settings(without=_SERVING | _OF_THE_BATCH)
 @click.option("--tokens", type=click.IntRange(2), default=16, show_default=True, help="Tokens that each query answers.")
@@ -157,12 +245,184 @@ def check(config_file: str | None, tokens: int, longest: int, as_json: bool, **f
 @click.option("--dtype", default=None, metavar="DTYPE", help="As if the model were loaded so.  [default: as saved]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run Python code that comes with the model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def info(as_json: bool, **flags: Any) -> None:
+@click.option("--limits", "limits_wanted", is_flag=True, help="The server's limits and their flags instead.")
+def info(as_json: bool, limits_wanted: bool, **flags: Any) -> None:
     """Shows a model's shapes, bytes per token and what fits in this machine's memory. Reads no weights."""
     config = _config(flags, None)
+    if limits_wanted:
+        _print_limits(config, as_json)
+        return
     from baton.commands import run_info
 
     run_info(config, as_json)
+
+
+_WORKLOAD = (
+    click.option("--workload", metavar="FILE", help="Queries of a trace: Azure or BurstGPT CSV, Mooncake JSON lines."),
+    click.option("--queries", type=click.IntRange(1), default=32, show_default=True, help="How many."),
+    click.option("--prompt", metavar="LENGTH", help="Without a trace: tokens.  [default: lognormal:100,0.8]"),
+    click.option("--answer", metavar="LENGTH", help="Without a trace: tokens.  [default: lognormal:60,0.8]"),
+    click.option("--arrivals", help="Without a trace: at-once, poisson:RATE, bursty:RATE,CV.  [default: at-once]"),
+    click.option("--shared-prefix", type=click.IntRange(1), help="Tokens that prompts begin with in common."),
+    click.option("--prefixes", type=click.IntRange(1), help="How many such beginnings there are.  [default: 1]"),
+    click.option("--turns", type=click.IntRange(1), help="Each query is a conversation of so many.  [default: 1]"),
+    click.option("--max-prompt", type=click.IntRange(1), default=None, help="Longer prompts are cut."),
+    click.option("--max-answer", type=click.IntRange(1), default=None, help="Longer answers are cut."),
+    click.option("--mode", type=click.Choice(["offline", "timed", "closed"]), default="offline", show_default=True),
+    click.option("--factor", type=float, default=1.0, help="The workload's rate times this, with --mode timed."),
+    click.option("--at-once", type=click.IntRange(1), default=8, help="Queries at a time, with --mode closed."),
+)
+
+
+def _workload(command: _Command) -> _Command:
+    """Gives a command what says which queries are asked, and when."""
+    for option in reversed(_WORKLOAD):
+        command = option(command)
+    return command
+
+
+@cli.command(epilog="Example:  baton bench --workload azure.csv --queries 64 --policies orca,baton --json new.json")
+@_settings(without=_SERVING | {"policy", "trace"})
+@click.option("--policies", default="run_to_completion,orca,baton", show_default=True, help="Which to compare.")
+@click.option("--vary", multiple=True, metavar="SETTING=A,B", help="Also with each of these values; may be repeated.")
+@_workload
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each, alternated.")
+@click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
+@click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
+@click.option("--alone", type=click.IntRange(0), default=8, show_default=True, help="Answers held against alone.")
+@click.option("--accuracy", type=click.IntRange(1), help="Questions of each task of the built-in model, held out.")
+@click.option("--json", "json_file", type=click.Path(), help="All figures, for `baton compare`.")
+@click.option("--append", is_flag=True, help="Adds the runs to those in the --json file, if it is there.")
+@click.option("--html", "html_file", type=click.Path(), help="All figures and plots on one page, for people.")
+def bench(config_file: str | None, **options: Any) -> None:
+    """Runs one workload through several policies and settings on one engine and compares them.
+
+    Runs are alternated and repeated; medians are shown. Every answer is greedy and of a set length.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    config = _config({name: value for name, value in options.items() if name in known}, config_file)
+    from baton.benchmark import run_bench
+
+    asked = {name: value for name, value in options.items() if name not in known}
+    run_bench(config, {**asked, "seed": config.seed})
+
+
+@cli.command(epilog="Example:  baton tune Qwen/Qwen3-0.6B --goal-ms 50 --json costs.json")
+@_settings(without=_SERVING | {"policy", "trace"})
+@click.option("--goal-ms", type=click.FloatRange(0.001), default=None, help="Most milliseconds between two tokens.")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a usual query.")
+@click.option("--answer-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of a usual query.")
+@click.option("--most-rows", type=click.IntRange(1), default=32, show_default=True, help="Rows that are tried.")
+@click.option("--json", "json_file", type=click.Path(), help="The costs, for `baton simulate`.")
+def tune(config_file: str | None, **options: Any) -> None:
+    """Measures this machine and advises rows and chunk for a latency goal, with the curve.
+
+    Steps by rows and prompts by tokens are measured, each with few and with many columns; from these come throughput
+    and latency for queries of the given lengths.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    config = _config({name: value for name, value in options.items() if name in known}, config_file)
+    from baton.tune import run_tune
+
+    run_tune(config, {name: value for name, value in options.items() if name not in known})
+
+
+@cli.command(epilog="Example:  baton simulate --costs costs.json --queries 10000 --policies orca,baton")
+@_settings(without=_SERVING | _LOADING | {"policy", "trace"})
+@click.option("--costs", required=True, metavar="FILE", help="What forwards cost, as `baton tune --json` writes it.")
+@click.option("--memory", type=int, default=64 * 2**30, show_default=True, help="Bytes that are free for rows.")
+@click.option("--policies", default="run_to_completion,orca,baton", show_default=True, help="Which to compare.")
+@click.option("--vary", multiple=True, metavar="SETTING=A,B", help="Also with each of these values; may be repeated.")
+@_workload
+@click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
+@click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
+@click.option("--json", "json_file", type=click.Path(), help="All figures.")
+def simulate(config_file: str | None, **options: Any) -> None:
+    """Runs workloads and policies against measured costs, without a device: for what cannot be run here.
+
+    The engine and the policies are those that serve; only a forward is a number of seconds.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    config = _config({name: value for name, value in options.items() if name in known}, config_file)
+    from baton.simulate import run_simulate
+
+    run_simulate(config, {**{name: value for name, value in options.items() if name not in known}, "seed": config.seed})
+
+
+@cli.command(epilog="Example:  baton compare before.json after.json")
+@click.argument("first", metavar="A.json", type=click.Path())
+@click.argument("second", metavar="B.json", type=click.Path())
+@click.option("--tolerance", type=click.FloatRange(0), default=0.05, show_default=True, help="What is no matter.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def compare(first: str, second: str, tolerance: float, as_json: bool) -> None:
+    """Holds two reports of `baton bench` against each other: speed beyond noise, equality and accuracy of answers.
+
+    Exit status 1 where B is slower, says something else, or answers fewer questions rightly. At least 5 runs of each
+    (--repeat 5) are needed to tell.
+    """
+    from baton.bench.verbs import run_compare
+
+    run_compare(first, second, tolerance=tolerance, as_json=as_json)
+
+
+@cli.command(epilog="Example:  baton load http://127.0.0.1:8000 --arrivals poisson:2 --mode timed --queries 100")
+@click.argument("url")
+@click.option("--api-key", envvar="BATON_API_KEY", default=None, help="Sent as a bearer token.")
+@click.option("--model-name", default=None, help="Which model to ask.  [default: the server's first]")
+@click.option("--text", is_flag=True, help="Prompts of words; else of token ids, which not every server takes.")
+@click.option("--field", "fields", multiple=True, metavar="NAME=JSON", help="A request field more; may be repeated.")
+@click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
+@click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of lengths, times and prompts.")
+@click.option("--json", "json_file", type=click.Path(), help="All figures, for `baton compare`.")
+@_workload
+def load(url: str, **options: Any) -> None:
+    """Puts a workload to any OpenAI-compatible server and measures what comes.
+
+    It asks /v1/completions with streams, greedily, for answers of a set length (ignore_eos). What it cannot keep up
+    with itself it says: how late queries were asked, and how late its own event loop came round.
+    """
+    from baton.bench.verbs import run_load
+
+    run_load(url, options)
+
+
+@cli.command(epilog="Example:  baton top http://127.0.0.1:8000")
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option("--api-key", envvar="BATON_API_KEY", default=None, help="Sent as a bearer token.")
+def top(url: str, api_key: str | None) -> None:
+    """The live page in a terminal: the running batch, its figures and what limits it. q or Ctrl-C ends.
+
+    Where its output is no terminal, it tells once how things are.
+    """
+    from baton.observe.top import run_top
+
+    run_top(url, api_key)
+
+
+@cli.command(epilog="Example:  baton serve --trace day.jsonl   and then   baton explain day.jsonl chatcmpl-1a2b3c4d-7")
+@click.argument("trace", type=click.Path())
+@click.argument("query", required=False)
+@click.option("--every", is_flag=True, help="Every iteration; else those that only decode are told together.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def explain(trace: str, query: str | None, every: bool, as_json: bool) -> None:
+    """Tells one query's way through the engine, with the scheduler's reasons.
+
+    TRACE was written with --trace. QUERY is the id of an answer or of a query; left out, all queries are listed.
+    """
+    from baton.observe.explain import run_explain
+
+    run_explain(trace, query, every=every, as_json=as_json)
+
+
+def _print_limits(limits: Limits, as_json: bool) -> None:
+    rows = list(table(limits))
+    if as_json:
+        click.echo(json.dumps({row.flag: row.value for row in rows}))
+        return
+    width = max(len(row.flag) for row in rows)
+    for row in rows:
+        click.echo(f"{row.flag:{width}}  {row.value:>10,}  {row.meaning}")
 
 
 def _config(flags: dict[str, Any], config_file: str | None) -> Config:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from baton import __version__, builtin
+from baton.chat.conversation import converse
+from baton.chat.here import Here
 from baton.check import Outcome, check
 from baton.clock import monotonic
 from baton.compose import House, free_memory_bytes, model_name, open_house, set_threads
@@ -24,11 +26,14 @@ from baton.config import Config
 from baton.errors import CheckFailed, InvalidValue, QueryFailed, RequestError, Unsupported
 from baton.events import QueryRejected
 from baton.llm import Completion, stats_of
+from baton.machine import live_view, read_bytes_per_second
 from baton.model.load import load
 from baton.model.oracle import Oracle
 from baton.model.survey import survey
 from baton.observe.metrics import Metrics
+from baton.observe.timeline import Timeline
 from baton.query import Query, SamplingParams
+from baton.server.access import access_of, is_loopback
 from baton.server.app import create_app
 from baton.server.run import bind, serve
 
@@ -38,23 +43,33 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def run_server(config: Config, began: float) -> None:
     """Binds, loads, serves until told to end. `began`: when the command started, on time.perf_counter."""
     bound = bind(config.host, config.port)
-    metrics = Metrics(model_name(config), monotonic)
+    access = access_of(config, bound.getsockname()[0])
+    metrics = Metrics(model_name(config), monotonic, compat=config.metrics_compat == "vllm")
     _errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
     _told("imports", time.perf_counter() - began)
-    house = open_house(config, sinks=[metrics], told=_told)
+    set_threads(config)
+    read_bytes, timeline = read_bytes_per_second(), Timeline()
+    house = open_house(config, sinks=[metrics, timeline], told=_told)
+    opened = time.perf_counter()
+    house.client.prepare()
+    _told("forms", time.perf_counter() - opened)
+    metrics.max_rows = house.settings.max_rows
     _errors.print(_resolved(house))
+    if not access.keys and not is_loopback(bound.getsockname()[0]):
+        _errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
     app = create_app(
         house.client,
         render_metrics=lambda: metrics.render(house.client.stats()),
+        live=live_view(house, timeline, read_bytes),
         version=__version__,
-        api_key=config.api_key,
+        access=access,
         reject=lambda code: metrics(QueryRejected(monotonic(), code)),
     )
 
     def started(url: str) -> None:
         took = time.perf_counter() - began
         _errors.print(
-            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; API under /v1; Ctrl-C ends)"
+            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
         )
 
     try:
@@ -63,10 +78,11 @@ def run_server(config: Config, began: float) -> None:
             bound,
             drain=house.client.drain,
             drain_timeout_seconds=config.drain_timeout,
+            limits=house.settings.limits,
             on_started=started,
         )
     finally:
-        house.client.close()
+        house.close()
         _errors.print(_summary(house))
 
 
@@ -102,7 +118,17 @@ def run_generate(
         if show_stats:
             _errors.print_json(json.dumps(stats_of(client)))
     finally:
-        client.close()
+        house.close()
+
+
+def run_chat(config: Config, *, system: str | None, sampling: Mapping[str, Any]) -> None:
+    """A conversation with a model in this process, in one row of its batch."""
+    with _errors.status(f"loading {model_name(config)}") if _errors.is_terminal else contextlib.nullcontext():
+        house = open_house(config)
+    try:
+        converse(Here(house.client), system=system, sampling=sampling)
+    finally:
+        house.client.close()
 
 
 def run_info(config: Config, as_json: bool) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
 import gc
+import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -22,12 +26,16 @@ from baton.engine.loop import EngineLoop
 from baton.engine.talk import Talks
 from baton.errors import SettingError
 from baton.events import Sink
+from baton.faults import Faults
+from baton.faults import from_environment as faults_of
+from baton.grammar.compiler import Grammars
 from baton.kv.budget import Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
 from baton.model.sample import Sampler
+from baton.observe.trace import TraceFile
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy, honours
@@ -62,6 +70,13 @@ class House:
     settings: Settings
     facts: Facts
     loaded: Loaded
+    trace: TraceFile | None = None
+
+    def close(self) -> None:
+        """Cancels what is live, ends the engine's thread and the trace. May be called twice."""
+        self.client.close()
+        if self.trace is not None:
+            self.trace.close()
 
 
 def open_house(
@@ -72,9 +87,11 @@ def open_house(
     told: Told = lambda phase, seconds: None,
 ) -> House:
     """Loads the model and starts the engine's thread. Raises SettingError and LoadError."""
+    faults = faults_of(os.environ)
     if config.policy not in POLICIES:
         raise SettingError(f"--policy {config.policy}: there is {', '.join(POLICIES)}", param="policy")
     set_threads(config)
+    trace = None if config.trace is None else TraceFile(config.trace)
     name = model_name(config)
     loaded = load(config, config.model or str(builtin.path()), name, told=told)
     # What is there now stays: Python's collector, which would stop everyone for a third of a second, leaves it out.
@@ -82,13 +99,34 @@ def open_house(
     gc.freeze()
     facts = facts_of(loaded)
     settings = resolve(config, facts)
-    client = start(loaded, settings, policy or POLICIES[settings.policy](), name, sinks)
-    return House(client, settings, facts, loaded)
+    if trace is not None:
+        if faults is not None:
+            faults.before("trace", trace, "write")
+        trace.begin(_about(name, settings, facts))
+        sinks = [*sinks, trace]
+    client = start(loaded, settings, policy or POLICIES[settings.policy](), name, sinks, faults=faults)
+    return House(client, settings, facts, loaded, trace)
 
 
-def start(loaded: Loaded, settings: Settings, policy: Policy, name: str, sinks: Sequence[Sink] = ()) -> Client:
+def _about(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:
+    """What a trace says of the engine."""
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    shown = {**dataclasses.asdict(settings), "device": facts.device, "dtype": facts.dtype, "cores": facts.cores}
+    version = importlib.metadata.version("baton-llm")
+    return {"baton": version, "model": name, "began": began, "clock": monotonic(), "settings": shown}
+
+
+def start(
+    loaded: Loaded,
+    settings: Settings,
+    policy: Policy,
+    name: str,
+    sinks: Sequence[Sink] = (),
+    *,
+    faults: Faults | None = None,
+) -> Client:
     """An engine of its own in its own thread; several may be started on a model one after the other, not at once."""
-    engine = make_engine(loaded, settings, policy, sinks)
+    engine = make_engine(loaded, settings, policy, sinks, faults=faults)
     return Client(
         model_name=name,
         settings=settings,
@@ -96,6 +134,7 @@ def start(loaded: Loaded, settings: Settings, policy: Policy, name: str, sinks: 
         loop=EngineLoop(engine, monotonic, sinks),
         clock=monotonic,
         honours=honours(policy),
+        compiler=Grammars(loaded.tokenizer, loaded.end_ids, settings.limits),
     )
 
 
@@ -106,8 +145,12 @@ def make_engine(
     sinks: Sequence[Sink] = (),
     *,
     sampler: Sampler | None = None,
+    faults: Faults | None = None,
 ) -> Engine:
     """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in."""
+    sampler = sampler or Sampler(loaded.end_ids)
+    if faults is not None:
+        sampler = faults.sampler(sampler)
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
     # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
@@ -119,13 +162,14 @@ def make_engine(
         dtype=loaded.dtype,
         device=loaded.device,
     )
-    rows = Rows(rectangle, loaded.forward, sampler or Sampler(loaded.end_ids), loaded.stamp)
+    rows = Rows(rectangle, loaded.forward, sampler, loaded.stamp)
 
     def text_of(query: Query) -> TextStream:
-        decoder = loaded.tokenizer.stream(query.prompt, skip_special_tokens=query.params.skip_special_tokens)
-        return TextStream(decoder, query.params.stop)
+        skip = query.params.skip_special_tokens
+        decoder = loaded.tokenizer.stream(query.prompt, skip_special_tokens=skip, shown=query.shown)
+        return TextStream(decoder if faults is None else faults.decoder(decoder, query.seed), query.params.stop)
 
-    return Engine(
+    engine = Engine(
         batch=RectangleBatch(rows, mine, settings.max_rows),
         prefiller=PrefillHere(rows, beside, beside_batch=True),
         policy=Within(policy),
@@ -146,6 +190,16 @@ def make_engine(
         whole_prompts=loaded.forward.whole_prompts,
         prefix_store=prefix_store(rectangle, longest=loaded.forward.near_limit) if settings.prefix_cache else None,
     )
+    if faults is not None:
+        _inject(faults, engine)
+    return engine
+
+
+def _inject(faults: Faults, engine: Engine) -> None:
+    faults.before("iteration", engine, "iterate")
+    faults.before("prefill", engine.prefiller, "advance")
+    for verb in ("step", "insert", "resize"):
+        faults.before(verb, engine.batch, verb)
 
 
 def model_name(config: Config) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from baton.errors import SettingError
 from baton.footprint import Footprint
+from baton.limits import Limits, flag_of, setting
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
@@ -25,48 +26,49 @@ QUANTIZE = ("none", "int8")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
-# Of the process, not of an engine: read by native/library.py and hatch_build.py.
-NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE"}
+# Of the process, not of an engine: read by native/library.py, hatch_build.py and compose.py.
+NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE", "BATON_FAULTS", "BATON_TEST_MODE"}
 # Where KV memory is allocated at once, activations need the rest.
 _AT_ONCE_SHARE = 0.8
 
 
-def _setting(default: object, help: str, **kw: object) -> typing.Any:
-    return field(default=default, metadata={"help": help, **kw})
-
-
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Limits):
     """What was asked for. Each field is a flag, a `BATON_*` variable and a key of `--config file.toml`."""
 
-    model: str | None = _setting(None, "Hub id or local folder; the built-in model if left out.")
-    served_model_name: str | None = _setting(None, "Name that requests use for the model.")
-    host: str = _setting("127.0.0.1", "Address to listen on.")
-    port: int = _setting(8000, "Port to listen on.", low=0, high=65535)
-    api_key: str | None = _setting(None, "Key that requests must send as a bearer token.", secret=True)
-    dtype: str = _setting(AUTO, "Number format of weights and KV.", choices=DTYPES)
-    device: str = _setting(AUTO, "Where the model runs.", choices=DEVICES)
-    quantize: str = _setting("none", "Weights of linear layers in 8 bits (CPU): less memory, faster.", choices=QUANTIZE)
-    compile: bool = _setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
-    max_batch_size: str = _setting(AUTO, "Most rows of the running batch: a number, or auto.")
-    max_model_len: str = _setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
-    kv_memory: str = _setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
-    pool_memory: str = _setting(AUTO, "Most memory for those kept outside all rows: a size, 0 for none, or auto.")
-    policy: str = _setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
-    prefix_cache: bool = _setting(
+    model: str | None = setting(None, "Hub id or local folder; the built-in model if left out.")
+    served_model_name: str | None = setting(None, "Name that requests use for the model.")
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(8000, "Port to listen on.", low=0, high=65535)
+    api_key: tuple[str, ...] = setting((), "Key that requests must send as a bearer token; several with commas.")
+    api_key_file: str | None = setting(None, "File with such keys, one a line; # begins a comment.")
+    allowed_host: tuple[str, ...] = setting((), "Name that requests may have as their Host; * for any.")
+    cors_origin: tuple[str, ...] = setting((), "Origin whose pages may read answers (https://example.org); * for any.")
+    dtype: str = setting(AUTO, "Number format of weights and KV.", choices=DTYPES)
+    device: str = setting(AUTO, "Where the model runs.", choices=DEVICES)
+    quantize: str = setting("none", "Weights of linear layers in 8 bits (CPU): less memory, faster.", choices=QUANTIZE)
+    compile: bool = setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
+    max_batch_size: str = setting(AUTO, "Most rows of the running batch: a number, or auto.")
+    max_model_len: str = setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
+    kv_memory: str = setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
+    pool_memory: str = setting(AUTO, "Most memory for those kept outside all rows: a size, 0 for none, or auto.")
+    policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
+    prefix_cache: bool = setting(
         True, "Prompts that begin as earlier texts did are computed from there; never by run_to_completion."
     )
-    deterministic: bool = _setting(
+    deterministic: bool = setting(
         False, "Results equal to the bit in any company: steps of a fixed shape, slower; no prefix cache."
     )
-    prefill_chunk: str = _setting(AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.")
-    max_stall_ms: int = _setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
-    max_waiting: int = _setting(256, "Most queries that wait; more are answered 429.", low=1)
-    drain_timeout: float = _setting(30.0, "Seconds that running queries get to finish at shutdown.", low=0)
-    threads: str = _setting(AUTO, "Compute threads: a number, or auto (one for each core that this process may use).")
-    seed: int = _setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
-    trust_remote_code: bool = _setting(False, "Run Python code that comes with the model.")
-    log_level: str = _setting("info", "What is logged.", choices=LOG_LEVELS)
+    prefill_chunk: str = setting(AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.")
+    max_stall_ms: int = setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
+    drain_timeout: float = setting(30.0, "Seconds that running queries get to finish at shutdown.", low=0)
+    hang_timeout: float = setting(60.0, "Seconds of an iteration after which the engine is said to hang.", low=0.1)
+    threads: str = setting(AUTO, "Compute threads: a number, or auto (one for each core that this process may use).")
+    seed: int = setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model.")
+    metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
+    trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
+    log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class Settings:
     pool_bytes: int = 0
     prefix_cache: bool = True
     deterministic: bool = False
+    hang_seconds: float = 60.0
+    limits: Limits = field(default_factory=Limits)
 
 
 def resolve(config: Config, facts: Facts) -> Settings:
@@ -149,6 +153,8 @@ def resolve(config: Config, facts: Facts) -> Settings:
         # fed in the same pieces.
         prefix_cache=config.prefix_cache and config.policy != "run_to_completion" and not config.deterministic,
         deterministic=config.deterministic,
+        hang_seconds=config.hang_timeout,
+        limits=Limits(**{known.name: getattr(config, known.name) for known in dataclasses.fields(Limits)}),
     )
 
 
@@ -165,7 +171,7 @@ def load_config(
     if file is not None:
         values.update(_from_file(file))
     values.update(_from_environment(environment, {f.name for f in dataclasses.fields(Config)}))
-    values.update({name: value for name, value in flags.items() if value is not None})
+    values.update({name: value for name, value in flags.items() if value not in (None, ())})
     return make_config(values)
 
 
@@ -184,7 +190,7 @@ def parse_bytes(text: str, name: str) -> int:
     """Bytes of a size like "4GiB", "500MB" or "1048576". Raises SettingError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not found:
-        raise SettingError(f"--{name.replace('_', '-')} {text}: not a size like 4GiB or 500MB", param=name)
+        raise SettingError(f"{flag_of(name)} {text}: not a size like 4GiB or 500MB", param=name)
     number, unit, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
 
@@ -193,16 +199,20 @@ def _number(name: str, text: str, auto: int) -> int:
     if text == AUTO:
         return auto
     if not text.isdecimal() or int(text) < 1:
-        raise SettingError(f"--{name.replace('_', '-')} {text}: must be a whole number above 0, or auto", param=name)
+        raise SettingError(f"{flag_of(name)} {text}: must be a whole number above 0, or auto", param=name)
     return int(text)
 
 
 def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: object) -> object:
-    flag = f"--{known.name.replace('_', '-')}"
+    flag = flag_of(known.name)
     plain = next(k for k in (typing.get_args(kind) or (kind,)) if k is not types.NoneType)
     try:
-        if plain is bool:
+        if typing.get_origin(kind) is tuple:
+            value = _texts(value)
+        elif plain is bool:
             value = _boolean(value)
+        elif known.metadata.get("size"):
+            value = parse_bytes(str(value), known.name)
         elif plain is str and isinstance(value, (str, int)) and not isinstance(value, bool):
             value = str(value)
         elif plain in (int, float) and not isinstance(value, bool):
@@ -213,6 +223,8 @@ def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: obje
         else:
             raise ValueError
     except (ValueError, TypeError):
+        if known.default == ():  # of keys, a value that is wrong may still be a secret
+            raise SettingError(f"{flag}: must be texts, none of them empty", param=known.name) from None
         raise SettingError(f"{flag} {value!r}: must be of type {plain.__name__}", param=known.name) from None
     choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
     if choices and value not in choices:
@@ -220,6 +232,17 @@ def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: obje
     if (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
         raise SettingError(f"{flag} {value}: must be between {low} and {high or 'any number'}", param=known.name)
     return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """Of one text, parted at its commas, or of a list of such."""
+    found = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+    if not isinstance(found, (list, tuple)):
+        raise TypeError
+    texts = tuple(text.strip() for one in found for text in str(one).split(","))
+    if not all(texts):
+        raise ValueError
+    return texts
 
 
 def _boolean(value: object) -> bool:

@@ -10,6 +10,7 @@ BatonError
 │   ├── ContextLengthExceeded   prompt (and the tokens asked for) do not fit the context
 │   └── ModelNotFound           no such model is served (HTTP 404)
 ├── QueueFull                   too many are waiting (HTTP 429)
+├── SlowReader                  an answer is left unread (HTTP 408)
 ├── Unavailable                 the engine takes nothing now (HTTP 503)
 │   ├── ShuttingDown
 │   └── EngineUnhealthy
@@ -82,6 +83,14 @@ class QueueFull(BatonError):
     type = "rate_limit_error"
     code = "queue_full"
     retry_after_seconds = 1
+
+
+class SlowReader(BatonError):
+    """Too much of an answer is left unread, or for too long; its query has ended."""
+
+    status = 408
+    type = "timeout_error"
+    code = "request_timeout"
 
 
 class Unavailable(BatonError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class _Engine:
     def close(self) -> None:
         """Cancels what is live and frees the engine's thread and memory, the model's too. May be called twice."""
         if self._house is not None:
-            self._house.client.close()
+            self._house.close()
             self._last = self.stats()
             self._house = None
             gc.unfreeze()  # see open_house
@@ -182,7 +183,10 @@ class AsyncLLM(_Engine):
         Raises what `LLM.generate` does, QueueFull, and DeadlinePassed when it is not done `deadline_ms` from now.
         """
         terms = Terms(priority, deadline_ms, user)
-        (output,), asked = _prepare(self.client, [self._encode(prompt)], [params or SamplingParams()], terms)
+        # Long prompts, and forms that are compiled, are work for a thread: others go on meanwhile.
+        (output,), asked = await asyncio.to_thread(
+            lambda: _prepare(self.client, [self._encode(prompt)], [params or SamplingParams()], terms)
+        )
         stream = self.client.stream([one.query for one in asked.values()])
         try:
             async for update in stream:

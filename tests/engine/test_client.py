@@ -26,8 +26,9 @@ class NoWords:
     """A tokenizer that only knows how many tokens there are."""
 
     vocabulary = VOCABULARY
+    kind, roles, special = "NoWords", {}, {}
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [3]
 
     def chat(self, messages: Sequence[Any]) -> list[int]:

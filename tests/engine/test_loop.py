@@ -360,7 +360,7 @@ def test_an_iteration_that_does_not_end_is_told_as_not_ready(open_loop: Opens) -
     assert gate.reached.wait(PATIENCE_SECONDS)
     assert loop.not_ready() is None
     clock.advance(61.0)
-    assert loop.not_ready() == "no iteration for 61 s"
+    assert loop.not_ready() == "no iteration for 61 s (--hang-timeout)"
     assert loop.stats().last_iteration_age_seconds == 61.0
     gate.open.set()
     asker.wait_for("a")

@@ -1,4 +1,7 @@
-"""Updates on their way to event loops: one wake-up for all listeners, in order, and no harm where nobody is left."""
+"""Updates on their way to event loops: one wake-up for all listeners, in order, and no harm where nobody is left.
+
+And what a listener keeps of them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 
 from baton.engine.post import Listener, Post
-from baton.events import Update
+from baton.errors import ShuttingDown, SlowReader
+from baton.events import TokenLogprobs, Update
 
 
 @pytest.fixture
@@ -25,7 +29,7 @@ def carriers() -> list[threading.Thread]:
 
 
 async def test_each_listener_gets_its_own_in_order(post: Post) -> None:
-    listeners: list[Listener] = [asyncio.Queue() for _ in range(5)]
+    listeners = [Listener() for _ in range(5)]
     delivers = [post.to(listener) for listener in listeners]
 
     def engine() -> None:
@@ -36,7 +40,9 @@ async def test_each_listener_gets_its_own_in_order(post: Post) -> None:
     thread = threading.Thread(target=engine)
     thread.start()
     for at, listener in enumerate(listeners):
-        heard = [update for _ in range(200) for update in await asyncio.wait_for(listener.get(), 20)]
+        heard: list[Update] = []
+        while len(heard) < 200:
+            heard += await asyncio.wait_for(listener.take(), 20)
         assert heard == [Update(f"q{at}", (turn,)) for turn in range(200)]
     thread.join()
 
@@ -52,7 +58,7 @@ async def test_what_is_there_at_once_wakes_the_loop_once(post: Post, monkeypatch
         return right(*args)
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", waking)
-    listeners: list[Listener] = [asyncio.Queue() for _ in range(8)]
+    listeners = [Listener() for _ in range(8)]
     delivers = [post.to(listener) for listener in listeners]
     delivers[0]([Update("first")])
     while not woken:
@@ -61,36 +67,116 @@ async def test_what_is_there_at_once_wakes_the_loop_once(post: Post, monkeypatch
         deliver([Update("later")])
     held.set()
     for listener in listeners[1:]:
-        assert await asyncio.wait_for(listener.get(), 20) == [Update("later")]
+        assert await asyncio.wait_for(listener.take(), 20) == [Update("later")]
     assert len(woken) == 2
 
 
 def test_a_loop_that_is_closed_takes_nothing_from_others(post: Post) -> None:
     async def ask() -> Any:
-        return post.to(asyncio.Queue())
+        return post.to(Listener())
 
     gone = asyncio.run(ask())
 
     async def listen() -> list[Update]:
-        listener: Listener = asyncio.Queue()
+        listener = Listener()
         deliver = post.to(listener)
         gone([Update("gone")])
         deliver([Update("here")])
         gone([Update("gone")])
-        return await asyncio.wait_for(listener.get(), 20)
+        return await asyncio.wait_for(listener.take(), 20)
 
     assert asyncio.run(listen()) == [Update("here")]
 
 
 async def test_closing_delivers_what_was_said_and_ends_the_thread() -> None:
     before = set(carriers())
-    post, listener = Post(), asyncio.Queue()
+    post, listener = Post(), Listener()
     assert set(carriers()) == before, "a thread for nobody"
     deliver = post.to(listener)
     (mine,) = set(carriers()) - before
     deliver([Update("last")])
     post.close()
     post.close()
-    assert await asyncio.wait_for(listener.get(), 20) == [Update("last")]
+    assert await asyncio.wait_for(listener.take(), 20) == [Update("last")]
     await asyncio.to_thread(mine.join, 20)
     assert not mine.is_alive()
+
+
+# Listeners
+
+
+async def test_all_that_is_there_is_taken_at_once() -> None:
+    listener = Listener(10**6)
+    listener.put([Update("a", (1,))])
+    listener.put([Update("a", (2,)), Update("b", (3,))])
+    assert await listener.take() == [Update("a", (1,)), Update("a", (2,)), Update("b", (3,))]
+    listener.put([Update("a", (4,))])
+    assert await listener.take() == [Update("a", (4,))]
+
+
+async def test_silence_is_told_as_often_as_it_lasts_and_loses_nothing() -> None:
+    listener = Listener()
+    assert await asyncio.wait_for(listener.take(0.01), 20) == []
+    assert await asyncio.wait_for(listener.take(0.01), 20) == []
+    listener.put([Update("a", (1,))])
+    assert await asyncio.wait_for(listener.take(60.0), 20) == [Update("a", (1,))]
+
+
+async def test_who_stops_waiting_misses_nothing() -> None:
+    listener = Listener()
+    waiting = asyncio.create_task(listener.take(60.0))
+    await asyncio.sleep(0)
+    listener.put([Update("a", (1,))])
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await asyncio.wait_for(listener.take(), 20) == [Update("a", (1,))]
+
+
+async def test_what_is_left_is_bounded_and_then_all_of_it_is_dropped() -> None:
+    overflows: list[str] = []
+    listener = Listener(20_000, lambda: overflows.append("now"))
+    for turn in range(40):
+        listener.put([Update("a", (turn,), "text")])
+    assert not overflows and len(await listener.take()) == 40
+    for turn in range(1000):
+        listener.put([Update("a", (turn,), "text")])
+    assert overflows == ["now"]
+    assert not listener._updates
+    for _ in range(2):
+        with pytest.raises(SlowReader, match="--max-unread-bytes"):
+            await asyncio.wait_for(listener.take(60.0), 20)
+
+
+async def test_a_reader_that_keeps_up_is_never_too_slow() -> None:
+    listener = Listener(2000, lambda: pytest.fail("it has read all"))
+    for turn in range(1000):
+        listener.put([Update("a", (turn,), "text")])
+        assert await listener.take() == [Update("a", (turn,), "text")]
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        Update("a", tuple(range(500))),
+        Update("a", (1,), "x" * 20_000),
+        Update("a", (1,), logprobs=(TokenLogprobs(1, -1.0, 1, ((1, -1.0),) * 200),)),
+        Update("a", (1,), prompt_logprobs=(TokenLogprobs(1, -1.0, 1),) * 200),
+    ],
+)
+async def test_large_updates_count_as_much_as_they_take(large: Update) -> None:
+    listener = Listener(20_000)
+    listener.put([Update("a")])
+    listener.put([large])
+    with pytest.raises(SlowReader):
+        await listener.take()
+
+
+async def test_a_failed_listener_still_hears_what_came_before() -> None:
+    listener = Listener()
+    listener.put([Update("a", (1,))])
+    listener.fail(ShuttingDown("over"))
+    assert await listener.take() == [Update("a", (1,))]
+    for _ in range(2):
+        with pytest.raises(ShuttingDown):
+            await asyncio.wait_for(listener.take(60.0), 20)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -421,3 +423,44 @@ def test_logprobs_are_the_log_softmax_its_order_and_the_tokens_rank(asked: list[
 def test_tokens_that_are_equally_likely_share_a_rank() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0, 0.0]])
     assert [token_logprobs(logits, [token], [0])[0].rank for token in range(4)] == [3, 1, 1, 4]
+
+
+MASKED = [
+    {"temperature": 0},
+    {"temperature": 1.3},
+    {"temperature": 0.9, "top_k": 4},
+    {"temperature": 1.0, "top_p": 0.4},
+    {"temperature": 1.0, "min_p": 0.2, "logit_bias": {3: 50.0}},
+    {"temperature": 1.0, "repetition_penalty": 1.5, "frequency_penalty": 0.3},
+]
+
+
+def as_mask(allowed: np.ndarray) -> np.ndarray:
+    return np.where(allowed, np.float32(0), np.float32(-np.inf))
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, 2000])
+@pytest.mark.parametrize("params", MASKED)
+def test_only_what_is_allowed_is_drawn_on_the_host_and_on_devices(params: dict[str, object], vocabulary: int) -> None:
+    dice, logits = random.Random(4), noise(60, vocabulary, scale=2.0)
+    kept = logits.clone()
+    masks = [np.array([dice.random() < share for _ in range(vocabulary)]) for share in [0.1, 0.5, 0.99] * 20]
+    for at, mask in enumerate(masks):
+        mask[at % vocabulary] = True
+    draws = [replace(draw(seed=at, **params), mask=as_mask(mask)) for at, mask in enumerate(masks)]
+    host, device = SAMPLER(logits, draws), SAMPLER._together(logits, draws)
+    assert host == device
+    assert all(mask[token] for mask, token in zip(masks, host, strict=True))
+    assert torch.equal(logits, kept), "log-probabilities are of what the model said"
+    free = SAMPLER(logits, [draw(seed=at, **params) for at in range(60)])
+    assert free != host, "the control: without masks others are drawn"
+    same = [at for at, (mask, token) in enumerate(zip(masks, free, strict=True)) if mask[token]]
+    if not params.get("top_p") and not params.get("top_k"):
+        assert [host[at] for at in same] == [free[at] for at in same], "what is allowed anyway is drawn the same"
+
+
+def test_the_only_token_that_is_allowed_is_drawn() -> None:
+    alone = np.arange(VOCABULARY) == 5
+    for params in MASKED:
+        one = replace(draw(**params), mask=as_mask(alone))
+        assert SAMPLER(noise(1), [one]) == SAMPLER._together(noise(1), [one]) == [5]

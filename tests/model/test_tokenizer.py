@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from baton.errors import InvalidValue, Unsupported
 from baton.model.tokenizer import ModelTokenizer, PlainDecoder
+from bytewise import SIZE, backend, tokens_of
 from saved import VOCABULARY, save_tokenizer
 
 # A prompt that ends in U+FFFD itself looks unfinished to the stock incremental decoder.
@@ -154,3 +155,16 @@ def test_what_the_template_refuses_is_the_clients_error(tmp_path: Path) -> None:
     strict = ModelTokenizer(AutoTokenizer.from_pretrained(tmp_path), VOCABULARY)
     with pytest.raises(InvalidValue, match="roles must alternate"):
         strict.chat([{"role": "user", "content": "Hi"}])
+
+
+@PATIENT
+@given(text=st.text(max_size=8), before=st.text(max_size=4))
+def test_of_special_tokens_only_those_shown_are_text(text: str, before: str) -> None:
+    stock = PreTrainedTokenizerFast(tokenizer_object=backend(), bos_token="<s>", eos_token="</s>")
+    mine, tag = ModelTokenizer(stock, SIZE), backend().token_to_id("<tool_call>")
+    end = backend().token_to_id("</tool_call>")
+    said = [*tokens_of(before, "letters"), tag, 1, *tokens_of(text, "letters"), end, 0]
+    decoder = mine.stream(tokens_of("a"), skip_special_tokens=True, shown=[tag])
+    assert "".join(pieces(decoder, said)) == f"{before}<tool_call>{text}"
+    assert mine.special["<tool_call>"] == tag == mine.token("<tool_call>")
+    assert mine.token("<nothing>") is None

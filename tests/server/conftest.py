@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
-import uvicorn
 
-from baton.server.run import bind, url_of
+from server.listening import listening
 from server.scripted import ScriptedLoop, app_of
 
 
@@ -28,13 +25,5 @@ async def http(loop: ScriptedLoop) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def base_url(loop: ScriptedLoop) -> Iterator[str]:
-    bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app_of(loop), lifespan="off", log_level="error"))
-    thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    yield url_of(bound)
-    server.should_exit = True
-    server.force_exit = True
-    thread.join(10)
+    with listening(app_of(loop)) as address:
+        yield address

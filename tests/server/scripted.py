@@ -12,9 +12,11 @@ from fastapi import FastAPI
 
 from baton.clock import monotonic
 from baton.config import Settings
+from baton.constraint import Constraint, Form
 from baton.engine.client import Client, Stats
 from baton.errors import InvalidValue
 from baton.events import Slots, TokenLogprobs, Update, Usage
+from baton.limits import Limits
 from baton.query import Query
 from baton.server.app import create_app
 
@@ -27,14 +29,25 @@ class Letters:
     """One token per character; token 0 is the end."""
 
     vocabulary = 256
+    kind = "Letters"
+    roles = {"eos_token": "<end>"}
+    special = {"<end>": 0}
+    template = "{{ messages }}"
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [ord(letter) % 256 for letter in text]
 
-    def chat(self, messages: Sequence[Any]) -> list[int]:
+    def chat(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
         if messages[-1]["role"] == "assistant":
             raise InvalidValue("the last message must not be the assistant's", param="messages")
-        return self.encode("".join(f"<{m['role']}>{m['content']}" for m in messages))
+        self.tools, self.messages = list(tools), list(messages)
+        return self.encode("".join(f"<{m['role']}>{m.get('content')}" for m in messages))
+
+    def chat_template(self, *, tools: bool) -> str | None:
+        return self.template
+
+    def token(self, name: str) -> int | None:
+        return None
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return "".join(chr(token) for token in token_ids if token or not skip_special_tokens)
@@ -59,6 +72,9 @@ class ScriptedLoop:
         self.fail_after: int | None = None
         self.cached: list[int] = []
         self.reason: str | None = None
+        self.tokenizer = Letters()
+        self.context = CONTEXT
+        self.compiler: Forms | None = Forms()
         self.live: dict[str, tuple[Query, Deliver]] = {}
         self.queries: list[Query] = []
         self.cancelled: list[str] = []
@@ -76,6 +92,10 @@ class ScriptedLoop:
             self.say(self.opening)
         if not self.held:
             self.release()
+
+    def check_room(self, count: int) -> None:
+        if self.refuse is not None:
+            raise self.refuse
 
     def say(self, *texts: str) -> None:
         """One update of each text to each live query, and no end."""
@@ -148,7 +168,7 @@ class ScriptedLoop:
 
 def logprobs_of(token: int, best: int) -> TokenLogprobs:
     """Each token is the second best of all, behind the letter before it."""
-    return TokenLogprobs(token, -1.5, 2, ((token - 1, -0.5), (token, -1.5), (token + 1, -2.5))[:best])
+    return TokenLogprobs(token, -1.5, 2, (((token - 1) % 256, -0.5), (token, -1.5), ((token + 1) % 256, -2.5))[:best])
 
 
 def _told(query: Query, text: str, at: int) -> dict[str, Any]:
@@ -187,19 +207,52 @@ def usage_body(prompt: int, completion: int, cached: int = 0) -> dict[str, objec
     }
 
 
-def client_of(loop: ScriptedLoop) -> Client:
+class Forms:
+    """A compiler that keeps the forms it is given."""
+
+    def __init__(self) -> None:
+        self.forms: list[Form] = []
+
+    def compile(self, form: Form) -> Constraint:
+        self.forms.append(form)
+        return Free()
+
+    def prepare(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Free:
+    """A constraint that allows everything."""
+
+    def start(self) -> Free:
+        return self
+
+    def allowed(self, generated: Sequence[int]) -> bytes:
+        return b"\xff" * 32
+
+
+def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
     settings = Settings(
         policy="baton",
         max_rows=8,
-        max_model_len=CONTEXT,
+        max_model_len=loop.context,
         kv_bytes=4096,
         prefill_chunk=None,
         max_stall_seconds=0.2,
         max_waiting=256,
         seed=0,
+        limits=limits or Limits(),
     )
-    return Client(model_name=MODEL, settings=settings, tokenizer=Letters(), loop=loop, clock=monotonic)
+    return Client(
+        model_name=MODEL,
+        settings=settings,
+        tokenizer=loop.tokenizer,
+        loop=loop,
+        clock=monotonic,
+        compiler=loop.compiler,
+    )
 
 
-def app_of(loop: ScriptedLoop, **more: Any) -> FastAPI:
-    return create_app(client_of(loop), render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)
+def app_of(loop: ScriptedLoop, limits: Limits | None = None, **more: Any) -> FastAPI:
+    return create_app(client_of(loop, limits), render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)

@@ -1,13 +1,16 @@
 """A server process over a scripted engine, for tests that send it signals.
 
-`served.py MEGABYTES DRAIN_SECONDS`: each query is told that much at once and then held; below zero it is answered.
+`served.py MEGABYTES DRAIN_SECONDS [LIMITS]`: each query is told that much at once and then held; below zero it is
+answered. Limits are a JSON object.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 import baton.server.run
+from baton.limits import Limits
 from baton.server.run import bind, serve
 from server.scripted import ScriptedLoop, app_of
 
@@ -16,11 +19,13 @@ if __name__ == "__main__":
     megabytes = float(sys.argv[1])
     loop.held, loop.opening = megabytes >= 0, "x" * int(megabytes * 2**20)
     baton.server.run.CLOSE_SECONDS = 1
+    limits = Limits(**json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}"))
     serve(
-        app_of(loop),
+        app_of(loop, limits),
         bind("127.0.0.1", 0),
         drain=loop.drain,
         drain_timeout_seconds=float(sys.argv[2]),
+        limits=limits,
         on_started=lambda url: print(url, flush=True),
     )
     loop.close()

@@ -8,10 +8,12 @@ import httpx
 import pytest
 
 from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
-from baton.server.body import MAX_BODY_BYTES
+from baton.limits import Limits
+from baton.server.access import Access
 from server.scripted import MODEL, ScriptedLoop, app_of
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+MAX_BODY_BYTES = Limits().max_body_bytes
 JSON = {"content-type": "application/json"}
 
 UNHONOURED: dict[str, Any] = {
@@ -19,15 +21,11 @@ UNHONOURED: dict[str, Any] = {
     "best_of": 3,
     "functions": [{"name": "f"}],
     "modalities": ["audio"],
-    "parallel_tool_calls": False,
     "prediction": {"type": "content"},
     "prompt_logprobs": 1,
     "reasoning_effort": "high",
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
     "suffix": "end",
-    "tool_choice": "required",
-    "tools": [{"type": "function"}],
     "verbosity": "low",
     "web_search_options": {},
     "priority": 1,
@@ -47,6 +45,19 @@ def check(
     assert list(error) == ["message", "type", "param", "code"]
     assert (error["code"], error["type"]) == (code, type)
     return error
+
+
+ONLY_FOR_CHAT: dict[str, Any] = {
+    "parallel_tool_calls": False,
+    "tool_choice": "required",
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+}
+
+
+@pytest.mark.parametrize("name", ONLY_FOR_CHAT)
+async def test_tools_are_for_chat(http: httpx.AsyncClient, name: str) -> None:
+    response = await http.post("/v1/completions", json={"prompt": "a", name: ONLY_FOR_CHAT[name]})
+    assert check(response, 400, "unsupported_parameter")["param"] == name
 
 
 @pytest.mark.parametrize("name", UNHONOURED)
@@ -229,7 +240,7 @@ async def test_request_id(http: httpx.AsyncClient) -> None:
 
 
 async def test_key(loop: ScriptedLoop) -> None:
-    transport = httpx.ASGITransport(app=app_of(loop, api_key="sésame"))
+    transport = httpx.ASGITransport(app=app_of(loop, access=Access(keys=("other", "sésame"))))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         for path in ("/health", "/", "/page.css", "/page.js", "/docs"):
             assert (await http.get(path)).status_code == 200

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import httpx
+import pytest
 
 import baton.server
-from server.scripted import CONTEXT, MODEL, ScriptedLoop
+from server.scripted import CONTEXT, MODEL, Letters, ScriptedLoop
 
 
 async def test_models(http: httpx.AsyncClient) -> None:
@@ -28,11 +29,29 @@ async def test_tokenize_and_back(http: httpx.AsyncClient) -> None:
     assert (await http.post("/tokenize", json=chat)).json()["count"] == len("<user>a")
 
 
+async def test_tokenize_with_and_without_special_tokens(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Letters, "encode", lambda self, text, *, special=True: [0, 97] if special else [97])
+    for asked, tokens in (
+        ({}, [0, 97]),
+        ({"add_special_tokens": None}, [0, 97]),
+        ({"add_special_tokens": False}, [97]),
+    ):
+        assert (await http.post("/tokenize", json={"prompt": "a", **asked})).json()["tokens"] == tokens
+
+
 async def test_tokenize_refuses(http: httpx.AsyncClient) -> None:
     for path, body, param in (
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": 1}, "prompt"),
-        ("/tokenize", {"prompt": "a", "add_special_tokens": True}, "add_special_tokens"),
+        ("/tokenize", {"prompt": "a", "return_token_strs": True}, "return_token_strs"),
+        ("/tokenize", {"prompt": "a", "add_special_tokens": 0}, "add_special_tokens"),
+        (
+            "/tokenize",
+            {"messages": [{"role": "user", "content": ""}], "add_special_tokens": True},
+            "add_special_tokens",
+        ),
         ("/detokenize", {"tokens": [256]}, "tokens"),
         ("/detokenize", {"tokens": ["a"] * 100}, "tokens"),
         ("/detokenize", {}, "tokens"),

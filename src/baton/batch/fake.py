@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -16,6 +17,13 @@ from baton.errors import Refused
 from baton.footprint import Footprint
 from baton.kv.segment import KVSegment
 from baton.work import Chunk, Feeding, Stepped
+
+
+class Costs(Protocol):
+    """Seconds of a forward; see `CostModel.of`."""
+
+    def of(self, rows: int, slots: int, columns: int, pairs: float) -> float: ...
+
 
 Say = Callable[[Sequence[int]], int | None]
 """The next token after these; None where a model's output would not be finite. May raise: then the forward does."""
@@ -30,7 +38,8 @@ class CostModel:
     slot_seconds: float = 0.0
     column_seconds: float = 0.0
 
-    def of(self, rows: int, slots: int, columns: int) -> float:
+    def of(self, rows: int, slots: int, columns: int, pairs: float) -> float:
+        """`columns`: those that rows read; `pairs`: each token with each column that it attends to."""
         return self.fixed_seconds + self.row_seconds * rows + self.slot_seconds * slots + self.column_seconds * columns
 
 
@@ -41,7 +50,7 @@ class FakeDevice:
     """
 
     def __init__(
-        self, *, say: Say, costs: CostModel, clock: ManualClock, columns: int, footprint: Footprint, stamp: str = "fake"
+        self, *, say: Say, costs: Costs, clock: ManualClock, columns: int, footprint: Footprint, stamp: str = "fake"
     ) -> None:
         self.columns = columns
         self.footprint = footprint
@@ -82,6 +91,7 @@ class FakeDevice:
         going = {name: (self.segments[name], count) for name, count in counts.items() if name not in done}
         drawn = {name: self._say(seg.tokens) for name, (seg, count) in going.items() if count == seg.pending}
         stepped = self._count(counts, max(counts.values()) if how is Feeding.PADDED else 0, done)
+        pairs = sum(count * (self.segments[name].cached + count / 2) for name, count in counts.items())
         for segment, count in going.values():
             segment.cached += count
             segment.computed = max(segment.computed, segment.cached)
@@ -92,7 +102,7 @@ class FakeDevice:
                 self.segments[name].tokens.append(token)
                 stepped.tokens[name] = token
         slots = stepped.slots
-        self._clock.advance(self._costs.of(len(counts), slots.useful + slots.idle, slots.columns_needed))
+        self._clock.advance(self._costs.of(len(counts), slots.useful + slots.idle, slots.columns_needed, pairs))
         return stepped
 
     def _count(self, counts: Mapping[str, int], width: int, done: Set[str]) -> Stepped:

@@ -5,7 +5,6 @@ All methods may be called from any thread. The engine answers once per iteration
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import itertools
 import operator
@@ -14,31 +13,64 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from baton.clock import Clock
 from baton.config import Settings
+from baton.constraint import Constraint, Form
 from baton.engine.inbox import Deliver
 from baton.engine.post import Listener, Post
-from baton.errors import ContextLengthExceeded, InvalidValue, QueueFull, Unsupported
+from baton.errors import (
+    ContextLengthExceeded,
+    DeadlinePassed,
+    InvalidValue,
+    QueueFull,
+    RequestError,
+    ShuttingDown,
+    Unsupported,
+)
 from baton.events import Slots, Update
+from baton.policy.port import NO_COSTS
+from baton.policy.port import Costs as Costs
 from baton.query import NO_TERMS, Query, SamplingParams, Terms
 
-Message = Mapping[str, str]
-"""One turn of a conversation: `role` and `content`."""
+# After so long a listener gives up a query that is overdue by itself.
+_GRACE_SECONDS = 5.0
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: `role` and `content`, and what else a chat template knows."""
+Tool = Mapping[str, Any]
+"""As OpenAI writes it: `{"type": "function", "function": {"name": ..., "parameters": {...}}}`."""
 
 
 class Tokenizer(Protocol):
     """What the engine's clients need of a tokenizer; its body is `model/tokenizer.py`. Safe to call from any thread."""
 
     vocabulary: int
+    kind: str
+    """The name of its class."""
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Which special token is what: its name by "bos_token", "eos_token" and so on."""
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    @property
+    def special(self) -> Mapping[str, int]:
+        """Ids of all special tokens by their names."""
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """`special`: with those tokens that the tokenizer adds to a text by itself."""
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """The prompt of a conversation, ending where the assistant's turn begins. Raises RequestError."""
+
+    def chat_template(self, *, tools: bool) -> str | None:
+        """The source of the template that conversations are written by, with tools or without."""
+
+    def token(self, name: str) -> int | None:
+        """The one token of this name, None where there is none."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
@@ -48,7 +80,10 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How the engine is now, and what it did since its start. Bytes, tokens, seconds."""
+    """How the engine is now, and what it did since its start. Bytes, tokens, seconds.
+
+    `submitted`: queries that were admitted, which is the live ones and all `outcomes` together.
+    """
 
     running: int
     waiting: int
@@ -72,12 +107,27 @@ class Stats:
     pool_bytes_budget: int = 0
     prefix_bytes_used: int = 0
     prefix_cached_tokens: int = 0
+    submitted: int = 0
+    costs: Costs = NO_COSTS
+
+
+class Compiler(Protocol):
+    """Makes constraints of forms; its body is `grammar/compiler.py`. Safe to call from any thread, which waits."""
+
+    def compile(self, form: Form) -> Constraint:
+        """Raises RequestError or QueueFull."""
+
+    def prepare(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Loop(Protocol):
     """The running engine, as seen from other threads; its body is `engine/loop.py`."""
 
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None: ...
+
+    def check_room(self, count: int) -> None: ...
 
     def cancel(self, query_ids: Sequence[str]) -> None: ...
 
@@ -102,6 +152,7 @@ class Client:
         loop: Loop,
         clock: Clock,
         honours: Collection[str] = (),
+        compiler: Compiler | None = None,
     ) -> None:
         """`honours`: what of a query's terms the policy goes by, see `policy/port.py`."""
         self.model_name = model_name
@@ -110,8 +161,9 @@ class Client:
         self._loop = loop
         self._clock = clock
         self._honours = frozenset(honours)
+        self._compiler = compiler
         self._names = itertools.count()
-        self._prefix = secrets.token_hex(4)
+        self._prefix = secrets.token_hex(8)
         self._seeds = random.Random(settings.seed)
         self._lock = threading.Lock()
         self._post = Post()
@@ -121,11 +173,17 @@ class Client:
         prompt: Sequence[int],
         params: SamplingParams,
         terms: Terms = NO_TERMS,
+        *,
+        form: Form | None = None,
+        shown: Collection[int] = (),
     ) -> list[Query]:
         """`params.n` queries of one prompt (token ids), each with its own seed and id.
 
+        `form`: where it is another than `params` ask for; `shown`: see `Query`. A form is compiled meanwhile, if it was
+        not before: the caller must not be an event loop's thread.
         Raises ContextLengthExceeded where the prompt leaves no room for `max_tokens`, InvalidValue for an empty
-        prompt or ids outside the vocabulary, Unsupported for a priority that the policy does not go by.
+        prompt or ids outside the vocabulary, LimitExceeded for params above the limits, Unsupported for a priority
+        that the policy does not go by, and what the compiler does.
         """
         try:
             tokens = tuple(operator.index(token) for token in prompt)
@@ -134,7 +192,9 @@ class Client:
         if terms.priority and "priority" not in self._honours:
             message = f"priority {terms.priority}: this engine's policy has no priorities; --policy priority and slo do"
             raise Unsupported(message, param="priority")
+        self.settings.limits.check(params)
         self._check(tokens, params)
+        constraint = self._constraint(form or params.form)
         now = self._clock()
         room = self.settings.max_model_len - len(tokens)
         limit = min(room, params.max_tokens or room)
@@ -155,6 +215,10 @@ class Client:
                 deadline=None if terms.deadline_ms is None else now + terms.deadline_ms / 1000,
                 user=terms.user,
                 choice_of=names[0] if shared else "",
+                start_by=None if terms.queue_seconds is None else now + terms.queue_seconds,
+                end_by=None if terms.total_seconds is None else now + terms.total_seconds,
+                constraint=constraint,
+                shown=frozenset(shown),
             )
             for choice, name in enumerate(names)
         ]
@@ -170,23 +234,37 @@ class Client:
                 for update in updates:
                     yield update
 
-    async def batches(self, queries: Sequence[Query]) -> AsyncGenerator[list[Update], None]:
-        """As `stream`, with all updates that are there at once in one list, so that they can be sent as one."""
-        inbox: Listener = asyncio.Queue()
+    async def batches(
+        self, queries: Sequence[Query], *, silence_seconds: float | None = None, most_bytes: int | None = None
+    ) -> AsyncGenerator[list[Update], None]:
+        """As `stream`, with all updates that are there at once in one list, so that they can be sent as one.
+
+        An empty list whenever nothing came for `silence_seconds`. Where more than `most_bytes` of updates are not taken
+        the queries are cancelled at once, and SlowReader is raised when the iterator is advanced.
+        """
         left = {query.id for query in queries}
-        self._loop.submit(queries, self._post.to(inbox))
+        listener = Listener(most_bytes, lambda: self._loop.cancel(list(left)))
+        self._loop.submit(queries, self._post.to(listener))
         try:
-            while left:
-                updates = list(await inbox.get())
-                while not inbox.empty():
-                    updates += inbox.get_nowait()
-                left.difference_update(update.query_id for update in updates if update.finish_reason is not None)
-                yield updates
+            with self._post.listening(listener):
+                while left:
+                    updates = await listener.take(silence_seconds)
+                    if not updates:
+                        self._check_overdue(queries)
+                    left.difference_update(update.query_id for update in updates if update.finish_reason is not None)
+                    yield updates
         finally:
             if left:
                 self._loop.cancel(list(left))
 
-    def run(self, queries: Sequence[Query]) -> Iterator[Update]:
+    def check_room(self, count: int = 1) -> None:
+        """Raises QueueFull, ShuttingDown or EngineUnhealthy where so many queries would not be taken now.
+
+        For those who have not looked at a request yet, which is counted as refused then. Nothing is promised for later.
+        """
+        self._loop.check_room(count)
+
+    def run(self, queries: Sequence[Query]) -> Generator[Update, None, None]:
         """The same for a thread without an event loop, and for any number: as many are submitted as may wait."""
         inbox: queue.SimpleQueue[list[Update]] = queue.SimpleQueue()
         later = deque(queries)
@@ -211,6 +289,10 @@ class Client:
             if live:
                 self._loop.cancel(list(live))
 
+    def honours(self, term: str) -> bool:
+        """Whether the policy goes by this term of queries."""
+        return term in self._honours
+
     def stats(self) -> Stats:
         return self._loop.stats()
 
@@ -223,12 +305,43 @@ class Client:
 
         Answers whether all ended by themselves.
         """
-        return self._loop.drain(timeout_seconds)
+        finished = self._loop.drain(timeout_seconds)
+        if not finished:
+            # Who has heard no end even now listens to an engine that hangs.
+            self._post.fail(ShuttingDown("the server is shutting down and ended this query"))
+        return finished
 
     def close(self) -> None:
         """Ends the engine's thread and cancels what is live; all are told. May be called twice."""
         self._loop.close()
         self._post.close()
+        if self._compiler is not None:
+            self._compiler.close()
+
+    def _check_overdue(self, queries: Sequence[Query]) -> None:
+        """Raises DeadlinePassed for what the engine should have given up long ago: it hangs."""
+        now = self._clock() - _GRACE_SECONDS
+        for query in queries:
+            if (why := query.overdue(now, begun=True)) is not None:
+                raise DeadlinePassed(why)
+
+    def prepare(self) -> None:
+        """Does now what the first answer with a form would have all others wait for."""
+        if self._compiler is not None:
+            self._compiler.prepare()
+
+    def _constraint(self, form: Form | None) -> Constraint | None:
+        if form is None:
+            return None
+        size = len(form.text.encode())
+        self.settings.limits.hold("max_grammar_bytes", size, f"the size of the {form.kind}", form.param)
+        if self._compiler is None:
+            raise Unsupported(f"{form.param} is not honoured by this engine", param=form.param)
+        try:
+            return self._compiler.compile(form)
+        except RequestError as error:
+            error.param = error.param or form.param
+            raise
 
     def _check(self, tokens: tuple[int, ...], params: SamplingParams) -> None:
         longest = self.settings.max_model_len

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from baton.footprint import Footprint
 from baton.kv.budget import Budget, out_of_memory
 from baton.kv.pool import SegmentPool
 from baton.kv.prefix import PrefixStore
-from baton.policy.port import SURE_TOKENS, Chunk, Policy, Standing, View
+from baton.policy.port import SURE_TOKENS, Chunk, Costs, Policy, Standing, View
 from baton.prefill.port import Prefiller
 from baton.query import Query, State
 
@@ -65,6 +66,8 @@ class Engine:
         prefixes = Prefixes(prefix_store, whole_prompts=whole_prompts)
         self.queries = Queries(batch, prefiller, pool, lifecycle, talks, stamp, prefixes)
         self._forwards = Forwards(self.queries, self._costs, self._answers, self._limit, clock)
+        # Until then no live query is overdue.
+        self._in_time_until = math.inf
 
     @property
     def batch(self) -> Batch:
@@ -88,6 +91,11 @@ class Engine:
         return self.queries.row_bytes
 
     @property
+    def costs(self) -> Costs:
+        """What steps and fills cost, as measured so far."""
+        return self._costs.costs
+
+    @property
     def pool_bytes_used(self) -> int:
         """What is kept of queries that were set aside."""
         return self.queries.pool.bytes_used
@@ -96,6 +104,7 @@ class Engine:
         """A query comes in; it is waiting from now on."""
         self.queries.arrive(query, deliver)
         self.totals.prompt_tokens += len(query.prompt)
+        self._in_time_until = min(self._in_time_until, query.overdue_after(begun=False))
 
     def cancel(self, query_id: str) -> None:
         """The query leaves, wherever it is. No matter if it ended before."""
@@ -236,8 +245,14 @@ class Engine:
         return len(life.query.prompt) + life.generated - cached
 
     def _expire(self) -> None:
+        """Ends queries whose time is over. Looks at them only when one of them may be."""
         now = self._clock()
-        queries = [life.query for life in self.lifecycle.live.values()]
-        for query in queries:
-            if query.deadline is not None and query.deadline < now:
-                self.queries.end(query.id, State.EXPIRED, "expired", "the query's deadline has passed")
+        if now <= self._in_time_until:
+            return
+        for life in list(self.lifecycle.live.values()):
+            why = life.query.overdue(now, begun=life.state is not State.WAITING or life.useful_slots > 0)
+            if why is not None:
+                self.queries.end(life.query.id, State.EXPIRED, "expired", why)
+        # Who has a row and is not fed yet may lose it, and then has not begun.
+        left = (life.query.overdue_after(begun=life.useful_slots > 0) for life in self.lifecycle.live.values())
+        self._in_time_until = min(left, default=math.inf)

@@ -194,6 +194,7 @@ class Forwards:
             now.went_well()
         lens = {**queries.batch.lens, **queries.prefiller.lens}
         for query_id, (useful, idle) in stepped.shares.items():
+            now.fed[query_id] = now.fed.get(query_id, 0) + useful + idle
             if query_id in stepped.failed:
                 lifecycle.fed(query_id, lens[query_id], useful, idle)
             else:

@@ -28,6 +28,7 @@ class Iteration:
     stalls: dict[str, float] = field(default_factory=dict)
     inserted: list[str] = field(default_factory=list)
     detached: list[str] = field(default_factory=list)
+    fed: dict[str, int] = field(default_factory=dict)
     prefilled_tokens: int = 0
     generated_tokens: int = 0
     step_seconds: float = 0.0
@@ -99,4 +100,5 @@ def done(now: Iteration, index: int, queries: Queries, kv_bytes_budget: int) -> 
         stall_seconds=now.stalls,
         kv_bytes_budget=kv_bytes_budget,
         pool_bytes_used=queries.pool.bytes_used,
+        fed=now.fed,
     )

@@ -11,6 +11,7 @@ from baton.clock import Clock
 from baton.engine.client import Stats
 from baton.engine.engine import Engine
 from baton.engine.inbox import Deliver, Inbox
+from baton.engine.watchdog import Watchdog
 from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
 from baton.events import QueryRejected, Sink, Update
 from baton.query import Query, State
@@ -19,7 +20,9 @@ log = logging.getLogger("baton.engine")
 
 _NAP_SECONDS = 0.5
 _PAUSE_SECONDS = 0.002
-_HUNG_SECONDS = 60.0
+# How long an iteration that is under way gets to notice that it was the last, and that much where it hangs anyway.
+_LAST_SECONDS = 60.0
+_CUT_SECONDS = 10.0
 _FAILURES_ALLOWED = 1
 
 
@@ -43,24 +46,22 @@ class EngineLoop:
         self._idle.set()
         self._stats = self._read_stats()
         self._thread = threading.Thread(target=self._run, name="baton-engine", daemon=True)
+        self._watchdog = Watchdog(self._stuck, engine.settings.hang_seconds)
         self._thread.start()
+        self._watchdog.start()
 
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
         """All of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
         with self._admission:
-            if self._broken:
-                self._reject("engine_unhealthy", len(queries))
-                raise EngineUnhealthy(f"the engine has stopped: {self._broken}")
-            if self._draining or self._stopping:
-                self._reject("shutting_down", len(queries))
-                raise ShuttingDown("the server is shutting down")
-            most = self._engine.settings.max_waiting
-            if self._queued + len(queries) > most + self._free_rows():
-                self._reject("queue_full", len(queries))
-                raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
+            self._check_room(len(queries), told=len(queries))
             self._queued += len(queries)
             self._idle.clear()
             self._inbox.put(queries, deliver)
+
+    def check_room(self, count: int = 1) -> None:
+        """Raises what `submit` of so many queries would now; counts as one that was refused."""
+        with self._admission:
+            self._check_room(count, told=1)
 
     def cancel(self, query_ids: Sequence[str]) -> None:
         self._inbox.cancel(query_ids)
@@ -69,15 +70,15 @@ class EngineLoop:
         return replace(self._stats, last_iteration_age_seconds=self._clock() - self._beat)
 
     def not_ready(self) -> str | None:
-        if self._broken:
-            return f"the engine has stopped: {self._broken}"
+        if (stopped := self._stopped()) is not None:
+            return stopped
         if self._draining or self._stopping:
             return "the server is shutting down"
-        age = self._clock() - self._beat
-        if not self._idle.is_set() and age > _HUNG_SECONDS:
-            return f"no iteration for {age:.0f} s"
+        stuck = self._stuck()
+        if stuck > self._engine.settings.hang_seconds:
+            return f"no iteration for {stuck:.0f} s (--hang-timeout)"
         if self._queued >= self._engine.settings.max_waiting:
-            return f"{self._queued} queries are waiting"
+            return f"{self._queued} queries are waiting (--max-waiting)"
         return None
 
     def drain(self, timeout_seconds: float) -> bool:
@@ -87,15 +88,43 @@ class EngineLoop:
         if not finished:
             self._cut = True
             self._inbox.wake()
-            self._idle.wait(_HUNG_SECONDS)
+            self._idle.wait(_CUT_SECONDS)
         return finished
 
     def close(self) -> None:
         with self._admission:
             self._stopping = True
         self._inbox.wake()
+        self._watchdog.close()
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=_HUNG_SECONDS)
+            # Who was cut and is not done hangs: it is not waited for twice.
+            self._thread.join(timeout=0.0 if self._cut and not self._idle.is_set() else _LAST_SECONDS)
+
+    def _check_room(self, count: int, *, told: int) -> None:
+        """Raises where so many queries are not to be admitted; so many are `told` to the sinks."""
+        if (stopped := self._stopped()) is not None:
+            self._reject("engine_unhealthy", told)
+            raise EngineUnhealthy(stopped)
+        if self._draining or self._stopping:
+            self._reject("shutting_down", told)
+            raise ShuttingDown("the server is shutting down")
+        most = self._engine.settings.max_waiting
+        if self._queued + count > most + self._free_rows():
+            self._reject("queue_full", told)
+            raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
+
+    def _stopped(self) -> str | None:
+        """Why there will be no iteration any more, where nobody asked for that."""
+        if self._broken is not None:
+            return f"the engine has stopped: {self._broken}"
+        # As after a fork: the child has no such thread.
+        if not self._stopping and not self._thread.is_alive():
+            return "the engine has stopped: its thread is gone"
+        return None
+
+    def _stuck(self) -> float:
+        """Seconds since the engine came round, where it has something to do; else 0."""
+        return 0.0 if self._idle.is_set() else self._clock() - self._beat
 
     def _free_rows(self) -> int:
         return max(0, self._engine.settings.max_rows - self._stats.running)
@@ -108,6 +137,16 @@ class EngineLoop:
     # In the engine's thread
 
     def _run(self) -> None:
+        try:
+            self._iterate()
+        except BaseException as error:
+            # What no iteration may raise, like SystemExit: the thread ends, and everybody hears of it.
+            log.critical("the engine's thread ends", exc_info=error)
+            self._broken = type(error).__name__
+        finally:
+            self._stop()
+
+    def _iterate(self) -> None:
         failures = 0
         while not self._stopping:
             try:
@@ -119,8 +158,7 @@ class EngineLoop:
                 why = type(error).__name__  # its message may hold paths and addresses: that is for the log
                 if failures > _FAILURES_ALLOWED or not self._recover(why):
                     self._broken = why
-                    break
-        self._stop()
+                    return
 
     def _turn(self) -> bool:
         """Answers whether there was anything to iterate over."""
@@ -168,12 +206,15 @@ class EngineLoop:
         with self._admission:
             queries, _ = self._inbox.take()
             self._stopping = True
-        for query, deliver in queries:
-            self._accept(query, deliver)
-        if self._broken is None:
-            for query_id in list(self._engine.lifecycle.live):
-                self._engine.cancel(query_id)
-        if not self._recover(self._broken or "closed"):
+        self._watchdog.close()
+        try:
+            for query, deliver in queries:
+                self._accept(query, deliver)
+            if self._broken is None:
+                for query_id in list(self._engine.lifecycle.live):
+                    self._engine.cancel(query_id)
+            self._recover(self._broken or "closed")
+        finally:
             self._idle.set()
 
     def _publish(self) -> None:
@@ -213,4 +254,6 @@ class EngineLoop:
             pool_bytes_budget=engine.budget.pool_bytes,
             prefix_bytes_used=engine.queries.prefixes.bytes_used,
             prefix_cached_tokens=lifecycle.prefix_cached_tokens,
+            submitted=lifecycle.submitted,
+            costs=engine.costs,
         )

@@ -11,14 +11,78 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from baton.engine.inbox import Deliver
+from baton.errors import BatonError, SlowReader
 from baton.events import Update
 
-Listener = asyncio.Queue[list[Update]]
-_Parcel = tuple[asyncio.AbstractEventLoop, Listener, list[Update]]
+# What an update takes in memory, about: by itself, for each token, and for each log-probability that is told.
+_UPDATE_BYTES, _TOKEN_BYTES, _LOGPROB_BYTES = 400, 40, 130
+
+
+class Listener:
+    """What came for one asker and was not taken yet. Everything here happens on one event loop.
+
+    Where more than `most_bytes` are left untaken all of it is dropped, with all that comes later, and `overflowed` is
+    called.
+    """
+
+    def __init__(self, most_bytes: int | None = None, overflowed: Callable[[], None] = lambda: None) -> None:
+        self._updates: list[Update] = []
+        self._bytes = 0
+        self._most_bytes = most_bytes
+        self._overflowed = overflowed
+        self._full = False
+        self._failure: BatonError | None = None
+        self._news = asyncio.Event()
+
+    def put(self, updates: Sequence[Update]) -> None:
+        # Counted only where something is left: a reader that keeps up costs nothing.
+        if self._most_bytes is not None and self._updates:
+            self._bytes += sum(map(_size, updates))
+            if self._bytes > self._most_bytes and not self._full:
+                self._full = True
+                self._overflowed()
+        if self._full:
+            self._updates.clear()
+        else:
+            self._updates += updates
+        self._news.set()
+
+    def fail(self, error: BatonError) -> None:
+        """Nothing more will come: `take` raises this when all that is there was taken."""
+        self._failure = error
+        self._news.set()
+
+    async def take(self, silence_seconds: float | None = None) -> list[Update]:
+        """All there is, as soon as there is something; nothing, where nothing came for so long.
+
+        Raises SlowReader, and what it was failed with.
+        """
+        if not (self._updates or self._full or self._failure):
+            await self._wait(silence_seconds)
+        if self._failure is not None and not self._updates:
+            raise self._failure
+        if self._full:
+            raise SlowReader(f"more than {self._most_bytes} bytes were left unread (--max-unread-bytes)")
+        self._news.clear()
+        found, self._updates, self._bytes = self._updates, [], 0
+        return found
+
+    async def _wait(self, seconds: float | None) -> None:
+        if seconds is None:
+            await self._news.wait()
+            return
+        timer = asyncio.get_running_loop().call_later(seconds, self._news.set)
+        try:
+            await self._news.wait()
+        finally:
+            timer.cancel()
+
+
+_Parcel = tuple[asyncio.AbstractEventLoop, Listener, Sequence[Update]]
 
 
 class Post:
@@ -29,6 +93,7 @@ class Post:
         self._thread = threading.Thread(target=self._carry, name="baton-post", daemon=True)
         self._lock = threading.Lock()
         self._closed = False
+        self._listening: dict[Listener, asyncio.AbstractEventLoop] = {}
 
     def to(self, listener: Listener) -> Deliver:
         """What delivers to a listener on the running event loop. In order, from any one thread."""
@@ -36,6 +101,21 @@ class Post:
             if self._thread.ident is None and not self._closed:
                 self._thread.start()
         return partial(self._put, asyncio.get_running_loop(), listener)
+
+    @contextlib.contextmanager
+    def listening(self, listener: Listener) -> Iterator[None]:
+        """Meanwhile the listener, on the running event loop, hears of it when nothing more will come."""
+        self._listening[listener] = asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            del self._listening[listener]
+
+    def fail(self, error: BatonError) -> None:
+        """Tells all who are listening that nothing more will come. From any thread."""
+        for listener, loop in list(self._listening.items()):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(listener.fail, error)
 
     def close(self) -> None:
         """Ends the thread, when it has carried what it was given before."""
@@ -69,4 +149,9 @@ class Post:
 
 def _arrive(parcels: Sequence[_Parcel]) -> None:
     for _, listener, updates in parcels:
-        listener.put_nowait(updates)
+        listener.put(updates)
+
+
+def _size(update: Update) -> int:
+    told = sum(1 + len(one.best) for one in (*update.logprobs, *update.prompt_logprobs))
+    return _UPDATE_BYTES + len(update.text) + _TOKEN_BYTES * len(update.token_ids) + _LOGPROB_BYTES * told

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from baton.model.masks import Mask
 from baton.query import SamplingParams
 
 # Filters look at this many best tokens first, and at more only when top-p or min-p is not reached among them.
@@ -22,12 +23,16 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One row's next draw: `tokens` so far (not copied), of which `prompt_tokens` were the prompt."""
+    """One row's next draw: `tokens` so far (not copied), of which `prompt_tokens` were the prompt.
+
+    `mask`: what may be drawn at all; None for everything.
+    """
 
     params: SamplingParams
     seed: int
     tokens: Sequence[int]
     prompt_tokens: int
+    mask: Mask | None = None
 
     @property
     def shapes(self) -> bool:

@@ -22,6 +22,8 @@ Bits = NDArray[np.uint64]
 _GROUPS = 6
 # A float64 has 53.
 _UNUSED_BITS = 64 - 53
+# What must not be drawn is below it.
+_LEAST = np.finfo(np.float32).min
 # More than scores, and noise and its bits, are rounded by.
 _ROUNDING = 1e-6
 
@@ -50,7 +52,7 @@ def candidates(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
         if params.top_p < 1:
             keep &= share.cumsum() - share < params.top_p * (whole or share.sum())
         # Enough was looked at where the last one looked at is already out.
-        if params.top_k or look == vocabulary or not keep[-1]:
+        if params.top_k or look == vocabulary or len(ids) < look or not keep[-1]:
             return values[keep], ids[keep]
         look = min(look * MORE, vocabulary)
 
@@ -65,7 +67,7 @@ def _contenders(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
     best, ids = _top(row, min(FIRST_LOOK, len(row)))
     values = best / temperature
     scores = values + _gumbel(_hashed(key, _spread(ids)))
-    if len(ids) == len(row):
+    if len(ids) == len(row) or len(ids) < FIRST_LOOK:
         return scores, ids
     lacking = float(scores.max()) - float(values[-1]) - _ROUNDING
     least = int(max(0.0, 2.0**53 * math.exp(-math.exp(-lacking)) - 8))
@@ -76,12 +78,12 @@ def _contenders(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
 
 
 def _top(row: Floats, count: int) -> tuple[Floats, Ids]:
-    """The `count` best of a row, best first, of equals the first: values and ids."""
+    """The `count` best of a row, best first, of equals the first: values and ids. Fewer where no more may be drawn."""
     groups = min(len(row), _GROUPS * count)
     maxima = row[: len(row) // groups * groups].reshape(-1, groups).max(0)
     # So many groups have one that is at least this: the best are among all that are.
     bound = np.partition(maxima, groups - count)[groups - count]
-    ids = np.flatnonzero(row >= bound)
+    ids = np.flatnonzero(row >= max(bound, _LEAST))
     ids = ids[np.argsort(-row[ids], kind="stable")[:count]]
     return row[ids], ids
 

@@ -91,7 +91,7 @@ def load(
         model=model,
         forward=forward,
         geometry=forward.geometry,
-        tokenizer=ModelTokenizer(tokenizer, int(model.config.get_text_config().vocab_size)),
+        tokenizer=ModelTokenizer(tokenizer, int(model.config.get_text_config().vocab_size), config),
         end_ids=end_ids(model, tokenizer),
         context_tokens=context_of(model.config),
         dtype=model.dtype,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, tensor
 
 from baton.events import TokenLogprobs
+from baton.query import Query
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], best: Sequence[int]) -> list[TokenLogprobs]:
@@ -20,3 +21,16 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], best: Sequence[int]) -
         TokenLogprobs(token, logprob, rank, tuple(zip(top[:count], theirs, strict=False)))
         for token, logprob, rank, top, theirs, count in rows
     ]
+
+
+def told(logits: Tensor, queries: Sequence[Query], drawn: Sequence[int | None]) -> dict[str, TokenLogprobs]:
+    """Of the tokens drawn from these logits `[n, vocabulary]`, for those queries that ask."""
+    asked = [
+        (row, query.id, token, query.params.logprobs)
+        for row, (query, token) in enumerate(zip(queries, drawn, strict=True))
+        if query.params.logprobs is not None and token is not None
+    ]
+    if not asked:
+        return {}
+    rows, names, tokens, best = zip(*asked, strict=True)
+    return dict(zip(names, token_logprobs(logits[list(rows)], tokens, best), strict=True))

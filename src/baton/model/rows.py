@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from baton.errors import Refused
-from baton.events import TokenLogprobs
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.forward import Forward
-from baton.model.logprobs import token_logprobs
+from baton.model.logprobs import token_logprobs, told
 from baton.model.look import Span
+from baton.model.masks import Found, Guide, Mask, Masks, waited
 from baton.model.sample import Draw, Sampler
 from baton.query import Query
 from baton.work import Feeding, Stepped
@@ -32,16 +33,17 @@ class _Occupant:
     """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
 
     `anew`: it outgrew the model's original context while it ran, and its tokens are fed again, several a step.
+    `guide`: where its tokens are constrained.
     """
 
     query: Query
     tokens: list[int]
     computed: int
     anew: bool = False
+    guide: Guide | None = None
 
-    @property
-    def draw(self) -> Draw:
-        return Draw(self.query.params, self.query.seed, self.tokens, len(self.query.prompt))
+    def draw(self, mask: Mask | None) -> Draw:
+        return Draw(self.query.params, self.query.seed, self.tokens, len(self.query.prompt), mask)
 
     def untold(self, start: int, stop: int) -> range:
         """Those of these positions whose logits tell of a prompt token that is asked for and was not told of before."""
@@ -62,6 +64,7 @@ class Rows:
         self._forward = forward
         self._sampler = sampler
         self._stamp = stamp
+        self._masks = Masks()
         self._occupants: dict[int, _Occupant] = {}
         self._row_of: dict[str, int] = {}
         # Rows whose queries were lifted out, and whose keys and values the segment still lives in.
@@ -94,7 +97,8 @@ class Rows:
             self._embed(segment, row)
         # In the batch it would else be fed from its first token on, one a step.
         anew = segment.cached > 0 and unsure
-        self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew)
+        guide = Guide(query) if query.constraint is not None else None
+        self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew, guide)
         self._row_of[query.id] = row
         segment.release()
 
@@ -173,14 +177,26 @@ class Rows:
             run = self._forward.decode
         else:
             run = self._forward.padded
+        masks = self._begin_masks(spans, done)
         logits, ran = run(self.rectangle, spans, tokens)
         stepped = self._count(spans, done, ran.padded_to)
         stepped.slots.empty_row = ran.empty_rows
         stepped.slots.columns_padding = ran.columns_read - stepped.slots.columns_needed
         if every:
             logits = self._tell_prompts(spans, logits, stepped)
-        self._advance(spans, done, logits, stepped, ran.commit)
+        self._advance(spans, done, logits, stepped, masks, ran.commit)
         return stepped
+
+    def _begin_masks(self, spans: Sequence[Span], done: Set[str]) -> Future[Found] | None:
+        """Finds out, beside the forward, what those rows may draw whose tokens are constrained."""
+        drawing = (found for s in spans if s.stop == len((found := self._occupants[s.row]).tokens))
+        return self._masks.begin(
+            {
+                found.guide: found.tokens[len(found.query.prompt) :]
+                for found in drawing
+                if found.guide is not None and found.query.id not in done
+            }
+        )
 
     def _span(self, row: int, most: Mapping[str, int], done: Set[str]) -> Span:
         found, start = self._occupants[row], self.rectangle.lens[row]
@@ -242,19 +258,27 @@ class Rows:
         return torch.cat([part[-1:] for part in parts])
 
     def _advance(
-        self, spans: Sequence[Span], done: Set[str], logits: Tensor, stepped: Stepped, commit: Callable[[], None]
+        self,
+        spans: Sequence[Span],
+        done: Set[str],
+        logits: Tensor,
+        stepped: Stepped,
+        masks: Future[Found] | None,
+        commit: Callable[[], None],
     ) -> None:
         """Rows are as long as what they were fed; those that ran out of pending tokens draw the next."""
         fed = [(index, span, self._occupants[span.row]) for index, span in enumerate(spans)]
         fed = [(index, span, found) for index, span, found in fed if found.query.id not in done]
+        allowed = waited(masks, logits.shape[-1])
+        stepped.failed |= allowed.failed
         fine = [(index, span, found) for index, span, found in fed if found.query.id not in stepped.failed]
         drawing = [(index, found) for index, span, found in fine if span.stop == len(found.tokens)]
         # Drawn before anything is changed, so that a step that raises has fed nothing.
         drawn: list[int | None] = []
         if drawing:
             picked = logits if len(drawing) == len(spans) else logits[[index for index, _ in drawing]]
-            drawn = self._sampler(picked, [found.draw for _, found in drawing])
-            stepped.logprobs = _told(picked, [found.query for _, found in drawing], drawn)
+            drawn = self._sampler(picked, [found.draw(allowed.masks.get(found.query.id)) for _, found in drawing])
+            stepped.logprobs = told(picked, [found.query for _, found in drawing], drawn)
         commit()
         for _, span, found in fed:
             self.rectangle.lens[span.row] = span.stop
@@ -284,16 +308,3 @@ class Rows:
 def _on_grid(start: int, last: int, grid: int) -> int:
     """How many tokens are fed from `start` on: the same pieces always; the prompt's last and all behind it singly."""
     return min(grid - start % grid, last - start) if start < last else 1
-
-
-def _told(logits: Tensor, queries: Sequence[Query], drawn: Sequence[int | None]) -> dict[str, TokenLogprobs]:
-    """Of the tokens drawn from these logits `[n, vocabulary]`, for those queries that ask."""
-    asked = [
-        (row, query.id, token, query.params.logprobs)
-        for row, (query, token) in enumerate(zip(queries, drawn, strict=True))
-        if query.params.logprobs is not None and token is not None
-    ]
-    if not asked:
-        return {}
-    rows, names, tokens, best = zip(*asked, strict=True)
-    return dict(zip(names, token_logprobs(logits[list(rows)], tokens, best), strict=True))

@@ -1,4 +1,4 @@
-"""Draws each row's next token: penalties, temperature, top-k, top-p, min-p, and noise that is a hash."""
+"""Draws each row's next token: penalties, constraint, temperature, top-k, top-p, min-p, and noise that is a hash."""
 
 from __future__ import annotations
 
@@ -41,17 +41,22 @@ class Sampler:
         if draw.shapes:
             row = row.copy()
             self._shape(torch.from_numpy(row), draw)
+        if draw.mask is not None:
+            row = row + draw.mask
+        if draw.shapes or draw.mask is not None:
             best = int(row.argmax())
         return best if draw.params.greedy else random_token(row, draw)
 
     def _together(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         """As `draw_device.py` draws."""
         finite = logits.sum(-1).isfinite()
-        if any(draw.shapes for draw in draws):
+        if any(draw.shapes or draw.mask is not None for draw in draws):
             logits = logits.clone()
             for row, draw in zip(logits, draws, strict=True):
                 if draw.shapes:
                     self._shape(row, draw)
+                if draw.mask is not None:
+                    row += torch.from_numpy(draw.mask).to(row.device)
         best = logits.argmax(-1)
         drawn = [row for row, draw in enumerate(draws) if not draw.params.greedy]
         if drawn:

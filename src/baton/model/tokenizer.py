@@ -2,52 +2,98 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
 from baton.errors import InvalidValue, RequestError, Unsupported
+from baton.limits import Limits
+from baton.model.template import ChatTemplate
 
 
 class ModelTokenizer:
     """Encodes, decodes and renders conversations with a stock tokenizer. Safe to call from any thread."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int, limits: Limits | None = None) -> None:
         self.vocabulary = vocabulary
+        self.kind = type(tokenizer).__name__
         self._tokenizer = tokenizer
+        self._limits = limits or Limits()
         self._pieces: dict[int, bytes] = {}
         self._lock = threading.Lock()  # truncation and padding are state inside a fast tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds by itself."""
-        with self._lock:
-            return list(self._tokenizer(text)["input_ids"])
+    @cached_property
+    def roles(self) -> Mapping[str, str]:
+        """Which special token is what: its name by "bos_token", "eos_token" and so on."""
+        return {role: str(name) for role, name in self._tokenizer.special_tokens_map.items() if role.endswith("_token")}
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    @cached_property
+    def special(self) -> Mapping[str, int]:
+        """Ids of all special tokens by their names: those with a role, and all others that are no text."""
+        with self._lock:
+            found = dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
+            added = getattr(self._tokenizer, "added_tokens_decoder", {})
+        return found | {str(token): number for number, token in added.items() if token.special}
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds by itself, or without."""
+        with self._lock:
+            return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The prompt of a conversation, ending where the assistant's turn begins.
 
-        Raises Unsupported where the model has no chat template, InvalidValue where the template refuses.
+        Raises Unsupported where the model has no chat template, or none that says anything of tools, InvalidValue where
+        the template refuses, LimitExceeded where it takes too long or writes too much.
         """
-        if not self._tokenizer.chat_template:
+        source = self.chat_template(tools=bool(tools))
+        if source is None:
             raise Unsupported("this model has no chat template: use /v1/completions", param="messages")
         try:
-            with self._lock:
-                return list(
-                    self._tokenizer.apply_chat_template(
-                        [dict(message) for message in messages],
-                        add_generation_prompt=True,
-                        tokenize=True,
-                        return_dict=False,
-                    )
+            template = ChatTemplate(source, self._limits)
+            if tools and not template.takes_tools:
+                raise Unsupported(
+                    "tools are not honoured: this model's chat template says nothing of them", param="tools"
                 )
+            # Others encode meanwhile: a template may take as long as it is let.
+            text = template.render(messages, tools, self._tokenizer.special_tokens_map)
+            with self._lock:
+                return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         except RequestError:
             raise
         except Exception as error:
             raise InvalidValue(f"the chat template refused these messages: {error}", param="messages") from error
+
+    def chat_template(self, *, tools: bool) -> str | None:
+        """The source of the template that conversations are written by, with tools or without."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            return None
+        try:
+            return str(self._tokenizer.get_chat_template(None, [] if tools else None))
+        except ValueError as error:
+            raise Unsupported(f"this model's chat template cannot be told: {error}", param="messages") from error
+
+    def token(self, name: str) -> int | None:
+        """The one token of this name, None where there is none."""
+        with self._lock:
+            found = self._tokenizer.convert_tokens_to_ids(name)
+        return found if isinstance(found, int) and found != self._tokenizer.unk_token_id else None
+
+    def backend(self) -> str | None:
+        """The fast tokenizer as JSON, without truncation and padding; None where there is none."""
+        backend = getattr(self._tokenizer, "_tokenizer", None)
+        if backend is None:
+            return None
+        with self._lock:
+            plain = copy.copy(backend)
+        plain.no_padding()
+        plain.no_truncation()
+        return str(plain.to_str())
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         with self._lock:
@@ -78,12 +124,16 @@ class ModelTokenizer:
         with self._lock:
             return list(self._tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
 
-    def stream(self, prompt: Sequence[int], *, skip_special_tokens: bool) -> FastDecoder | PlainDecoder:
-        """A decoder that goes on where the prompt ends."""
+    def stream(
+        self, prompt: Sequence[int], *, skip_special_tokens: bool, shown: Collection[int] = ()
+    ) -> FastDecoder | PlainDecoder | Showing:
+        """A decoder that goes on where the prompt ends. `shown`: special tokens that are not skipped."""
         backend = getattr(self._tokenizer, "_tokenizer", None)
         if backend is None:
             return PlainDecoder(self._tokenizer, skip_special_tokens)
-        return FastDecoder(backend, prompt, skip_special_tokens)
+        if not shown or not skip_special_tokens:
+            return FastDecoder(backend, prompt, skip_special_tokens)
+        return Showing({token: self.piece(token).decode(errors="replace") for token in shown}, backend, prompt)
 
 
 def _byte_of() -> dict[str, int]:
@@ -122,6 +172,25 @@ class FastDecoder:
         """Bytes of a character that never became whole, as U+FFFD."""
         rest, self._unsent = self._unsent, []
         return str(self._backend.decode(rest, skip_special_tokens=self._skip)) if rest else ""
+
+
+class Showing:
+    """Skips special tokens but those shown, which stand in the text by their names."""
+
+    def __init__(self, shown: Mapping[int, str], backend: Any, prompt: Sequence[int]) -> None:
+        self._shown = shown
+        self._backend = backend
+        self._decoder = FastDecoder(backend, prompt, skip_special_tokens=True)
+
+    def step(self, token_id: int) -> str:
+        if token_id not in self._shown:
+            return self._decoder.step(token_id)
+        before = self._decoder.flush()
+        self._decoder = FastDecoder(self._backend, [token_id], skip_special_tokens=True)
+        return before + self._shown[token_id]
+
+    def flush(self) -> str:
+        return self._decoder.flush()
 
 
 class PlainDecoder:

@@ -91,6 +91,10 @@ class Costs:
         return int(2 * seconds / max(linear + root, 1e-12))
 
 
+NO_COSTS = Costs()
+"""Before anything was measured."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """The engine at the start of an iteration. Queries of each state stand in the order of their arrival.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
 from baton.events import Usage
+from baton.server.calls import Call
 
 
 class BatonUsage(BaseModel):
@@ -63,10 +65,24 @@ class Completion(BaseModel):
     usage: UsageBody
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: str = "function"
+    function: CalledFunction
+
+
 class AssistantMessage(BaseModel):
+    """`content` is null where there are only tool calls; `tool_calls` is not there where there are none."""
+
     role: str = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class TopLogprob(BaseModel):
@@ -100,6 +116,49 @@ class ChatCompletion(BaseModel):
     usage: UsageBody
 
 
+class CompletionChunk(BaseModel):
+    """One event of a streamed completion; the usage, if asked for, comes in a last one without choices."""
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: UsageBody | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class ChatChunk(BaseModel):
+    """One event of a streamed chat; the usage, if asked for, comes in a last one without choices."""
+
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: UsageBody | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class Delta(BaseModel):
+    """What is new of a message; `role` comes first and once."""
+
+    role: str | None = None
+    content: str | None = None
+
+
 class ModelCard(BaseModel):
     id: str
     object: str = "model"
@@ -121,6 +180,28 @@ class Tokens(BaseModel):
 
 class Prompt(BaseModel):
     prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """`special_tokens`: ids by name. `chat_template`: its source, null where the model has none."""
+
+    tokenizer_class: str
+    vocab_size: int
+    max_model_len: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    special_tokens: dict[str, int]
+    chat_template: str | None
+
+
+class Status(BaseModel):
+    status: str
+
+
+class Version(BaseModel):
+    version: str
 
 
 class ErrorDetail(BaseModel):
@@ -171,6 +252,10 @@ def usage_body(prompts: Iterable[Sequence[Usage]], *, baton: bool) -> UsageBody:
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
         baton=_baton(each) if baton else None,
     )
+
+
+def tool_call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def dump_usage(usage: UsageBody) -> dict[str, object]:

@@ -3,47 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from baton.engine.client import Client
 from baton.errors import BatonError, RequestError
+from baton.limits import Limits
+from baton.server.access import OPEN, Access, Origins
 from baton.server.answers import (
     ChatCompletion,
     Completion,
-    ErrorAnswer,
     Load,
     ModelCard,
     ModelList,
     Prompt,
+    Status,
+    TokenizerInfo,
     Tokens,
+    Version,
 )
-from baton.server.door import Door
+from baton.server.door import Door, Guard
 from baton.server.errors import answer_http_exception, error_response, internal_error
 from baton.server.generate import Generating
+from baton.server.openapi import described
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from baton.server.status import Telling
+from baton.server.watching import DESCRIBED, Watching
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-REQUESTS: tuple[type[BaseModel], ...] = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
 
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/page.svg": ("page.svg", "image/svg+xml"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
-    "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    "/live": ("live.html", "text/html; charset=utf-8"),
+    "/live.css": ("live.css", "text/css; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.svg": ("page.svg", "image/svg+xml"),
 }
+_SCRIPTS: tuple[str, ...] = ("docs", "live", "page", "pane", "settings", "stream", "text", "theme")
+_SCRIPTS += ("live-batch", "live-charts", "live-news", "live-page")
+PAGE_FILES |= {f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in _SCRIPTS}
 """The pages hold nothing secret: they ask for the key and send it with what they fetch."""
+
+OPEN_PATHS = frozenset({"/health", *PAGE_FILES})
+"""These need no key."""
 
 PAGE_HEADERS = {
     "cache-control": "no-cache",
@@ -60,24 +70,36 @@ def create_app(
     *,
     render_metrics: Callable[[], tuple[bytes, str]],
     version: str,
-    api_key: str | None = None,
+    live: Callable[[int, float], bytes] | None = None,
+    access: Access = OPEN,
     reject: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """The server over one engine.
 
-    `render_metrics` answers the metrics page and its content type. `reject` is told the error code of each request
-    that never came to the engine; what the engine itself refuses is in its events. With `api_key` every route but
-    /health and the pages needs it. `serve` sets `app.state.draining` when the process is told to end.
+    `render_metrics` answers the metrics page and its content type; `live` what the live page draws, as JSON, from a
+    serial and a time on; without it there is no /live/data. `reject` is told the error code of each request
+    that never came to the engine; what the engine itself refuses is in its events. With keys in `access` every route
+    but /health and the pages needs one. `serve` sets `app.state.draining` when the process is told to end.
     """
     app = FastAPI(title="baton", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.draining = False
     _add_generating(app, Generating(client))
     _add_telling(app, Telling(client, render_metrics, version))
+    if live is not None:
+        app.add_api_route("/live/data", Watching(live).data, response_model=None, **DESCRIBED)
     _add_pages(app)
     _add_errors(app, reject)
-    app.add_middleware(Door, api_key=api_key, open_paths={"/health", *PAGE_FILES})
-    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    _add_doors(app, access, client.settings.limits)
+    app.openapi = cache(lambda: described(app, client, access, OPEN_PATHS))  # type: ignore[method-assign]
     return app
+
+
+def _add_doors(app: FastAPI, access: Access, limits: Limits) -> None:
+    """What is added last comes first."""
+    app.add_middleware(Guard, access=access, open_paths=OPEN_PATHS, limits=limits)
+    if access.origins:
+        app.add_middleware(Origins, origins=access.origins)
+    app.add_middleware(Door, limits=limits)
 
 
 def _add_generating(app: FastAPI, routes: Generating) -> None:
@@ -91,8 +113,11 @@ def _add_telling(app: FastAPI, routes: Telling) -> None:
     _get(app, "/v1/models", routes.models, ModelList)
     _get(app, "/v1/models/{model:path}", routes.model, ModelCard)
     _get(app, "/load", routes.load, Load)
-    for path in ("health", "ready", "version", "metrics"):
-        _get(app, f"/{path}", getattr(routes, path), None)
+    _get(app, "/tokenizer_info", routes.tokenizer_info, TokenizerInfo)
+    _get(app, "/health", routes.health, Status)
+    _get(app, "/ready", routes.ready, Status)
+    _get(app, "/version", routes.version, Version)
+    app.add_api_route("/metrics", routes.metrics, response_model=None, response_class=PlainTextResponse)
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -120,31 +145,17 @@ def _add_errors(app: FastAPI, reject: Callable[[str], None] | None) -> None:
 
 
 def _post(app: FastAPI, path: str, route: Callable[..., Any], takes: type[BaseModel], answers: type[BaseModel]) -> None:
+    # Routes read their bodies by themselves; `openapi.described` has the schema.
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{takes.__name__}"}}}
-    described = {"requestBody": {"required": True, "content": content}}
     app.add_api_route(
         path,
         route,
         methods=["POST"],
         response_model=None,
-        responses={200: {"model": answers}, "default": {"model": ErrorAnswer}},
-        openapi_extra=described,
+        responses={200: {"model": answers}},
+        openapi_extra={"requestBody": {"required": True, "content": content}},
     )
 
 
-def _get(app: FastAPI, path: str, route: Callable[..., Any], answers: type[BaseModel] | None) -> None:
-    responses: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorAnswer}}
-    if answers is not None:
-        responses[200] = {"model": answers}
-    app.add_api_route(path, route, response_model=None, responses=responses)
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: FastAPI's, with the requests that the routes read by themselves."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        pairs = [(model, "validation") for model in REQUESTS]
-        _, schemas = models_json_schema(pairs, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-        document["components"]["schemas"].update(schemas["$defs"])
-        app.openapi_schema = document
-    return app.openapi_schema
+def _get(app: FastAPI, path: str, route: Callable[..., Any], answers: type[BaseModel]) -> None:
+    app.add_api_route(path, route, response_model=None, responses={200: {"model": answers}})

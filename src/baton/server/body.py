@@ -8,15 +8,11 @@ from typing import NoReturn
 
 from starlette.requests import Request
 
+from baton.limits import Limits, exceeded, flag_of
 from baton.server.errors import InvalidJson, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 
-MAX_BODY_BYTES = 4 * 2**20
-MAX_BODY_SECONDS = 60
-MAX_DEPTH = 64
-MAX_NODES = 10_000
 
-
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, limits: Limits) -> bytes:
     """The whole body. Raises UnsupportedMediaType, PayloadTooLarge or RequestTimeout.
 
     Only `application/json` is taken: any web page may send other types without asking this server first.
@@ -24,29 +20,30 @@ async def read_body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedMediaType(f"content-type must be application/json, got {kind or 'none'}")
-    _check_size(_announced_bytes(request))
+    _check_size(_announced_bytes(request), limits)
     body = bytearray()
     try:
-        async with asyncio.timeout(MAX_BODY_SECONDS):
+        async with asyncio.timeout(limits.body_timeout):
             async for chunk in request.stream():
                 body += chunk
-                _check_size(len(body))
+                _check_size(len(body), limits)
     except TimeoutError:
-        raise RequestTimeout(f"the body did not arrive within {MAX_BODY_SECONDS} s") from None
+        message = f"the body did not arrive within {limits.body_timeout:g} s ({flag_of('body_timeout')})"
+        raise RequestTimeout(message) from None
     return bytes(body)
 
 
-def parse_object(body: bytes) -> dict[str, object]:
+def parse_object(body: bytes, limits: Limits) -> dict[str, object]:
     """The JSON object in a body. Raises InvalidJson; NaN and Infinity are no JSON."""
     try:
-        found = json.loads(body.decode(), parse_constant=_refuse_constant)
+        found = json.loads(body.decode(), parse_constant=_refuse_constant, parse_float=_number)
     except RecursionError:
-        raise InvalidJson(f"the body is nested deeper than {MAX_DEPTH}") from None
+        raise _too_deep(limits) from None
     except ValueError as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise InvalidJson("the body must be a JSON object")
-    _check_nodes(found)
+    _check_nodes(found, limits)
     return found
 
 
@@ -55,16 +52,22 @@ def _announced_bytes(request: Request) -> int:
     return int(length) if length.isascii() and length.isdecimal() and len(length) < 19 else 0
 
 
-def _check_size(size: int) -> None:
-    if size > MAX_BODY_BYTES:
-        raise PayloadTooLarge(f"the body has {size} bytes or more, the limit is {MAX_BODY_BYTES}")
+def _check_size(size: int, limits: Limits) -> None:
+    if size > limits.max_body_bytes:
+        raise PayloadTooLarge(exceeded("max_body_bytes", limits.max_body_bytes, size, "the body's size, or more,"))
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _check_nodes(root: object) -> None:
+def _number(text: str) -> float:
+    """JSON does not know whole numbers from others: 1.0 is one too."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _check_nodes(root: object, limits: Limits) -> None:
     """Bounds depth and nodes, and refuses text that is not Unicode.
 
     A node is a container, a key, or a value; numbers in lists are not counted, so that a prompt of token ids
@@ -72,7 +75,7 @@ def _check_nodes(root: object) -> None:
     """
     nodes = 0
     level: list[object] = [root]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(limits.max_json_depth + 1):
         below: list[object] = []
         for value in level:
             if isinstance(value, dict):
@@ -83,12 +86,17 @@ def _check_nodes(root: object) -> None:
             elif isinstance(value, str):
                 _check_text(value)
         nodes += len(level)
-        if nodes > MAX_NODES:
-            raise InvalidJson(f"the body has more than {MAX_NODES} JSON nodes")
+        if nodes > limits.max_json_nodes:
+            message = exceeded("max_json_nodes", limits.max_json_nodes, nodes, "the number of JSON nodes, or more,")
+            raise InvalidJson(message)
         if not below:
             return
         level = below
-    raise InvalidJson(f"the body is nested deeper than {MAX_DEPTH}")
+    raise _too_deep(limits)
+
+
+def _too_deep(limits: Limits) -> InvalidJson:
+    return InvalidJson(f"the body is nested deeper than {limits.max_json_depth} ({flag_of('max_json_depth')})")
 
 
 def _check_text(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from http import HTTPStatus
 
 from pydantic import ValidationError
@@ -32,6 +33,10 @@ class InvalidJson(RequestError):
     code = "invalid_json"
 
 
+class InvalidHost(RequestError):
+    code = "invalid_host"
+
+
 class InvalidKey(RequestError):
     status = 401
     code = "invalid_api_key"
@@ -43,8 +48,14 @@ class NotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
+    """`allow`: the methods that are."""
+
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, allow: Collection[str]) -> None:
+        super().__init__(message)
+        self.allow = ", ".join(sorted(allow))
 
 
 class RequestTimeout(RequestError):
@@ -90,6 +101,8 @@ def error_response(error: BatonError) -> Response:
         headers["retry-after"] = str(max(1, error.retry_after_seconds))
     if isinstance(error, InvalidKey):
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = error.allow
     return Response(error_body(error), error.status, headers, "application/json")
 
 
@@ -101,9 +114,10 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return error_response(NotFound(f"there is no {path}"))
     if error.status_code == 405:
-        response = error_response(MethodNotAllowed(f"{path}: the method is not allowed"))
-        response.headers["allow"] = (error.headers or {}).get("Allow", "GET")
-        return response
+        allow = set((error.headers or {}).get("Allow", "GET").split(", "))
+        # Whatever answers GET answers HEAD, see `door.Door`.
+        allow |= {"HEAD"} if "GET" in allow else set()
+        return error_response(MethodNotAllowed(f"{path}: the method is not allowed", allow))
     known = RequestError(HTTPStatus(error.status_code).phrase)
     known.status = error.status_code
     return error_response(known)
@@ -114,7 +128,8 @@ def from_validation(error: ValidationError) -> RequestError:
     first = error.errors(include_url=False, include_context=False)[0]
     location = first["loc"]
     # Deeper parts of the location name branches of a union, which a client never wrote.
-    param = _path(location[:3] if location[:1] in (("messages",), ("stream_options",)) else location[:1])
+    deep = {"messages": 3, "stream_options": 3, "tools": 4}.get(str(location[0]) if location else "", 1)
+    param = _path(location[:deep])
     if first["type"] == "extra_forbidden":
         return Unsupported(f"unknown field {param}", param=param)
     if first["type"] == "missing":

@@ -23,7 +23,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "prompt_cache_retention": (),
     "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "suffix": ("",),
@@ -39,11 +38,8 @@ MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "name": (),
     "reasoning_content": ("",),
     "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
 }
 """The same for the fields of a message: answers are often sent back as they came, with their nulls."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import anyio.to_thread
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -25,13 +25,16 @@ from baton.server.answers import (
     ChatCompletion,
     Completion,
     CompletionChoice,
+    ToolCall,
     UsageBody,
+    tool_call,
     usage_body,
 )
 from baton.server.body import parse_object, read_body
 from baton.server.choices import Choice, Piece
 from baton.server.errors import failure
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
+from baton.server.messages import check_template
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
 from baton.server.stream import EventStream, Frames, until_gone
 
@@ -43,6 +46,7 @@ class Job:
     asked: Generation
     choices: list[Choice]
     model: str
+    tools: bool = False
 
     @property
     def chat(self) -> bool:
@@ -52,7 +56,8 @@ class Job:
         name = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
         prefix = "chatcmpl" if self.chat else "cmpl"
         return {
-            "id": f"{prefix}-{uuid.uuid4().hex}",
+            # The engine's own name of it, by which `baton explain` finds it in a trace.
+            "id": f"{prefix}-{self.choices[0].query.id}",
             "object": name,
             "created": int(time.time()),
             "model": self.model,
@@ -65,6 +70,8 @@ class Job:
         return usage_body(prompts, baton=self.asked.baton_usage)
 
 
+_NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
+_THREADS = 4
 _SALT = secrets.token_bytes(16)
 
 
@@ -73,6 +80,10 @@ class Generating:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._limits = client.settings.limits
+        # Few, beside those that wait for a grammar: more would take turns with the engine's thread and the event loop.
+        self._threads = anyio.CapacityLimiter(_THREADS + self._limits.max_compiling)
+        self._preparing = 0  # requests that were not refused and are not submitted yet
 
     async def completions(self, request: Request) -> Response:
         return await self._answer(request, self._completion_job)
@@ -81,11 +92,17 @@ class Generating:
         return await self._answer(request, self._chat_job)
 
     async def _answer(self, request: Request, make_job: Callable[[bytes, str], Job]) -> Response:
-        body = await read_body(request)
-        # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
-        job = await anyio.to_thread.run_sync(make_job, body, _asker(request))
+        body = await read_body(request, self._limits)
+        # Who is refused for a full queue costs as little as can be.
+        self._client.check_room(self._preparing + 1)
+        self._preparing += 1
+        try:
+            # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
+            job = await anyio.to_thread.run_sync(make_job, body, _asker(request), limiter=self._threads)
+        finally:
+            self._preparing -= 1
         if job.asked.stream:
-            frames = Frames(job.head(chunk=True), chat=job.chat, usage_last=job.asked.wants_usage)
+            frames = Frames(job.head(chunk=True), chat=job.chat, usage_last=job.asked.wants_usage, tools=job.tools)
             usage = job.usage if job.asked.wants_usage else None
             return EventStream(self._client, job.choices, frames, usage)
         answer = await until_gone(request.receive, self._plain(job))
@@ -94,22 +111,26 @@ class Generating:
 
     async def _plain(self, job: Job) -> str:
         found = {choice.query.id: _Found(choice) for choice in job.choices}
-        async with aclosing(self._client.batches([choice.query for choice in job.choices])) as batches:
+        queries = [choice.query for choice in job.choices]
+        async with aclosing(self._client.batches(queries, silence_seconds=self._limits.stream_comment)) as batches:
             async for updates in batches:
                 for update in updates:
                     if error := failure(update):
                         raise error
                     found[update.query_id].take(update)
         usages = [one.usage for one in found.values() if one.usage is not None]
-        absent: Any = {} if job.asked.baton_usage else {"usage": {"baton"}}
-        return _plain_body(job, list(found.values()), job.usage(usages)).model_dump_json(exclude=absent)
+        said = list(found.values())
+        absent: dict[str, Any] = {} if job.asked.baton_usage else {"usage": {"baton"}}
+        if job.chat:
+            absent["choices"] = {i: {"message": {"tool_calls"}} for i, one in enumerate(said) if not one.calls}
+        return _plain_body(job, said, job.usage(usages)).model_dump_json(exclude=absent)
 
     def _completion_job(self, body: bytes, asker: str) -> Job:
-        asked = CompletionRequest.read(parse_object(body))
+        asked = CompletionRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
-        params, terms, tokenizer = asked.params(), asked.terms(asker), self._client.tokenizer
+        params, terms, tokenizer = asked.params(), asked.terms(asker, self._limits), self._client.tokenizer
         choices = []
-        for prompt in asked.prompts():
+        for prompt in asked.prompts(self._limits):
             tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             echo = self._echo(prompt) if asked.echo else ""
             for query in self._client.queries(tokens, params, terms):
@@ -118,16 +139,21 @@ class Generating:
         return Job(asked, choices, self._client.model_name)
 
     def _chat_job(self, body: bytes, asker: str) -> Job:
-        asked = ChatRequest.read(parse_object(body))
+        asked = ChatRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
-        params, terms, tokenizer = asked.params(), asked.terms(asker), self._client.tokenizer
+        params, terms, tokenizer = asked.params(), asked.terms(asker, self._limits), self._client.tokenizer
+        turns, tools = asked.turns(), asked.offered(tokenizer, self._limits)
+        form, shown = (tools.form, tools.shown) if tools else (None, ())
         try:
-            queries = self._client.queries(tokenizer.chat(asked.turns()), params, terms)
+            check_template(turns, tokenizer.chat_template(tools=tools is not None))
+            prompt = tokenizer.chat(turns, tools.told if tools else ())
+            queries = self._client.queries(prompt, params, terms, form=form, shown=shown)
         except RequestError as error:
-            error.param = "messages" if error.param == "prompt" else error.param
+            error.param = _NAMES_IN_CHAT.get(error.param or "", error.param)
             raise
         logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
-        return Job(asked, [Choice(query, logprobs=logprobs) for query in queries], self._client.model_name)
+        choices = [Choice(query, logprobs=logprobs, parser=tools.parser() if tools else None) for query in queries]
+        return Job(asked, choices, self._client.model_name, tools is not None)
 
     def _echo(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):
@@ -162,11 +188,19 @@ class _Found:
 
     @property
     def text(self) -> str:
-        return "".join(text for text, _ in self.pieces)
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        return [ToolCall.model_validate(tool_call(call)) for piece in self.pieces for call in piece.calls]
+
+    @property
+    def message(self) -> AssistantMessage:
+        return AssistantMessage(content=self.text or (None if self.calls else ""), tool_calls=self.calls or None)
 
     @property
     def logprobs(self) -> Any:
-        return joined(logprobs for _, logprobs in self.pieces if logprobs is not None)
+        return joined(piece.logprobs for piece in self.pieces if piece.logprobs is not None)
 
 
 def _plain_body(job: Job, found: Sequence[_Found], usage: UsageBody) -> BaseModel:
@@ -175,5 +209,5 @@ def _plain_body(job: Job, found: Sequence[_Found], usage: UsageBody) -> BaseMode
     if not job.chat:
         plain = [CompletionChoice(index=i, text=one.text, **rest) for i, one, rest in numbered]
         return Completion(**head, choices=plain, usage=usage)
-    said = [ChatChoice(index=i, message=AssistantMessage(content=one.text), **rest) for i, one, rest in numbered]
+    said = [ChatChoice(index=i, message=one.message, **rest) for i, one, rest in numbered]
     return ChatCompletion(**head, choices=said, usage=usage)

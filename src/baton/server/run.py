@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -10,14 +11,25 @@ import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from baton.errors import SettingError
+from baton.limits import Limits
+from baton.server.connection import Connection
+
+try:
+    import resource
+except ImportError:  # there is none on Windows, nor such a limit
+    resource = None  # type: ignore[assignment]
 
 CLOSE_SECONDS = 3
 """How long clients get to take their last bytes once no query is live."""
+MOST_FILES = 2**20
+"""Enough for any number of connections; where a process may have more, some libraries walk through them all."""
 
 _log = logging.getLogger("baton.server")
 
@@ -51,12 +63,31 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def server_config(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """uvicorn as this server runs it: HTTP/1.1 by our own `Connection`."""
+    connection: Any = partial(Connection, limits=limits)
+    return uvicorn.Config(
+        app,
+        http=connection,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        log_level="warning",
+        proxy_headers=False,
+        server_header=False,
+        # Past this uvicorn would cancel its tasks, and log a traceback for each: connections are closed before.
+        timeout_graceful_shutdown=2 * CLOSE_SECONDS,
+    )
+
+
 def serve(
     app: FastAPI,
     bound: socket.socket,
     *,
     drain: Drain,
     drain_timeout_seconds: float,
+    limits: Limits,
     on_started: Callable[[str], None] | None = None,
 ) -> None:
     """Answers requests on a bound socket until SIGINT or SIGTERM, and then returns when all is at its end.
@@ -64,18 +95,20 @@ def serve(
     The first signal drains: new queries get 503 while running ones finish within the timeout. A second one
     ends those at once. `on_started` is told the address once requests are taken. Must run in the main thread.
     """
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        h11_max_incomplete_event_size=64 * 2**10,
-        # Past this uvicorn would cancel its tasks, and log a traceback for each: connections are closed before.
-        timeout_graceful_shutdown=2 * CLOSE_SECONDS,
-    )
-    server = _Server(config, app, drain, drain_timeout_seconds)
+    raise_file_limit()
+    server = _Server(server_config(app, limits), app, drain, drain_timeout_seconds)
     asyncio.run(server.run_until_told(bound, on_started))
+
+
+def raise_file_limit() -> None:
+    """A connection is a file, and many systems start with room for 1,024."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # some systems have a lower limit of their own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Server(uvicorn.Server):

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    FailFast,
-    Field,
-    ValidationError,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_validator
 
+from baton.engine.client import Tokenizer
 from baton.errors import InvalidValue, RequestError, Unsupported
-from baton.query import MAX_LOGPROBS, SamplingParams, Terms
-from baton.server.fields import MESSAGE_NEUTRAL, STREAM_NEUTRAL, Strict, without_neutral
-
-MAX_PROMPTS = 128
-MAX_CHOICES = 128
-MAX_STOP_TOKENS = 128
+from baton.limits import Limits
+from baton.query import SamplingParams, Terms
+from baton.server.fields import STREAM_NEUTRAL, Strict, without_neutral
+from baton.server.messages import Messages, turns_of
+from baton.server.tools import ToolNamed, ToolOffered, Tools, chosen
 
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -32,6 +25,59 @@ _PROMPT_SCHEMA = {
         {"type": "array", "items": {"type": "integer"}},
         {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
     ]
+}
+
+
+_NAME_SCHEMA = {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
+_FORMAT_SCHEMA = {
+    "description": "What the answer must look like. A json_schema is strict always.",
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "required": ["type"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {
+                        "name": _NAME_SCHEMA,
+                        "description": {"type": ["string", "null"]},
+                        "schema": {"type": "object"},
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                    "required": ["name", "schema"],
+                    "additionalProperties": False,
+                },
+            },
+            "required": ["type", "json_schema"],
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ],
+}
+_OUTPUTS: dict[str, Any] = {
+    "json": {"anyOf": [{"type": "object"}, {"type": "string", "description": "The same, as text."}]},
+    "regex": {"type": "string", "minLength": 1},
+    "choice": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+    "grammar": {"type": "string", "minLength": 1, "description": "Lark, as llguidance writes it."},
+}
+_OUTPUTS_SCHEMA = {
+    "description": "vLLM's: what the answer must look like, one of a JSON Schema, a regex, some texts, a grammar.",
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {name: {"type": "null"} for name in _OUTPUTS} | {asked: kind},
+            "required": [asked],
+            "additionalProperties": False,
+        }
+        for asked, kind in _OUTPUTS.items()
+    ]
+    + [{"type": "null"}],
 }
 
 
@@ -57,7 +103,7 @@ _Stop = Annotated[
 
 
 class Generation(Strict):
-    """What both generating routes take. Limits are those of `SamplingParams`."""
+    """What both generating routes take. What its fields may be is for `SamplingParams` and `Limits`."""
 
     model: str | None = None
     stream: bool = False
@@ -74,9 +120,11 @@ class Generation(Strict):
     logit_bias: dict[str, float] = Field(default_factory=dict)
     seed: int | None = None
     stop: _Stop = Field(default_factory=list)
-    stop_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list, max_length=MAX_STOP_TOKENS)
+    stop_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list)
     min_tokens: int = 0
     ignore_eos: bool = False
+    response_format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT_SCHEMA)] = None
+    structured_outputs: Annotated[dict[str, Any] | None, WithJsonSchema(_OUTPUTS_SCHEMA)] = None
     priority: int = Field(0, description="Lower runs first, under the policies priority and slo.")
     deadline_ms: int | None = Field(None, description="Given up with 504 if it is not done so long after it came.")
     baton_usage: bool = Field(False, description="Adds usage.baton, what the engine spent on this request.")
@@ -91,7 +139,7 @@ class Generation(Strict):
         if self.stream_options is not None and not self.stream:
             raise InvalidValue("stream_options is only for stream: true", param="stream_options")
         same = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
-        also = ("repetition_penalty", "seed", "min_tokens", "ignore_eos")
+        also = ("repetition_penalty", "seed", "min_tokens", "ignore_eos", "response_format", "structured_outputs")
         return SamplingParams(
             **{name: getattr(self, name) for name in same + also},
             stop=tuple(self.stop),
@@ -102,9 +150,10 @@ class Generation(Strict):
             prompt_logprobs=prompt_logprobs,
         )
 
-    def terms(self, asker: str) -> Terms:
+    def terms(self, asker: str, limits: Limits) -> Terms:
         """`asker`: whose request it is, where it names no user. Raises InvalidValue."""
-        return Terms(self.priority, self.deadline_ms, self.user or asker)
+        seconds = {"queue_seconds": limits.queue_timeout, "total_seconds": limits.query_timeout}
+        return Terms(self.priority, self.deadline_ms, self.user or asker, **seconds)
 
     @property
     def wants_usage(self) -> bool:
@@ -119,7 +168,6 @@ class CompletionRequest(Generation):
     logprobs: int | None = Field(
         None,
         ge=0,
-        le=MAX_LOGPROBS,
         description="Of so many best tokens at each token, and of that token; with echo of the prompt's tokens too.",
     )
 
@@ -135,48 +183,51 @@ class CompletionRequest(Generation):
         of_prompt = self.logprobs if self.echo else None
         return self.sampling(1 if self.silent else self.max_tokens, logprobs=self.logprobs, prompt_logprobs=of_prompt)
 
-    def prompts(self) -> list[str | list[int]]:
+    def prompts(self, limits: Limits) -> list[str | list[int]]:
         """The prompts, each text or token ids. Raises InvalidValue."""
-        return prompts_in(self.prompt, self.n)
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-
-def _plain_messages(value: object) -> object:
-    """Messages with their neutral fields dropped and their text parts joined by line ends."""
-    if not isinstance(value, list):
-        return value
-    numbered = enumerate(value)
-    return [_plain_message(m, f"messages[{at}]") if isinstance(m, dict) else m for at, m in numbered]
-
-
-_Messages = Annotated[list[Message], FailFast(), BeforeValidator(_plain_messages), Field(min_length=1)]
+        return prompts_in(self.prompt, self.n, limits)
 
 
 class ChatRequest(Generation):
-    messages: _Messages
+    messages: Messages
+    tools: Annotated[list[ToolOffered], FailFast()] = Field(default_factory=list)
+    tool_choice: Literal["none", "auto", "required"] | ToolNamed | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool = Field(False, description="Adds the log-probability of each token of the answer.")
-    top_logprobs: int = Field(
-        0, ge=0, le=MAX_LOGPROBS, description="With logprobs: of so many best tokens at each token too."
-    )
+    top_logprobs: int = Field(0, ge=0, description="With logprobs: of so many best tokens at each token too.")
 
     def params(self) -> SamplingParams:
         """Raises InvalidValue or Unsupported."""
         if self.top_logprobs and not self.logprobs:
             raise InvalidValue("top_logprobs is only for logprobs: true", param="top_logprobs")
-        return self.sampling(self.limit(), logprobs=self.top_logprobs if self.logprobs else None)
+        try:
+            return self.sampling(self.limit(), logprobs=self.top_logprobs if self.logprobs else None)
+        except InvalidValue as error:
+            if error.param == "max_tokens" and self.max_tokens is None:
+                new = "max_completion_tokens"
+                raise InvalidValue(error.message.replace("max_tokens", new), param=new) from None
+            raise
 
-    def turns(self) -> list[dict[str, str]]:
-        return _turns(self.messages)
+    def turns(self) -> list[dict[str, Any]]:
+        """Raises InvalidValue."""
+        return turns_of(self.messages)
+
+    def offered(self, tokenizer: Tokenizer, limits: Limits) -> Tools | None:
+        """The tools that the answer may call. Raises InvalidValue or Unsupported."""
+        limits.hold("max_tools", len(self.tools), "the number of tools", "tools")
+        found = chosen(self.tools, self.tool_choice, self.parallel_tool_calls, tokenizer)
+        if found is not None:
+            self._check_alone(found)
+        return found
+
+    def _check_alone(self, tools: Tools) -> None:
+        for name in ("response_format", "structured_outputs"):
+            if getattr(self, name) not in (None, {"type": "text"}):
+                raise Unsupported(f"{name} is not honoured together with tools", param=name)
+        for name in ("min_tokens", "ignore_eos"):
+            if tools.form is not None and getattr(self, name):
+                raise Unsupported(f"{name} is not honoured where tools give the answer a form", param=name)
 
     def limit(self) -> int | None:
         """The most tokens asked for, under its old or new name. Raises InvalidValue if the two disagree."""
@@ -192,12 +243,16 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: _Messages = Field(default_factory=list)
+    add_special_tokens: bool = Field(True, description="Those that the tokenizer adds to a prompt by itself.")
+    messages: Messages = Field(default_factory=list)
 
-    def turns(self) -> list[dict[str, str]] | None:
+    def turns(self) -> list[dict[str, Any]] | None:
         if (self.prompt is None) == (not self.messages):
             raise RequestError("send either prompt or messages", param="prompt")
-        return _turns(self.messages) if self.messages else None
+        if self.messages and "add_special_tokens" in self.model_fields_set:
+            message = "add_special_tokens is not honoured with messages: the chat template has them"
+            raise Unsupported(message, param="add_special_tokens")
+        return turns_of(self.messages) if self.messages else None
 
 
 class DetokenizeRequest(Strict):
@@ -205,24 +260,17 @@ class DetokenizeRequest(Strict):
     tokens: Annotated[list[int], FailFast()]
 
 
-def prompts_in(value: object, n: int) -> list[str | list[int]]:
+def prompts_in(value: object, n: int, limits: Limits) -> list[str | list[int]]:
     """Text, token ids, or a list of either, as a list of prompts. Raises InvalidValue."""
     prompts: list[Any] = value if isinstance(value, list) and not _token_ids(value) else [value]
-    if not 1 <= len(prompts) <= MAX_PROMPTS:
-        raise InvalidValue(f"a request takes 1 to {MAX_PROMPTS} prompts, got {len(prompts)}", param="prompt")
+    if not prompts:
+        raise InvalidValue("prompt is an empty list", param="prompt")
+    limits.hold("max_prompts", len(prompts), "the number of prompts", "prompt")
     if not all(isinstance(p, str) for p in prompts) and not all(_token_ids(p) for p in prompts):
         message = "prompt must be a text, a list of texts, a list of token ids, or a list of such lists"
         raise InvalidValue(message, param="prompt")
-    if n * len(prompts) > MAX_CHOICES:
-        message = f"n x prompts is {n * len(prompts)}, the limit is {MAX_CHOICES}"
-        raise InvalidValue(message, param="n")
+    limits.hold("max_choices", n * len(prompts), "n times the prompts", "n")
     return prompts
-
-
-def _turns(messages: list[Message]) -> list[dict[str, str]]:
-    """The conversation as a chat template takes it; a developer's message is a system's."""
-    role = {"developer": "system"}
-    return [{"role": role.get(m.role, m.role), "content": str(m.content)} for m in messages]
 
 
 def _token_ids(value: object) -> bool:
@@ -230,30 +278,6 @@ def _token_ids(value: object) -> bool:
 
 
 def _token_id(key: str) -> int:
-    if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+    if not (key.isascii() and key.isdecimal() and len(key) <= 10 and str(int(key)) == key):
         raise InvalidValue(f"logit_bias: {key!r} is not a token id", param="logit_bias")
     return int(key)
-
-
-def _plain_message(sent: dict[str, object], where: str) -> dict[str, object]:
-    message = without_neutral(sent, Message, MESSAGE_NEUTRAL, f"{where}.")
-    if message.get("role") in ("tool", "function"):
-        raise Unsupported(f"{where}.role {message['role']!r} is not honoured", param=f"{where}.role")
-    content = message.get("content")
-    if isinstance(content, list):
-        texts = [_part_text(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
-        message["content"] = "\n".join(texts)
-    elif not isinstance(content, str):
-        where += ".content"
-        raise InvalidValue(f"{where} must be a text or a list of text parts", param=where)
-    return message
-
-
-def _part_text(part: object, where: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind != "text":
-        raise Unsupported(f"{where}.type {kind!r} is not honoured: only text is", param=f"{where}.type")
-    try:
-        return TextPart.model_validate(part).text
-    except ValidationError:
-        raise InvalidValue(f'{where} must be {{"type": "text", "text": "..."}}', param=where) from None

@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response
 
 from baton.engine.client import Client
 from baton.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
-from baton.server.answers import Load, ModelCard, ModelList, Prompt, Tokens
+from baton.server.answers import Load, ModelCard, ModelList, Prompt, TokenizerInfo, Tokens
 from baton.server.body import parse_object, read_body
+from baton.server.messages import check_template
 from baton.server.schema import DetokenizeRequest, TokenizeRequest
 
 
@@ -23,6 +24,7 @@ class Telling:
         self._client = client
         self._render_metrics = render_metrics
         self._version = version
+        self._limits = client.settings.limits
         self._since = int(time.time())
 
     async def health(self) -> Response:
@@ -66,32 +68,52 @@ class Telling:
         self._check_model(name)
         return _json(self._card().model_dump_json())
 
+    async def tokenizer_info(self) -> Response:
+        """What the tokenizer is; clients that count tokens or write prompts by themselves ask for it."""
+        return _json((await anyio.to_thread.run_sync(self._tokenizer_info)).model_dump_json())
+
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text, or of a conversation as the model is shown it."""
-        body = await read_body(request)
+        body = await read_body(request, self._limits)
         return _json(await anyio.to_thread.run_sync(self._tokenized, body))
 
     async def detokenize(self, request: Request) -> Response:
-        body = await read_body(request)
+        body = await read_body(request, self._limits)
         return _json(await anyio.to_thread.run_sync(self._detokenized, body))
 
     def _tokenized(self, body: bytes) -> str:
-        asked = TokenizeRequest.read(parse_object(body))
+        asked = TokenizeRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         turns = asked.turns()
         tokenizer = self._client.tokenizer
-        tokens = tokenizer.encode(asked.prompt or "") if turns is None else tokenizer.chat(turns)
+        if turns is not None:
+            check_template(turns, tokenizer.chat_template(tools=False))
+            tokens = tokenizer.chat(turns)
+        else:
+            tokens = tokenizer.encode(asked.prompt or "", special=asked.add_special_tokens)
         longest = self._client.settings.max_model_len
         return Tokens(count=len(tokens), max_model_len=longest, tokens=tokens).model_dump_json()
 
     def _detokenized(self, body: bytes) -> str:
-        asked = DetokenizeRequest.read(parse_object(body))
+        asked = DetokenizeRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         tokenizer = self._client.tokenizer
         if not all(0 <= token < tokenizer.vocabulary for token in asked.tokens):
             message = f"tokens has ids outside the vocabulary of {tokenizer.vocabulary}"
             raise InvalidValue(message, param="tokens")
         return Prompt(prompt=tokenizer.decode(asked.tokens, skip_special_tokens=False)).model_dump_json()
+
+    def _tokenizer_info(self) -> TokenizerInfo:
+        tokenizer = self._client.tokenizer
+        roles = {f"{role}_token": tokenizer.roles.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk")}
+        return TokenizerInfo(
+            tokenizer_class=tokenizer.kind,
+            vocab_size=tokenizer.vocabulary,
+            max_model_len=self._client.settings.max_model_len,
+            special_tokens=dict(tokenizer.special),
+            chat_template=tokenizer.chat_template(tools=False),
+            **roles,
+        )
 
     def _card(self) -> ModelCard:
         longest = self._client.settings.max_model_len

@@ -15,13 +15,16 @@ from starlette.types import Receive, Scope, Send
 from baton.engine.client import Client
 from baton.errors import BatonError
 from baton.events import Update, Usage
-from baton.server.answers import UsageBody, dump_usage
-from baton.server.choices import Choice
+from baton.server.answers import UsageBody, dump_usage, tool_call
+from baton.server.choices import Choice, Piece
 from baton.server.errors import error_body, failure, internal_error
 from baton.server.logprobs import Body
 
 _log = logging.getLogger("baton.server")
 _T = TypeVar("_T")
+
+WAITING = ": waiting\n\n"
+"""A comment, which every reader of server-sent events skips: the connection is alive, and proxies see that."""
 
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -52,11 +55,12 @@ class Frames:
     """The events of one stream as bytes. What is the same in all of them is formatted once.
 
     `head` is what every chunk begins with (id, object, created, model). `usage_last` says that a chunk with
-    the usage will come, which OpenAI announces by a null in all others.
+    the usage will come, which OpenAI announces by a null in all others. `tools`: there may be tool calls.
     """
 
-    def __init__(self, head: Mapping[str, object], *, chat: bool, usage_last: bool) -> None:
+    def __init__(self, head: Mapping[str, object], *, chat: bool, usage_last: bool, tools: bool = False) -> None:
         self._chat = chat
+        self._tools = tools
         self._bare = "data: " + json.dumps(head)[:-1]
         self._head = self._bare + (',"usage":null' if usage_last else "") + ',"choices":[{"index":'
         self._refusal: dict[str, object] = {"refusal": None} if chat else {}
@@ -66,10 +70,21 @@ class Frames:
         """A chat's first chunk: who speaks."""
         if not self._chat:
             return ""
-        delta = '{"role":"assistant","content":""}'
+        # Of an answer that may be nothing but tool calls the content is null until there is some.
+        nothing = "null" if self._tools else '""'
+        delta = f'{{"role":"assistant","content":{nothing}}}'
         return f'{self._head}{index},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
-    def text(self, index: int, text: str, logprobs: Body | None = None) -> str:
+    def piece(self, index: int, piece: Piece) -> str:
+        if not self._tools:
+            return self._text(index, piece.text, piece.logprobs)
+        delta: dict[str, object] = {"content": piece.text} if piece.text else {}
+        if piece.calls:
+            delta["tool_calls"] = [{"index": call.number, **tool_call(call)} for call in piece.calls]
+        told = "null" if piece.logprobs is None else json.dumps(self._refusal | piece.logprobs)
+        return f'{self._head}{index},"delta":{json.dumps(delta)},"logprobs":{told},"finish_reason":null}}]}}\n\n'
+
+    def _text(self, index: int, text: str, logprobs: Body | None) -> str:
         told = "null" if logprobs is None else json.dumps(self._refusal | logprobs)
         end = f'{self._after},"logprobs":{told},"finish_reason":null}}]}}\n\n'
         return f"{self._head}{index}{self._before}{json.dumps(text)}{end}"
@@ -93,7 +108,8 @@ class Frames:
 class EventStream(Response):
     """Submits queries when it is sent, and sends their updates.
 
-    Until the first update nothing is sent, so that a refusal or an early failure has its own status.
+    Until the first update nothing is sent, so that a refusal or an early failure has its own status. Only where that
+    takes longer than `limits.stream_comment` the answer begins with a comment, and a failure behind it is an event.
     `usage` makes the usage chunk's body of the choices' usages, in their order; without it there is no such chunk.
     """
 
@@ -119,14 +135,17 @@ class EventStream(Response):
         await until_gone(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._client.batches([choice.query for choice in self._choices])) as batches:
+        limits = self._client.settings.limits
+        queries = [choice.query for choice in self._choices]
+        news = self._client.batches(queries, silence_seconds=limits.stream_comment, most_bytes=limits.max_unread_bytes)
+        async with aclosing(news) as batches:
             first = await anext(batches)
             for update in first:
                 if error := failure(update):
                     raise error
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _send_some(send, self._framed(first))
             try:
+                await self._send_updates(send, first)
                 async for updates in batches:
                     await self._send_updates(send, updates)
                 end = self._ending()
@@ -138,7 +157,10 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": end.encode()})
 
     async def _send_updates(self, send: Send, updates: Sequence[Update]) -> None:
-        """Raises the first failure that the updates tell of, after what came before it was sent."""
+        """Raises the first failure that the updates tell of, after what came before it was sent. Without any: waits."""
+        if not updates:
+            await _send_some(send, WAITING)
+            return
         good = next((at for at, update in enumerate(updates) if failure(update)), len(updates))
         if text := self._framed(updates[:good]):
             await _send_some(send, text)
@@ -152,7 +174,7 @@ class EventStream(Response):
             choice = self._choices[index]
             if not choice.begun:
                 pieces.append(frames.opening(index))
-            pieces += [frames.text(index, text, logprobs) for text, logprobs in choice.take(update)]
+            pieces += [frames.piece(index, piece) for piece in choice.take(update)]
             reason, usage = choice.finish_reason(update), choice.usage(update)
             if reason is not None:
                 pieces.append(frames.finish(index, reason))

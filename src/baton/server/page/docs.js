@@ -11,7 +11,14 @@ function element(tag, text = "") {
 function kind(field) {
   if (field.$ref) return field.$ref.split("/").pop();
   if (field.anyOf) return field.anyOf.map(kind).filter((name) => name !== "null").join(" or ");
-  return field.type === "array" ? `list of ${kind(field.items)}` : field.type ?? "any";
+  if (field.enum) return field.enum.map((value) => JSON.stringify(value)).join(" or ");
+  return field.type === "array" ? `list of ${kind(field.items)}` : (field.type ?? "any") + range(field);
+}
+
+function range(field) {
+  const low = field.minimum ?? field.exclusiveMinimum, high = field.maximum ?? field.maxLength;
+  if (high == null) return "";
+  return field.maxLength ? `, at most ${high} characters` : `, ${"minimum" in field ? "" : "above "}${low} to ${high}`;
 }
 
 function fields(schema) {
@@ -30,6 +37,7 @@ function show(document_) {
   $("version").textContent = document_.info.version;
   for (const [path, methods] of Object.entries(document_.paths)) {
     for (const [method, route] of Object.entries(methods)) {
+      if (method === "head") continue;
       const title = element("h2");
       title.append(element("code", `${method.toUpperCase()} ${path}`));
       $("routes").append(title);

@@ -1,243 +1,191 @@
-"use strict";
+// The page: several conversations side by side, their settings, and what is kept over a reload.
+import { watch } from "/live.js";
+import { Pane } from "/pane.js";
+import { edit, enterKey, fields } from "/settings.js";
+import { get, inWords, post } from "/stream.js";
 
 const $ = (id) => document.getElementById(id);
-const log = $("log"), main = document.querySelector("main"), question = $("question"), send = $("send");
-const KEY = "baton-key";
+const MOST = 5; // a browser opens six connections to a server, and /load needs one
+const KEPT = "baton-chats", NEW = { temperature: "0" };
 
-let turns = [];        // the conversation as the server is sent it
-let running = null;    // the AbortController of the answer that is coming
-let before = null;     // the last /load, from which rates are drawn
+const panes = [];
+let settings = NEW;
+let model = null; // {max_model_len, chats}, once the server has told
 
-$("key").value = sessionStorage.getItem(KEY) ?? "";
+// ---- what panes ask of the page
 
-function headers() {
-  const key = $("key").value.trim();
-  return key ? { authorization: `Bearer ${key}` } : {};
-}
-
-// ---- errors in plain words
-
-const WORDS = {
-  invalid_api_key: "This server needs its API key: enter it under Settings.",
-  queue_full: "The server has too many questions waiting. Try again in a moment.",
-  context_length_exceeded: "This conversation no longer fits what the model can read. Start a new chat, or ask for fewer tokens.",
-  shutting_down: "The server is shutting down.",
-  engine_unhealthy: "The engine takes no questions now. Try again in a moment.",
-  internal_error: "The server failed on this question; its log says why.",
+const host = {
+  chats: () => model?.chats ?? true,
+  changed: () => { names(); keep(); },
+  edit: (pane) => edit(pane.own, settings, `Of “${pane.title.textContent}” alone. An empty field follows the settings of the page.`, (found) => {
+    pane.own = found;
+    pane.refresh();
+    keep();
+  }),
+  close: (pane) => {
+    panes.splice(panes.indexOf(pane), 1);
+    pane.node.remove();
+    if (!panes.length) add();
+    host.changed();
+    panes.at(-1).input.focus();
+  },
+  askAll: (question) => {
+    const free = panes.filter((pane) => !pane.busy);
+    free.forEach((pane) => pane.ask(question));
+    if (free.length < panes.length) host.say(`Asked ${free.length} of ${panes.length}: the others are still answering.`, true);
+  },
+  four: () => {
+    const questions = [...panes[0].node.querySelectorAll(".examples button:not(.four)")].map((one) => one.textContent);
+    while (panes.length < questions.length) add();
+    panes.filter((pane) => !pane.last).forEach((pane, at) => pane.ask(questions[at % questions.length]));
+  },
+  request: async (pane) => {
+    watch(told);
+    const { system, ...asked } = { ...settings, ...pane.own };
+    const rest = { ...fields(asked), stream: true, baton_usage: true };
+    if (!host.chats()) return ["/v1/completions", await completion(pane, rest)];
+    const said = pane.exchanges.filter((one) => one.answer || one === pane.last);
+    const messages = said.flatMap((one) => [["user", one.question], ["assistant", one.answer]]).filter(([, text]) => text);
+    if (system) messages.unshift(["system", system]);
+    return ["/v1/chat/completions", { messages: messages.map(([role, content]) => ({ role, content })), ...rest }];
+  },
+  answered: (pane, exchange) => {
+    host.say(`${pane.name}: ${exchange.error ?? exchange.answer.slice(0, 1000)}`);
+    if (exchange.code === "invalid_api_key") editAll(true);
+  },
+  /** To those who listen; `seen`: to all, for a while. */
+  say: (text, seen = false) => {
+    $("said").textContent = text;
+    $("said").classList.toggle("unseen", !seen);
+    if (seen) setTimeout(() => $("said").classList.add("unseen"), 4000);
+  },
 };
 
-class Refusal extends Error {}
-
-function refusal(body, status) {
-  const error = body?.error ?? {};
-  return Object.assign(new Refusal(WORDS[error.code] ?? error.message ?? `The server answered ${status}.`), { code: error.code });
+/** A model without a chat template goes on with the text, of which 16 tokens would come if none were asked for. */
+async function completion(pane, rest) {
+  const prompt = pane.exchanges.map((one) => one.question + one.answer).join("");
+  const { count } = await (await post("/tokenize", { prompt })).json();
+  return { prompt, max_tokens: Math.max(1, Math.min(256, model.max_model_len - count)), ...rest };
 }
 
-function inWords(error) {
-  if (error instanceof Refusal) return error.message;
-  return error instanceof TypeError ? "The server cannot be reached." : `Something went wrong: ${error.message}`;
+// ---- panes
+
+function add(saved) {
+  const pane = new Pane(host, saved);
+  panes.push(pane);
+  $("panes").append(pane.node);
+  seen.observe(pane.node);
+  pane.refresh();
+  return pane;
 }
 
-// ---- the conversation on the page
-
-function element(tag, name, text = "") {
-  const made = document.createElement(tag);
-  made.className = name;
-  made.textContent = text;
-  return made;
-}
-
-function nearEnd() { return main.scrollHeight - main.scrollTop - main.clientHeight < 80; }
-function toEnd() { main.scrollTop = main.scrollHeight; }
-
-function addQuestion(text) {
-  $("welcome").hidden = true;
-  log.append(element("div", "turn user", text));
-}
-
-function addAnswer() {
-  const turn = element("div", "turn assistant busy"), text = element("div", "text");
-  turn.append(text);
-  log.append(turn);
-  toEnd();
-  return { turn, text };
-}
-
-function addFacts(turn, seen, usage) {
-  const made = usage?.completion_tokens ?? seen.pieces;
-  const seconds = (seen.last - seen.first) / 1000;
-  const facts = [`${made} tokens`];
-  if (made > 1 && seconds > 0) facts.push(`${((made - 1) / seconds).toFixed(0)} tokens/s`);
-  if (seen.first) facts.push(`first after ${Math.round(seen.first - seen.asked)} ms`);
-  if (usage?.baton) facts.push(`${(100 * usage.baton.idle_ratio).toFixed(1)} % idle`);
-  if (seen.reason === "length") facts.push("cut at the token limit");
-  if (seen.reason === "stopped") facts.push("stopped");
-  turn.append(element("div", "facts", facts.join(" · ")));
-}
-
-function addError(turn, error, text) {
-  if (error.code === "invalid_api_key") { $("settings").open = true; $("key").focus(); }
-  const box = element("div", "wrong", inWords(error)), again = element("button", "again", "Try again");
-  again.type = "button";
-  again.onclick = () => { if (!running) { turn.previousElementSibling?.remove(); turn.remove(); ask(text); } };
-  box.append(again);
-  turn.append(box);
-}
-
-// ---- asking
-
-function request() {
-  const asked = { messages: turns, stream: true, baton_usage: true, temperature: Number($("temperature").value) };
-  if ($("tokens").value) asked.max_tokens = Number($("tokens").value);
-  if ($("seed").value) asked.seed = Number($("seed").value);
-  return asked;
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) if (part.startsWith("data: ")) yield part.slice(6);
-  }
-}
-
-async function receive(signal, text, seen) {
-  const response = await fetch("/v1/chat/completions", {
-    method: "POST", signal,
-    headers: { "content-type": "application/json", ...headers() },
-    body: JSON.stringify(request()),
+function names() {
+  const several = panes.length > 1;
+  document.body.classList.toggle("several", several);
+  $("add").disabled = panes.length >= MOST;
+  $("add").title = panes.length < MOST ? "Another conversation beside this one" : `A browser can hold ${MOST} answers at a time`;
+  panes.forEach((pane, at) => {
+    pane.name = `Conversation ${at + 1}`;
+    pane.node.setAttribute("aria-label", pane.name);
   });
-  if (!response.ok) throw refusal(await response.json().catch(() => null), response.status);
-  let usage = null;
-  for await (const data of events(response)) {
-    if (data === "[DONE]") return usage;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw refusal(chunk, 500);
-    usage = chunk.usage ?? usage;
-    const choice = chunk.choices[0];
-    seen.reason = choice?.finish_reason ?? seen.reason;
-    if (!choice?.delta.content) continue;
-    seen.last = performance.now();
-    seen.first ||= seen.last;
-    seen.pieces += 1;
-    const follow = nearEnd();
-    text.append(choice.delta.content);
-    if (follow) toEnd();
-  }
-  throw new TypeError("the stream ended early");
+  const tabs = $("tabs");
+  while (tabs.children.length > panes.length) tabs.lastChild.remove();
+  while (tabs.children.length < panes.length) tabs.append(document.createElement("button"));
+  [...tabs.children].forEach((tab, at) => {
+    tab.type = "button";
+    tab.textContent = at + 1;
+    tab.setAttribute("aria-label", panes[at].name);
+    tab.classList.toggle("busy", panes[at].busy);
+    tab.onclick = () => { panes[at].node.scrollIntoView(); panes[at].input.focus({ preventScroll: true }); };
+  });
 }
 
-async function ask(text) {
-  running = new AbortController();
-  send.textContent = "Stop";
-  send.classList.add("stop");
-  turns.push({ role: "user", content: text });
-  addQuestion(text);
-  const mine = turns, answer = addAnswer();
-  const seen = { asked: performance.now(), first: 0, last: 0, pieces: 0, reason: "" };
+const seen = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    $("tabs").children[panes.findIndex((pane) => pane.node === target)]?.classList.toggle("seen", isIntersecting);
+  }
+}, { threshold: 0.6 });
+
+let leaving = false; // a browser that leaves ends the answers first, and that is nobody's failure
+
+function keep() {
+  if (leaving) return;
   try {
-    const usage = await receive(running.signal, answer.text, seen);
-    addFacts(answer.turn, seen, usage);
-  } catch (error) {
-    if (error.name === "AbortError") { seen.reason = "stopped"; addFacts(answer.turn, seen, null); }
-    else addError(answer.turn, error, text);
-    if (!answer.text.textContent) answer.text.hidden = true;
-  }
-  // A question without an answer is not part of what the model is shown next.
-  if (answer.text.textContent) mine.push({ role: "assistant", content: answer.text.textContent });
-  else mine.pop();
-  answer.turn.classList.remove("busy");
-  send.textContent = "Send";
-  send.classList.remove("stop");
-  running = null;
-  toEnd();
-}
-
-function submit() {
-  const text = question.value.trim();
-  if (running || !text) return;
-  question.value = "";
-  fit();
-  ask(text);
-}
-
-function fit() {
-  question.style.height = "auto";
-  question.style.height = `${question.scrollHeight}px`;
-}
-
-$("composer").onsubmit = (event) => {
-  event.preventDefault();
-  if (running) running.abort(); else submit();
-};
-question.oninput = fit;
-question.onkeydown = (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
-};
-document.onkeydown = (event) => { if (event.key === "Escape") running?.abort(); };
-$("examples").onclick = (event) => {
-  if (event.target.tagName === "BUTTON" && !running) { ask(event.target.textContent); question.focus(); }
-};
-$("fresh").onclick = () => {
-  running?.abort();
-  turns = [];
-  log.replaceChildren();
-  $("welcome").hidden = false;
-  question.focus();
-};
-$("temperature").oninput = () => { $("warmth").value = Number($("temperature").value).toFixed(1); };
-$("key").onchange = () => { sessionStorage.setItem(KEY, $("key").value.trim()); showModel(); };
-
-// ---- what the engine does
-
-async function told(path) {
-  const response = await fetch(path, { headers: headers() });
-  if (!response.ok) throw refusal(await response.json().catch(() => null), response.status);
-  return response.json();
-}
-
-async function showModel() {
-  try {
-    $("model").textContent = $("model").title = (await told("/v1/models")).data[0].id;
-  } catch (error) {
-    $("model").textContent = inWords(error);
+    sessionStorage.setItem(KEPT, JSON.stringify({ settings, panes: panes.map((pane) => pane.saved()) }));
+  } catch {
+    host.say("These conversations are too long to be kept over a reload.", true);
   }
 }
 
-function showRows(now) {
-  const rows = $("rows"), shown = Math.min(now.rows, 16), on = Math.ceil(shown * now.rows_occupied / (now.rows || 1));
-  while (rows.children.length > shown) rows.lastChild.remove();
-  while (rows.children.length < shown) rows.append(document.createElement("i"));
-  [...rows.children].forEach((pip, at) => pip.classList.toggle("on", at < on));
-  $("occupied").textContent = `${now.rows_occupied}/${now.rows}`;
+function restore() {
+  let kept = {};
+  try { kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "{}"); } catch { /* what cannot be read is forgotten */ }
+  settings = kept.settings ?? NEW;
+  for (const saved of kept.panes ?? [{}]) add(saved);
+  names();
 }
 
-function showRates(now) {
-  if (before && now.generated_tokens >= before.generated_tokens) {
-    const useful = now.useful_slots - before.useful_slots, idle = now.idle_slots - before.idle_slots;
-    $("speed").textContent = ((now.generated_tokens - before.generated_tokens) / ((now.at - before.at) / 1000)).toFixed(0);
-    $("idle").textContent = useful + idle ? `${(100 * idle / (useful + idle)).toFixed(1)} %` : "–";
-  }
-  before = now;
+// ---- settings and keys
+
+function editAll(key = false) {
+  edit(settings, null, "Of all conversations; each pane may have settings of its own.", (found, changed) => {
+    settings = found;
+    keep();
+    if (!changed) return;
+    watch(told);
+    for (const pane of panes) if (pane.last?.code === "invalid_api_key") pane.again();
+  });
+  if (key) enterKey();
 }
 
-async function watch() {
-  if (!document.hidden) {
-    try {
-      const now = { ...await told("/load"), at: performance.now() };
-      showRows(now);
-      showRates(now);
-    } catch {
-      for (const id of ["occupied", "speed", "idle"]) $(id).textContent = "–";
-      before = null;
-    }
-  }
-  setTimeout(watch, 1000);
+$("set").onclick = () => editAll();
+$("notice").querySelector("button").onclick = () => editAll(true);
+$("add").onclick = () => {
+  const pane = add();
+  names();
+  keep();
+  pane.node.scrollIntoView();
+  pane.input.focus({ preventScroll: true });
+};
+$("forget").onclick = () => {
+  panes.forEach((pane) => pane.clear());
+  panes.slice(1).forEach((pane) => host.close(pane));
+  $("settings").close();
+};
+document.onkeydown = (event) => {
+  if (event.key !== "Escape" || $("settings").open) return;
+  const here = panes.find((pane) => pane.busy && pane.node.contains(document.activeElement));
+  (here ? [here] : panes).forEach((pane) => pane.stop());
+};
+for (const event of ["beforeunload", "pagehide"]) {
+  addEventListener(event, () => { keep(); leaving = true; setTimeout(() => { leaving = false; }, 1000); });
 }
 
-showModel();
-watch();
+// ---- what the server is
+
+function notice(text, key = false) {
+  $("notice").hidden = !text;
+  const [span, button] = $("notice").children;
+  if (span.textContent !== text) span.textContent = text;
+  button.hidden = !key;
+}
+
+async function meet() {
+  const [card] = (await get("/v1/models")).data;
+  const chats = await post("/tokenize", { messages: [{ role: "user", content: "Hi" }] }).then(() => true, (error) => error.code !== "unsupported_parameter");
+  model = { ...card, chats };
+  $("model").textContent = $("model").title = card.id;
+  notice(chats ? "" : "This model has no chat template: it goes on with your text as it is (/v1/completions).");
+}
+
+function told(error) {
+  if (!error && !model) meet().catch(() => {});
+  if (!error) return panes.some((pane) => pane.busy);
+  model = null;
+  $("model").textContent = "…";
+  notice(error.code === "invalid_api_key" ? "This server needs its API key." : inWords(error), error.code === "invalid_api_key");
+}
+
+restore();
+watch(told);
+panes[0].input.focus();

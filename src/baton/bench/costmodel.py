@@ -1,0 +1,100 @@
+"""What forwards cost on one machine, as measured: by rows that decode, by tokens of prompts, and by what they look at.
+
+The numbers are measured by `baton tune` and used by `baton simulate`, or written by hand for a device that nobody has
+here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from baton.errors import SettingError
+
+Curve = Sequence[tuple[int, float]]
+"""Seconds by a count, counts rising."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCosts:
+    """`decode`: seconds of a step by its rows, with next to no columns; `fill`: of a forward by its tokens.
+
+    `column_seconds`: for each column that a decoding row reads; `pair_seconds`: for each pair of a prompt's token and a
+    column that it attends to. Beside the forward: `iteration_seconds` for each iteration, `token_seconds` for each row
+    in it, `query_seconds` for each query that comes and goes.
+    """
+
+    decode: tuple[tuple[int, float], ...]
+    fill: tuple[tuple[int, float], ...]
+    column_seconds: float
+    pair_seconds: float
+    iteration_seconds: float = 0.0
+    token_seconds: float = 0.0
+    query_seconds: float = 0.0
+    about: str = ""
+
+    def of(self, rows: int, slots: int, columns: int, pairs: float) -> float:
+        """Seconds of an iteration whose forward has so many rows and token slots.
+
+        `columns`: those of all rows; `pairs`: each token with each column that it attends to.
+        """
+        beside = self.iteration_seconds + self.token_seconds * rows
+        if slots == rows:
+            return beside + at(self.decode, rows) + self.column_seconds * columns
+        return beside + at(self.fill, slots) + self.pair_seconds * pairs
+
+    def step(self, rows: int, columns: float) -> float:
+        """Seconds of a step of so many rows of so many columns each."""
+        return self.of(rows, rows, round(rows * columns), rows * columns)
+
+
+def at(curve: Curve, count: int) -> float:
+    """On the lines between measured counts; beyond the last along the last line, before the first the first itself."""
+    if count <= curve[0][0] or len(curve) == 1:
+        return curve[0][1]
+    above = next((i for i, (seen, _) in enumerate(curve) if count <= seen), len(curve) - 1)
+    (low, before), (high, after) = curve[above - 1], curve[above]
+    return before + (count - low) * (after - before) / (high - low)
+
+
+def rising(curve: Curve) -> tuple[tuple[int, float], ...]:
+    """The nearest curve that never falls: what says that more rows cost less is noise (pool adjacent violators)."""
+    pools: list[list[float]] = []
+    for _, seconds in curve:
+        pools.append([seconds])
+        while len(pools) > 1 and _mean(pools[-2]) > _mean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    level = [_mean(pool) for pool in pools for _ in pool]
+    return tuple((count, seconds) for (count, _), seconds in zip(curve, level, strict=True))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def save(costs: MeasuredCosts, path: str | Path, more: dict[str, Any] | None = None) -> None:
+    Path(path).write_text(json.dumps({"baton_costs": 1, **dataclasses.asdict(costs), **(more or {})}, indent=1) + "\n")
+
+
+def read_costs(path: str | Path) -> tuple[MeasuredCosts, dict[str, Any]]:
+    """Costs and what else the file says. Raises SettingError."""
+    try:
+        found = json.loads(Path(path).read_text())
+        names = {field.name for field in dataclasses.fields(MeasuredCosts)}
+        if found.pop("baton_costs", None) != 1:
+            raise ValueError("it has no baton_costs")
+        values = {name: found.pop(name) for name in list(found) if name in names}
+        for name in ("decode", "fill"):
+            values[name] = tuple((int(count), float(seconds)) for count, seconds in values[name])
+            if not values[name] or list(values[name]) != sorted(set(values[name])):
+                raise ValueError(f"{name} must rise")
+        return MeasuredCosts(**values), found
+    except OSError as error:
+        raise SettingError(f"{path}: {error.strerror}", param="costs") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SettingError(f"{path} has no costs that baton tune writes: {error}", param="costs") from None

@@ -1,0 +1,173 @@
+"""Puts a workload to an engine and hears what comes: offline, at the workload's own times, or in a closed loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from baton.bench.workload import Ask, Workload
+from baton.clock import Clock
+from baton.engine.client import Client
+from baton.errors import BatonError
+from baton.events import Usage
+from baton.query import SamplingParams
+
+TURN_BEFORE_FAILED = "the turn before it failed"
+
+
+class Mode(StrEnum):
+    """OFFLINE: all at once, as many as may wait. TIMED: as the workload says. CLOSED: so many at a time."""
+
+    OFFLINE = "offline"
+    TIMED = "timed"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class Heard:
+    """What came of one query. Seconds from the run's start; `times` has one of each token, or of each piece of text.
+
+    `generated`: how many tokens it says it generated, where they are not told one by one; `told`: whether that is the
+    engine's own count, and not one of pieces of text. `prompt_tokens`: of the prompt that it was asked with;
+    `cached_tokens` of them were not computed.
+    """
+
+    asked: float
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    error: str | None = None
+    usage: Usage | None = None
+    generated: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    told: bool = True
+    text: str = ""
+
+    @property
+    def count(self) -> int:
+        """Tokens that were generated."""
+        return len(self.tokens) if self.generated is None else self.generated
+
+    @property
+    def digest(self) -> str:
+        """Twelve letters that are others where the answer is another."""
+        said = " ".join(map(str, self.tokens)) or self.text
+        return hashlib.sha256(said.encode()).hexdigest()[:12]
+
+    @property
+    def first(self) -> float:
+        """Seconds from being asked to its first token."""
+        return self.times[0] - self.asked
+
+    @property
+    def whole(self) -> float:
+        """Seconds from being asked to its last token."""
+        return self.times[-1] - self.asked
+
+    @property
+    def gaps(self) -> list[float]:
+        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`late`: how much later than planned the latest query was asked, which is the driver's own fault."""
+
+    seconds: float
+    heard: list[Heard]
+    late: float = 0.0
+
+
+def drive(
+    client: Client,
+    workload: Workload,
+    prompts: Sequence[Sequence[int]],
+    clock: Clock,
+    *,
+    mode: Mode = Mode.OFFLINE,
+    at_once: int = 8,
+    told: Callable[[], None] = lambda: None,
+) -> Run:
+    """Greedy queries of exactly the tokens that the workload says. `told` is called when one is done.
+
+    A query that is refused or fails has an `error`, and the others go on.
+    """
+    return asyncio.run(_Drive(client, workload, prompts, clock, told).run(mode, at_once))
+
+
+class _Drive:
+    def __init__(
+        self,
+        client: Client,
+        workload: Workload,
+        prompts: Sequence[Sequence[int]],
+        clock: Clock,
+        told: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._asks = workload.asks
+        self._prompts = prompts
+        self._clock = clock
+        self._told = told
+        self._talks = workload.conversations()
+        self._heard: dict[int, Heard] = {}
+        self._said: dict[int, list[int]] = {}
+        self._began = 0.0
+        self._late = 0.0
+
+    async def run(self, mode: Mode, at_once: int) -> Run:
+        self._began = self._clock()
+        if mode is Mode.TIMED:
+            await asyncio.gather(*(self._at_its_time(talk) for talk in self._talks))
+        else:
+            workers = at_once if mode is Mode.CLOSED else self._client.settings.max_waiting
+            talks = iter(self._talks)
+            await asyncio.gather(*(self._one_by_one(talks) for _ in range(min(workers, len(self._talks)))))
+        heard = [self._heard[number] for number in range(len(self._asks))]
+        end = max((one.times[-1] for one in heard if one.times), default=0.0)
+        return Run(end, heard, self._late)
+
+    async def _at_its_time(self, talk: Sequence[int]) -> None:
+        due = self._asks[talk[0]].at
+        await asyncio.sleep(max(0.0, due - self._now()))
+        self._late = max(self._late, self._now() - due)
+        await self._one_by_one(iter([talk]))
+
+    async def _one_by_one(self, talks: Iterator[Sequence[int]]) -> None:
+        for talk in talks:
+            for number in talk:
+                self._heard[number] = await self._ask(number)
+
+    async def _ask(self, number: int) -> Heard:
+        ask = self._asks[number]
+        if ask.after is not None and self._heard[ask.after].error:
+            self._told()
+            return Heard(self._now(), error=TURN_BEFORE_FAILED)
+        prompt = [*self._before(ask), *self._prompts[number]]
+        self._said[number] = prompt
+        heard = Heard(self._now(), prompt_tokens=len(prompt))
+        params = SamplingParams(temperature=0, max_tokens=ask.answer_tokens, ignore_eos=True)
+        try:
+            queries = self._client.queries(prompt, params)
+            async with aclosing(self._client.stream(queries)) as updates:
+                async for update in updates:
+                    heard.tokens += update.token_ids
+                    heard.times += [self._now()] * len(update.token_ids)
+                    heard.error = update.error or heard.error
+                    heard.usage = update.usage or heard.usage
+        except BatonError as error:
+            heard.error = error.message
+        heard.cached_tokens = heard.usage.cached_tokens if heard.usage else 0
+        self._told()
+        return heard
+
+    def _before(self, ask: Ask) -> list[int]:
+        """All that was said in its conversation until now."""
+        return [] if ask.after is None else [*self._said.pop(ask.after), *self._heard[ask.after].tokens]
+
+    def _now(self) -> float:
+        return self._clock() - self._began

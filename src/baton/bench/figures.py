@@ -1,0 +1,130 @@
+"""What a run comes to: rates, percentiles, goodput, idle computation, equality."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from baton.bench.drive import Heard, Run
+from baton.events import SLOT_KINDS, Slots
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A service level: most seconds to the first token, and between tokens on average; None where nothing is asked."""
+
+    first_token: float | None = None
+    per_token: float | None = None
+
+
+NO_GOAL = Goal()
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One run in numbers: tokens and queries a second, seconds, shares, bytes.
+
+    Percentiles by name: "p50", "p90", "p99", "mean", "max". `goodput`: queries a second that met the goal.
+    `cached_tokens`: prompt tokens that were not computed, because earlier texts began so.
+    `different`: queries whose tokens are not those that they have alone, of `compared`. `digests`: of each answer.
+    """
+
+    seconds: float
+    queries: int
+    failed: int
+    generated_tokens: int
+    prompt_tokens: int
+    tokens_per_second: float
+    queries_per_second: float
+    goodput: float
+    first_token: dict[str, float]
+    per_token: dict[str, float]
+    inter_token: dict[str, float]
+    end_to_end: dict[str, float]
+    idle_ratio: float
+    slots: dict[str, int]
+    preemptions: int
+    kv_bytes_most: int
+    compared: int
+    different: int
+    late: float
+    machine_speed: float = 1.0
+    cached_tokens: int = 0
+    digests: list[str] = field(default_factory=list, repr=False)
+    first_tokens: list[float] = field(default_factory=list, repr=False)
+    gaps: list[float] = field(default_factory=list, repr=False)
+    wholes: list[float] = field(default_factory=list, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def figures(
+    run: Run,
+    slots: Slots,
+    *,
+    preemptions: int,
+    kv_bytes_most: int,
+    goal: Goal = NO_GOAL,
+    alone: dict[int, Sequence[int]] | None = None,
+    machine_speed: float = 1.0,
+) -> Figures:
+    """`slots`: what the run's forwards computed. `alone`: tokens of some queries by themselves, by their number.
+
+    `machine_speed`: how fast the machine was just before, against any constant.
+    """
+    done = [one for one in run.heard if one.error is None and one.times]
+    generated = sum(one.count for one in run.heard)
+    seconds = run.seconds or 1e-9
+    per_token = [_per_token(one) for one in done if one.count > 1]
+    good = sum(
+        (goal.first_token is None or one.first <= goal.first_token)
+        and (goal.per_token is None or _per_token(one) <= goal.per_token)
+        for one in done
+    )
+    known = alone or {}
+    return Figures(
+        seconds=run.seconds,
+        queries=len(run.heard),
+        failed=len(run.heard) - len(done),
+        generated_tokens=generated,
+        prompt_tokens=sum(one.prompt_tokens for one in run.heard),
+        tokens_per_second=generated / seconds,
+        queries_per_second=len(done) / seconds,
+        goodput=good / seconds,
+        first_token=spread([one.first for one in done]),
+        per_token=spread(per_token),
+        inter_token=spread([gap for one in done for gap in one.gaps]),
+        end_to_end=spread([one.whole for one in done]),
+        idle_ratio=slots.idle_ratio,
+        slots={kind: getattr(slots, kind) for kind in SLOT_KINDS},
+        preemptions=preemptions,
+        kv_bytes_most=kv_bytes_most,
+        compared=len(known),
+        different=sum(list(run.heard[number].tokens) != list(tokens) for number, tokens in known.items()),
+        late=run.late,
+        machine_speed=machine_speed,
+        cached_tokens=sum(one.cached_tokens for one in run.heard),
+        digests=[one.digest for one in run.heard],
+        first_tokens=[one.first for one in done],
+        gaps=[gap for one in done for gap in one.gaps],
+        wholes=[one.whole for one in done],
+    )
+
+
+def _per_token(one: Heard) -> float:
+    """Mean seconds between its tokens, the first left out."""
+    return (one.whole - one.first) / max(1, one.count - 1)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Percentiles (nearest rank), mean and maximum; empty where there are no values."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+    ranks = {f"p{q}": ordered[max(0, -(-len(ordered) * q // 100) - 1)] for q in PERCENTILES}
+    return {**ranks, "mean": statistics.fmean(ordered), "max": ordered[-1]}

@@ -1,0 +1,216 @@
+"""The same workloads over HTTP, against any server that speaks OpenAI's completions with streams.
+
+Honest about itself: `Run.late` is how late queries were asked, and `lag` how late this process' own event loop came
+round while it measured; where either is not small against what is reported, the client is the bottleneck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from baton.bench.drive import TURN_BEFORE_FAILED, Heard, Mode, Run
+from baton.bench.wire import BROKEN, Wire
+from baton.bench.workload import Workload
+from baton.clock import Clock
+from baton.errors import BatonError
+
+_SAFE_VOCABULARY = 1000
+_BEAT_SECONDS = 0.02
+_PATIENCE_SECONDS = 3600.0
+
+
+class LoadError(BatonError):
+    """The server does not answer as one that can be measured."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server: `url` without /v1. `extra`: fields of each request beside prompt, length and model."""
+
+    url: str
+    model: str
+    key: str | None
+    extra: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`lag`: seconds, the 99th percentile of how late this process' event loop came round."""
+
+    run: Run
+    lag: float
+
+
+def find_target(url: str, key: str | None, model: str | None, extra: dict[str, Any]) -> Target:
+    """Asks the server for its model where none is named. Raises LoadError in one sentence."""
+    base = url.rstrip("/").removesuffix("/v1")
+    try:
+        Wire(base, {})
+    except ValueError as error:
+        raise LoadError(f"{url}: no http:// or https:// address ({error})") from None
+    if model is None:
+        try:
+            answer = httpx.get(f"{base}/v1/models", headers=_headers(key), timeout=30)
+            answer.raise_for_status()
+            model = str(answer.json()["data"][0]["id"])
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
+            raise LoadError(f"{base}/v1/models: {error or type(error).__name__}") from None
+    return Target(base, model, key, extra)
+
+
+def vocabulary_of(target: Target) -> int:
+    """How many tokens the server's model knows, where it says so; else as many as any has."""
+    try:
+        answer = httpx.get(f"{target.url}/tokenizer_info", headers=_headers(target.key), timeout=30)
+        return int(answer.json()["vocab_size"])
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return _SAFE_VOCABULARY
+
+
+def slots_of(target: Target) -> dict[str, int]:
+    """Token slots by kind that the server has computed so far, where it is a baton; else nothing."""
+    try:
+        page = httpx.get(f"{target.url}/metrics", headers=_headers(target.key), timeout=30).text
+    except httpx.HTTPError:
+        return {}
+    found = re.findall(r'^baton_token_slots_total\{.*kind="(\w+)".*\} ([\d.e+]+)$', page, re.MULTILINE)
+    return {kind: int(float(value)) for kind, value in found}
+
+
+def drive_over_http(
+    target: Target,
+    workload: Workload,
+    prompts: Sequence[Sequence[int] | str],
+    clock: Clock,
+    *,
+    mode: Mode,
+    at_once: int,
+    told: Callable[[], None] = lambda: None,
+) -> Measured:
+    """As `drive`; offline is all at once over as many connections as it has queries."""
+    return asyncio.run(_Load(target, workload, prompts, clock, told).run(mode, at_once))
+
+
+class _Load:
+    def __init__(
+        self,
+        target: Target,
+        workload: Workload,
+        prompts: Sequence[Sequence[int] | str],
+        clock: Clock,
+        told: Callable[[], None],
+    ) -> None:
+        self._target = target
+        self._workload = workload
+        self._asks = workload.asks
+        self._prompts = prompts
+        self._clock = clock
+        self._told = told
+        self._heard: dict[int, Heard] = {}
+        self._said: dict[int, str] = {}
+        self._began = 0.0
+        self._late = 0.0
+        self._lags: list[float] = []
+
+    async def run(self, mode: Mode, at_once: int) -> Measured:
+        self._wire = Wire(self._target.url, _headers(self._target.key))
+        self._began = self._clock()
+        beat = asyncio.create_task(self._beat())
+        talks = self._workload.conversations()
+        slots = asyncio.Semaphore(at_once if mode is Mode.CLOSED else len(talks))
+        await asyncio.gather(*(self._in_turn(talk, mode, slots) for talk in talks))
+        beat.cancel()
+        self._wire.close()
+        heard = [self._heard[number] for number in range(len(self._asks))]
+        end = max((one.times[-1] for one in heard if one.times), default=0.0)
+        lags = sorted(self._lags)
+        return Measured(Run(end, heard, self._late), lags[int(len(lags) * 0.99)] if lags else 0.0)
+
+    async def _in_turn(self, talk: Sequence[int], mode: Mode, slots: asyncio.Semaphore) -> None:
+        if mode is Mode.TIMED:
+            due = self._asks[talk[0]].at
+            await asyncio.sleep(max(0.0, due - self._now()))
+            self._late = max(self._late, self._now() - due)
+        async with slots:
+            for number in talk:
+                heard = self._heard[number] = Heard(self._now())
+                await self._try(number, heard)
+                self._told()
+
+    async def _try(self, number: int, heard: Heard) -> None:
+        after = self._asks[number].after
+        if after is not None and self._heard[after].error:
+            heard.error = TURN_BEFORE_FAILED
+            return
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._ask(number, heard)
+        except (*BROKEN, KeyError, TypeError, AttributeError) as error:
+            heard.error = f"{type(error).__name__}: {error}"
+        if heard.error is None and not heard.times:
+            heard.error = "the answer had no token"
+
+    def _prompt(self, number: int) -> Sequence[int] | str:
+        """With all that was said before it, which is text: nobody tells the tokens of an answer."""
+        prompt, after = self._prompts[number], self._asks[number].after
+        if after is not None:
+            prompt = f"{self._said.pop(after)}{self._heard[after].text} {prompt}"
+        if isinstance(prompt, str):
+            self._said[number] = prompt
+        return prompt
+
+    async def _ask(self, number: int, heard: Heard) -> None:
+        prompt = self._prompt(number)
+        asked = {
+            "model": self._target.model,
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "max_tokens": self._asks[number].answer_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._target.extra,
+        }
+        async with self._wire.post("/v1/completions", json.dumps(asked).encode()) as answer:
+            if answer.status != 200:
+                heard.error = f"{answer.status}: {(await answer.body()).decode(errors='replace')[:200]}"
+                return
+            async for line in answer.lines():
+                if line.startswith(b"data:") and (event := line[5:].strip()) not in (b"", b"[DONE]"):
+                    self._take(json.loads(event), heard)
+        if heard.generated is None:
+            heard.generated, heard.told = len(heard.times), False
+
+    def _take(self, chunk: dict[str, Any], heard: Heard) -> None:
+        if "error" in chunk:
+            heard.error = str(chunk["error"])[:200]
+            return
+        heard.text += "".join(choice.get("text") or "" for choice in chunk.get("choices") or [])
+        if any(choice.get("text") or choice.get("finish_reason") is None for choice in chunk.get("choices") or []):
+            heard.times.append(self._now())
+        if chunk.get("usage"):
+            usage = chunk["usage"]
+            heard.generated = int(usage["completion_tokens"])
+            heard.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            heard.cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+    async def _beat(self) -> None:
+        while True:
+            due = self._clock() + _BEAT_SECONDS
+            await asyncio.sleep(_BEAT_SECONDS)
+            self._lags.append(max(0.0, self._clock() - due))
+
+    def _now(self) -> float:
+        return self._clock() - self._began
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}

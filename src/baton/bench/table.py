@@ -1,0 +1,125 @@
+"""Trials on the terminal and as JSON: medians of the repeated runs, with their range."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+from rich.table import Table
+
+from baton.bench.accuracy import Right
+from baton.bench.compare import Verdict
+from baton.bench.figures import Figures
+from baton.events import SLOT_KINDS
+
+Shown = tuple[str, Callable[[Figures], float | None], str]
+Cell = tuple[str, str]
+"""The median and the range."""
+
+LINES: tuple[Shown, ...] = (
+    ("generated tokens a second", lambda found: found.tokens_per_second, "{:,.1f}"),
+    ("queries a second", lambda found: found.queries_per_second, "{:.2f}"),
+    ("  of these within the goal", lambda found: found.goodput, "{:.2f}"),
+    ("seconds to the first token, p50", lambda found: found.first_token.get("p50"), "{:.3f}"),
+    ("  p99", lambda found: found.first_token.get("p99"), "{:.3f}"),
+    ("milliseconds a token, p50", lambda found: _ms(found.per_token.get("p50")), "{:.1f}"),
+    ("  longest gaps, p99", lambda found: _ms(found.inter_token.get("p99")), "{:.1f}"),
+    ("seconds to the end, p50", lambda found: found.end_to_end.get("p50"), "{:.3f}"),
+    ("  p99", lambda found: found.end_to_end.get("p99"), "{:.3f}"),
+    ("idle token slots, %", lambda found: 100 * found.idle_ratio, "{:.2f}"),
+    *(
+        (f"  {kind}", lambda found, kind=kind: 100 * found.slots[kind] / (sum(found.slots.values()) or 1), "{:.2f}")
+        for kind in SLOT_KINDS
+        if kind != "useful"
+    ),
+    (
+        "prompt tokens from the prefix store, %",
+        lambda found: 100 * found.cached_tokens / (found.prompt_tokens or 1),
+        "{:.1f}",
+    ),
+    ("most KV, MiB", lambda found: found.kv_bytes_most / 2**20, "{:,.1f}"),
+    ("preemptions", lambda found: found.preemptions, "{:.0f}"),
+    ("failed queries", lambda found: found.failed, "{:.0f}"),
+)
+
+
+IDLE = frozenset(name for name, _, _ in LINES if name.strip() in ("idle token slots, %", *SLOT_KINDS))
+NOT_OVER_HTTP = frozenset({"most KV, MiB", "preemptions"})
+
+
+def shown_rows(
+    runs: Mapping[str, Sequence[Figures]],
+    accuracy: Mapping[str, Right] = {},
+    skip: Set[str] = frozenset(),
+) -> Iterator[tuple[str, *tuple[Cell, ...]]]:
+    """A name, and for each contender the median and, where there is more than one run, their range."""
+    for name, get, form in LINES:
+        if name not in skip:
+            yield name, *(_cell(found, get, form) for found in runs.values())
+    if any(one.compared for found in runs.values() for one in found):
+        yield "answers as alone", *((equality(found), "") for found in runs.values())
+    for task in next(iter(accuracy.values()), {}):
+        some = [accuracy[name][task] for name in runs]
+        yield f"right answers, {task}", *((f"{sum(right)} of {len(right)}", "") for right in some)
+
+
+def table_of(
+    runs: Mapping[str, Sequence[Figures]], accuracy: Mapping[str, Right] = {}, skip: Set[str] = frozenset()
+) -> Table:
+    """A line for each figure, a column for each contender."""
+    table = Table(pad_edge=False)
+    table.add_column("")
+    for contender in runs:
+        table.add_column(contender, justify="right")
+    for name, *cells in shown_rows(runs, accuracy, skip):
+        table.add_row(name, *(f"{middle} [dim]({span})[/dim]" if span else middle for middle, span in cells))
+    return table
+
+
+def verdict_table(speeds: Sequence[Verdict]) -> Table:
+    """A line for each figure of each contender."""
+    table = Table(pad_edge=False)
+    for name in ("", "figure", "A", "B", "B takes", "95 %", "machine's speed taken out", "by chance", ""):
+        table.add_column(name, justify="left" if name in ("", "figure") else "right")
+    for one in speeds:
+        span, chance = f"{one.low:.3f} to {one.high:.3f}", f"{one.chance:.4f}"
+        a, b, adjusted = f"{one.a:,.4g}", f"{one.b:,.4g}", f"{one.adjusted:.3f}x"
+        table.add_row(one.contender, one.figure, a, b, f"{one.ratio:.3f}x", span, adjusted, chance, one.word)
+    return table
+
+
+def equality(found: Sequence[Figures]) -> str:
+    """How many answers were the tokens that the query has alone, of those compared."""
+    compared = sum(one.compared for one in found)
+    return f"{compared - sum(one.different for one in found)} of {compared}" if compared else "not compared"
+
+
+def report(
+    about: Mapping[str, Any],
+    runs: Mapping[str, Sequence[Figures]],
+    settings: Mapping[str, Any],
+    accuracy: Mapping[str, Right] = {},
+) -> dict[str, Any]:
+    """What `--json` writes and `baton compare` reads."""
+    parts = {
+        name: {
+            "settings": settings[name],
+            "runs": [one.as_json() for one in found],
+            **({"accuracy": accuracy[name]} if name in accuracy else {}),
+        }
+        for name, found in runs.items()
+    }
+    return {"baton_bench": 1, **about, "contenders": parts}
+
+
+def _cell(found: Sequence[Figures], get: Callable[[Figures], float | None], form: str) -> Cell:
+    values = [value for value in map(get, found) if value is not None]
+    if not values:
+        return "-", ""
+    low, middle, high = (form.format(pick(values)) for pick in (min, statistics.median, max))
+    return middle, "" if low == high else f"{low} to {high}"
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000

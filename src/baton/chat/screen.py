@@ -1,0 +1,99 @@
+"""Where answers are shown: a terminal, or plain text for a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol
+
+from rich.console import Console
+from rich.status import Status
+
+from baton.chat.clean import clean
+from baton.errors import BatonError
+
+
+class Screen(Protocol):
+    interactive: bool
+
+    def asked(self) -> None:
+        """A question is on its way."""
+
+    def said(self, text: str) -> None:
+        """Some of the answer, as it came."""
+
+    def ended(self, facts: str) -> None:
+        """The answer is there; what it took, in one line."""
+
+    def note(self, text: str) -> None:
+        """What a command answers."""
+
+    def failed(self, error: BatonError) -> None:
+        """A question could not be answered."""
+
+
+class Terminal:
+    """Answers as they come, and what they took dimmed below."""
+
+    interactive = True
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._waiting: Status | None = None
+        self._at_line_start = True
+
+    def asked(self) -> None:
+        self._waiting = self._console.status("", spinner="dots")
+        self._waiting.start()
+        self._at_line_start = True
+
+    def said(self, text: str) -> None:
+        if text := clean(text):
+            self._stop_waiting()
+            self._at_line_start = text.endswith("\n")
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def ended(self, facts: str) -> None:
+        self._stop_waiting()
+        self.note(facts)
+
+    def note(self, text: str) -> None:
+        self._new_line()
+        self._console.print(clean(text), style="dim")
+
+    def failed(self, error: BatonError) -> None:
+        self._stop_waiting()
+        self._new_line()
+        self._console.print(clean(error.message), style="red")
+
+    def _new_line(self) -> None:
+        if not self._at_line_start:
+            print(flush=True)
+        self._at_line_start = True
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.stop()
+            self._waiting = None
+
+
+class Plain:
+    """Answers alone on stdout, what commands answer on stderr; the first failure is the end."""
+
+    interactive = False
+
+    def asked(self) -> None:
+        pass
+
+    def said(self, text: str) -> None:
+        sys.stdout.write(clean(text))
+        sys.stdout.flush()
+
+    def ended(self, facts: str) -> None:
+        print(flush=True)
+
+    def note(self, text: str) -> None:
+        print(clean(text), file=sys.stderr)
+
+    def failed(self, error: BatonError) -> None:
+        raise error

@@ -1,0 +1,56 @@
+"""Objects without properties that their schema does not name.
+
+JSON Schema allows any other property where nothing is said, and a small model that may invent names does so until it
+has no tokens left. Whoever sends a schema means its properties: so where `additionalProperties` is not said, it is
+false, as other engines have it, too. Every answer still fits the schema as it was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
+
+
+def closed(schema: Any) -> Any:
+    """The schema with its objects closed.
+
+    Unchanged where schemas are put together (`allOf`, or `$ref` and others beside properties): there each part has
+    names that the other parts do not know.
+    """
+    return schema if any(map(_combines, _all(schema))) else _closed(schema)
+
+
+def _combines(schema: Mapping[str, Any]) -> bool:
+    return "allOf" in schema or ("properties" in schema and any(name in schema for name in _COMBINING))
+
+
+def _closed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_closed(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    found = {name: _below(name, part) for name, part in value.items()}
+    if "properties" in found and "patternProperties" not in found:
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def _below(name: str, part: Any) -> Any:
+    if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(part, Mapping):
+        return {key: _closed(one) for key, one in part.items()}
+    # What is in these is data and no schema.
+    return part if name in ("const", "enum", "default", "examples", "example") else _closed(part)
+
+
+def _all(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object in a schema; data that look like schemas too, which does no harm."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Mapping):
+            yield one
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)

@@ -1,0 +1,103 @@
+"""Compiles forms beside everything else: on threads of its own, within a time, few at once, and each form once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from functools import partial
+from typing import Protocol
+
+from baton.constraint import Constraint, Form
+from baton.errors import QueueFull, RequestError, Unsupported
+from baton.grammar.matcher import Vocabulary, available, compiled
+from baton.limits import LimitExceeded, Limits, flag_of
+
+_KEPT = 64
+_THREADS = 2
+
+
+class Words(Protocol):
+    """What is needed of a tokenizer; its body is `model/tokenizer.py`."""
+
+    vocabulary: int
+
+    def backend(self) -> str | None:
+        """The fast tokenizer as JSON, None where there is none."""
+
+
+class Grammars:
+    """The constraints of one model's tokens. Safe to call from any thread; the caller waits, so not an event loop's.
+
+    What is being compiled cannot be stopped: llguidance bounds that by the grammar's size, to about a second. It goes
+    on while its asker is told that it took too long, and is there when it is asked for again.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        end_ids: Sequence[int],
+        limits: Limits,
+        compile: Callable[[Form, Vocabulary], Constraint] = compiled,
+    ) -> None:
+        self._vocabulary = partial(_vocabulary, words, tuple(end_ids))
+        self._made: Vocabulary | None = None
+        self._making = threading.Lock()
+        self._limits = limits
+        self._compile = compile
+        self._lock = threading.Lock()
+        self._found: OrderedDict[Form, Future[Constraint]] = OrderedDict()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="baton-grammar")
+
+    def compile(self, form: Form) -> Constraint:
+        """Raises InvalidValue where the form cannot be honoured, LimitExceeded where that takes too long to find out,
+        QueueFull where too many are being compiled, Unsupported where this model's answers cannot be given forms."""
+        vocabulary = self._tokens()
+        future = self._future(form, vocabulary)
+        seconds = self._limits.grammar_timeout
+        try:
+            return future.result(seconds)
+        except Late:
+            if not future.running() and not future.done():
+                raise QueueFull("others' schemas and grammars are being compiled: try again") from None
+            message = f"compiling this {form.kind} takes longer than {seconds:g} s ({flag_of('grammar_timeout')})"
+            raise LimitExceeded(message, param=form.param) from None
+
+    def prepare(self) -> None:
+        """Does now what the first form would have everyone wait for: it holds Python's lock."""
+        with contextlib.suppress(RequestError):  # said to those who ask for a form
+            self._tokens()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _future(self, form: Form, vocabulary: Vocabulary) -> Future[Constraint]:
+        """The one that compiles this form, or did; what failed is known, too."""
+        with self._lock:
+            found = self._found.get(form)
+            if found is None:
+                waiting = sum(not future.done() for future in self._found.values())
+                if waiting >= self._limits.max_compiling:
+                    raise QueueFull(f"{waiting} schemas and grammars are being compiled ({flag_of('max_compiling')})")
+                found = self._found[form] = self._threads.submit(self._compile, form, vocabulary)
+            self._found.move_to_end(form)
+            while len(self._found) > _KEPT and (old := next(iter(self._found.items())))[1].done():
+                del self._found[old[0]]
+            return found
+
+    def _tokens(self) -> Vocabulary:
+        """Made when it is first needed: for a large vocabulary that takes a second."""
+        with self._making:
+            if self._made is None:
+                self._made = self._vocabulary()
+            return self._made
+
+
+def _vocabulary(words: Words, end_ids: Sequence[int]) -> Vocabulary:
+    if not available():
+        message = "answers cannot be given a form here: pip install 'baton-llm[structured]' (llguidance)"
+        raise Unsupported(message)
+    return Vocabulary(words.backend(), words.vocabulary, end_ids)

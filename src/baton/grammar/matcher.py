@@ -1,0 +1,126 @@
+"""llguidance's grammars and matchers (Earley parser over a trie of all tokens), behind the house's names."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from baton.constraint import CALLS, JSON, REGEX, Form
+from baton.errors import InvalidValue, QueryFailed, Unsupported
+from baton.grammar.calls import calls_grammar
+from baton.grammar.closed import closed
+from baton.grammar.schema import check_schema
+
+try:
+    import llguidance
+except ImportError:  # no wheel for this platform
+    llguidance = None  # type: ignore[assignment]
+
+# Between two parts of a JSON text: nothing, a blank, or a new line with some indentation. Without an end to it small
+# models write blanks until they have no tokens left.
+JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?: |\n[ \t]{0,40})", "lenient": False}
+# In the head of a rule: of another temperature, and of text that is taken back, nobody here would know.
+_UNHONOURED = re.compile(r"^\s*\w+\[[^]\n]*\b(temperature|stop)\s*=", re.MULTILINE)
+_MAX_LEXER_STATES = 50_000  # of 1 to 2 kB each, and every matcher has its own
+
+
+class Vocabulary:
+    """All tokens of a tokenizer, by their bytes.
+
+    `backend`: a fast tokenizer as JSON; `size`: how many ids the model has; `end_ids`: those that end a text.
+    Raises Unsupported where llguidance does not understand the tokenizer.
+    """
+
+    def __init__(self, backend: str | None, size: int, end_ids: Sequence[int]) -> None:
+        ends = [end for end in end_ids if end < size]
+        if backend is None or not ends:
+            why = "has no fast tokenizer" if backend is None else "has no token that ends a text"
+            raise Unsupported(f"this model {why}: its answers cannot be given a form")
+        try:
+            self.tokens = llguidance.LLTokenizer(backend, n_vocab=size, eos_token=ends)
+        except Exception as error:
+            why = _reason(str(error))
+            raise Unsupported(f"answers cannot be given a form with this model's tokenizer: {why}") from error
+
+
+def available() -> bool:
+    return llguidance is not None
+
+
+def compiled(form: Form, vocabulary: Vocabulary) -> Grammar:
+    """Raises InvalidValue, with the form's field and the reason, where it cannot be honoured."""
+    matcher = llguidance.LLMatcher(
+        vocabulary.tokens,
+        _source(form),
+        log_level=0,
+        limits=llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False),
+    )
+    if not matcher.is_error() and (warnings := matcher.get_grammar_warnings()):
+        raise InvalidValue(f"this {form.kind} cannot be honoured: {_reason(warnings[0])}", param=form.param)
+    # The first mask shows a grammar that nothing fits; and all matchers begin with what it found out.
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        raise InvalidValue(f"this {form.kind} cannot be honoured: {_reason(matcher.get_error())}", param=form.param)
+    return Grammar(matcher)
+
+
+class Grammar:
+    """A `Constraint`; see `constraint.py`."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+        self._lock = threading.Lock()
+
+    def start(self) -> GrammarMatcher:
+        with self._lock:
+            return GrammarMatcher(self._matcher.deep_copy())
+
+
+class GrammarMatcher:
+    """A `Matcher`; see `constraint.py`."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+        self._taken = 0
+
+    def allowed(self, generated: Sequence[int]) -> bytes:
+        new = list(generated[self._taken :])
+        self._taken = len(generated)
+        if new:
+            self._matcher.consume_tokens(new)
+            self._check()
+        mask = self._matcher.compute_bitmask()
+        self._check()
+        return mask
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise QueryFailed(f"the answer's form cannot be followed: {_reason(self._matcher.get_error())}")
+
+
+def _source(form: Form) -> str:
+    if form.kind == REGEX:
+        return llguidance.LLMatcher.grammar_from_regex(form.text)
+    if form.kind not in (JSON, CALLS):
+        if unhonoured := _UNHONOURED.search(form.text):
+            raise InvalidValue(f"{unhonoured[1]} in a {form.kind} is not honoured", param=form.param)
+        return llguidance.LLMatcher.grammar_from_lark(form.text)
+    schema = json.loads(form.text)
+    if form.kind == CALLS:
+        return llguidance.LLMatcher.grammar_from_lark(calls_grammar(schema, JSON_OPTIONS, form.param))
+    check_schema(schema, form.param)
+    options: Any = dict(JSON_OPTIONS)
+    return llguidance.LLMatcher.grammar_from_json_schema(closed(schema), overrides=options)
+
+
+def _reason(text: str) -> str:
+    """llguidance's in one line; a regular expression's parser says what is wrong in one of its own."""
+    if text.startswith("panic"):
+        return "it is too large or too deep"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    at = next((line for line in lines if line.startswith("error: ")), "")
+    return f"{lines[0][:160]} {at}".strip() if lines else "it cannot be followed"

@@ -1,0 +1,54 @@
+"""The metrics page: families of the catalog with their values, as prometheus_client writes them.
+
+Families are built by hand, since its own Counter and Histogram cannot stand in one registry under the names
+`baton_prompt_tokens_total` and `baton_prompt_tokens`, which the contract promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from baton.observe.catalog import Family, Kind
+from baton.observe.tally import Histogram
+
+Values = Mapping[str, float | Histogram]
+"""By the value of the family's label, "" where it has none."""
+
+
+def page(model_name: str, families: Iterable[tuple[Family, Values]]) -> tuple[bytes, str]:
+    """The page's bytes and its content type."""
+    registry = CollectorRegistry()
+    registry.register(_Made([_metric(model_name, family, values) for family, values in families]))
+    return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _metric(model_name: str, family: Family, values: Values) -> Metric:
+    labels = ["model_name", family.label] if family.label else ["model_name"]
+    named = [([model_name, value] if family.label else [model_name], found) for value, found in values.items()]
+    if family.kind is Kind.HISTOGRAM:
+        histogram = HistogramMetricFamily(family.name, family.help, labels=labels)
+        for label_values, found in named:
+            assert isinstance(found, Histogram)
+            histogram.add_metric(label_values, found.buckets(), found.sum)
+        return histogram
+    plain = GaugeMetricFamily if family.kind is Kind.GAUGE else CounterMetricFamily
+    metric = plain(family.name.removesuffix("_total"), family.help, labels=labels)
+    for label_values, found in named:
+        assert not isinstance(found, Histogram)
+        metric.add_metric(label_values, found)
+    return metric
+
+
+class _Made(Collector):
+    """Families that were made before, as a registry wants them."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families

@@ -1,0 +1,143 @@
+"""Trace files: what an engine did, event by event, as JSON lines; every figure can be made again from one.
+
+The first line says what was running: baton's version, the model, its settings. Then one event a line, its kind under
+`event`. The last line of a trace that was closed says how many events were dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from baton.errors import SettingError
+from baton.events import Event, IterationDone, QueryEnded, QueryMoved, QueryRejected, Slots, Usage
+from baton.observe.beside import Beside
+from baton.query import State
+
+FORMAT = 1
+
+_KINDS: dict[str, type[Any]] = {
+    "query_moved": QueryMoved,
+    "query_ended": QueryEnded,
+    "query_rejected": QueryRejected,
+    "iteration_done": IterationDone,
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+class TraceFile:
+    """A sink that writes a trace. Raises SettingError where the file cannot be made.
+
+    Where the disk is full later, the rest is dropped and counted, and the engine goes on.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self._file: IO[str] = open(path, "w", encoding="utf-8")  # noqa: SIM115 (`close` does)
+        except OSError as error:
+            raise SettingError(f"--trace {path}: {error.strerror}", param="trace") from None
+        self._beside = Beside(lambda events: self.write(events), "trace")
+
+    def begin(self, about: Mapping[str, Any]) -> None:
+        """Writes the first line; before the first event."""
+        self._file.write(json.dumps({"baton_trace": FORMAT, **about}) + "\n")
+        self._file.flush()
+
+    def __call__(self, event: Event) -> None:
+        self._beside(event)
+
+    @property
+    def dropped(self) -> int:
+        return self._beside.dropped
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._file.closed:
+            return
+        self._beside.close()
+        try:
+            self._file.write(json.dumps({"dropped": self.dropped}) + "\n")
+            self._file.close()
+        except OSError:
+            pass  # the log says so already
+
+    def write(self, events: Sequence[Event]) -> None:
+        self._file.write("".join(line_of(event) for event in events))
+        self._file.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace that was read. `dropped`: None where it was not closed."""
+
+    about: Mapping[str, Any]
+    events: Sequence[Event]
+    dropped: int | None = None
+
+
+def line_of(event: Event) -> str:
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    for name in ("slots", "usage"):
+        if name in fields:
+            fields[name] = dataclasses.asdict(fields[name])
+    return json.dumps({"event": _NAMES[type(event)], **fields}, separators=(",", ":")) + "\n"
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Raises SettingError for what is no trace. A last line that was cut off is left out."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise SettingError(f"{path}: {error.strerror}", param="trace") from None
+    except UnicodeDecodeError:
+        raise SettingError(f"{path} is no trace of baton", param="trace") from None
+    read = list(_parsed(lines, path))
+    if not read or "baton_trace" not in read[0]:
+        raise SettingError(f"{path} is no trace of baton", param="trace")
+    if read[0]["baton_trace"] != FORMAT:
+        message = f"{path}: format {read[0]['baton_trace']}, this baton reads {FORMAT}"
+        raise SettingError(message, param="trace")
+    events = [event_of(entry) for entry in read[1:] if "event" in entry]
+    dropped = next((entry["dropped"] for entry in read[1:] if "event" not in entry), None)
+    return Trace(read[0], events, dropped)
+
+
+def event_of(entry: Mapping[str, Any]) -> Event:
+    """The event of one line."""
+    fields = {name: value for name, value in entry.items() if name != "event"}
+    kind = _KINDS[entry["event"]]
+    if kind is QueryMoved:
+        fields["was"] = None if fields["was"] is None else State(fields["was"])
+        fields["now"] = State(fields["now"])
+    elif kind is QueryEnded:
+        fields |= {
+            "outcome": State(fields["outcome"]),
+            "usage": Usage(**fields["usage"]),
+            "inter_token_seconds": tuple(fields["inter_token_seconds"]),
+        }
+    elif kind is IterationDone:
+        fields |= {
+            "slots": Slots(**fields["slots"]),
+            "inserted": tuple(fields["inserted"]),
+            "detached": tuple(fields["detached"]),
+        }
+    return kind(**fields)  # type: ignore[no-any-return]
+
+
+def _parsed(lines: Sequence[str], path: str | Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            if number == len(lines) - 1:
+                return  # it was being written
+            raise SettingError(f"{path}, line {number + 1}: no JSON", param="trace") from None
+        if not isinstance(entry, dict):
+            raise SettingError(f"{path}, line {number + 1}: no object", param="trace")
+        yield entry

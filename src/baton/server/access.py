@@ -1,0 +1,145 @@
+"""Who may ask: the keys, the names this server answers to, and the origins whose pages may read answers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from baton.config import Config
+from baton.errors import RequestError, SettingError
+from baton.server.errors import error_response
+
+ANY = "*"
+_LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:[0-9]{1,5})?", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+
+_log = logging.getLogger("baton.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`keys`: one of them must come with a request, if there are any. `hosts`: names that a request's Host may have
+    beside addresses, None for any. `origins`: those whose pages may read answers, "*" for all."""
+
+    keys: tuple[str, ...] = ()
+    hosts: frozenset[str] | None = None
+    origins: tuple[str, ...] = ()
+
+
+OPEN = Access()
+"""Everyone may ask, under any name; no page of another origin may read the answers."""
+
+
+def access_of(config: Config, address: str) -> Access:
+    """What the settings ask for, where the server listens on this address. Raises SettingError; reads the key file."""
+    keys = (*config.api_key, *(_keys_in(config.api_key_file) if config.api_key_file else ()))
+    hosts: frozenset[str] | None = None
+    if ANY not in config.allowed_host and (config.allowed_host or (is_loopback(address) and not keys)):
+        hosts = frozenset(_LOCAL | {name.lower() for name in (config.host, *config.allowed_host)})
+    for origin in config.cors_origin:
+        if origin != ANY and not _ORIGIN.fullmatch(origin):
+            message = f"--cors-origin {origin}: must be * or an origin like https://example.org, without a path"
+            raise SettingError(message, param="cors_origin")
+    return Access(keys, hosts, config.cors_origin)
+
+
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+class Keys:
+    """API keys. Digests are compared, each with all, so that the time taken tells nothing about any."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, authorization: bytes) -> bool:
+        """Whether an Authorization header has one of them as a bearer token."""
+        scheme, _, key = authorization.partition(b" ")
+        sent = _digest(key.strip())
+        found = [hmac.compare_digest(sent, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(found)
+
+
+class Hosts:
+    """The names that requests may be sent to; none of them may be one that a web page brought along.
+
+    A page can make its own name point to this machine and then read answers as if they were its own (DNS rebinding).
+    It cannot do so under an address, which is therefore always allowed.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+
+    def admit(self, host: bytes) -> bool:
+        found = _HOST.fullmatch(host.decode("latin-1"))
+        if not found:
+            return False
+        name = found[1].lower().removesuffix(".")
+        return name in self._names or name.endswith(".localhost") or _is_address(name.strip("[]"))
+
+
+class Origins(CORSMiddleware):
+    """Lets pages of these origins read answers, and answers what browsers ask beforehand. Never with credentials."""
+
+    def __init__(self, app: ASGIApp, *, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=(ANY,),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        refused = error_response(RequestError(bytes(response.body).decode()))
+        refused.headers["vary"] = response.headers["vary"]
+        return refused
+
+
+def _keys_in(name: str) -> tuple[str, ...]:
+    path = Path(name)
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        mode = path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise SettingError(f"--api-key-file {name}: {reason}", param="api_key_file") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise SettingError(f"--api-key-file {name}: has no key", param="api_key_file")
+    if os.name == "posix" and mode & (stat.S_IRGRP | stat.S_IROTH):
+        _log.warning("--api-key-file %s can be read by others: chmod 600 it", name)
+    return keys
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

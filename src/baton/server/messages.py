@@ -1,0 +1,122 @@
+"""The turns of a conversation as requests have them, and as chat templates take them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, FailFast, Field, ValidationError
+
+from baton.errors import InvalidValue, Unsupported
+from baton.server.fields import MESSAGE_NEUTRAL, Strict, without_neutral
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Strict):
+    name: str
+    arguments: str = Field(description="A JSON object, as text.")
+
+
+class ToolCallSent(Strict):
+    """A call that an assistant made earlier in the conversation."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class Message(Strict):
+    """`content` may be missing from an assistant's message with tool calls. `name`: of a tool."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: Annotated[list[ToolCallSent], FailFast()] = Field(default_factory=list)
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+def _plain_messages(value: object) -> object:
+    """Messages with their neutral fields dropped and their text parts joined by line ends."""
+    if not isinstance(value, list):
+        return value
+    numbered = enumerate(value)
+    return [_plain_message(m, f"messages[{at}]") if isinstance(m, dict) else m for at, m in numbered]
+
+
+Messages = Annotated[list[Message], FailFast(), BeforeValidator(_plain_messages), Field(min_length=1)]
+
+
+def turns_of(messages: list[Message]) -> list[dict[str, Any]]:
+    """The conversation as a chat template takes it; a developer's message is a system's. Raises InvalidValue."""
+    known: set[str] = set()
+    turns = []
+    for at, message in enumerate(messages):
+        turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+        if message.content is not None:
+            turn["content"] = message.content
+        if message.tool_calls:
+            turn["tool_calls"] = [
+                _call(call, f"messages[{at}].tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
+            ]
+            known.update(call.id for call in message.tool_calls)
+        if message.role == "tool":
+            if message.tool_call_id not in known:
+                where = f"messages[{at}].tool_call_id"
+                raise InvalidValue(f"{where}: no tool call before has the id {message.tool_call_id!r}", param=where)
+            turn["tool_call_id"] = message.tool_call_id
+            turn |= {"name": message.name} if message.name else {}
+        turns.append(turn)
+    return turns
+
+
+def check_template(turns: list[dict[str, Any]], template: str | None) -> None:
+    """Raises Unsupported where these have tool calls, and the chat template's source says nothing of them."""
+    for at, turn in enumerate(turns):
+        for name, param in (("tool_calls", "tool_calls"), ("tool_call_id", "role")):
+            if name in turn and (template or "").count("tool_calls" if name == "tool_calls" else "tool") == 0:
+                where = f"messages[{at}].{param}"
+                raise Unsupported(f"{where}: this model's chat template says nothing of tools", param=where)
+
+
+def _call(sent: ToolCallSent, where: str) -> dict[str, Any]:
+    """Templates write arguments as JSON themselves."""
+    param = f"{where}.function.arguments"
+    try:
+        arguments = json.loads(sent.function.arguments)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidValue(f"{param} must be a JSON object, as text", param=param)
+    return {"id": sent.id, "type": "function", "function": {"name": sent.function.name, "arguments": arguments}}
+
+
+def _plain_message(sent: dict[str, object], where: str) -> dict[str, object]:
+    message = without_neutral(sent, Message, MESSAGE_NEUTRAL, f"{where}.")
+    role, calls = message.get("role"), message.get("tool_calls")
+    if role == "function":
+        raise Unsupported(f"{where}.role 'function' is not honoured: tool is", param=f"{where}.role")
+    for name, whose in (("tool_calls", "assistant"), ("tool_call_id", "tool"), ("name", "tool")):
+        if message.get(name) and role != whose:
+            raise Unsupported(f"{where}.{name} is only for role {whose}", param=f"{where}.{name}")
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [_part_text(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
+        message["content"] = "\n".join(texts)
+    elif not isinstance(content, str) and (content is not None or not calls):
+        where += ".content"
+        raise InvalidValue(f"{where} must be a text or a list of text parts", param=where)
+    return message
+
+
+def _part_text(part: object, where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind != "text":
+        raise Unsupported(f"{where}.type {kind!r} is not honoured: only text is", param=f"{where}.type")
+    try:
+        return TextPart.model_validate(part).text
+    except ValidationError:
+        raise InvalidValue(f'{where} must be {{"type": "text", "text": "..."}}', param=where) from None

@@ -1,0 +1,272 @@
+"""The OpenAPI document: FastAPI's list of routes, with the limits in force and every status that each can answer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from baton.constraint import NAME
+from baton.engine.client import Client
+from baton.query import MAX_USER_CHARACTERS
+from baton.server.access import Access
+from baton.server.answers import ChatChunk, CompletionChunk, ErrorAnswer
+from baton.server.fields import MESSAGE_NEUTRAL, NEUTRAL, STREAM_NEUTRAL
+from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from baton.server.tools import style_of
+
+Schema = dict[str, Any]
+
+_REQUESTS: tuple[type[BaseModel], ...] = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
+_NEUTRAL = {model.__name__: NEUTRAL for model in _REQUESTS}
+_NEUTRAL |= {"Message": MESSAGE_NEUTRAL, "StreamOptions": STREAM_NEUTRAL}
+_STREAMS: Mapping[str, type[BaseModel]] = {"/v1/completions": CompletionChunk, "/v1/chat/completions": ChatChunk}
+
+_EVERY = (400, 408, 431, 500)
+_WITH_BODY = (404, 413, 415)
+_GENERATING = (*_WITH_BODY, 429, 503, 504)
+_MORE: Mapping[str, tuple[int, ...]] = {
+    "/v1/completions": _GENERATING,
+    "/v1/chat/completions": _GENERATING,
+    "/tokenize": _WITH_BODY,
+    "/detokenize": _WITH_BODY,
+    "/v1/models/{model}": (404,),
+    "/ready": (503,),
+}
+_ID: Schema = {
+    "x-request-id": {"required": True, "schema": {"type": "string"}, "description": "As sent, or a new one."}
+}
+_RETRY: Schema = {
+    "retry-after": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
+}
+_HEADERS: Mapping[int, Schema] = {
+    401: {"www-authenticate": {"required": True, "schema": {"type": "string", "enum": ["Bearer"]}}},
+    429: _RETRY,
+    503: _RETRY,
+}
+_ABOUT = """OpenAI's API, and more. Each field that is sent is honoured or refused by its name.
+
+Errors always have the body `ErrorAnswer`; 405 names the path's methods in `Allow`. HEAD answers as GET does, without
+the body. The bounds of numbers, texts and lists are the limits of this server as it runs (`baton info --limits`).
+"""
+_MOST = 2**31 - 1
+
+
+def described(app: FastAPI, client: Client, access: Access, open_paths: Collection[str]) -> dict[str, Any]:
+    """The document for an app whose engine, and whose access, these are."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_ABOUT)
+    schemas = document["components"]["schemas"]
+    schemas |= _schemas_of((ErrorAnswer, *_STREAMS.values()), "serialization")
+    schemas |= _requests(client)
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            _tell_answers(path, operation, guarded=bool(access.keys) and path not in open_paths)
+        if "get" in item:
+            item["head"] = _head_of(item["get"])
+    _tell_example(document, client.model_name)
+    if access.keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document
+
+
+def _tell_answers(path: str, operation: Schema, *, guarded: bool) -> None:
+    responses = operation["responses"]
+    content = responses["200"].setdefault("content", {})
+    if path in _STREAMS:
+        content["text/event-stream"] = _events(_STREAMS[path].__name__)
+    responses["200"]["headers"] = _ID
+    for status in sorted({*_EVERY, *_MORE.get(path, ()), *([401] if guarded else [])}):
+        responses[str(status)] = {
+            "description": HTTPStatus(status).phrase,
+            "headers": {**_ID, **_HEADERS.get(status, {})},
+            "content": {"application/json": {"schema": _ref("ErrorAnswer")}},
+        }
+    if not guarded:
+        operation["security"] = []
+
+
+def _events(chunk: str) -> Schema:
+    """The schema of one event, as OpenAPI 3.2's `itemSchema` and tools for earlier versions read it."""
+    told = {"type": "string", "contentMediaType": "application/json"}
+    kinds = [{"contentSchema": {"anyOf": [_ref(chunk), _ref("ErrorAnswer")]}, **told}, {"const": "[DONE]"}]
+    return {
+        "schema": {
+            "type": "object",
+            "required": ["data"],
+            "properties": {"data": {"anyOf": kinds}},
+            "description": "With stream: true. Ends with [DONE], or with an error if it fails after it has begun.",
+        }
+    }
+
+
+def _head_of(operation: Schema) -> Schema:
+    head: Schema = copy.deepcopy(operation)
+    head["operationId"] += "_head"
+    for response in head["responses"].values():
+        response.pop("content", None)
+    return head
+
+
+def _tell_example(document: Schema, name: str) -> None:
+    parameter = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    for operation in document["paths"]["/v1/models/{model}"].values():
+        operation["parameters"] = [{**parameter, "example": name}]
+
+
+def _requests(client: Client) -> dict[str, Schema]:
+    """The bodies of requests: what pydantic says, null and neutral values where they are taken, and the limits."""
+    bounds = _bounds(client)
+    schemas = _schemas_of(_REQUESTS, "validation")
+    for name, schema in schemas.items():
+        required = schema.get("required", ())
+        for field, told in schema.get("properties", {}).items():
+            bound = bounds.get(f"{name}.{field}", bounds.get(field, {}))
+            schema["properties"][field] = _field(told, bound, nullable=name in _NEUTRAL and field not in required)
+        for field, values in _NEUTRAL.get(name, {}).items():
+            if field not in schema["properties"]:
+                about = "Not honoured: only what asks for nothing is taken."
+                schema["properties"][field] = {"enum": [None, *values], "description": about}
+    schemas["Message"] = _message(schemas["Message"], client.tokenizer.chat_template(tools=False) or "")
+    text, null = {"type": "string"}, {"type": "null"}
+    either = [_given(prompt=text, messages=null)]
+    either.append(_given(messages={"type": "array"}, prompt=null, add_special_tokens=null))
+    schemas[TokenizeRequest.__name__]["anyOf"] = either
+    return schemas
+
+
+def _message(schema: Schema, template: str) -> Schema:
+    """By who speaks: each role has fields of its own, and those of tools only where the chat template knows them."""
+    fields = schema["properties"]
+    told = fields["content"]["anyOf"][:-1]
+    plain = {"content": {"anyOf": told}, "tool_call_id": {"enum": [None, ""]}, "name": {"enum": [None, ""]}}
+    no_calls: Schema = {"tool_calls": {"enum": [None, []]}}
+
+    def of(roles: list[str], required: list[str], **own: Schema) -> Schema:
+        properties = {**fields, **own, "role": {"enum": roles}}
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": ["role", *required],
+            "additionalProperties": False,
+        }
+
+    kinds = [of(["system", "developer", "user", "assistant"], ["content"], **plain, **no_calls)]
+    if "tool_calls" in template:
+        calls = {**fields["tool_calls"]["anyOf"][0], "minItems": 1}
+        kinds.append(of(["assistant"], ["tool_calls"], **{**plain, "content": fields["content"], "tool_calls": calls}))
+    if "tool" in template:
+        of_tool = {"content": plain["content"], "tool_call_id": {"type": "string", "description": "Of a call before."}}
+        kinds.append(of(["tool"], ["content", "tool_call_id"], **of_tool, **no_calls))
+    return {"title": "Message", "anyOf": kinds}
+
+
+def _field(told: Schema, bound: Schema, *, nullable: bool) -> Schema:
+    about: Schema = {key: told[key] for key in ("title", "description", "default") if key in told}
+    if "enum" in bound and None in bound["enum"]:
+        return {**about, **bound}
+    core = {key: value for key, value in told.items() if key not in about}
+    kinds = [kind for kind in core.get("anyOf", ()) if kind != {"type": "null"}]
+    nullable = nullable or len(kinds) < len(core.get("anyOf", ()))
+    if len(kinds) == 1:
+        core = kinds[0]
+    elif kinds:
+        core = {**core, "anyOf": kinds}
+    # What bounds a number says nothing of a field that has this name and is none.
+    if bound and ("anyOf" in core) == ("anyOf" in bound) and core.get("type") == bound.get("type"):
+        core = {**core, **bound}
+    return {**about, "anyOf": [core, {"type": "null"}]} if nullable else {**about, **core}
+
+
+def _bounds(client: Client) -> dict[str, Schema]:
+    """By field, or by model and field."""
+    limits, longest = client.settings.limits, client.settings.max_model_len
+    offers = style_of(client.tokenizer.chat_template(tools=True) or "") is not None
+    token = _whole(0, client.tokenizer.vocabulary - 1)
+    tokens = _list(token, 1, longest - 1)
+    text = {"type": "string", "minLength": 1}
+    stop = {"type": "string", "minLength": 1, "maxLength": limits.max_stop_characters}
+    return {
+        "model": {"type": "string", "enum": [client.model_name]},
+        "n": _whole(1, limits.max_n),
+        "temperature": _number(0, limits.max_temperature),
+        "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "top_k": _whole(-1, _MOST),
+        "min_p": _number(0, 1),
+        "presence_penalty": _number(-limits.max_penalty, limits.max_penalty),
+        "frequency_penalty": _number(-limits.max_penalty, limits.max_penalty),
+        "repetition_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
+        "logit_bias": {
+            "type": "object",
+            "propertyNames": {"pattern": f"^({_up_to(client.tokenizer.vocabulary - 1)})$"},
+            "additionalProperties": _number(-limits.max_bias, limits.max_bias),
+            "maxProperties": limits.max_logit_bias,
+        },
+        "seed": _whole(-(2**63), 2**63 - 1),
+        "stop": {"anyOf": [stop, _list(stop, 0, limits.max_stop_strings)]},
+        "stop_token_ids": _list(token, 0, limits.max_stop_tokens),
+        "min_tokens": _whole(0, _MOST),
+        "max_tokens": _whole(1, longest - 1),
+        "CompletionRequest.max_tokens": _whole(0, longest - 1),
+        "max_completion_tokens": _whole(1, longest - 1),
+        "logprobs": _whole(0, limits.max_logprobs),
+        "top_logprobs": _whole(0, limits.max_logprobs),
+        "priority": _whole(-(2**31), _MOST) if client.honours("priority") else {"enum": [None, 0]},
+        "deadline_ms": _whole(1, _MOST),
+        "user": {"type": "string", "maxLength": MAX_USER_CHARACTERS},
+        "prompt": {
+            "anyOf": [text, _list(text, 1, limits.max_prompts), tokens, _list(tokens, 1, limits.max_prompts)],
+        },
+        "tokens": {"type": "array", "items": token},
+        "FunctionOffered.name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "FunctionOffered.parameters": {"type": "object", "properties": {"type": {"const": "object"}}},
+        "tools": {"type": "array", "maxItems": limits.max_tools} if offers else {"enum": [None, []]},
+        "tool_choice": {} if offers else {"enum": [None, "none", "auto"]},
+        "parallel_tool_calls": {} if offers else {"enum": [None]},
+    }
+
+
+def _schemas_of(models: Collection[type[BaseModel]], mode: Any) -> dict[str, Schema]:
+    pairs: Any = [(model, mode) for model in models]
+    _, found = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
+    return found["$defs"]
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _given(**kinds: Schema) -> Schema:
+    """That the first of these fields is there, and of what kind each is if it is."""
+    return {"required": [next(iter(kinds))], "properties": kinds}
+
+
+def _whole(low: int, high: int) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _number(low: float, high: float) -> Schema:
+    return {"type": "number", "minimum": low, "maximum": high}
+
+
+def _up_to(most: int) -> str:
+    """A pattern of all whole numbers from 0 to this one."""
+    digits = str(most)
+    found = [str(most), "0"]
+    for length in range(1, len(digits)):
+        found.append("[1-9]" + "[0-9]" * (length - 1))
+    for at, digit in enumerate(digits):
+        low = 0 if at else 1
+        if int(digit) > low:
+            found.append(f"{digits[:at]}[{low}-{int(digit) - 1}]" + "[0-9]" * (len(digits) - at - 1))
+    return "|".join(found)
+
+
+def _list(items: Schema, fewest: int, most: int) -> Schema:
+    return {"type": "array", "items": items, "minItems": fewest, "maxItems": most}

@@ -1,0 +1,134 @@
+"""Tools that a request offers: how the model is told of them, and what its answer must look like then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from baton.constraint import CALLS, NAME, Form
+from baton.engine.client import Tokenizer
+from baton.errors import InvalidValue, Unsupported
+from baton.server.calls import HERMES, LLAMA, Parser, Style, parser_of
+from baton.server.fields import Strict
+
+_NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
+# What tells a style from a chat template: the tag, and how it has the model write the arguments.
+_OTHER_TAGGED = "<function="
+
+
+class FunctionOffered(Strict):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of an object.")
+    strict: bool | None = Field(None, description="Arguments fit the schema whenever the tool is called.")
+
+
+class ToolOffered(Strict):
+    type: Literal["function"]
+    function: FunctionOffered
+
+
+class FunctionNamed(Strict):
+    name: str
+
+
+class ToolNamed(Strict):
+    type: Literal["function"]
+    function: FunctionNamed
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Those that an answer may call. `form`: what it must look like, where it is not free.
+
+    `shown`: special tokens that the parser must see in the text.
+    """
+
+    offered: Sequence[ToolOffered]
+    style: Style
+    form: Form | None
+    shown: frozenset[int]
+
+    def parser(self) -> Parser:
+        return parser_of(self.style, [tool.function.name for tool in self.offered])
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """As chat templates take them."""
+        return [{"type": "function", "function": _told(tool.function)} for tool in self.offered]
+
+
+def chosen(
+    offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many: bool | None, tokenizer: Tokenizer
+) -> Tools | None:
+    """The tools that are to be told to the model; None where there are none, or none is to be called.
+
+    Raises InvalidValue, and Unsupported where this model is not known to call tools.
+    """
+    _check(offered, choice, many)
+    if not offered or choice == "none":
+        return None
+    style = style_of(tokenizer.chat_template(tools=True) or "")
+    if style is None:
+        message = "tools are not honoured: this model's chat template has no form of tool calls that is known here"
+        raise Unsupported(message, param="tools")
+    found = {tag: tokenizer.token(tag) for tag in (style.opening, style.closing) if tag}
+    tokens = {tag: token for tag, token in found.items() if token is not None}
+    several = many is not False
+    forced = choice is not None and choice != "auto"
+    # A free answer that breaks no promise needs no form: it is read as it comes.
+    bound = forced or not several or any(tool.function.strict for tool in offered)
+    called = [
+        tool for tool in offered if not isinstance(choice, ToolNamed) or tool.function.name == choice.function.name
+    ]
+    form = _form(called, style, tokens, several=several, forced=forced) if bound else None
+    return Tools(offered, style, form, frozenset(token for tag, token in tokens.items() if tag in tokenizer.special))
+
+
+def style_of(template: str) -> Style | None:
+    """How a model writes calls, as its chat template shows it."""
+    if HERMES.opening in template:
+        return None if _OTHER_TAGGED in template else HERMES
+    return LLAMA if LLAMA.opening in template or '"parameters": ' in template else None
+
+
+def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many: bool | None) -> None:
+    names: set[str] = set()
+    for at, tool in enumerate(offered):
+        where, name, parameters = f"tools[{at}].function", tool.function.name, tool.function.parameters or {}
+        if not NAME.fullmatch(name) or name in names:
+            why = "is there twice" if name in names else "must be 1 to 64 letters, digits, _ or -"
+            raise InvalidValue(f"{where}.name {name[:64]!r} {why}", param=f"{where}.name")
+        if parameters.get("type", "object") != "object":
+            raise InvalidValue(f"{where}.parameters must be the schema of an object", param=f"{where}.parameters")
+        names.add(name)
+    if not offered and many is not None:
+        raise InvalidValue("parallel_tool_calls is only for tools", param="parallel_tool_calls")
+    if not offered and (isinstance(choice, ToolNamed) or choice == "required"):
+        raise InvalidValue("tool_choice is only for tools", param="tool_choice")
+    if isinstance(choice, ToolNamed) and choice.function.name not in names:
+        raise InvalidValue(f"tool_choice: there is no tool {choice.function.name[:64]!r}", param="tool_choice")
+
+
+def _form(tools: Sequence[ToolOffered], style: Style, tokens: dict[str, int], *, several: bool, forced: bool) -> Form:
+    spec = {
+        "opening": style.opening,
+        "closing": style.closing,
+        "arguments": style.arguments,
+        "tokens": tokens,
+        "several": several,
+        "forced": forced,
+        "tools": [
+            {"name": one.name, "parameters": _told(one)["parameters"]} for one in (tool.function for tool in tools)
+        ],
+    }
+    return Form(CALLS, json.dumps(spec), "tools")
+
+
+def _told(function: FunctionOffered) -> dict[str, Any]:
+    about = {"description": function.description} if function.description is not None else {}
+    return {"name": function.name, **about, "parameters": function.parameters or _NO_ARGUMENTS}

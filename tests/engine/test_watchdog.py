@@ -1,0 +1,183 @@
+"""An engine that hangs or whose thread dies: it says so, once, and nobody waits for it for ever."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import baton.engine.loop as loop_module
+from baton.clock import monotonic
+from baton.engine.loop import EngineLoop
+from baton.engine.watchdog import Watchdog
+from baton.errors import EngineUnhealthy, QueueFull
+from baton.events import Event, QueryRejected
+from baton.policy.baton import Baton
+from baton.policy.port import Plan, View
+from engine.test_loop import PATIENCE_SECONDS, Asker, Gate, asked, until
+from toy import toy_alone, toy_crowd
+
+
+@pytest.fixture
+def open_loop() -> Iterator[Callable[..., EngineLoop]]:
+    opened: list[EngineLoop] = []
+
+    def opens(policy: Any = None, *, sinks: Any = (), **kw: Any) -> EngineLoop:
+        engine = toy_crowd(policy or Baton(), clock=monotonic, sinks=sinks, **kw).engine
+        opened.append(EngineLoop(engine, monotonic, sinks))
+        return opened[-1]
+
+    yield opens
+    for loop in opened:
+        loop.close()
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_each_hang_is_told_once_with_all_stacks_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    stuck = [0.0]
+    watchdog = Watchdog(lambda: stuck[0], 2.0)
+    for stuck[0] in (0.0, 2.0):
+        watchdog.look()
+    assert messages(caplog) == [], "not before its time"
+    for stuck[0] in (2.5, 3.5, 9.0):
+        watchdog.look()
+    (told,) = messages(caplog)
+    assert "no iteration for 2.5 s (--hang-timeout 2)" in told
+    assert "test_watchdog.py" in told, "where this thread is"
+    stuck[0] = 0.1
+    watchdog.look()
+    watchdog.look()
+    assert messages(caplog)[1:] == ["the engine goes on after more than 9.0 s without an iteration"]
+    stuck[0] = 3.0
+    watchdog.look()
+    assert "no iteration for 3.0 s" in messages(caplog)[-1], "another one"
+
+
+def test_a_hang_whose_stacks_cannot_be_written_is_told_all_the_same(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    Watchdog(lambda: 5.0, 2.0).look()
+    assert "no iteration for 5.0 s" in messages(caplog)[0] and "OSError" in messages(caplog)[0]
+
+
+def test_a_loop_that_hangs_is_noticed_and_goes_on(
+    open_loop: Callable[..., EngineLoop], caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate()
+    loop, asker = open_loop(say=gate, hang_seconds=0.1), Asker()
+    with caplog.at_level(logging.WARNING, "baton.engine"):
+        loop.submit([asked("a")], asker)
+        assert gate.reached.wait(PATIENCE_SECONDS)
+        until(lambda: messages(caplog))
+        assert "no iteration for" in (loop.not_ready() or "")
+        gate.open.set()
+        asker.wait_for("a")
+        until(lambda: len(messages(caplog)) > 1)
+    assert asker.tokens["a"] == toy_alone(asked("a"))
+    assert "in __call__" in messages(caplog)[0], "the engine's thread waits at its gate"
+    assert loop.not_ready() is None
+
+
+def test_an_idle_engine_never_hangs(open_loop: Callable[..., EngineLoop], caplog: pytest.LogCaptureFixture) -> None:
+    loop = open_loop(hang_seconds=0.02)
+    time.sleep(0.2)
+    assert messages(caplog) == []
+    assert loop.not_ready() is None
+
+
+class Dies:
+    """A policy that raises what no policy may, when it is told to."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error: BaseException = error
+        self.now = False
+
+    def plan(self, view: View) -> Plan:
+        if self.now:
+            raise self.error
+        return Baton().plan(view)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_thread_that_dies_is_noticed_and_everybody_hears_of_it(
+    error: BaseException, open_loop: Callable[..., EngineLoop]
+) -> None:
+    policy, told = Dies(error), list[Event]()
+    loop, asker = open_loop(policy, max_rows=1, sinks=[told.append]), Asker()
+    loop.submit([asked("a", limit=30), asked("b")], asker)
+    asker.wait_for_news()
+    policy.now = True
+    asker.wait_for("a", "b")
+    assert set(asker.reasons.values()) == {"error"}
+    loop._thread.join(PATIENCE_SECONDS)
+    assert loop.not_ready() == f"the engine has stopped: {type(error).__name__}"
+    for refused in (loop.check_room, lambda: loop.submit([asked("c")], asker)):
+        with pytest.raises(EngineUnhealthy, match=type(error).__name__):
+            refused()
+    assert [event.reason for event in told if isinstance(event, QueryRejected)] == ["engine_unhealthy"] * 2
+    stats = loop.stats()
+    assert stats.submitted == sum(stats.outcomes.values()) == stats.outcomes["failed"] == 2
+    assert stats.kv_bytes_used == stats.running == stats.waiting == 0
+    assert loop.drain(0.0), "nobody is live"
+
+
+def test_a_thread_that_is_not_there_is_noticed(open_loop: Callable[..., EngineLoop]) -> None:
+    """As in a child after a fork."""
+    loop = open_loop()
+    loop._thread, there = threading.Thread(), loop._thread
+    assert loop.not_ready() == "the engine has stopped: its thread is gone"
+    with pytest.raises(EngineUnhealthy):
+        loop.submit([asked("a")], Asker())
+    loop._thread = there
+
+
+def test_the_watchdogs_thread_ends_with_its_engine(open_loop: Callable[..., EngineLoop]) -> None:
+    def dogs() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "baton-watchdog"}
+
+    before = dogs()
+    loop = open_loop()
+    (mine,) = dogs() - before
+    loop.close()
+    mine.join(PATIENCE_SECONDS)
+    assert not mine.is_alive()
+
+
+def test_a_drain_of_an_engine_that_hangs_comes_to_an_end(
+    open_loop: Callable[..., EngineLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_CUT_SECONDS", 0.05)
+    gate = Gate()
+    loop, asker = open_loop(say=gate), Asker()
+    loop.submit([asked("a")], asker)
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    assert not loop.drain(0.0)
+    loop.close()
+    assert loop._thread.is_alive(), "it was not waited for"
+    gate.open.set()
+    asker.wait_for("a")
+
+
+def test_whoever_asks_for_room_is_told_and_counted_as_one_who_submits(open_loop: Callable[..., EngineLoop]) -> None:
+    gate, told = Gate(), list[Event]()
+    loop, asker = open_loop(say=gate, sinks=[told.append], max_rows=1, max_waiting=1), Asker()
+    loop.check_room()
+    loop.submit([asked("a"), asked("b")], asker)
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    with pytest.raises(QueueFull, match="--max-waiting"):
+        loop.check_room()
+    assert [event.reason for event in told if isinstance(event, QueryRejected)] == ["queue_full"]
+    gate.open.set()
+    asker.wait_for("a", "b")
+    loop.check_room()

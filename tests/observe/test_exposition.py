@@ -1,0 +1,56 @@
+"""The page as others read it: promtool finds nothing, the catalog is all of it, and vLLM's names stand beside."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from baton.clock import ManualClock
+from baton.observe.catalog import FAMILIES
+from baton.observe.metrics import Metrics
+from baton.query import State
+from metrics_page import PAGE, text
+from observe.test_metrics import STATS, ended, iteration, moved
+
+
+def some_metrics(**settings: bool) -> Metrics:
+    metrics = Metrics("m", ManualClock(), **settings)  # type: ignore[arg-type]
+    for event in (moved(None, State.WAITING), iteration(), moved(State.RUNNING, State.READY, "memory"), ended()):
+        metrics(event)
+    return metrics
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (Debian's package prometheus has it)")
+def test_promtool_finds_nothing() -> None:
+    body, _ = some_metrics().render(STATS)
+    found = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (found.returncode, found.stdout + found.stderr) == (0, b"")
+
+
+def test_all_of_the_catalog_is_on_the_page_and_nothing_else() -> None:
+    body = some_metrics().render(STATS)[0].decode()
+    kinds = dict(line.split()[2:] for line in body.splitlines() if line.startswith("# TYPE"))
+    assert kinds == {family.name: family.kind.value for family in FAMILIES}
+    assert all(family.help.endswith(".") for family in FAMILIES)
+
+
+def test_the_page_of_metrics_is_produced_from_the_catalog() -> None:
+    assert PAGE.read_text() == text(), "python tests/metrics_page.py writes it anew"
+
+
+def test_vllms_names_stand_beside_ours_where_asked_for() -> None:
+    assert "vllm:" not in some_metrics().render(STATS)[0].decode()
+    body = some_metrics(compat=True).render(STATS)[0].decode()
+    samples = [sample for family in text_string_to_metric_families(body) for sample in family.samples]
+    found = {(sample.name, sample.labels.get("finished_reason")): sample.value for sample in samples}
+    assert found[("vllm:num_requests_running", None)] == STATS.running + STATS.prefilling + STATS.ready
+    assert found[("vllm:num_requests_waiting", None)] == STATS.waiting
+    assert found[("vllm:kv_cache_usage_perc", None)] == 0.25
+    assert found[("vllm:prompt_tokens_total", None)] == 12
+    assert found[("vllm:request_success_total", "stop")] == 1 and found[("vllm:request_success_total", "abort")] == 0
+    assert found[("vllm:num_preemptions_total", None)] == 1
+    assert found[("vllm:e2e_request_latency_seconds_sum", None)] == 0.3
+    assert found[("vllm:request_generation_tokens_count", None)] == 1

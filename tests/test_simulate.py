@@ -1,0 +1,135 @@
+"""The simulator: the engine that serves, on a device that only takes time; its seconds can be added up by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from baton.bench.costmodel import MeasuredCosts, at, read_costs, rising, save
+from baton.bench.drive import Mode
+from baton.bench.workload import Ask, Workload, make_workload
+from baton.cli import cli
+from baton.config import Settings
+from baton.errors import BatonError, SettingError
+from baton.footprint import Columns, Footprint
+from baton.simulate import Simulation, simulated
+
+COSTS = MeasuredCosts(
+    decode=((1, 0.010), (8, 0.017)),
+    fill=((16, 0.020), (64, 0.068)),
+    column_seconds=0.0,
+    pair_seconds=0.0,
+    iteration_seconds=0.001,
+)
+FOOTPRINT = Footprint((Columns(4, count=2),))
+SETTINGS = Settings(
+    policy="baton",
+    max_rows=4,
+    max_model_len=256,
+    kv_bytes=10**6,
+    prefill_chunk=None,
+    max_stall_seconds=0.2,
+    max_waiting=256,
+    seed=0,
+    pool_bytes=10**6,
+    prefix_cache=False,
+)
+
+
+def of(policy: str, workload: Workload, **changes: Any) -> Any:
+    return simulated(replace(SETTINGS, policy=policy, **changes), COSTS, FOOTPRINT, workload)
+
+
+def test_curves_go_on_the_lines_between_what_was_measured() -> None:
+    curve = ((2, 1.0), (4, 3.0), (8, 4.0))
+    assert [at(curve, count) for count in (1, 2, 3, 4, 6, 8, 16)] == [1.0, 1.0, 2.0, 3.0, 3.5, 4.0, 6.0]
+    assert at(((4, 2.0),), 100) == 2.0
+
+
+def test_a_curve_that_falls_is_levelled() -> None:
+    assert rising([(1, 1.0), (2, 3.0), (3, 2.0), (4, 4.0)]) == ((1, 1.0), (2, 2.5), (3, 2.5), (4, 4.0))
+    assert rising([(1, 3.0), (2, 2.0), (3, 1.0)]) == ((1, 2.0), (2, 2.0), (3, 2.0))
+
+
+def test_a_query_by_itself_takes_the_sum_of_its_forwards() -> None:
+    found = of("orca", Workload("one", (Ask(0.0, 16, 5),)))
+    assert found.seconds == pytest.approx((0.020 + 0.001) + 4 * (0.010 + 0.001))
+    assert found.first_token["p50"] == pytest.approx(0.021)
+    assert (found.generated_tokens, found.idle_ratio, found.slots["useful"]) == (5, 0.0, 20)
+
+
+def test_what_a_row_reads_costs_too() -> None:
+    costs = replace(COSTS, column_seconds=0.001, pair_seconds=0.0001)
+    found = simulated(replace(SETTINGS, policy="orca"), costs, FOOTPRINT, Workload("one", (Ask(0.0, 16, 2),)))
+    assert found.seconds == pytest.approx(0.021 + 16 * 8 * 0.0001 + 0.011 + 17 * 0.001)
+
+
+def test_batch_wise_inference_computes_what_nobody_needs_and_takes_longer() -> None:
+    workload = make_workload(40, prompt="16", answer="uniform:2,60", seed=3)
+    old, new = of("run_to_completion", workload), of("baton", workload)
+    assert old.idle_ratio > 0.2 and new.idle_ratio == 0
+    assert new.tokens_per_second > 1.2 * old.tokens_per_second
+    assert old.generated_tokens == new.generated_tokens == sum(ask.answer_tokens for ask in workload.asks)
+    assert of("baton", workload) == new, "nothing is left to chance"
+
+
+def test_queries_come_at_their_times_and_the_clock_jumps_between() -> None:
+    workload = Workload("far apart", (Ask(0.0, 16, 2), Ask(100.0, 16, 2)))
+    run = Simulation(replace(SETTINGS, policy="baton"), COSTS, FOOTPRINT).run(workload, mode=Mode.TIMED)
+    assert [one.asked for one in run.heard] == [0.0, 100.0]
+    assert run.heard[1].first == pytest.approx(run.heard[0].first)
+    assert 100 < run.seconds < 100.1
+
+
+def test_a_closed_loop_keeps_so_many_at_once() -> None:
+    workload = make_workload(12, prompt="16", answer="8")
+    one = Simulation(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
+    assert all(later.asked >= before.times[-1] for before, later in zip(one.heard, one.heard[1:], strict=False))
+
+
+def test_memory_that_is_short_costs_preemptions_and_loses_nobody() -> None:
+    workload = make_workload(20, prompt="32", answer="uniform:60,120", seed=1)
+    found = of("baton", workload, kv_bytes=256 * 8 + 700)
+    assert found.preemptions > 0 and found.failed == 0
+    assert found.kv_bytes_most <= 256 * 8 + 700
+
+
+def costs_file(folder: Path) -> str:
+    path = folder / "costs.json"
+    shape = {"footprint": {"columns": [{"token_bytes": 4, "most": 0, "count": 2}], "state_bytes": 0, "page": 1}}
+    save(COSTS, path, {**shape, "context_tokens": 512})
+    return str(path)
+
+
+def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
+    costs, more = read_costs(costs_file(tmp_path))
+    assert costs == COSTS and more["context_tokens"] == 512
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"baton_costs": 1}',
+        '{"baton_costs": 1, "decode": [[2, 1], [1, 2]], "fill": [[1, 1]]}',
+    ):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(SettingError, match=r"bad\.json"):
+            read_costs(tmp_path / "bad.json")
+    with pytest.raises(SettingError):
+        read_costs(tmp_path / "none.json")
+
+
+def test_the_verb(tmp_path: Path) -> None:
+    path, out = costs_file(tmp_path), tmp_path / "out.json"
+    small = ["simulate", "--costs", path, "--queries", "200", "--prompt", "16", "--answer", "uniform:2,40"]
+    done = CliRunner().invoke(cli, [*small, "--vary", "max-batch-size=2,8", "--json", str(out)])
+    assert done.exit_code == 0, done.exception
+    parts = json.loads(out.read_text())["contenders"]
+    assert len(parts) == 6
+    rates = {name: part["runs"][0]["tokens_per_second"] for name, part in parts.items()}
+    assert rates["baton max_batch_size=8"] > 2 * rates["baton max_batch_size=2"]
+    assert isinstance(CliRunner().invoke(cli, [*small, "--prompt", "9000"]).exception, BatonError)

@@ -1,0 +1,64 @@
+"""`baton tune`: what is measured becomes costs, choices and advice; the numbers themselves are the machine's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from baton.bench.costmodel import MeasuredCosts, read_costs
+from baton.cli import cli
+from baton.tune import advice, choices, chunk_for
+
+# Steps cost the same up to 8 rows, and in proportion beyond: more rows than 8 bring nothing.
+COSTS = MeasuredCosts(
+    decode=((1, 0.010), (8, 0.010), (32, 0.040)),
+    fill=((16, 0.010), (64, 0.040), (256, 0.160)),
+    column_seconds=0.0,
+    pair_seconds=0.0,
+)
+
+
+def test_throughput_and_latency_by_hand() -> None:
+    one, *_, eight = choices(COSTS, 8, prompt_tokens=64, answer_tokens=100)
+    assert one.per_token == pytest.approx(0.010 + 0.040 / 100)
+    assert eight.per_token == pytest.approx(0.010 + 8 * 0.040 / 100)
+    assert eight.tokens_per_second == pytest.approx(8 / eight.per_token)
+
+
+def test_the_fewest_rows_of_the_most_throughput_are_advised() -> None:
+    some = choices(replace(COSTS, fill=((1, 1e-9), (256, 1e-9))), 32, prompt_tokens=16, answer_tokens=100)
+    best = advice(some, None)
+    assert best is not None and best.rows == 8
+
+
+def test_a_goal_bounds_the_rows_and_one_that_cannot_be_met_says_so() -> None:
+    some = choices(COSTS, 32, prompt_tokens=64, answer_tokens=20)
+    tight = advice(some, 0.015)
+    assert tight is not None and tight.per_token <= 0.015 and tight.rows == 2
+    assert advice(some, 0.005) is None
+
+
+def test_a_chunk_holds_up_running_rows_no_longer_than_asked() -> None:
+    assert chunk_for(COSTS, 8, 100, stall_seconds=0.2) == 256
+    assert chunk_for(COSTS, 8, 100, stall_seconds=0.05) == 64
+    assert chunk_for(replace(COSTS, pair_seconds=1e-5), 8, 100, stall_seconds=0.05) == 16
+
+
+def test_the_verb_measures_this_machine(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    done = CliRunner().invoke(cli, ["tune", "--most-rows", "4", "--max-model-len", "256", "--json", str(path)])
+    assert done.exit_code == 0, done.exception
+    assert "--max-batch-size" in done.output and "--prefill-chunk" in done.output
+    costs, more = read_costs(path)
+    assert [count for count, _ in costs.decode] == [1, 2, 3, 4]
+    assert all(seconds > 0 for _, seconds in (*costs.decode, *costs.fill)) and costs.iteration_seconds >= 0
+    assert len(more["choices"]) == 4 and more["advice"]["rows"] in range(1, 5)
+    assert json.loads(path.read_text())["measured"]
+    again = CliRunner().invoke(
+        cli, ["simulate", "--costs", str(path), "--queries", "6", "--prompt", "20", "--answer", "9"]
+    )
+    assert again.exit_code == 0, again.exception
