@@ -85,13 +85,13 @@ def choices(
     """For each number of rows, on queries of these lengths: every answer token costs its share of a step, and of the
     prompts that are computed meanwhile. `spread`: of the measurements, as a share, for the range."""
     columns = prompt_tokens + answer_tokens / 2
-    pairs = prompt_tokens**2 / 2
     found = []
     for rows in range(1, most_rows + 1):
         step = costs.step(rows, columns)
         # A row's answer takes as many steps as tokens, in which every other row's prompt is computed once, too.
         chunks = max(1, math.ceil(prompt_tokens / costs.fill[-1][0]))
-        prompt = chunks * costs.of(1, max(2, prompt_tokens // chunks), 0, pairs / chunks)
+        size = max(2, prompt_tokens // chunks)
+        prompt = sum(costs.chunk(size, size * done) for done in range(chunks))
         per_token = step + rows * prompt / answer_tokens
         found.append(
             Choice(rows, rows / per_token, per_token, rows / per_token * (1 - spread), rows / per_token * (1 + spread))
@@ -112,10 +112,7 @@ def chunk_for(costs: MeasuredCosts, rows: int, columns: int, stall_seconds: floa
     """The largest chunk that a step of so many rows may have beside it and be no longer than that."""
     found = 1
     for tokens in (2**power for power in range(3, 13)):
-        if (
-            costs.of(rows, rows + tokens, 0, tokens * (columns + tokens / 2)) - costs.step(rows, columns)
-            <= stall_seconds
-        ):
+        if costs.chunk(tokens, columns, rows, columns) - costs.step(rows, columns) <= stall_seconds:
             found = tokens
     return found
 
@@ -190,7 +187,7 @@ def _beside(loaded: Loaded, settings: Settings, costs: MeasuredCosts) -> Measure
         seconds = min(drive(client, short, [[_TOKEN] * SHORT] * _SHORT_QUERIES, monotonic).seconds for _ in range(3))
     finally:
         client.close()
-    query = max(0.0, seconds / _SHORT_QUERIES - costs.of(1, SHORT, SHORT, SHORT**2 / 2))
+    query = max(0.0, seconds / _SHORT_QUERIES - costs.chunk(SHORT, 0))
     return dataclasses.replace(costs, query_seconds=query)
 
 

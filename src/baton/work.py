@@ -25,6 +25,21 @@ class Feeding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Effort:
+    """What a forward computes: rows, token slots, and the columns that rows read.
+
+    `single_columns`: those of rows that were fed one token; `pairs`: of all other rows, each token with each column
+    that it attends to.
+    """
+
+    rows: int
+    slots: int
+    columns: int
+    single_columns: int = 0
+    pairs: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Feed up to `tokens` more of this query's pending tokens."""
 

@@ -16,13 +16,12 @@ from baton.clock import ManualClock
 from baton.errors import Refused
 from baton.footprint import Footprint
 from baton.kv.segment import KVSegment
-from baton.work import Chunk, Feeding, Stepped
+from baton.work import Chunk, Effort, Feeding, Stepped
 
 
 class Costs(Protocol):
-    """Seconds of a forward; see `CostModel.of`."""
-
-    def of(self, rows: int, slots: int, columns: int, pairs: float) -> float: ...
+    def of(self, effort: Effort) -> float:
+        """Seconds of a forward."""
 
 
 Say = Callable[[Sequence[int]], int | None]
@@ -38,9 +37,9 @@ class CostModel:
     slot_seconds: float = 0.0
     column_seconds: float = 0.0
 
-    def of(self, rows: int, slots: int, columns: int, pairs: float) -> float:
-        """`columns`: those that rows read; `pairs`: each token with each column that it attends to."""
-        return self.fixed_seconds + self.row_seconds * rows + self.slot_seconds * slots + self.column_seconds * columns
+    def of(self, effort: Effort) -> float:
+        tokens = self.row_seconds * effort.rows + self.slot_seconds * effort.slots
+        return self.fixed_seconds + tokens + self.column_seconds * effort.columns
 
 
 class FakeDevice:
@@ -91,7 +90,7 @@ class FakeDevice:
         going = {name: (self.segments[name], count) for name, count in counts.items() if name not in done}
         drawn = {name: self._say(seg.tokens) for name, (seg, count) in going.items() if count == seg.pending}
         stepped = self._count(counts, max(counts.values()) if how is Feeding.PADDED else 0, done)
-        pairs = sum(count * (self.segments[name].cached + count / 2) for name, count in counts.items())
+        looks = [(count, self.segments[name].cached) for name, count in counts.items()]
         for segment, count in going.values():
             segment.cached += count
             segment.computed = max(segment.computed, segment.cached)
@@ -102,7 +101,14 @@ class FakeDevice:
                 self.segments[name].tokens.append(token)
                 stepped.tokens[name] = token
         slots = stepped.slots
-        self._clock.advance(self._costs.of(len(counts), slots.useful + slots.idle, slots.columns_needed, pairs))
+        effort = Effort(
+            rows=len(counts),
+            slots=slots.useful + slots.idle,
+            columns=slots.columns_needed,
+            single_columns=sum(cached + 1 for count, cached in looks if count == 1),
+            pairs=sum(count * (cached + count / 2) for count, cached in looks if count > 1),
+        )
+        self._clock.advance(self._costs.of(effort))
         return stepped
 
     def _count(self, counts: Mapping[str, int], width: int, done: Set[str]) -> Stepped:

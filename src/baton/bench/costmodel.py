@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import SettingError
+from baton.work import Effort
 
 Curve = Sequence[tuple[int, float]]
 """Seconds by a count, counts rising."""
@@ -37,19 +38,20 @@ class MeasuredCosts:
     query_seconds: float = 0.0
     about: str = ""
 
-    def of(self, rows: int, slots: int, columns: int, pairs: float) -> float:
-        """Seconds of an iteration whose forward has so many rows and token slots.
-
-        `columns`: those of all rows; `pairs`: each token with each column that it attends to.
-        """
-        beside = self.iteration_seconds + self.token_seconds * rows
-        if slots == rows:
-            return beside + at(self.decode, rows) + self.column_seconds * columns
-        return beside + at(self.fill, slots) + self.pair_seconds * pairs
+    def of(self, effort: Effort) -> float:
+        """Seconds of an iteration with such a forward."""
+        products = at(self.decode, effort.rows) if effort.slots == effort.rows else at(self.fill, effort.slots)
+        looks = self.column_seconds * effort.single_columns + self.pair_seconds * effort.pairs
+        return self.iteration_seconds + self.token_seconds * effort.rows + products + looks
 
     def step(self, rows: int, columns: float) -> float:
         """Seconds of a step of so many rows of so many columns each."""
-        return self.of(rows, rows, round(rows * columns), rows * columns)
+        return self.of(Effort(rows, rows, 0, single_columns=round(rows * columns)))
+
+    def chunk(self, tokens: int, cached: int, beside: int = 0, columns: int = 0) -> float:
+        """Seconds of a forward with so many tokens of a prompt, and so many rows of so many columns that decode."""
+        pairs = tokens * (cached + tokens / 2)
+        return self.of(Effort(beside + 1, beside + tokens, 0, single_columns=beside * columns, pairs=pairs))
 
 
 def at(curve: Curve, count: int) -> float:

@@ -17,6 +17,8 @@ function typed() {
   return Object.fromEntries(given.map((input) => [input.name, input.value]));
 }
 
+let finish = null; // what is to be done with what was typed, once
+
 /** Edits `values` and hands them to `done`. `above`: the settings that empty fields follow, for one pane alone. */
 export function edit(values, above, scope, done) {
   if (dialog.open) return;
@@ -27,7 +29,8 @@ export function edit(values, above, scope, done) {
   }
   $("keyed").hidden = $("forget").hidden = Boolean(above);
   $("key").value = savedKey();
-  dialog.onclose = () => {
+  finish = () => {
+    finish = null;
     const key = $("key").value.trim(), changed = key !== savedKey();
     saveKey(key);
     done(typed(), changed);
@@ -37,6 +40,8 @@ export function edit(values, above, scope, done) {
 
 export function enterKey() { $("key").focus(); }
 
-form.onsubmit = (event) => { event.preventDefault(); dialog.close(); };
+// The close event comes a moment later, and a page that is left meanwhile would forget what was typed.
+form.onsubmit = (event) => { event.preventDefault(); finish?.(); dialog.close(); };
+dialog.onclose = () => finish?.();
 dialog.onclick = (event) => { if (event.target === dialog && form.reportValidity()) dialog.close(); };
 $("reset").onclick = () => { for (const input of inputs) input.value = ""; };
