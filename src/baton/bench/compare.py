@@ -14,7 +14,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def verdicts(
     """Of each speed figure of each contender that both have."""
     found = []
     for name, (ours, theirs) in pairs(a, b).items():
-        tests = list(_tests(ours, theirs, tolerance))
+        tests = list(_tests(name, ours, theirs, tolerance))
         ordered = sorted(tests, key=lambda test: test.chance)
         # Holm-Bonferroni: the smallest chance is held against alpha / all of them, the next against one less, ...
         sure = set[str]()
@@ -151,28 +151,12 @@ def verdicts(
             word = test.word if test.figure in sure else "same"
             if fewest > alpha / len(tests):
                 word = "too few runs"
-            found.append(Verdict(name, **{**_fields(test), "word": word}))
+            found.append(replace(test, word=word))
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Test:
-    figure: str
-    a: float
-    b: float
-    ratio: float
-    low: float
-    high: float
-    adjusted: float
-    chance: float
-    word: str
-
-
-def _fields(test: _Test) -> dict[str, Any]:
-    return {name: getattr(test, name) for name in _Test.__dataclass_fields__}
-
-
-def _tests(ours: Sequence[Run], theirs: Sequence[Run], tolerance: float) -> Iterator[_Test]:
+def _tests(name: str, ours: Sequence[Run], theirs: Sequence[Run], tolerance: float) -> Iterator[Verdict]:
+    """Each figure by itself; the word is what its interval says."""
     for figure, read, more_is_better in SPEEDS:
         before, after = (_times(runs, read, more_is_better, adjust=False) for runs in (ours, theirs))
         fair_before, fair_after = (_times(runs, read, more_is_better, adjust=True) for runs in (ours, theirs))
@@ -188,7 +172,7 @@ def _tests(ours: Sequence[Run], theirs: Sequence[Run], tolerance: float) -> Iter
             word = "better"
         a, b = (1 / statistics.median(side) if more_is_better else statistics.median(side) for side in (before, after))
         adjusted = _ratio(fair_before, fair_after)
-        yield _Test(figure, a, b, _ratio(before, after), low, high, adjusted, chance, word)
+        yield Verdict(name, figure, a, b, _ratio(before, after), low, high, adjusted, chance, word)
 
 
 def _times(runs: Sequence[Run], read: Callable[[Run], float | None], inverse: bool, *, adjust: bool) -> list[float]:
