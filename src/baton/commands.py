@@ -128,7 +128,7 @@ def run_chat(config: Config, *, system: str | None, sampling: Mapping[str, Any])
     try:
         converse(Here(house.client), system=system, sampling=sampling)
     finally:
-        house.client.close()
+        house.close()
 
 
 def run_info(config: Config, as_json: bool) -> None:

@@ -50,6 +50,11 @@ PERSON = {
             ['{"name": "Ann", "age": 3}', '{"name":"é🎉","age":12}', '{\n  "name": "",\n  "age": 0\n}'],
             ['{"name": "Ann"}', '{"age": 3, "name": "Ann"}', '{"name": "Johnny", "age": 3}', "[]", "", '{"name": "A'],
         ),
+        (
+            schema({"type": "object", "properties": {"a": {"type": "integer"}}}),
+            ["{}", '{"a": 1}'],
+            ['{"a": 1, "b": 2}', '{"b": 2}'],
+        ),
         (schema({"type": "object"}), ["{}", '{"a": [1, {"b": null}]}'], ["3", "[]", '{"a": }', "{} {}"]),
         (schema({"enum": ["a", 2]}), ['"a"', "2"], ["3", "a"]),
         (schema({"$ref": "#/$defs/x", "$defs": {"x": {"const": True}}}), ["true"], ["false"]),

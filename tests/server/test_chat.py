@@ -17,7 +17,7 @@ HI = [{"role": "user", "content": "hi"}]
 async def test_plain_answer(http: httpx.AsyncClient, loop: ScriptedLoop) -> None:
     body = (await http.post(PATH, json={"model": MODEL, "messages": HI})).json()
     message = {"role": "assistant", "content": "hello", "refusal": None}
-    assert body["object"] == "chat.completion" and body["id"].startswith("chatcmpl-")
+    assert body["object"] == "chat.completion" and body["id"] == f"chatcmpl-{loop.queries[0].id}"
     assert body["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
     assert body["usage"] == usage_body(8, 5)
     assert loop.queries[0].prompt == tuple(Letters().encode("<user>hi"))
