@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ from baton.config import Settings
 from baton.engine.engine import Engine
 from baton.engine.talk import Talks
 from baton.events import Update
+from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import Rectangle
+from baton.model.aligned import AlignedForward
+from baton.model.forward import Forward
 from baton.model.load import hook
 from baton.model.rows import Rows
 from baton.model.sample import Draw, Sampler
@@ -125,18 +129,19 @@ def crowd_of(
     deterministic: bool = False,
     clock: ManualClock | None = None,
     native: bool = True,
+    aligned: bool = False,
 ) -> Crowd:
-    """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be."""
-    forward = hook(model, native=native)
+    """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
+
+    `aligned`: on the paper's literal shaping.
+    """
+    forward = hook(model, native=native and not aligned)
     if deterministic:
         forward.fix_shapes(rows)
     recorder = Recorder()
 
-    mine, beside = range(rows), range(rows, 2 * rows + 1)
-    rectangle = Rectangle(
-        forward.geometry.shapes, capacity=beside.stop, columns=CONTEXT, dtype=torch.float32, device=torch.device("cpu")
-    )
-    shared = Rows(rectangle, forward, recorder, "tiny")
+    batch, prefiller = bodies(forward, recorder, rows, aligned=aligned)
+    rectangle = prefiller.rectangle
 
     settings = Settings(
         policy="test",
@@ -150,17 +155,17 @@ def crowd_of(
     )
     clock = clock or ManualClock()
     engine = Engine(
-        batch=RectangleBatch(shared, mine, rows),
-        prefiller=PrefillHere(shared, beside, beside_batch=True),
+        batch=batch,
+        prefiller=prefiller,
         policy=Within(policy),
         settings=settings,
         talks=Talks(lambda query: TextStream(NoText(), query.params.stop), end_ids),
-        footprint=rectangle.footprint,
+        footprint=batch.footprint,
         stamp="tiny",
         budget=Budget(
             kv_bytes,
             pool_bytes,
-            floor_bytes=rectangle.footprint.of(CONTEXT),
+            floor_bytes=batch.footprint.of(CONTEXT),
             free_bytes=lambda: 2**50,
             clock=clock,
         ),
@@ -173,6 +178,23 @@ def crowd_of(
         ),
     )
     return Crowd(engine, recorder)
+
+
+def bodies(
+    forward: Forward, sampler: Sampler, rows: int, *, aligned: bool = False
+) -> tuple[RectangleBatch, PrefillHere]:
+    """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned."""
+
+    of: dict[str, Any] = {"columns": CONTEXT, "dtype": torch.float32, "device": torch.device("cpu")}
+    shapes = forward.geometry.shapes
+    if not aligned:
+        both = Rows(Rectangle(shapes, capacity=2 * rows + 1, **of), forward, sampler, "tiny")
+        beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
+        return RectangleBatch(both, range(rows), rows), beside
+    body = AlignedRectangle(keeping_all(shapes), capacity=rows, **of)
+    shaped = Rows(body, AlignedForward(forward, body), sampler, "tiny")
+    apart = Rows(Rectangle(keeping_all(shapes), capacity=rows + 1, **of), forward, sampler, "tiny")
+    return RectangleBatch(shaped, range(rows), rows), PrefillHere(apart, range(rows + 1), beside_batch=False)
 
 
 def some_queries(count: int, dice: random.Random, *, longest_prompt: int = 59, longest_answer: int = 24) -> list[Query]:

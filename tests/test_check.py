@@ -50,6 +50,16 @@ def test_every_scenario_is_equal_and_took_place(name: str, tmp_path: Path) -> No
     assert all(outcome.tokens >= 5 * 8 for outcome in found if not outcome.skipped)
 
 
+def test_aligned_rows_are_equal_in_every_scenario_that_aligns_rows(tmp_path: Path) -> None:
+    config = Config(device="cpu", dtype="float32", threads="1", shaping="aligned")
+    oracle = Oracle(answer=16)
+    found = list(check(load(config, str(saved("gemma3", tmp_path)), "tiny", before=oracle), oracle, config))
+    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), DETERMINISTIC]
+    assert [outcome.name for outcome in found if not outcome.passed] == []
+    assert [outcome.name for outcome in found if outcome.skipped] == ["orca", DETERMINISTIC]
+    assert 0 < max(outcome.difference for outcome in found) <= 1e-4
+
+
 def test_prompts_go_beyond_the_smallest_window_or_it_is_said(tmp_path: Path) -> None:
     folder = saved("mistral_window", tmp_path)
     oracle = Oracle(answer=4)

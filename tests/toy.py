@@ -19,11 +19,13 @@ from baton.engine.engine import Engine
 from baton.engine.talk import Talks, TextOf
 from baton.events import Sink
 from baton.footprint import Columns, Footprint
+from baton.kv.aligned import AlignedRectangle
 from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.kv.segment import KVSegment, arrived
 from baton.model import attention
+from baton.model.aligned import Aligned, AlignedForward
 from baton.model.attention import Shape, Span
 from baton.model.rows import Rows
 from baton.policy.port import SURE_TOKENS, Policy
@@ -96,6 +98,26 @@ class ToyForward:
         return torch.full([VOCABULARY], torch.nan) if said == NAN else 30.0 * torch.eye(VOCABULARY)[said]
 
 
+class ToyAligned(ToyForward):
+    """Stands where `model/forward.py` does under the paper's literal shaping; the layout is the real one's."""
+
+    pads = True
+    description = "toy"
+
+    def aligned(self, shape: Aligned, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        keys = shape.rectangle.keys[0]
+        for buffer in (keys, shape.rectangle.values[0]):
+            buffer[shape.rows, shape.cols, 0, 0] = ids.flatten()[shape.kept].float()
+        places = [place for span in shape.spans for place in range(span.start, span.stop)]
+        assert positions.flatten()[shape.kept].tolist() == places
+        found: list[Tensor] = []
+        for span, start in ((span, int(shape.starts[span.row])) for span in shape.spans):
+            held = [int(token) for token in keys[span.row, start : start + span.stop, 0, 0].tolist()]
+            found += [self._row(held[:stop]) for stop in range(span.stop - span.kept + 1, span.stop + 1)]
+        assert len(found) == len(wanted)
+        return torch.stack(found)
+
+
 def toy_rectangle(capacity: int, columns: int = COLUMNS) -> Rectangle:
     shape = LayerShape(1, 1, 1)
     found = Rectangle([shape], capacity=capacity, columns=columns, dtype=torch.float32, device=torch.device("cpu"))
@@ -108,6 +130,14 @@ def toy_rows(
 ) -> Rows:
     rectangle = toy_rectangle(capacity, columns)
     return Rows(rectangle, forward or ToyForward(), recorder or Recorder(), STAMP)  # type: ignore[arg-type]
+
+
+def toy_aligned_rows(capacity: int, columns: int = COLUMNS) -> Rows:
+    """As `toy_rows`, aligned at their ends."""
+    of = {"capacity": capacity, "columns": columns, "dtype": torch.float32, "device": torch.device("cpu")}
+    body = AlignedRectangle([LayerShape(1, 1, 1)], **of)  # type: ignore[arg-type]
+    body.footprint = FOOTPRINT
+    return Rows(body, AlignedForward(ToyAligned(), body), Recorder(), STAMP)  # type: ignore[arg-type]
 
 
 def toy_segment(query: Query) -> KVSegment:

@@ -21,10 +21,11 @@ from baton.chat.conversation import converse
 from baton.chat.here import Here
 from baton.check import Outcome, check
 from baton.clock import monotonic
-from baton.compose import House, free_memory_bytes, model_name, open_house, set_threads
+from baton.compose import House, model_name, open_house, set_threads
 from baton.config import Config
 from baton.errors import CheckFailed, InvalidValue, QueryFailed, RequestError, Unsupported
 from baton.events import QueryRejected
+from baton.host import free_memory_bytes
 from baton.llm import Completion, stats_of
 from baton.machine import live_view, read_bytes_per_second
 from baton.model.load import load

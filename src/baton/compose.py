@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import gc
@@ -10,16 +9,14 @@ import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from baton import builtin
 from baton.batch.batch import RectangleBatch
 from baton.clock import monotonic
-from baton.config import Config, Facts, Settings, resolve, threads
+from baton.config import ALIGNED, Config, Facts, Settings, resolve, threads
 from baton.engine.client import Client
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
@@ -29,9 +26,12 @@ from baton.events import Sink
 from baton.faults import Faults
 from baton.faults import from_environment as faults_of
 from baton.grammar.compiler import Grammars
+from baton.host import cores, free_memory_bytes
+from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
+from baton.model.aligned import AlignedForward
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
 from baton.model.sample import Sampler
@@ -55,11 +55,6 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "slo": Slo,
 }
 BUILTIN_NAME = "baton-builtin"
-# Of a control group's folder, version 2 and 1: limit, use, and the line of memory.stat that says what can be dropped.
-_GROUP_FILES = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +148,8 @@ def make_engine(
         sampler = faults.sampler(sampler)
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
-    # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
-    mine, beside = range(settings.max_rows), range(settings.max_rows, 2 * settings.max_rows + 1)
-    rectangle = Rectangle(
-        loaded.geometry.shapes,
-        capacity=beside.stop,
-        columns=settings.max_model_len,
-        dtype=loaded.dtype,
-        device=loaded.device,
-    )
-    rows = Rows(rectangle, loaded.forward, sampler, loaded.stamp)
+    batch, prefiller = _bodies(loaded, settings, sampler)
+    rectangle, footprint = prefiller.rectangle, batch.footprint
 
     def text_of(query: Query) -> TextStream:
         skip = query.params.skip_special_tokens
@@ -170,17 +157,17 @@ def make_engine(
         return TextStream(decoder if faults is None else faults.decoder(decoder, query.seed), query.params.stop)
 
     engine = Engine(
-        batch=RectangleBatch(rows, mine, settings.max_rows),
-        prefiller=PrefillHere(rows, beside, beside_batch=True),
+        batch=batch,
+        prefiller=prefiller,
         policy=Within(policy),
         settings=settings,
         talks=Talks(text_of, loaded.end_ids),
-        footprint=rectangle.footprint,
+        footprint=footprint,
         stamp=loaded.stamp,
         budget=Budget(
             settings.kv_bytes,
             settings.pool_bytes,
-            floor_bytes=rectangle.footprint.of(settings.max_model_len),
+            floor_bytes=footprint.of(settings.max_model_len),
             free_bytes=lambda: free_bytes(loaded.device),
             clock=monotonic,
             lazy=is_lazy(loaded.device),
@@ -193,6 +180,22 @@ def make_engine(
     if faults is not None:
         _inject(faults, engine)
     return engine
+
+
+def _bodies(loaded: Loaded, settings: Settings, sampler: Sampler) -> tuple[RectangleBatch, PrefillHere]:
+    """The batch and the prefiller. Raises LoadError where the model's rows cannot be shaped as asked."""
+    rows, places, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
+    of: dict[str, Any] = {"columns": settings.max_model_len, "dtype": loaded.dtype, "device": loaded.device}
+    if settings.shaping != ALIGNED:
+        # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
+        both = Rows(Rectangle(loaded.geometry.shapes, capacity=rows + places, **of), forward, sampler, stamp)
+        beside = PrefillHere(both, range(rows, rows + places), beside_batch=True)
+        return RectangleBatch(both, range(rows), rows), beside
+    shapes = keeping_all(loaded.geometry.shapes)
+    body = AlignedRectangle(shapes, capacity=rows, **of)
+    aligned = Rows(body, AlignedForward(forward, body), sampler, stamp)
+    apart = Rows(Rectangle(shapes, capacity=places, **of), forward, sampler, stamp)
+    return RectangleBatch(aligned, range(rows), rows), PrefillHere(apart, range(places), beside_batch=False)
 
 
 def _inject(faults: Faults, engine: Engine) -> None:
@@ -223,67 +226,6 @@ def facts_of(loaded: Loaded) -> Facts:
 def free_bytes(device: torch.device) -> int:
     """What this process may still take of the memory that keys and values live in."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
-
-
-def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """What this process may still take: the machine's free memory, or less where one of its control groups has less.
-
-    Of both versions of control groups. File pages that nobody used lately count as free: the kernel drops them first.
-    """
-    left = [psutil.virtual_memory().available]
-    for folder in _control_groups(root, own, "memory"):
-        for limit, used, droppable in _GROUP_FILES:
-            with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or its limit is "max"
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                most, taken = (int((folder / name).read_text()) for name in (limit, used))
-                left.append(most - taken + int(stat[droppable]))
-    return max(0, min(left))
-
-
-def _control_groups(root: Path, own: Path, controller: str) -> list[Path]:
-    """Folders of the groups that bound what this process takes of it, with those that they are in."""
-    try:
-        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
-    except OSError:
-        return [root]
-    # Version 2 is hierarchy 0, without names of controllers.
-    groups = [
-        (root / controller if names else root, path)
-        for _, names, path in lines
-        if not names or controller in names.split(",")
-    ]
-    inside = [(base, [Path(path), *Path(path).parents]) for base, path in groups]
-    return [base / str(path).lstrip("/") for base, paths in inside for path in paths]
-
-
-def cores(
-    root: Path = Path("/sys/fs/cgroup"),
-    own: Path = Path("/proc/self/cgroup"),
-    cpus: Path = Path("/sys/devices/system/cpu"),
-) -> int:
-    """How many cores this process may compute on, at least one.
-
-    Those that it may be scheduled on, two threads of a core being one; fewer where one of its control groups has less
-    time than they have together. Not rounded up: threads wait for one another, and a group's time is taken from all.
-    """
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    found = [float(len({_core_of(cpu, cpus) for cpu in usable}))]
-    for folder in _control_groups(root, own, "cpu"):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or its time is "max"
-            quota, period = map(int, (folder / "cpu.max").read_text().split())
-            found.append(quota / period)
-        with contextlib.suppress(OSError, ValueError):  # version 1, where -1 is as much as there is
-            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-            found.extend([quota / period] if quota > 0 else [])
-    return max(1, int(min(found)))
-
-
-def _core_of(cpu: int, cpus: Path) -> str:
-    """The same for all threads of a core."""
-    try:
-        return (cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)
 
 
 def set_threads(config: Config) -> None:

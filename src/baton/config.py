@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.errors import SettingError
-from baton.footprint import Footprint
+from baton.footprint import ALIGNED_SPARE, Footprint
 from baton.limits import Limits, flag_of, setting
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 QUANTIZE = ("none", "int8")
+ALIGNED = "aligned"
+SHAPING = ("ragged", ALIGNED)
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
@@ -53,6 +55,11 @@ class Config(Limits):
     kv_memory: str = setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
     pool_memory: str = setting(AUTO, "Most memory for those kept outside all rows: a size, 0 for none, or auto.")
     policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
+    shaping: str = setting(
+        "ragged",
+        "How the batch's rows lie: each by itself, or aligned at their ends as the paper draws it (slow, for study).",
+        choices=SHAPING,
+    )
     prefix_cache: bool = setting(
         True, "Prompts that begin as earlier texts did are computed from there; never by run_to_completion."
     )
@@ -98,6 +105,7 @@ class Settings:
     max_waiting: int
     seed: int
     pool_bytes: int = 0
+    shaping: str = "ragged"
     prefix_cache: bool = True
     deterministic: bool = False
     hang_seconds: float = 60.0
@@ -120,7 +128,8 @@ def resolve(config: Config, facts: Facts) -> Settings:
     if length > facts.context_tokens:
         message = f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens"
         raise SettingError(message, param="max_model_len")
-    row_bytes = facts.footprint.of(length)
+    _check_shaping(config)
+    row_bytes = facts.footprint.of(length + (ALIGNED_SPARE if config.shaping == ALIGNED else 0))
     if config.kv_memory == AUTO:
         # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
         kv_bytes = min(2 * rows * row_bytes, facts.free_bytes // 2)
@@ -149,6 +158,7 @@ def resolve(config: Config, facts: Facts) -> Settings:
         max_waiting=config.max_waiting,
         seed=config.seed,
         pool_bytes=pool_bytes,
+        shaping=config.shaping,
         # The baseline computes every prompt, and never has one wait for another; where bits count, a prompt is always
         # fed in the same pieces.
         prefix_cache=config.prefix_cache and config.policy != "run_to_completion" and not config.deterministic,
@@ -156,6 +166,18 @@ def resolve(config: Config, facts: Facts) -> Settings:
         hang_seconds=config.hang_timeout,
         limits=Limits(**{known.name: getattr(config, known.name) for known in dataclasses.fields(Limits)}),
     )
+
+
+def _check_shaping(config: Config) -> None:
+    """Raises SettingError for what aligned rows cannot be combined with."""
+    if config.shaping != ALIGNED:
+        return
+    if config.policy == "orca":
+        message = "--shaping aligned: orca's selective batching aligns no rows; take baton or run_to_completion"
+        raise SettingError(message, param="shaping")
+    if config.deterministic:
+        message = "--shaping aligned: its shapes change with the batch, --deterministic's must not"
+        raise SettingError(message, param="shaping")
 
 
 def threads(config: Config, cores: int) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ALIGNED_SPARE = 256
+"""Columns that a row has beyond the longest text where rows are aligned at their ends (`kv/aligned.py`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
@@ -37,6 +40,10 @@ class Footprint:
         for columns in self.columns:
             found += columns.of(tokens, self.page)
         return found
+
+    def whole(self, columns: int) -> Footprint:
+        """The footprint where each row takes all of so many columns, however few tokens it holds."""
+        return Footprint((), self.of(columns), self.page)
 
     @property
     def token_bytes(self) -> int:

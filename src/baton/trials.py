@@ -32,7 +32,16 @@ from baton.query import SamplingParams, State
 
 # Settings that belong to the engine, and not to the model as it was loaded.
 VARIED = frozenset(
-    {"policy", "max_batch_size", "kv_memory", "pool_memory", "prefix_cache", "prefill_chunk", "max_stall_ms"}
+    {
+        "policy",
+        "max_batch_size",
+        "kv_memory",
+        "pool_memory",
+        "shaping",
+        "prefix_cache",
+        "prefill_chunk",
+        "max_stall_ms",
+    }
 )
 WARM_UP_TOKENS = 8
 LONGEST_ANSWER = 400

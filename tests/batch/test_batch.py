@@ -14,11 +14,24 @@ from baton.batch.batch import RectangleBatch
 from baton.errors import Refused
 from baton.events import Slots
 from baton.kv.segment import KVSegment, arrived
+from baton.model.rows import Rows
 from baton.prefill.here import PrefillHere
 from baton.query import Query
 from baton.work import ALL_PENDING, Chunk, Feeding
 from crowd import query_of
-from toy import COLUMNS, NAN, STAMP, Say, ToyForward, hashed, prompt_of, toy_alone, toy_rows, toy_segment
+from toy import (
+    COLUMNS,
+    NAN,
+    STAMP,
+    Say,
+    ToyForward,
+    hashed,
+    prompt_of,
+    toy_aligned_rows,
+    toy_alone,
+    toy_rows,
+    toy_segment,
+)
 
 
 def batch_of(rows: int = 3, capacity: int = 4, say: Say = hashed) -> RectangleBatch:
@@ -372,10 +385,13 @@ def test_a_step_that_raises_has_fed_nothing(where: str, monkeypatch: pytest.Monk
     assert stepped.slots.recomputed == 0
 
 
+@pytest.mark.parametrize("rows", [toy_rows, toy_aligned_rows])
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data())
-def test_any_order_of_verbs_gives_each_query_what_it_says_alone(data: st.DataObject) -> None:
-    batch = batch_of()
+@given(data=st.data())
+def test_any_order_of_verbs_gives_each_query_what_it_says_alone(
+    rows: Callable[[int], Rows], data: st.DataObject
+) -> None:
+    batch = RectangleBatch(rows(4), range(4), 3)
     queries = {f"q{i}": asked(f"q{i}", 1 + i % 5, limit=12) for i in range(6)}
     drawn: dict[str, list[int]] = {name: [] for name in queries}
     outside: dict[str, KVSegment] = {name: toy_segment(query) for name, query in queries.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 
 from baton.errors import Refused
+from baton.footprint import Footprint
 from baton.kv.segment import KVSegment
 from baton.model.rows import Rows
 from baton.work import Feeding, Stepped
@@ -25,6 +26,11 @@ class RectangleBatch:
     @property
     def columns(self) -> int:
         return max(self._rows.rectangle.lens[row] for row in self._among)
+
+    @property
+    def footprint(self) -> Footprint:
+        """Bytes that a query takes in it, by its tokens."""
+        return self._rows.rectangle.footprint
 
     @property
     def bytes_used(self) -> int:

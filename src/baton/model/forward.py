@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
-from baton.model.attention import Shape
+from baton.model.attention import Padded, Shape
 from baton.model.hooked import Hooked
 from baton.model.look import NOBODY, Span
 from baton.model.probe import Geometry
@@ -67,13 +68,41 @@ class Ran:
     commit: Callable[[], None]
 
 
-class Forward:
-    """Feeds tokens and answers logits. One thread calls it, its engine's.
+class Feeder(Protocol):
+    """What rows are fed by. One thread calls it, its engine's.
 
+    `native`: whether a step is one native call, which finds rows by `Rectangle.places`.
     `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
     `near_limit`: a row whose text grows longer than so many tokens is to be computed anew, as `far`; None for most.
+    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fix_shapes`.
+    """
+
+    @property
+    def native(self) -> bool: ...
+    @property
+    def whole_prompts(self) -> bool: ...
+    @property
+    def near_limit(self) -> int | None: ...
+    @property
+    def grid(self) -> int: ...
+
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """One token per row: logits `[n, vocabulary]` in float32."""
+
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """Any number of tokens per row: logits `[kept, vocabulary]` in float32 of each span's last.
+
+        Of all tokens of a span that wants `every`.
+        """
+
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
+
+
+class Forward:
+    """A `Feeder` of a stock model over a rectangle, as it is loaded.
+
     `checked_tokens`: the longest text of the self-check, 0 before it.
-    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `fix_shapes`.
     """
 
     def __init__(
@@ -116,8 +145,12 @@ class Forward:
 
     @property
     def native(self) -> bool:
-        """Whether a step is one native call."""
         return self._program is not None
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows may be aligned in one call of the model, with slots of nobody's between them."""
+        return self._pads
 
     def go_native(self, program: Program | None, why_not: str = "") -> None:
         """From now on steps are native calls of this program; or, where there is none, torch's, and `why_not` says why.
@@ -143,7 +176,6 @@ class Forward:
         self._hooked.experts_by_row()
 
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """One token per row: logits `[n, vocabulary]` in float32."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
         if self._pads and not self._fixed_rows:
@@ -151,10 +183,7 @@ class Forward:
         return self.fill(rectangle, spans, tokens)
 
     def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """Any number of tokens per row, without padding: logits `[kept, vocabulary]` in float32 of each span's last.
-
-        Of all tokens of a span that wants `every`.
-        """
+        """Without padding; see `Feeder.fill`."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
         if self._packs:
@@ -162,10 +191,7 @@ class Forward:
         return self._apart(rectangle, spans, tokens)
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """Rows aligned to the longest span, `[n, T]`: logits `[n, vocabulary]` in float32 of each row's last token.
-
-        Models whose rows cannot be padded are fed as by `fill`.
-        """
+        """Models whose rows cannot be padded are fed as by `fill`."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens, pad=True)
         if self._pads and not self._fixed_rows:
@@ -240,9 +266,15 @@ class Forward:
         ids[shape.kept] = torch.tensor(tokens, device=rectangle.device)
         positions = torch.zeros_like(ids)
         positions[shape.kept] = shape.cols
-        last = torch.tensor([span.count - 1 for span in spans], device=rectangle.device)
+        last = torch.tensor(
+            [at * shape.padded_to + span.count - 1 for at, span in enumerate(spans)], device=rectangle.device
+        )
         aligned = (ids.view(-1, shape.padded_to), positions.view(-1, shape.padded_to))
         return _Call(shape, partial(self._hooked.run, shape, *aligned, last))
+
+    def aligned(self, shape: Padded, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        """One call over rows that are laid out already, `[n, T]`: logits `[wanted, vocabulary]` of these slots."""
+        return self._hooked.run(shape, ids, positions, wanted)[0]
 
 
 def wanted_tokens(spans: Sequence[Span]) -> Iterator[int]:

@@ -62,7 +62,7 @@ class Hooked:
         """Logits in float32, and what writes the rest of the result into the rectangle, to be called if all went well.
 
         `ids` and `positions` `[B, T]`. Logits `[B, vocabulary]` of the only token of each row where `last` is None;
-        else `[len(last), vocabulary]`: of these slots of the one row, or, padded, of this slot of each row.
+        else `[len(last), vocabulary]`: of these slots, rows one behind the other.
         """
         self._current.step = Step(shape.rectangle, shape)
         self._load(shape)
@@ -108,14 +108,13 @@ class Hooked:
 
     @contextmanager
     def _only_last(self, last: Tensor | None) -> Iterator[None]:
-        """The output layer sees one token per row: `logits_to_keep` can name only columns common to all rows."""
+        """The output layer sees these slots alone: `logits_to_keep` can name only columns common to all rows."""
         if last is None:
             yield
             return
-        rows = torch.arange(len(last), device=last.device)
 
         def pick(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0][rows, last][:, None], *inputs[1:])
+            return (inputs[0].flatten(0, 1)[last][:, None], *inputs[1:])
 
         handle = self._model.get_output_embeddings().register_forward_pre_hook(pick)
         try:

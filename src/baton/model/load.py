@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from baton.config import AUTO, Config
+from baton.config import ALIGNED, AUTO, Config
 from baton.errors import LoadError, SettingError
 from baton.model.forward import Forward, Way
 from baton.model.lower import lower
@@ -83,7 +83,10 @@ def load(
             before(model)
     with _phase("self-check", told):
         try:
-            forward = hook(model, native=config.compile, int8=config.quantize == "int8", release=True)
+            # Rows that are aligned are torch's: native steps find each row where it lies.
+            why_not = "--shaping aligned" if config.shaping == ALIGNED else "--no-compile"
+            native = config.compile and config.shaping != ALIGNED
+            forward = hook(model, native=native, why_not=why_not, int8=config.quantize == "int8", release=True)
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
     return Loaded(
@@ -102,15 +105,23 @@ def load(
     )
 
 
-def hook(model: PreTrainedModel, *, native: bool = True, int8: bool = False, release: bool = False) -> Forward:
+def hook(
+    model: PreTrainedModel,
+    *,
+    native: bool = True,
+    why_not: str = "--no-compile",
+    int8: bool = False,
+    release: bool = False,
+) -> Forward:
     """Gives a model our cache and attention in the first way in which it gives what it gives alone.
 
-    Where its steps can be carried out natively, they are, unless `native` is false; `int8`: with weights in 8 bits.
+    Where its steps can be carried out natively, they are, unless `native` is false (`why_not` says which setting made
+    it so); `int8`: with weights in 8 bits.
     `release`: the model's own weights may then be given back, so that only the forward can run it.
     Raises LoadError, with the reasons of all ways that were tried, where none is exact, or none is for `int8`.
     """
     if int8 and not native:
-        raise LoadError("--quantize int8 needs native steps: leave out --no-compile")
+        raise LoadError(f"--quantize int8 needs native steps: leave out {why_not}")
     use_reference_attention(model)
     texts = check_texts(model)
     try:
@@ -119,7 +130,7 @@ def hook(model: PreTrainedModel, *, native: bool = True, int8: bool = False, rel
         raise LoadError(own_words("it does not run with a stock cache", error)) from error
     forward = _hooked(model, texts, expected)
     if not native:
-        forward.go_native(None, "--no-compile")
+        forward.go_native(None, why_not)
     else:
         go_native(model, forward, texts, expected, int8=int8, release=release)
     return forward

@@ -12,7 +12,7 @@ from torch import Tensor
 from baton.errors import Refused
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
-from baton.model.forward import Forward
+from baton.model.forward import Feeder
 from baton.model.logprobs import token_logprobs, told
 from baton.model.look import Span
 from baton.model.masks import Found, Guide, Mask, Masks, waited
@@ -59,7 +59,7 @@ class Rows:
     feed rows of both.
     """
 
-    def __init__(self, rectangle: Rectangle, forward: Forward, sampler: Sampler, stamp: str) -> None:
+    def __init__(self, rectangle: Rectangle, forward: Feeder, sampler: Sampler, stamp: str) -> None:
         self.rectangle = rectangle
         self._forward = forward
         self._sampler = sampler

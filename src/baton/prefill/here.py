@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from baton.errors import Refused
+from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.rows import Rows
 from baton.work import Chunk, Feeding, Stepped
@@ -20,6 +21,11 @@ class PrefillHere:
         self.beside_batch = beside_batch
         self._rows = rows
         self._among = among
+
+    @property
+    def rectangle(self) -> Rectangle:
+        """What its rows lie in."""
+        return self._rows.rectangle
 
     @property
     def room(self) -> int:

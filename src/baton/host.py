@@ -1,0 +1,76 @@
+"""What of this machine the process may use: memory and cores, control groups of both versions included."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import psutil
+
+# Of a control group's folder, version 2 and 1: limit, use, and the line of memory.stat that says what can be dropped.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """What this process may still take: the machine's free memory, or less where one of its control groups has less.
+
+    Of both versions of control groups. File pages that nobody used lately count as free: the kernel drops them first.
+    """
+    left = [psutil.virtual_memory().available]
+    for folder in _control_groups(root, own, "memory"):
+        for limit, used, droppable in _GROUP_FILES:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or its limit is "max"
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                most, taken = (int((folder / name).read_text()) for name in (limit, used))
+                left.append(most - taken + int(stat[droppable]))
+    return max(0, min(left))
+
+
+def _control_groups(root: Path, own: Path, controller: str) -> list[Path]:
+    """Folders of the groups that bound what this process takes of it, with those that they are in."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:
+        return [root]
+    # Version 2 is hierarchy 0, without names of controllers.
+    groups = [
+        (root / controller if names else root, path)
+        for _, names, path in lines
+        if not names or controller in names.split(",")
+    ]
+    inside = [(base, [Path(path), *Path(path).parents]) for base, path in groups]
+    return [base / str(path).lstrip("/") for base, paths in inside for path in paths]
+
+
+def cores(
+    root: Path = Path("/sys/fs/cgroup"),
+    own: Path = Path("/proc/self/cgroup"),
+    cpus: Path = Path("/sys/devices/system/cpu"),
+) -> int:
+    """How many cores this process may compute on, at least one.
+
+    Those that it may be scheduled on, two threads of a core being one; fewer where one of its control groups has less
+    time than they have together. Not rounded up: threads wait for one another, and a group's time is taken from all.
+    """
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    found = [float(len({_core_of(cpu, cpus) for cpu in usable}))]
+    for folder in _control_groups(root, own, "cpu"):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or its time is "max"
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+            found.append(quota / period)
+        with contextlib.suppress(OSError, ValueError):  # version 1, where -1 is as much as there is
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            found.extend([quota / period] if quota > 0 else [])
+    return max(1, int(min(found)))
+
+
+def _core_of(cpu: int, cpus: Path) -> str:
+    """The same for all threads of a core."""
+    try:
+        return (cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)

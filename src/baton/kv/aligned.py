@@ -1,0 +1,108 @@
+"""The paper's literal shaping: rows aligned at their ends, padding in front, one write column that all rows share.
+
+A second, slower body of the rectangle, for study (BATON, Cong et al., arXiv 2410.18701: vector shaping). A query that
+joins and is longer than the batch shifts the whole batch; one that is shorter gets padding in front. `kv/rectangle.py`
+says why it is not the first body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from baton.footprint import ALIGNED_SPARE
+from baton.kv.rectangle import LayerShape, Rectangle
+
+
+def keeping_all(shapes: Sequence[LayerShape]) -> list[LayerShape]:
+    """The same layers, each keeping every token: a ring's columns cannot be aligned with others'."""
+    return [replace(shape, window=0) for shape in shapes]
+
+
+class AlignedRectangle(Rectangle):
+    """Token p of a row sits in column `starts[row]` + p; rows that are fed together end together, at `end`.
+
+    Columns before the longest row's start are of nobody: they are dropped, by a shift of all rows, when `end` runs into
+    the right edge, `ALIGNED_SPARE` columns beyond the longest text. A row keeps a whole row's memory.
+    Only for layers that keep every token (`keeping_all`), and no states.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[LayerShape],
+        *,
+        capacity: int,
+        columns: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        wide = columns + ALIGNED_SPARE
+        super().__init__(shapes, capacity=capacity, columns=wide, dtype=dtype, device=device)
+        self.footprint = self.footprint.whole(wide)
+        self.columns = columns
+        self.starts = [0] * capacity
+        self.end = 0
+        self.shifts = 0
+        """How often the whole batch was shifted."""
+
+    @property
+    def first(self) -> int:
+        """The first column that any row holds a token in."""
+        return min((self.starts[row] for row in self._holding()), default=self.end)
+
+    def write(self, row: int, parts: Sequence[Tensor], count: int) -> None:
+        """KV embedding: where the row is longer than the batch, the batch is shifted first."""
+        if not self._holding():
+            self.end = count
+        if count > self.end:
+            self._shift(count - self.end)
+        self.starts[row] = self.end - count
+        self.lens[row] = count
+        for part, source in zip(self.view(row), parts, strict=True):
+            part.copy_(source)
+
+    def view(self, row: int) -> list[Tensor]:
+        start = self.starts[row]
+        return [buffer.tensor[row, start : start + self.lens[row]] for buffer in self._buffers]
+
+    def make_room(self, counts: Mapping[int, int]) -> int:
+        """Lays out rows that are about to be fed so many tokens, so that all will end together; answers where.
+
+        No row's content changes, and a row that is fed fewer tokens than others slides towards its new ones.
+        """
+        if not self._holding():
+            self.end = 0
+        most = max(counts.values())
+        if self.end + most > self.columns + ALIGNED_SPARE:
+            self._shift(-self.first)
+        longest = max(self.lens[row] + count for row, count in counts.items())
+        # Where a long prompt joins long rows, they end where the longest text will.
+        end = self.end + most if self.end + most <= self.columns + ALIGNED_SPARE else longest
+        for row, count in counts.items():
+            self._slide(row, end - count - self.lens[row])
+        return end
+
+    def _holding(self) -> list[int]:
+        return [row for row, count in enumerate(self.lens) if count]
+
+    def _shift(self, by: int) -> None:
+        """All rows move right by so many columns, or left where that is negative: every key and value is copied."""
+        first, rows = self.first, slice(0, max(self._holding()) + 1)
+        for buffer in self._buffers:
+            buffer.tensor[rows, first + by : self.end + by] = buffer.tensor[rows, first : self.end].clone()
+        for row in self._holding():
+            self.starts[row] += by
+        self.end += by
+        self.shifts += 1
+
+    def _slide(self, row: int, start: int) -> None:
+        """One row moves, so that it begins there."""
+        if self.lens[row] and start != self.starts[row]:
+            held = [part.clone() for part in self.view(row)]
+            self.starts[row] = start
+            for part, copied in zip(self.view(row), held, strict=True):
+                part.copy_(copied)
+        self.starts[row] = start

@@ -1,0 +1,134 @@
+"""Forwards over rows that are aligned at their ends: the paper's literal shaping, with an explicit mask.
+
+Newcomers' tokens and running rows' stand in the same last columns, and what a row lacks is padding in front (BATON,
+Cong et al., arXiv 2410.18701). Everything is computed by torch, in one masked call of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from baton.errors import LoadError
+from baton.kv.aligned import AlignedRectangle
+from baton.kv.rectangle import Rectangle
+from baton.model.attention import Padded
+from baton.model.forward import Forward, Ran
+from baton.model.look import Look, Span
+from baton.model.sdpa import attention
+
+
+@dataclass(slots=True)
+class Aligned(Padded):
+    """Rows `[n, T]` whose tokens stand in the last slots, and in the columns before `end`.
+
+    `positions` `[n, T]`: of each slot's token in its row's text, below 0 where there is none. `starts` `[rows]`: the
+    column of each row's first token. Columns before `first` are of nobody.
+    """
+
+    end: int = 0
+    first: int = 0
+    positions: Tensor = field(default_factory=lambda: torch.empty(0))
+    starts: Tensor = field(default_factory=lambda: torch.empty(0))
+    _seen: dict[Look, Tensor] = field(default_factory=dict)
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+    ) -> Tensor:
+        """q `[n, Hq, T, D]`, keys and values `[R, C, H, D]` -> `[n, T, Hq, D]`."""
+        rows = [span.row for span in self.spans]
+        top = len(self.starts)
+        if rows != list(range(top)):
+            q = q.new_zeros(top, *q.shape[1:]).index_copy_(0, torch.tensor(rows, device=q.device), q)
+        k, v = (buffer[:top, self.first : self.end].transpose(1, 2) for buffer in (keys, values))
+        out = attention(q, k, v, mask=self._mask_of_all(look), scale=scale, softcap=look.softcap, sinks=sinks)
+        return out[rows].transpose(1, 2)
+
+    def _mask_of_all(self, look: Look) -> Tensor:
+        """`[rows, 1, T, columns]`: which columns each slot's token sees; made once per step and kind of layer."""
+        found = self._seen.get(look)
+        if found is None:
+            column = torch.arange(self.first, self.end, device=self.starts.device)
+            token = self.positions.new_zeros(len(self.starts), self.positions.shape[1])
+            token[[span.row for span in self.spans]] = self.positions
+            place = (column - self.starts[:, None])[:, None]
+            seen = (place >= 0) & look.seen(token[..., None], place)
+            # A slot of padding sees nothing; it then sees the last column, so that no NaN arises.
+            seen |= ~seen.any(-1, keepdim=True) & (column == self.end - 1)
+            found = self._seen[look] = seen[:, None]
+        return found
+
+
+class AlignedForward:
+    """A `Feeder` over an AlignedRectangle. Raises LoadError for a model that cannot be run so, with the reason."""
+
+    native = False
+    whole_prompts = False
+    near_limit = None
+    grid = 0
+
+    def __init__(self, forward: Forward, rectangle: AlignedRectangle) -> None:
+        reason = _cannot(forward)
+        if reason:
+            raise LoadError(f"--shaping aligned: {reason}")
+        self._forward = forward
+        self._rectangle = rectangle
+
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """See `Feeder`; all three lay rows out in the same way."""
+        shape, ids = self._laid_out(spans, tokens)
+        slots = [
+            at * shape.padded_to + slot
+            for at, span in enumerate(spans)
+            for slot in range(shape.padded_to - span.kept, shape.padded_to)
+        ]
+        wanted = torch.tensor(slots, device=ids.device)
+        logits = self._forward.aligned(shape, ids, shape.positions.clamp(min=0), wanted)
+
+        def commit() -> None:
+            self._rectangle.end = shape.end
+
+        return logits, Ran(shape.columns_read, shape.padded_to, 0, commit)
+
+    fill = padded = decode
+
+    def _laid_out(self, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Aligned, Tensor]:
+        """The shape, and token ids `[n, T]`."""
+        body, device = self._rectangle, self._rectangle.device
+        # A row that is done is fed its last token again, which leaves it as it is, wherever that stands.
+        going = {span.row: span.count for span in spans if span.start == body.lens[span.row]}
+        end = body.make_room(going or {spans[0].row: 0})
+        longest = max(span.count for span in spans)
+        stops = [body.starts[span.row] + span.stop for span in spans]
+        kept = [(at + 1) * longest - span.count + j for at, span in enumerate(spans) for j in range(span.count)]
+        cols = [column for stop, span in zip(stops, spans, strict=True) for column in range(stop - span.count, stop)]
+        top, first = max(span.row for span in spans) + 1, min(body.first, end - longest)
+        last = torch.tensor([span.stop for span in spans], device=device)[:, None]
+        shape = Aligned(
+            spans,
+            body,
+            torch.tensor([span.row for span in spans for _ in range(span.count)], device=device),
+            torch.tensor(cols, device=device),
+            columns_read=top * (end - first),
+            padded_to=longest,
+            kept=torch.tensor(kept, device=device),
+            end=end,
+            first=first,
+            positions=last - longest + torch.arange(longest, device=device),
+            starts=torch.tensor(body.starts[:top], device=device),
+        )
+        ids = torch.zeros(len(spans) * longest, dtype=torch.int64, device=device)
+        ids[shape.kept] = torch.tensor(tokens, device=device)
+        return shape, ids.view(-1, longest)
+
+
+def _cannot(forward: Forward) -> str:
+    """Why this model's rows cannot be aligned, or nothing."""
+    if forward.native:
+        return "needs steps in torch: add --no-compile"
+    if not forward.pads or forward.near_limit is not None:
+        return f"this model's rows cannot be aligned ({forward.description})"
+    return ""
