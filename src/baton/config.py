@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.errors import SettingError
-from baton.footprint import ALIGNED_SPARE, Footprint
+from baton.footprint import Footprint
 from baton.limits import Limits, flag_of, setting
 
 AUTO = "auto"
@@ -129,7 +129,8 @@ def resolve(config: Config, facts: Facts) -> Settings:
         message = f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens"
         raise SettingError(message, param="max_model_len")
     _check_shaping(config)
-    row_bytes = facts.footprint.of(length + (ALIGNED_SPARE if config.shaping == ALIGNED else 0))
+    held = facts.footprint.aligned(length) if config.shaping == ALIGNED else facts.footprint
+    row_bytes = held.of(length)
     if config.kv_memory == AUTO:
         # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
         kv_bytes = min(2 * rows * row_bytes, facts.free_bytes // 2)

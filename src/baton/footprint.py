@@ -41,9 +41,11 @@ class Footprint:
             found += columns.of(tokens, self.page)
         return found
 
-    def whole(self, columns: int) -> Footprint:
-        """The footprint where each row takes all of so many columns, however few tokens it holds."""
-        return Footprint((), self.of(columns), self.page)
+    def aligned(self, longest: int) -> Footprint:
+        """Where rows are aligned at their ends: all columns of the longest text and some to spare, and no windows."""
+        every = tuple(Columns(columns.token_bytes, 0, columns.count) for columns in self.columns)
+        whole = Footprint(every, self.state_bytes, self.page).of(longest + ALIGNED_SPARE)
+        return Footprint((), whole, self.page)
 
     @property
     def token_bytes(self) -> int:

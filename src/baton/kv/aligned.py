@@ -41,7 +41,7 @@ class AlignedRectangle(Rectangle):
     ) -> None:
         wide = columns + ALIGNED_SPARE
         super().__init__(shapes, capacity=capacity, columns=wide, dtype=dtype, device=device)
-        self.footprint = self.footprint.whole(wide)
+        self.footprint = self.footprint.aligned(columns)
         self.columns = columns
         self.starts = [0] * capacity
         self.end = 0
