@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from report import flags, machine, parsed, percentile, table, tell
-from stage import Answer, Stage, load, prompts
+from stage import Stage, load, prompts
 from tqdm import tqdm
 
+from baton.bench.drive import Heard
 from baton.clock import monotonic
 from baton.config import Config, Settings
 from baton.model.load import Loaded
@@ -47,10 +48,10 @@ class Asked:
 class Run:
     policy: str
     seconds: float
-    answers: dict[str, Answer]
+    answers: dict[str, Heard]
     recomputed: int
 
-    def urgent(self) -> list[Answer]:
+    def urgent(self) -> list[Heard]:
         return [answer for name, answer in self.answers.items() if name.startswith("urgent")]
 
     @property
@@ -166,7 +167,7 @@ def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, 
     ]
 
 
-def _preemptions(answer: Answer) -> int:
+def _preemptions(answer: Heard) -> int:
     return answer.usage.preemptions if answer.usage else 0
 
 

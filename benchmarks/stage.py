@@ -5,48 +5,21 @@ Without HTTP and without a second thread, so that the clock shows the engine alo
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
 from baton import builtin
+from baton.bench.drive import Heard
 from baton.builtin import tasks
 from baton.clock import monotonic
 from baton.compose import POLICIES, facts_of, make_engine, model_name, set_threads
 from baton.config import Config, Settings, resolve
-from baton.events import Sink, Update, Usage
+from baton.events import Sink, Update
 from baton.model.load import Loaded
 from baton.model.load import load as load_model
 from baton.query import Query, SamplingParams
-
-
-@dataclass
-class Answer:
-    """What was heard of one query. Seconds of the clock; `times` has one of each token."""
-
-    asked: float
-    tokens: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    text: str = ""
-    reason: str | None = None
-    usage: Usage | None = None
-
-    @property
-    def first(self) -> float:
-        """Seconds until its first token."""
-        return self.times[0] - self.asked
-
-    @property
-    def whole(self) -> float:
-        """Seconds until its last token."""
-        return self.times[-1] - self.asked
-
-    @property
-    def gaps(self) -> list[float]:
-        return [after - before for before, after in itertools.pairwise(self.times)]
 
 
 class Stage:
@@ -61,10 +34,10 @@ class Stage:
         heard: Callable[[int], object] = lambda tokens: None,
     ) -> None:
         self.engine = make_engine(loaded, settings, POLICIES[policy](), sinks)
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, Heard] = {}
         self._heard = heard
 
-    def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Answer:
+    def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Heard:
         """A greedy query for exactly so many tokens comes in."""
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         query = Query(
@@ -76,7 +49,7 @@ class Stage:
             arrived=monotonic(),
             priority=priority,
         )
-        self.answers[name] = Answer(query.arrived)
+        self.answers[name] = Heard(query.arrived)
         self.engine.accept(query, self._hear)
         return self.answers[name]
 
@@ -98,7 +71,6 @@ class Stage:
             answer.tokens += update.token_ids
             answer.times += [now] * len(update.token_ids)
             answer.text += update.text
-            answer.reason = update.finish_reason
             answer.usage = update.usage
         self._heard(sum(len(update.token_ids) for update in updates))
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from report import flags, machine, parsed, percentile, table, tell
-from stage import Answer, Stage, load, prompts
+from stage import Stage, load, prompts
 from tqdm import tqdm
 
+from baton.bench.drive import Heard
 from baton.clock import monotonic
 from baton.config import Config, Settings
 from baton.events import Event, IterationDone
@@ -80,7 +81,7 @@ def main() -> None:
         sys.exit("the victim's text differs from the one without attackers")
 
 
-def alone(args: argparse.Namespace, loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Answer:
+def alone(args: argparse.Namespace, loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Heard:
     """The victim by itself."""
     stage = Stage(loaded, settings, "baton")
     answer = stage.ask("victim", prompt, args.answer)
@@ -102,9 +103,9 @@ def attack(
     while len(victim.tokens) < args.before:
         stage.turn()
     began, calm, computed = monotonic(), len(victim.times), progress.tokens
-    attackers: list[Answer] = []
-    while victim.reason is None and monotonic() - began < args.seconds:
-        for _ in range(args.attackers - sum(one.reason is None for one in attackers)):
+    attackers: list[Heard] = []
+    while victim.usage is None and monotonic() - began < args.seconds:
+        for _ in range(args.attackers - sum(one.usage is None for one in attackers)):
             # Of random tokens: no two begin alike, so that no prompt can be taken from another.
             legal = [dice.randrange(loaded.tokenizer.vocabulary) for _ in range(settings.max_model_len - 1)]
             attackers.append(stage.ask(f"attacker {len(attackers)}", legal, 1))
@@ -117,12 +118,12 @@ def attack(
         tokens=victim.tokens,
         gaps=victim.gaps[calm - 1 :],
         prefilled=progress.tokens - computed,
-        finished=sum(one.reason is not None for one in attackers),
+        finished=sum(one.usage is not None for one in attackers),
         pause=max(after - before for before, after in itertools.pairwise(times)),
     )
 
 
-def figures_of(args: argparse.Namespace, lone: Answer, runs: Sequence[Attack]) -> dict[str, Any]:
+def figures_of(args: argparse.Namespace, lone: Heard, runs: Sequence[Attack]) -> dict[str, Any]:
     """Milliseconds, but for what says otherwise. `over`: the share of gaps longer than the bound and a usual step."""
     usual = percentile(lone.gaps, 50)
     bound = args.max_stall_ms / 1000 + usual

@@ -15,9 +15,9 @@ from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model import forward as forward_module
 from baton.model.draft import Draft, Ref
-from baton.model.forward import Forward, cut
+from baton.model.forward import Forward
 from baton.model.load import hook
-from baton.model.look import Span
+from baton.model.look import Span, cut
 from baton.model.lower import lower
 from baton.model.record import record
 from baton.model.selfcheck import stock_logits

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
@@ -17,7 +17,7 @@ from baton.kv.rectangle import Rectangle
 from baton.model import attention
 from baton.model.attention import Padded, Shape
 from baton.model.hooked import Hooked
-from baton.model.look import NOBODY, Span
+from baton.model.look import Span, cut, wanted_tokens, with_padding
 from baton.model.probe import Geometry
 from baton.model.program import Program
 
@@ -225,7 +225,7 @@ class Forward:
         wanted = list(wanted_tokens(spans))
         longest = max(span.count for span in spans) if pad else 0
         if pad:
-            spans, tokens, wanted = _with_padding(spans, tokens, longest)
+            spans, tokens, wanted = with_padding(spans, tokens, longest)
         needed = sum(span.stop for span in spans if span.row >= 0)
         if len(tokens) <= PASS or any(rectangle.rings):
             logits, ran = program.run(rectangle, spans, tokens, wanted)
@@ -275,43 +275,6 @@ class Forward:
     def aligned(self, shape: Padded, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         """One call over rows that are laid out already, `[n, T]`: logits `[wanted, vocabulary]` of these slots."""
         return self._hooked.run(shape, ids, positions, wanted)[0]
-
-
-def wanted_tokens(spans: Sequence[Span]) -> Iterator[int]:
-    """Which of the spans' tokens, one span behind the other, are those whose logits are wanted."""
-    ends = itertools.accumulate(span.count for span in spans)
-    for end, span in zip(ends, spans, strict=True):
-        yield from range(end - span.kept, end)
-
-
-def cut(spans: Sequence[Span], first: int, last: int) -> list[Span]:
-    """What of the spans lies in tokens [first, last) of them all."""
-    found, at = [], 0
-    for span in spans:
-        low, high = max(first - at, 0), min(last - at, span.count)
-        if low < high:
-            found.append(replace(span, start=span.start + low, count=high - low))
-        at += span.count
-    return found
-
-
-def _with_padding(
-    spans: Sequence[Span], tokens: Sequence[int], longest: int
-) -> tuple[list[Span], list[int], list[int]]:
-    """Behind each span as many tokens of nobody's as it is shorter than the longest; and which tokens are wanted."""
-    padded: list[Span] = []
-    fed: list[int] = []
-    wanted: list[int] = []
-    at = 0
-    for span in spans:
-        padded.append(span)
-        fed += tokens[at : at + span.count]
-        at += span.count
-        wanted += range(len(fed) - span.kept, len(fed))
-        if span.count < longest:
-            padded.append(Span(NOBODY, 0, longest - span.count))
-            fed += [0] * (longest - span.count)
-    return padded, fed, wanted
 
 
 _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {

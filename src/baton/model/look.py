@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -63,3 +65,38 @@ class Span:
     @property
     def stop(self) -> int:
         return self.start + self.count
+
+
+def wanted_tokens(spans: Sequence[Span]) -> Iterator[int]:
+    """Which of the spans' tokens, one span behind the other, are those whose logits are wanted."""
+    ends = itertools.accumulate(span.count for span in spans)
+    for end, span in zip(ends, spans, strict=True):
+        yield from range(end - span.kept, end)
+
+
+def cut(spans: Sequence[Span], first: int, last: int) -> list[Span]:
+    """What of the spans lies in tokens [first, last) of them all."""
+    found, at = [], 0
+    for span in spans:
+        low, high = max(first - at, 0), min(last - at, span.count)
+        if low < high:
+            found.append(replace(span, start=span.start + low, count=high - low))
+        at += span.count
+    return found
+
+
+def with_padding(spans: Sequence[Span], tokens: Sequence[int], longest: int) -> tuple[list[Span], list[int], list[int]]:
+    """Behind each span as many tokens of nobody's as it is shorter than the longest; and which tokens are wanted."""
+    padded: list[Span] = []
+    fed: list[int] = []
+    wanted: list[int] = []
+    at = 0
+    for span in spans:
+        padded.append(span)
+        fed += tokens[at : at + span.count]
+        at += span.count
+        wanted += range(len(fed) - span.kept, len(fed))
+        if span.count < longest:
+            padded.append(Span(NOBODY, 0, longest - span.count))
+            fed += [0] * (longest - span.count)
+    return padded, fed, wanted
