@@ -24,6 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--models-page") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--models-page needs all results in one process: leave out -n")
     config.stash[_FOUND] = []
 
 

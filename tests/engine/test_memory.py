@@ -15,6 +15,7 @@ from baton.engine.forwards import GOOD_STEPS
 from baton.events import Event, IterationDone, QueryMoved
 from baton.kv.budget import SPARE_BYTES
 from baton.policy.baton import Baton
+from baton.policy.orca import Orca
 from baton.policy.port import Plan
 from baton.query import Query, State
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
@@ -384,15 +385,40 @@ def test_memory_that_runs_out_while_rows_are_moved_loses_no_query(verb: str, mon
     right = getattr(place, verb)
 
     def sometimes(*args: Any) -> None:
-        # What shrinks the batch must work before more come in, for `Shaken` counts on it.
-        if dice.random() < 0.3 and (verb != "resize" or args[0] < crowd.engine.batch.rows):
+        nonlocal failed
+        if dice.random() < 0.3:
+            failed += 1
             raise MemoryError
         right(*args)
 
+    failed = 0
     monkeypatch.setattr(place, verb, sometimes)
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 12)) for i in range(15)]
     crowd.run(queries, dice)
     all_right(crowd, queries)
+    assert failed > 3
+
+
+def test_who_finds_no_row_because_there_was_no_memory_for_it_is_inserted_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd arrives at once, is to have rows of its own at once, and the batch cannot grow just then."""
+    crowd = toy_crowd(Orca(), max_rows=4)
+    queries = [asked(name, 3, 6) for name in "abcd"]
+    crowd.engine.batch.resize(1)
+    right, tries = crowd.engine.batch.resize, []
+
+    def once(rows: int) -> None:
+        tries.append(rows)
+        if len(tries) == 1:
+            raise MemoryError
+        right(rows)
+
+    monkeypatch.setattr(crowd.engine.batch, "resize", once)
+    accept(crowd, *queries)
+    turn(crowd)
+    assert (set(crowd.engine.batch.lens), tries) == ({"a"}, [4])
+    crowd.run([])
+    all_right(crowd, queries)
+    assert tries == [4, 4]
 
 
 def test_the_budget_bounds_what_rows_take_at_any_moment_of_an_iteration() -> None:

@@ -196,9 +196,10 @@ class Engine:
             queries.release_held()
         with now.stalling("other"):
             self._preempt(now)
+        resized = True
         if plan.resize is not None:
             with now.stalling("resize"):
-                self._resize(plan.resize)
+                resized = self._resize(plan.resize)
         started = self._start_prefill(now)
         if plan.fused and self.prefiller.beside_batch and (self.batch.lens or plan.insert):
             now.beside = {chunk.query_id: chunk.tokens for chunk in started}
@@ -206,6 +207,8 @@ class Engine:
             self._forwards.prefill(started, now)
         with now.stalling("insert"):
             for query_id in plan.insert:
+                if not resized and len(self.batch.lens) >= self.batch.rows:
+                    break  # the rows that they were meant for: they have their turn again in the next iteration
                 # Who is not live any more was ended by its prefill: its first token was its last, or it failed. Who was
                 # fed less than planned is not ready: memory was short, what it was to begin with could not be used, or
                 # its prompt's log-probabilities are asked for.
@@ -224,13 +227,15 @@ class Engine:
                 self.queries.set_aside(query_id, plan.reasons.get(query_id, "policy"))
             now.detached.append(query_id)
 
-    def _resize(self, rows: int) -> None:
+    def _resize(self, rows: int) -> bool:
         try:
             self.batch.resize(rows)
         except Exception as error:
             if not out_of_memory(error):
                 raise
             log.warning("out of memory while the batch was resized: it keeps its rows")
+            return False
+        return True
 
     def _start_prefill(self, now: Iteration) -> list[Chunk]:
         """Waiting queries of the plan's chunks go to the prefiller; answers the chunks that can be fed."""
