@@ -1,167 +1,188 @@
 """Does `baton compare` keep quiet where nothing changed, and speak where something did?
 
-    python benchmarks/compare_gate.py [--reports 6] [--repeat 5] [--write docs/benchmarks.md]
+    python benchmarks/compare_gate.py [--same 17] [--slow 5] [--flips 1] [--keep FILE] [--write docs/benchmarks.md]
 
-Makes reports of one engine, one after the other, and compares each with the next: none may fail. Then one of the same
-engine with a tenth of each iteration's time slept away, and one in which a single token is another: both must fail.
+Real runs of the engine: each comparison starts two new processes (from a server that has read Python's modules), which
+load the model and make `--pairs` runs each, iteration by iteration in turn, as `baton bench --in-turn` does. Of the
+same engine: none may fail. With a tenth of each iteration's time spun away in one of the two; with one token of all
+that one of the two draws another: each must fail. --keep adds to what an earlier call of the same flags found.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
+import multiprocessing
 import os
+import socket
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from report import flags, parsed, table, tell
 
 from baton import builtin, trials
-from baton.bench.compare import differences, verdicts
-from baton.bench.drive import Run, drive
-from baton.bench.figures import Figures
+from baton.bench.compare import Verdict, differences, verdicts
 from baton.bench.table import report
-from baton.bench.workload import Workload, make_workload
+from baton.bench.turns import meet
+from baton.bench.workload import make_workload
+from baton.compose import set_threads
 from baton.config import Config
-from baton.model.load import Loaded, load
-from baton.policy.port import Plan, Policy, View
+from baton.engine.engine import Engine
+from baton.model.load import load
+from baton.model.sample import Sampler
 
 CONTENDER = trials.Contender("baton", {"policy": "baton"})
-
-
-class Slowed:
-    """A policy that sleeps a share of what passed since its last plan before it makes the next."""
-
-    def __init__(self, policy: Policy, share: float) -> None:
-        self._policy = policy
-        self._share = share
-        self._planned = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
-
-    def plan(self, view: View) -> Plan:
-        now = time.perf_counter()
-        if self._planned and now - self._planned < 1.0:  # else it was idle
-            time.sleep(self._share * (now - self._planned))
-        plan = self._policy.plan(view)
-        self._planned = time.perf_counter()
-        return plan
+SAME, SLOW, FLIP = "same", "slow", "flip"
+FLIPPED_DRAW = 100
 
 
 def main() -> None:
     parser = flags(__doc__, "compare_gate")
-    parser.add_argument("--reports", type=int, default=6)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--queries", type=int, default=48)
+    parser.add_argument("--same", type=int, default=17, help="comparisons of the same engine")
+    parser.add_argument("--slow", type=int, default=5, help="comparisons with a slower one")
+    parser.add_argument("--flips", type=int, default=1, help="comparisons with one that draws another token once")
+    parser.add_argument("--pairs", type=int, default=12, help="of runs, in each comparison")
+    parser.add_argument("--queries", type=int, default=16)
     parser.add_argument("--slower", type=float, default=0.10)
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="what was found so far, and is added to")
     args = parsed(parser)
-    config = Config(model=args.model, max_batch_size="8")
-    loaded = load(config, args.model or str(builtin.path()), "model")
-    workload = make_workload(args.queries, prompt="lognormal:60,0.6", answer="lognormal:60,0.5", seed=args.seed)
-
-    def reported(name: str) -> dict[str, Any]:
-        print(name, file=sys.stderr)
-        return made(loaded, config, workload, args.repeat)
-
-    # The first runs of a process are slower than all others.
-    made(loaded, config, workload, 1)
-    same = [reported(f"report {number + 1} of {args.reports}") for number in range(args.reports)]
-    with slowed(args.slower):
-        slow = reported("slowed")
-    with flipped():
-        other = reported("one token flipped")
-    quiet = [judged(f"{n + 1} and {n + 2}, the same", a, b) for n, (a, b) in enumerate(itertools.pairwise(same))]
-    loud = [
-        judged(f"{args.reports} and one {args.slower:.0%} slower", same[-1], slow),
-        judged(f"{args.reports} and one with another token", same[-1], other),
-    ]
-    tell(args, lines(args, quiet, loud), {"comparisons": [*quiet, *loud]})
-    if any(one["fails"] for one in quiet) or not all(one["fails"] for one in loud):
+    found: list[dict[str, Any]] = []
+    if args.keep and args.keep.exists():
+        found = json.loads(args.keep.read_text())
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["baton.trials"])
+    # Mixed, so that each kind meets the machine at all times.
+    left = {SAME: args.same, SLOW: args.slow, FLIP: args.flips}
+    for _ in range(sum(left.values())):
+        kind = max(left, key=lambda name: left[name] / max(1, vars(args)[{FLIP: "flips"}.get(name, name)]))
+        left[kind] -= 1
+        began = time.monotonic()
+        found.append(compared(processes, kind, args))
+        print(f"{kind}: {found[-1]} in {time.monotonic() - began:.1f} s", file=sys.stderr)
+        if args.keep:
+            args.keep.write_text(json.dumps(found))
+    tell(args, lines(args, found), {"comparisons": found})
+    if any(one["fails"] != (one["kind"] != SAME) for one in found):
         sys.exit("the gate does not hold")
 
 
-def lines(args: argparse.Namespace, quiet: Sequence[dict[str, Any]], loud: Sequence[dict[str, Any]]) -> list[str]:
-    load_average = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    passed = sum(not one["fails"] for one in quiet)
-    slower, flip = ("found" if one["fails"] else "**not found**" for one in loud)
-    spread = max(one["spread"] for one in (*quiet, *loud))
-    noisy = (
-        f" The runs of one report lay up to {spread:.0%} apart, because of other work on the machine: what is smaller "
-        "than that cannot be told by so few."
-    )
-    return [
-        f"{args.queries} queries, {args.repeat} runs a report. Load average (1, 5, 15 minutes): {load_average}.",
-        f"Of {len(quiet)} comparisons of the same engine {passed} passed; the slower one was {slower}, "
-        f"the other token {flip}." + (noisy if spread > args.slower else ""),
-        "",
-        *table(
-            ("reports", "time a token, B to A", "spread of A's runs", "slower figures", "outputs", "verdict"),
-            rows([*quiet, *loud]),
-        ),
-    ]
+def compared(processes: Any, kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One comparison of two new processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ends, started = [], []
+    for change in ("", kind):
+        here, there = processes.Pipe()
+        ends.append(here)
+        started.append(processes.Process(target=side, args=(there, port, change, vars(args))))
+        started[-1].start()
+        there.close()
+    reports = [end.recv() for end in ends]
+    for process in started:
+        process.join()
+    return judged(kind, *reports)
 
 
-def made(loaded: Loaded, config: Config, workload: Workload, repeat: int) -> dict[str, Any]:
-    runs: list[Figures] = [
-        trial.figures for trial in trials.trials(loaded, config, [CONTENDER], workload, repeat=repeat)
-    ]
-    return report({"workload": workload.about}, {"baton": runs}, {"baton": {}})
+def side(pipe: Connection, port: int, change: str, args: Mapping[str, Any]) -> None:
+    """In a process of its own: the runs' report."""
+    if change == SLOW:
+        slow_down(args["slower"])
+    if change == FLIP:
+        flip_one()
+    config = Config(model=args["model"], max_batch_size="8")
+    set_threads(config)
+    loaded = load(config, config.model or str(builtin.path()), "model")
+    workload = make_workload(args["queries"], prompt="lognormal:60,0.6", answer="lognormal:60,0.5", seed=args["seed"])
+    turns = meet(port, {})
+    some = trials.trials(loaded, config, [CONTENDER], workload, repeat=args["pairs"], turns=turns)
+    runs = [trial.figures for trial in some]
+    turns.close()
+    pipe.send(report({"workload": workload.about}, {"baton": runs}, {"baton": {}}))
 
 
-def judged(name: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+def slow_down(share: float) -> None:
+    """Each iteration takes so much longer: its core is kept busy for that share of what it took."""
+    stock = Engine.iterate
+
+    def slower(self: Engine) -> bool:
+        began = time.perf_counter()
+        computed = stock(self)
+        until = time.perf_counter()
+        until += share * (until - began)
+        while time.perf_counter() < until:
+            pass
+        return computed
+
+    Engine.iterate = slower  # type: ignore[method-assign]
+
+
+def flip_one() -> None:
+    """The first token of one draw in this process is another."""
+    stock, drawn = Sampler.__call__, [0]
+
+    def flipped(self: Sampler, logits: Any, draws: Any) -> list[int | None]:
+        found = stock(self, logits, draws)
+        drawn[0] += 1
+        if drawn[0] == FLIPPED_DRAW and found[0] is not None:
+            found[0] ^= 1
+        return found
+
+    Sampler.__call__ = flipped  # type: ignore[method-assign]
+
+
+def judged(kind: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     speeds, changed = verdicts(a, b), differences(a, b)
-    worse = [one.figure for one in speeds if one.word == "worse"]
-    runs = [run["tokens_per_second"] for run in a["contenders"]["baton"]["runs"]]
+    worse = [one for one in speeds if one.word == "worse"]
+    runs = [run["seconds"] for run in a["contenders"]["baton"]["runs"]]
     return {
-        "name": name,
+        "kind": kind,
         "ratio": speeds[0].ratio,
-        "adjusted": speeds[0].adjusted,
+        "half": (speeds[0].high - speeds[0].low) / 2,
+        "ratios": {one.figure: one.ratio for one in speeds},
+        "seconds": statistics.median(runs),
         "spread": (max(runs) - min(runs)) / statistics.median(runs),
-        "worse": worse,
-        "changed": [one.what for one in changed],
+        "worse": [one.figure for one in worse],
+        "said": [str(one) for one in first(worse)] + [one.what for one in changed],
         "fails": bool(worse or changed),
     }
 
 
-def rows(found: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
-    for one in found:
-        ratio = f"{one['ratio']:.3f} ({one['adjusted']:.3f} with the machine's speed taken out)"
-        worse, changed = ", ".join(one["worse"]) or "none", ", ".join(one["changed"]) or "the same"
-        yield [one["name"], ratio, f"{one['spread']:.1%}", worse, changed, "**fails**" if one["fails"] else "passes"]
+def first(some: Sequence[Verdict]) -> Sequence[Verdict]:
+    return some[:1]
 
 
-@contextmanager
-def slowed(share: float) -> Iterator[None]:
-    stock = trials.POLICIES["baton"]
-    trials.POLICIES["baton"] = lambda: Slowed(stock(), share)  # type: ignore[assignment,return-value]
-    try:
-        yield
-    finally:
-        trials.POLICIES["baton"] = stock
+def lines(args: argparse.Namespace, found: Sequence[dict[str, Any]]) -> list[str]:
+    load_average = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return [
+        f"{len(found)} comparisons, each of two new processes and {args.pairs} pairs of runs of {args.queries} "
+        f"queries, {statistics.median(one['seconds'] for one in found):.2f} s each. Runs of one report lay "
+        f"{statistics.median(one['spread'] for one in found):.0%} apart (median; at most "
+        f"{max(one['spread'] for one in found):.0%}). Load average (1, 5, 15 minutes): {load_average}.",
+        "",
+        *table(
+            ("B is", "comparisons", "failed", "B takes, tokens a second", "half of the 95 % interval", "what is said"),
+            rows(args, found),
+        ),
+    ]
 
 
-@contextmanager
-def flipped() -> Iterator[None]:
-    """In each run one token in the middle of the middle query's answer is another."""
-
-    def driven(client: Any, workload: Workload, *given: Any, **named: Any) -> Run:
-        run = drive(client, workload, *given, **named)
-        heard = list(run.heard)
-        middle = heard[len(heard) // 2]
-        middle.tokens[len(middle.tokens) // 2] ^= 1
-        return replace(run, heard=heard)
-
-    trials.drive = driven  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        trials.drive = drive
+def rows(args: argparse.Namespace, found: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    names = {SAME: "the same", SLOW: f"{args.slower:.0%} slower", FLIP: "another in one token"}
+    for kind, name in names.items():
+        some = [one for one in found if one["kind"] == kind]
+        if not some:
+            continue
+        ratios = sorted(one["ratio"] for one in some)
+        said = next((one["said"][-1 if kind == FLIP else 0] for one in some if one["said"]), "nothing")
+        span = f"{statistics.median(ratios):.3f}x ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        half = f"{statistics.median(one['half'] for one in some):.3f}"
+        yield [name, str(len(some)), f"**{sum(one['fails'] for one in some)}**", span, half, said]
 
 
 if __name__ == "__main__":

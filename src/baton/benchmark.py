@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from tqdm import tqdm
 
 from baton import builtin
 from baton.bench import plots
-from baton.bench.compare import read_report
 from baton.bench.drive import Mode
 from baton.bench.figures import Figures, Goal
 from baton.bench.page import page
 from baton.bench.picture import Picture
-from baton.bench.table import report, table_of
+from baton.bench.table import report, runs_before, table_of
+from baton.bench.turns import Turns, meet
 from baton.bench.verbs import workload_of
 from baton.bench.workload import Workload
 from baton.builtin.tasks import CHECKABLE_TASKS
@@ -29,7 +30,8 @@ from baton.compose import POLICIES, model_name, set_threads
 from baton.config import Config
 from baton.errors import CheckFailed, SettingError
 from baton.model.load import Loaded, load
-from baton.trials import Contender, about_machine, by_themselves, contenders, right_answers, settings_of, trials
+from baton.testbed import about_machine
+from baton.trials import Contender, by_themselves, contenders, right_answers, settings_of, trials
 
 Asked = dict[str, Any]
 
@@ -52,9 +54,10 @@ def run_bench(config: Config, asked: Asked) -> None:
     name = model_name(config)
     loaded = load(config, config.model or str(builtin.path()), name)
     about = {"model": name, "dtype": str(loaded.dtype), "workload": workload.about, **about_machine()}
-    earlier = _earlier(asked, about, some)
+    earlier = runs_before(asked["json_file"], about, [one.name for one in some]) if asked["append"] else {}
     settings = {one.name: dataclasses.asdict(settings_of(config, loaded, one)) for one in some}
-    found = _measure(loaded, config, some, workload, asked)
+    with _turns(asked, about, some) as turns:
+        found = _measure(loaded, config, some, workload, asked, turns)
     for one, runs in earlier.items():
         found.runs[one][:0] = runs
     console = Console(highlight=False)
@@ -78,6 +81,8 @@ def _refuse(config: Config, asked: Asked, some: Sequence[Contender]) -> None:
         raise SettingError(message, param="accuracy")
     if asked["append"] and not asked["json_file"]:
         raise SettingError("--append adds to a --json file, and none is named", param="append")
+    if asked["in_turn"] and asked["mode"] == "timed":
+        raise SettingError("--in-turn has a clock of its own: --mode timed cannot be kept", param="in_turn")
     if asked["html_file"]:
         plots.check_installed()
     for name in ("json_file", "html_file"):
@@ -85,21 +90,26 @@ def _refuse(config: Config, asked: Asked, some: Sequence[Contender]) -> None:
             raise SettingError(f"--{name.removesuffix('_file')} {asked[name]}: its folder is not there", param=name)
 
 
-def _earlier(asked: Asked, about: Mapping[str, Any], some: Sequence[Contender]) -> dict[str, list[Figures]]:
-    """The runs of the report that this one is added to. Raises SettingError where it is of something else."""
-    path = asked["json_file"]
-    if not asked["append"] or not Path(path).exists():
-        return {}
-    before = read_report(path)
-    names = [one.name for one in some]
-    for what, now in {**about, "contenders": names}.items():
-        then = list(before["contenders"]) if what == "contenders" else before.get(what)
-        if then != now:
-            raise SettingError(f"--append {path}: its {what} is {then}, not {now}", param="append")
-    return {name: [Figures(**run) for run in before["contenders"][name]["runs"]] for name in names}
+@contextlib.contextmanager
+def _turns(asked: Asked, about: Mapping[str, Any], some: Sequence[Contender]) -> Iterator[Turns | None]:
+    """With the other bench of the same work, which `--in-turn` says where to meet. Raises SettingError, OtherIsGone."""
+    if asked["in_turn"] is None:
+        yield None
+        return
+    same = {name: about[name] for name in ("model", "dtype", "workload")}
+    runs = asked["repeat"] * len(some)
+    with contextlib.closing(meet(asked["in_turn"], {**same, "number of runs": runs})) as turns:
+        yield turns
 
 
-def _measure(loaded: Loaded, config: Config, some: Sequence[Contender], workload: Workload, asked: Asked) -> _Found:
+def _measure(
+    loaded: Loaded,
+    config: Config,
+    some: Sequence[Contender],
+    workload: Workload,
+    asked: Asked,
+    turns: Turns | None,
+) -> _Found:
     questions = (asked["accuracy"] or 0) * len(CHECKABLE_TASKS)
     total = len(workload.asks) * len(some) * asked["repeat"] + asked["alone"] + questions * len(some)
     found = _Found({one.name: [] for one in some}, {}, {})
@@ -120,6 +130,7 @@ def _measure(loaded: Loaded, config: Config, some: Sequence[Contender], workload
             goal=Goal(asked["goal_first"], asked["goal_token"]),
             alone=alone,
             told=told,
+            turns=turns,
         ):
             found.runs[trial.contender].append(trial.figures)
             found.pictures[trial.contender] = trial.picture

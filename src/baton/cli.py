@@ -293,11 +293,15 @@ def _workload(command: _Command) -> _Command:
 @click.option("--accuracy", type=click.IntRange(1), help="Questions of each task of the built-in model, held out.")
 @click.option("--json", "json_file", type=click.Path(), help="All figures, for `baton compare`.")
 @click.option("--append", is_flag=True, help="Adds the runs to those in the --json file, if it is there.")
+@click.option("--in-turn", type=click.IntRange(1, 65535), metavar="PORT", help="Iteration by iteration with another.")
 @click.option("--html", "html_file", type=click.Path(), help="All figures and plots on one page, for people.")
 def bench(config_file: str | None, **options: Any) -> None:
     """Runs one workload through several policies and settings on one engine and compares them.
 
     Runs are alternated and repeated; medians are shown. Every answer is greedy and of a set length.
+
+    --in-turn makes the runs iteration by iteration in turn with another `baton bench` of the same PORT, started beside
+    this one: `baton compare` then finds small changes on noisy machines, too.
     """
     known = {field.name for field in dataclasses.fields(Config)}
     config = _config({name: value for name, value in options.items() if name in known}, config_file)
@@ -352,13 +356,13 @@ def simulate(config_file: str | None, **options: Any) -> None:
 @cli.command(epilog="Example:  baton compare before.json after.json")
 @click.argument("first", metavar="A.json", type=click.Path())
 @click.argument("second", metavar="B.json", type=click.Path())
-@click.option("--tolerance", type=click.FloatRange(0), default=0.05, show_default=True, help="What is no matter.")
+@click.option("--tolerance", type=click.FloatRange(0), default=0.03, show_default=True, help="What is no matter.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def compare(first: str, second: str, tolerance: float, as_json: bool) -> None:
     """Holds two reports of `baton bench` against each other: speed beyond noise, equality and accuracy of answers.
 
-    Exit status 1 where B is slower, says something else, or answers fewer questions rightly. At least 5 runs of each
-    (--repeat 5) are needed to tell.
+    Exit status 1 where B is slower, says something else, or answers fewer questions rightly. To tell, 7 runs of each
+    are needed, or 10 that were made in turn (`baton bench --in-turn`), which find smaller changes.
     """
     from baton.bench.verbs import run_compare
 
@@ -374,7 +378,9 @@ def compare(first: str, second: str, tolerance: float, as_json: bool) -> None:
 @click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
 @click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of lengths, times and prompts.")
+@click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with new prompts.")
 @click.option("--json", "json_file", type=click.Path(), help="All figures, for `baton compare`.")
+@click.option("--append", is_flag=True, help="Adds the runs to those in the --json file, if it is there.")
 @_workload
 def load(url: str, **options: Any) -> None:
     """Puts a workload to any OpenAI-compatible server and measures what comes.

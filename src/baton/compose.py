@@ -15,7 +15,7 @@ import torch
 
 from baton import builtin
 from baton.batch.batch import RectangleBatch
-from baton.clock import monotonic
+from baton.clock import Clock, monotonic
 from baton.config import ALIGNED, Config, Facts, Settings, resolve, threads
 from baton.engine.client import Client
 from baton.engine.engine import Engine
@@ -141,6 +141,7 @@ def make_engine(
     *,
     sampler: Sampler | None = None,
     faults: Faults | None = None,
+    clock: Clock = monotonic,
 ) -> Engine:
     """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in."""
     sampler = sampler or Sampler(loaded.end_ids)
@@ -169,10 +170,10 @@ def make_engine(
             settings.pool_bytes,
             floor_bytes=footprint.of(settings.max_model_len),
             free_bytes=lambda: free_bytes(loaded.device),
-            clock=monotonic,
+            clock=clock,
             lazy=is_lazy(loaded.device),
         ),
-        clock=monotonic,
+        clock=clock,
         sinks=sinks,
         whole_prompts=loaded.forward.whole_prompts,
         prefix_store=prefix_store(rectangle, longest=loaded.forward.near_limit) if settings.prefix_cache else None,

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import platform
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import torch
-
-from baton import __version__
-from baton.bench.drive import Mode, drive
+from baton.bench.drive import Mode, Run, drive
 from baton.bench.figures import NO_GOAL, Figures, Goal, figures
+from baton.bench.lockstep import drive_in_turn
 from baton.bench.picture import Moment, Picture, Stay, merged
+from baton.bench.turns import NO_TURNS, OwnTime, Turns
 from baton.bench.workload import Ask, Workload
 from baton.builtin.tasks import CHECKABLE_TASKS, check, questions
 from baton.clock import monotonic
-from baton.compose import POLICIES, facts_of, start
+from baton.compose import POLICIES, facts_of, make_engine, start
 from baton.config import Config, Settings, make_config, resolve
-from baton.engine.client import Client
 from baton.errors import InvalidValue, SettingError
 from baton.events import Event, IterationDone, QueryMoved, Slots
 from baton.model.load import Loaded
 from baton.observe.timeline import Timeline
 from baton.query import SamplingParams, State
+from baton.testbed import machine_speed
 
 # Settings that belong to the engine, and not to the model as it was loaded.
 VARIED = frozenset(
@@ -123,37 +117,101 @@ def trials(
     goal: Goal = NO_GOAL,
     alone: Mapping[int, Sequence[int]] = {},
     told: Callable[[], None] = lambda: None,
+    turns: Turns | None = None,
 ) -> Iterator[Trial]:
-    """Runs all contenders, one after the other, `repeat` times. `told` is called for each query that is done."""
+    """Runs all contenders, one after the other, `repeat` times. `told` is called for each query that is done.
+
+    `turns`: with another process that makes as many runs; else each run has the machine as it is.
+    """
     settings = {one.name: settings_of(config, loaded, one) for one in some}
     longest = min(found.max_model_len for found in settings.values())
     check_lengths(workload, longest)
     prompts = workload.prompts(loaded.tokenizer.vocabulary, config.seed)
     for turn in range(repeat):
         for one in some:
-            tally, timeline = Tally(), Timeline(math.inf)
-            policy = POLICIES[settings[one.name].policy]()
-            speed = machine_speed()
-            client = start(loaded, settings[one.name], policy, one.name, [tally, timeline])
-            try:
-                _warm_up(client, len(prompts[0]), loaded.tokenizer.vocabulary)
-                tally.slots, tally.preemptions, tally.kv_bytes_most = Slots(), 0, 0
-                began = monotonic()
-                run = drive(client, workload, prompts, monotonic, mode=mode, at_once=at_once, told=told)
-            finally:
-                client.close()
-            # Half of it from before the run and half from after: what the machine did meanwhile lies between.
-            speed = math.sqrt(speed * machine_speed())
+            way = _Way(loaded, settings[one.name], one.name, workload, prompts, mode, at_once, told)
+            done = way.by_threads() if turns is None else way.in_turn(turns)
             found = figures(
-                run,
-                tally.slots,
-                preemptions=tally.preemptions,
-                kv_bytes_most=tally.kv_bytes_most,
+                done.run,
+                done.tally.slots,
+                preemptions=done.tally.preemptions,
+                kv_bytes_most=done.tally.kv_bytes_most,
                 goal=goal,
                 alone=dict(alone),
-                machine_speed=speed,
+                machine_speed=done.machine_speed,
+                pair=done.pair,
             )
-            yield Trial(one.name, turn, found, _picture(tally, timeline, began))
+            yield Trial(one.name, turn, found, done.picture)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    run: Run
+    tally: Tally
+    picture: Picture
+    machine_speed: float = 1.0
+    pair: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One run of a contender, on an engine of its own."""
+
+    loaded: Loaded
+    settings: Settings
+    name: str
+    workload: Workload
+    prompts: Sequence[Sequence[int]]
+    mode: Mode
+    at_once: int
+    told: Callable[[], None]
+
+    def by_threads(self) -> _Done:
+        """As everyone's queries are run."""
+        tally, timeline = Tally(), Timeline(math.inf)
+        speed = machine_speed()
+        policy = POLICIES[self.settings.policy]()
+        client = start(self.loaded, self.settings, policy, self.name, [tally, timeline])
+        try:
+            warm, its_prompts = self._warm_up()
+            drive(client, warm, its_prompts, monotonic)
+            tally.slots, tally.preemptions, tally.kv_bytes_most = Slots(), 0, 0
+            began = monotonic()
+            run = drive(
+                client,
+                self.workload,
+                self.prompts,
+                monotonic,
+                mode=self.mode,
+                at_once=self.at_once,
+                told=self.told,
+            )
+        finally:
+            client.close()
+        # Half of it from before the run and half from after: what the machine did meanwhile lies between.
+        return _Done(run, tally, _picture(tally, timeline, began), math.sqrt(speed * machine_speed()))
+
+    def in_turn(self, turns: Turns) -> _Done:
+        """Without threads, and on a clock that stands still while the other process computes."""
+        tally, timeline, clock = Tally(), Timeline(math.inf), OwnTime()
+        policy = POLICIES[self.settings.policy]()
+        engine = make_engine(self.loaded, self.settings, policy, [tally, timeline], clock=clock)
+        warm, its_prompts = self._warm_up()
+        drive_in_turn(engine, warm, its_prompts, clock, NO_TURNS, at_once=1)
+        pair = turns.begin()
+        tally.slots, tally.preemptions, tally.kv_bytes_most = Slots(), 0, 0
+        began = clock()
+        at_once = self.at_once if self.mode is Mode.CLOSED else self.settings.max_waiting
+        run = drive_in_turn(engine, self.workload, self.prompts, clock, turns, at_once=at_once, told=self.told)
+        return _Done(run, tally, _picture(tally, timeline, began), pair=pair)
+
+    def _warm_up(self) -> tuple[Workload, list[list[int]]]:
+        """The first forward of a process touches memory that others find warm.
+
+        Its prompt begins as no other does, so that nobody finds it in the prefix store.
+        """
+        warm = Workload("warm-up", (Ask(0.0, len(self.prompts[0]), WARM_UP_TOKENS),))
+        return warm, warm.prompts(self.loaded.tokenizer.vocabulary, seed=-1)
 
 
 def by_themselves(
@@ -196,53 +254,6 @@ def right_answers(
     for (task, question), text in zip(asked, texts.values(), strict=True):
         right[task].append(bool(check(question.text, text)))
     return right
-
-
-def machine_speed() -> float:
-    """How fast the machine is just now: the geometric mean of what it reads (10 GB/s) and multiplies (100 GFLOP/s).
-
-    Others' work and clocks that change from hour to hour are in it, and nothing of baton's.
-    """
-    memory, square = torch.ones(2**24), torch.ones(512, 512)
-    reads = statistics.median(_seconds(memory.sum) for _ in range(15))
-    products = statistics.median(_seconds(lambda: square @ square) for _ in range(61))
-    return math.sqrt((memory.nbytes / reads / 1e10) * (2 * 512**3 / products / 1e11))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = monotonic()
-    work()
-    return monotonic() - began
-
-
-def about_machine() -> dict[str, Any]:
-    versions = f"baton {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    return {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "system": platform.system(),
-        "versions": versions,
-    }
-
-
-def _processor() -> str:
-    """Its name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _warm_up(client: Client, tokens: int, vocabulary: int) -> None:
-    """The first forward of a process touches memory that others find warm.
-
-    Its prompt begins as no other does, so that nobody finds it in the prefix store.
-    """
-    warm = Workload("warm-up", (Ask(0.0, tokens, WARM_UP_TOKENS),))
-    drive(client, warm, warm.prompts(vocabulary, seed=-1), monotonic)
 
 
 def _picture(tally: Tally, timeline: Timeline, began: float) -> Picture:

@@ -1,40 +1,46 @@
 """Is B worse than A? Speed with the noise of its runs in mind, and equality of outputs, in one verdict.
 
-A figure is worse where all of these hold: the bootstrap interval of the ratio of medians lies beyond the tolerance; an
-exact permutation test of the runs finds that chance does it rarely enough (Holm-Bonferroni over the figures); and both
-hold again after each run's figures are divided by how fast the machine itself was just before it, so that an hour in
-which everything is slow is not taken for a change of the code.
+Runs that were made in turn, iteration by iteration, are compared pair by pair. A figure is worse where both hold: the
+bootstrap interval of the ratio of times lies beyond the tolerance; and an exact permutation test of the runs finds
+that chance does it rarely enough (Holm-Bonferroni over the figures). Where runs were made apart, both must hold again
+after each run's figures are divided by how fast the machine itself was just before it, so that an hour in which
+everything is slow is not taken for a change of the code.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import random
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from baton.bench.accuracy import loss
+from baton.bench.chance import (
+    interval,
+    interval_of_ratio,
+    mean,
+    median,
+    permutation_chance,
+    ratio_of_medians,
+    sign_chance,
+)
 from baton.errors import SettingError
 
-TOLERANCE = 0.05
-ALPHA = 0.05
-RESAMPLES = 1000
-_MOST_SPLITS = 20_000
+TOLERANCE = 0.03
+ALPHA = 0.01
 
 Run = Mapping[str, Any]
+Read = Callable[[Run], float | None]
 
 
-def _at(name: str, key: str) -> Callable[[Run], float | None]:
+def _at(name: str, key: str) -> Read:
     return lambda run: run[name].get(key)
 
 
 # Name, how to read it, and whether more is better.
-SPEEDS: tuple[tuple[str, Callable[[Run], float | None], bool], ...] = (
+SPEEDS: tuple[tuple[str, Read, bool], ...] = (
     ("tokens a second", lambda run: run["tokens_per_second"], True),
     ("first token, p50", _at("first_token", "p50"), False),
     ("time per token, p50", _at("per_token", "p50"), False),
@@ -47,8 +53,9 @@ SPEEDS: tuple[tuple[str, Callable[[Run], float | None], bool], ...] = (
 class Verdict:
     """One figure of one contender. `ratio`: of the times, B to A, above 1 where B is slower; with its 95 % interval.
 
-    `adjusted`: the same after division by the machine's speed. `chance`: the permutation test's p. `word`: "worse",
-    "better", "same", or "too few runs" where no number of runs this small could tell.
+    `adjusted`: the same after division by the machine's speed, where runs were made apart. `chance`: the permutation
+    test's p. `runs`: of each, or pairs where they were made `in_turn`. `word`: "worse", "better", "same", or "too few
+    runs" where no number of runs this small could tell.
     """
 
     contender: str
@@ -61,6 +68,15 @@ class Verdict:
     adjusted: float
     chance: float
     word: str
+    runs: int
+    in_turn: bool
+
+    def __str__(self) -> str:
+        runs = f"{self.runs} {'pairs of runs in turn' if self.in_turn else 'runs of each'}"
+        interval = f"95 %: {self.low:.3f} to {self.high:.3f}"
+        return (
+            f"{self.contender}, {self.figure}: B takes {self.ratio:.3f} times as long ({interval}; {runs}), {self.word}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +129,27 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
         more = max(run["failed"] for run in theirs) - max(run["failed"] for run in ours)
         if more > 0:
             found.append(Difference(name, f"{more} more queries fail"))
-        changed = sum(x != y for x, y in zip(ours[0]["digests"], theirs[0]["digests"], strict=True))
+        # In any of its runs: an answer that is another one time in twelve is another.
+        changed = {at for pair in _alike(ours, theirs) for at in _changed(*pair)}
         if changed:
-            found.append(Difference(name, f"{changed} of {len(ours[0]['digests'])} answers changed"))
+            found.append(Difference(name, f"{len(changed)} of {len(ours[0]['digests'])} answers changed"))
     return found
+
+
+def _alike(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Each run of B with the first one of A that asked the same prompts. Raises SettingError where none did."""
+    first: dict[int, Run] = {}
+    for run in ours:
+        first.setdefault(run.get("prompts", 0), run)
+    found = [(first[number], run) for run in theirs if (number := run.get("prompts", 0)) in first]
+    if not found:
+        raise SettingError("no two runs of the reports asked the same prompts", param="report")
+    return found
+
+
+def _changed(a: Run, b: Run) -> list[int]:
+    """Numbers of the answers that are others."""
+    return [at for at, (one, other) in enumerate(zip(a["digests"], b["digests"], strict=True)) if one != other]
 
 
 def losses(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
@@ -134,19 +167,17 @@ def losses(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
 def verdicts(
     a: Mapping[str, Any], b: Mapping[str, Any], *, tolerance: float = TOLERANCE, alpha: float = ALPHA
 ) -> list[Verdict]:
-    """Of each speed figure of each contender that both have."""
+    """Of each speed figure of each contender that both have. Raises SettingError for runs in turn with others."""
     found = []
     for name, (ours, theirs) in pairs(a, b).items():
-        tests = list(_tests(name, ours, theirs, tolerance))
-        ordered = sorted(tests, key=lambda test: test.chance)
-        # Holm-Bonferroni: the smallest chance is held against alpha / all of them, the next against one less, ...
-        sure = set[str]()
-        for rank, test in enumerate(ordered):
-            if test.chance > alpha / (len(ordered) - rank):
-                break
-            sure.add(test.figure)
-        # Of as many runs each, a split and its mirror image are equally far apart.
-        fewest = (1 + (len(ours) == len(theirs))) / math.comb(len(ours) + len(theirs), len(ours))
+        together = made_in_turn(ours, theirs)
+        if together is None:
+            tests = list(_apart(name, ours, theirs, tolerance))
+            # Of as many runs each, a split and its mirror image are equally far apart.
+            fewest = (1 + (len(ours) == len(theirs))) / math.comb(len(ours) + len(theirs), len(ours))
+        else:
+            tests, fewest = list(_in_turn(name, together, tolerance)), 2 / 2 ** len(together)
+        sure = _sure(tests, alpha)
         for test in tests:
             word = test.word if test.figure in sure else "same"
             if fewest > alpha / len(tests):
@@ -155,67 +186,92 @@ def verdicts(
     return found
 
 
-def _tests(name: str, ours: Sequence[Run], theirs: Sequence[Run], tolerance: float) -> Iterator[Verdict]:
+def _sure(tests: Sequence[Verdict], alpha: float) -> set[str]:
+    """Figures that chance does not explain (Holm-Bonferroni).
+
+    The smallest chance is held against alpha / all of them, the next against one less, ...
+    """
+    ordered = sorted(tests, key=lambda test: test.chance)
+    sure = set[str]()
+    for rank, test in enumerate(ordered):
+        if test.chance > alpha / (len(ordered) - rank):
+            break
+        sure.add(test.figure)
+    return sure
+
+
+def made_in_turn(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]] | None:
+    """The pairs; None where all runs were made apart. Raises SettingError where some have their partner elsewhere."""
+    mine, others = ({run.get("pair", ""): run for run in runs} for runs in (ours, theirs))
+    if mine.keys() == others.keys() == {""}:
+        return None
+    if mine.keys() != others.keys() or "" in mine:
+        raise SettingError("runs were made in turn with others, not with these", param="report")
+    return [(run, others[name]) for name, run in mine.items()]
+
+
+def _in_turn(name: str, together: Sequence[tuple[Run, Run]], tolerance: float) -> Iterator[Verdict]:
+    """Each figure by itself; the word is what its interval says."""
+    for figure, read, more_is_better in SPEEDS:
+        times = [tuple(_time(run, read, more_is_better) for run in pair) for pair in together]
+        logs = [math.log(after / before) for before, after in times if before and after]
+        if not logs:
+            continue
+        a, b = (median([side[at] or math.nan for side in times]) for at in (0, 1))
+        low, high = map(math.exp, interval(logs))
+        yield Verdict(
+            contender=name,
+            figure=figure,
+            a=1 / a if more_is_better else a,
+            b=1 / b if more_is_better else b,
+            ratio=math.exp(mean(logs)),
+            low=low,
+            high=high,
+            adjusted=math.exp(mean(logs)),
+            chance=sign_chance(logs),
+            word=_word(low, high, tolerance),
+            runs=len(together),
+            in_turn=True,
+        )
+
+
+def _apart(name: str, ours: Sequence[Run], theirs: Sequence[Run], tolerance: float) -> Iterator[Verdict]:
     """Each figure by itself; the word is what its interval says."""
     for figure, read, more_is_better in SPEEDS:
         before, after = (_times(runs, read, more_is_better, adjust=False) for runs in (ours, theirs))
         fair_before, fair_after = (_times(runs, read, more_is_better, adjust=True) for runs in (ours, theirs))
         if not before or not after:
             continue
-        low, high = interval(before, after)
-        fair_low, fair_high = interval(fair_before, fair_after)
-        chance = max(permutation_chance(before, after), permutation_chance(fair_before, fair_after))
-        word = "same"
-        if min(low, fair_low) > 1 + tolerance:
-            word = "worse"
-        elif max(high, fair_high) < 1 / (1 + tolerance):
-            word = "better"
-        a, b = (1 / statistics.median(side) if more_is_better else statistics.median(side) for side in (before, after))
-        adjusted = _ratio(fair_before, fair_after)
-        yield Verdict(name, figure, a, b, _ratio(before, after), low, high, adjusted, chance, word)
+        low, high = interval_of_ratio(before, after)
+        fair_low, fair_high = interval_of_ratio(fair_before, fair_after)
+        a, b = map(median, (before, after))
+        yield Verdict(
+            contender=name,
+            figure=figure,
+            a=1 / a if more_is_better else a,
+            b=1 / b if more_is_better else b,
+            ratio=b / a,
+            low=low,
+            high=high,
+            adjusted=ratio_of_medians(fair_before, fair_after),
+            chance=max(permutation_chance(before, after), permutation_chance(fair_before, fair_after)),
+            word=_word(min(low, fair_low), max(high, fair_high), tolerance),
+            runs=min(len(before), len(after)),
+            in_turn=False,
+        )
 
 
-def _times(runs: Sequence[Run], read: Callable[[Run], float | None], inverse: bool, *, adjust: bool) -> list[float]:
-    """The figure of each run as a time, so that more is always worse; divided by what the machine took for its own."""
-    found = []
-    for run in runs:
-        value = read(run)
-        if value:
-            time = 1 / value if inverse else value
-            found.append(time * (run["machine_speed"] if adjust else 1.0))
-    return found
+def _word(low: float, high: float, tolerance: float) -> str:
+    return "worse" if low > 1 + tolerance else "better" if high < 1 / (1 + tolerance) else "same"
 
 
-def _ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    return _median(b) / _median(a)
+def _times(runs: Sequence[Run], read: Read, inverse: bool, *, adjust: bool) -> list[float]:
+    """The figure of each run that has it, as a time; divided by what the machine took for its own."""
+    found = ((run, _time(run, read, inverse)) for run in runs)
+    return [time * (run["machine_speed"] if adjust else 1.0) for run, time in found if time]
 
 
-def _median(values: Sequence[float]) -> float:
-    """As statistics.median, which takes four times as long for so few."""
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-def interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % of the ratios of medians of runs drawn again with replacement (Efron's percentile bootstrap)."""
-    dice = random.Random(seed)
-    ratios = sorted(_ratio(dice.choices(a, k=len(a)), dice.choices(b, k=len(b))) for _ in range(RESAMPLES))
-    return ratios[int(RESAMPLES * 0.025)], ratios[int(RESAMPLES * 0.975)]
-
-
-def permutation_chance(a: Sequence[float], b: Sequence[float], seed: int = 0) -> float:
-    """How often a random split of all runs has means of logarithms at least so far apart (two-sided; exact if few)."""
-    values = [math.log(value) for value in (*a, *b)]
-    total, size = sum(values), len(a)
-
-    def apart(chosen: Sequence[float]) -> float:
-        part = sum(chosen)
-        return abs(part / size - (total - part) / (len(values) - size))
-
-    seen = apart(values[:size]) - 1e-12
-    if math.comb(len(values), size) <= _MOST_SPLITS:
-        splits = [apart(split) >= seen for split in itertools.combinations(values, size)]
-    else:
-        dice = random.Random(seed)
-        splits = [True, *(apart(dice.sample(values, size)) >= seen for _ in range(_MOST_SPLITS))]
-    return sum(splits) / len(splits)
+def _time(run: Run, read: Read, inverse: bool) -> float | None:
+    """The figure so that more is worse."""
+    value = read(run)
+    return 1 / value if value and inverse else value

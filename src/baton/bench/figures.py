@@ -31,6 +31,8 @@ class Figures:
     Percentiles by name: "p50", "p90", "p99", "mean", "max". `goodput`: queries a second that met the goal.
     `cached_tokens`: prompt tokens that were not computed, because earlier texts began so.
     `different`: queries whose tokens are not those that they have alone, of `compared`. `digests`: of each answer.
+    `pair`: names this run and one of another process that was made in turn with it; "" where there is none. `prompts`:
+    runs of the same number asked the same.
     """
 
     seconds: float
@@ -54,6 +56,8 @@ class Figures:
     late: float
     machine_speed: float = 1.0
     cached_tokens: int = 0
+    pair: str = ""
+    prompts: int = 0
     digests: list[str] = field(default_factory=list, repr=False)
     first_tokens: list[float] = field(default_factory=list, repr=False)
     gaps: list[float] = field(default_factory=list, repr=False)
@@ -72,6 +76,8 @@ def figures(
     goal: Goal = NO_GOAL,
     alone: dict[int, Sequence[int]] | None = None,
     machine_speed: float = 1.0,
+    pair: str = "",
+    prompts: int = 0,
 ) -> Figures:
     """`slots`: what the run's forwards computed. `alone`: tokens of some queries by themselves, by their number.
 
@@ -109,6 +115,8 @@ def figures(
         late=run.late,
         machine_speed=machine_speed,
         cached_tokens=sum(one.cached_tokens for one in run.heard),
+        pair=pair,
+        prompts=prompts,
         digests=[one.digest for one in run.heard],
         first_tokens=[one.first for one in done],
         gaps=[gap for one in done for gap in one.gaps],

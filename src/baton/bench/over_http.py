@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,10 +45,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`lag`: seconds, the 99th percentile of how late this process' event loop came round."""
+    """What this process took itself: `lag`: seconds, the 99th percentile of how late its event loop came round;
+    `cpu_seconds`: of all its threads, meanwhile."""
 
     run: Run
     lag: float
+    cpu_seconds: float
 
 
 def find_target(url: str, key: str | None, model: str | None, extra: dict[str, Any]) -> Target:
@@ -123,17 +126,19 @@ class _Load:
 
     async def run(self, mode: Mode, at_once: int) -> Measured:
         self._wire = Wire(self._target.url, _headers(self._target.key))
+        cpu_seconds = time.process_time()
         self._began = self._clock()
         beat = asyncio.create_task(self._beat())
         talks = self._workload.conversations()
         slots = asyncio.Semaphore(at_once if mode is Mode.CLOSED else len(talks))
         await asyncio.gather(*(self._in_turn(talk, mode, slots) for talk in talks))
+        cpu_seconds = time.process_time() - cpu_seconds
         beat.cancel()
         self._wire.close()
         heard = [self._heard[number] for number in range(len(self._asks))]
         end = max((one.times[-1] for one in heard if one.times), default=0.0)
         lags = sorted(self._lags)
-        return Measured(Run(end, heard, self._late), lags[int(len(lags) * 0.99)] if lags else 0.0)
+        return Measured(Run(end, heard, self._late), lags[int(len(lags) * 0.99)] if lags else 0.0, cpu_seconds)
 
     async def _in_turn(self, talk: Sequence[int], mode: Mode, slots: asyncio.Semaphore) -> None:
         if mode is Mode.TIMED:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from baton.bench.accuracy import Right
-from baton.bench.compare import Verdict
+from baton.bench.compare import Verdict, read_report
 from baton.bench.figures import Figures
+from baton.errors import SettingError
 from baton.events import SLOT_KINDS
 
 Shown = tuple[str, Callable[[Figures], float | None], str]
@@ -84,7 +86,7 @@ def verdict_table(speeds: Sequence[Verdict]) -> Table:
         table.add_column(name, justify="left" if name in ("", "figure") else "right")
     for one in speeds:
         span, chance = f"{one.low:.3f} to {one.high:.3f}", f"{one.chance:.4f}"
-        a, b, adjusted = f"{one.a:,.4g}", f"{one.b:,.4g}", f"{one.adjusted:.3f}x"
+        a, b, adjusted = f"{one.a:,.4g}", f"{one.b:,.4g}", "in turn" if one.in_turn else f"{one.adjusted:.3f}x"
         table.add_row(one.contender, one.figure, a, b, f"{one.ratio:.3f}x", span, adjusted, chance, one.word)
     return table
 
@@ -111,6 +113,21 @@ def report(
         for name, found in runs.items()
     }
     return {"baton_bench": 1, **about, "contenders": parts}
+
+
+def runs_before(path: str, about: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[Figures]]:
+    """Those of the report that `--append` adds to, by contender; nothing where there is no such file yet.
+
+    Raises SettingError where it is of something else.
+    """
+    if not Path(path).exists():
+        return {}
+    before = read_report(path)
+    for what, now in {**about, "contenders": list(names)}.items():
+        then = list(before["contenders"]) if what == "contenders" else before.get(what)
+        if then != now:
+            raise SettingError(f"--append {path}: its {what} is {then}, not {now}", param="append")
+    return {name: [Figures(**run) for run in before["contenders"][name]["runs"]] for name in names}
 
 
 def _cell(found: Sequence[Figures], get: Callable[[Figures], float | None], form: str) -> Cell:

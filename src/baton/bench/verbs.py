@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from baton.bench.compare import differences, losses, read_report, verdicts
 from baton.bench.drive import Heard, Mode
-from baton.bench.figures import Goal, figures
-from baton.bench.over_http import LoadError, drive_over_http, find_target, slots_of, vocabulary_of
-from baton.bench.table import IDLE, NOT_OVER_HTTP, report, table_of, verdict_table
+from baton.bench.figures import Figures, Goal, figures
+from baton.bench.over_http import LoadError, Measured, Target, drive_over_http, find_target, slots_of, vocabulary_of
+from baton.bench.table import IDLE, NOT_OVER_HTTP, report, runs_before, table_of, verdict_table
 from baton.bench.workload import Workload, make_workload, read_trace_of_queries
 from baton.clock import monotonic
 from baton.errors import CheckFailed, SettingError
@@ -50,32 +50,50 @@ def run_load(url: str, asked: dict[str, Any]) -> None:
     if (asked["turns"] or 1) > 1 and not asked["text"]:
         message = "--turns needs --text: servers answer with text, and what was said before is in the next prompt"
         raise SettingError(message, param="turns")
+    if asked["append"] and not asked["json_file"]:
+        raise SettingError("--append adds to a --json file, and none is named", param="append")
     target = find_target(url, asked["api_key"], asked["model_name"], extra)
-    prompts: list[Any] = workload.prompts(vocabulary_of(target), asked["seed"])
-    if asked["text"]:
-        prompts = [_words(prompt) for prompt in prompts]
-    before = slots_of(target)
-    with tqdm(total=len(prompts), unit="query", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-        measured = drive_over_http(
-            target, workload, prompts, monotonic, mode=Mode(asked["mode"]), at_once=asked["at_once"], told=bar.update
-        )
-    after, goal = slots_of(target), Goal(asked["goal_first"], asked["goal_token"])
-    slots = Slots(**{kind: after[kind] - before.get(kind, 0) for kind in after})
-    found = figures(measured.run, slots, preemptions=0, kv_bytes_most=0, goal=goal)
+    about = {"model": target.model, "url": target.url, "workload": workload.about}
+    found = runs_before(asked["json_file"], about, ["load"]).get("load", []) if asked["append"] else []
     console = Console(highlight=False)
-    _say(console, f"{workload.about}\n{target.model} at {target.url}")
-    console.print(table_of({target.model: [found]}, skip=NOT_OVER_HTTP | (set() if after else IDLE)))
-    late, lag = found.late * 1000, measured.lag * 1000
-    _say(console, f"this client: queries asked at most {late:.0f} ms late, its event loop {lag:.1f} ms (p99)")
+    lags, heard = [], []
+    with tqdm(
+        total=len(workload.asks) * asked["repeat"], unit="query", file=sys.stderr, disable=not sys.stderr.isatty()
+    ) as bar:
+        for _ in range(asked["repeat"]):
+            measured, figures_of_run = _load_once(target, workload, asked, len(found), bar.update)
+            found.append(figures_of_run)
+            lags.append(measured.lag)
+            heard += measured.run.heard
+    _say(console, f"{workload.about}\n{target.model} at {target.url}, {len(found)} runs")
+    idle = any(sum(one.slots.values()) for one in found)
+    console.print(table_of({target.model: found}, skip=NOT_OVER_HTTP | (set() if idle else IDLE)))
+    late, lag = max(one.late for one in found) * 1000, max(lags) * 1000
+    cpu = f"{measured.cpu_seconds:.2f} s of its CPU in the last run's {measured.run.seconds:.2f}"
+    _say(console, f"this client: queries asked at most {late:.0f} ms late, its event loop {lag:.1f} ms (p99), {cpu}")
     if asked["json_file"]:
-        about = {"model": target.model, "url": target.url, "workload": workload.about, "lag": measured.lag}
-        Path(asked["json_file"]).write_text(json.dumps(report(about, {"load": [found]}, {"load": asked})))
-    _tell_what_is_odd(console, measured.run.heard)
-    failed = [one.error for one in measured.run.heard if one.error]
+        itself = {"lag": max(lags), "client_cpu_seconds": measured.cpu_seconds}
+        Path(asked["json_file"]).write_text(json.dumps(report({**about, **itself}, {"load": found}, {"load": asked})))
+    _tell_what_is_odd(console, heard)
+    failed = [one.error for one in heard if one.error]
     if failed:
         _say(console, f"{len(failed)} queries failed, the first with: {failed[0]}")
-    if len(failed) == len(prompts):
+    if len(failed) == len(heard):
         raise LoadError("every query failed")
+
+
+def _load_once(
+    target: Target, workload: Workload, asked: dict[str, Any], number: int, told: Callable[[], None]
+) -> tuple[Measured, Figures]:
+    """Run `number` of a report: its prompts are its own, so that no server remembers them from the run before."""
+    prompts: list[Any] = workload.prompts(vocabulary_of(target), asked["seed"] + 1_000_003 * number)
+    if asked["text"]:
+        prompts = [_words(prompt) for prompt in prompts]
+    before, mode = slots_of(target), Mode(asked["mode"])
+    measured = drive_over_http(target, workload, prompts, monotonic, mode=mode, at_once=asked["at_once"], told=told)
+    after, goal = slots_of(target), Goal(asked["goal_first"], asked["goal_token"])
+    slots = Slots(**{kind: after[kind] - before.get(kind, 0) for kind in after})
+    return measured, figures(measured.run, slots, preemptions=0, kv_bytes_most=0, goal=goal, prompts=number)
 
 
 def _say(console: Console, text: str) -> None:
@@ -106,11 +124,10 @@ def run_compare(first: str, second: str, *, tolerance: float, as_json: bool) -> 
     else:
         console = Console(highlight=False)
         console.print(verdict_table(speeds))
-        for difference in changed:
-            _say(console, f"{difference.contender}: {difference.what}")
-    worse = [one for one in speeds if one.word == "worse"]
-    if worse or changed:
-        raise CheckFailed(f"B is worse: {len(worse)} figures slower, {len(changed)} differences of outputs")
+    worse = [str(one) for one in speeds if one.word == "worse"]
+    worse += [f"{one.contender}: {one.what}" for one in changed]
+    if worse:
+        raise CheckFailed(f"B is worse. {'; '.join(worse)}")
 
 
 def _field(spec: str) -> tuple[str, Any]:

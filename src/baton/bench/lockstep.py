@@ -1,0 +1,117 @@
+"""A workload through an engine without threads, one iteration after the other, in turn with another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from baton.bench.drive import TURN_BEFORE_FAILED, Heard, Run
+from baton.bench.turns import OwnTime, Turns
+from baton.bench.workload import Workload
+from baton.engine.engine import Engine
+from baton.events import Update
+from baton.query import Query, SamplingParams
+
+
+def drive_in_turn(
+    engine: Engine,
+    workload: Workload,
+    prompts: Sequence[Sequence[int]],
+    clock: OwnTime,
+    turns: Turns,
+    *,
+    at_once: int,
+    told: Callable[[], None] = lambda: None,
+) -> Run:
+    """As `drive`, with so many queries at a time. Seconds are of this process' turns, from 0 on.
+
+    A turn is an iteration with all that it takes, until its tokens are handed over.
+    """
+    return _Lockstep(engine, workload, prompts, clock, told).run(turns, at_once)
+
+
+class _Lockstep:
+    def __init__(
+        self,
+        engine: Engine,
+        workload: Workload,
+        prompts: Sequence[Sequence[int]],
+        clock: OwnTime,
+        told: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._asks = workload.asks
+        self._talks = iter(workload.conversations())
+        self._prompts = prompts
+        self._clock = clock
+        self._told = told
+        self._began = clock()
+        self._heard: dict[str, Heard] = {}
+        self._said: dict[str, list[int]] = {}
+        self._rest: dict[str, Iterator[int]] = {}  # of its conversation
+        self._ended: list[str] = []
+
+    def run(self, turns: Turns, at_once: int) -> Run:
+        for _ in range(at_once):
+            self._ask_next(iter(()))
+        while self._engine.busy:
+            turns.take()
+            self._clock.start()
+            self._iterate()
+            self._clock.stop()
+            turns.give()
+        turns.end()
+        heard = [self._heard[str(number)] for number in range(len(self._asks))]
+        return Run(max((one.times[-1] for one in heard if one.times), default=0.0), heard)
+
+    def _iterate(self) -> None:
+        self._engine.iterate()
+        self._engine.hand_over()
+        ended, self._ended = self._ended, []
+        for name in ended:
+            self._ask_next(self._rest.pop(name))
+
+    def _ask_next(self, talk: Iterator[int]) -> None:
+        """The next of this conversation that can be asked; when it is over, the next conversation's."""
+        while True:
+            for number in talk:
+                if self._ask(number, talk):
+                    return
+            following = next(self._talks, None)
+            if following is None:
+                return
+            talk = iter(following)
+
+    def _ask(self, number: int, talk: Iterator[int]) -> bool:
+        """Whether it is on its way."""
+        ask, name, prompt = self._asks[number], str(number), [*self._prompts[number]]
+        heard = self._heard[name] = Heard(self._now())
+        if ask.after is not None:
+            before = self._heard[str(ask.after)]
+            if before.error:
+                heard.error = TURN_BEFORE_FAILED
+                self._told()
+                return False
+            prompt = [*self._said.pop(str(ask.after)), *before.tokens, *prompt]
+        heard.prompt_tokens, self._said[name], self._rest[name] = len(prompt), prompt, talk
+        params = SamplingParams(temperature=0, max_tokens=ask.answer_tokens, ignore_eos=True)
+        query = Query(
+            id=name, prompt=tuple(prompt), params=params, seed=0, limit_tokens=ask.answer_tokens, arrived=self._clock()
+        )
+        self._engine.accept(query, self._hear)
+        return True
+
+    def _hear(self, updates: Sequence[Update]) -> None:
+        now = self._now()
+        for update in updates:
+            heard = self._heard[update.query_id]
+            heard.tokens += update.token_ids
+            heard.times += [now] * len(update.token_ids)
+            heard.error = update.error or heard.error
+            if update.usage is not None:
+                heard.usage, heard.cached_tokens = update.usage, update.usage.cached_tokens
+            if update.finish_reason is not None:
+                self._ended.append(update.query_id)
+                self._told()
+
+    def _now(self) -> float:
+        return self._clock() - self._began
