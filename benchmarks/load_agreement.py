@@ -1,13 +1,13 @@
-"""Does `baton load` measure what an independent load generator measures?
+"""Does `baton load` measure what an independent load generator measures, and what is true?
 
-    python benchmarks/load_agreement.py [--vllm /work/peers/vllm] [--rounds 3] [--together] [--write docs/benchmarks.md]
+    python benchmarks/load_agreement.py [--vllm /work/peers/vllm] [--rounds 3] [--paced] [--write docs/benchmarks.md]
 
-One `baton serve` (the built-in model, without the prefix store, so that nothing is remembered from round to round) is
-asked by `baton load` and by vLLM's `bench serve` in turns: as many queries of the same lengths, as many at a time,
-random prompts, answers of a set length. The server has the first core and the clients the last (Linux), so that what a
-client takes it does not take from what it measures. Other work on the machine slows both, so what counts are ratios of
-neighbouring runs; with --together both ask the same server at the same time, so that both see the same slowness. Where
-vLLM is not at hand it is left out, and said so.
+`baton load` and vLLM's `bench serve` ask the same server in turns: as many queries of the same lengths, as many at a
+time, random prompts, answers of a set length. With --paced the server is benchmarks/paced_server.py, whose tokens come
+at times that are known before, whatever the clients take of the machine: there the truth is a column of the table.
+Without, it is one `baton serve` (the built-in model, without the prefix store, so that nothing is remembered from round
+to round), from which clients take time that it would need: then each client's own CPU seconds say how much. The server
+has the first core and the clients the last (Linux). Where vLLM is not at hand it is left out, and said so.
 """
 
 from __future__ import annotations
@@ -23,25 +23,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
-from report import flags, parsed, table, tell
+from report import flags, parsed, percentile, table, tell
 
 from baton import builtin
 
 # `vllm bench serve` without its front door, which needs a package of the name "vllm" (the CPU build has another).
+# What it takes of the CPU while it asks goes into its results.
 VLLM_BENCH = """
-import argparse
-from vllm.benchmarks.serve import add_cli_args, main
+import argparse, time
+from vllm.benchmarks import serve
+inner = serve.benchmark
+async def benchmark(*given, **named):
+    began = time.process_time()
+    found = await inner(*given, **named)
+    return {**found, "client_cpu_seconds": time.process_time() - began}
+serve.benchmark = benchmark
 parser = argparse.ArgumentParser()
-add_cli_args(parser)
-main(parser.parse_args())
+serve.add_cli_args(parser)
+serve.main(parser.parse_args())
 """
 READY_SECONDS = 120
-FIGURES = ("tokens a second", "first token, median ms")
+MS_FIGURES = (
+    ("first token, p50", "first_token", "p50", "median_ttft_ms"),
+    ("first token, p99", "first_token", "p99", "p99_ttft_ms"),
+    ("gap between tokens, p50", "inter_token", "p50", "median_itl_ms"),
+    ("gap between tokens, p99", "inter_token", "p99", "p99_itl_ms"),
+    ("end to end, p50", "end_to_end", "p50", "median_e2el_ms"),
+    ("end to end, p99", "end_to_end", "p99", "p99_e2el_ms"),
+)
+RATE, CPU, TRUTH = "tokens a second", "client's CPU seconds", "the truth"
+FIGURES = (RATE, *(f"{name}, ms" for name, *_ in MS_FIGURES))
 
 Measured = dict[str, float]
 Generators = Mapping[str, Callable[[argparse.Namespace, str, Path, int], Measured]]
@@ -55,9 +70,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--answer", type=int, default=64, help="tokens")
     parser.add_argument("--at-once", type=int, default=8)
-    parser.add_argument(
-        "--together", action="store_true", help="both at the same time, for machines that are not quiet"
-    )
+    parser.add_argument("--paced", action="store_true", help="a server whose times are known")
     args = parsed(parser)
     generators = {"baton load": ours}
     if (args.vllm / "bin" / "python").exists():
@@ -65,58 +78,69 @@ def main() -> None:
     else:
         print(f"vllm bench serve is left out: no {args.vllm}/bin/python", file=sys.stderr)
     found: dict[str, list[Measured]] = {name: [] for name in generators}
-    with serving() as url, tempfile.TemporaryDirectory() as folder:
+    truths: list[Measured] = []
+    with serving(args) as url, tempfile.TemporaryDirectory() as folder:
         few = argparse.Namespace(**{**vars(args), "queries": 2 * args.at_once})
         ours(few, url, Path(folder), 1000)  # what a first run finds cold
+        truth_of(args, url)
         for turn in range(args.rounds):
-            measure = together if args.together else apart
-            for name, measured in measure(args, generators, url, Path(folder), turn).items():
-                found[name].append(measured)
-                print(name, measured, file=sys.stderr)
-    tell(args, lines(args, found), found)
+            order = list(generators.items())[:: 1 if turn % 2 == 0 else -1]
+            for name, measure in order:
+                found[name].append(measure(args, url, Path(folder), turn))
+                print(name, found[name][-1], file=sys.stderr)
+                truths += truth_of(args, url)
+    tell(args, lines(args, found, truths), {**found, TRUTH: truths})
 
 
-def apart(args: argparse.Namespace, some: Generators, url: str, folder: Path, turn: int) -> dict[str, Measured]:
-    """One after the other, each first in every other round."""
-    order = list(some.items()) if turn % 2 == 0 else list(some.items())[::-1]
-    return {name: measure(args, url, folder, turn) for name, measure in order}
+def truth_of(args: argparse.Namespace, url: str) -> list[Measured]:
+    """Of the run just made, where the server knows it."""
+    if not args.paced:
+        return []
+    told = httpx.get(f"{url}/truth", timeout=5).json()
+    first, whole = told["first"], told["whole"]
+    values = [percentile(some, percent) for some in (first, [told["gap"]], whole) for percent in (50, 99)]
+    times = {f"{name}, ms": 1000 * value for (name, *_), value in zip(MS_FIGURES, values, strict=True)}
+    return [{RATE: told["generated"] / (told["seconds"] or 1), **times, "late": 1000 * told["late p99"]}]
 
 
-def together(args: argparse.Namespace, some: Generators, url: str, folder: Path, turn: int) -> dict[str, Measured]:
-    """Ours begins when the server has the first query of the other, which takes longer to start."""
-    with ThreadPoolExecutor() as pool:
-        begun = {}
-        for name, measure in reversed(some.items()):
-            begun[name] = pool.submit(measure, args, url, folder, turn)
-            while len(begun) < len(some) and not begun[name].done() and not is_busy(url):
-                time.sleep(0.02)
-        return {name: one.result() for name, one in begun.items()}
-
-
-def lines(args: argparse.Namespace, found: Mapping[str, list[Measured]]) -> list[str]:
+def lines(
+    args: argparse.Namespace, found: Mapping[str, Sequence[Measured]], truths: Sequence[Measured]
+) -> Iterator[str]:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    how = "with both at the same time" if args.together else "in turns"
-    head = (
+    late = f" The server was itself {max(one['late'] for one in truths):.1f} ms late (p99)." if truths else ""
+    yield (
         f"{args.queries} queries of {args.prompt} prompt tokens and {args.answer} generated ones, {args.at_once} at a "
-        f"time; {args.rounds} rounds {how}, medians and ranges. "
+        f"time; {args.rounds} rounds in turns, medians and ranges.{late} "
         f"Load average at the end (1, 5, 15 minutes): {load}."
     )
-    rows = [[name, *(span([run[figure] for run in runs]) for figure in FIGURES)] for name, runs in found.items()]
+    yield ""
+    head = ["", *([TRUTH] if truths else []), *(f"`{name}`" for name in found)]
+    if truths:
+        head += [f"`{name}` to the truth" for name in found]
     if len(found) > 1:
-        ratios = {figure: pairwise(found, figure) for figure in FIGURES}
-        rows.append(["`baton load` to vLLM's, round by round", *(span(ratios[figure], ".3f") for figure in FIGURES)])
-    named = [[f"`{name}`" if name in found else name, *rest] for name, *rest in rows]
-    return [head, "", *table(("load generator", *FIGURES), named)]
+        head.append("`baton load` to vLLM's, round by round")
+    yield from table(head, (row_of(figure, found, truths) for figure in (*FIGURES, CPU)))
 
 
-def pairwise(found: Mapping[str, list[Measured]], figure: str) -> list[float]:
-    first, second = found.values()
-    return [a[figure] / b[figure] for a, b in zip(first, second, strict=True)]
+def row_of(figure: str, found: Mapping[str, Sequence[Measured]], truths: Sequence[Measured]) -> list[str]:
+    columns = [[run[figure] for run in runs] for runs in found.values()]
+    row = [figure, *([span([one[figure] for one in truths if figure in one])] if truths else []), *map(span, columns)]
+    if truths and figure != CPU:
+        truth = statistics.median(one[figure] for one in truths)
+        row += [span([value / truth for value in column], ".3f") for column in columns]
+    elif truths:
+        row += ["" for _ in columns]
+    if len(columns) > 1:
+        row.append(span([a / b for a, b in zip(*columns, strict=True)], ".3f"))
+    return row
 
 
-def span(values: list[float], form: str = ",.1f") -> str:
+def span(values: Sequence[float], form: str = ",.1f") -> str:
+    """The median, and the range where there is one."""
+    if not values:
+        return ""
     low, middle, high = (format(pick(values), form) for pick in (min, statistics.median, max))
-    return f"{middle} ({low} to {high})"
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def ours(args: argparse.Namespace, url: str, folder: Path, seed: int) -> Measured:
@@ -127,22 +151,27 @@ def ours(args: argparse.Namespace, url: str, folder: Path, seed: int) -> Measure
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report = json.loads(path.read_text())
     run = report["contenders"]["load"]["runs"][0]
-    return {
-        "tokens a second": run["tokens_per_second"],
-        "first token, median ms": 1000 * run["first_token"]["p50"],
-        "generated": run["generated_tokens"],
-        "prompt": run["prompt_tokens"],
-        "failed": run["failed"],
-        "client lag ms": 1000 * report["lag"],
-    }
+    times = {f"{name}, ms": 1000 * run[part][percent] for name, part, percent, _ in MS_FIGURES}
+    check(args, run["generated_tokens"], run["prompt_tokens"], run["failed"])
+    return {RATE: run["tokens_per_second"], **times, CPU: report["client_cpu_seconds"], "lag": 1000 * report["lag"]}
 
 
 def peers(args: argparse.Namespace, url: str, folder: Path, seed: int) -> Measured:
-    what = ["--backend", "openai", "--base-url", url, "--model", "baton-builtin", "--tokenizer", str(builtin.path())]
+    what = [
+        "--backend",
+        "openai",
+        "--base-url",
+        url,
+        "--model",
+        "paced" if args.paced else "baton-builtin",
+        "--tokenizer",
+        str(builtin.path()),
+    ]
     lengths = ["--dataset-name", "random", "--random-input-len", str(args.prompt), "--random-output-len"]
     lengths += [str(args.answer), "--num-prompts", str(args.queries), "--seed", str(100 + seed), "--ignore-eos"]
     pace = ["--request-rate", "inf", "--max-concurrency", str(args.at_once), "--temperature", "0", "--disable-tqdm"]
     pace += ["--ready-check-timeout-sec", "0"]  # no query before the first
+    pace += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "99"]
     result = ["--save-result", "--result-dir", str(folder), "--result-filename", "peers.json"]
     command = [str(args.vllm / "bin" / "python"), "-c", VLLM_BENCH, *what, *lengths, *pace, *result]
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1"}
@@ -151,39 +180,39 @@ def peers(args: argparse.Namespace, url: str, folder: Path, seed: int) -> Measur
     if done.returncode:
         sys.exit(f"vllm bench serve failed:\n{done.stderr[-2000:]}")
     run = json.loads((folder / "peers.json").read_text())
-    return {
-        "tokens a second": run["output_throughput"],
-        "first token, median ms": run["median_ttft_ms"],
-        "generated": run["total_output_tokens"],
-        "prompt": run["total_input_tokens"],
-        "failed": args.queries - run["completed"],
-    }
+    times = {f"{name}, ms": run[theirs] for name, _, _, theirs in MS_FIGURES}
+    check(args, run["total_output_tokens"], run["total_input_tokens"], args.queries - run["completed"])
+    return {RATE: run["output_throughput"], **times, CPU: run["client_cpu_seconds"]}
+
+
+def check(args: argparse.Namespace, generated: int, prompt: int, failed: int) -> None:
+    """Both must have done the same work. A paced server has no tokenizer, and counts words of a text."""
+    if failed or generated != args.queries * args.answer or (prompt != args.queries * args.prompt and not args.paced):
+        sys.exit(f"{failed} queries failed; {prompt} prompt tokens and {generated} generated ones")
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[str]:
-    """The address of a server of the built-in model."""
+def serving(args: argparse.Namespace) -> Iterator[str]:
+    """The address of the server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "baton", "serve", "--port", str(port), "--max-batch-size", "8"]
     command += ["--no-prefix-cache", "--log-level", "warning", "--threads", "1"]
+    if args.paced:
+        command = [sys.executable, str(Path(__file__).with_name("paced_server.py")), str(port)]
     server = subprocess.Popen(on_core(0, command), stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + READY_SECONDS
         while not is_ready(url):
             if server.poll() is not None or time.monotonic() > until:
-                sys.exit("baton serve did not come up")
+                sys.exit("the server did not come up")
             time.sleep(0.2)
         yield url
     finally:
         server.terminate()
         server.wait(60)
-
-
-def is_busy(url: str) -> bool:
-    return bool(httpx.get(f"{url}/load", timeout=5).json()["running"])
 
 
 def on_core(number: int, command: list[str]) -> list[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from baton import trials
+from baton.bench.compare import differences, verdicts
 from baton.cli import cli
 from baton.errors import BatonError, CheckFailed, SettingError
 from baton.trials import contenders
@@ -170,3 +174,54 @@ def test_contenders_are_all_combinations() -> None:
     assert len(found) == 8 and found[0].changes == {"policy": "orca", "max_batch_size": "4", "prefill_chunk": "32"}
     with pytest.raises(SettingError):
         contenders(["baton"], ["port=1"])
+
+
+def in_turn(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Reports of two processes that take turns."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    paths = [folder / f"{name}.json" for name in "ab"]
+    command = [
+        sys.executable,
+        "-m",
+        "baton",
+        "bench",
+        *SMALL,
+        "--policies",
+        "baton",
+        "--in-turn",
+        str(port),
+        *arguments,
+    ]
+    started = [
+        subprocess.Popen([*command, "--json", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for path in paths
+    ]
+    for one in started:
+        _, said = one.communicate(timeout=300)
+        assert one.returncode == 0, said.decode()[-2000:]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_two_benches_in_turn_say_what_one_says_by_itself(tmp_path: Path) -> None:
+    """Conversations in a closed loop: what is asked next depends on what was said."""
+    work = ["--turns", "2", "--mode", "closed", "--at-once", "2"]
+    a, b = in_turn(tmp_path, *work)
+    runs, others = (one["contenders"]["baton"]["runs"] for one in (a, b))
+    names = [run["pair"] for run in runs]
+    assert names == [run["pair"] for run in others] and len(set(names)) == 2 and "" not in names
+    assert run("--policies", "baton", *work, "--json", str(tmp_path / "alone.json")).exit_code == 0
+    alone = json.loads((tmp_path / "alone.json").read_text())["contenders"]["baton"]["runs"][0]
+    for found in (*runs, *others):
+        assert found["digests"] == alone["digests"] and found["different"] == found["failed"] == 0
+        assert found["generated_tokens"] == alone["generated_tokens"] and found["slots"]["useful"] > 0
+        assert 0 < found["first_token"]["max"] <= found["end_to_end"]["max"] <= found["seconds"]
+    assert {one.word for one in verdicts(a, b)} == {"too few runs"} and differences(a, b) == []
+    with pytest.raises(SettingError, match="in turn with others"):
+        verdicts(a, {**b, "contenders": {"baton": {"runs": [alone]}}})
+
+
+def test_a_clock_of_its_own_keeps_no_times() -> None:
+    done = run("--in-turn", "4000", "--mode", "timed", "--arrivals", "poisson:9")
+    assert isinstance(done.exception, SettingError) and done.exception.param == "in_turn"

@@ -152,7 +152,9 @@ def _page(
         "machine": f"{about['cores']} cores, {about['processor']}, {about['system']}",
         "versions": about["versions"],
         "machine's speed in each run": ", ".join(
-            f"{one.machine_speed:.2f}" for runs in found.runs.values() for one in runs
+            "in turn with another" if one.pair else f"{one.machine_speed:.2f}"
+            for runs in found.runs.values()
+            for one in runs
         ),
     }
     command = shlex.join(["baton", *sys.argv[1:]])

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from baton import LLM
+from baton.bench.compare import differences, verdicts
 from baton.bench.drive import Mode
 from baton.bench.over_http import LoadError, Target, drive_over_http, find_target, slots_of, vocabulary_of
 from baton.bench.workload import Workload, make_workload
@@ -102,6 +103,26 @@ def test_a_turn_continues_what_was_said(loop: ScriptedLoop, base_url: str) -> No
     assert len(said) == 3
     assert said[1].startswith(said[0] + "hello ") and said[2].startswith(said[1] + "hello ")
     assert isinstance(run(base_url, "--turns", "2").exception, SettingError)
+
+
+def test_runs_are_repeated_and_added_to_each_with_prompts_of_its_own(
+    loop: ScriptedLoop, base_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "load.json"
+    several = ["--json", str(path), "--append"]
+    assert run(base_url, *several, "--repeat", "2").exit_code == 0
+    assert run(base_url, *several).exit_code == 0
+    report = json.loads(path.read_text())
+    assert [one["prompts"] for one in report["contenders"]["load"]["runs"]] == [0, 1, 2]
+    assert report["client_cpu_seconds"] > 0
+    prompts = [tuple(query.prompt) for query in loop.queries]
+    assert len(prompts) == len(set(prompts)) == 12
+    assert run(base_url, "--json", str(tmp_path / "again.json"), "--repeat", "3").exit_code == 0
+    assert [tuple(query.prompt) for query in loop.queries[12:]] == prompts, "the same for whoever is compared"
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert differences(report, again) == [] and {one.word for one in verdicts(report, again)} == {"too few runs"}
+    assert isinstance(run(base_url, *several, "--prompt", "3").exception, SettingError), "other work"
+    assert isinstance(run(base_url, "--append").exception, SettingError)
 
 
 @pytest.mark.parametrize(
