@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from baton.bench.costmodel import MeasuredCosts, at, read_costs, rising, save
+from baton import builtin
+from baton.bench.costmodel import MeasuredCosts, at, in_passes, middle, read_costs, rising, save
 from baton.bench.drive import Mode
 from baton.bench.workload import Ask, Workload, make_workload
 from baton.cli import cli
-from baton.config import Settings
+from baton.config import Settings, make_config
 from baton.errors import BatonError, SettingError
 from baton.footprint import Columns, Footprint
+from baton.kv.rectangle import footprint
+from baton.model.load import load
 from baton.simulate import Simulation, simulated
+from baton.trials import Contender, settings_of, trials
 
 COSTS = MeasuredCosts(
     decode=((1, 0.010), (8, 0.017)),
@@ -51,6 +55,21 @@ def test_curves_go_on_the_lines_between_what_was_measured() -> None:
     assert at(((4, 2.0),), 100) == 2.0
 
 
+def test_long_forwards_are_made_in_passes_of_the_longest_measured() -> None:
+    curve = ((16, 2.0), (64, 8.0))
+    assert [in_passes(curve, count) for count in (8, 40, 64, 128, 136, 168)] == [2.0, 5.0, 8.0, 16.0, 18.0, 21.0]
+
+
+def test_the_middle_of_passes_has_medians_that_rise_and_are_not_below_zero() -> None:
+    passes = [
+        replace(COSTS, decode=((1, one), (8, eight)), token_seconds=token)
+        for one, eight, token in ((1.0, 2.0, -0.1), (3.0, 2.5, -0.2), (4.0, 9.0, 0.3))
+    ]
+    found = middle(passes)
+    assert found.decode == ((1, 2.75), (8, 2.75)) and found.token_seconds == 0.0
+    assert (found.fill, found.iteration_seconds) == (COSTS.fill, COSTS.iteration_seconds)
+
+
 def test_a_curve_that_falls_is_levelled() -> None:
     assert rising([(1, 1.0), (2, 3.0), (3, 2.0), (4, 4.0)]) == ((1, 1.0), (2, 2.5), (3, 2.5), (4, 4.0))
     assert rising([(1, 3.0), (2, 2.0), (3, 1.0)]) == ((1, 2.0), (2, 2.0), (3, 2.0))
@@ -67,6 +86,14 @@ def test_what_a_row_reads_costs_too() -> None:
     costs = replace(COSTS, column_seconds=0.001, pair_seconds=0.0001)
     found = simulated(replace(SETTINGS, policy="orca"), costs, FOOTPRINT, Workload("one", (Ask(0.0, 16, 2),)))
     assert found.seconds == pytest.approx(0.021 + 16 * 8 * 0.0001 + 0.011 + 17 * 0.001)
+
+
+def test_a_row_that_is_computed_for_nobody_costs_its_forward_alone() -> None:
+    costs = replace(COSTS, token_seconds=0.004)
+    workload = Workload("two", (Ask(0.0, 16, 2), Ask(0.0, 16, 4)))
+    found = simulated(replace(SETTINGS, policy="run_to_completion"), costs, FOOTPRINT, workload)
+    # 32 tokens of prompts; a step of both rows; two steps in which one of the two rows is finished.
+    assert found.seconds == pytest.approx(0.001 + 0.036 + 2 * 0.004 + 3 * 0.012 + 2 * 0.004 + 2 * 0.004)
 
 
 def test_batch_wise_inference_computes_what_nobody_needs_and_takes_longer() -> None:
@@ -97,6 +124,39 @@ def test_memory_that_is_short_costs_preemptions_and_loses_nobody() -> None:
     found = of("baton", workload, kv_bytes=256 * 8 + 700)
     assert found.preemptions > 0 and found.failed == 0
     assert found.kv_bytes_most <= 256 * 8 + 700
+
+
+def test_stored_prefixes_are_found_as_they_would_be() -> None:
+    workload = Workload(
+        "three begin alike",
+        (
+            *(Ask(0.0, tokens, 4, blocks=(1,), block_tokens=64) for tokens in (70, 80, 90)),
+            Ask(0.0, 10, 4, after=2),
+            Ask(0.0, 70, 4),
+        ),
+    )
+    settings = replace(SETTINGS, prefix_cache=True)
+    run = Simulation(settings, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
+    # The later turn's prompt is 90 + 4 + 10 tokens, of which 93 were computed and two blocks of 32 shared with others.
+    assert [one.cached_tokens for one in run.heard] == [0, 64, 64, 64, 0]
+    assert run.heard[3].prompt_tokens == 104
+    without = Simulation(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
+    assert [one.cached_tokens for one in without.heard] == [0] * 5 and without.seconds > 1.2 * run.seconds
+
+
+def test_what_is_computed_is_what_the_engine_computes() -> None:
+    workload = make_workload(12, prompt="uniform:5,40", answer="uniform:2,20", shared_prefix=70, prefixes=2, seed=5)
+    config = make_config({"max_model_len": 256, "max_batch_size": 4})
+    loaded = load(config, str(builtin.path()), "m")
+    for policy in ("run_to_completion", "orca", "baton"):
+        one = Contender(policy, {"policy": policy})
+        settings = settings_of(config, loaded, one)
+        shape = footprint(loaded.geometry.shapes, 256, loaded.dtype, loaded.device)
+        how: dict[str, Any] = {"mode": Mode.CLOSED, "at_once": 1}
+        real = next(trials(loaded, config, [one], workload, repeat=1, **how)).figures
+        told = simulated(settings, COSTS, shape, workload, **how)
+        assert (told.slots, told.cached_tokens) == (real.slots, real.cached_tokens)
+        assert (told.cached_tokens > 0) == (policy != "run_to_completion")
 
 
 def costs_file(folder: Path) -> str:

@@ -321,8 +321,8 @@ def bench(config_file: str | None, **options: Any) -> None:
 def tune(config_file: str | None, **options: Any) -> None:
     """Measures this machine and advises rows and chunk for a latency goal, with the curve.
 
-    Steps by rows and prompts by tokens are measured, each with few and with many columns; from these come throughput
-    and latency for queries of the given lengths.
+    Iterations are measured by rows and by tokens of prompts, through an engine with a client that listens; from these
+    come throughput and latency for queries of the given lengths.
     """
     known = {field.name for field in dataclasses.fields(Config)}
     config = _config({name: value for name, value in options.items() if name in known}, config_file)

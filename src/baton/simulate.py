@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,15 @@ from baton.errors import SettingError
 from baton.events import Update
 from baton.footprint import Columns, Footprint
 from baton.kv.budget import Budget
+from baton.kv.prefix import PrefixStore
 from baton.policy.within import Within
 from baton.query import Query, SamplingParams
 from baton.text import TextStream
 from baton.trials import Tally, changed, check_lengths, contenders
 
 _PAUSE_SECONDS = 0.002  # as the engine's loop pauses where a policy has nothing to do
+# Prompts are random token ids, so that they share what the workload says and nothing else; all answers are one word.
+_VOCABULARY = 50_000
 _WORD = 7
 
 
@@ -83,6 +86,7 @@ class Simulation:
             ),
             clock=self.clock,
             sinks=[self.tally],
+            prefix_store=_prefix_store(footprint) if settings.prefix_cache else None,
         )
 
     def run(
@@ -95,7 +99,8 @@ class Simulation:
     ) -> Run:
         """As `bench.drive.drive`, in no time. `told` is called when a query is done."""
         asks, clock = workload.asks, self.clock
-        heard = [Heard(ask.at if mode is Mode.TIMED else 0.0, prompt_tokens=ask.prompt_tokens) for ask in asks]
+        prompts = workload.prompts(_VOCABULARY, self.engine.settings.seed)
+        heard = [Heard(ask.at if mode is Mode.TIMED else 0.0) for ask in asks]
         coming = deque(number for number, ask in enumerate(asks) if ask.after is None)
         later = {ask.after: number for number, ask in enumerate(asks) if ask.after is not None}
         most = at_once if mode is Mode.CLOSED else self.engine.settings.max_waiting
@@ -111,18 +116,21 @@ class Simulation:
                 if update.finish_reason is None:
                     continue
                 live -= 1
+                one.cached_tokens = update.usage.cached_tokens if update.usage else 0
                 told()
                 if number in later:
-                    after = heard[later[number]]
-                    after.asked, after.prompt_tokens = clock.now, after.prompt_tokens + one.prompt_tokens + one.count
-                    coming.appendleft(later[number])
+                    turn = later[number]
+                    heard[turn].asked = clock.now
+                    prompts[turn] = [*prompts[number], *one.tokens, *prompts[turn]]
+                    coming.appendleft(turn)
 
         while coming or self.engine.busy:
             while coming and (heard[coming[0]].asked <= clock.now if mode is Mode.TIMED else live < most):
                 number = coming.popleft()
                 if mode is not Mode.TIMED:
                     heard[number].asked = clock.now
-                query = _query(number, heard[number].prompt_tokens, asks[number].answer_tokens, clock.now)
+                heard[number].prompt_tokens = len(prompts[number])
+                query = _query(number, prompts[number], asks[number].answer_tokens, clock.now)
                 clock.advance(self._query_seconds)
                 self.engine.accept(query, hear)
                 live += 1
@@ -136,11 +144,17 @@ class Simulation:
         return Run(max((one.times[-1] for one in heard if one.times), default=0.0), heard)
 
 
-def _query(number: int, prompt_tokens: int, answer_tokens: int, now: float) -> Query:
+def _prefix_store(footprint: Footprint) -> PrefixStore:
+    """As `kv.prefix.prefix_store` makes one: rows that keep states cannot be cut, others until a window is full."""
+    window = min((columns.most for columns in footprint.columns if columns.most), default=sys.maxsize)
+    return PrefixStore(0, divisible_tokens=0 if footprint.state_bytes else window)
+
+
+def _query(number: int, prompt: Sequence[int], answer_tokens: int, now: float) -> Query:
     params = SamplingParams(temperature=0, max_tokens=answer_tokens, ignore_eos=True)
     return Query(
         id=str(number),
-        prompt=(_WORD,) * prompt_tokens,
+        prompt=tuple(prompt),
         params=params,
         seed=0,
         limit_tokens=answer_tokens,
@@ -159,7 +173,7 @@ def simulated(
     goal: Goal = NO_GOAL,
     told: Callable[[], object] = lambda: None,
 ) -> Figures:
-    """The figures that `baton bench` would have measured. Prefixes are not stored: prompts have no tokens to share."""
+    """The figures that `baton bench` would have measured."""
     simulation = Simulation(settings, costs, footprint)
     run = simulation.run(workload, mode=mode, at_once=at_once, told=told)
     tally = simulation.tally

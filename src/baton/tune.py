@@ -1,4 +1,4 @@
-"""The verb `baton tune`: measures what steps and prompts cost here, and advises rows and chunk for a latency goal."""
+"""The verb `baton tune`: measures what iterations cost here, and advises rows and chunk for a latency goal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -15,31 +14,25 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from baton import builtin
-from baton.bench.costmodel import MeasuredCosts, rising, save
-from baton.bench.drive import drive
-from baton.bench.workload import Ask, Workload
+from baton.bench.costmodel import MeasuredCosts, save
+from baton.calibrate import Calibration
 from baton.clock import monotonic
-from baton.compose import POLICIES, facts_of, model_name, set_threads, start
+from baton.compose import facts_of, model_name, set_threads
 from baton.config import AUTO, Config, Settings, resolve
-from baton.engine.client import Client
-from baton.kv.rectangle import Rectangle, footprint
+from baton.kv.rectangle import footprint
 from baton.model.load import Loaded, load
-from baton.model.look import Span
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-FILLS = (16, 32, 64, 128, 256, 512)
-SHORT, FAR = 8, 256
-TURNS = 9
-_WARM = 2
+FAR = 256
+LEAST_PASSES, MOST_PASSES, ENOUGH_SECONDS = 5, 15, 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A median, and the range in which nine of ten single measurements lay."""
+    """Seconds of an iteration with so many rows ("decode") or prompt tokens ("fill"): the median and the range of all
+    passes."""
 
     kind: str
     count: int
-    columns: int
     seconds: float
     low: float
     high: float
@@ -56,27 +49,27 @@ class Choice:
     high: float
 
 
-def measure(loaded: Loaded, settings: Settings, told: Callable[[Measured], None] = lambda found: None) -> MeasuredCosts:
-    """Steps by rows, prompts by tokens, both with few columns and with many; and an iteration's work beside them.
+def measure(loaded: Loaded, settings: Settings, told: Callable[[int], None] = lambda passes: None) -> Calibration:
+    """Passes enough for medians: more of them where they are short. `told` hears how many there are.
 
-    `told` hears of each measurement. Nothing of the model or of a running engine is changed.
+    Nothing of the model is changed; no engine may run on it meanwhile.
     """
-    most = settings.max_model_len
-    far = max(SHORT + 1, min(FAR, most // 2))
-    rows = [count for count in ROWS if count <= settings.max_rows]
-    if rows[-1] != settings.max_rows:
-        rows.append(settings.max_rows)
-    rectangle = Rectangle(
-        loaded.geometry.shapes, capacity=rows[-1], columns=most, dtype=loaded.dtype, device=loaded.device
-    )
-    for row in range(rows[-1]):
-        # Columns that were never written are all one page of zeros, which is read from the cache.
-        loaded.forward.fill(rectangle, [Span(row, 0, far)], [_TOKEN] * far)[1].commit()
-    decode, reads = _decode(loaded, rectangle, rows, far, told)
-    fill, looks = _fill(loaded, rectangle, far, told)
-    costs = MeasuredCosts(decode, fill, reads, looks)
-    about = f"{loaded.name}, {loaded.forward.description}"
-    return dataclasses.replace(_beside(loaded, settings, costs), about=about)
+    found = Calibration(loaded, settings)
+    began = monotonic()
+    while len(found.passes) < LEAST_PASSES or (
+        len(found.passes) < MOST_PASSES and monotonic() - began < ENOUGH_SECONDS
+    ):
+        found.measure()
+        told(len(found.passes))
+    return found
+
+
+def measured(passes: Sequence[MeasuredCosts]) -> Iterator[Measured]:
+    """Each point of the curves, in all passes."""
+    for kind in ("decode", "fill"):
+        for points in zip(*(getattr(costs, kind) for costs in passes), strict=True):
+            seconds = [seconds for _, seconds in points]
+            yield Measured(kind, points[0][0], statistics.median(seconds), min(seconds), max(seconds))
 
 
 def choices(
@@ -117,93 +110,8 @@ def chunk_for(costs: MeasuredCosts, rows: int, columns: int, stall_seconds: floa
     return found
 
 
-def _decode(
-    loaded: Loaded, rectangle: Rectangle, rows: Sequence[int], far: int, told: Callable[[Measured], None]
-) -> tuple[tuple[tuple[int, float], ...], float]:
-    near: list[tuple[int, float]] = []
-    slopes = []
-    for count in rows:
-        pair = []
-        for columns in (SHORT, far):
-            spans = [Span(row, columns, 1) for row in range(count)]
-            found = _measured("decode", count, columns, partial(_run, loaded, rectangle, spans))
-            told(found)
-            pair.append(found.seconds)
-        slopes.append(max(0.0, pair[1] - pair[0]) / (count * (far - SHORT) or 1))
-        near.append((count, pair[0]))
-    column = statistics.median(slopes)
-    return rising([(count, max(1e-9, seconds - column * count * SHORT)) for count, seconds in near]), column
-
-
-def _fill(
-    loaded: Loaded, rectangle: Rectangle, far: int, told: Callable[[Measured], None]
-) -> tuple[tuple[tuple[int, float], ...], float]:
-    fits = [count for count in FILLS if far + count <= rectangle.columns] or [FILLS[0]]
-    near, slopes = [], []
-    for count in fits:
-        pair = []
-        for start_at in (0, far):
-            spans = [Span(0, start_at, count)]
-            found = _measured("fill", count, start_at, partial(_run, loaded, rectangle, spans))
-            told(found)
-            pair.append(found.seconds)
-        slopes.append(max(0.0, pair[1] - pair[0]) / (count * far))
-        near.append((count, pair[0]))
-    slope = statistics.median(slopes)
-    return rising([(count, max(1e-9, seconds - slope * count**2 / 2)) for count, seconds in near]), slope
-
-
-def _run(loaded: Loaded, rectangle: Rectangle, spans: Sequence[Span]) -> None:
-    """A forward that is not committed: nobody sees it."""
-    run = loaded.forward.decode if all(span.count == 1 for span in spans) else loaded.forward.fill
-    run(rectangle, spans, [_TOKEN] * sum(span.count for span in spans))
-
-
-_TOKEN = 5
-
-
-def _measured(kind: str, count: int, columns: int, work: Callable[[], None]) -> Measured:
-    for _ in range(_WARM):
-        work()
-    seconds = sorted(_timed(work) for _ in range(TURNS))
-    return Measured(kind, count, columns, statistics.median(seconds), seconds[0], seconds[-1])
-
-
-def _timed(work: Callable[[], None]) -> float:
-    began = monotonic()
-    work()
-    return monotonic() - began
-
-
-def _beside(loaded: Loaded, settings: Settings, costs: MeasuredCosts) -> MeasuredCosts:
-    """With the work beside forwards: what a real engine takes longer, by iteration, by row of it, and by query."""
-    client = start(loaded, settings, POLICIES["baton"](), "tune")
-    try:
-        rows = (1, settings.max_rows)
-        few, many = (max(0.0, _gap(client, count) - costs.step(count, SHORT + _ANSWER / 2)) for count in rows)
-        row = max(0.0, many - few) / max(1, rows[1] - 1)
-        costs = dataclasses.replace(costs, iteration_seconds=max(0.0, few - row), token_seconds=row)
-        short = Workload("tune", (Ask(0.0, SHORT, 1),) * _SHORT_QUERIES)
-        seconds = min(drive(client, short, [[_TOKEN] * SHORT] * _SHORT_QUERIES, monotonic).seconds for _ in range(3))
-    finally:
-        client.close()
-    query = max(0.0, seconds / _SHORT_QUERIES - costs.chunk(SHORT, 0))
-    return dataclasses.replace(costs, query_seconds=query)
-
-
-_ANSWER, _SHORT_QUERIES = 64, 48
-
-
-def _gap(client: Client, rows: int) -> float:
-    """Seconds between the tokens of so many queries that run side by side."""
-    workload = Workload("tune", (Ask(0.0, SHORT, _ANSWER),) * rows)
-    runs = [drive(client, workload, [[_TOKEN] * SHORT] * rows, monotonic) for _ in range(3)]
-    # Tokens of one wake-up come with no time between them: what counts is how long a query took.
-    return min(statistics.median((one.whole - one.first) / (_ANSWER - 1) for one in run.heard) for run in runs)
-
-
 def spread_of(measured: Sequence[Measured]) -> float:
-    """How far single measurements lay from their medians, as a share: the median of that."""
+    """How far passes lay from their medians, as a share: the median of that."""
     shares = [(found.high - found.low) / 2 / found.seconds for found in measured if found.seconds]
     return statistics.median(shares) if shares else 0.0
 
@@ -223,16 +131,13 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
     name = model_name(config)
     loaded = load(config, config.model or str(builtin.path()), name)
     settings = resolve(config, facts_of(loaded))
-    measured: list[Measured] = []
     with Progress(*_COLUMNS, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=None)
-
-        def told(found: Measured) -> None:
-            measured.append(found)
-            progress.update(task, description=f"{found.kind} {found.count} at {found.columns} columns", advance=1)
-
-        costs = measure(loaded, settings, told)
-    spread = spread_of(measured)
+        calibration = measure(
+            loaded, settings, lambda passes: progress.update(task, description=f"measured {passes} times")
+        )
+    costs, found = calibration.costs(), list(measured(calibration.passes))
+    spread = spread_of(found)
     some = choices(costs, settings.max_rows, asked["prompt_tokens"], asked["answer_tokens"], spread)
     goal = asked["goal_ms"] and asked["goal_ms"] / 1000
     best = advice(some, goal)
@@ -244,7 +149,7 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
         more = {
             "footprint": dataclasses.asdict(shape),
             "context_tokens": settings.max_model_len,
-            "measured": [dataclasses.asdict(one) for one in measured],
+            "measured": [dataclasses.asdict(one) for one in found],
             "choices": [dataclasses.asdict(one) for one in some],
             "advice": best and dataclasses.asdict(best),
         }
@@ -287,5 +192,5 @@ def _sentence(
     return (
         f"Most throughput{wish}: --max-batch-size {best.rows} --prefill-chunk {chunk}, about "
         f"{best.tokens_per_second:,.0f} tokens a second at {1000 * best.per_token:.1f} ms a token "
-        f"(single measurements lay within {spread:.0%})."
+        f"(its measurements lay within {spread:.0%})."
     )

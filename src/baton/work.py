@@ -29,7 +29,7 @@ class Effort:
     """What a forward computes: rows, token slots, and the columns that rows read.
 
     `single_columns`: those of rows that were fed one token; `pairs`: of all other rows, each token with each column
-    that it attends to.
+    that it attends to. `finished`: how many of the rows are of queries that were done before.
     """
 
     rows: int
@@ -37,6 +37,7 @@ class Effort:
     columns: int
     single_columns: int = 0
     pairs: float = 0.0
+    finished: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,7 @@ class FakeDevice:
         segment = self.segments[query_id]
         if not keep:
             return replace(segment, cached=0)
-        # Tensors without memory: a size is all that is asked of them.
-        size = self.footprint.of(segment.cached)
-        return replace(segment, parts=[torch.empty(size, dtype=torch.uint8, device="meta")] if size else ())
+        return replace(segment, parts=_parts(self.footprint, segment.cached) if segment.cached else ())
 
     def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
         """One forward; see `Batch.step`. One that raises has fed nothing."""
@@ -107,6 +105,7 @@ class FakeDevice:
             columns=slots.columns_needed,
             single_columns=sum(cached + 1 for count, cached in looks if count == 1),
             pairs=sum(count * (cached + count / 2) for count, cached in looks if count > 1),
+            finished=sum(name in done for name in counts),
         )
         self._clock.advance(self._costs.of(effort))
         return stepped
@@ -126,6 +125,13 @@ class FakeDevice:
             stepped.slots.columns_needed += segment.cached + count
             stepped.shares[name] = (count - again, again + padding)
         return stepped
+
+
+def _parts(footprint: Footprint, tokens: int) -> list[torch.Tensor]:
+    """What a row of so many tokens keeps, as tensors without memory: their sizes are all that is asked of them."""
+    columns = [(min(tokens, c.most) if c.most else tokens, c.token_bytes * c.count) for c in footprint.columns]
+    sizes = [*columns, (footprint.state_bytes,)] if footprint.state_bytes else columns
+    return [torch.empty(size, dtype=torch.uint8, device="meta") for size in sizes]
 
 
 class _Places:

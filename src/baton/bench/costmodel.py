@@ -1,4 +1,4 @@
-"""What forwards cost on one machine, as measured: by rows that decode, by tokens of prompts, and by what they look at.
+"""What iterations cost on one machine, as measured: by rows that decode, by tokens of prompts, by what they look at.
 
 The numbers are measured by `baton tune` and used by `baton simulate`, or written by hand for a device that nobody has
 here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +17,22 @@ from typing import Any
 from baton.errors import SettingError
 from baton.work import Effort
 
-Curve = Sequence[tuple[int, float]]
+Curve = tuple[tuple[int, float], ...]
 """Seconds by a count, counts rising."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCosts:
-    """`decode`: seconds of a step by its rows, with next to no columns; `fill`: of a forward by its tokens.
+    """`decode`: seconds of an iteration by its rows, where each has one token; `fill`: of others, by their tokens.
 
-    `column_seconds`: for each column that a decoding row reads; `pair_seconds`: for each pair of a prompt's token and a
-    column that it attends to. Beside the forward: `iteration_seconds` for each iteration, `token_seconds` for each row
-    in it, `query_seconds` for each query that comes and goes.
+    Beside these: `column_seconds` for each column that a row with one token reads; `pair_seconds` for each pair of a
+    prompt's token and a column that it attends to; `token_seconds` for each row whose query goes on (not for one that
+    is only computed); `query_seconds` for each query that comes and goes; `iteration_seconds` for each iteration, where
+    the curves are of forwards alone.
     """
 
-    decode: tuple[tuple[int, float], ...]
-    fill: tuple[tuple[int, float], ...]
+    decode: Curve
+    fill: Curve
     column_seconds: float
     pair_seconds: float
     iteration_seconds: float = 0.0
@@ -40,9 +42,14 @@ class MeasuredCosts:
 
     def of(self, effort: Effort) -> float:
         """Seconds of an iteration with such a forward."""
-        products = at(self.decode, effort.rows) if effort.slots == effort.rows else at(self.fill, effort.slots)
-        looks = self.column_seconds * effort.single_columns + self.pair_seconds * effort.pairs
-        return self.iteration_seconds + self.token_seconds * effort.rows + products + looks
+        whole = at(self.decode, effort.rows) if effort.slots == effort.rows else in_passes(self.fill, effort.slots)
+        live = effort.rows - effort.finished
+        looks = self.looks(effort.single_columns, effort.pairs)
+        return self.iteration_seconds + self.token_seconds * live + whole + looks
+
+    def looks(self, single_columns: float, pairs: float = 0.0) -> float:
+        """Seconds of attention."""
+        return self.column_seconds * single_columns + self.pair_seconds * pairs
 
     def step(self, rows: int, columns: float) -> float:
         """Seconds of a step of so many rows of so many columns each."""
@@ -63,7 +70,27 @@ def at(curve: Curve, count: int) -> float:
     return before + (count - low) * (after - before) / (high - low)
 
 
-def rising(curve: Curve) -> tuple[tuple[int, float], ...]:
+def in_passes(curve: Curve, count: int) -> float:
+    """As `at`; beyond the last measured count in passes of so many, as long forwards are made, and one of the rest."""
+    whole, rest = divmod(count, curve[-1][0])
+    return whole * curve[-1][1] + (at(curve, rest) if rest else 0.0)
+
+
+def middle(some: Sequence[MeasuredCosts]) -> MeasuredCosts:
+    """Medians of several measurements of the same counts, number by number; none below 0, and curves that rise."""
+
+    def curve(curves: Sequence[Curve]) -> Curve:
+        return rising([(points[0][0], statistics.median(s for _, s in points)) for points in zip(*curves, strict=True)])
+
+    def number(name: str) -> float:
+        return max(0.0, statistics.median(getattr(costs, name) for costs in some))
+
+    numbers = ("column_seconds", "pair_seconds", "iteration_seconds", "token_seconds", "query_seconds")
+    curves = (curve([costs.decode for costs in some]), curve([costs.fill for costs in some]))
+    return MeasuredCosts(*curves, **{name: number(name) for name in numbers}, about=some[0].about)
+
+
+def rising(curve: Sequence[tuple[int, float]]) -> Curve:
     """The nearest curve that never falls: what says that more rows cost less is noise (pool adjacent violators)."""
     pools: list[list[float]] = []
     for _, seconds in curve:

@@ -225,5 +225,5 @@ def prefix_store(rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: in
 
 
 def _is_finite(part: Tensor) -> bool:
-    """By its sum, which reads it once; one that overflows is taken for what it looks like."""
-    return bool(part.sum(dtype=torch.float32).isfinite())
+    """By its sum, which reads it once; one that overflows is taken for what it looks like. A simulation's has none."""
+    return part.is_meta or bool(part.sum(dtype=torch.float32).isfinite())
