@@ -77,6 +77,6 @@ def test_a_pass_measures_everything_and_leaves_the_model_to_others() -> None:
     costs = calibration.costs()
     assert all(seconds > 0 for _, seconds in (*costs.decode, *costs.fill))
     assert min(costs.column_seconds, costs.pair_seconds, costs.token_seconds, costs.query_seconds) >= 0
-    one_row = footprint(loaded.geometry.shapes, 128, loaded.dtype, loaded.device).of(128)
+    one_row = footprint(loaded.geometry.shapes, 64, loaded.dtype, loaded.device).of(64)
     with pytest.raises(CheckFailed, match="kv-memory"):
-        Calibration(loaded, replace(settings, kv_bytes=one_row)).measure()
+        Calibration(loaded, replace(settings, max_model_len=64, kv_bytes=one_row)).measure()

@@ -85,9 +85,16 @@ def middle(some: Sequence[MeasuredCosts]) -> MeasuredCosts:
     def number(name: str) -> float:
         return max(0.0, statistics.median(getattr(costs, name) for costs in some))
 
-    numbers = ("column_seconds", "pair_seconds", "iteration_seconds", "token_seconds", "query_seconds")
-    curves = (curve([costs.decode for costs in some]), curve([costs.fill for costs in some]))
-    return MeasuredCosts(*curves, **{name: number(name) for name in numbers}, about=some[0].about)
+    return MeasuredCosts(
+        decode=curve([costs.decode for costs in some]),
+        fill=curve([costs.fill for costs in some]),
+        column_seconds=number("column_seconds"),
+        pair_seconds=number("pair_seconds"),
+        iteration_seconds=number("iteration_seconds"),
+        token_seconds=number("token_seconds"),
+        query_seconds=number("query_seconds"),
+        about=some[0].about,
+    )
 
 
 def rising(curve: Sequence[tuple[int, float]]) -> Curve:
