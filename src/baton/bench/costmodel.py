@@ -80,7 +80,8 @@ def middle(some: Sequence[MeasuredCosts]) -> MeasuredCosts:
     """Medians of several measurements of the same counts, number by number; none below 0, and curves that rise."""
 
     def curve(curves: Sequence[Curve]) -> Curve:
-        return rising([(points[0][0], statistics.median(s for _, s in points)) for points in zip(*curves, strict=True)])
+        by_count = zip(*curves, strict=True)
+        return rising([(points[0][0], max(0.0, statistics.median(s for _, s in points))) for points in by_count])
 
     def number(name: str) -> float:
         return max(0.0, statistics.median(getattr(costs, name) for costs in some))
