@@ -12,6 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
+# Where there is no GPU, Triton's kernels are interpreted; it looks when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from models_page import write_page
 
 torch.set_num_threads(1)

@@ -21,9 +21,11 @@ from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import Rectangle
+from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
 from baton.model.forward import Forward
 from baton.model.load import hook
+from baton.model.ragged import InTorch
 from baton.model.rows import Rows
 from baton.model.sample import Draw, Sampler
 from baton.policy.port import SURE_TOKENS, Plan, Policy, View
@@ -88,6 +90,7 @@ class Crowd:
 
     engine: Engine
     recorder: Recorder
+    rows: Rows | None = None
     updates: dict[str, list[Update]] = field(default_factory=dict)
 
     def hear(self, updates: list[Update]) -> None:
@@ -129,18 +132,23 @@ def crowd_of(
     deterministic: bool = False,
     clock: ManualClock | None = None,
     native: bool = True,
+    ahead: bool = False,
     aligned: bool = False,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
+    `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping.
     """
-    forward = hook(model, native=native and not aligned)
+    on_cpu = model.device.type == "cpu"
+    forward = hook(model, native=native and not aligned and not (ahead and on_cpu))
+    if ahead and on_cpu:
+        forward.go_resident(InTorch())
     if deterministic:
         forward.fix_shapes(rows)
     recorder = Recorder()
 
-    batch, prefiller = bodies(forward, recorder, rows, aligned=aligned)
+    shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, aligned=aligned)
     rectangle = prefiller.rectangle
 
     settings = Settings(
@@ -177,24 +185,38 @@ def crowd_of(
             prefix_store(rectangle, block=prefix_block, longest=forward.near_limit) if prefix_cache else None
         ),
     )
-    return Crowd(engine, recorder)
+    return Crowd(engine, recorder, shared)
 
 
 def bodies(
-    forward: Forward, sampler: Sampler, rows: int, *, aligned: bool = False
-) -> tuple[RectangleBatch, PrefillHere]:
-    """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned."""
+    forward: Forward,
+    recorder: Sampler,
+    rows: int,
+    device: torch.device,
+    end_ids: Sequence[int],
+    *,
+    aligned: bool = False,
+) -> tuple[Rows, RectangleBatch, PrefillHere]:
+    """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned.
 
-    of: dict[str, Any] = {"columns": CONTEXT, "dtype": torch.float32, "device": torch.device("cpu")}
+    Answers the batch's rows, too.
+    """
+    of: dict[str, Any] = {"columns": CONTEXT, "dtype": torch.float32, "device": device}
     shapes = forward.geometry.shapes
-    if not aligned:
-        both = Rows(Rectangle(shapes, capacity=2 * rows + 1, **of), forward, sampler, "tiny")
-        beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
-        return RectangleBatch(both, range(rows), rows), beside
-    body = AlignedRectangle(keeping_all(shapes), capacity=rows, **of)
-    shaped = Rows(body, AlignedForward(forward, body), sampler, "tiny")
-    apart = Rows(Rectangle(keeping_all(shapes), capacity=rows + 1, **of), forward, sampler, "tiny")
-    return RectangleBatch(shaped, range(rows), rows), PrefillHere(apart, range(rows + 1), beside_batch=False)
+    if aligned:
+        body = AlignedRectangle(keeping_all(shapes), capacity=rows, **of)
+        shaped = Rows(body, AlignedForward(forward, body), recorder, "tiny")
+        apart = Rows(Rectangle(keeping_all(shapes), capacity=rows + 1, **of), forward, recorder, "tiny")
+        beside = PrefillHere(apart, range(rows + 1), beside_batch=False)
+        return shaped, RectangleBatch(shaped, range(rows), rows), beside
+    rectangle = Rectangle(shapes, capacity=2 * rows + 1, **of)
+    steps = forward.steps(rectangle)
+    if steps is None:
+        both = Rows(rectangle, forward, recorder, "tiny")
+    else:
+        both = RowsAhead(rectangle, forward, Sampler(end_ids), "tiny", steps)
+    beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
+    return both, RectangleBatch(both, range(rows), rows), beside
 
 
 def some_queries(count: int, dice: random.Random, *, longest_prompt: int = 59, longest_answer: int = 24) -> list[Query]:
@@ -217,7 +239,7 @@ def query_of(name: str, prompt: Sequence[int], limit: int, *, seed: int = 0, **p
 
 def alone(model: PreTrainedModel, query: Query) -> tuple[list[int], Tensor]:
     """The oracle: the same query by itself through stock `generate`: its tokens, and logits `[tokens, vocabulary]`."""
-    prompt = torch.tensor([query.prompt])
+    prompt = torch.tensor([query.prompt], device=model.device)
     out = model.generate(
         prompt,
         # Without it, `generate` takes a prompt's tokens 0 for padding.

@@ -24,6 +24,7 @@ OWNERS = {
     "torch": TORCH,
     "transformers": {"model", "builtin"},
     "tokenizers": {"model", "builtin"},
+    "triton": {"model"},
     "llguidance": {"grammar"},
     "ray": {"cluster"},
     "fastapi": {"server", "observe"},

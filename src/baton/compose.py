@@ -31,6 +31,7 @@ from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
+from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
@@ -189,7 +190,7 @@ def _bodies(loaded: Loaded, settings: Settings, sampler: Sampler) -> tuple[Recta
     of: dict[str, Any] = {"columns": settings.max_model_len, "dtype": loaded.dtype, "device": loaded.device}
     if settings.shaping != ALIGNED:
         # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
-        both = Rows(Rectangle(loaded.geometry.shapes, capacity=rows + places, **of), forward, sampler, stamp)
+        both = _rows(Rectangle(loaded.geometry.shapes, capacity=rows + places, **of), loaded, rows, sampler)
         beside = PrefillHere(both, range(rows, rows + places), beside_batch=True)
         return RectangleBatch(both, range(rows), rows), beside
     shapes = keeping_all(loaded.geometry.shapes)
@@ -197,6 +198,15 @@ def _bodies(loaded: Loaded, settings: Settings, sampler: Sampler) -> tuple[Recta
     aligned = Rows(body, AlignedForward(forward, body), sampler, stamp)
     apart = Rows(Rectangle(shapes, capacity=places, **of), forward, sampler, stamp)
     return RectangleBatch(aligned, range(rows), rows), PrefillHere(apart, range(places), beside_batch=False)
+
+
+def _rows(rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler) -> Rows:
+    """Rows on a device that can be fed ahead begin each step before the last one is read."""
+    steps = loaded.forward.steps(rectangle)
+    if steps is None or type(sampler) is not Sampler:
+        return Rows(rectangle, loaded.forward, sampler, loaded.stamp)
+    steps.warm(most)
+    return RowsAhead(rectangle, loaded.forward, sampler, loaded.stamp, steps)
 
 
 def _inject(faults: Faults, engine: Engine) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.model import attention
+from baton.model import attention, sdpa
 from baton.model.attention import Decode, Look, Shape, Span
 
 COLUMNS = 24
@@ -189,6 +189,17 @@ def test_the_comparison_notices_a_window_that_is_wrong_by_one(
     monkeypatch.setattr(Case, "reference", lambda self, *args: right(wider, *args))
     with pytest.raises(AssertionError, match="not close"):
         check(plain(spans, window=4))
+
+
+@pytest.mark.parametrize(("softcap", "sinks"), [(0.0, None), (3.0, None), (0.0, torch.tensor([0.5, -1.0, 2.0, 0.0]))])
+def test_causal_queries_are_the_last_of_all_tokens(softcap: float, sinks: Tensor | None) -> None:
+    """As chunks of a prompt are attended on CUDA, where a mask would cost the fast kernel."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, count, 8, generator=generator) for heads, count in ((4, 5), (2, 12), (2, 12)))
+    mask = torch.arange(12) <= torch.arange(7, 12)[:, None]
+    found = sdpa.attention(q, k, v, causal=True, softcap=softcap, sinks=sinks)
+    expected = sdpa.attention(q, k, v, mask=mask, softcap=softcap, sinks=sinks)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_neighbours_nan_stays_in_its_row() -> None:

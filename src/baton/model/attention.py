@@ -14,7 +14,7 @@ from torch import Tensor
 from baton.kv.rectangle import Rectangle
 from baton.model.look import EVERYTHING, Look, Span
 from baton.model.sdpa import attention
-from baton.model.shape import Shape
+from baton.model.shape import Shape, on_device
 
 # One SDPA call costs about as much as reading this many bytes of K and V (lab-notes 2026-11-21, "attention calls").
 CALL_BYTES = 128 * 1024
@@ -285,7 +285,7 @@ def _places(spans: Sequence[Span], rectangle: Rectangle) -> tuple[Tensor, Tensor
     """Row and position of each token, `[tokens]` each."""
     rows = [span.row for span in spans for _ in range(span.count)]
     cols = [column for span in spans for column in range(span.start, span.stop)]
-    return torch.tensor(rows, device=rectangle.device), torch.tensor(cols, device=rectangle.device)
+    return on_device(rows, rectangle.device), on_device(cols, rectangle.device)
 
 
 __all__ = ["EVERYTHING", "Decode", "Fill", "Latents", "Look", "Own", "Padded", "Shape", "Span"]

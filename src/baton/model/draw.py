@@ -55,7 +55,12 @@ class Draw:
     @property
     def key(self) -> int:
         """The 64 bits that token ids are hashed with."""
-        return _mix(_mix(self.seed & _MASK) ^ len(self.tokens))
+        return _mix(mixed_seed(self.seed) ^ len(self.tokens))
+
+
+def mixed_seed(seed: int) -> int:
+    """The 64 bits of a seed that its draws' keys are made of."""
+    return _mix(seed & _MASK)
 
 
 def _mix(x: int) -> int:

@@ -7,11 +7,75 @@ between devices only where two tokens' scores are equal up to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from baton.model.draw import FIRST, FIRST_LOOK, MORE, SECOND, SPREAD, Draw
+
+NOT_FINITE = -1
+"""In place of a token: the row's logits are not finite."""
+LOOK_AGAIN = -2
+"""In place of a token: filters left more tokens than were looked at; `random_tokens` looks at as many as it takes."""
+
+
+class Kind(IntEnum):
+    """What a step has to compute to draw for all of its rows."""
+
+    GREEDY = 0
+    FREE = 1
+    FILTERED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """How each of n rows draws, on the device. `temperature` `[n]`, 0: greedy; `top_k` `[n]`: the vocabulary for all;
+    `top_p` and `min_p` `[n]`; `keys` `[n]`: `Draw.key` of each."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    keys: Tensor
+
+
+def drawn(logits: Tensor, chances: Chances, kind: Kind) -> Tensor:
+    """The next token of each row of `[n, vocabulary]`, `[n]`, as `random_tokens` draws it, without asking the host.
+
+    NOT_FINITE and LOOK_AGAIN where there is none.
+    """
+    finite = logits.sum(-1).isfinite()
+    picks = logits.argmax(-1)
+    if kind is not Kind.GREEDY:
+        greedy = chances.temperature == 0
+        scaled = logits / torch.where(greedy, 1.0, chances.temperature).float()[:, None]
+        every = torch.arange(logits.shape[-1], device=logits.device).expand(len(logits), -1)
+        picks = torch.where(greedy, picks, (scaled + _noise(chances.keys, every)).argmax(-1))
+        if kind is Kind.FILTERED:
+            found = _held(scaled, chances)
+            free = (chances.top_k >= logits.shape[-1]) & (chances.top_p >= 1) & (chances.min_p <= 0)
+            picks = torch.where(greedy | free, picks, found)
+    return torch.where(finite, picks, NOT_FINITE)
+
+
+def _held(logits: Tensor, chances: Chances) -> Tensor:
+    look = min(FIRST_LOOK, logits.shape[-1])
+    best, ids = logits.topk(look)
+    precise = _precise(logits.device)
+    whole = logits.to(precise).logsumexp(-1, keepdim=True)
+    limits = [one.to(precise)[:, None] for one in (chances.top_p, chances.min_p)]
+    kept = _kept(best, whole, chances.top_k[:, None], *limits)
+    held = best.masked_fill(~kept, -torch.inf)
+    chosen = (held + _noise(chances.keys, ids)).argmax(-1, keepdim=True)
+    enough = ~kept[:, -1] | (look == logits.shape[-1])
+    return torch.where(enough, ids.gather(-1, chosen)[:, 0], LOOK_AGAIN)
+
+
+def keys_of(seeds: Tensor, lengths: Tensor) -> Tensor:
+    """`Draw.key` of texts of these lengths, `[n]`, of `mixed_seed` as signed numbers."""
+    return _finalised((seeds ^ lengths) + _signed(SPREAD))
 
 
 def random_tokens(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
@@ -22,12 +86,12 @@ def random_tokens(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     free = [i for i, draw in enumerate(draws) if not draw.filters]
     if free:
         every = torch.arange(logits.shape[-1], device=logits.device).expand(len(free), -1)
-        picks[free] = (logits[free] + _noise([draws[i] for i in free], every)).argmax(-1)
+        picks[free] = (logits[free] + _noise(_keys([draws[i] for i in free], logits.device), every)).argmax(-1)
     held = [i for i, draw in enumerate(draws) if draw.filters]
     if held:
         some = [draws[i] for i in held]
         best, ids = candidates(logits[held], some)
-        chosen = (best + _noise(some, ids)).argmax(-1, keepdim=True)
+        chosen = (best + _noise(_keys(some, logits.device), ids)).argmax(-1, keepdim=True)
         picks[held] = ids.gather(-1, chosen)[:, 0]
     return picks
 
@@ -44,29 +108,41 @@ def candidates(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     look = min(max([FIRST_LOOK, *(draw.params.top_k for draw in draws)]), vocabulary)
     while True:
         best, ids = logits.topk(look)
-        share = (best.to(precise) - whole).exp()
-        rank = torch.arange(look, device=device)
-        # Probabilities after top-k are of what top-k left, as in the stock warpers' order.
-        left = torch.where(rank < top_k, share, 0.0)
-        limited = top_k <= look
-        total = torch.where(limited, left.sum(-1, keepdim=True), 1.0)
-        share = left / total
-        before = share.cumsum(-1) - share
-        keep = (rank < top_k) & (before < top_p) & (share >= min_p * share[:, :1])
+        keep = _kept(best, whole, top_k, top_p, min_p)
         # Enough was looked at where the last one looked at is already out.
         if look == vocabulary or not bool(keep[:, -1].any()):
             return best.masked_fill(~keep, -torch.inf), ids
         look = min(look * MORE, vocabulary)
 
 
-def _noise(draws: Sequence[Draw], ids: Tensor) -> Tensor:
-    """Gumbel noise `[m, k]` for these token ids: a hash of (seed, position, token id)."""
-    x = ids * _signed(SPREAD) + torch.tensor([_signed(draw.key) for draw in draws], device=ids.device)[:, None]
-    # splitmix64's finaliser, in wrapping 64-bit arithmetic; `>>` keeps the sign, so the shifted-in bits are masked.
+def _kept(best: Tensor, whole: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Which of each row's `best` logits `[m, look]` the limits `[m, 1]` leave; `whole` `[m, 1]`: all logits' sum."""
+    share = (best.to(whole.dtype) - whole).exp()
+    look = best.shape[-1]
+    rank = torch.arange(look, device=best.device)
+    # Probabilities after top-k are of what top-k left, as in the stock warpers' order.
+    left = torch.where(rank < top_k, share, 0.0)
+    total = torch.where(top_k <= look, left.sum(-1, keepdim=True), 1.0)
+    share = left / total
+    before = share.cumsum(-1) - share
+    return (rank < top_k) & (before < top_p) & (share >= min_p * share[:, :1])
+
+
+def _keys(draws: Sequence[Draw], device: torch.device) -> Tensor:
+    return torch.tensor([_signed(draw.key) for draw in draws], device=device)
+
+
+def _noise(keys: Tensor, ids: Tensor) -> Tensor:
+    """Gumbel noise `[m, k]` for these token ids: a hash of a row's key, `[m]`, and the token id."""
+    x = _finalised(ids * _signed(SPREAD) + keys[:, None])
+    return _gumbel((x >> 11) & (2**53 - 1), _precise(ids.device))
+
+
+def _finalised(x: Tensor) -> Tensor:
+    """splitmix64's finaliser, in wrapping 64-bit arithmetic; `>>` keeps the sign, so the shifted-in bits are masked."""
     x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(FIRST)
     x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(SECOND)
-    x = x ^ ((x >> 31) & (2**33 - 1))
-    return _gumbel((x >> 11) & (2**53 - 1), _precise(ids.device))
+    return x ^ ((x >> 31) & (2**33 - 1))
 
 
 def _gumbel(bits: Tensor, precise: torch.dtype) -> Tensor:

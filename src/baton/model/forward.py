@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
 from baton.model.attention import Padded, Shape
@@ -20,6 +21,9 @@ from baton.model.hooked import Hooked
 from baton.model.look import Span, cut, wanted_tokens, with_padding
 from baton.model.probe import Geometry
 from baton.model.program import Program
+from baton.model.ragged import Ragged
+from baton.model.shape import on_device
+from baton.model.steps import BUCKETS, Slot, Steps
 
 # Tokens of a prompt that are fed at once where shapes are fixed.
 GRID = 64
@@ -118,6 +122,9 @@ class Forward:
         self._fixed_rows = 0
         self._program: Program | None = None
         self._why_not_native = ""
+        self._ragged: Ragged | None = None
+        self._compiled: str | None = None
+        self._steps: Steps | None = None
         # Prompts of several rows may go through the model in one call.
         self._packs = way.ours and not self._hooked.recurrent
         self._pads = way is Way.RECTANGLE and not self._hooked.recurrent
@@ -135,7 +142,12 @@ class Forward:
             parts.append(f"computed anew where a text grows beyond {self.near_limit} tokens")
         if self.geometry.windows and self.checked_tokens <= self.geometry.windows[0]:
             parts.append(f"texts beyond its window of {self.geometry.windows[0]} were not checked (baton check does)")
-        parts.append(self._program.description if self._program else f"step by step in torch: {self._why_not_native}")
+        if self._program:
+            parts.append(self._program.description)
+        elif self._ragged:
+            parts.append(f"decode steps of constant shape, {self._ragged.name}")
+        else:
+            parts.append(f"step by step in torch: {self._why_not_native}")
         return "; ".join(parts)
 
     @property
@@ -159,6 +171,30 @@ class Forward:
         """
         self._program, self._why_not_native = program, why_not
 
+    def experts_by_row(self) -> None:
+        """Has experts compute each token by itself. Raises LoadError where they cannot."""
+        self._hooked.experts_by_row()
+
+    def go_resident(self, ragged: Ragged | None, why_not: str = "", *, compiled: str | None = None) -> None:
+        """From now on decode steps are of constant shape, see `model/steps.py`; or, with None, they are not any more.
+
+        Raises LoadError where the model's rows cannot be fed so. `compiled`: a backend of torch.compile.
+        """
+        if ragged is not None and not (self._pads and self.near_limit is None):
+            raise LoadError("its rows need more than a token and a length each step")
+        self._ragged, self._compiled, self._steps = ragged, compiled, None
+        if ragged is None:
+            self._why_not_native = why_not
+
+    def steps(self, rectangle: Rectangle) -> Steps | None:
+        """Steps of constant shape over this rectangle, which keep its address; None where there are none."""
+        if self._ragged is None or self._fixed_rows:
+            return None
+        if self._steps is None or self._steps.rectangle is not rectangle:
+            capture = rectangle.device.type == "cuda"
+            self._steps = Steps(self._hooked, rectangle, self._ragged, capture=capture, compiled=self._compiled)
+        return self._steps
+
     def fix_shapes(self, rows: int) -> None:
         """From now on a row's results are equal to the bit in any company: `--deterministic`.
 
@@ -173,11 +209,18 @@ class Forward:
         self.grid = GRID
         self._fixed_rows = rows
         self._packs = False
-        self._hooked.experts_by_row()
+        self.experts_by_row()
 
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
+        steps = self.steps(rectangle)
+        if steps is not None and len(spans) <= BUCKETS[-1]:
+            fed = zip(spans, tokens, strict=True)
+            launched = steps.launch([Slot(span.row, token, span.stop) for span, token in fed])
+            needed = sum(span.stop for span in spans)
+            # The next step leaves its own in the same place.
+            return launched.logits.clone(), Ran(needed, 0, launched.empty_slots, lambda: None)
         if self._pads and not self._fixed_rows:
             return _together([self._rows(rectangle, spans, tokens)])
         return self.fill(rectangle, spans, tokens)
@@ -255,8 +298,8 @@ class Forward:
     def _flat(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
         """`[1, N]`"""
         shape = _FLAT[self.way](spans, rectangle)
-        ids = torch.tensor(tokens, device=rectangle.device)[None]
-        kept = torch.tensor(list(wanted_tokens(spans)), device=rectangle.device)
+        ids = on_device(tokens, rectangle.device)[None]
+        kept = on_device([*wanted_tokens(spans)], rectangle.device)
         return _Call(shape, partial(self._hooked.run, shape, ids, shape.cols[None], kept))
 
     def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:

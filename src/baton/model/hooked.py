@@ -57,12 +57,13 @@ class Hooked:
             raise LoadError(own_words("its experts cannot be computed row by row", error)) from error
 
     def run(
-        self, shape: Shape, ids: Tensor, positions: Tensor, last: Tensor | None
+        self, shape: Shape, ids: Tensor, positions: Tensor, last: Tensor | None, *, compiled: str | None = None
     ) -> tuple[Tensor, Callable[[], None]]:
         """Logits in float32, and what writes the rest of the result into the rectangle, to be called if all went well.
 
         `ids` and `positions` `[B, T]`. Logits `[B, vocabulary]` of the only token of each row where `last` is None;
         else `[len(last), vocabulary]`: of these slots, rows one behind the other.
+        `compiled`: through torch.compile with this backend, one graph for each shape of `ids`.
         """
         self._current.step = Step(shape.rectangle, shape)
         self._load(shape)
@@ -71,7 +72,8 @@ class Hooked:
         mask = {"attention_mask": shape.mask} if isinstance(shape, Own) else {}
         with torch.inference_mode(), self._only_last(last if padded else None):
             try:
-                logits: Tensor = call(self._model, ids, positions, self._cache, **picked, **mask).logits
+                forward = self._logits if compiled is None else _compiled(self._logits, compiled)
+                logits = forward(ids, positions, **picked, **mask)
                 states = [(at, layer.found()) for at, layer, _ in self._states]
             finally:
                 # transformers' registry of attention functions lives as long as the process: it must not keep rows.
@@ -87,6 +89,10 @@ class Hooked:
         else:
             logits = logits[0, last]
         return logits.float(), lambda: self._commit(shape, states)
+
+    def _logits(self, ids: Tensor, positions: Tensor, **more: object) -> Tensor:
+        found: Tensor = call(self._model, ids, positions, self._cache, **more).logits
+        return found
 
     def _load(self, shape: Shape) -> None:
         if not self._states:
@@ -121,6 +127,11 @@ class Hooked:
             yield
         finally:
             handle.remove()
+
+
+def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
+    """In one piece, or not at all."""
+    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def _row_of_each(shape: Shape) -> Tensor:

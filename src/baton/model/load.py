@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from baton.model.forward import Forward, Way
 from baton.model.lower import lower
 from baton.model.probe import Geometry, own_words, probe
 from baton.model.program import Program
+from baton.model.ragged import Ragged
+from baton.model.ragged import ways as ragged_ways
 from baton.model.record import record
 from baton.model.selfcheck import INT8_TOLERANCE, check_texts, self_check, stock_logits, use_reference_attention
 from baton.model.tokenizer import ModelTokenizer
@@ -133,6 +135,8 @@ def hook(
         forward.go_native(None, why_not)
     else:
         go_native(model, forward, texts, expected, int8=int8, release=release)
+        if model.device.type == "cuda":
+            go_resident(model, forward, texts, expected)
     return forward
 
 
@@ -197,6 +201,30 @@ def go_native(
         forward.go_native(None, error.message)
         if program is not None:
             program.restore()
+
+
+def go_resident(
+    model: PreTrainedModel, forward: Forward, texts: list[Tensor], expected: list[Tensor], ways: Sequence[Ragged] = ()
+) -> None:
+    """Has decode steps be of constant shape, on CUDA graphs, in the first way that gives what the model gives alone.
+
+    `ways`: those of `ragged.ways` if left out. Where none does, steps stay as they were, and why is named.
+    """
+    reasons = []
+    # Experts in float32 ask the host how many tokens each has, unless each token is computed by itself.
+    experts = (False, True) if model.dtype is torch.float32 else (False,)
+    for ragged, by_row in itertools.product(ways or ragged_ways(model.device), experts):
+        try:
+            if by_row:
+                forward.experts_by_row()
+            forward.go_resident(ragged)
+            self_check(model, forward, texts, expected)
+            return
+        except LoadError as error:
+            reasons.append(f"{ragged.name}: {error.message}")
+        except Exception as error:
+            reasons.append(own_words(f"{ragged.name} does not run", error))
+    forward.go_resident(None, "; ".join(dict.fromkeys(reasons)))
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:

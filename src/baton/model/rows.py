@@ -29,7 +29,7 @@ _EVERY_TOKENS = 64
 
 
 @dataclass(slots=True)
-class _Occupant:
+class Occupant:
     """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
 
     `anew`: it outgrew the model's original context while it ran, and its tokens are fed again, several a step.
@@ -52,6 +52,10 @@ class _Occupant:
         return range(max(start, self.computed), min(stop, len(self.query.prompt) - 1))
 
 
+Drawing = tuple[int, Occupant]
+"""One who draws, and from which row of the logits."""
+
+
 class Rows:
     """`stamp` names model, dtype and shapes; segments must carry it. Row numbers never leave this class's callers.
 
@@ -65,7 +69,7 @@ class Rows:
         self._sampler = sampler
         self._stamp = stamp
         self._masks = Masks()
-        self._occupants: dict[int, _Occupant] = {}
+        self._occupants: dict[int, Occupant] = {}
         self._row_of: dict[str, int] = {}
         # Rows whose queries were lifted out, and whose keys and values the segment still lives in.
         self._lent: set[int] = set()
@@ -98,7 +102,7 @@ class Rows:
         # In the batch it would else be fed from its first token on, one a step.
         anew = segment.cached > 0 and unsure
         guide = Guide(query) if query.constraint is not None else None
-        self._occupants[row] = _Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew, guide)
+        self._occupants[row] = Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew, guide)
         self._row_of[query.id] = row
         segment.release()
 
@@ -167,7 +171,12 @@ class Rows:
 
     def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
         """One forward: up to so many pending tokens of each named query; see `Batch.step` for `done`."""
-        spans = [self._span(row, most, done) for row in sorted(self._row_of[query_id] for query_id in most)]
+        return self._feed(self._spans(most, done), how, done)
+
+    def _spans(self, most: Mapping[str, int], done: Set[str]) -> list[Span]:
+        return [self._span(row, most, done) for row in sorted(self._row_of[query_id] for query_id in most)]
+
+    def _feed(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
         tokens = [t for s in spans for t in self._occupants[s.row].tokens[s.start : s.stop]]
         one_each = all(span.count == 1 for span in spans)
         every = any(span.every for span in spans)
@@ -184,7 +193,7 @@ class Rows:
         stepped.slots.columns_padding = ran.columns_read - stepped.slots.columns_needed
         if every:
             logits = self._tell_prompts(spans, logits, stepped)
-        self._advance(spans, done, logits, stepped, masks, ran.commit)
+        self._advance(spans, done, logits, stepped, masks, ran.commit, self._draw)
         return stepped
 
     def _begin_masks(self, spans: Sequence[Span], done: Set[str]) -> Future[Found] | None:
@@ -265,6 +274,7 @@ class Rows:
         stepped: Stepped,
         masks: Future[Found] | None,
         commit: Callable[[], None],
+        draw: Callable[[Tensor, Sequence[Drawing], Mapping[str, Mask], Stepped], list[int | None]],
     ) -> None:
         """Rows are as long as what they were fed; those that ran out of pending tokens draw the next."""
         fed = [(index, span, self._occupants[span.row]) for index, span in enumerate(spans)]
@@ -274,11 +284,7 @@ class Rows:
         fine = [(index, span, found) for index, span, found in fed if found.query.id not in stepped.failed]
         drawing = [(index, found) for index, span, found in fine if span.stop == len(found.tokens)]
         # Drawn before anything is changed, so that a step that raises has fed nothing.
-        drawn: list[int | None] = []
-        if drawing:
-            picked = logits if len(drawing) == len(spans) else logits[[index for index, _ in drawing]]
-            drawn = self._sampler(picked, [found.draw(allowed.masks.get(found.query.id)) for _, found in drawing])
-            stepped.logprobs = told(picked, [found.query for _, found in drawing], drawn)
+        drawn = draw(logits, drawing, allowed.masks, stepped) if drawing else []
         commit()
         for _, span, found in fed:
             self.rectangle.lens[span.row] = span.stop
@@ -291,7 +297,16 @@ class Rows:
                 stepped.tokens[found.query.id] = token
                 self._append(found, token)
 
-    def _append(self, found: _Occupant, token: int) -> None:
+    def _draw(
+        self, logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
+    ) -> list[int | None]:
+        """The next token of each row of logits that is named; None where its logits are not finite."""
+        picked = logits if len(drawing) == len(logits) else logits[[index for index, _ in drawing]]
+        drawn = self._sampler(picked, [found.draw(masks.get(found.query.id)) for _, found in drawing])
+        stepped.logprobs |= told(picked, [found.query for _, found in drawing], drawn)
+        return drawn
+
+    def _append(self, found: Occupant, token: int) -> None:
         found.tokens.append(token)
         limit = self._forward.near_limit
         if limit is not None and len(found.tokens) == limit + 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -23,11 +24,14 @@ def attention(
 ) -> Tensor:
     """q `[B, Hq, T, D]`, k and v `[B, H, S, D]`, mask `[B or 1, 1, T, S]` or `[T, S]` -> `[B, Hq, T, D]`.
 
+    `causal`: the queries are the last of the S tokens, and none sees a later one.
     SDPA knows neither softcaps nor sinks.
     """
     if softcap or sinks is not None:
         return _plain(q, k, v, mask, causal, scale, softcap, sinks)
     if q.shape[2] > 1:
+        if causal and q.shape[2] < k.shape[2]:
+            mask, causal = causal_lower_right(q.shape[2], k.shape[2]), False
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
     # The query heads of a group stand where SDPA has its queries, so that no key is read twice.
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
@@ -52,7 +56,7 @@ def _plain(
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(k.shape[2] - length)
     if mask is not None:
         scores = scores.masked_fill(~(mask[:, :, None] if mask.dim() == 4 else mask), -torch.inf)
     if sinks is not None:

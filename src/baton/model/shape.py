@@ -17,6 +17,12 @@ from baton.model.look import Look, Span
 from baton.model.sdpa import attention
 
 
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """`[n]`; the host does not wait for what a CUDA device still has to do."""
+    found = torch.tensor(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+
+
 @dataclass(slots=True)
 class Shape:
     """What all shapes share. `rows` and `cols` `[tokens]`: row and position of each token that is fed.
@@ -118,7 +124,9 @@ class Shape:
     def _mask_of(self, span: Span, look: Look) -> Tensor | None:
         """`[count, stop - lowest]`: which tokens each of the span's tokens sees; None: plain causality."""
         first = look.lowest(span.start)
-        if span.count == 1 or (span.start == 0 and look.lowest(span.stop - 1) == 0):
+        # A mask would keep flash attention from a chunk of a prompt on CUDA.
+        plain = span.start == 0 or self.cols.device.type == "cuda"
+        if span.count == 1 or (plain and look.lowest(span.stop - 1) == 0):
             return None
         token = torch.arange(span.start, span.stop, device=self.cols.device)[:, None]
         return look.seen(token, torch.arange(first, span.stop, device=self.cols.device))

@@ -1,0 +1,183 @@
+"""Rows whose next decode step is begun before the host has read what the last one drew, so that a device never waits.
+
+A step that was begun so serves those of its rows that are still there and drew what it was fed; a row's result is its
+own, whoever is beside it. A row that ended meanwhile was computed once for nobody, which is counted; one that came
+meanwhile joins the step after. Nothing of a step that was begun is to be seen until a feed asks for it: it wrote
+only behind the rows' ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from baton.kv.rectangle import Rectangle
+from baton.kv.segment import KVSegment
+from baton.model.draw_device import LOOK_AGAIN, Kind
+from baton.model.forward import Forward
+from baton.model.look import Span
+from baton.model.masks import Mask
+from baton.model.rows import Drawing, Occupant, Rows
+from baton.model.sample import Sampler
+from baton.model.steps import BUCKETS, GREEDY, Chance, Launched, Slot, Steps, chance_of, follows
+from baton.work import Feeding, Stepped
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A step that runs: at which slot each row is. `fed`: what each slot was fed, once that is known."""
+
+    launched: Launched
+    slot_of: dict[int, int]
+    fed: list[int] = field(default_factory=list)
+
+    def serves(self, wanted: Slot) -> bool:
+        at = self.slot_of.get(wanted.place)
+        if at is None:
+            return False
+        slot = self.launched.slots[at]
+        return (slot.stop, slot.chance, self.fed[at]) == (wanted.stop, wanted.chance, wanted.token)
+
+
+class RowsAhead(Rows):
+    """Rows over a forward that has steps of constant shape."""
+
+    def __init__(self, rectangle: Rectangle, forward: Forward, sampler: Sampler, stamp: str, steps: Steps) -> None:
+        super().__init__(rectangle, forward, sampler, stamp)
+        self._steps = steps
+        self._begun: _Begun | None = None
+        # Slots that were computed for nobody, and not told of yet.
+        self._surplus = 0
+
+    def place(self, segment: KVSegment, among: range) -> None:
+        super().place(segment, among)
+        # Whoever was in the row before, the step that runs knows nothing of this one.
+        if self._begun is not None:
+            self._begun.slot_of.pop(self._row_of[segment.query.id], None)
+
+    def pack(self, among: range, rows: int) -> None:
+        before = dict(self._row_of)
+        super().pack(among, rows)
+        for query_id, row in self._row_of.items():
+            if self._begun is not None and before[query_id] != row:
+                self._begun.slot_of.pop(row, None)
+
+    def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
+        """As `Rows.feed`; a row that came while a step was running may be fed nothing, once."""
+        spans = self._spans(most, done)
+        single = [span for span in spans if span.count == 1]
+        if len(single) > BUCKETS[-1] or any(span.every for span in single):
+            # Steps of the forward's own would come between.
+            self._forget()
+            return self._feed(spans, how, done)
+        if not single:
+            return self._feed(spans, how, done)
+        wanted = {span: self._slot(span, done) for span in single}
+        begun, served = self._served(wanted)
+        waiting = [span for span in wanted if span not in served]
+        others = [span for span in spans if span not in served]
+        if len(others) == len(waiting):
+            others = []
+        else:
+            waiting = []
+        stepped = self._feed(others, how, done) if others else Stepped()
+        self._collect(begun, served, waiting, done, stepped)
+        return stepped
+
+    def _served(self, wanted: Mapping[Span, Slot]) -> tuple[_Begun, list[Span]]:
+        """A step that runs, and whom it serves: the one that was begun ahead, or where it serves no one a new one."""
+        if self._begun is not None:
+            served = [span for span, slot in wanted.items() if self._begun.serves(slot)]
+            if served:
+                return self._begun, served
+        self._forget()
+        self._begun = self._launch([*wanted.values()])
+        self._begun.fed = [slot.token for slot in wanted.values()]
+        return self._begun, list(wanted)
+
+    def _forget(self) -> None:
+        """The step that was begun ahead was for nobody."""
+        if self._begun is not None:
+            self._surplus += len(self._begun.launched.slots)
+        self._begun = None
+
+    def _launch(self, slots: Sequence[Slot]) -> _Begun:
+        return _Begun(self._steps.launch(slots), {slot.place: at for at, slot in enumerate(slots)})
+
+    def _slot(self, span: Span, done: Set[str]) -> Slot:
+        found = self._occupants[span.row]
+        chance = None if found.query.id in done else self._chance(found)
+        return Slot(span.row, found.tokens[span.start], span.stop, chance or GREEDY)
+
+    def _chance(self, found: Occupant) -> Chance | None:
+        """None where its next token is not drawn on the device."""
+        return None if found.guide is not None else chance_of(found.draw(None))
+
+    def _collect(
+        self, begun: _Begun, served: Sequence[Span], waiting: Sequence[Span], done: Set[str], stepped: Stepped
+    ) -> None:
+        """Begins the step after, waits for this one, and tells what came of it."""
+        masks = self._begin_masks(served, done)
+        launched = begun.launched
+        slots = [begun.slot_of[span.row] for span in served]
+        ahead = self._ahead(begun, served, waiting, done)
+        logits = launched.logits
+        if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
+            # Some may have to be looked at again, when the next step has left its own there.
+            logits = logits.clone()
+        following = self._launch(ahead) if ahead else None
+        codes = launched.tokens()
+
+        def draw(
+            logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
+        ) -> list[int | None]:
+            told = {
+                index: codes[slots[index]]
+                for index, found in drawing
+                if self._chance(found) is not None and codes[slots[index]] != LOOK_AGAIN
+            }
+            rest = [(slots[index], found) for index, found in drawing if index not in told]
+            others = iter(self._draw(logits, rest, masks, stepped) if rest else [])
+            # Below 0 is NOT_FINITE.
+            return [
+                (told[index] if told[index] >= 0 else None) if index in told else next(others) for index, _ in drawing
+            ]
+
+        mine = self._count(served, done, 0)
+        mine.slots.empty_row = launched.empty_slots
+        mine.slots.finished_row += self._surplus + len(launched.slots) - len(served)
+        self._advance(served, done, logits, mine, masks, lambda: None, draw)
+        self._surplus = 0
+        if following is not None:
+            following.fed = [slot.token if slot.token >= 0 else codes[-1 - slot.token] for slot in ahead]
+        self._begun = following
+        _add(stepped, mine)
+
+    def _ahead(self, begun: _Begun, served: Sequence[Span], waiting: Sequence[Span], done: Set[str]) -> list[Slot]:
+        """The slots of the step after this one, as far as can be known before it; none where that is not enough."""
+        slots = []
+        for span in served:
+            found = self._occupants[span.row]
+            if found.query.id in done:
+                slots.append(self._slot(span, done))
+                continue
+            chance = self._chance(found)
+            if chance is None or span.stop < len(found.tokens):
+                return []
+            generated = len(found.tokens) - len(found.query.prompt)
+            if generated + 1 < found.query.limit_tokens and span.stop < self.rectangle.columns:
+                slots.append(Slot(span.row, follows(begun.slot_of[span.row]), span.stop + 1, chance))
+        if all(slot.token >= 0 for slot in slots):
+            return []
+        return [*slots, *(self._slot(span, done) for span in waiting)]
+
+
+def _add(whole: Stepped, part: Stepped) -> None:
+    whole.tokens |= part.tokens
+    whole.failed |= part.failed
+    whole.shares |= part.shares
+    whole.logprobs |= part.logprobs
+    whole.prompt_logprobs |= part.prompt_logprobs
+    whole.slots.add(part.slots)

@@ -1,0 +1,278 @@
+"""Decode steps of constant shape: nothing the host does for one depends on how long rows are.
+
+All that a step is told travels in one array, so many numbers per slot, and is read on the device; a token that the step
+before has only just drawn is taken from there. A CUDA device captures a step once for each number of slots (rounded
+up, see BUCKETS) and replays it as one graph; elsewhere the same code runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from baton.kv.rectangle import Rectangle
+from baton.model.draw import FIRST_LOOK, Draw, mixed_seed
+from baton.model.draw_device import Chances, Kind, drawn, keys_of
+from baton.model.hooked import Hooked
+from baton.model.look import NOBODY, Look, Span
+from baton.model.ragged import Ragged
+from baton.model.shape import Shape
+
+BUCKETS: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""How many slots a captured step has."""
+# Runs before a capture, in which libraries choose their algorithms and allocate what they keep.
+_WARM_UPS = 2
+# Of each slot: token, row, tokens with it, seed, top-k; temperature, top-p and min-p as the bits of a float64.
+_INTEGERS, _FLOATS = 5, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """How a slot's next token is drawn on the device; greedily by default."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    @property
+    def kind(self) -> Kind:
+        if not self.temperature:
+            return Kind.GREEDY
+        return Kind.FILTERED if self.top_k or self.top_p < 1 or self.min_p else Kind.FREE
+
+
+GREEDY = Chance()
+
+
+def chance_of(draw: Draw) -> Chance | None:
+    """None where more has to be done to a row's logits than is done on the device."""
+    params = draw.params
+    if draw.shapes or draw.mask is not None or params.logprobs is not None or params.top_k > FIRST_LOOK:
+        return None
+    if params.greedy:
+        return GREEDY
+    return Chance(params.temperature, params.top_k, params.top_p, params.min_p, mixed_seed(draw.seed))
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One token of one row. `place`: where in the rectangle the row lies. `stop`: the row's tokens with this one.
+
+    `token` below 0: what slot -1 - token of the step before drew.
+    """
+
+    place: int
+    token: int
+    stop: int
+    chance: Chance = GREEDY
+
+
+def follows(slot: int) -> int:
+    """The token of a slot that goes on with what this slot of the step before drew."""
+    return -1 - slot
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step that runs. `logits` `[slots, vocabulary]` in float32 are good until the next step."""
+
+    slots: tuple[Slot, ...]
+    logits: Tensor
+    empty_slots: int
+    _codes: Tensor
+    _done: Any = None
+
+    def tokens(self) -> list[int]:
+        """What each slot drew, NOT_FINITE or LOOK_AGAIN where none; waits for the step."""
+        if self._done is not None:
+            self._done.synchronize()
+        found: list[int] = self._codes.tolist()
+        return found[: len(self.slots)]
+
+
+@dataclass(slots=True)
+class Resident(Shape):
+    """One token per slot, `[n, 1]`; everything that differs between steps is in tensors. `width`: columns in use."""
+
+    stops: Tensor = field(default_factory=lambda: torch.empty(0))
+    ragged: Ragged | None = None
+    width: int = 0
+
+    def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.ragged is not None
+        kept = self.rectangle.keys[layer], self.rectangle.values[layer]
+        ring = self.rectangle.rings[layer]
+        self.ragged.keep((keys[:, :, 0], values[:, :, 0]), kept, self.rows, self.stops, ring)
+        return kept
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+    ) -> Tensor:
+        """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, Dv]`."""
+        assert self.ragged is not None
+        out = self.ragged.attend(
+            q[:, :, 0],
+            (keys, values),
+            self.rows,
+            self.stops,
+            width=self.width,
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            look=look,
+            ring=keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0,
+            sinks=sinks,
+        )
+        return out[:, None]
+
+
+class Steps:
+    """Steps over one rectangle, one after the other on the device's current stream.
+
+    `capture`: as CUDA graphs. `compiled`: the model's call goes through torch.compile with this backend first.
+    """
+
+    def __init__(
+        self, hooked: Hooked, rectangle: Rectangle, ragged: Ragged, *, capture: bool, compiled: str | None = None
+    ) -> None:
+        self.rectangle = rectangle
+        self._hooked = hooked
+        self._ragged = ragged
+        self._capture = capture
+        self._compiled = compiled
+        self._made: dict[tuple[int, int], _Step] = {}
+        self._sizes = BUCKETS
+        self._drawn = torch.zeros(BUCKETS[-1], dtype=torch.int64, device=rectangle.device)
+        self._pool = torch.cuda.graph_pool_handle() if capture else None
+
+    def warm(self, rows: int) -> None:
+        """Captures the steps of up to so many rows, before any row holds anything.
+
+        Compiled, which takes long, there is one for all of them.
+        """
+        enough = sum(bucket < rows for bucket in BUCKETS)
+        if self._compiled is not None:
+            self._sizes = BUCKETS[enough:]
+        for size in self._sizes if self._compiled is None else self._sizes[:1]:
+            if size > BUCKETS[enough]:
+                break
+            self.launch([Slot(place, 0, 1) for place in range(min(size, rows))]).tokens()
+
+    def launch(self, slots: Sequence[Slot]) -> Launched:
+        """Begins a step of these slots, at most as many as the largest bucket has."""
+        size = next(size for size in self._sizes if size >= len(slots))
+        width = self._width(max(slot.stop for slot in slots)) if self._ragged.reads_width else 0
+        kind = max(slot.chance.kind for slot in slots)
+        step = self._made.get((size, width))
+        inputs = told(slots, size)
+        if step is None:
+            step = self._made[size, width] = self._make(size, width, inputs)
+        step.inputs.copy_(inputs, non_blocking=True)
+        self._go(step, kind)
+        return self._begun(slots, step, size)
+
+    def _begun(self, slots: Sequence[Slot], step: _Step, size: int) -> Launched:
+        if self._drawn.device.type != "cuda":
+            return Launched(tuple(slots), step.logits[: len(slots)], size - len(slots), self._drawn[:size].clone())
+        codes = torch.empty(size, dtype=torch.int64, pin_memory=True)
+        codes.copy_(self._drawn[:size], non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return Launched(tuple(slots), step.logits[: len(slots)], size - len(slots), codes, done)
+
+    @torch.inference_mode()
+    def _go(self, step: _Step, kind: Kind) -> None:
+        """A step as it was made draws greedily; what rows draw at random comes behind it."""
+        step.run()
+        if kind is not Kind.GREEDY:
+            self._draw(step.inputs, step.logits, kind)
+
+    def _draw(self, inputs: Tensor, logits: Tensor, kind: Kind) -> None:
+        self._drawn[: len(logits)].copy_(drawn(logits, chances_of(inputs, logits.shape[-1]), kind))
+
+    def _width(self, longest: int) -> int:
+        return min(self.rectangle.columns, 1 << (longest - 1).bit_length())
+
+    def _make(self, size: int, width: int, first: Tensor) -> _Step:
+        inputs = torch.zeros(_INTEGERS + _FLOATS, size, dtype=torch.int64, device=self.rectangle.device)
+        body = self._body(inputs, width)
+        if not self._capture:
+            return _Step(inputs, body)
+        before = self._drawn.clone()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                # What a step writes into the rectangle is the same each time it is repeated.
+                self._drawn.copy_(before)
+                inputs.copy_(first)
+                body()
+            self._drawn.copy_(before)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = body()
+        return _Step(inputs, graph.replay, logits)
+
+    def _body(self, inputs: Tensor, width: int) -> Callable[[], Tensor]:
+        """What a step does, over static tensors."""
+        given, rows, stops = inputs[:3]
+        size = inputs.shape[1]
+        spans = [Span(NOBODY, 0, 1)] * size
+        shape = Resident(spans, self.rectangle, rows, stops, 0, stops=stops, ragged=self._ragged, width=width)
+
+        @torch.inference_mode()
+        def body() -> Tensor:
+            before = self._drawn[(-1 - given).clamp(min=0)].clamp(min=0)
+            tokens = torch.where(given >= 0, given, before)
+            positions = (stops - 1).clamp(min=0)
+            logits, _ = self._hooked.run(shape, tokens[:, None], positions[:, None], None, compiled=self._compiled)
+            self._draw(inputs, logits, Kind.GREEDY)
+            return logits
+
+        return body
+
+
+class _Step:
+    """`inputs`: where a step is told what to do. `logits`: where it leaves them, or what its last run answered."""
+
+    def __init__(self, inputs: Tensor, go: Callable[[], Any], logits: Tensor | None = None) -> None:
+        self.inputs = inputs
+        self._go = go
+        self._left = logits
+        self.logits = logits if logits is not None else inputs
+
+    def run(self) -> None:
+        answered = self._go()
+        self.logits = answered if self._left is None else self._left
+
+
+def chances_of(inputs: Tensor, vocabulary: int) -> Chances:
+    """How the slots draw that were `told`, in a vocabulary of so many tokens."""
+    stops, seeds, top_k = inputs[2:_INTEGERS]
+    temperature, top_p, min_p = inputs[_INTEGERS:].view(torch.float64)
+    return Chances(temperature, torch.where(top_k > 0, top_k, vocabulary), top_p, min_p, keys_of(seeds, stops))
+
+
+def told(slots: Sequence[Slot], size: int) -> Tensor:
+    """All that a step is told, `[8, size]`, in memory that a device may read by itself."""
+    array = np.zeros((_INTEGERS + _FLOATS, size), np.int64)
+    count = len(slots)
+    array[0, :count] = [slot.token for slot in slots]
+    array[1, :count] = [slot.place for slot in slots]
+    array[2, :count] = [slot.stop for slot in slots]
+    if any(slot.chance is not GREEDY for slot in slots):
+        array[3, :count] = np.array([slot.chance.seed for slot in slots], np.uint64).view(np.int64)
+        array[4, :count] = [slot.chance.top_k for slot in slots]
+        array[5:, :count] = (
+            np.array([(slot.chance.temperature, slot.chance.top_p, slot.chance.min_p) for slot in slots], np.float64)
+            .T.copy()
+            .view(np.int64)
+        )
+    found = torch.from_numpy(array)
+    return found.pin_memory() if torch.cuda.is_available() else found

@@ -1,0 +1,34 @@
+"""The measurement for CUDA, in small on the CPU: a GPU's minutes are not for finding mistakes in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("machine", "kernel", "steps", "offline", "online", "memory")
+
+
+def test_every_part_runs_in_small(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/on_cuda.py", "--tiny", "--models", "llama-3.1-8b"]
+    done = subprocess.run(
+        [*command, "--parts", *PARTS, "--out", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "cuda.json").read_text())
+    parts = [part if isinstance(part, list) else [part] for part in found.values()]
+    assert not [one for part in parts for one in part if "failed" in one]
+    offline = found["llama-3.1-8b: offline"]
+    assert {one["policy"] for one in offline} >= {"baton", "baton compiled", "orca", "run_to_completion"}
+    # All of them generated what was asked.
+    assert len({one["tokens"] for one in offline}) == 1 and all(one["whole"] for one in offline)
+    assert {part.split(": ")[-1] for part in found} >= {"machine", "steps", "steps compiled", "online", "memory"}
+    assert "| baton |" in (tmp_path / "cuda.md").read_text()

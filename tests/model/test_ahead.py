@@ -1,0 +1,114 @@
+"""Steps that begin before the last one was heard of: a query gives what it gives alone, and every slot is counted."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from baton.compose import POLICIES
+from baton.events import Event, IterationDone
+from baton.model import ahead
+from baton.model.ahead import RowsAhead
+from baton.model.look import Span
+from baton.model.steps import Slot, Steps
+from baton.policy.baton import Baton
+from baton.query import Query
+from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
+from families import model_of
+
+# First light's six.
+FAMILIES = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
+
+
+def run(family: str, queries: list[Query], *, policy: str = "baton", seed: int = 1, **options: object) -> Crowd:
+    dice = random.Random(seed)
+    crowd = crowd_of(model_of(family), Shaken(POLICIES[policy](), dice), ahead=True, **options)  # type: ignore[arg-type]
+    crowd.run(queries, dice)
+    return crowd
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("policy", ["baton", "orca", "run_to_completion"])
+def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: str) -> None:
+    queries = some_queries(14, random.Random(3))
+    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    crowd = run(family, queries, policy=policy)
+    assert {name: crowd.tokens(name) for name in expected} == expected
+    assert crowd.engine.kv_bytes_used == 0
+
+
+def sampled(count: int) -> list[Query]:
+    """Queries that draw in every way there is, some of them not on the device."""
+    ways: list[dict[str, object]] = [
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
+        {"temperature": 0},
+        {"temperature": 1.0, "repetition_penalty": 1.2},
+        {"temperature": 1.0, "logprobs": 2},
+        {"temperature": 1.0, "top_p": 0.999},
+        {"temperature": 0.7, "min_tokens": 6},
+    ]
+    dice = random.Random(5)
+    return [
+        query_of(
+            f"q{i}", [dice.randrange(3, 160) for _ in range(dice.randint(1, 30))], 20, seed=i, **ways[i % len(ways)]
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("end_ids", [(), tuple(range(3, 20))])
+def test_sampled_queries_draw_what_they_draw_step_by_step(end_ids: tuple[int, ...]) -> None:
+    """With tokens that end a text, rows end where nobody foresaw it."""
+    queries = sampled(24)
+    if end_ids:
+        queries = [query_of(q.id, q.prompt, 20, seed=q.seed, ignore_eos=False, temperature=1.0) for q in queries]
+    plain = crowd_of(model_of("llama"), Baton(), native=False, end_ids=end_ids)
+    plain.run(queries)
+    crowd = run("llama", queries, end_ids=end_ids)
+    assert {q.id: crowd.tokens(q.id) for q in queries} == {q.id: plain.tokens(q.id) for q in queries}
+    assert {q.id: crowd.reason(q.id) for q in queries} == {q.id: plain.reason(q.id) for q in queries}
+
+
+def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[tuple[int, bool]] = []
+    served: list[int] = []
+    launch, collect = Steps.launch, RowsAhead._collect
+
+    def launching(self: Steps, slots: list[Slot]) -> object:
+        launched.append((len(slots), any(slot.token < 0 for slot in slots)))
+        return launch(self, slots)
+
+    def collecting(self: RowsAhead, begun: object, spans: list[Span], *others: object) -> None:
+        served.append(len(spans))
+        collect(self, begun, spans, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Steps, "launch", launching)
+    monkeypatch.setattr(RowsAhead, "_collect", collecting)
+    events: list[Event] = []
+    # Rows end where no one foresaw it.
+    queries = [query_of(f"q{i}", [5 + i] * 7, 40, seed=i, temperature=1.0, ignore_eos=False) for i in range(9)]
+    crowd = crowd_of(model_of("llama"), Baton(), ahead=True, sinks=[events.append], end_ids=tuple(range(3, 20)))
+    crowd.run(queries)
+    slots = [event.slots for event in events if isinstance(event, IterationDone)]
+    useful, surplus = sum(one.useful for one in slots), sum(one.finished_row for one in slots)
+    generated = sum(len(crowd.tokens(query.id)) for query in queries)
+    assert useful == sum(len(query.prompt) for query in queries) + generated - len(queries)
+    assert sum(following for _, following in launched) > len(launched) / 2
+    assert surplus > 0
+    # The last step was begun before the last row was known to have ended.
+    assert sum(count for count, _ in launched) in (sum(served) + surplus, sum(served) + surplus + launched[-1][0])
+
+
+def test_the_comparison_notices_a_token_fed_back_from_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "follows", lambda slot: -1 - max(slot - 1, 0))
+    queries = some_queries(8, random.Random(3))
+    expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
+    crowd = run("llama", queries)
+    # What does not fit is not taken, unless it is not looked at.
+    assert {name: crowd.tokens(name) for name in expected} == expected
+    monkeypatch.setattr(ahead._Begun, "serves", lambda self, wanted: wanted.place in self.slot_of)
+    crowd = run("llama", queries)
+    assert {name: crowd.tokens(name) for name in expected} != expected

@@ -1,0 +1,202 @@
+"""A decode step of constant shape gives what a step of today's gives, and asks the host for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from baton.errors import LoadError
+from baton.kv.rectangle import Rectangle
+from baton.model.draw import Draw
+from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, drawn
+from baton.model.forward import Forward, Way
+from baton.model.hooked import Hooked
+from baton.model.load import go_resident, hook
+from baton.model.look import Span
+from baton.model.ragged import InTorch
+from baton.model.sample import Sampler
+from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention
+from baton.model.steps import Chance, Launched, Slot, Steps, chance_of, chances_of, follows, told
+from baton.query import SamplingParams
+from families import _COMMON, CONTEXT, FAMILIES, model_of
+
+FIRST_LIGHT = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
+# Softcaps, sinks, chunks, shared layers.
+OTHERS = ("gemma2", "gpt_oss", "llama4", "gemma3n", "olmo3", "opt")
+LENGTHS, ROWS = (20, 5, 33), (2, 0, 5)
+ANSWER = 20
+
+
+def rectangle_of(forward: Forward, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Rectangle:
+    return Rectangle(forward.geometry.shapes, capacity=6, columns=CONTEXT, dtype=dtype, device=torch.device(device))
+
+
+def filled(forward: Forward, rectangle: Rectangle) -> list[int]:
+    """Three prompts in three rows; answers the first token of each."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, 160, (length,), generator=generator).tolist() for length in LENGTHS]
+    spans = [Span(row, 0, length) for row, length in zip(ROWS, LENGTHS, strict=True)]
+    logits, ran = forward.fill(rectangle, spans, [token for prompt in prompts for token in prompt])
+    ran.commit()
+    return logits.argmax(-1).tolist()
+
+
+def compare(family: str, compiled: str | None = None) -> None:
+    """Step after step, each fed what the one before drew: the same tokens, and logits to a millionth."""
+    forward = hook(model_of(family), native=False)
+    today, resident = rectangle_of(forward), rectangle_of(forward)
+    tokens = filled(forward, today)
+    assert filled(forward, resident) == tokens
+    steps = Steps(forward._hooked, resident, InTorch(), capture=False, compiled=compiled)
+    last: Launched | None = None
+    for step in range(ANSWER):
+        spans = [Span(row, length + step, 1) for row, length in zip(ROWS, LENGTHS, strict=True)]
+        fed = tokens if last is None else [follows(at) for at in range(len(ROWS))]
+        logits, ran = forward.decode(today, spans, tokens)
+        ran.commit()
+        last = steps.launch([Slot(span.row, token, span.stop) for span, token in zip(spans, fed, strict=True)])
+        tokens = logits.argmax(-1).tolist()
+        assert float((last.logits - logits).abs().max() / logits.abs().max()) < 1e-5
+        assert last.tokens() == tokens
+        assert last.empty_slots == 1
+
+
+@pytest.mark.parametrize("family", [*FIRST_LIGHT, *OTHERS])
+def test_steps_of_constant_shape_give_what_todays_steps_give(family: str) -> None:
+    compare(family)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_moe"])
+def test_a_step_is_one_graph_to_a_compiler(family: str) -> None:
+    """`fullgraph` raises at the first thing that cannot be in it."""
+    compare(family, compiled="eager")
+
+
+class NoHost(TorchDispatchMode):
+    """Raises where an operation has tensors of the host and of the device at once: a copy, and mostly a wait."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, out)) if isinstance(one, Tensor)]
+        # A number of the host that goes to a kernel as an argument is no copy.
+        if any(one.device.type == "meta" for one in tensors):
+            assert not any(one.device.type == "cpu" and one.dim() for one in tensors), f"{func} copies"
+        return out
+
+
+# Stock looks for padding in gpt2's prompts, but not while a graph is captured.
+@pytest.mark.parametrize("family", [name for name in (*FIRST_LIGHT, *OTHERS) if name != "gpt2"])
+@pytest.mark.parametrize("chance", [Chance(), Chance(1.0, seed=7), Chance(1.0, 5, 0.9, 0.1, seed=7)])
+def test_nothing_of_a_step_asks_the_host(family: str, chance: Chance) -> None:
+    """On a device that has no numbers at all, whatever looks at one raises."""
+    geometry = hook(model_of(family), native=False).geometry
+    found = next(one for one in FAMILIES if one.name == family)
+    with torch.device("meta"):
+        config = AutoConfig.for_model(found.model_type, **{**_COMMON, **found.more})
+        model = AutoModelForCausalLM.from_config(config).bfloat16().eval()
+    forward = Forward(model, geometry, Way.RECTANGLE)
+    rectangle = rectangle_of(forward, "meta", torch.bfloat16)
+    steps = Steps(forward._hooked, rectangle, InTorch(), capture=False)
+    slots = [Slot(2, 7, 21, chance), Slot(0, follows(1), 6)]
+    launched = steps.launch(slots)
+    (step,) = steps._made.values()
+    with NoHost():
+        steps._go(step, chance.kind)
+    logits = step.logits
+    assert (logits.device.type, logits.shape, launched.logits.shape) == ("meta", (2, 160), (2, 160))
+
+
+def test_what_asks_the_host_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Hooked.run
+
+    def run(self: Hooked, *args: Any, **kwargs: Any) -> Any:
+        logits, commit = right(self, *args, **kwargs)
+        return logits[: int(logits.argmax())], commit
+
+    monkeypatch.setattr(Hooked, "run", run)
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        test_nothing_of_a_step_asks_the_host("llama", Chance())
+
+
+PARAMS = [
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=0.7),
+    SamplingParams(temperature=1.0, top_k=7),
+    SamplingParams(temperature=1.5, top_p=0.8),
+    SamplingParams(temperature=1.0, top_k=40, top_p=0.9, min_p=0.05),
+    SamplingParams(temperature=2.0, min_p=0.001),
+]
+
+
+def test_the_device_draws_what_the_sampler_draws() -> None:
+    """Of a vocabulary that is larger than what filters look at first."""
+    generator = torch.Generator().manual_seed(0)
+    sampler, again = Sampler(()), 0
+    for turn in range(40):
+        logits = torch.randn(len(PARAMS), 3000, generator=generator) * (4.0 if turn % 2 else 1.0)
+        draws = [Draw(params, seed, [1] * (5 + turn), 3) for seed, params in enumerate(PARAMS)]
+        found = [_drawn(row[None], draw)[0] for row, draw in zip(logits, draws, strict=True)]
+        together = _drawn(logits, *draws)
+        assert together == found
+        expected = sampler(logits, draws)
+        again += found.count(LOOK_AGAIN)
+        assert [a for a in found if a != LOOK_AGAIN] == [
+            b for a, b in zip(found, expected, strict=True) if a != LOOK_AGAIN
+        ]
+    assert 0 < again < 40 * len(PARAMS) / 3
+
+
+def test_a_row_that_is_not_finite_is_told_of() -> None:
+    logits = torch.zeros(3, 50)
+    logits[1, 7] = torch.nan
+    logits[2, 3] = torch.inf
+    draws = [Draw(SamplingParams(temperature=0.0), 0, [1], 1)] * 3
+    assert _drawn(logits, *draws) == [0, NOT_FINITE, NOT_FINITE]
+
+
+def test_what_is_not_drawn_on_the_device_is_known() -> None:
+    for params in (
+        SamplingParams(repetition_penalty=1.1),
+        SamplingParams(logprobs=1),
+        SamplingParams(min_tokens=3),
+        SamplingParams(top_k=1000),
+    ):
+        assert chance_of(Draw(params, 0, [1, 2], 2)) is None
+
+
+def _drawn(logits: Tensor, *draws: Draw) -> list[int]:
+    chances = [chance_of(draw) for draw in draws]
+    slots = [Slot(0, 0, len(draw.tokens), chance) for draw, chance in zip(draws, chances, strict=True) if chance]
+    chosen = chances_of(told(slots, len(slots)), logits.shape[-1])
+    return drawn(logits, chosen, max(slot.chance.kind for slot in slots)).tolist()
+
+
+def test_a_model_goes_resident_in_the_first_way_that_is_exact() -> None:
+    model = model_of("llama")
+    use_reference_attention(model)
+    texts = check_texts(model)
+    expected = stock_logits(model, texts)
+    forward = hook(model, native=False)
+
+    class Wrong(InTorch):
+        def attend(self, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return super().attend(q, *args, **kwargs) * 1.1
+
+    go_resident(model, forward, texts, expected, [Wrong(name="wrong"), InTorch(name="right")])
+    assert "right" in forward.description
+    assert forward.steps(rectangle_of(forward)) is not None
+    go_resident(model, forward, texts, expected, [Wrong(name="wrong")])
+    assert "step by step in torch: wrong: its logits differ" in forward.description
+    assert forward.steps(rectangle_of(forward)) is None
+
+
+def test_a_family_with_states_keeps_its_steps() -> None:
+    forward = hook(model_of("mamba2"), native=False)
+    with pytest.raises(LoadError, match="more than a token and a length"):
+        forward.go_resident(InTorch())

@@ -1,0 +1,244 @@
+"""Triton's kernels equal a plain float64 reference: through its interpreter here, and on a GPU where there is one.
+
+Where Triton is installed, they are also compiled for Hopper, which takes no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baton.kv.rectangle import Rectangle
+from baton.model.load import hook
+from baton.model.look import EVERYTHING, Look
+from baton.model.ragged import InTorch, InTriton
+from baton.model.steps import Slot, Steps, follows
+from families import model_of
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+from triton.runtime import interpreter  # noqa: E402
+
+from baton.model import triton_decode  # noqa: E402
+
+COLUMNS, CAPACITY = 200, 6
+# A row that ends in the first block, one that fills all columns, one of nobody, one in between, a first token.
+STOPS, ROWS = (9, COLUMNS, 0, 131, 1), (3, 0, 5, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[ModuleType]:
+    """The kernels as Triton's interpreter runs them; see conftest.py."""
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("kernels run on the GPU here")
+    patch = pytest.MonkeyPatch()
+    scalars, product = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_dot
+
+    def patched(tensor: Any, scope: Any) -> None:
+        # Newer numpy takes no array of one number for that number.
+        scalars(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    def dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        # It multiplies the bits of bfloat16 as if they were integers.
+        a, b = (self.create_fp_ext(x, triton.language.float32) if x.dtype.name == "bf16" else x for x in (a, b))
+        return product(self, a, b, *others)
+
+    patch.setattr(interpreter, "_patch_lang_tensor", patched)
+    patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+    yield triton_decode
+    patch.undo()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows full of numbers, and what is asked of them. `ring`: buffers have so many columns, token p is in p % C."""
+
+    dim: int = 64
+    value_dim: int = 64
+    group: int = 2
+    look: Look = EVERYTHING
+    ring: int = 0
+    sinks: bool = False
+    scale: float | None = None
+    dtype: torch.dtype = torch.float32
+    splits: int | None = 4
+    device: str = "cpu"
+    stops: tuple[int, ...] = STOPS
+
+    heads = 2
+
+    def numbers(self, *shape: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(*shape, generator=generator).to(self.dtype).to(self.device)
+
+    def run(self, module: ModuleType) -> tuple[Tensor, Tensor]:
+        """What the kernel answers, and what is right."""
+        columns = self.ring or COLUMNS
+        # More columns than are in use, as buffers have that begin each row on a page.
+        keys = self.numbers(CAPACITY, columns + 3, self.heads, self.dim, seed=0)[:, :columns]
+        values = self.numbers(CAPACITY, columns + 3, self.heads, self.value_dim, seed=1)[:, :columns]
+        q = self.numbers(len(self.stops), 1, self.heads * self.group, self.dim, seed=2).transpose(1, 2)[:, :, 0]
+        rows, stops = (torch.tensor(some, device=self.device) for some in (ROWS[: len(self.stops)], self.stops))
+        sinks = self.numbers(self.heads * self.group, seed=3) if self.sinks else None
+        scale = 1 / math.sqrt(self.dim) if self.scale is None else self.scale
+        found = module.attend(
+            q, keys, values, rows, stops, scale=scale, look=self.look, ring=self.ring > 0, sinks=sinks,
+            splits=self.splits, least=64,
+        )  # fmt: skip
+        expected = [
+            self.reference(q[at], keys[row], values[row], stop, scale, sinks)
+            for at, (row, stop) in enumerate(zip(ROWS, self.stops, strict=False))
+        ]
+        return found.double().cpu(), torch.stack(expected).cpu()
+
+    def reference(
+        self, q: Tensor, keys: Tensor, values: Tensor, stop: int, scale: float, sinks: Tensor | None
+    ) -> Tensor:
+        """One token, `[Hq, Dv]`, head by head in float64."""
+        if not stop:
+            return torch.zeros(q.shape[0], values.shape[2], dtype=torch.float64, device=q.device)
+        columns = [token % self.ring if self.ring else token for token in range(self.look.lowest(stop - 1), stop)]
+        out = []
+        for head in range(q.shape[0]):
+            k, v = keys[columns, head // self.group].double(), values[columns, head // self.group].double()
+            scores = k @ q[head].double() * scale
+            if self.look.softcap:
+                scores = self.look.softcap * (scores / self.look.softcap).tanh()
+            if sinks is not None:
+                scores = torch.cat([scores, sinks[head : head + 1].double()])
+            out.append(scores.softmax(0)[: len(columns)] @ v)
+        return torch.stack(out)
+
+
+CASES = [
+    Case(),
+    Case(group=1, splits=1),
+    Case(group=8, splits=8, scale=0.3),
+    Case(dim=80, value_dim=80, group=4),
+    Case(dim=96, value_dim=96),
+    Case(dim=128, value_dim=128, group=4, sinks=True),
+    Case(dim=256, value_dim=256, group=1, look=Look(softcap=5.0)),
+    Case(dim=16, value_dim=24, group=3),
+    Case(look=Look(window=37)),
+    Case(look=Look(window=130, softcap=2.0), sinks=True),
+    Case(look=Look(chunk=50)),
+    Case(look=Look(window=150), ring=150),
+    Case(look=Look(chunk=90), ring=90, sinks=True),
+    Case(look=Look(window=33, softcap=3.0), ring=33, group=4),
+    Case(splits=None),
+]
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_is_the_reference_in_float32(case: Case, interpreted: ModuleType) -> None:
+    check(case, interpreted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES[5:14:4], ids=str)
+def test_it_is_the_reference_in_fewer_bits(case: Case, dtype: torch.dtype, interpreted: ModuleType) -> None:
+    check(replace(case, dtype=dtype), interpreted)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_is_the_reference_on_a_gpu(case: Case, dtype: torch.dtype) -> None:
+    check(replace(case, dtype=dtype, device="cuda"), triton_decode)
+
+
+def check(case: Case, module: ModuleType) -> None:
+    found, expected = case.run(module)
+    assert bool(found.isfinite().all())
+    assert float((found - expected).norm() / expected.norm()) < TOLERANCE[case.dtype]
+    assert not found[case.stops.index(0)].any()
+
+
+def test_the_comparison_notices_a_window_that_is_wrong_by_one(interpreted: ModuleType) -> None:
+    right = Case(look=Look(window=37))
+    found, _ = right.run(interpreted)
+    _, wider = replace(right, look=Look(window=38)).run(interpreted)
+    assert float((found - wider).norm() / wider.norm()) > 100 * TOLERANCE[torch.float32]
+
+
+def test_how_a_row_is_cut_does_not_depend_on_others(interpreted: ModuleType) -> None:
+    """To the bit: the same row beside a long one and beside short ones."""
+    beside_long, _ = Case(stops=(77, COLUMNS, 3)).run(interpreted)
+    beside_short, _ = Case(stops=(77, 1, 2)).run(interpreted)
+    assert torch.equal(beside_long[0], beside_short[0])
+
+
+def test_the_number_of_splits_follows_from_shapes() -> None:
+    assert [triton_decode.splits_of(rows, 8) for rows in (1, 8, 32, 128, 512)] == [64, 64, 16, 4, 1]
+    assert triton_decode.splits_of(3, 5) == 64
+
+
+@pytest.mark.parametrize("ring", [0, 50])
+def test_tokens_go_where_torch_puts_them(ring: int, interpreted: ModuleType) -> None:
+    case = Case(dim=80, value_dim=16)
+    # The first is somebody's: torch has nobody's write what the first one does.
+    rows, stops = torch.tensor(ROWS), torch.tensor(STOPS)
+    new = (case.numbers(5, 2, 80, seed=4), case.numbers(5, 2, 1, 16, seed=5)[:, :, 0])
+    found = []
+    for body in (InTorch(), InTriton()):
+        kept = (torch.zeros(CAPACITY, ring or COLUMNS, 2, 80), torch.zeros(CAPACITY, ring or COLUMNS, 2, 16))
+        body.keep(new, kept, rows, stops, ring)
+        found.append(kept)
+    assert all(torch.equal(a, b) and bool(a.any()) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", ["mistral_window", "gpt_oss", "gemma2"])
+def test_steps_through_it_give_what_torch_gives(
+    family: str, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Interpreted programs are slow: two splits are enough to be merged.
+    monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
+    forward = hook(model_of(family), native=False)
+    found = []
+    for body in (InTorch(), InTriton()):
+        rectangle = Rectangle(
+            forward.geometry.shapes, capacity=4, columns=64, dtype=torch.float32, device=torch.device("cpu")
+        )
+        for buffer in (*rectangle.keys, *rectangle.values):
+            buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(0)))
+        steps, logits = Steps(forward._hooked, rectangle, body, capture=False), []
+        # To beyond a window.
+        for step in range(10, 14):
+            tokens = [7, 30, 99] if step == 10 else [follows(at) for at in range(3)]
+            slots = [Slot(place, token, step + 1) for place, token in zip((3, 0, 2), tokens, strict=True)]
+            logits.append(steps.launch(slots).logits.clone())
+        found.append(torch.stack(logits))
+    assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 1e-5
+
+
+def test_it_compiles_for_hopper_without_spills() -> None:
+    """In a process of its own, where kernels are not interpreted."""
+    said = subprocess.run(
+        [sys.executable, "benchmarks/triton_resources.py", "--capability", "90"],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    ).stdout
+    found = [json.loads(line) for line in said.splitlines()]
+    assert {one["kernel"] for one in found} == {"_attend_split", "_merge_splits", "_keep_tokens"}
+    for one in found:
+        assert one["stack"] == 0, one
+        # At least two programs on a multiprocessor, which has 64 Ki registers.
+        assert one["shared"] <= 114 * 1024 and one["registers"] * one["warps"] * 32 <= 32 * 1024, one
