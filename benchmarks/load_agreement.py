@@ -186,8 +186,13 @@ def peers(args: argparse.Namespace, url: str, folder: Path, seed: int) -> Measur
 
 
 def check(args: argparse.Namespace, generated: int, prompt: int, failed: int) -> None:
-    """Both must have done the same work. A paced server has no tokenizer, and counts words of a text."""
-    if failed or generated != args.queries * args.answer or (prompt != args.queries * args.prompt and not args.paced):
+    """Both must have done the same work; a random text of so many tokens may have some more when it is read again.
+
+    A paced server has no tokenizer, and counts words of a text.
+    """
+    prompts = args.queries * args.prompt
+    other = not args.paced and abs(prompt - prompts) > 0.02 * prompts
+    if failed or other or generated != args.queries * args.answer:
         sys.exit(f"{failed} queries failed; {prompt} prompt tokens and {generated} generated ones")
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/paced_server.py PORT
 
-For load generators to be held against the truth. A query's first token comes 50 to 106 ms after it, the next ones each
+For load generators to be held against the truth. A query's first token comes 50 to 98 ms after it, the next ones each
 20 ms later; both are counted from when the query came, so that nobody's delay moves what comes after it. GET /truth
 tells what a generator with eyes everywhere would have seen since the last GET /truth, and how late this server was
 itself.
@@ -15,7 +15,8 @@ import json
 import sys
 import time
 
-FIRST_SECONDS = (0.050, 0.058, 0.066, 0.074, 0.082, 0.090, 0.098, 0.106)
+# Seven, so that the median is one of them by anybody's definition.
+FIRST_SECONDS = (0.050, 0.058, 0.066, 0.074, 0.082, 0.090, 0.098)
 GAP_SECONDS = 0.020
 VOCABULARY = 250
 MODEL = "paced"
