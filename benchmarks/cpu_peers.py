@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parent.parent / "peers"
-TRACE = HERE / "peers" / "azure_conversations.csv"
+TRACE = HERE / "azure_conversations.csv"
 DTYPES = ("bfloat16", "float32", "int8")
 GGUF = {"bfloat16": "bf16", "float32": "f32", "int8": "q8_0"}
 TIME_LIMIT_SECONDS = 3600

@@ -1,6 +1,6 @@
 """Everything that an NVIDIA GPU has to show, in one command: exactness, steps against their floor, throughput, latency.
 
-Random weights at real shapes, made on the device; lengths of the Azure conversation trace's first 256 (azure_256.csv).
+Random weights at real shapes, made on the device; lengths of the Azure conversation trace's first 256 (azure_conversations.csv).
 Each part has a cap of seconds, and what does not fit the whole budget is left out by name. Results are written after
 each part as JSON and markdown. `--tiny` runs every part in small on a CPU, to find mistakes without a GPU.
 
@@ -707,7 +707,7 @@ def offline(report: Report, loaded: Loaded, asks: Sequence[Ask], args: argparse.
 
 def lengths(count: int, columns: int) -> list[tuple[int, int]]:
     """Prompt and answer of the trace's first queries, as far as a row is long."""
-    with (HERE / "azure_256.csv").open() as file:
+    with (HERE / "azure_conversations.csv").open() as file:
         rows = list(itertools.islice(csv.DictReader(file), count))
     found = []
     for row in rows:
