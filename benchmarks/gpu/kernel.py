@@ -1,0 +1,57 @@
+"""The attention kernel alone, as its programs may be laid out."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from baton.model import ragged
+from baton.model.load import Loaded
+from baton.model.look import EVERYTHING
+
+from .asks import Ask, lengths_of
+from .timing import replayed
+
+_LAUNCHES = [
+    {"BLOCK": 64, "num_warps": 4, "num_stages": 3},
+    {"BLOCK": 64, "num_warps": 4, "num_stages": 2},
+    {"BLOCK": 32, "num_warps": 4, "num_stages": 4},
+    {"BLOCK": 128, "num_warps": 4, "num_stages": 2},
+    {"BLOCK": 128, "num_warps": 8, "num_stages": 2},
+]
+
+
+def kernel(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int) -> list[dict[str, Any]]:
+    """Attention alone at this shape, as programs may be laid out, against the bytes it must read."""
+    decode, config = ragged.triton_decode, loaded.model.config
+    cuda = loaded.device.type == "cuda"
+    if decode is None or not (cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return [{"left out": "no Triton, or no GPU"}]
+    heads, dim = config.num_key_value_heads, loaded.geometry.shapes[0].key_dim
+    found = []
+    for rows in (8, 32, 128) if cuda else (2,):
+        lens = lengths_of(asks, rows, columns)
+        # Several, so that none is still in the cache when it is read again.
+        layers = [torch.randn(2, rows, columns, heads, dim, dtype=loaded.dtype, device=loaded.device) for _ in range(4)]
+        q = torch.randn(rows, config.num_attention_heads, dim, dtype=loaded.dtype, device=loaded.device)
+        places, stops = torch.arange(rows, device=loaded.device), torch.tensor(lens, device=loaded.device)
+        read = 2 * sum(lens) * heads * dim * loaded.dtype.itemsize
+        asked = (q, layers, places, stops)
+        for launch, least in itertools.product(_LAUNCHES, (128, 256)):
+            options = {"launch": launch, "least": least, "scale": dim**-0.5, "look": EVERYTHING}
+            seconds = replayed(partial(_attend_all, *asked, options), loaded.device) / len(layers)
+            one = {"rows": rows, **launch, "least": least, "splits": decode.splits_of(rows, heads)}
+            found.append({**one, "us": seconds * 1e6, "of bandwidth": read / bandwidth / seconds})
+    return sorted(found, key=lambda one: (one["rows"], one["us"]))
+
+
+def _attend_all(
+    q: torch.Tensor, layers: Sequence[torch.Tensor], places: torch.Tensor, stops: torch.Tensor, options: dict[str, Any]
+) -> None:
+    for keys, values in layers:
+        ragged.triton_decode.attend(q, keys, values, places, stops, **options)

@@ -1,0 +1,89 @@
+"""The models that are measured: real shapes with random weights, made on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from make_shape import tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from baton.model import ragged
+from baton.model.load import Loaded, hook
+from baton.model.tokenizer import ModelTokenizer
+
+
+def _llama(**changes: Any) -> Any:
+    shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    shape |= {"intermediate_size": 14336, "vocab_size": 128256, "max_position_embeddings": 8192}
+    return LlamaConfig(**{**shape, "rope_theta": 500000.0, "tie_word_embeddings": False, **changes})
+
+
+def _qwen(**changes: Any) -> Any:
+    shape = {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
+    shape |= {"head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936, "max_position_embeddings": 8192}
+    return Qwen3Config(**{**shape, "tie_word_embeddings": True, **changes})
+
+
+_TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+_TINY |= {"head_dim": 16, "intermediate_size": 96, "vocab_size": 320, "max_position_embeddings": 256}
+SHAPES: dict[str, Callable[..., Any]] = {"llama-3.1-8b": _llama, "qwen3-0.6b": _qwen}
+
+
+def build(name: str, device: torch.device, tiny: bool) -> Loaded:
+    """A model with random weights, hooked as `load` does it."""
+    config = SHAPES[name](**(_TINY if tiny else {}))
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    made = time.perf_counter() - began
+    forward = hook(model, native=device.type == "cuda")
+    if device.type == "cpu":
+        forward.go_resident(ragged.InTorch())
+    print(f"{name}: made in {made:.1f} s, hooked in {time.perf_counter() - began - made:.1f} s", flush=True)
+    print(f"{name}: {forward.description}", flush=True)
+    return Loaded(
+        name=name,
+        model=model,
+        forward=forward,
+        geometry=forward.geometry,
+        tokenizer=ModelTokenizer(tokenizer(config.vocab_size), config.vocab_size),
+        end_ids=(),
+        context_tokens=config.max_position_embeddings,
+        dtype=dtype,
+        device=device,
+        parameters=sum(p.numel() for p in model.parameters()),
+        stamp=name,
+    )
+
+
+@contextlib.contextmanager
+def stock(model: Any) -> Iterator[None]:
+    """The model with an attention of its own."""
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ours)
+
+
+def free(loaded: Loaded) -> None:
+    """Lets go of the last engine's rectangle and its graphs."""
+    way = loaded.forward._ragged
+    if way is not None:
+        loaded.forward.go_resident(way, compiled=loaded.forward._compiled)
+    collect(loaded.device)
+
+
+def collect(device: torch.device) -> None:
+    """Gives back to the device what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

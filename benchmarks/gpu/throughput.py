@@ -1,0 +1,87 @@
+"""Throughput offline, all queries at once: each policy, and what transformers does by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from baton.model.load import Loaded
+
+from .asks import Ask
+from .engine import engine_run
+from .models import free
+from .peers import continuous, static_batches
+from .results import Results
+from .steps import backend
+
+CAP = 40.0
+"""Seconds of one run; what had come by then is its figure."""
+
+
+def offline(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, tiny: bool) -> None:
+    """Each policy and each peer in turn; where there is time, the two that are compared most once more."""
+    name = f"{loaded.name}: offline"
+    turns = _Turns(results, loaded, asks, rows, columns, tiny)
+    # What a first run compiles is no part of any figure.
+    results.part(
+        f"{name}, warm-up", lambda: engine_run(loaded, asks[:8], rows=rows, columns=columns, cap=15.0), needs=20
+    )
+    bodies: list[Callable[[], Any]] = [
+        lambda: turns.run("baton"),
+        lambda: turns.compiled(),
+        lambda: turns.run("orca"),
+        lambda: turns.peer(continuous),
+        lambda: turns.peer(static_batches),
+        lambda: turns.run("run_to_completion"),
+        lambda: turns.run("baton"),
+        lambda: turns.run("orca"),
+    ]
+    for turn, body in enumerate(bodies):
+        so_far = list(turns.found)
+        results.part(name, body, needs=45)
+        if isinstance(results.found[name], dict):
+            # A part that failed or was left out must not hide those that went well.
+            results.found[f"{name}, turn {turn}"] = results.found[name]
+            results.found[name] = so_far
+
+
+@dataclass
+class _Turns:
+    """Each turn gives what all turns so far have found."""
+
+    results: Results
+    loaded: Loaded
+    asks: Sequence[Ask]
+    rows: int
+    columns: int
+    tiny: bool
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, policy: str, more: str = "") -> list[dict[str, Any]]:
+        ran = engine_run(self.loaded, self.asks, policy=policy, rows=self.rows, columns=self.columns, cap=CAP)
+        self.found.append({**ran, "policy": policy + more})
+        return self.found
+
+    def peer(self, body: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
+        self.found.append(body(self.loaded, self.asks, self.rows, 25.0))
+        free(self.loaded)
+        return self.found
+
+    def compiled(self) -> list[dict[str, Any]]:
+        """With the compiled step, where that was the faster one."""
+        times = [self._step_ms(part) for part in ("steps", "steps compiled")]
+        if not self.tiny and not 0.0 < times[1] < times[0]:
+            return self.found
+        forward = self.loaded.forward
+        way = forward._ragged
+        forward.go_resident(way, compiled=backend(self.tiny))
+        try:
+            return self.run("baton", more=" compiled")
+        finally:
+            forward.go_resident(way)
+
+    def _step_ms(self, part: str) -> float:
+        """Of as many rows as here; 0 where that was not measured."""
+        some = self.results.found.get(f"{self.loaded.name}: {part}")
+        return {one["rows"]: one["step ms"] for one in some}.get(self.rows, 0.0) if isinstance(some, list) else 0.0
