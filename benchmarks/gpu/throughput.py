@@ -44,6 +44,7 @@ def offline(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, co
             # A part that failed or was left out must not hide those that went well.
             results.found[f"{name}, turn {turn}"] = results.found[name]
             results.found[name] = so_far
+            results.write()
 
 
 @dataclass
