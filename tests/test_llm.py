@@ -133,6 +133,22 @@ def test_logprobs_are_told_by_token_as_vllms_users_know_them(llm: LLM, stock: Pr
     assert completion.cumulative_logprob == pytest.approx(sum(own))
 
 
+@pytest.mark.parametrize("policy", ["run_to_completion", "baton"])
+def test_prompts_are_told_of_where_rows_are_aligned_as_where_they_are_not(folder: Path, llm: LLM, policy: str) -> None:
+    prompts = ["hello", "h", "hello again, and again"]
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, prompt_logprobs=1)
+    with opened(folder, policy=policy, shaping="aligned", max_batch_size=3) as aligned:
+        found = aligned.generate(prompts, params)
+    for one, other in zip(found, llm.generate(prompts, params), strict=True):
+        assert one.outputs[0].token_ids == other.outputs[0].token_ids
+        assert one.prompt_logprobs is not None and other.prompt_logprobs is not None
+        assert len(one.prompt_logprobs) == len(one.prompt_token_ids)
+        for mine, theirs in zip(one.prompt_logprobs[1:], other.prompt_logprobs[1:], strict=True):
+            assert {k: v.logprob for k, v in mine.items()} == {
+                k: pytest.approx(v.logprob, abs=1e-4) for k, v in theirs.items()
+            }
+
+
 def test_logprobs_that_were_not_asked_for_are_none(llm: LLM) -> None:
     (output,) = llm.generate("hello", GREEDY)
     completion = output.outputs[0]
