@@ -8,7 +8,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,20 @@ class Answer:
             event = json.loads(line[6:])
             self.error = event.get("error")
             self.text += "".join(choice["text"] for choice in event.get("choices", ()))
+
+
+@contextmanager
+def serving() -> Iterator[Callable[..., Served]]:
+    """Makes servers; all of them are closed in the end."""
+    begun: list[Served] = []
+
+    def run(*args: Any, **kw: Any) -> Served:
+        begun.append(Served(*args, **kw))
+        return begun[-1]
+
+    yield run
+    for served in begun:
+        served.close()
 
 
 class Streams:

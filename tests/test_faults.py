@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +21,7 @@ from baton.config import make_config
 from baton.errors import SettingError
 from baton.faults import Faults, InjectedFault, from_environment
 from baton.observe.trace import read_trace
-from promises import Served, Streams, a_query, until
+from promises import Served, Streams, a_query, serving, until
 
 BAD_SEED = 666
 
@@ -39,15 +38,8 @@ def texts() -> dict[int, str]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    begun: list[Served] = []
-
-    def run(*args: Any, **kw: Any) -> Served:
-        begun.append(Served(*args, **kw))
-        return begun[-1]
-
-    yield run
-    for served in begun:
-        served.close()
+    with serving() as run:
+        yield run
 
 
 # Where one query's own trouble is, its neighbours do not notice

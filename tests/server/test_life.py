@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from promises import ROWS, Mute, Served, Streams, a_query, live, until
+from promises import ROWS, Mute, Served, Streams, a_query, live, serving, until
 
 ENDLESS = 1500
 """More tokens than any test waits for."""
@@ -19,15 +19,8 @@ ENDLESS = 1500
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Served]]:
-    begun: list[Served] = []
-
-    def run(*args: Any, **kw: Any) -> Served:
-        begun.append(Served(*args, **kw))
-        return begun[-1]
-
-    yield run
-    for served in begun:
-        served.close()
+    with serving() as run:
+        yield run
 
 
 # Time limits
