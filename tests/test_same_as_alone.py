@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from baton.compose import POLICIES
+from baton.kv import aligned
 from baton.model.aligned import Aligned
 from baton.model.attention import Decode, Fill
 from baton.policy.baton import Baton
 from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
-from families import FAMILIES, model_of
+from families import CONTEXT, FAMILIES, model_of
 
 Record = Callable[[str, object], None]
 QUERIES = 14
@@ -98,6 +100,34 @@ def test_rows_aligned_at_their_ends_give_the_same(family: str, policy: str, orac
         assert worst_difference(crowd, query, logits) <= TOLERANCE
     assert min(shaken.moves.values()) > 0
     assert crowd.engine.kv_bytes_used == 0
+
+
+@pytest.mark.parametrize("policy", ["baton", "run_to_completion"])
+def test_aligned_rows_that_reach_the_right_edge_give_the_same(
+    policy: str, oracle: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two of which one's prompt and the other's answer are together longer than either, and just room for either.
+    def over(pair: tuple) -> int:
+        (a, *_), (b, *_) = pair
+        return len(a.prompt) + b.limit_tokens - max(len(query.prompt) + query.limit_tokens for query in (a, b))
+
+    expected = max(itertools.permutations(oracle["llama"], 2), key=over)
+    wide = max(len(query.prompt) + query.limit_tokens for query, _, _ in expected)
+    monkeypatch.setattr(aligned, "ALIGNED_SPARE", wide - CONTEXT)
+    at_the_edge: list[bool] = []
+    right = aligned.AlignedRectangle.make_room
+
+    def make_room(self: aligned.AlignedRectangle, counts: dict[int, int]) -> int:
+        at_the_edge.append(any(self.lens) and self.end + max(counts.values()) > wide)
+        return right(self, counts)
+
+    monkeypatch.setattr(aligned.AlignedRectangle, "make_room", make_room)
+    crowd = crowd_of(model_of("llama"), POLICIES[policy](), aligned=True)
+    crowd.run([query for query, _, _ in expected])
+    for query, tokens, logits in expected:
+        assert crowd.tokens(query.id) == tokens
+        assert worst_difference(crowd, query, logits) <= TOLERANCE
+    assert any(at_the_edge)
 
 
 def total(expected: list[tuple[Query, list[int], Tensor]]) -> int:

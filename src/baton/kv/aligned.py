@@ -25,8 +25,8 @@ def keeping_all(shapes: Sequence[LayerShape]) -> list[LayerShape]:
 class AlignedRectangle(Rectangle):
     """Token p of a row sits in column `starts[row]` + p; rows that are fed together end together, at `end`.
 
-    Columns before the longest row's start are of nobody: they are dropped, by a shift of all rows, when `end` runs into
-    the right edge, `ALIGNED_SPARE` columns beyond the longest text. A row keeps a whole row's memory.
+    Columns before the longest row's start are of nobody: rows move over them when `end` runs into the right edge,
+    `ALIGNED_SPARE` columns beyond the longest text. A row keeps a whole row's memory.
     Only for layers that keep every token (`keeping_all`), and no states.
     """
 
@@ -75,12 +75,10 @@ class AlignedRectangle(Rectangle):
         """
         if not self._holding():
             self.end = 0
-        most = max(counts.values())
-        if self.end + most > self.columns + ALIGNED_SPARE:
-            self._shift(-self.first)
-        longest = max(self.lens[row] + count for row, count in counts.items())
-        # Where a long prompt joins long rows, they end where the longest text will.
-        end = self.end + most if self.end + most <= self.columns + ALIGNED_SPARE else longest
+        end = self.end + max(counts.values())
+        if end > self.columns + ALIGNED_SPARE:
+            # No room to the right: all move to the front, over the columns of nobody.
+            end = max(self.lens[row] + count for row, count in counts.items())
         for row, count in counts.items():
             self._slide(row, end - count - self.lens[row])
         return end
@@ -89,7 +87,7 @@ class AlignedRectangle(Rectangle):
         return [row for row, count in enumerate(self.lens) if count]
 
     def _shift(self, by: int) -> None:
-        """All rows move right by so many columns, or left where that is negative: every key and value is copied."""
+        """All rows move right by so many columns: every key and value is copied."""
         first, rows = self.first, slice(0, max(self._holding()) + 1)
         for buffer in self._buffers:
             buffer.tensor[rows, first + by : self.end + by] = buffer.tensor[rows, first : self.end].clone()

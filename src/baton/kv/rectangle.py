@@ -2,7 +2,7 @@
 
 Token p of a row sits in column p; in a layer with a window of W tokens, in column p % W of a ring of W columns. Nothing
 is ever shifted: position ids and masks follow from the rows' lengths. Recurrent layers keep states `[rows, ...]`.
-This is the paper's vector shaping (BATON, section 4) without its shared write column, see docs/lab-notes.md.
+This is the paper's vector shaping (BATON, section 4) without its shared write column; `kv/aligned.py` has that one.
 """
 
 from __future__ import annotations
