@@ -2,8 +2,9 @@
 
 Random weights at real shapes, made on the device; lengths of the Azure conversation trace's first 256
 (azure_conversations.csv). Each part, a module of `gpu/`, has a cap of seconds, and what does not fit the whole budget
-is left out by name. Results are written after each part as JSON and markdown. `--tiny` runs every part in small on a
-CPU, to find mistakes without a GPU.
+is left out by name. Parts of one stage share a process, since a mistake on a GPU takes with it whatever comes after it
+there. Results are written after each part as JSON and markdown. `--tiny` runs every part in small on a CPU, to find
+mistakes without a GPU.
 
     python benchmarks/on_cuda.py --out "$OUT" --budget 460
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 import torch
@@ -22,34 +24,43 @@ from gpu.kernel import kernel
 from gpu.latency import online
 from gpu.machine import machine
 from gpu.memory import memory
-from gpu.models import SHAPES, build, collect
+from gpu.models import SHAPES, build
 from gpu.results import Results
 from gpu.steps import backend, steps
 from gpu.throughput import offline
 
 from baton.model.load import Loaded
 
+MACHINE = "machine"
 PARTS = ("machine", "exact", "kernel", "steps", "offline", "online", "memory")
 
 
 def main() -> None:
     args = _arguments()
     transformers.logging.set_verbosity_error()
+    if args.stage:
+        one_stage(Results(args.out, args.budget, args.stage), args)
+        return
+    results = Results(args.out, args.budget)
+    for stage in (MACHINE, *args.models):
+        results.stage(stage, [sys.executable, *sys.argv])
+    print((args.out / "cuda.md").read_text())
+
+
+def one_stage(results: Results, args: argparse.Namespace) -> None:
+    """What is measured in a process of its own; it finds there what earlier ones found."""
     device = torch.device("cpu" if args.tiny else "cuda")
     if args.tiny:
         args.rows, args.columns, args.queries = 4, 96, 6
-    results = Results(args.out, args.budget)
-    bandwidth = 4.3e12
-    if "machine" in args.parts:
-        results.part("machine", lambda: machine(device), needs=10)
-        bandwidth = results.found["machine"].get("copy GB/s", 4300.0) * 1e9
-    if "exact" in args.parts:
-        results.part("exact", lambda: exact(args.tiny), needs=60)
-    for name in args.models:
-        with contextlib.suppress(Exception):
-            one_model(results, args, name, device, bandwidth)
-        collect(device)
-    print((args.out / "cuda.md").read_text())
+    if args.stage == MACHINE:
+        if "machine" in args.parts:
+            results.part("machine", lambda: machine(device), needs=10)
+        if "exact" in args.parts:
+            results.part("exact", lambda: exact(args.tiny), needs=60)
+        return
+    bandwidth = results.known("machine").get("copy GB/s", 4300.0) * 1e9
+    with contextlib.suppress(Exception):
+        one_model(results, args, args.stage, device, bandwidth)
 
 
 def one_model(results: Results, args: argparse.Namespace, name: str, device: torch.device, bandwidth: float) -> None:
@@ -93,6 +104,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--columns", type=int, default=4736)
     parser.add_argument("--queries", type=int, default=256)
     parser.add_argument("--tiny", action="store_true", help="small models on the CPU: a test of this file")
+    parser.add_argument("--stage", help="this one alone, in this process")
     return parser.parse_args()
 
 

@@ -1,24 +1,30 @@
-"""The results of all parts so far, as JSON and markdown, within a budget of seconds."""
+"""The results of all parts so far, as JSON and markdown, within a budget of seconds; of stages each in its process."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from report import table
 
+WHOLE = "cuda"
+# Seconds between the end of a stage's own budget and its being killed.
+_GRACE = 15.0
+
 
 @dataclass
 class Results:
-    """`found` is written after each part. `budget`: seconds from the start on."""
+    """`found` is written after each part, to files of this `name`. `budget`: seconds from the start on."""
 
     out: Path
     budget: float
+    name: str = WHOLE
     found: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
@@ -40,10 +46,38 @@ class Results:
         print(f"[{time.perf_counter() - self.began:6.1f} s] {name} ({seconds:.1f} s): {self.found[name]}", flush=True)
         self.write()
 
+    def stage(self, name: str, command: Sequence[str]) -> None:
+        """Runs the command with `--stage NAME` and what is left of the budget, and takes over what it has found.
+
+        However it ended: what it had written by then counts.
+        """
+        if self.left < _GRACE:
+            self.found[name] = {"left out": f"{self.left:.0f} s left"}
+        else:
+            budget, file = self.left - _GRACE, self.out / f"{name}.json"
+            file.unlink(missing_ok=True)
+            try:
+                code = subprocess.run([*command, "--stage", name, "--budget", f"{budget:.0f}"], timeout=self.left)
+                ended = "" if code.returncode == 0 else f"the process ended with {code.returncode}"
+            except subprocess.TimeoutExpired:
+                ended = "the process was still running when its time was over"
+            self.found |= json.loads(file.read_text()) if file.exists() else {}
+            if ended:
+                self.found[f"{name}: ended"] = {"failed": ended}
+        self.write()
+
+    def known(self, part: str) -> dict[str, Any]:
+        """What a stage before this one found."""
+        file = self.out / f"{WHOLE}.json"
+        found: dict[str, Any] = json.loads(file.read_text()).get(part, {}) if file.exists() else {}
+        return found
+
     def write(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "cuda.json").write_text(json.dumps(self.found, indent=1, default=str))
-        (self.out / "cuda.md").write_text("\n\n".join(_markdown(name, value) for name, value in self.found.items()))
+        (self.out / f"{self.name}.json").write_text(json.dumps(self.found, indent=1, default=str))
+        if self.name == WHOLE:
+            text = "\n\n".join(_markdown(name, value) for name, value in self.found.items())
+            (self.out / f"{WHOLE}.md").write_text(text)
 
 
 def _markdown(name: str, value: Any) -> str:

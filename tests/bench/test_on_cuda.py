@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gpu.results import Results
+
 ROOT = Path(__file__).parents[2]
 PARTS = ("machine", "kernel", "steps", "offline", "online", "memory")
 
@@ -34,3 +36,13 @@ def test_every_part_runs_in_small(tmp_path: Path) -> None:
     assert len({one["tokens"] for one in offline}) == 1 and all(one["whole"] for one in offline)
     assert {part.split(": ")[-1] for part in found} >= {"machine", "steps", "steps compiled", "online", "memory"}
     assert "| baton |" in (tmp_path / "cuda.md").read_text()
+
+
+def test_what_a_stage_found_before_it_died_counts_and_others_go_on(tmp_path: Path) -> None:
+    results = Results(tmp_path, budget=60.0)
+    body = "import sys, os; open(sys.argv[1], 'w').write('{\"part\": {\"ms\": 1.5}}'); os.abort()"
+    results.stage("first", [sys.executable, "-c", body, str(tmp_path / "first.json")])
+    results.stage("second", [sys.executable, "-c", ""])
+    assert results.found == {"part": {"ms": 1.5}, "first: ended": {"failed": "the process ended with -6"}}
+    assert json.loads((tmp_path / "cuda.json").read_text()) == results.found
+    assert Results(tmp_path, 60.0, "second").known("part") == {"ms": 1.5}
