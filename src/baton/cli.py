@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -20,23 +19,13 @@ import click
 from baton import __version__
 from baton.config import Config, load_config
 from baton.errors import BatonError, RequestError, SettingError
+from baton.flags import LOADING, OF_THE_BATCH, SERVING, WithLimits, settings, workload
 from baton.limits import Limits, flag_of, table
 from baton.query import SamplingParams
 
 if TYPE_CHECKING:
     from baton.chat.remote import Remote
 
-# Settings of the server, which other verbs do not have.
-_LIMITS = frozenset(known.name for known in dataclasses.fields(Limits))
-_ACCESS = {"host", "port", "api_key", "api_key_file", "allowed_host", "cors_origin"}
-_SERVING = _LIMITS | _ACCESS | {"served_model_name", "drain_timeout", "hang_timeout", "max_stall_ms", "metrics_compat"}
-# Settings that the check chooses by itself.
-_OF_THE_BATCH = frozenset(
-    {"max_batch_size", "max_model_len", "policy", "prefill_chunk", "prefix_cache", "deterministic"}
-)
-# Settings of the model that is loaded.
-_LOADING = frozenset({"dtype", "device", "quantize", "compile", "threads", "trust_remote_code"})
-_Command = Callable[..., Any]
 # What click raises from 8.2 on where no verb is given; its message is the help.
 _NO_VERB: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
@@ -65,57 +54,8 @@ def cli() -> None:
     """Runs stock Hugging Face models through one running batch that is re-batched at every iteration."""
 
 
-def _settings(without: frozenset[str] = frozenset()) -> Callable[[_Command], _Command]:
-    """Gives a command MODEL and one flag per field of Config; what was not given stays None, so that others hold."""
-
-    def add(command: _Command) -> _Command:
-        # What click is given last it shows first; a dataclass has its base's fields first.
-        for known in sorted(reversed(dataclasses.fields(Config)), key=lambda known: known.name not in _LIMITS):
-            if known.name not in {"model", *without}:
-                command = _flag(known)(command)
-        command = click.option("--config", "config_file", metavar="FILE.toml", help="Settings from a file.")(command)
-        return click.argument("model", required=False)(command)
-
-    return add
-
-
-def _flag(known: dataclasses.Field[Any]) -> Callable[[_Command], _Command]:
-    flag = flag_of(known.name)
-    if isinstance(known.default, bool):
-        # What is on by itself can be turned off.
-        names = f"{flag}/--no-{flag.removeprefix('--')}" if known.default else flag
-        return click.option(names, known.name, is_flag=True, default=None, help=known.metadata["help"])
-    many = known.default == ()
-    shown = "" if known.default in (None, ()) else f"  [default: {known.default}]"
-    choices = known.metadata.get("choices")
-    metavar = "|".join(choices) if choices else _metavar(known)
-    text = known.metadata["help"] + shown
-    return click.option(flag, known.name, default=None, multiple=many, metavar=metavar, help=text)
-
-
-class _WithLimits(click.Command):
-    """Shows the limits in a section of their own, behind the other options."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Limits": []}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and not isinstance(param, click.Argument):
-                sections["Limits" if param.name in _LIMITS else "Options"].append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-def _metavar(known: dataclasses.Field[Any]) -> str:
-    if known.metadata.get("size"):
-        return "SIZE"
-    kinds = {int: "N", float: "SECONDS" if "Seconds" in known.metadata["help"] else "NUMBER"}
-    return kinds.get(type(known.default), known.name.split("_")[-1].upper())
-
-
-@cli.command(cls=_WithLimits, epilog="Example:  baton serve Qwen/Qwen3-0.6B --max-batch-size 16 --port 8000")
-@_settings()
+@cli.command(cls=WithLimits, epilog="Example:  baton serve Qwen/Qwen3-0.6B --max-batch-size 16 --port 8000")
+@settings()
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answers the OpenAI API over HTTP, with a chat page at /.
 
@@ -129,7 +69,7 @@ def serve(config_file: str | None, **flags: Any) -> None:
 
 
 @cli.command(epilog='Example:  baton generate -p "What is 17 + 25?" -p "Is 2048 a leap year?"')
-@_settings(without=_SERVING)
+@settings(without=SERVING)
 @click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; may be given many times.")
 @click.option("-f", "--file", "source", type=click.File("r"), help="Prompts, one a line; - is stdin.")
 @click.option(
@@ -172,7 +112,7 @@ def generate(
 
 
 @cli.command(epilog="Example:  baton chat http://127.0.0.1:8000 --temperature 0.7")
-@_settings(without=_SERVING)
+@settings(without=SERVING)
 @click.option("--api-key", default=None, metavar="KEY", help="Key of the server.  [default: $BATON_API_KEY]")
 @click.option("--model-name", default=None, metavar="NAME", help="The server's model.  [default: the first it lists]")
 @click.option("--system", default=None, metavar="TEXT", help="What the model is told before all else.")
@@ -225,7 +165,7 @@ def _server(url: str, api_key: str | None, model: str | None) -> Remote:
 
 
 @cli.command(epilog="Example:  baton check Qwen/Qwen3-0.6B --dtype bfloat16")
-@_settings(without=_SERVING | _OF_THE_BATCH)
+@settings(without=SERVING | OF_THE_BATCH)
 @click.option("--tokens", type=click.IntRange(2), default=16, show_default=True, help="Tokens that each query answers.")
 @click.option("--longest", type=int, default=1024, show_default=True, help="Most tokens of a prompt.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
@@ -257,35 +197,11 @@ def info(as_json: bool, limits_wanted: bool, **flags: Any) -> None:
     run_info(config, as_json)
 
 
-_WORKLOAD = (
-    click.option("--workload", metavar="FILE", help="Queries of a trace: Azure or BurstGPT CSV, Mooncake JSON lines."),
-    click.option("--queries", type=click.IntRange(1), default=32, show_default=True, help="How many."),
-    click.option("--prompt", metavar="LENGTH", help="Without a trace: tokens.  [default: lognormal:100,0.8]"),
-    click.option("--answer", metavar="LENGTH", help="Without a trace: tokens.  [default: lognormal:60,0.8]"),
-    click.option("--arrivals", help="Without a trace: at-once, poisson:RATE, bursty:RATE,CV.  [default: at-once]"),
-    click.option("--shared-prefix", type=click.IntRange(1), help="Tokens that prompts begin with in common."),
-    click.option("--prefixes", type=click.IntRange(1), help="How many such beginnings there are.  [default: 1]"),
-    click.option("--turns", type=click.IntRange(1), help="Each query is a conversation of so many.  [default: 1]"),
-    click.option("--max-prompt", type=click.IntRange(1), default=None, help="Longer prompts are cut."),
-    click.option("--max-answer", type=click.IntRange(1), default=None, help="Longer answers are cut."),
-    click.option("--mode", type=click.Choice(["offline", "timed", "closed"]), default="offline", show_default=True),
-    click.option("--factor", type=float, default=1.0, help="The workload's rate times this, with --mode timed."),
-    click.option("--at-once", type=click.IntRange(1), default=8, help="Queries at a time, with --mode closed."),
-)
-
-
-def _workload(command: _Command) -> _Command:
-    """Gives a command what says which queries are asked, and when."""
-    for option in reversed(_WORKLOAD):
-        command = option(command)
-    return command
-
-
 @cli.command(epilog="Example:  baton bench --workload azure.csv --queries 64 --policies orca,baton --json new.json")
-@_settings(without=_SERVING | {"policy", "trace"})
+@settings(without=SERVING | {"policy", "trace"})
 @click.option("--policies", default="run_to_completion,orca,baton", show_default=True, help="Which to compare.")
 @click.option("--vary", multiple=True, metavar="SETTING=A,B", help="Also with each of these values; may be repeated.")
-@_workload
+@workload
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each, alternated.")
 @click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
 @click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
@@ -303,16 +219,14 @@ def bench(config_file: str | None, **options: Any) -> None:
     --in-turn makes the runs iteration by iteration in turn with another `baton bench` of the same PORT, started beside
     this one: `baton compare` then finds small changes on noisy machines, too.
     """
-    known = {field.name for field in dataclasses.fields(Config)}
-    config = _config({name: value for name, value in options.items() if name in known}, config_file)
+    config, asked = _parted(options, config_file)
     from baton.benchmark import run_bench
 
-    asked = {name: value for name, value in options.items() if name not in known}
     run_bench(config, {**asked, "seed": config.seed})
 
 
 @cli.command(epilog="Example:  baton tune Qwen/Qwen3-0.6B --goal-ms 50 --json costs.json")
-@_settings(without=_SERVING | {"policy", "trace"})
+@settings(without=SERVING | {"policy", "trace"})
 @click.option("--goal-ms", type=click.FloatRange(0.001), default=None, help="Most milliseconds between two tokens.")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a usual query.")
 @click.option("--answer-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of a usual query.")
@@ -324,20 +238,19 @@ def tune(config_file: str | None, **options: Any) -> None:
     Iterations are measured by rows and by tokens of prompts, through an engine with a client that listens; from these
     come throughput and latency for queries of the given lengths.
     """
-    known = {field.name for field in dataclasses.fields(Config)}
-    config = _config({name: value for name, value in options.items() if name in known}, config_file)
+    config, asked = _parted(options, config_file)
     from baton.tune import run_tune
 
-    run_tune(config, {name: value for name, value in options.items() if name not in known})
+    run_tune(config, asked)
 
 
 @cli.command(epilog="Example:  baton simulate --costs costs.json --queries 10000 --policies orca,baton")
-@_settings(without=_SERVING | _LOADING | {"policy", "trace"})
+@settings(without=SERVING | LOADING | {"policy", "trace"})
 @click.option("--costs", required=True, metavar="FILE", help="What forwards cost, as `baton tune --json` writes it.")
 @click.option("--memory", type=int, default=64 * 2**30, show_default=True, help="Bytes that are free for rows.")
 @click.option("--policies", default="run_to_completion,orca,baton", show_default=True, help="Which to compare.")
 @click.option("--vary", multiple=True, metavar="SETTING=A,B", help="Also with each of these values; may be repeated.")
-@_workload
+@workload
 @click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
 @click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
 @click.option("--json", "json_file", type=click.Path(), help="All figures.")
@@ -346,11 +259,10 @@ def simulate(config_file: str | None, **options: Any) -> None:
 
     The engine and the policies are those that serve; only a forward is a number of seconds.
     """
-    known = {field.name for field in dataclasses.fields(Config)}
-    config = _config({name: value for name, value in options.items() if name in known}, config_file)
+    config, asked = _parted(options, config_file)
     from baton.simulate import run_simulate
 
-    run_simulate(config, {**{name: value for name, value in options.items() if name not in known}, "seed": config.seed})
+    run_simulate(config, {**asked, "seed": config.seed})
 
 
 @cli.command(epilog="Example:  baton compare before.json after.json")
@@ -381,7 +293,7 @@ def compare(first: str, second: str, tolerance: float, as_json: bool) -> None:
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with new prompts.")
 @click.option("--json", "json_file", type=click.Path(), help="All figures, for `baton compare`.")
 @click.option("--append", is_flag=True, help="Adds the runs to those in the --json file, if it is there.")
-@_workload
+@workload
 def load(url: str, **options: Any) -> None:
     """Puts a workload to any OpenAI-compatible server and measures what comes.
 
@@ -437,6 +349,13 @@ def _config(flags: dict[str, Any], config_file: str | None) -> Config:
     for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return config
+
+
+def _parted(options: dict[str, Any], config_file: str | None) -> tuple[Config, dict[str, Any]]:
+    """The settings among a verb's options, and those that are its own."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    config = _config({name: value for name, value in options.items() if name in known}, config_file)
+    return config, {name: value for name, value in options.items() if name not in known}
 
 
 def _lines(source: TextIO | None, *, wanted: bool) -> list[str]:

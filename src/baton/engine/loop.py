@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baton.clock import Clock
-from baton.engine.client import Stats
 from baton.engine.engine import Engine
 from baton.engine.inbox import Deliver, Inbox
+from baton.engine.port import Stats
 from baton.engine.watchdog import Watchdog
 from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
 from baton.events import QueryRejected, Sink, Update

@@ -1,0 +1,113 @@
+"""What the engine's client stands on: a tokenizer, a compiler of forms and the engine's loop; and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from baton.constraint import Constraint, Form
+from baton.engine.inbox import Deliver
+from baton.events import Slots
+from baton.policy.port import NO_COSTS, Costs
+from baton.query import Query
+
+Message = Mapping[str, Any]
+"""One turn of a conversation: `role` and `content`, and what else a chat template knows."""
+Tool = Mapping[str, Any]
+"""As OpenAI writes it: `{"type": "function", "function": {"name": ..., "parameters": {...}}}`."""
+
+
+class Tokenizer(Protocol):
+    """What the engine's clients need of a tokenizer; its body is `model/tokenizer.py`. Safe to call from any thread."""
+
+    vocabulary: int
+    kind: str
+    """The name of its class."""
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Which special token is what: its name by "bos_token", "eos_token" and so on."""
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """Ids of all special tokens by their names."""
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """`special`: with those tokens that the tokenizer adds to a text by itself."""
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+        """The prompt of a conversation, ending where the assistant's turn begins. Raises RequestError."""
+
+    def chat_template(self, *, tools: bool) -> str | None:
+        """The source of the template that conversations are written by, with tools or without."""
+
+    def token(self, name: str) -> int | None:
+        """The one token of this name, None where there is none."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def piece(self, token_id: int) -> bytes:
+        """What this token adds to a text, in UTF-8; a special token's name. It may end inside a character."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How the engine is now, and what it did since its start. Bytes, tokens, seconds.
+
+    `submitted`: queries that were admitted, which is the live ones and all `outcomes` together.
+    """
+
+    running: int
+    waiting: int
+    prefilling: int
+    ready: int
+    preempted: int
+    rows: int
+    rows_occupied: int
+    columns: int
+    kv_bytes_used: int
+    kv_bytes_budget: int
+    iterations: int
+    prompt_tokens: int
+    generated_tokens: int
+    insertions: int
+    preemptions: int
+    slots: Slots
+    outcomes: Mapping[str, int]
+    last_iteration_age_seconds: float
+    pool_bytes_used: int = 0
+    pool_bytes_budget: int = 0
+    prefix_bytes_used: int = 0
+    prefix_cached_tokens: int = 0
+    submitted: int = 0
+    costs: Costs = NO_COSTS
+
+
+class Compiler(Protocol):
+    """Makes constraints of forms; its body is `grammar/compiler.py`. Safe to call from any thread, which waits."""
+
+    def compile(self, form: Form) -> Constraint:
+        """Raises RequestError or QueueFull."""
+
+    def prepare(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Loop(Protocol):
+    """The running engine, as seen from other threads; its body is `engine/loop.py`."""
+
+    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None: ...
+
+    def check_room(self, count: int) -> None: ...
+
+    def cancel(self, query_ids: Sequence[str]) -> None: ...
+
+    def stats(self) -> Stats: ...
+
+    def not_ready(self) -> str | None: ...
+
+    def drain(self, timeout_seconds: float) -> bool: ...
+
+    def close(self) -> None: ...
