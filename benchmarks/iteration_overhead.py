@@ -36,7 +36,7 @@ from baton.config import Config, resolve
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.kv.rectangle import LayerShape
-from baton.model.forward import Ran
+from baton.model.feeder import Ran
 from baton.model.look import Span
 from baton.model.sample import Draw, Sampler
 from baton.model.tokenizer import ModelTokenizer

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from baton.model import triton_decode
+from baton.model import triton_decode, triton_kernels
 
 SHAPES = [("bf16", 64), ("bf16", 80), ("bf16", 128), ("bf16", 256), ("fp16", 128), ("fp32", 64), ("fp32", 128)]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -42,11 +42,11 @@ def kernels(dim: int, float32: bool) -> Iterator[tuple[Any, dict[str, Any], dict
     value = {"VALUE_DIM": dim, "PAD_VALUE": padded}
     seen = {"WINDOW": 0, "CHUNK": 0, "RING": False, "SPLITS": 16, "LEAST": 128, "BLOCK": block}
     group = {"GROUP": 4, "PAD_GROUP": 16, "SOFTCAP": False, "PRECISION": "ieee"}
-    yield triton_decode._attend_split, {"DIM": dim, "PAD_DIM": padded, **value, **seen, **group}, launch
+    yield triton_kernels.attend_split, {"DIM": dim, "PAD_DIM": padded, **value, **seen, **group}, launch
     rings = {"WINDOW": 512, "RING": True, "SOFTCAP": True}
-    yield triton_decode._attend_split, {"DIM": dim, "PAD_DIM": padded, **value, **seen, **group, **rings}, launch
-    yield triton_decode._merge_splits, {**value, **seen, "SINKS": True}, {"num_warps": 4}
-    yield triton_decode._keep_tokens, {"DIM": dim, "PAD_DIM": padded, **value, "RING_COLUMNS": 512}, {"num_warps": 1}
+    yield triton_kernels.attend_split, {"DIM": dim, "PAD_DIM": padded, **value, **seen, **group, **rings}, launch
+    yield triton_kernels.merge_splits, {**value, **seen, "SINKS": True}, {"num_warps": 4}
+    yield triton_kernels.keep_tokens, {"DIM": dim, "PAD_DIM": padded, **value, "RING_COLUMNS": 512}, {"num_warps": 1}
 
 
 def resources(

@@ -11,10 +11,11 @@ import torch
 from baton.errors import LoadError
 from baton.kv.rectangle import LayerShape
 from baton.model.attention import Decode, Look
-from baton.model.forward import Forward, Way
+from baton.model.forward import Forward
 from baton.model.load import hook
 from baton.model.probe import probe
 from baton.model.selfcheck import check_texts, self_check, stock_logits
+from baton.model.way import Way
 from families import WINDOW, Family, bare_model, model_of
 
 ALL = Look()

@@ -15,7 +15,7 @@ from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model.draw import Draw
 from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, drawn
-from baton.model.forward import Forward, Way
+from baton.model.forward import Forward
 from baton.model.hooked import Hooked
 from baton.model.load import go_resident, hook
 from baton.model.look import Span
@@ -23,6 +23,7 @@ from baton.model.ragged import InTorch
 from baton.model.sample import Sampler
 from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention
 from baton.model.steps import Chance, Launched, Slot, Steps, chance_of, chances_of, follows, told
+from baton.model.way import Way
 from baton.query import SamplingParams
 from families import _COMMON, CONTEXT, FAMILIES, model_of
 

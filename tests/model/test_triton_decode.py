@@ -23,7 +23,7 @@ from torch import Tensor
 from baton.kv.rectangle import Rectangle
 from baton.model.load import hook
 from baton.model.look import EVERYTHING, Look
-from baton.model.ragged import InTorch, InTriton
+from baton.model.ragged import InTorch, InTriton, Places
 from baton.model.steps import Slot, Steps, follows
 from families import model_of
 
@@ -197,7 +197,7 @@ def test_tokens_go_where_torch_puts_them(ring: int, interpreted: ModuleType) -> 
     found = []
     for body in (InTorch(), InTriton()):
         kept = (torch.zeros(CAPACITY, ring or COLUMNS, 2, 80), torch.zeros(CAPACITY, ring or COLUMNS, 2, 16))
-        body.keep(new, kept, rows, stops, ring)
+        body.keep(new, kept, Places(rows, stops, ring, COLUMNS))
         found.append(kept)
     assert all(torch.equal(a, b) and bool(a.any()) for a, b in zip(*found, strict=True))
 
@@ -237,7 +237,7 @@ def test_it_compiles_for_hopper_without_spills() -> None:
         cwd=Path(__file__).parents[2],
     ).stdout
     found = [json.loads(line) for line in said.splitlines()]
-    assert {one["kernel"] for one in found} == {"_attend_split", "_merge_splits", "_keep_tokens"}
+    assert {one["kernel"] for one in found} == {"attend_split", "merge_splits", "keep_tokens"}
     for one in found:
         assert one["stack"] == 0, one
         # At least two programs on a multiprocessor, which has 64 Ki registers.

@@ -16,7 +16,8 @@ from baton.errors import LoadError
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import Rectangle
 from baton.model.attention import Padded
-from baton.model.forward import Forward, Ran
+from baton.model.feeder import Ran
+from baton.model.forward import Forward
 from baton.model.look import Look, Span
 from baton.model.sdpa import attention
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
 from baton.model.attention import Padded, Shape
+from baton.model.feeder import Ran
 from baton.model.hooked import Hooked
 from baton.model.look import Span, cut, wanted_tokens, with_padding
 from baton.model.probe import Geometry
@@ -24,83 +23,12 @@ from baton.model.program import Program
 from baton.model.ragged import Ragged
 from baton.model.shape import on_device
 from baton.model.steps import BUCKETS, Slot, Steps
+from baton.model.way import DESCRIPTIONS, Way
 
 # Tokens of a prompt that are fed at once where shapes are fixed.
 GRID = 64
 # A native call takes at most so many tokens at once, where it can be divided: their values stay in the cache.
 PASS = 512
-
-
-class Way(StrEnum):
-    """How a stock model is run over rows of different lengths; `model/load.py` takes the first that is exact.
-
-    RECTANGLE: its attention is ours, and reads the rectangle as it lies.
-    LATENTS: its attention is ours, over columns that its layers expand (multi-head latent attention).
-    MASKED: its attention is its own, over the rows' columns and a mask.
-    SINGLY: its attention is its own, each row in a call of its own.
-    """
-
-    RECTANGLE = "rectangle"
-    LATENTS = "latents"
-    MASKED = "masked"
-    SINGLY = "singly"
-
-    @property
-    def ours(self) -> bool:
-        return self in (Way.RECTANGLE, Way.LATENTS)
-
-
-_DESCRIPTIONS = {
-    Way.RECTANGLE: "our attention over ragged rows",
-    Way.LATENTS: "our attention over latents that each layer expands",
-    Way.MASKED: "its own attention, rows masked, prompts one by one",
-    Way.SINGLY: "its own attention, one row after the other (it cannot be batched exactly)",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """How a forward was laid out: KV columns that attention read, and slots per row where rows were padded, or 0.
-
-    `empty_rows`: slots that were computed for no row at all. `commit` makes the result last: until it is called, what
-    rows hold is as before, and the forward may be repeated.
-    """
-
-    columns_read: int
-    padded_to: int
-    empty_rows: int
-    commit: Callable[[], None]
-
-
-class Feeder(Protocol):
-    """What rows are fed by. One thread calls it, its engine's.
-
-    `native`: whether a step is one native call, which finds rows by `Rectangle.places`.
-    `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
-    `near_limit`: a row whose text grows longer than so many tokens is to be computed anew, as `far`; None for most.
-    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fix_shapes`.
-    """
-
-    @property
-    def native(self) -> bool: ...
-    @property
-    def whole_prompts(self) -> bool: ...
-    @property
-    def near_limit(self) -> int | None: ...
-    @property
-    def grid(self) -> int: ...
-
-    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """One token per row: logits `[n, vocabulary]` in float32."""
-
-    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """Any number of tokens per row: logits `[kept, vocabulary]` in float32 of each span's last.
-
-        Of all tokens of a span that wants `every`.
-        """
-
-    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
 
 
 class Forward:
@@ -132,7 +60,7 @@ class Forward:
     @property
     def description(self) -> str:
         """How the model is run, for people."""
-        parts = [_DESCRIPTIONS[self.way]]
+        parts = [DESCRIPTIONS[self.way]]
         rings = sorted({shape.window for shape in self.geometry.shapes if shape.window})
         if rings:
             parts.append(f"rings of {', '.join(map(str, rings))} tokens")

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from baton.config import ALIGNED, AUTO, Config
 from baton.errors import LoadError, SettingError
-from baton.model.forward import Forward, Way
+from baton.model.forward import Forward
 from baton.model.lower import lower
 from baton.model.probe import Geometry, own_words, probe
 from baton.model.program import Program
@@ -27,6 +27,7 @@ from baton.model.ragged import ways as ragged_ways
 from baton.model.record import record
 from baton.model.selfcheck import INT8_TOLERANCE, check_texts, self_check, stock_logits, use_reference_attention
 from baton.model.tokenizer import ModelTokenizer
+from baton.model.way import Way
 
 Told = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""

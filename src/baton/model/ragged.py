@@ -7,7 +7,7 @@ hides what is not theirs. Shapes as in `triton_decode.py`; `stops` 0 is nobody's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ except ImportError:
     triton_decode = None  # type: ignore[assignment]
 
 
+class Places(NamedTuple):
+    """Where a step's tokens are. `rows` `[n]`: each one's row. `stops` `[n]`: tokens that its row has with it.
+
+    `ring`: token p is in column p % ring, where ring is not 0. `width`: columns in use; no row is longer.
+    """
+
+    # No dataclass: compilers of graphs have long known what a tuple is.
+    rows: Tensor
+    stops: Tensor
+    ring: int
+    width: int
+
+
 class Ragged(Protocol):
     @property
     def name(self) -> str:
@@ -30,23 +43,11 @@ class Ragged(Protocol):
     def reads_width(self) -> bool:
         """Whether a step depends on how wide the part of the rectangle in use is."""
 
-    def keep(
-        self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], rows: Tensor, stops: Tensor, ring: int
-    ) -> None:
-        """Each token's key and value `[n, H, D]` into column stops - 1 of its row, of a ring of so many columns."""
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
+        """Each token's key and value `[n, H, D]` into its row's column stops - 1, or that of a ring."""
 
     def attend(
-        self,
-        q: Tensor,
-        kept: tuple[Tensor, Tensor],
-        rows: Tensor,
-        stops: Tensor,
-        *,
-        width: int,
-        scale: float,
-        look: Look,
-        ring: int,
-        sinks: Tensor | None,
+        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
     ) -> Tensor:
         """q `[n, Hq, D]` over what rows keep -> `[n, Hq, Dv]`; what comes of nobody's token is finite."""
 
@@ -58,9 +59,8 @@ class InTorch:
     name: str = "masked attention in torch"
     reads_width: bool = True
 
-    def keep(
-        self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], rows: Tensor, stops: Tensor, ring: int
-    ) -> None:
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
+        rows, stops, ring, _ = places
         # Nobody's tokens write once more what the first one writes: what is written twice is the same.
         first = torch.where(stops > 0, torch.arange(len(stops), device=stops.device), 0)
         columns = (stops - 1).clamp(min=0)[first]
@@ -70,18 +70,9 @@ class InTorch:
             buffer.index_put_((rows[first], columns), states[first])
 
     def attend(
-        self,
-        q: Tensor,
-        kept: tuple[Tensor, Tensor],
-        rows: Tensor,
-        stops: Tensor,
-        *,
-        width: int,
-        scale: float,
-        look: Look,
-        ring: int,
-        sinks: Tensor | None,
+        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
     ) -> Tensor:
+        rows, stops, ring, width = places
         k, v = (buffer[:, :width].index_select(0, rows).transpose(1, 2) for buffer in kept)
         token = (stops - 1).clamp(min=0)[:, None]
         column = torch.arange(k.shape[2], device=q.device)
@@ -98,24 +89,13 @@ class InTriton:
     name: str = "attention in Triton"
     reads_width: bool = False
 
-    def keep(
-        self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], rows: Tensor, stops: Tensor, ring: int
-    ) -> None:
-        _keep(*new, *kept, rows, stops, ring)
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
+        _keep(*new, *kept, places.rows, places.stops, places.ring)
 
     def attend(
-        self,
-        q: Tensor,
-        kept: tuple[Tensor, Tensor],
-        rows: Tensor,
-        stops: Tensor,
-        *,
-        width: int,
-        scale: float,
-        look: Look,
-        ring: int,
-        sinks: Tensor | None,
+        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
     ) -> Tensor:
+        rows, stops, ring, _ = places
         return _attend(q, *kept, rows, stops, sinks, scale, look.softcap, look.window, look.chunk, ring > 0)
 
 

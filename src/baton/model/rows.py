@@ -12,7 +12,7 @@ from torch import Tensor
 from baton.errors import Refused
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
-from baton.model.forward import Feeder
+from baton.model.feeder import Feeder
 from baton.model.logprobs import token_logprobs, told
 from baton.model.look import Span
 from baton.model.masks import Found, Guide, Mask, Masks, waited

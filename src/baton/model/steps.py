@@ -20,7 +20,7 @@ from baton.model.draw import FIRST_LOOK, Draw, mixed_seed
 from baton.model.draw_device import Chances, Kind, drawn, keys_of
 from baton.model.hooked import Hooked
 from baton.model.look import NOBODY, Look, Span
-from baton.model.ragged import Ragged
+from baton.model.ragged import Places, Ragged
 from baton.model.shape import Shape
 
 BUCKETS: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -108,8 +108,7 @@ class Resident(Shape):
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         assert self.ragged is not None
         kept = self.rectangle.keys[layer], self.rectangle.values[layer]
-        ring = self.rectangle.rings[layer]
-        self.ragged.keep((keys[:, :, 0], values[:, :, 0]), kept, self.rows, self.stops, ring)
+        self.ragged.keep((keys[:, :, 0], values[:, :, 0]), kept, self._places(self.rectangle.rings[layer]))
         return kept
 
     def attend(
@@ -117,18 +116,12 @@ class Resident(Shape):
     ) -> Tensor:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, Dv]`."""
         assert self.ragged is not None
-        out = self.ragged.attend(
-            q[:, :, 0],
-            (keys, values),
-            self.rows,
-            self.stops,
-            width=self.width,
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-            look=look,
-            ring=keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0,
-            sinks=sinks,
-        )
-        return out[:, None]
+        places = self._places(keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return self.ragged.attend(q[:, :, 0], (keys, values), places, scale, look, sinks)[:, None]
+
+    def _places(self, ring: int) -> Places:
+        return Places(self.rows, self.stops, ring, self.width)
 
 
 class Steps:

@@ -1,0 +1,57 @@
+"""The port behind which a forward stands: what rows are fed by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from baton.kv.rectangle import Rectangle
+from baton.model.look import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a forward was laid out: KV columns that attention read, and slots per row where rows were padded, or 0.
+
+    `empty_rows`: slots that were computed for no row at all. `commit` makes the result last: until it is called, what
+    rows hold is as before, and the forward may be repeated.
+    """
+
+    columns_read: int
+    padded_to: int
+    empty_rows: int
+    commit: Callable[[], None]
+
+
+class Feeder(Protocol):
+    """What rows are fed by. One thread calls it, its engine's.
+
+    `native`: whether a step is one native call, which finds rows by `Rectangle.places`.
+    `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
+    `near_limit`: a row whose text grows longer than so many tokens is to be computed anew, as `far`; None for most.
+    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fix_shapes`.
+    """
+
+    @property
+    def native(self) -> bool: ...
+    @property
+    def whole_prompts(self) -> bool: ...
+    @property
+    def near_limit(self) -> int | None: ...
+    @property
+    def grid(self) -> int: ...
+
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """One token per row: logits `[n, vocabulary]` in float32."""
+
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """Any number of tokens per row: logits `[kept, vocabulary]` in float32 of each span's last.
+
+        Of all tokens of a span that wants `every`.
+        """
+
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
