@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
+from baton.model import hooked
 from baton.model.draw import Draw
 from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, drawn
 from baton.model.forward import Forward
@@ -20,9 +22,10 @@ from baton.model.hooked import Hooked
 from baton.model.load import go_resident, hook
 from baton.model.look import Span
 from baton.model.ragged import InTorch
+from baton.model.regions import CompiledLayers
 from baton.model.sample import Sampler
 from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention
-from baton.model.steps import Chance, Launched, Slot, Steps, chance_of, chances_of, follows, told
+from baton.model.steps import Chance, Launched, Resident, Slot, Steps, chance_of, chances_of, follows, told
 from baton.model.way import Way
 from baton.query import SamplingParams
 from families import _COMMON, CONTEXT, FAMILIES, model_of
@@ -74,9 +77,52 @@ def test_steps_of_constant_shape_give_what_todays_steps_give(family: str) -> Non
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_moe"])
-def test_a_step_is_one_graph_to_a_compiler(family: str) -> None:
+def test_a_step_is_one_graph_to_a_compiler(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`fullgraph` raises at the first thing that cannot be in it."""
+    # Today's steps are no such graph.
+    whole = torch.compile(hooked.call, fullgraph=True, dynamic=False, backend="eager")
+    one_by_one = hooked.call
+    calls: list[int] = []
+
+    def call(model: Any, ids: Tensor, *rest: Any, **more: Any) -> Any:
+        resident = isinstance(model_shape(rest[1]), Resident)
+        calls.append(resident)
+        return (whole if resident else one_by_one)(model, ids, *rest, **more)
+
+    def model_shape(cache: Any) -> Any:
+        return cache.layers[0]._current.step.shape
+
+    monkeypatch.setattr(hooked, "call", call)
+    compare(family)
+    assert sum(calls) == ANSWER
+
+
+@pytest.mark.parametrize("family", [*FIRST_LIGHT, *OTHERS])
+def test_steps_of_compiled_layers_give_what_todays_steps_give(family: str) -> None:
     compare(family, compiled="eager")
+
+
+def test_one_layer_is_compiled_for_all() -> None:
+    counted = []
+    for layers in (3, 9):
+        torch.compiler.reset()
+        counters.clear()
+        config = AutoConfig.for_model("llama", **{**_COMMON, "num_hidden_layers": layers})
+        forward = hook(AutoModelForCausalLM.from_config(config).eval(), native=False)
+        steps = Steps(forward._hooked, rectangle_of(forward), InTorch(), capture=False, compiled="eager")
+        for rows in (2, 3, 6):
+            steps.launch([Slot(row, 7, 1) for row in range(rows)])
+        counted.append(counters["stats"]["unique_graphs"])
+        # What is not captured runs as stock has it.
+        assert not any("forward" in vars(layer) for layer in forward._hooked._model.model.layers)
+    assert 0 < counted[0] == counted[1] <= 6
+
+
+def test_a_model_without_a_list_of_layers_is_named() -> None:
+    model = hook(model_of("llama"), native=False)._hooked._model
+    model.config.num_hidden_layers += 1
+    with pytest.raises(LoadError, match="in no list"):
+        CompiledLayers(model, "eager", ("", ""))
 
 
 class NoHost(TorchDispatchMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from baton.model.cache import Current, StateLayer, Step, layers_of
 from baton.model.longrope import choose_by_row, original_context
 from baton.model.look import Look
 from baton.model.probe import Geometry, call, own_words, use_attention
+from baton.model.regions import CompiledLayers, OutsideCache, outside
 
 _engines = itertools.count()
 
@@ -31,14 +32,20 @@ class Hooked:
         self._current = Current()
         layers = layers_of(self._current, model.config)
         self._cache = Cache(layers=layers)
+        self._outside = OutsideCache(layers=layers)
         self._states = [
             (at, layer, geometry.shapes[at].states) for at, layer in enumerate(layers) if isinstance(layer, StateLayer)
         ]
+        self._attentions = "", ""
+        self._compiled: dict[str, CompiledLayers] = {}
         self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if ours:
             # A name per engine: two engines in a process have each their own steps.
             name = f"baton_{next(_engines)}"
-            AttentionInterface.register(name, _attention(self._current, geometry.looks))
+            attention = _attention(self._current, geometry.looks)
+            AttentionInterface.register(name, attention)
+            AttentionInterface.register(f"{name}_outside", outside(attention))
+            self._attentions = name, f"{name}_outside"
             use_attention(model, name)
         if self.near_limit is not None:
             choose_by_row(model, self.near_limit, lambda: self._current.step.shape.far())
@@ -63,17 +70,17 @@ class Hooked:
 
         `ids` and `positions` `[B, T]`. Logits `[B, vocabulary]` of the only token of each row where `last` is None;
         else `[len(last), vocabulary]`: of these slots, rows one behind the other.
-        `compiled`: through torch.compile with this backend, one graph for each shape of `ids`.
+        `compiled`: its layers by this backend of torch.compile; only where attention is ours.
         """
         self._current.step = Step(shape.rectangle, shape)
         self._load(shape)
         padded = isinstance(shape, Padded)
         picked = {"logits_to_keep": last} if last is not None and not padded and self._picks_logits else {}
         mask = {"attention_mask": shape.mask} if isinstance(shape, Own) else {}
-        with torch.inference_mode(), self._only_last(last if padded else None):
+        with torch.inference_mode(), self._only_last(last if padded else None), self._layers(compiled):
             try:
-                forward = self._logits if compiled is None else _compiled(self._logits, compiled)
-                logits = forward(ids, positions, **picked, **mask)
+                cache = self._cache if compiled is None else self._outside
+                logits = call(self._model, ids, positions, cache, **picked, **mask).logits
                 states = [(at, layer.found()) for at, layer, _ in self._states]
             finally:
                 # transformers' registry of attention functions lives as long as the process: it must not keep rows.
@@ -90,9 +97,12 @@ class Hooked:
             logits = logits[0, last]
         return logits.float(), lambda: self._commit(shape, states)
 
-    def _logits(self, ids: Tensor, positions: Tensor, **more: object) -> Tensor:
-        found: Tensor = call(self._model, ids, positions, self._cache, **more).logits
-        return found
+    def _layers(self, compiled: str | None) -> AbstractContextManager[None]:
+        if compiled is None:
+            return nullcontext()
+        if compiled not in self._compiled:
+            self._compiled[compiled] = CompiledLayers(self._model, compiled, self._attentions)
+        return self._compiled[compiled].in_use()
 
     def _load(self, shape: Shape) -> None:
         if not self._states:
@@ -127,11 +137,6 @@ class Hooked:
             yield
         finally:
             handle.remove()
-
-
-def _compiled(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
-    """In one piece, or not at all."""
-    return torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
 
 def _row_of_each(shape: Shape) -> Tensor:

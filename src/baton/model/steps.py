@@ -127,7 +127,7 @@ class Resident(Shape):
 class Steps:
     """Steps over one rectangle, one after the other on the device's current stream.
 
-    `capture`: as CUDA graphs. `compiled`: the model's call goes through torch.compile with this backend first.
+    `capture`: as CUDA graphs. `compiled`: layers are compiled first, by this backend of torch.compile.
     """
 
     def __init__(
@@ -139,26 +139,18 @@ class Steps:
         self._capture = capture
         self._compiled = compiled
         self._made: dict[tuple[int, int], _Step] = {}
-        self._sizes = BUCKETS
         self._drawn = torch.zeros(BUCKETS[-1], dtype=torch.int64, device=rectangle.device)
         self._pool = torch.cuda.graph_pool_handle() if capture else None
 
     def warm(self, rows: int) -> None:
-        """Captures the steps of up to so many rows, before any row holds anything.
-
-        Compiled, which takes long, there is one for all of them.
-        """
+        """Captures the steps of up to so many rows, before any row holds anything."""
         enough = sum(bucket < rows for bucket in BUCKETS)
-        if self._compiled is not None:
-            self._sizes = BUCKETS[enough:]
-        for size in self._sizes if self._compiled is None else self._sizes[:1]:
-            if size > BUCKETS[enough]:
-                break
+        for size in BUCKETS[: enough + 1]:
             self.launch([Slot(place, 0, 1) for place in range(min(size, rows))]).tokens()
 
     def launch(self, slots: Sequence[Slot]) -> Launched:
         """Begins a step of these slots, at most as many as the largest bucket has."""
-        size = next(size for size in self._sizes if size >= len(slots))
+        size = next(size for size in BUCKETS if size >= len(slots))
         width = self._width(max(slot.stop for slot in slots)) if self._ragged.reads_width else 0
         kind = max(slot.chance.kind for slot in slots)
         step = self._made.get((size, width))
