@@ -20,6 +20,9 @@ from transformers.cache_utils import Cache
 from baton.errors import LoadError
 from baton.model.probe import use_attention
 
+OPTIONS: dict[str, dict[str, Any]] = {"inductor": {"emulate_precision_casts": True}}
+"""Of backends: what is computed is rounded where the model rounds, so that tokens are those that it gives alone."""
+
 # Kinds of layers, such as those with a window and those without, times one row or more of them.
 _MOST_KINDS = 16
 
@@ -37,9 +40,7 @@ class CompiledLayers:
         self._model = model
         self._attentions = attentions
         self._layers = _layers(model)
-        # As the model rounds, so that its tokens are those that it gives alone.
-        options = {"emulate_precision_casts": True} if backend == "inductor" else None
-        compile = partial(torch.compile, backend=backend, dynamic=True, options=options)
+        compile = partial(torch.compile, backend=backend, dynamic=True, options=OPTIONS.get(backend))
         self._forwards = [compile(layer.forward) for layer in self._layers]
 
     @contextmanager
