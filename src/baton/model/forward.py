@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
-from baton.model import attention
+from baton.model import attention, graphs
 from baton.model.attention import Padded, Shape
 from baton.model.feeder import Ran
 from baton.model.hooked import Hooked
@@ -119,7 +119,7 @@ class Forward:
         if self._ragged is None or self._fixed_rows:
             return None
         if self._steps is None or self._steps.rectangle is not rectangle:
-            capture = rectangle.device.type == "cuda"
+            capture = graphs.captures(rectangle.device)
             self._steps = Steps(self._hooked, rectangle, self._ragged, capture=capture, compiled=self._compiled)
         return self._steps
 

@@ -2,13 +2,16 @@
 
 All that a step is told travels in one array, so many numbers per slot, and is read on the device; a token that the step
 before has only just drawn is taken from there. A CUDA device captures a step once for each number of slots (rounded
-up, see BUCKETS) and replays it as one graph; elsewhere the same code runs as it is.
+up, see BUCKETS) and replays it as one graph, its greedy draw in it; what rows draw at random is a small graph behind
+it, one for each kind of draw. Elsewhere the same code runs as it is.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,13 @@ from torch import Tensor
 from baton.kv.rectangle import Rectangle
 from baton.model.draw import FIRST_LOOK, Draw, mixed_seed
 from baton.model.draw_device import Chances, Kind, drawn, keys_of
+from baton.model.graphs import Graphs
 from baton.model.hooked import Hooked
 from baton.model.look import NOBODY, Look, Span
 from baton.model.ragged import Places, Ragged
 from baton.model.shape import Shape
+
+log = logging.getLogger("baton.model")
 
 BUCKETS: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """How many slots a captured step has."""
@@ -136,17 +142,17 @@ class Steps:
         self.rectangle = rectangle
         self._hooked = hooked
         self._ragged = ragged
-        self._capture = capture
         self._compiled = compiled
         self._made: dict[tuple[int, int], _Step] = {}
         self._drawn = torch.zeros(BUCKETS[-1], dtype=torch.int64, device=rectangle.device)
-        self._pool = torch.cuda.graph_pool_handle() if capture else None
+        self._graphs = Graphs() if capture else None
 
     def warm(self, rows: int) -> None:
-        """Captures the steps of up to so many rows, before any row holds anything."""
+        """Captures the steps of up to so many rows and their draws, before any row holds anything."""
+        draws = (GREEDY, Chance(1.0), Chance(1.0, top_k=1)) if self._graphs is not None else (GREEDY,)
         enough = sum(bucket < rows for bucket in BUCKETS)
-        for size in BUCKETS[: enough + 1]:
-            self.launch([Slot(place, 0, 1) for place in range(min(size, rows))]).tokens()
+        for size, chance in itertools.product(BUCKETS[: enough + 1], draws):
+            self.launch([Slot(place, 0, 1, chance) for place in range(min(size, rows))]).tokens()
 
     def launch(self, slots: Sequence[Slot]) -> Launched:
         """Begins a step of these slots, at most as many as the largest bucket has."""
@@ -174,8 +180,29 @@ class Steps:
     def _go(self, step: _Step, kind: Kind) -> None:
         """A step as it was made draws greedily; what rows draw at random comes behind it."""
         step.run()
-        if kind is not Kind.GREEDY:
-            self._draw(step.inputs, step.logits, kind)
+        if kind in step.draws:
+            step.draws[kind]()
+        elif kind is not Kind.GREEDY:
+            draw = partial(self._draw, step.inputs, step.logits, kind)
+            draw()
+            if self._graphs is not None:
+                step.draws[kind] = self._drawing(self._graphs, draw, len(step.logits))
+
+    def _drawing(self, graphs: Graphs, draw: Callable[[], None], size: int) -> Callable[[], Any]:
+        """This draw as a graph; as it is where that does not draw what it has just drawn."""
+        expected = self._drawn[:size].clone()
+        try:
+            replay, _ = graphs.captured(draw)
+            self._drawn[:size].fill_(0)
+            replay()
+            if torch.equal(self._drawn[:size], expected):
+                return replay
+            why = "its graph draws other tokens"
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+        log.warning("draws at random are launched behind each step, not as a graph: %s", why)
+        self._drawn[:size].copy_(expected)
+        return draw
 
     def _draw(self, inputs: Tensor, logits: Tensor, kind: Kind) -> None:
         self._drawn[: len(logits)].copy_(drawn(logits, chances_of(inputs, logits.shape[-1]), kind))
@@ -186,23 +213,17 @@ class Steps:
     def _make(self, size: int, width: int, first: Tensor) -> _Step:
         inputs = torch.zeros(_INTEGERS + _FLOATS, size, dtype=torch.int64, device=self.rectangle.device)
         body = self._body(inputs, width)
-        if not self._capture:
+        if self._graphs is None:
             return _Step(inputs, body)
         before = self._drawn.clone()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        with self._graphs.aside():
             for _ in range(_WARM_UPS):
                 # What a step writes into the rectangle is the same each time it is repeated.
                 self._drawn.copy_(before)
                 inputs.copy_(first)
                 body()
             self._drawn.copy_(before)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = body()
-        return _Step(inputs, graph.replay, logits)
+        return _Step(inputs, *self._graphs.captured(body))
 
     def _body(self, inputs: Tensor, width: int) -> Callable[[], Tensor]:
         """What a step does, over static tensors."""
@@ -224,12 +245,16 @@ class Steps:
 
 
 class _Step:
-    """`inputs`: where a step is told what to do. `logits`: where it leaves them, or what its last run answered."""
+    """`inputs`: where a step is told what to do. `logits`: where it leaves them, or what its last run answered.
+
+    `draws`: what draws at random behind it, where that was captured.
+    """
 
     def __init__(self, inputs: Tensor, go: Callable[[], Any], logits: Tensor | None = None) -> None:
         self.inputs = inputs
         self._go = go
         self._left = logits
+        self.draws: dict[Kind, Callable[[], Any]] = {}
         self.logits = logits if logits is not None else inputs
 
     def run(self) -> None:
