@@ -11,7 +11,8 @@ import torch
 
 from baton.kv.rectangle import Rectangle, footprint
 from baton.model.load import Loaded
-from baton.model.steps import Slot, Steps, follows
+from baton.model.slots import Slot, follows
+from baton.model.steps import Steps
 
 from .asks import Ask, lengths_of
 from .models import collect

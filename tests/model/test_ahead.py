@@ -11,7 +11,8 @@ from baton.events import Event, IterationDone
 from baton.model import ahead
 from baton.model.ahead import RowsAhead
 from baton.model.look import Span
-from baton.model.steps import Slot, Steps
+from baton.model.slots import Slot
+from baton.model.steps import Steps
 from baton.policy.baton import Baton
 from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries

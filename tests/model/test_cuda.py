@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from baton.kv.rectangle import Rectangle
-from baton.model import graphs
 from baton.model.ahead import RowsAhead
-from baton.model.load import hook
-from baton.model.steps import Chance, Slot, follows
+from baton.model.choose import hook
+from baton.model.device import Device
+from baton.model.slots import Chance, Slot, follows
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
@@ -45,7 +45,7 @@ def drawing(captured: bool, monkeypatch: pytest.MonkeyPatch) -> Crowd:
         {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
         {"temperature": 3.0, "top_p": 0.999},
     ]
-    monkeypatch.setattr(graphs, "captures", lambda device: captured)
+    monkeypatch.setattr(Device, "captures", captured)
     crowd = crowd_of(model_of("llama").to("cuda"), Baton(), ahead=True)
     crowd.run([query_of(f"q{i}", [3 + i] * (1 + i), 20, seed=i, **ways[i % 4]) for i in range(12)])
     return crowd

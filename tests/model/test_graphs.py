@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
-from baton.model import ahead, graphs, steps
+from baton.model import ahead, steps
+from baton.model.choose import hook
+from baton.model.device import Device
 from baton.model.draw_device import Kind
-from baton.model.load import hook
 from baton.model.ragged import InTorch
-from baton.model.steps import Chance, Slot, Steps
+from baton.model.slots import Chance, Slot
+from baton.model.steps import Steps
 from baton.policy.baton import Baton
 from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
@@ -73,7 +75,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OnHost]]:
         OnHost.touched = [self._drawn, *rectangle.keys, *rectangle.values]
 
     monkeypatch.setattr(steps, "Graphs", OnHost)
-    monkeypatch.setattr(graphs, "captures", lambda device: True)
+    monkeypatch.setattr(Device, "captures", True)
     monkeypatch.setattr(Steps, "__init__", beginning)
     yield OnHost
     OnHost.touched = []

@@ -15,17 +15,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model import hooked
+from baton.model.choose import go_resident, hook
 from baton.model.draw import Draw
 from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, Kind, drawn
 from baton.model.forward import Forward
 from baton.model.hooked import Hooked
-from baton.model.load import go_resident, hook
 from baton.model.look import Span
 from baton.model.ragged import InTorch
 from baton.model.regions import CompiledLayers
 from baton.model.sample import Sampler
 from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention
-from baton.model.steps import Chance, Launched, Resident, Slot, Steps, chance_of, chances_of, follows, told
+from baton.model.slots import Chance, Slot, chance_of, chances_of, follows, told
+from baton.model.steps import Launched, Resident, Steps
 from baton.model.way import Way
 from baton.query import SamplingParams
 from families import _COMMON, CONTEXT, FAMILIES, model_of

@@ -24,7 +24,8 @@ from baton.kv.rectangle import Rectangle
 from baton.model.load import hook
 from baton.model.look import EVERYTHING, Look
 from baton.model.ragged import InTorch, InTriton, Places
-from baton.model.steps import Slot, Steps, follows
+from baton.model.slots import Slot, follows
+from baton.model.steps import Steps
 from families import model_of
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")

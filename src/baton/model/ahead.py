@@ -21,7 +21,8 @@ from baton.model.look import Span
 from baton.model.masks import Mask
 from baton.model.rows import Drawing, Occupant, Rows
 from baton.model.sample import Sampler
-from baton.model.steps import BUCKETS, GREEDY, Chance, Launched, Slot, Steps, chance_of, follows
+from baton.model.slots import GREEDY, Chance, Slot, chance_of, follows
+from baton.model.steps import BUCKETS, Launched, Steps
 from baton.work import Feeding, Stepped
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +14,18 @@ from transformers import PreTrainedModel
 
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
-from baton.model import attention, graphs
+from baton.model import attention
 from baton.model.attention import Padded, Shape
+from baton.model.device import device_of
 from baton.model.feeder import Ran
-from baton.model.hooked import Hooked
+from baton.model.hooked import EXPERTS, Hooked
 from baton.model.look import Span, cut, wanted_tokens, with_padding
 from baton.model.probe import Geometry
 from baton.model.program import Program
 from baton.model.ragged import Ragged
 from baton.model.shape import on_device
-from baton.model.steps import BUCKETS, Slot, Steps
+from baton.model.slots import Slot
+from baton.model.steps import BUCKETS, Steps
 from baton.model.way import DESCRIPTIONS, Way
 
 # Tokens of a prompt that are fed at once where shapes are fixed.
@@ -50,8 +53,10 @@ class Forward:
         self._fixed_rows = 0
         self._program: Program | None = None
         self._why_not_native = ""
+        self._why_not_faster = ""
         self._ragged: Ragged | None = None
         self._compiled: str | None = None
+        self._experts: str | None = None
         self._steps: Steps | None = None
         # Prompts of several rows may go through the model in one call.
         self._packs = way.ours and not self._hooked.recurrent
@@ -73,7 +78,12 @@ class Forward:
         if self._program:
             parts.append(self._program.description)
         elif self._ragged:
-            parts.append(f"decode steps of constant shape, {self._ragged.name}")
+            experts = self._experts or self.experts
+            named = ["decode steps of constant shape", self._ragged.name]
+            named += [EXPERTS.get(experts, experts)] if experts else []
+            named += [f"compiled by {self._compiled}"] if self._compiled else []
+            why = f" ({self._why_not_faster})" if self._why_not_faster else ""
+            parts.append(", ".join(named) + why)
         else:
             parts.append(f"step by step in torch: {self._why_not_native}")
         return "; ".join(parts)
@@ -103,24 +113,35 @@ class Forward:
         """Has experts compute each token by itself. Raises LoadError where they cannot."""
         self._hooked.experts_by_row()
 
-    def go_resident(self, ragged: Ragged | None, why_not: str = "", *, compiled: str | None = None) -> None:
+    @property
+    def experts(self) -> str | None:
+        """How experts are computed, where it has any; see `Hooked.experts`."""
+        return self._hooked.experts
+
+    def go_resident(
+        self, ragged: Ragged | None, why_not: str = "", *, compiled: str | None = None, experts: str | None = None
+    ) -> None:
         """From now on decode steps are of constant shape, see `model/steps.py`; or, with None, they are not any more.
 
-        Raises LoadError where the model's rows cannot be fed so. `compiled`: a backend of torch.compile.
+        `why_not`: why none that is faster. `compiled`: a backend of torch.compile. `experts`: other than as ever.
+        Raises LoadError where the model's rows cannot be fed so.
         """
         if ragged is not None and not (self._pads and self.near_limit is None):
             raise LoadError("its rows need more than a token and a length each step")
-        self._ragged, self._compiled, self._steps = ragged, compiled, None
+        self._ragged, self._compiled, self._experts, self._steps = ragged, compiled, experts, None
         if ragged is None:
             self._why_not_native = why_not
+        else:
+            self._why_not_faster = why_not
 
     def steps(self, rectangle: Rectangle) -> Steps | None:
         """Steps of constant shape over this rectangle, which keep its address; None where there are none."""
         if self._ragged is None or self._fixed_rows:
             return None
         if self._steps is None or self._steps.rectangle is not rectangle:
-            capture = graphs.captures(rectangle.device)
-            self._steps = Steps(self._hooked, rectangle, self._ragged, capture=capture, compiled=self._compiled)
+            capture = device_of(rectangle.device).captures
+            how: dict[str, Any] = {"compiled": self._compiled, "experts": self._experts}
+            self._steps = Steps(self._hooked, rectangle, self._ragged, capture=capture, **how)
         return self._steps
 
     def fix_shapes(self, rows: int) -> None:

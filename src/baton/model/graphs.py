@@ -11,11 +11,6 @@ import torch
 T = TypeVar("T")
 
 
-def captures(device: torch.device) -> bool:
-    """Whether work on this device can be captured; on AMD's, which torch calls by the same name, as graphs of HIP."""
-    return device.type == "cuda"
-
-
 class Graphs:
     """Graphs in one pool of memory: all are replayed on one stream, so only one at a time needs room to compute in.
 

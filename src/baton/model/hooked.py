@@ -20,6 +20,14 @@ from baton.model.look import Look
 from baton.model.probe import Geometry, call, own_words, use_attention
 from baton.model.regions import CompiledLayers, OutsideCache, outside
 
+BY_TOKEN = "batched_mm"
+EXPERTS = {
+    "grouped_mm": "experts in one product",
+    BY_TOKEN: "experts token by token",
+    "eager": "experts one by one",
+}
+"""How transformers computes experts, by its own names, for people."""
+
 _engines = itertools.count()
 
 
@@ -54,12 +62,31 @@ class Hooked:
     def recurrent(self) -> bool:
         return bool(self._states)
 
+    @property
+    def experts(self) -> str | None:
+        """How its experts are computed, see EXPERTS; None where it has none that can be told how."""
+        can_be_told = getattr(self._model, "_can_set_experts_implementation", lambda: False)()
+        return getattr(self._model.config.get_text_config(), "_experts_implementation", None) if can_be_told else None
+
+    @contextmanager
+    def computing_experts(self, how: str | None) -> Iterator[None]:
+        """Its experts are computed so meanwhile; None: as ever."""
+        if how is None:
+            yield
+            return
+        before = self._model.get_experts_implementation()
+        self._model.set_experts_implementation(how)
+        try:
+            yield
+        finally:
+            self._model.set_experts_implementation(before)
+
     def experts_by_row(self) -> None:
         """Has experts compute each token by itself, whatever its neighbours chose. Raises LoadError."""
         if getattr(self._model.config.get_text_config(), "_experts_implementation", None) is None:
             return
         try:
-            self._model.set_experts_implementation("batched_mm")
+            self._model.set_experts_implementation(BY_TOKEN)
         except (ValueError, AttributeError, RuntimeError) as error:
             raise LoadError(own_words("its experts cannot be computed row by row", error)) from error
 

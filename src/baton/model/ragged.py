@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from baton.model.device import device_of
 from baton.model.look import Look
 from baton.model.sdpa import attention
 
@@ -136,7 +137,7 @@ def _dense(states: Tensor) -> Tensor:
     return states if states.stride(-1) == 1 else states.contiguous()
 
 
-def ways(device: torch.device) -> list[Ragged]:
-    """What there is, the fastest first."""
-    triton = triton_decode is not None and device.type == "cuda"
-    return [InTriton(), InTorch()] if triton else [InTorch()]
+def ways(device: torch.device) -> tuple[list[Ragged], str]:
+    """What there is, the fastest first; and why there is not more, if so."""
+    why = device_of(device).why_no_triton(installed=triton_decode is not None)
+    return ([InTorch()] if why else [InTriton(), InTorch()]), why

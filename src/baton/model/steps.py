@@ -8,24 +8,24 @@ it, one for each kind of draw. Elsewhere the same code runs as it is.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
-from baton.model.draw import FIRST_LOOK, Draw, mixed_seed
-from baton.model.draw_device import Chances, Kind, drawn, keys_of
+from baton.model.draw_device import Kind, drawn
 from baton.model.graphs import Graphs
 from baton.model.hooked import Hooked
 from baton.model.look import NOBODY, Look, Span
 from baton.model.ragged import Places, Ragged
 from baton.model.shape import Shape
+from baton.model.slots import GREEDY, NUMBERS, Chance, Slot, chances_of, told
 
 log = logging.getLogger("baton.model")
 
@@ -33,56 +33,6 @@ BUCKETS: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 3
 """How many slots a captured step has."""
 # Runs before a capture, in which libraries choose their algorithms and allocate what they keep.
 _WARM_UPS = 2
-# Of each slot: token, row, tokens with it, seed, top-k; temperature, top-p and min-p as the bits of a float64.
-_INTEGERS, _FLOATS = 5, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Chance:
-    """How a slot's next token is drawn on the device; greedily by default."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
-
-    @property
-    def kind(self) -> Kind:
-        if not self.temperature:
-            return Kind.GREEDY
-        return Kind.FILTERED if self.top_k or self.top_p < 1 or self.min_p else Kind.FREE
-
-
-GREEDY = Chance()
-
-
-def chance_of(draw: Draw) -> Chance | None:
-    """None where more has to be done to a row's logits than is done on the device."""
-    params = draw.params
-    if draw.shapes or draw.mask is not None or params.logprobs is not None or params.top_k > FIRST_LOOK:
-        return None
-    if params.greedy:
-        return GREEDY
-    return Chance(params.temperature, params.top_k, params.top_p, params.min_p, mixed_seed(draw.seed))
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One token of one row. `place`: where in the rectangle the row lies. `stop`: the row's tokens with this one.
-
-    `token` below 0: what slot -1 - token of the step before drew.
-    """
-
-    place: int
-    token: int
-    stop: int
-    chance: Chance = GREEDY
-
-
-def follows(slot: int) -> int:
-    """The token of a slot that goes on with what this slot of the step before drew."""
-    return -1 - slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +84,24 @@ class Steps:
     """Steps over one rectangle, one after the other on the device's current stream.
 
     `capture`: as CUDA graphs. `compiled`: layers are compiled first, by this backend of torch.compile.
+    `experts`: how they are computed in steps, where not as ever.
     """
 
     def __init__(
-        self, hooked: Hooked, rectangle: Rectangle, ragged: Ragged, *, capture: bool, compiled: str | None = None
+        self,
+        hooked: Hooked,
+        rectangle: Rectangle,
+        ragged: Ragged,
+        *,
+        capture: bool,
+        compiled: str | None = None,
+        experts: str | None = None,
     ) -> None:
         self.rectangle = rectangle
         self._hooked = hooked
         self._ragged = ragged
         self._compiled = compiled
+        self._experts = experts
         self._made: dict[tuple[int, int], _Step] = {}
         self._drawn = torch.zeros(BUCKETS[-1], dtype=torch.int64, device=rectangle.device)
         self._graphs = Graphs() if capture else None
@@ -211,7 +170,7 @@ class Steps:
         return min(self.rectangle.columns, 1 << (longest - 1).bit_length())
 
     def _make(self, size: int, width: int, first: Tensor) -> _Step:
-        inputs = torch.zeros(_INTEGERS + _FLOATS, size, dtype=torch.int64, device=self.rectangle.device)
+        inputs = torch.zeros(NUMBERS, size, dtype=torch.int64, device=self.rectangle.device)
         body = self._body(inputs, width)
         if self._graphs is None:
             return _Step(inputs, body)
@@ -237,7 +196,8 @@ class Steps:
             before = self._drawn[(-1 - given).clamp(min=0)].clamp(min=0)
             tokens = torch.where(given >= 0, given, before)
             positions = (stops - 1).clamp(min=0)
-            logits, _ = self._hooked.run(shape, tokens[:, None], positions[:, None], None, compiled=self._compiled)
+            with self._hooked.computing_experts(self._experts):
+                logits, _ = self._hooked.run(shape, tokens[:, None], positions[:, None], None, compiled=self._compiled)
             self._draw(inputs, logits, Kind.GREEDY)
             return logits
 
@@ -260,29 +220,3 @@ class _Step:
     def run(self) -> None:
         answered = self._go()
         self.logits = answered if self._left is None else self._left
-
-
-def chances_of(inputs: Tensor, vocabulary: int) -> Chances:
-    """How the slots draw that were `told`, in a vocabulary of so many tokens."""
-    stops, seeds, top_k = inputs[2:_INTEGERS]
-    temperature, top_p, min_p = inputs[_INTEGERS:].view(torch.float64)
-    return Chances(temperature, torch.where(top_k > 0, top_k, vocabulary), top_p, min_p, keys_of(seeds, stops))
-
-
-def told(slots: Sequence[Slot], size: int) -> Tensor:
-    """All that a step is told, `[8, size]`, in memory that a device may read by itself."""
-    array = np.zeros((_INTEGERS + _FLOATS, size), np.int64)
-    count = len(slots)
-    array[0, :count] = [slot.token for slot in slots]
-    array[1, :count] = [slot.place for slot in slots]
-    array[2, :count] = [slot.stop for slot in slots]
-    if any(slot.chance is not GREEDY for slot in slots):
-        array[3, :count] = np.array([slot.chance.seed for slot in slots], np.uint64).view(np.int64)
-        array[4, :count] = [slot.chance.top_k for slot in slots]
-        array[5:, :count] = (
-            np.array([(slot.chance.temperature, slot.chance.top_p, slot.chance.min_p) for slot in slots], np.float64)
-            .T.copy()
-            .view(np.int64)
-        )
-    found = torch.from_numpy(array)
-    return found.pin_memory() if torch.cuda.is_available() else found

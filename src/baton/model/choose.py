@@ -1,0 +1,158 @@
+"""In which way a model is run: the first in which rows of a rectangle give what the model gives alone."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from baton.errors import LoadError
+from baton.model.device import device_of
+from baton.model.forward import Forward
+from baton.model.hooked import BY_TOKEN, EXPERTS
+from baton.model.lower import lower
+from baton.model.probe import own_words, probe
+from baton.model.program import Program
+from baton.model.ragged import Ragged
+from baton.model.ragged import ways as ragged_ways
+from baton.model.record import record
+from baton.model.selfcheck import INT8_TOLERANCE, check_texts, self_check, stock_logits, use_reference_attention
+from baton.model.way import Way
+
+log = logging.getLogger("baton.model")
+
+
+def hook(
+    model: PreTrainedModel,
+    *,
+    native: bool = True,
+    why_not: str = "--no-compile",
+    int8: bool = False,
+    release: bool = False,
+    compiled: str | None = None,
+) -> Forward:
+    """Gives a model our cache and attention in the first way in which it gives what it gives alone.
+
+    Where its steps can be carried out natively, they are, unless `native` is false (`why_not` says which setting made
+    it so); `int8`: with weights in 8 bits.
+    `release`: the model's own weights may then be given back, so that only the forward can run it.
+    `compiled`: the backend of torch.compile that decode steps of constant shape go through, where there are such.
+    Raises LoadError, with the reasons of all ways that were tried, where none is exact, or none is for `int8`.
+    """
+    if int8 and not native:
+        raise LoadError(f"--quantize int8 needs native steps: leave out {why_not}")
+    use_reference_attention(model)
+    texts = check_texts(model)
+    try:
+        expected = stock_logits(model, texts)
+    except Exception as error:
+        raise LoadError(own_words("it does not run with a stock cache", error)) from error
+    forward = _hooked(model, texts, expected)
+    if not native:
+        forward.go_native(None, why_not)
+    else:
+        go_native(model, forward, texts, expected, int8=int8, release=release)
+        if device_of(model.device).captures:
+            go_resident(model, forward, texts, expected, compiled=compiled)
+    return forward
+
+
+def _hooked(model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor]) -> Forward:
+    """In torch. Raises LoadError, with the reasons of all ways that were tried."""
+    stock = model.config.get_text_config()._attn_implementation
+    reasons: list[str] = []
+    # Recurrent layers may want their prompts whole.
+    for way, whole in itertools.product(Way, (False, True)):
+        try:
+            model.set_attn_implementation(stock if way.ours else "eager")
+            geometry = probe(model, interface=way.ours)
+            if whole and not any(shape.states for shape in geometry.shapes):
+                continue
+            forward = Forward(model, geometry, way, whole_prompts=whole)
+            self_check(model, forward, texts, expected)
+            forward.checked_tokens = max(len(text) for text in texts)
+            return forward
+        except LoadError as error:
+            reasons.append(error.message)
+        except Exception as error:
+            # Whatever a family does that we do not know yet shows here, in its own code.
+            reasons.append(own_words("it does not run with our cache", error))
+    raise LoadError("; ".join(dict.fromkeys(reasons)))
+
+
+def go_native(
+    model: PreTrainedModel,
+    forward: Forward,
+    texts: list[Tensor],
+    expected: list[Tensor],
+    *,
+    int8: bool = False,
+    release: bool = False,
+) -> None:
+    """Has the model's steps carried out natively, where they can be, with the results that it gives alone.
+
+    Raises LoadError with `int8`, which nothing else can do, where they cannot be.
+    """
+    program = None
+    try:
+        if model.device.type != "cpu":
+            raise LoadError(f"native steps are for the CPU, not for {model.device.type}")
+        if forward.way is not Way.RECTANGLE:
+            raise LoadError("its layers do not take our attention as it is")
+        if forward.near_limit is not None:
+            raise LoadError("its rotation depends on a text's length")
+        draft = lower(record(model))
+        program = Program(
+            draft,
+            forward.geometry,
+            model.dtype,
+            threads=torch.get_num_threads(),
+            int8=int8,
+            release=model.parameters() if release else (),
+        )
+        forward.go_native(program)
+        self_check(model, forward, texts, expected, tolerance=INT8_TOLERANCE if int8 else None)
+    except LoadError as error:
+        if int8:
+            raise LoadError(f"--quantize int8: {error.message}") from error
+        forward.go_native(None, error.message)
+        if program is not None:
+            program.restore()
+
+
+def go_resident(
+    model: PreTrainedModel,
+    forward: Forward,
+    texts: list[Tensor],
+    expected: list[Tensor],
+    ways: Sequence[Ragged] = (),
+    *,
+    compiled: str | None = None,
+) -> None:
+    """Has decode steps be of constant shape, on CUDA graphs, in the first way that gives what the model gives alone.
+
+    `ways`: those of `ragged.ways` if left out. `compiled`: by this backend of torch.compile, where that works. Where
+    no way does, steps stay as they were; why one that is faster was not taken is named.
+    """
+    found, why = (ways, "") if ways else ragged_ways(model.device)
+    reasons = [why] * bool(why)
+    # What asks the host how many tokens each expert has cannot be captured; token by token, nobody asks.
+    experts = (None, BY_TOKEN) if forward.experts else (None,)
+    compilers = (compiled, None) if compiled else (None,)
+    for ragged, how, compiler in itertools.product(found, experts, compilers):
+        tried = ", ".join([ragged.name, *([EXPERTS[how]] if how else []), *([compiler] if compiler else [])])
+        if compiler:
+            log.info("compiling decode steps with %s, which may take minutes", compiler)
+        try:
+            forward.go_resident(ragged, "; ".join(dict.fromkeys(reasons)), compiled=compiler, experts=how)
+            self_check(model, forward, texts, expected)
+            return
+        except LoadError as error:
+            reasons.append(f"{tried}: {error.message}")
+        except Exception as error:
+            reasons.append(own_words(f"{tried} does not run", error))
+    forward.go_resident(None, "; ".join(dict.fromkeys(reasons)))

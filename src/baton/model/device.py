@@ -1,0 +1,67 @@
+"""What a device is, and what follows from that before anything is tried on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from baton.config import AUTO
+from baton.errors import SettingError
+
+# NVIDIA's Ampere: the first GPUs with bfloat16, and the oldest that the kernels' products are compiled for.
+_AMPERE = (8, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`kind`: as torch names it. `capability`: of an NVIDIA GPU, else None. `hip`: AMD's, which torch calls cuda."""
+
+    kind: str
+    capability: tuple[int, int] | None = None
+    hip: bool = False
+
+    @property
+    def captures(self) -> bool:
+        """Whether work can be captured as a graph: of CUDA, or of HIP."""
+        return self.kind == "cuda"
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether it multiplies such numbers as they are."""
+        return self.capability is None or self.capability >= _AMPERE
+
+    def why_no_triton(self, installed: bool) -> str:
+        """Why kernels in Triton are not tried; nothing where they are."""
+        if self.kind != "cuda":
+            return f"Triton's kernels are not for {self.kind}"
+        if self.capability is not None and self.capability < _AMPERE:
+            return f"Triton's kernels need compute capability 8.0, this GPU's is {_dotted(self.capability)}"
+        return "" if installed else "Triton is not installed: pip install 'baton-llm[cuda]'"
+
+    def dtype(self, asked: str, saved: str) -> str:
+        """The number format for a model that was saved in this one; all by name.
+
+        Where it is left to us, GPUs compute in 16 bits: as saved if it was in 16, else in bfloat16 where there is that.
+        Elsewhere as saved. Raises SettingError for one that the device has not.
+        """
+        if asked == AUTO:
+            if self.kind != "cuda" or saved == "float16":
+                return saved
+            return "bfloat16" if self.bfloat16 else "float16"
+        if asked == "bfloat16" and not self.bfloat16:
+            message = f"--dtype bfloat16: this GPU's compute capability {_dotted(self.capability)} has none (8.0 has): "
+            raise SettingError(message + "take float16 or float32", param="dtype")
+        return asked
+
+
+def device_of(device: torch.device) -> Device:
+    """The facts of a device of this machine."""
+    if device.type != "cuda":
+        return Device(device.type)
+    hip = torch.version.hip is not None
+    return Device("cuda", None if hip else torch.cuda.get_device_capability(device), hip)
+
+
+def _dotted(capability: tuple[int, int] | None) -> str:
+    return ".".join(map(str, capability or ()))
