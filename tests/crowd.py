@@ -24,7 +24,8 @@ from baton.kv.rectangle import Rectangle
 from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
 from baton.model.forward import Forward
-from baton.model.load import hook
+from baton.model.choose import hook
+from baton.model.packed import Varlen
 from baton.model.ragged import InTorch
 from baton.model.rows import Rows
 from baton.model.sample import Draw, Sampler
@@ -134,16 +135,19 @@ def crowd_of(
     native: bool = True,
     ahead: bool = False,
     aligned: bool = False,
+    varlen: Varlen | None = None,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
-    `aligned`: on the paper's literal shaping.
+    `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
     """
     on_cpu = model.device.type == "cpu"
     forward = hook(model, native=native and not aligned and not (ahead and on_cpu))
     if ahead and on_cpu:
         forward.go_resident(InTorch())
+    if varlen is not None:
+        forward.go_packed(varlen)
     if deterministic:
         forward.fix_shapes(rows)
     recorder = Recorder()

@@ -15,12 +15,20 @@ from baton.model.device import device_of
 from baton.model.forward import Forward
 from baton.model.hooked import BY_TOKEN, EXPERTS
 from baton.model.lower import lower
+from baton.model.packed import Varlen, of_torch
 from baton.model.probe import own_words, probe
 from baton.model.program import Program
 from baton.model.ragged import Ragged
 from baton.model.ragged import ways as ragged_ways
 from baton.model.record import record
-from baton.model.selfcheck import INT8_TOLERANCE, check_texts, self_check, stock_logits, use_reference_attention
+from baton.model.selfcheck import (
+    INT8_TOLERANCE,
+    check_texts,
+    mixed_fills,
+    self_check,
+    stock_logits,
+    use_reference_attention,
+)
 from baton.model.way import Way
 
 log = logging.getLogger("baton.model")
@@ -58,6 +66,7 @@ def hook(
         go_native(model, forward, texts, expected, int8=int8, release=release)
         if device_of(model.device).captures:
             go_resident(model, forward, texts, expected, compiled=compiled)
+            go_packed(model, forward, texts, expected)
     return forward
 
 
@@ -156,3 +165,25 @@ def go_resident(
         except Exception as error:
             reasons.append(own_words(f"{tried} does not run", error))
     forward.go_resident(None, "; ".join(dict.fromkeys(reasons)))
+
+
+def go_packed(
+    model: PreTrainedModel, forward: Forward, texts: list[Tensor], expected: list[Tensor], varlen: Varlen | None = None
+) -> None:
+    """Has prompts' attention be one call per layer, where that gives what calls request by request give.
+
+    `varlen`: torch's own if left out. Where it does not, prompts stay as they were, and why is named.
+    """
+    try:
+        varlen = varlen or of_torch(model.device, model.dtype)
+        varlen.proving = True
+        forward.go_packed(varlen)
+        self_check(model, forward, texts, expected)
+        mixed_fills(model, forward)
+        varlen.proving = False
+        if not varlen.calls:
+            raise LoadError("none of its layers can be attended so")
+    except LoadError as error:
+        forward.go_packed(None, error.message)
+    except Exception as error:
+        forward.go_packed(None, own_words("in one call it does not run", error))

@@ -20,6 +20,7 @@ from baton.model.device import device_of
 from baton.model.feeder import Ran
 from baton.model.hooked import EXPERTS, Hooked
 from baton.model.look import Span, cut, wanted_tokens, with_padding
+from baton.model.packed import Varlen, packed
 from baton.model.probe import Geometry
 from baton.model.program import Program
 from baton.model.ragged import Ragged
@@ -58,6 +59,8 @@ class Forward:
         self._compiled: str | None = None
         self._experts: str | None = None
         self._steps: Steps | None = None
+        self._varlen: Varlen | None = None
+        self._prompts = ""
         # Prompts of several rows may go through the model in one call.
         self._packs = way.ours and not self._hooked.recurrent
         self._pads = way is Way.RECTANGLE and not self._hooked.recurrent
@@ -86,6 +89,8 @@ class Forward:
             parts.append(", ".join(named) + why)
         else:
             parts.append(f"step by step in torch: {self._why_not_native}")
+        if self._prompts:
+            parts.append(self._prompts)
         return "; ".join(parts)
 
     @property
@@ -133,6 +138,18 @@ class Forward:
             self._why_not_native = why_not
         else:
             self._why_not_faster = why_not
+
+    def go_packed(self, varlen: Varlen | None, why_not: str = "") -> None:
+        """From now on prompts' attention is one call per layer; or, with None, request by request, `why_not` says why.
+
+        Raises LoadError where attention is not ours.
+        """
+        if varlen is not None and self.way is not Way.RECTANGLE:
+            raise LoadError("its layers do not take our attention as it is")
+        self._varlen = varlen
+        self._prompts = "prompts' attention in one call per layer"
+        if varlen is None:
+            self._prompts = f"prompts' attention request by request: {why_not}"
 
     def steps(self, rectangle: Rectangle) -> Steps | None:
         """Steps of constant shape over this rectangle, which keep its address; None where there are none."""
@@ -246,7 +263,8 @@ class Forward:
 
     def _flat(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
         """`[1, N]`"""
-        shape = _FLAT[self.way](spans, rectangle)
+        varlen = self._varlen
+        shape = _FLAT[self.way](spans, rectangle) if varlen is None else packed(spans, rectangle, varlen)
         ids = on_device(tokens, rectangle.device)[None]
         kept = on_device([*wanted_tokens(spans)], rectangle.device)
         return _Call(shape, partial(self._hooked.run, shape, ids, shape.cols[None], kept))

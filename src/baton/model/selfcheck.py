@@ -116,3 +116,17 @@ def _ours(forward: Forward, texts: list[Tensor], model: PreTrainedModel) -> list
             logits, ran = forward.decode(rectangle, spans, tokens)
             ran.commit()
     return [torch.stack(some) for some in found]
+
+
+def mixed_fills(model: PreTrainedModel, forward: Forward) -> None:
+    """Runs fills in which rows with several tokens, with one, and with none stand beside each other; answers nothing.
+
+    For layouts that compare their own attention.
+    """
+    rectangle = Rectangle(forward.geometry.shapes, capacity=4, columns=32, dtype=model.dtype, device=model.device)
+    for spans in (
+        [Span(0, 0, 5), Span(2, 0, 1), Span(3, 0, 7)],
+        [Span(0, 5, 1), Span(2, 1, 9), Span(3, 7, 1)],
+        [Span(0, 6, 1), Span(3, 8, 1)],
+    ):
+        forward.fill(rectangle, spans, range(3, 3 + sum(span.count for span in spans)))[1].commit()

@@ -17,9 +17,9 @@ from baton.model.look import Look, Span
 from baton.model.sdpa import attention
 
 
-def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+def on_device(numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """`[n]`; the host does not wait for what a CUDA device still has to do."""
-    found = torch.tensor(numbers)
+    found = torch.tensor(numbers, dtype=dtype)
     return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
