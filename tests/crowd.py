@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from baton.engine.talk import Talks
 from baton.events import Update
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
+from baton.kv.lane import LateLane
+from baton.kv.parcel import Copies
+from baton.kv.pinned import Extent, HostMemory
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import Rectangle
 from baton.model.ahead import RowsAhead
@@ -85,6 +89,27 @@ class Shaken:
         return replace(plan, detach=tuple(detach), forget=(*plan.forget, *forget), resize=resize)
 
 
+class Spoiled(HostMemory):
+    """Memory of the host in which there is no number before something was copied there."""
+
+    def __init__(self, lane: LateLane, most: int) -> None:
+        super().__init__(most, pin=lambda size: torch.empty(size, dtype=torch.uint8))
+        self._lane = lane
+
+    def take(self, count: int, size: int) -> list[Extent]:
+        found = super().take(count, size)
+        for extent in found:
+            # In the lane: whatever was begun before may still read what was there.
+            self._lane.begin(partial(extent.bytes.fill_, 255), behind=True)
+        return found
+
+
+def late_copies(polls: int = 2, *, most: int = 2**24, staged: int = 2**20) -> Copies:
+    """As a device with memory of its own has them; copies happen when they are asked for the third time."""
+    lane = LateLane(polls)
+    return Copies(lane, Spoiled(lane, most), staged)
+
+
 @dataclass
 class Crowd:
     """An engine on a tiny model and what came out of it."""
@@ -136,11 +161,13 @@ def crowd_of(
     ahead: bool = False,
     aligned: bool = False,
     varlen: Varlen | None = None,
+    copies: Copies | None = None,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
+    `copies`: rows leave as from a device with memory of its own.
     """
     on_cpu = model.device.type == "cpu"
     forward = hook(model, native=native and not aligned and not (ahead and on_cpu))
@@ -152,7 +179,7 @@ def crowd_of(
         forward.fix_shapes(rows)
     recorder = Recorder()
 
-    shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, aligned=aligned)
+    shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, aligned=aligned, copies=copies)
     rectangle = prefiller.rectangle
 
     settings = Settings(
@@ -186,7 +213,9 @@ def crowd_of(
         whole_prompts=forward.whole_prompts,
         sure_tokens=sure_tokens,
         prefix_store=(
-            prefix_store(rectangle, block=prefix_block, longest=forward.near_limit) if prefix_cache else None
+            prefix_store(rectangle, block=prefix_block, longest=forward.near_limit, copies=copies)
+            if prefix_cache
+            else None
         ),
     )
     return Crowd(engine, recorder, shared)
@@ -200,6 +229,7 @@ def bodies(
     end_ids: Sequence[int],
     *,
     aligned: bool = False,
+    copies: Copies | None = None,
 ) -> tuple[Rows, RectangleBatch, PrefillHere]:
     """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned.
 
@@ -216,9 +246,9 @@ def bodies(
     rectangle = Rectangle(shapes, capacity=2 * rows + 1, **of)
     steps = forward.steps(rectangle)
     if steps is None:
-        both = Rows(rectangle, forward, recorder, "tiny")
+        both = Rows(rectangle, forward, recorder, "tiny", copies=copies)
     else:
-        both = RowsAhead(rectangle, forward, Sampler(end_ids), "tiny", steps)
+        both = RowsAhead(rectangle, forward, Sampler(end_ids), "tiny", steps, copies=copies)
     beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
     return both, RectangleBatch(both, range(rows), rows), beside
 

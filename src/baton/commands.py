@@ -280,7 +280,8 @@ def _resolved(house: House) -> str:
         "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
         "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
         "run with": loaded.forward.description + ("; shapes are fixed" if settings.deterministic else ""),
-        "KV memory": f"{_bytes(settings.kv_bytes)} for rows and {_bytes(settings.pool_bytes)} for what is set aside, "
+        "KV memory": f"{_bytes(settings.kv_bytes)} for rows and {_bytes(settings.pool_bytes)} "
+        f"{'' if facts.pool_free_bytes is None else 'of the host '}for what is set aside, "
         f"{_bytes(facts.footprint.token_bytes)} a token",
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
     }

@@ -29,6 +29,9 @@ from baton.grammar.compiler import Grammars
 from baton.host import cores, free_memory_bytes
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
+from baton.kv.lane import CudaLane
+from baton.kv.parcel import Copies
+from baton.kv.pinned import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.model.ahead import RowsAhead
@@ -150,7 +153,8 @@ def make_engine(
         sampler = faults.sampler(sampler)
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
-    batch, prefiller = _bodies(loaded, settings, sampler)
+    copies = _copies(loaded, settings)
+    batch, prefiller = _bodies(loaded, settings, sampler, copies)
     rectangle, footprint = prefiller.rectangle, batch.footprint
 
     def text_of(query: Query) -> TextStream:
@@ -170,27 +174,48 @@ def make_engine(
             settings.kv_bytes,
             settings.pool_bytes,
             floor_bytes=footprint.of(settings.max_model_len),
-            free_bytes=lambda: free_bytes(loaded.device),
+            free_bytes=lambda: _pool_free_bytes(loaded.device, copies),
             clock=clock,
             lazy=is_lazy(loaded.device),
         ),
         clock=clock,
         sinks=sinks,
         whole_prompts=loaded.forward.whole_prompts,
-        prefix_store=prefix_store(rectangle, longest=loaded.forward.near_limit) if settings.prefix_cache else None,
+        prefix_store=(
+            prefix_store(rectangle, longest=loaded.forward.near_limit, copies=copies) if settings.prefix_cache else None
+        ),
     )
     if faults is not None:
         _inject(faults, engine)
     return engine
 
 
-def _bodies(loaded: Loaded, settings: Settings, sampler: Sampler) -> tuple[RectangleBatch, PrefillHere]:
+def _copies(loaded: Loaded, settings: Settings) -> Copies | None:
+    """By which way rows leave a device whose memory is not the host's; None where they do not."""
+    # Aligned rows are for study; their segments stay where they are.
+    if loaded.device.type != "cuda" or settings.shaping == ALIGNED or not settings.pool_bytes:
+        return None
+    longest = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
+    row_bytes = longest.of(settings.max_model_len)
+    return Copies(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
+
+
+def _pool_free_bytes(device: torch.device, copies: Copies | None) -> int:
+    """What is free where the pool is; what is pinned for it and not in use, too."""
+    if copies is None:
+        return free_bytes(device)
+    return free_memory_bytes() + copies.host.pinned_bytes - copies.host.used_bytes
+
+
+def _bodies(
+    loaded: Loaded, settings: Settings, sampler: Sampler, copies: Copies | None
+) -> tuple[RectangleBatch, PrefillHere]:
     """The batch and the prefiller. Raises LoadError where the model's rows cannot be shaped as asked."""
     rows, places, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
     of: dict[str, Any] = {"columns": settings.max_model_len, "dtype": loaded.dtype, "device": loaded.device}
     if settings.shaping != ALIGNED:
         # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
-        both = _rows(Rectangle(loaded.geometry.shapes, capacity=rows + places, **of), loaded, rows, sampler)
+        both = _rows(Rectangle(loaded.geometry.shapes, capacity=rows + places, **of), loaded, rows, sampler, copies)
         beside = PrefillHere(both, range(rows, rows + places), beside_batch=True)
         return RectangleBatch(both, range(rows), rows), beside
     shapes = keeping_all(loaded.geometry.shapes)
@@ -200,13 +225,13 @@ def _bodies(loaded: Loaded, settings: Settings, sampler: Sampler) -> tuple[Recta
     return RectangleBatch(aligned, range(rows), rows), PrefillHere(apart, range(places), beside_batch=False)
 
 
-def _rows(rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler) -> Rows:
+def _rows(rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler, copies: Copies | None) -> Rows:
     """Rows on a device that can be fed ahead begin each step before the last one is read."""
     steps = loaded.forward.steps(rectangle)
     if steps is None or type(sampler) is not Sampler:
-        return Rows(rectangle, loaded.forward, sampler, loaded.stamp)
+        return Rows(rectangle, loaded.forward, sampler, loaded.stamp, copies=copies)
     steps.warm(most)
-    return RowsAhead(rectangle, loaded.forward, sampler, loaded.stamp, steps)
+    return RowsAhead(rectangle, loaded.forward, sampler, loaded.stamp, steps, copies=copies)
 
 
 def _inject(faults: Faults, engine: Engine) -> None:
@@ -231,6 +256,7 @@ def facts_of(loaded: Loaded) -> Facts:
         cores=cores(),
         lazy_memory=is_lazy(loaded.device),
         policies=tuple(POLICIES),
+        pool_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
     )
 
 

@@ -80,7 +80,11 @@ class Config(Limits):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it."""
+    """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it.
+
+    `pool_free_bytes`: what is free of the memory that queries set aside and stored prefixes live in, where that is not
+    the rows'; None where it is.
+    """
 
     context_tokens: int
     footprint: Footprint
@@ -90,6 +94,7 @@ class Facts:
     cores: int
     lazy_memory: bool
     policies: tuple[str, ...]
+    pool_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,9 @@ def resolve(config: Config, facts: Facts) -> Settings:
     if config.pool_memory == AUTO:
         # Half of what rows may take, where half of what is then left has room for it.
         taken = kv_bytes if facts.lazy_memory else at_once * row_bytes
-        pool_bytes = min(kv_bytes, max(0, facts.free_bytes - taken)) // 2
+        apart = None if config.shaping == ALIGNED else facts.pool_free_bytes
+        left = facts.free_bytes - taken if apart is None else apart
+        pool_bytes = min(kv_bytes, max(0, left)) // 2
     else:
         pool_bytes = parse_bytes(config.pool_memory, "pool_memory")
     chunk = None if config.prefill_chunk == AUTO else _number("prefill_chunk", config.prefill_chunk, 0)

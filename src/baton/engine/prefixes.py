@@ -45,7 +45,9 @@ class Prefixes:
         self._store.limit(bytes_most)
 
     def let_go(self) -> bool:
-        """Frees all that is stored, what is held too; answers whether there was anything."""
+        """Frees all that is stored, what is held too; answers whether that gave rows any memory."""
+        if self._store is not None and self._store.apart:
+            return False
         had = self.bytes_used > 0
         self.limit(0)
         return had

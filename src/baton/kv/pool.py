@@ -25,12 +25,16 @@ class SegmentPool:
     def __len__(self) -> int:
         return len(self._segments)
 
+    def fits(self, size: int) -> bool:
+        """Whether there is room for a segment of so many bytes."""
+        return not size or self.bytes_used + size <= self.bytes_most
+
     def put(self, segment: KVSegment) -> None:
         """Takes the segment. Refuses where it does not fit, or the query is in already."""
         name, size = segment.query.id, segment.bytes
         if name in self._segments:
             raise Refused(f"query {name} is in the pool already")
-        if size and self.bytes_used + size > self.bytes_most:
+        if not self.fits(size):
             raise Refused(f"query {name}: {size} bytes, the pool has {self.bytes_most - self.bytes_used} left")
         self._segments[name] = segment, size
         self.bytes_used += size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -11,6 +11,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from baton.kv.parcel import Copies, Leaving, Packed, Piece
 from baton.kv.rectangle import Rectangle
 
 BLOCK_TOKENS = 32
@@ -22,20 +23,23 @@ _Key = tuple[int, tuple[int, ...]]
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """What a row keeps of a run of tokens, after those of the entry before it."""
+    """What a row keeps of a run of tokens, after those of the entry before it: parts, or a piece on the host.
+
+    `ready`: it is there, and finite; until then it is not found.
+    """
 
     key: _Key
     serial: int
-    parts: list[Tensor]
+    bytes: int
+    before: _Entry | None
+    parts: list[Tensor] | None = None
+    piece: Piece | None = None
+    ready: bool = False
     holds: int = 0
 
     @property
     def tokens(self) -> int:
         return len(self.key[1])
-
-    @property
-    def bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in self.parts)
 
 
 class PrefixStore:
@@ -47,14 +51,22 @@ class PrefixStore:
     hash, and compared token by token, as the keys of a dict are.
 
     `longest`: texts of more tokens have other keys for the same first tokens (longrope), and are neither stored nor
-    found.
+    found. `copies`: where rows are not in the host's memory, what is stored is; it is found when it has come there.
     """
 
     def __init__(
-        self, bytes_most: int, *, divisible_tokens: int, block: int = BLOCK_TOKENS, longest: int | None = None
+        self,
+        bytes_most: int,
+        *,
+        divisible_tokens: int,
+        block: int = BLOCK_TOKENS,
+        longest: int | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.bytes_most = bytes_most
         self.bytes_used = 0
+        self._copies = copies
+        self._leaving: deque[tuple[list[_Entry], Leaving]] = deque()
         self._longest = sys.maxsize if longest is None else longest
         # Where no block fits, there are only snapshots.
         self._divisible = divisible_tokens if divisible_tokens >= block else 0
@@ -68,22 +80,29 @@ class PrefixStore:
         self._tails: defaultdict[int, Counter[int]] = defaultdict(Counter)
         self._held: dict[str, list[_Entry]] = {}
 
-    def find(self, tokens: Sequence[int]) -> tuple[int, list[Tensor]] | None:
+    @property
+    def apart(self) -> bool:
+        """Whether it lies in other memory than rows do, so that they gain nothing when it gives way."""
+        return self._copies is not None
+
+    def find(self, tokens: Sequence[int]) -> tuple[int, Sequence[Tensor]] | None:
         """The longest stored prefix of these that leaves at least one to feed: its tokens, and parts for a row.
 
         The parts are as `Rectangle.write` takes them, to be copied from and not to be changed.
         """
+        self._settle()
         path = self._path(tokens)
         if not path:
             return None
         self._touch(path)
         found = sum(entry.tokens for entry in path)
-        if len(path) == 1:
-            return found, path[0].parts
-        return found, [torch.cat(pieces) for pieces in zip(*(entry.parts for entry in path), strict=True)]
+        if self._copies is not None:
+            return found, Packed([entry.piece for entry in path if entry.piece is not None])
+        parts = [entry.parts for entry in path if entry.parts is not None]
+        return found, parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def store(self, tokens: Sequence[int], parts: Sequence[Tensor], cached: int, *, whole: bool = False) -> int:
-        """Copies what is not stored yet of a row's parts; answers how many of its tokens are stored now.
+        """Copies what is not stored yet of a row's parts; answers how many of its tokens are stored, or on their way.
 
         `tokens` are the row's text, and `parts` what it keeps of the first `cached` of them. Fewer are stored where
         there is no room for more; those at the end that fill no block only if `whole` says so. What is not finite is
@@ -91,21 +110,30 @@ class PrefixStore:
         """
         if len(tokens) > self._longest:
             return 0
+        self._settle()
         path: list[_Entry] = []
-        start, before = 0, _ROOT
+        new: list[_Entry] = []
+        start = 0
         try:
             for run in self._runs(tokens[:cached], whole):
-                entry = self._entries.get((before, run)) or self._add((before, run), self._cut(parts, start, len(run)))
+                before = path[-1] if path else None
+                key = (_ROOT if before is None else before.serial, run)
+                entry = self._entries.get(key)
                 if entry is None:
-                    break
+                    entry = self._add(key, before, parts, start)
+                    if entry is None:
+                        break
+                    new.append(entry)
                 # Held, so that what comes next is not given the room of what it follows.
                 entry.holds += 1
                 path.append(entry)
-                start, before = start + len(run), entry.serial
+                start += len(run)
         finally:
             for entry in path:
                 entry.holds -= 1
             self._touch(path)
+        if self._copies is not None and new:
+            self._copy_out(self._copies, new, parts, start)
         return start
 
     def is_due(self, was: int, cached: int) -> bool:
@@ -116,8 +144,12 @@ class PrefixStore:
         return cached <= self._divisible and was // self._block < cached // self._block
 
     def hold(self, name: str, tokens: Sequence[int]) -> int:
-        """What `find` would answer for these stays until `release(name)`; answers how many tokens that is."""
+        """What `find` would answer for these stays until `release(name)`; answers how many tokens that is.
+
+        Waits for what is on its way.
+        """
         self.release(name)
+        self._settle(wait=True)
         path = self._held[name] = self._path(tokens)
         for entry in path:
             entry.holds += 1
@@ -152,7 +184,7 @@ class PrefixStore:
         path: list[_Entry] = []
         while start + self._block < len(tokens):
             entry = self._entries.get((before, tuple(tokens[start : start + self._block])))
-            if entry is None:
+            if entry is None or not entry.ready:
                 break
             path.append(entry)
             start, before = start + self._block, entry.serial
@@ -164,7 +196,7 @@ class PrefixStore:
         lengths = (length for length in self._tails.get(before, ()) if start + length < len(tokens))
         for length in sorted(lengths, reverse=True):
             entry = self._entries.get((before, tuple(tokens[start : start + length])))
-            if entry is not None:
+            if entry is not None and entry.ready:
                 return entry
         return None
 
@@ -181,19 +213,66 @@ class PrefixStore:
             return list(parts)
         return [part[start : start + length] for part in parts]
 
-    def _add(self, key: _Key, parts: list[Tensor]) -> _Entry | None:
-        """A new entry with copies of these parts, or None where there is no room for it."""
-        size = sum(part.numel() * part.element_size() for part in parts)
-        if size > self.bytes_most or not all(map(_is_finite, parts)):
+    def _add(self, key: _Key, before: _Entry | None, parts: Sequence[Tensor], start: int) -> _Entry | None:
+        """A new entry for a run of the row's tokens, or None where there is no room for it.
+
+        With copies of what the row keeps of it, unless that is to be copied out.
+        """
+        copied: list[Tensor] | None = None
+        if self._copies is None:
+            copied = self._cut(parts, start, len(key[1]))
+            size = sum(map(_bytes_of, copied))
+        elif len(key[1]) > self._divisible:
+            size = sum(map(_bytes_of, parts))
+        else:
+            size = len(key[1]) * sum(_bytes_of(part) // len(part) for part in parts)
+        if size > self.bytes_most or not all(map(_is_finite, copied or ())):
             return None
         if not self._shrink(self.bytes_most - size):
             return None
-        entry = _Entry(key, next(self._serials), [part.clone() for part in parts])
+        if copied is not None:
+            copied = [part.clone() for part in copied]
+        entry = _Entry(key, next(self._serials), size, before, copied, ready=copied is not None)
         self._entries[key] = entry
         self.bytes_used += size
         if len(key[1]) != self._block:
             self._tails[key[0]][len(key[1])] += 1
         return entry
+
+    def _copy_out(self, copies: Copies, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
+        """Begins to copy what a row keeps of these runs, the last of which ends at `stop`; all blocks at once."""
+        blocks = [entry for entry in new if entry.tokens == self._block]
+        tail = [entry for entry in new if entry.tokens != self._block]
+        start = stop - sum(entry.tokens for entry in new)
+        try:
+            for some in (blocks, tail):
+                if not some:
+                    continue
+                end = start + sum(entry.tokens for entry in some)
+                leaving = copies.out(self._cut(parts, start, end - start), blocks=len(some), checked=True)
+                for entry, piece in zip(some, leaving.pieces, strict=True):
+                    entry.piece = piece
+                self._leaving.append((some, leaving))
+                start = end
+        except Exception:
+            for entry in reversed(new):
+                if entry.piece is None:
+                    self._drop(entry)
+            raise
+
+    def _settle(self, *, wait: bool = False) -> None:
+        """Whatever has come to the host may be found, if it is finite and what it follows is."""
+        while self._leaving and (wait or self._leaving[0][1].mark.done()):
+            entries, leaving = self._leaving.popleft()
+            leaving.mark.wait()
+            fine = [True] * len(entries) if leaving.fine is None else leaving.fine.tolist()
+            for entry, is_finite in zip(entries, fine, strict=True):
+                if self._entries.get(entry.key) is not entry:
+                    continue  # gone meanwhile
+                if is_finite and (entry.before is None or entry.before.ready):
+                    entry.ready = True
+                else:
+                    self._drop(entry)
 
     def _shrink(self, most: int) -> bool:
         while self.bytes_used > most:
@@ -206,6 +285,9 @@ class PrefixStore:
     def _drop(self, entry: _Entry) -> None:
         del self._entries[entry.key]
         self.bytes_used -= entry.bytes
+        if self._copies is not None and entry.piece is not None:
+            self._copies.host.give(entry.piece.memory)
+        entry.parts = entry.piece = None
         before, run = entry.key
         if len(run) != self._block:
             self._tails[before] -= Counter({len(run): 1})
@@ -217,11 +299,18 @@ class PrefixStore:
             self._entries.move_to_end(entry.key)
 
 
-def prefix_store(rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None) -> PrefixStore:
+def prefix_store(
+    rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None, copies: Copies | None = None
+) -> PrefixStore:
     """A store for what this rectangle's rows keep; nothing fits in it until it is given a limit."""
     # While no ring is full, the columns of each are the row's tokens in their order. A state is of all tokens together.
     unfilled = min((ring for ring in rectangle.rings if ring), default=sys.maxsize)
-    return PrefixStore(0, divisible_tokens=0 if any(rectangle.states) else unfilled, block=block, longest=longest)
+    divisible = 0 if any(rectangle.states) else unfilled
+    return PrefixStore(0, divisible_tokens=divisible, block=block, longest=longest, copies=copies)
+
+
+def _bytes_of(part: Tensor) -> int:
+    return part.numel() * part.element_size()
 
 
 def _is_finite(part: Tensor) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from baton.kv.parcel import Packed
 from baton.query import Query
 
 
@@ -15,7 +16,8 @@ class KVSegment:
     """The keystone (ARCHITECTURE.md section 2): just arrived, half prefilled, prefilled, preempted are all this.
 
     `tokens`: prompt and generated. `parts`: what a row of `cached` tokens keeps, as `Rectangle.view` answers it: per
-    layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, where a layer has one), and states.
+    layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, where a layer has one), and states;
+    `Packed` where they are on the host and rows are not.
     `stamp` names model, dtype and shapes: a foreign one is refused.
     `computed`: how many of the tokens were ever fed (more than `cached` when their keys and values were forgotten).
     `home`: the rectangle and its row in which the parts lie, where they were not copied out.
@@ -43,6 +45,8 @@ class KVSegment:
     @property
     def bytes(self) -> int:
         """Bytes of the parts."""
+        if isinstance(self.parts, Packed):
+            return self.parts.bytes
         return sum(part.numel() * part.element_size() for part in self.parts)
 
     def release(self) -> None:

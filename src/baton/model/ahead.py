@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from baton.kv.parcel import Copies
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.draw_device import LOOK_AGAIN, Kind
@@ -45,8 +46,17 @@ class _Begun:
 class RowsAhead(Rows):
     """Rows over a forward that has steps of constant shape."""
 
-    def __init__(self, rectangle: Rectangle, forward: Forward, sampler: Sampler, stamp: str, steps: Steps) -> None:
-        super().__init__(rectangle, forward, sampler, stamp)
+    def __init__(
+        self,
+        rectangle: Rectangle,
+        forward: Forward,
+        sampler: Sampler,
+        stamp: str,
+        steps: Steps,
+        *,
+        copies: Copies | None = None,
+    ) -> None:
+        super().__init__(rectangle, forward, sampler, stamp, copies=copies)
         self._steps = steps
         self._begun: _Begun | None = None
         # Slots that were computed for nobody, and not told of yet.
@@ -67,7 +77,7 @@ class RowsAhead(Rows):
 
     def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
         """As `Rows.feed`; a row that came while a step was running may be fed nothing, once."""
-        spans = self._spans(most, done)
+        spans = self._spans(self._landed(most), done)
         single = [span for span in spans if span.count == 1]
         if len(single) > BUCKETS[-1] or any(span.every for span in single):
             # Steps of the forward's own would come between.

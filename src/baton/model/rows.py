@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from baton.errors import Refused
+from baton.kv.parcel import Arrival, Copies, Packed
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.feeder import Feeder
@@ -60,10 +62,12 @@ class Rows:
     """`stamp` names model, dtype and shapes; segments must carry it. Row numbers never leave this class's callers.
 
     The batch and the prefiller may share one: each names the range of rows that is its own (`among`), and a forward may
-    feed rows of both.
+    feed rows of both. `copies`: where the rows are not in the host's memory, by which way they go there and come back.
     """
 
-    def __init__(self, rectangle: Rectangle, forward: Feeder, sampler: Sampler, stamp: str) -> None:
+    def __init__(
+        self, rectangle: Rectangle, forward: Feeder, sampler: Sampler, stamp: str, *, copies: Copies | None = None
+    ) -> None:
         self.rectangle = rectangle
         self._forward = forward
         self._sampler = sampler
@@ -73,6 +77,9 @@ class Rows:
         self._row_of: dict[str, int] = {}
         # Rows whose queries were lifted out, and whose keys and values the segment still lives in.
         self._lent: set[int] = set()
+        self._copies = copies
+        # Rows whose keys and values are on their way from the host.
+        self._arriving: dict[int, Arrival] = {}
 
     def lens(self, among: range) -> dict[str, int]:
         """Cached tokens of each query that is in these rows."""
@@ -112,7 +119,11 @@ class Rows:
             self.rectangle.exchange(row, segment.home[1])
             return
         try:
-            self.rectangle.write(row, segment.parts, segment.cached)
+            if self._copies is not None and isinstance(segment.parts, Packed):
+                self.rectangle.lens[row] = segment.cached
+                self._arriving[row] = self._copies.into(segment.parts, self.rectangle.view(row))
+            else:
+                self.rectangle.write(row, segment.parts, segment.cached)
         except Exception:
             self.rectangle.clear(row)
             raise
@@ -120,25 +131,30 @@ class Rows:
     def drop(self, query_id: str) -> None:
         """Frees the query's row."""
         row = self._find(query_id)
+        arrival = self._arriving.pop(row, None)
+        if arrival is not None:
+            arrival.cancel()
         self.rectangle.clear(row)
         del self._row_of[query_id], self._occupants[row]
 
     def lift(self, query_id: str, *, copy: bool) -> KVSegment:
         """The query's segment; it is not in any more. Not copied, it lives in its row until it is released."""
         row = self._find(query_id)
+        self._land(row)
         found = self._occupants[row]
         # A row that holds no token has states all the same, of nobody.
-        parts = self.rectangle.view(row) if self.rectangle.lens[row] else []
-        segment = KVSegment(
-            query=found.query,
-            tokens=found.tokens,
-            stamp=self._stamp,
-            cached=self.rectangle.lens[row],
-            computed=found.computed,
-            parts=[part.clone() for part in parts] if copy else parts,
-            home=None if copy else (self.rectangle, row),
-            on_release=None if copy else lambda: self._take_back(row),
-        )
+        parts: Sequence[Tensor] = self.rectangle.view(row) if self.rectangle.lens[row] else []
+        home: tuple[object, int] | None = None
+        release: Callable[[], None] | None = None
+        if not copy:
+            home, release = (self.rectangle, row), partial(self._take_back, row)
+        elif self._copies is not None and parts:
+            parts = Packed(self._copies.out(parts).pieces)
+            release = partial(self._copies.release, parts)
+        else:
+            parts = [part.clone() for part in parts]
+        cached = self.rectangle.lens[row]
+        segment = KVSegment(found.query, found.tokens, self._stamp, cached, found.computed, parts, home, release)
         if copy:
             self.drop(query_id)
         else:
@@ -149,9 +165,27 @@ class Rows:
     def peek(self, query_id: str) -> KVSegment:
         """The query's segment where it is, and where it stays: its parts change with the row."""
         row = self._find(query_id)
+        self._land(row)
         found = self._occupants[row]
         parts, cached = self.rectangle.view(row), self.rectangle.lens[row]
         return KVSegment(found.query, list(found.tokens), self._stamp, cached, found.computed, parts)
+
+    def _land(self, row: int) -> None:
+        """The row's keys and values are there for all that the device is given from now on."""
+        arrival = self._arriving.pop(row, None)
+        if arrival is not None:
+            arrival.land()
+
+    def _landed(self, most: Mapping[str, int]) -> Mapping[str, int]:
+        """Those of these whose keys and values have come; all of them where none has, which the device waits for."""
+        if not self._arriving:
+            return most
+        rows = {query_id: self._row_of[query_id] for query_id in most}
+        late = {row for row in rows.values() if row in self._arriving and not self._arriving[row].done()}
+        there = {query_id: count for query_id, count in most.items() if rows[query_id] not in late} or most
+        for query_id in there:
+            self._land(rows[query_id])
+        return there
 
     def _take_back(self, row: int) -> None:
         self.rectangle.clear(row)
@@ -162,6 +196,7 @@ class Rows:
         free = iter(self.free(among[:rows]))
         for row in [row for row in self._occupants if row in among[rows:]]:
             target = next(free)
+            self._land(row)
             if self._forward.native:
                 self.rectangle.exchange(row, target)
             else:
@@ -170,8 +205,11 @@ class Rows:
             self._row_of[found.query.id] = target
 
     def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
-        """One forward: up to so many pending tokens of each named query; see `Batch.step` for `done`."""
-        return self._feed(self._spans(most, done), how, done)
+        """One forward: up to so many pending tokens of each named query; see `Batch.step` for `done`.
+
+        A row that is still on its way from the host is fed nothing, unless nobody else is fed.
+        """
+        return self._feed(self._spans(self._landed(most), done), how, done)
 
     def _spans(self, most: Mapping[str, int], done: Set[str]) -> list[Span]:
         return [self._span(row, most, done) for row in sorted(self._row_of[query_id] for query_id in most)]

@@ -1,0 +1,142 @@
+"""Copies between a device and the host beside the device's steps, one behind the other.
+
+Two bodies: a CUDA stream of its own, and one on the CPU that copies late, for tests: who reads too early reads NaN.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Mark(Protocol):
+    """A place in a lane, which it reaches when all that was begun before is done."""
+
+    def done(self) -> bool:
+        """Whether it is reached; does not wait."""
+
+    def wait(self) -> None:
+        """The host waits until it is reached."""
+
+    def join(self) -> None:
+        """Whatever the device is given from now on, outside of the lane, comes behind it; the host goes on."""
+
+
+class Lane(Protocol):
+    """Everything in it happens in its order. So memory of the host that only lanes write may be reused at once."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def empty(self, size: int) -> Tensor:
+        """`[size]` bytes on the device, to be written in the lane."""
+
+    def flags(self, count: int) -> Tensor:
+        """`[count]` truth values on the host, to be written in the lane."""
+
+    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> Mark:
+        """Copies; `behind` all that the device was given before. `uses`: what was made outside of the lane."""
+
+    def hand_over(self, tensor: Tensor) -> None:
+        """What was made in the lane is used outside of it from now on."""
+
+
+class CudaLane:
+    """A stream of its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def empty(self, size: int) -> Tensor:
+        # Made there, so that the allocator gives it to another copy only when this one is through.
+        with torch.cuda.stream(self._stream):
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def flags(self, count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.bool, pin_memory=True)
+
+    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> Mark:
+        if behind:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            work()
+            event = torch.cuda.Event()
+            event.record(self._stream)
+        for tensor in uses:
+            tensor.record_stream(self._stream)
+        return _CudaMark(event, self.device)
+
+    def hand_over(self, tensor: Tensor) -> None:
+        tensor.record_stream(torch.cuda.current_stream(self.device))
+
+
+class _CudaMark:
+    def __init__(self, event: torch.cuda.Event, device: torch.device) -> None:
+        self._event = event
+        self._device = device
+
+    def done(self) -> bool:
+        return self._event.query()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self._device).wait_event(self._event)
+
+
+class LateLane:
+    """On the CPU: nothing is copied before it was asked for `polls` times, or waited for."""
+
+    def __init__(self, polls: int = 2) -> None:
+        self.device = torch.device("cpu")
+        self.waits = 0
+        """How often the host waited."""
+        self._polls = polls
+        self._queue: deque[tuple[_LateMark, Callable[[], None]]] = deque()
+
+    def empty(self, size: int) -> Tensor:
+        # Not a number, as bytes of any floating-point type.
+        return torch.full((size,), 255, dtype=torch.uint8)
+
+    def flags(self, count: int) -> Tensor:
+        return torch.ones(count, dtype=torch.bool)
+
+    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> Mark:
+        mark = _LateMark(self, self._polls)
+        self._queue.append((mark, work))
+        return mark
+
+    def hand_over(self, tensor: Tensor) -> None:
+        """Nothing to do."""
+
+    def run_to(self, mark: _LateMark) -> None:
+        while not mark.reached:
+            passed, work = self._queue.popleft()
+            work()
+            passed.reached = True
+
+
+class _LateMark:
+    def __init__(self, lane: LateLane, polls: int) -> None:
+        self.reached = False
+        self._lane = lane
+        self._polls = polls
+
+    def done(self) -> bool:
+        self._polls -= 1
+        if self._polls < 0:
+            self._lane.run_to(self)
+        return self.reached
+
+    def wait(self) -> None:
+        self._lane.waits += not self.reached
+        self._lane.run_to(self)
+
+    def join(self) -> None:
+        self._lane.run_to(self)
