@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from baton.compose import POLICIES
+from baton.kv import parcel
+from baton.kv.lane import LateLane
 from baton.kv.parcel import Copies
+from baton.kv.segment import arrived
+from baton.model.rows import Rows
+from baton.policy.baton import Baton
 from baton.query import Query
-from crowd import Crowd, Shaken, alone, crowd_of, late_copies, query_of, some_queries
+from baton.work import Feeding
+from crowd import Crowd, Shaken, Spoiled, alone, crowd_of, late_copies, query_of, some_queries
 from families import CONTEXT, VOCABULARY, model_of
 
 # Windows, rings with and without layers that keep all, states, latents, experts.
@@ -24,7 +33,7 @@ def kindred(count: int, dice: random.Random) -> list[Query]:
     found: list[Query] = []
     for i in range(count):
         more = [dice.randrange(3, VOCABULARY) for _ in range(dice.randint(1, 20))]
-        one = query_of(f"q{i}", [*dice.choice(stems), *more][: CONTEXT - 20], dice.randint(1, 16), seed=10 * i)
+        one = query_of(f"k{i}", [*dice.choice(stems), *more][: CONTEXT - 20], dice.randint(1, 16), seed=10 * i)
         found.append(one)
         if i % 4 == 0:
             found[-1:] = [replace(one, id=f"{one.id}.{n}", seed=10 * i + n, choice_of=f"{one.id}.0") for n in range(3)]
@@ -37,20 +46,140 @@ def is_empty(crowd: Crowd, copies: Copies) -> bool:
     return crowd.engine.kv_bytes_used == crowd.engine.pool_bytes_used == 0 and copies.host.used_bytes == stored
 
 
-@pytest.mark.parametrize("policy", ["baton", "priority", "orca"])
-@pytest.mark.parametrize(("family", "ahead"), [*((f, True) for f in AHEAD), *((f, False) for f in PLAIN)])
+def crowd_apart(family: str, policy: Any, copies: Copies, **more: Any) -> Crowd:
+    return crowd_of(model_of(family), policy, native=False, copies=copies, prefix_cache=True, prefix_block=4, **more)
+
+
+def queries_of(family: str) -> tuple[list[Query], dict[str, list[int]]]:
+    """Some that have nothing in common, and some that have; and what each gives alone."""
+    queries = [*some_queries(7, random.Random(3)), *kindred(5, random.Random(4))]
+    return queries, {query.id: alone(model_of(family), query)[0] for query in queries}
+
+
+CASES = [*((family, True, "baton") for family in AHEAD), *((family, False, "baton") for family in PLAIN)]
+CASES += [("llama", True, "priority"), ("gemma3", True, "orca"), ("jamba", False, "slo")]
+CASES += [("llama", True, "run_to_completion"), ("llama", False, "run_to_completion")]
+
+
+@pytest.mark.parametrize(("family", "ahead", "policy"), CASES)
 def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, ahead: bool, policy: str) -> None:
-    queries = some_queries(8, random.Random(3)) + [
-        replace(query, id=f"k{query.id}") for query in kindred(6, random.Random(4))
-    ]
-    queries = [replace(q, choice_of=f"k{q.choice_of}" if q.choice_of else "") for q in queries]
-    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    queries, expected = queries_of(family)
     dice = random.Random(f"{family} {policy} {ahead}")
     copies, shaken = late_copies(dice.choice([0, 1, 3])), Shaken(POLICIES[policy](), dice)
-    crowd = crowd_of(
-        model_of(family), shaken, ahead=ahead, native=False, copies=copies, prefix_cache=True, prefix_block=4
-    )
+    crowd = crowd_apart(family, shaken, copies, ahead=ahead)
     crowd.run(queries, dice)
     assert {name: crowd.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0
+    assert is_empty(crowd, copies)
+
+
+def test_the_comparison_notices_rows_that_are_read_before_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.kv.lane._LateMark.join", lambda self: None)
+    monkeypatch.setattr("baton.kv.lane._LateMark.done", lambda self: True)
+    queries, expected = queries_of("llama")
+    dice = random.Random(1)
+    crowd = crowd_apart("llama", Shaken(Baton(), dice), late_copies())
+    crowd.run(queries, dice)
+    assert {name: crowd.tokens(name) for name in expected} != expected
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_little_memory_everywhere_changes_nobody_s_tokens(ahead: bool) -> None:
+    """Rows, pool and what copies take of the device are scarce; some of the host's memory is not pinned."""
+    queries, expected = queries_of("gemma3")
+    dice = random.Random(7)
+    lane = LateLane(2)
+    copies = Copies(lane, Spoiled(lane, 2**14), 2**13)
+    crowd = crowd_apart("gemma3", Shaken(Baton(), dice), copies, ahead=ahead, kv_bytes=2**18, pool_bytes=2**15)
+    crowd.run(queries, dice)
+    assert {name: crowd.tokens(name) for name in expected} == expected
+    assert copies.host.unpinned_pieces > 0
+    assert crowd.engine.kv_bytes_used == crowd.engine.pool_bytes_used == 0
+
+
+def placed(polls: int, *queries: Query, ahead: bool = False) -> tuple[Crowd, Rows]:
+    crowd = crowd_apart("llama", Baton(), late_copies(polls), ahead=ahead)
+    assert crowd.rows is not None
+    for query in queries:
+        crowd.rows.place(arrived(query, "tiny"), range(4))
+    return crowd, crowd.rows
+
+
+FIRST, SECOND = query_of("a", range(5, 17), 20), query_of("b", range(50, 57), 20)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_row_on_its_way_is_fed_nothing_and_one_that_is_alone_is_waited_for(ahead: bool) -> None:
+    _, rows = placed(2, FIRST, SECOND, ahead=ahead)
+    rows.feed({"a": 20, "b": 20}, Feeding.RAGGED)
+    rows.place(rows.lift("b", copy=True), range(4))
+    turns = [set(rows.feed({"a": 1, "b": 1}, Feeding.RAGGED).shares) for _ in range(3)]
+    assert turns[:2] == [{"a"}, {"a"}] and "a" in turns[2]
+    rows.place(rows.lift("b", copy=True), range(4))
+    assert set(rows.feed({"b": 1}, Feeding.RAGGED).shares) == {"b"}
+    assert rows.feed({"b": 1}, Feeding.RAGGED).tokens
+
+
+@pytest.mark.parametrize("what", ["drop", "lift", "lend", "peek", "pack"])
+def test_a_row_on_its_way_may_be_dropped_lifted_looked_at_and_moved(what: str) -> None:
+    _, rows = placed(100, FIRST, SECOND)
+    rows.feed({"a": 20, "b": 20}, Feeding.RAGGED)
+    expected = [part.clone() for part in rows.peek("b").parts]
+    rows.place(rows.lift("b", copy=True), range(2, 4))
+    if what == "drop":
+        rows.drop("b")
+        rows.place(arrived(replace(SECOND, id="c"), "tiny"), range(2, 4))
+        rows.feed({"c": 20}, Feeding.RAGGED)
+        found = rows.peek("c")
+    elif what == "pack":
+        rows.pack(range(4), 2)
+        found = rows.peek("b")
+    else:
+        found = rows.peek("b") if what == "peek" else rows.lift("b", copy=what == "lift")
+    assert all(map(torch.equal, found.parts, expected))
+
+
+def test_where_there_is_no_memory_to_copy_a_row_stays_or_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rows = placed(0, FIRST)
+    rows.feed({"a": 20}, Feeding.RAGGED)
+    expected = [part.clone() for part in rows.peek("a").parts]
+    short = torch.OutOfMemoryError("no")
+    with monkeypatch.context() as patched:
+        patched.setattr("baton.kv.parcel._gather", Mock(side_effect=short))
+        with pytest.raises(torch.OutOfMemoryError):
+            rows.lift("a", copy=True)
+    assert all(map(torch.equal, rows.peek("a").parts, expected))
+    segment = rows.lift("a", copy=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(LateLane, "empty", Mock(side_effect=short))
+        with pytest.raises(torch.OutOfMemoryError):
+            rows.place(segment, range(4))
+    assert not rows.rectangle.lens[0] and rows.free(range(4)) == [0, 1, 2, 3]
+    rows.place(segment, range(4))
+    assert all(map(torch.equal, rows.peek("a").parts, expected))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_queries_go_on_where_there_is_often_no_memory_to_copy(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, expected = queries_of("llama")
+    dice, often = random.Random(5), random.Random(6)
+
+    def short(lane: LateLane, size: int) -> torch.Tensor:
+        if often.random() < 0.4:
+            raise torch.OutOfMemoryError("no")
+        return torch.empty(size, dtype=torch.uint8)
+
+    gather = parcel._gather
+
+    def short_too(*given: Any) -> None:
+        if often.random() < 0.4:
+            raise torch.OutOfMemoryError("no")
+        gather(*given)
+
+    monkeypatch.setattr(LateLane, "empty", short)
+    monkeypatch.setattr(parcel, "_gather", short_too)
+    copies = late_copies()
+    crowd = crowd_apart("llama", Shaken(Baton(), dice), copies, ahead=ahead)
+    crowd.run(queries, dice)
+    assert {name: crowd.tokens(name) for name in expected} == expected
     assert is_empty(crowd, copies)
