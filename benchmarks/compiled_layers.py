@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from baton.kv.rectangle import Rectangle
 from baton.model import hooked, regions
-from baton.model.forward import Forward
 from baton.model.choose import hook
+from baton.model.forward import Forward
 from baton.model.ragged import InTorch
 from baton.model.steps import Slot, Steps
 

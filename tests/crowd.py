@@ -27,8 +27,8 @@ from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import Rectangle
 from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
-from baton.model.forward import Forward
 from baton.model.choose import hook
+from baton.model.forward import Forward
 from baton.model.packed import Varlen
 from baton.model.ragged import InTorch
 from baton.model.rows import Rows

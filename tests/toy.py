@@ -60,7 +60,7 @@ class ToyForward:
     whole_prompts = False
     near_limit: int | None = None
     grid = 0
-    native = False
+    exchanges = False
 
     def __init__(self, say: Say = hashed) -> None:
         self.say = say

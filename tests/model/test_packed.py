@@ -17,8 +17,8 @@ from torch import Tensor
 from baton.errors import LoadError
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model import attention, packed
-from baton.model.forward import Forward
 from baton.model.choose import go_packed, hook
+from baton.model.forward import Forward
 from baton.model.look import Look, Span
 from baton.model.packed import Packed, Varlen, bounds, of_torch, one_behind_the_other
 from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention

@@ -29,7 +29,7 @@ from baton.work import Feeding, Stepped
 
 @dataclass(slots=True)
 class _Begun:
-    """A step that runs: at which slot each row is. `fed`: what each slot was fed, once that is known."""
+    """A step that runs: at which slot each place is. `fed`: what each slot was fed, once that is known."""
 
     launched: Launched
     slot_of: dict[int, int]
@@ -64,16 +64,9 @@ class RowsAhead(Rows):
 
     def place(self, segment: KVSegment, among: range) -> None:
         super().place(segment, among)
-        # Whoever was in the row before, the step that runs knows nothing of this one.
+        # Whoever was there before, the step that runs knows nothing of this one.
         if self._begun is not None:
-            self._begun.slot_of.pop(self._row_of[segment.query.id], None)
-
-    def pack(self, among: range, rows: int) -> None:
-        before = dict(self._row_of)
-        super().pack(among, rows)
-        for query_id, row in self._row_of.items():
-            if self._begun is not None and before[query_id] != row:
-                self._begun.slot_of.pop(row, None)
+            self._begun.slot_of.pop(self.rectangle.places[self._row_of[segment.query.id]], None)
 
     def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
         """As `Rows.feed`; a row that came while a step was running may be fed nothing, once."""
@@ -120,7 +113,7 @@ class RowsAhead(Rows):
     def _slot(self, span: Span, done: Set[str]) -> Slot:
         found = self._occupants[span.row]
         chance = None if found.query.id in done else self._chance(found)
-        return Slot(span.row, found.tokens[span.start], span.stop, chance or GREEDY)
+        return Slot(self.rectangle.places[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
 
     def _chance(self, found: Occupant) -> Chance | None:
         """None where its next token is not drawn on the device."""
@@ -132,7 +125,7 @@ class RowsAhead(Rows):
         """Begins the step after, waits for this one, and tells what came of it."""
         masks = self._begin_masks(served, done)
         launched = begun.launched
-        slots = [begun.slot_of[span.row] for span in served]
+        slots = [begun.slot_of[self.rectangle.places[span.row]] for span in served]
         ahead = self._ahead(begun, served, waiting, done)
         logits = launched.logits
         if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
@@ -179,7 +172,8 @@ class RowsAhead(Rows):
                 return []
             generated = len(found.tokens) - len(found.query.prompt)
             if generated + 1 < found.query.limit_tokens and span.stop < self.rectangle.columns:
-                slots.append(Slot(span.row, follows(begun.slot_of[span.row]), span.stop + 1, chance))
+                place = self.rectangle.places[span.row]
+                slots.append(Slot(place, follows(begun.slot_of[place]), span.stop + 1, chance))
         if all(slot.token >= 0 for slot in slots):
             return []
         return [*slots, *(self._slot(span, done) for span in waiting)]

@@ -66,7 +66,7 @@ class Aligned(Padded):
 class AlignedForward:
     """A `Feeder` over an AlignedRectangle. Raises LoadError for a model that cannot be run so, with the reason."""
 
-    native = False
+    exchanges = False
     whole_prompts = False
     near_limit = None
     grid = 0

@@ -46,7 +46,7 @@ class Decode(Shape):
                 parts.append(parts[0].new_zeros(self.empty_rows, *parts[0].shape[1:]))
             return torch.cat(parts).transpose(1, 2)
         top, width = self._top, min(self._width, keys.shape[1])
-        dense = len(self.spans) == top
+        dense = len(self.spans) == top and all(span.row == at for at, span in enumerate(self.spans))
         if not dense:
             q = q.new_zeros(top, *q.shape[1:]).index_copy_(0, self.rows, q)
         k, v = keys[:top, :width].transpose(1, 2), values[:top, :width].transpose(1, 2)

@@ -29,14 +29,14 @@ class Ran:
 class Feeder(Protocol):
     """What rows are fed by. One thread calls it, its engine's.
 
-    `native`: whether a step is one native call, which finds rows by `Rectangle.places`.
+    `exchanges`: whether rows are found by `Rectangle.places`, so that two of them may be exchanged.
     `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
     `near_limit`: a row whose text grows longer than so many tokens is to be computed anew, as `far`; None for most.
     `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fix_shapes`.
     """
 
     @property
-    def native(self) -> bool: ...
+    def exchanges(self) -> bool: ...
     @property
     def whole_prompts(self) -> bool: ...
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ class Forward:
         self.way = way
         self.whole_prompts = whole_prompts
         self._hooked = Hooked(model, geometry, ours=way.ours)
+        self._device = model.device
         self.near_limit = self._hooked.near_limit
         self.checked_tokens = 0
         self.grid = 0
@@ -101,6 +102,11 @@ class Forward:
     @property
     def native(self) -> bool:
         return self._program is not None
+
+    @property
+    def exchanges(self) -> bool:
+        """Not where torch computes step by step on the CPU: it reads all rows up to the last, so they lie together."""
+        return self.native or self._ragged is not None or self._device.type != "cpu"
 
     @property
     def pads(self) -> bool:
@@ -180,6 +186,7 @@ class Forward:
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
+        spans = _placed(rectangle, spans)
         steps = self.steps(rectangle)
         if steps is not None and len(spans) <= BUCKETS[-1]:
             fed = zip(spans, tokens, strict=True)
@@ -189,23 +196,27 @@ class Forward:
             return launched.logits.clone(), Ran(needed, 0, launched.empty_slots, lambda: None)
         if self._pads and not self._fixed_rows:
             return _together([self._rows(rectangle, spans, tokens)])
-        return self.fill(rectangle, spans, tokens)
+        return self._unpadded(rectangle, spans, tokens)
 
     def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         """Without padding; see `Feeder.fill`."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
-        if self._packs:
-            return _together([self._flat(rectangle, spans, tokens)])
-        return self._apart(rectangle, spans, tokens)
+        return self._unpadded(rectangle, _placed(rectangle, spans), tokens)
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         """Models whose rows cannot be padded are fed as by `fill`."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens, pad=True)
+        spans = _placed(rectangle, spans)
         if self._pads and not self._fixed_rows:
             return _together([self._aligned(rectangle, spans, tokens)])
-        return self.fill(rectangle, spans, tokens)
+        return self._unpadded(rectangle, spans, tokens)
+
+    def _unpadded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        if self._packs:
+            return _together([self._flat(rectangle, spans, tokens)])
+        return self._apart(rectangle, spans, tokens)
 
     def _apart(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         """Single tokens of rows that have begun in one call, everything else row by row."""
@@ -285,6 +296,14 @@ class Forward:
     def aligned(self, shape: Padded, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         """One call over rows that are laid out already, `[n, T]`: logits `[wanted, vocabulary]` of these slots."""
         return self._hooked.run(shape, ids, positions, wanted)[0]
+
+
+def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
+    """The same spans, by where their rows lie: from here on nobody knows rows by their numbers."""
+    places = rectangle.places
+    if all(places[span.row] == span.row for span in spans):
+        return spans
+    return [replace(span, row=places[span.row]) for span in spans]
 
 
 _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {

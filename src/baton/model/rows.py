@@ -114,8 +114,8 @@ class Rows:
         segment.release()
 
     def _embed(self, segment: KVSegment, row: int) -> None:
-        """KV embedding: the row has what the segment has. Natively a row of this rectangle only changes its number."""
-        if self._forward.native and segment.home is not None and segment.home[0] is self.rectangle:
+        """KV embedding: the row has what the segment has. Where it may, a row of this rectangle changes its number."""
+        if self._forward.exchanges and segment.home is not None and segment.home[0] is self.rectangle:
             self.rectangle.exchange(row, segment.home[1])
             return
         try:
@@ -197,7 +197,7 @@ class Rows:
         for row in [row for row in self._occupants if row in among[rows:]]:
             target = next(free)
             self._land(row)
-            if self._forward.native:
+            if self._forward.exchanges:
                 self.rectangle.exchange(row, target)
             else:
                 self.rectangle.move(row, target)
@@ -212,7 +212,9 @@ class Rows:
         return self._feed(self._spans(self._landed(most), done), how, done)
 
     def _spans(self, most: Mapping[str, int], done: Set[str]) -> list[Span]:
-        return [self._span(row, most, done) for row in sorted(self._row_of[query_id] for query_id in most)]
+        # As they lie, so that attention may read them so.
+        rows = sorted((self._row_of[query_id] for query_id in most), key=self.rectangle.places.__getitem__)
+        return [self._span(row, most, done) for row in rows]
 
     def _feed(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
         tokens = [t for s in spans for t in self._occupants[s.row].tokens[s.start : s.stop]]
