@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,17 +20,20 @@ from baton.engine.talk import Talks
 from baton.events import Update
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
+from baton.kv.driver import Driver
 from baton.kv.lane import LateLane
+from baton.kv.mapped import Layout, MappedRectangle
 from baton.kv.parcel import Copies
 from baton.kv.pinned import Extent, HostMemory
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
-from baton.kv.rectangle import Rectangle
+from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
 from baton.model.choose import hook
 from baton.model.forward import Forward
+from baton.model.look import Look
 from baton.model.packed import Varlen
-from baton.model.ragged import InTorch
+from baton.model.ragged import InTorch, Places
 from baton.model.rows import Rows
 from baton.model.sample import Draw, Sampler
 from baton.policy.port import SURE_TOKENS, Plan, Policy, View
@@ -39,6 +42,9 @@ from baton.prefill.here import PrefillHere
 from baton.query import Query, SamplingParams
 from baton.text import TextStream
 from families import CONTEXT, VOCABULARY
+
+# Of rectangles whose memory is mapped.
+TOKENS_OF_A_PAGE = 5
 
 
 class NoText:
@@ -162,24 +168,29 @@ def crowd_of(
     aligned: bool = False,
     varlen: Varlen | None = None,
     copies: Copies | None = None,
+    driver: Driver | None = None,
+    interleaved: bool = True,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
-    `copies`: rows leave as from a device with memory of its own.
+    `copies`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
+    tokens at a time.
     """
     on_cpu = model.device.type == "cpu"
     forward = hook(model, native=native and not aligned and not (ahead and on_cpu))
     if ahead and on_cpu:
-        forward.go_resident(InTorch())
+        forward.go_resident(InTorch() if driver is None else RowByRow())
     if varlen is not None:
         forward.go_packed(varlen)
     if deterministic:
         forward.fix_shapes(rows)
     recorder = Recorder()
 
-    shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, aligned=aligned, copies=copies)
+    make = partial(mapped_rectangle, driver, kv_bytes, interleaved) if driver is not None else Rectangle
+    of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make}
+    shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
     rectangle = prefiller.rectangle
 
     settings = Settings(
@@ -230,10 +241,11 @@ def bodies(
     *,
     aligned: bool = False,
     copies: Copies | None = None,
+    make: Callable[..., Rectangle] = Rectangle,
 ) -> tuple[Rows, RectangleBatch, PrefillHere]:
     """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned.
 
-    Answers the batch's rows, too.
+    Answers the batch's rows, too. `make`: makes the rectangle that they share.
     """
     of: dict[str, Any] = {"columns": CONTEXT, "dtype": torch.float32, "device": device}
     shapes = forward.geometry.shapes
@@ -243,7 +255,7 @@ def bodies(
         apart = Rows(Rectangle(keeping_all(shapes), capacity=rows + 1, **of), forward, recorder, "tiny")
         beside = PrefillHere(apart, range(rows + 1), beside_batch=False)
         return shaped, RectangleBatch(shaped, range(rows), rows), beside
-    rectangle = Rectangle(shapes, capacity=2 * rows + 1, **of)
+    rectangle = make(shapes, capacity=2 * rows + 1, **of)
     steps = forward.steps(rectangle)
     if steps is None:
         both = Rows(rectangle, forward, recorder, "tiny", copies=copies)
@@ -251,6 +263,38 @@ def bodies(
         both = RowsAhead(rectangle, forward, Sampler(end_ids), "tiny", steps, copies=copies)
     beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
     return both, RectangleBatch(both, range(rows), rows), beside
+
+
+def mapped_rectangle(
+    driver: Driver, most_bytes: int, interleaved: bool, shapes: Sequence[LayerShape], **of: Any
+) -> MappedRectangle:
+    """With pages of a few tokens."""
+    layout = Layout(
+        shapes, of["columns"], of["dtype"], driver.granularity, interleaved=interleaved, page_tokens=TOKENS_OF_A_PAGE
+    )
+    return MappedRectangle(shapes, driver=driver, most_bytes=most_bytes, layout=layout, **of)
+
+
+@dataclass(frozen=True, slots=True)
+class RowByRow:
+    """Like Triton's kernels, it reads nothing that rows do not hold."""
+
+    name: str = "row by row"
+    reads_width: bool = False
+
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
+        InTorch().keep(new, kept, places)
+
+    def attend(
+        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
+    ) -> Tensor:
+        found = []
+        for at, stop in enumerate(places.stops.tolist()):
+            one = slice(at, at + 1)
+            mine = Places(places.rows[one], places.stops[one], places.ring, min(stop, places.ring or stop))
+            nobody = q.new_zeros(1, q.shape[1], kept[1].shape[-1])
+            found.append(InTorch().attend(q[one], kept, mine, scale, look, sinks) if stop else nobody)
+        return torch.cat(found)
 
 
 def some_queries(count: int, dice: random.Random, *, longest_prompt: int = 59, longest_answer: int = 24) -> list[Query]:

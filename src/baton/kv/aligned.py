@@ -68,6 +68,11 @@ class AlignedRectangle(Rectangle):
         start = self.starts[row]
         return [buffer.tensor[row, start : start + self.lens[row]] for buffer in self._buffers]
 
+    def clear(self, row: int) -> None:
+        """What was written lies anywhere in the row's columns."""
+        self.reach(row, self.columns + ALIGNED_SPARE)
+        super().clear(row)
+
     def make_room(self, counts: Mapping[int, int]) -> int:
         """Lays out rows that are about to be fed so many tokens, so that all will end together; answers where.
 

@@ -52,8 +52,8 @@ class LayerShape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Buffer:
-    """`tensor` `[rows, columns, ...]`, or a state `[rows, ...]`, whose `columns` are 0."""
+class Buffer:
+    """What rows keep of one kind: `tensor` `[rows, columns, ...]`, or a state `[rows, ...]`, whose `columns` are 0."""
 
     tensor: Tensor
     columns: int
@@ -70,8 +70,11 @@ class Rectangle:
     `keys[l]`, `values[l]`, `states[l]` are those of layer l; `rings[l]` is its number of columns where it is a
     ring, or 0.
     On the CPU the memory is only address space until a row grows into it, and a cleared row's pages go back to the
-    system. On other devices it is allocated at once.
+    system. On other devices it is allocated at once, or mapped as rows grow (`kv/mapped.py`).
     """
+
+    mapped = False
+    """Whether columns that rows were not `reach`ed for must not be touched at all, not even read and hidden."""
 
     def __init__(
         self,
@@ -91,25 +94,52 @@ class Rectangle:
         self.device = device
         self.footprint = footprint(shapes, columns, dtype, device)
         self._maps: dict[int, mmap.mmap] = {}
-        self._buffers: list[_Buffer] = []
+        self._buffers: list[Buffer] = []
+        # By place: how many tokens may have been written there since it was cleared.
+        self._reached = [0] * capacity
         self.rings = [shape.window if shape.window < columns else 0 for shape in self.shapes]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.states: list[list[Tensor]] = []
-        for shape, ring in zip(self.shapes, self.rings, strict=True):
-            width = ring or columns
-            self.keys.append(self._columns(width, shape.heads, shape.key_dim))
-            self.values.append(self._columns(width, shape.heads, shape.value_dim))
-            self.states.append([self._state(state) for state in shape.states])
+        self._allocate()
+
+    @property
+    def spare_bytes(self) -> int:
+        """Of memory that was taken for rows, but that none needs."""
+        return 0
 
     def bytes_of(self, rows: Sequence[int]) -> int:
         """Bytes that these rows take."""
         return sum(self.footprint.of(self.lens[row]) for row in rows)
 
+    def held(self, row: int) -> int:
+        """Pages that are there for the row, whether it needs them or not; a newcomer had better have one with many."""
+        return 0
+
+    def reach(self, place: int, tokens: int) -> None:
+        """So many tokens' columns are about to be written where this row lies, and its states.
+
+        To be called before any work that does is begun. Raises torch.OutOfMemoryError where there is no memory for
+        them; then nothing has changed.
+        """
+        if tokens > self._reached[place]:
+            self._reached[place] = tokens
+
+    def trim(self) -> bool:
+        """Gives back to the device what no row needs; answers whether there was anything."""
+        return False
+
     def write(self, row: int, parts: Sequence[Tensor], count: int) -> None:
         """KV embedding: copies in what a row of `count` tokens keeps, as `view` answers it."""
-        for buffer, part in zip(self._buffers, parts, strict=True):
-            buffer.part(self.places[row], count).copy_(part[: min(count, buffer.columns)] if buffer.columns else part)
+        place = self.places[row]
+        self.reach(place, count)
+        kept = [buffer.part(place, count) for buffer in self._buffers]
+        given = [
+            part[: min(count, buffer.columns)] if buffer.columns else part
+            for buffer, part in zip(self._buffers, parts, strict=True)
+        ]
+        if kept:
+            torch._foreach_copy_(kept, given)
         self.lens[row] = count
 
     def view(self, row: int) -> list[Tensor]:
@@ -119,9 +149,15 @@ class Rectangle:
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""
         self.lens[row] = 0
-        # Also where the row holds no token: a forward that failed may have written some.
-        for buffer in self._buffers:
-            self._give_back(buffer.tensor, self.places[row])
+        place = self.places[row]
+        written, self._reached[place] = self._reached[place], 0
+        if self._maps:
+            # Also where the row holds no token: a forward that failed may have written some.
+            for buffer in self._buffers:
+                self._give_back(buffer.tensor, place)
+        elif written and self._buffers:
+            # A NaN left behind would poison masked attention, which multiplies hidden columns by zero.
+            torch._foreach_zero_([buffer.part(place, written) for buffer in self._buffers])
 
     def move(self, source: int, target: int) -> None:
         """The row `source` goes to the empty row `target`."""
@@ -133,6 +169,14 @@ class Rectangle:
         for listed in (self.lens, self.places):
             listed[row], listed[other] = listed[other], listed[row]
 
+    def _allocate(self) -> None:
+        """Makes the buffers, `keys`, `values` and `states`."""
+        for shape, ring in zip(self.shapes, self.rings, strict=True):
+            width = ring or self.columns
+            self.keys.append(self._columns(width, shape.heads, shape.key_dim))
+            self.values.append(self._columns(width, shape.heads, shape.value_dim))
+            self.states.append([self._state(state) for state in shape.states])
+
     def _columns(self, width: int, heads: int, dim: int) -> Tensor:
         if not heads * dim:
             return torch.empty(self.capacity, width, heads, dim, dtype=self.dtype, device=self.device)
@@ -140,7 +184,7 @@ class Rectangle:
         step = _PAGE // math.gcd(_PAGE, heads * dim * self.dtype.itemsize)
         padded = -(-width // step) * step
         tensor = self._reserved((self.capacity, padded, heads, dim), self.dtype)
-        self._buffers.append(_Buffer(tensor[:, :width], width))
+        self._buffers.append(Buffer(tensor[:, :width], width))
         return tensor[:, :width]
 
     def _state(self, state: StateShape) -> Tensor:
@@ -148,7 +192,7 @@ class Rectangle:
         step = _PAGE // math.gcd(_PAGE, state.dtype.itemsize)
         flat = self._reserved((self.capacity, -(-count // step) * step), state.dtype)
         tensor = flat[:, :count].unflatten(1, state.shape)
-        self._buffers.append(_Buffer(tensor, 0))
+        self._buffers.append(Buffer(tensor, 0))
         return tensor
 
     def _reserved(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -166,11 +210,7 @@ class Rectangle:
         return buffer
 
     def _give_back(self, tensor: Tensor, row: int) -> None:
-        memory = self._maps.get(tensor.data_ptr())
-        if memory is None:
-            # A NaN left behind would poison masked attention, which multiplies hidden columns by zero.
-            tensor[row].zero_()
-            return
+        memory = self._maps[tensor.data_ptr()]
         size = tensor.stride(0) * tensor.element_size()
         memory.madvise(mmap.MADV_DONTNEED, row * size, size)
 

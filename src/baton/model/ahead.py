@@ -68,8 +68,8 @@ class RowsAhead(Rows):
         if self._begun is not None:
             self._begun.slot_of.pop(self.rectangle.places[self._row_of[segment.query.id]], None)
 
-    def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
-        """As `Rows.feed`; a row that came while a step was running may be fed nothing, once."""
+    def _run(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
+        """As `Rows._run`; a row that came while a step was running may be fed nothing, once."""
         spans = self._spans(self._landed(most), done)
         single = [span for span in spans if span.count == 1]
         if len(single) > BUCKETS[-1] or any(span.every for span in single):

@@ -240,7 +240,9 @@ def decode(spans: Sequence[Span], rectangle: Rectangle, *, empty_rows: int = 0, 
     needed = sum(span.stop for span in spans)
     whole = (max(span.row for span in spans) + 1) * max(span.stop for span in spans)
     per_column = rectangle.footprint.token_bytes / len(rectangle.shapes)
-    together = not fixed and (whole - needed) * per_column <= (len(spans) - 1) * CALL_BYTES
+    # Hidden or not, columns behind a row's end would be read.
+    apart = fixed or rectangle.mapped
+    together = not apart and (whole - needed) * per_column <= (len(spans) - 1) * CALL_BYTES
     return Decode(
         spans,
         rectangle,

@@ -159,7 +159,7 @@ class Forward:
 
     def steps(self, rectangle: Rectangle) -> Steps | None:
         """Steps of constant shape over this rectangle, which keep its address; None where there are none."""
-        if self._ragged is None or self._fixed_rows:
+        if self._ragged is None or self._fixed_rows or (rectangle.mapped and self._ragged.reads_width):
             return None
         if self._steps is None or self._steps.rectangle is not rectangle:
             capture = device_of(rectangle.device).captures
@@ -186,14 +186,14 @@ class Forward:
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
-        spans = _placed(rectangle, spans)
         steps = self.steps(rectangle)
         if steps is not None and len(spans) <= BUCKETS[-1]:
-            fed = zip(spans, tokens, strict=True)
+            fed = zip(_placed(rectangle, spans), tokens, strict=True)
             launched = steps.launch([Slot(span.row, token, span.stop) for span, token in fed])
             needed = sum(span.stop for span in spans)
             # The next step leaves its own in the same place.
             return launched.logits.clone(), Ran(needed, 0, launched.empty_slots, lambda: None)
+        spans = _reached(rectangle, spans)
         if self._pads and not self._fixed_rows:
             return _together([self._rows(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
@@ -202,14 +202,14 @@ class Forward:
         """Without padding; see `Feeder.fill`."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
-        return self._unpadded(rectangle, _placed(rectangle, spans), tokens)
+        return self._unpadded(rectangle, _reached(rectangle, spans), tokens)
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """Models whose rows cannot be padded are fed as by `fill`."""
+        """Rows that cannot be padded are fed as by `fill`: padding reads columns that they have not reached."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens, pad=True)
-        spans = _placed(rectangle, spans)
-        if self._pads and not self._fixed_rows:
+        spans = _reached(rectangle, spans)
+        if self._pads and not self._fixed_rows and not rectangle.mapped:
             return _together([self._aligned(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
 
@@ -224,6 +224,9 @@ class Forward:
         pieces = [tokens[end - span.count : end] for end, span in zip(ends, spans, strict=True)]
         # LATENTS would pack single tokens, which recurrent layers take for one text.
         single = self._pads if self._fixed_rows else self.way in (Way.RECTANGLE, Way.MASKED)
+        if rectangle.mapped and self.way is Way.MASKED:
+            # Together, all of them would be read as far as the longest.
+            single = False
         begun = [i for i, s in enumerate(spans) if single and s.count == 1 and (s.start or self._pads)]
         most = self._fixed_rows or len(spans)
         rows = [begun[at : at + most] for at in range(0, len(begun), most)]
@@ -304,6 +307,14 @@ def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
     if all(places[span.row] == span.row for span in spans):
         return spans
     return [replace(span, row=places[span.row]) for span in spans]
+
+
+def _reached(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
+    """As placed; and there is memory for what they write."""
+    spans = _placed(rectangle, spans)
+    for span in spans:
+        rectangle.reach(span.row, span.stop)
+    return spans
 
 
 _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from baton.errors import Refused
+from baton.kv.budget import out_of_memory
 from baton.kv.parcel import Arrival, Copies, Packed
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
@@ -92,7 +93,7 @@ class Rows:
     def place(self, segment: KVSegment, among: range) -> None:
         """Into the first free one of these rows, keys and values copied; the segment is released."""
         query = segment.query
-        row = next(iter(self.free(among)), None)
+        row = max(self.free(among), key=self.rectangle.held, default=None)
         if segment.stamp != self._stamp:
             raise Refused(f"query {query.id}: its segment is of {segment.stamp}, these rows of {self._stamp}")
         if query.id in self._row_of:
@@ -209,6 +210,15 @@ class Rows:
 
         A row that is still on its way from the host is fed nothing, unless nobody else is fed.
         """
+        try:
+            return self._run(most, how, done)
+        except Exception as error:
+            if not (out_of_memory(error) and self.rectangle.trim()):
+                raise
+        # What it could not have was kept for rows that nobody is in; a forward that ran out has fed nothing.
+        return self._run(most, how, done)
+
+    def _run(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
         return self._feed(self._spans(self._landed(most), done), how, done)
 
     def _spans(self, most: Mapping[str, int], done: Set[str]) -> list[Span]:

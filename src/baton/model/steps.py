@@ -112,9 +112,13 @@ class Steps:
         enough = sum(bucket < rows for bucket in BUCKETS)
         for size, chance in itertools.product(BUCKETS[: enough + 1], draws):
             self.launch([Slot(place, 0, 1, chance) for place in range(min(size, rows))]).tokens()
+        for row in range(rows):
+            self.rectangle.clear(row)
 
     def launch(self, slots: Sequence[Slot]) -> Launched:
         """Begins a step of these slots, at most as many as the largest bucket has."""
+        for slot in slots:
+            self.rectangle.reach(slot.place, slot.stop)
         size = next(size for size in BUCKETS if size >= len(slots))
         width = self._width(max(slot.stop for slot in slots)) if self._ragged.reads_width else 0
         kind = max(slot.chance.kind for slot in slots)

@@ -1,0 +1,49 @@
+"""Memory that is mapped as rows grow is touched by nobody before, whatever a family keeps, however rows are shaken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mapped_crowds import CROWDS
+
+TESTS = Path(__file__).parents[1]
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+
+
+def crowds(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of their own, which ends at the first touch."""
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
+    return subprocess.run(
+        [sys.executable, str(TESTS / "mapped_crowds.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+# Rings, experts; latents; keys and states in one layer; a text computed anew; the model's own attention and mask.
+@linux_only
+@pytest.mark.parametrize(
+    "families",
+    [("llama", "mistral_window"), ("gemma3", "qwen3_moe"), ("deepseek_v3", "falcon_h1"), ("phi3_longrope", "bloom")],
+)
+def test_a_crowd_touches_nothing_that_is_not_its_own(families: tuple[str, ...]) -> None:
+    done = crowds(*families)
+    assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(families) * len(CROWDS)
+    # Pages did change hands, and ran out.
+    assert sum("taken" in line and not line.endswith("0 taken, 0 refused") for line in lines) > len(lines) / 3
+
+
+@linux_only
+def test_a_page_that_is_touched_and_not_there_ends_the_process() -> None:
+    done = crowds("--wrong", "llama")
+    assert done.returncode == -signal.SIGSEGV, done
