@@ -19,7 +19,9 @@ from pathlib import Path
 import torch
 import transformers
 from gpu.asks import asks_of
+from gpu.draws import draws
 from gpu.exact import exact, logits_error
+from gpu.experts import experts
 from gpu.kernel import kernel
 from gpu.latency import online
 from gpu.machine import machine
@@ -32,7 +34,7 @@ from gpu.throughput import offline
 from baton.model.load import Loaded
 
 MACHINE = "machine"
-PARTS = ("machine", "exact", "kernel", "steps", "offline", "online", "memory")
+PARTS = ("machine", "exact", "kernel", "steps", "draws", "offline", "online", "memory", "experts")
 
 
 def main() -> None:
@@ -82,6 +84,8 @@ def one_model(results: Results, args: argparse.Namespace, name: str, device: tor
             lambda: steps(loaded, asks, bandwidth, columns, counted, backend(tiny)),
             needs=90,
         )
+    if "draws" in args.parts and (not large or tiny):
+        results.part(f"{name}: draws", lambda: draws(loaded, (2,) if tiny else (8, 32, 128)), needs=15)
     if "offline" in args.parts:
         offline(results, loaded, asks, rows, columns, tiny)
     if "online" in args.parts and (large or tiny):

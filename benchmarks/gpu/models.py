@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from make_shape import tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from baton.model import ragged
 from baton.model.load import Loaded, hook
@@ -29,9 +29,20 @@ def _qwen(**changes: Any) -> Any:
     return Qwen3Config(**{**shape, "tie_word_embeddings": True, **changes})
 
 
+def _mixture(**changes: Any) -> Any:
+    """A few of its 48 layers."""
+    shape = {"hidden_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 4}
+    shape |= {"head_dim": 128, "intermediate_size": 6144, "vocab_size": 151936, "max_position_embeddings": 8192}
+    shape |= {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True}
+    if changes:
+        changes = {**changes, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    return Qwen3MoeConfig(**{**shape, "tie_word_embeddings": False, **changes})
+
+
+MIXTURE = "qwen3-30b-a3b-4-layers"
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 _TINY |= {"head_dim": 16, "intermediate_size": 96, "vocab_size": 320, "max_position_embeddings": 256}
-SHAPES: dict[str, Callable[..., Any]] = {"llama-3.1-8b": _llama, "qwen3-0.6b": _qwen}
+SHAPES: dict[str, Callable[..., Any]] = {"llama-3.1-8b": _llama, "qwen3-0.6b": _qwen, MIXTURE: _mixture}
 
 
 def build(name: str, device: torch.device, tiny: bool) -> Loaded:

@@ -21,14 +21,15 @@ from baton.chat.conversation import converse
 from baton.chat.here import Here
 from baton.check import Outcome, check
 from baton.clock import monotonic
-from baton.compose import House, model_name, open_house, set_threads
+from baton.compose import House, free_bytes, model_name, open_house, set_threads
 from baton.config import Config
 from baton.errors import CheckFailed, InvalidValue, QueryFailed, RequestError, Unsupported
 from baton.events import QueryRejected
-from baton.host import free_memory_bytes
 from baton.llm import Completion, stats_of
 from baton.machine import live_view, read_bytes_per_second
-from baton.model.load import load
+from baton.model.choose import planned
+from baton.model.device import device_of
+from baton.model.load import device_asked, load
 from baton.model.oracle import Oracle
 from baton.model.survey import survey
 from baton.observe.metrics import Metrics
@@ -136,12 +137,13 @@ def run_info(config: Config, as_json: bool) -> None:
     """A model's shapes, bytes per token, and what fits in this machine's memory."""
     set_threads(config)
     found = survey(config.model or str(builtin.path()), trust_remote_code=config.trust_remote_code)
-    asked = found.saved_dtype if config.dtype == "auto" else config.dtype
+    device = device_asked(config.device)
+    asked = device_of(device).dtype(config.dtype, found.saved_dtype)
     dtype = getattr(torch, asked)
     footprint = found.footprint(dtype)
     whole = footprint.of(found.context_tokens)
     weights = found.parameters * dtype.itemsize
-    free = free_memory_bytes()
+    free = free_bytes(device)
     room = max(free - weights, 0)
     facts: dict[str, Any] = {
         "model": model_name(config),
@@ -150,7 +152,9 @@ def run_info(config: Config, as_json: bool) -> None:
         "layers": found.layers,
         "vocabulary": found.vocabulary,
         "context_tokens": found.context_tokens,
+        "device": device.type,
         "dtype": asked,
+        "steps": planned(device),
         "weight_bytes": weights,
         "kv_bytes_per_token": footprint.token_bytes,
         "state_bytes_per_row": footprint.state_bytes,

@@ -103,7 +103,10 @@ def open_house(
             faults.before("trace", trace, "write")
         trace.begin(_about(name, settings, facts))
         sinks = [*sinks, trace]
+    began = monotonic()
     client = start(loaded, settings, policy or POLICIES[settings.policy](), name, sinks, faults=faults)
+    if loaded.forward.resident:
+        told("steps", monotonic() - began)
     return House(client, settings, facts, loaded, trace)
 
 

@@ -25,6 +25,8 @@ DTYPES = (AUTO, "float32", "bfloat16", "float16")
 QUANTIZE = ("none", "int8")
 ALIGNED = "aligned"
 SHAPING = ("ragged", ALIGNED)
+NO_COMPILER = "none"
+STEP_COMPILERS = (NO_COMPILER, "inductor")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
@@ -46,10 +48,13 @@ class Config(Limits):
     api_key_file: str | None = setting(None, "File with such keys, one a line; # begins a comment.")
     allowed_host: tuple[str, ...] = setting((), "Name that requests may have as their Host; * for any.")
     cors_origin: tuple[str, ...] = setting((), "Origin whose pages may read answers (https://example.org); * for any.")
-    dtype: str = setting(AUTO, "Number format of weights and KV.", choices=DTYPES)
+    dtype: str = setting(AUTO, "Number format of weights and KV; auto: as saved, on GPUs in 16 bits.", choices=DTYPES)
     device: str = setting(AUTO, "Where the model runs.", choices=DEVICES)
     quantize: str = setting("none", "Weights of linear layers in 8 bits (CPU): less memory, faster.", choices=QUANTIZE)
     compile: bool = setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
+    step_compiler: str = setting(
+        NO_COMPILER, "What decode steps on CUDA are compiled with; starting then takes minutes.", choices=STEP_COMPILERS
+    )
     max_batch_size: str = setting(AUTO, "Most rows of the running batch: a number, or auto.")
     max_model_len: str = setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
     kv_memory: str = setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")

@@ -20,7 +20,7 @@ OF_THE_BATCH = frozenset(
     {"max_batch_size", "max_model_len", "policy", "prefill_chunk", "prefix_cache", "deterministic"}
 )
 # Settings of the model that is loaded.
-LOADING = frozenset({"dtype", "device", "quantize", "compile", "threads", "trust_remote_code"})
+LOADING = frozenset({"dtype", "device", "quantize", "compile", "step_compiler", "threads", "trust_remote_code"})
 Command = Callable[..., Any]
 
 

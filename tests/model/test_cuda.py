@@ -11,6 +11,7 @@ from baton.kv.rectangle import Rectangle
 from baton.model.ahead import RowsAhead
 from baton.model.choose import hook
 from baton.model.device import Device
+from baton.model.graphs import Graphs
 from baton.model.slots import Chance, Slot, follows
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
@@ -79,3 +80,15 @@ def test_a_warmed_step_waits_for_nothing(family: str, dtype: torch.dtype) -> Non
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(0 <= token < 160 for token in last.tokens())
+
+
+def test_work_that_cannot_be_captured_leaves_what_can_be_as_it_was() -> None:
+    made, numbers, stream = Graphs(), torch.arange(4.0, device="cuda"), torch.cuda.current_stream()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            made.captured(lambda: numbers + numbers.sum().item())
+        assert torch.cuda.current_stream() == stream
+    replay, left = made.captured(lambda: numbers * 2)
+    torch.cuda.empty_cache()
+    replay()
+    assert left.tolist() == [0.0, 2.0, 4.0, 6.0]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
-from baton.model import ahead, steps
+from baton.model import ahead, graphs, steps
 from baton.model.choose import hook
 from baton.model.device import Device
 from baton.model.draw_device import Kind
@@ -171,3 +171,37 @@ def test_a_draw_that_cannot_be_captured_is_launched_as_it_is(
         assert [steps.launch(slots).tokens() for _ in range(3)] == [expected] * 3
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == f"draws at random are launched behind each step, not as a graph: {fault}"
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_capture_that_failed_is_closed(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch before 2.12 leaves it: on the capture's stream, and open. Newer torch has closed it."""
+    log: list[object] = []
+
+    @contextlib.contextmanager
+    def capture(graph: object, **options: object) -> Iterator[None]:
+        yield
+        raise AssertionError("work has failed")
+
+    def close(device: int, pool: object) -> None:
+        log.append(("closed", device, pool))
+        if closed:
+            raise RuntimeError("not currently recording to mempool_id")
+
+    for name, fake in {
+        "graph_pool_handle": lambda: (0, 1),
+        "current_stream": lambda: "before",
+        "set_stream": log.append,
+        "current_device": lambda: 3,
+        "CUDAGraph": lambda: SimpleNamespace(replay=None),
+        "graph": capture,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", close, raising=False)
+
+    def work() -> None:
+        raise RuntimeError("not permitted")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        graphs.Graphs().captured(work)
+    assert log == ["before", ("closed", 3, (0, 1))]

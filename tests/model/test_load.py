@@ -12,6 +12,7 @@ import torch
 from baton.config import Config
 from baton.errors import LoadError, SettingError
 from baton.kv.rectangle import footprint
+from baton.model.device import Device
 from baton.model.load import Loaded, context_of, hook, load, read_config
 from baton.model.survey import survey
 from families import FAMILIES, REFUSED, bare_model
@@ -116,6 +117,35 @@ def test_a_broken_file_is_refused_in_one_line(
     with pytest.raises(LoadError, match=words) as caught:
         loaded_of(copy)
     assert "\n" not in caught.value.message
+
+
+def test_what_is_left_to_us_is_computed_in_16_bits_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device("cuda", (9, 0)))
+    assert loaded_of(folder).dtype == torch.bfloat16
+    assert loaded_of(folder, dtype="float32").dtype == torch.float32
+    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device("cuda", (7, 5)))
+    assert loaded_of(folder).dtype == torch.float16
+    with pytest.raises(SettingError, match="take float16 or float32"):
+        loaded_of(folder, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("cpu", {}, "on CUDA, not on cpu"),
+        ("mps", {}, "on CUDA, not on mps"),
+        ("cuda", {"compile": False}, "without --no-compile"),
+        ("cuda", {"shaping": "aligned"}, "aligned rows"),
+        ("cuda", {"deterministic": True}, "--deterministic fixes"),
+    ],
+)
+def test_a_compiler_of_steps_that_are_not_compiled_is_refused(
+    kind: str, settings: dict[str, object], words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device(kind, (9, 0)))
+    with pytest.raises(SettingError, match=f"--step-compiler inductor: .*{words}") as caught:
+        loaded_of(folder, step_compiler="inductor", **settings)
+    assert caught.value.param == "step_compiler"
 
 
 def test_a_device_that_is_not_there_is_a_bad_setting(folder: Path) -> None:

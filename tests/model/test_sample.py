@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -464,3 +465,20 @@ def test_the_only_token_that_is_allowed_is_drawn() -> None:
     for params in MASKED:
         one = replace(draw(**params), mask=as_mask(alone))
         assert SAMPLER(noise(1), [one]) == SAMPLER._together(noise(1), [one]) == [5]
+
+
+def test_a_device_that_computes_integers_otherwise_is_noticed_and_the_host_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert draw_device.exact("cpu")
+    # One that has no numbers.
+    assert not draw_device.exact("meta")
+    draw_device.exact.cache_clear()
+    hashed, wrong = draw_device._hashed, iter([1])
+    monkeypatch.setattr(draw_device, "_hashed", lambda *of: hashed(*of) + next(wrong, 0))
+    assert not draw_device.exact("cpu")
+    draw_device.exact.cache_clear()
+    monkeypatch.undo()
+    logits, draws = noise(3), [draw(seed=seed) for seed in range(3)]
+    there = SimpleNamespace(device=torch.device("meta"), cpu=lambda: logits)
+    assert SAMPLER(there, draws) == SAMPLER(logits, draws)  # type: ignore[arg-type]

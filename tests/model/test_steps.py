@@ -14,12 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from baton.errors import LoadError
 from baton.kv.rectangle import Rectangle
-from baton.model import hooked
+from baton.model import choose, hooked
 from baton.model.choose import go_resident, hook
+from baton.model.device import Device
 from baton.model.draw import Draw
 from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, Kind, drawn
 from baton.model.forward import Forward
-from baton.model.hooked import Hooked
+from baton.model.hooked import BY_TOKEN, Hooked
 from baton.model.look import Span
 from baton.model.ragged import InTorch
 from baton.model.regions import CompiledLayers
@@ -255,6 +256,62 @@ def test_a_model_goes_resident_in_the_first_way_that_is_exact() -> None:
     go_resident(model, forward, texts, expected, [Wrong(name="wrong")])
     assert "step by step in torch: wrong: its logits differ" in forward.description
     assert forward.steps(rectangle_of(forward)) is None
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "no_such_backend"])
+def test_steps_are_compiled_where_that_is_exact_and_else_are_not(backend: str) -> None:
+    """Inductor's kernels for the CPU take a minute and give the same: docs/lab-notes.md."""
+    model = model_of("llama")
+    use_reference_attention(model)
+    texts = check_texts(model)
+    expected = stock_logits(model, texts)
+    forward = hook(model, native=False)
+    go_resident(model, forward, texts, expected, [InTorch()], compiled=backend)
+    if backend == "aot_eager":
+        assert forward.description.endswith("masked attention in torch, compiled by aot_eager")
+    else:
+        said = "masked attention in torch (masked attention in torch, no_such_backend does not run ("
+        assert said in forward.description
+    assert forward.steps(rectangle_of(forward)) is not None
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_experts_in_16_bits_are_grouped_products_or_token_by_token(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two grouped products a layer, in steps alone; and in no step where experts are computed token by token."""
+    calls, product = [0], torch.nn.functional.grouped_mm
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls[0] += 1
+        return product(*args, **kwargs)
+
+    model = model_of(family).bfloat16()
+    forward = hook(model, native=False)
+    rectangle = rectangle_of(forward, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
+    found = []
+    for how, products in ((None, 2 * len(forward.geometry.shapes)), (BY_TOKEN, 0)):
+        steps = Steps(forward._hooked, rectangle, InTorch(), capture=False, experts=how)
+        calls[0] = 0
+        found.append(steps.launch([Slot(0, 7, 1), Slot(1, 9, 1)]).logits)
+        assert calls[0] == products
+        assert forward.experts == "grouped_mm"
+    assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 2e-2
+
+
+@pytest.mark.parametrize(("capability", "said"), [((9, 0), "in one product"), ((8, 0), "token by token")])
+def test_experts_are_grouped_where_that_asks_no_host(
+    capability: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("qwen3_moe").bfloat16()
+    use_reference_attention(model)
+    texts = check_texts(model)
+    expected = stock_logits(model, texts)
+    forward = hook(model, native=False)
+    monkeypatch.setattr(choose, "device_of", lambda device: Device("cuda", capability))
+    go_resident(model, forward, texts, expected, [InTorch()])
+    assert f"masked attention in torch, experts {said}" in forward.description
 
 
 def test_a_family_with_states_keeps_its_steps() -> None:

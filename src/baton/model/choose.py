@@ -34,6 +34,15 @@ from baton.model.way import Way
 log = logging.getLogger("baton.model")
 
 
+def planned(device: torch.device) -> str:
+    """How decode steps are tried first there, for people; what became of it, loading a model says."""
+    facts = device_of(device)
+    if not facts.captures:
+        return "one native call each" if facts.kind == "cpu" else "in torch"
+    ways, why = ragged_ways(device)
+    return f"captured as a graph each, {ways[0].name}" + (f" ({why})" if why else "")
+
+
 def hook(
     model: PreTrainedModel,
     *,
@@ -149,8 +158,10 @@ def go_resident(
     """
     found, why = (ways, "") if ways else ragged_ways(model.device)
     reasons = [why] * bool(why)
-    # What asks the host how many tokens each expert has cannot be captured; token by token, nobody asks.
-    experts = (None, BY_TOKEN) if forward.experts else (None,)
+    experts: list[str | None] = [None]
+    if forward.experts:
+        # Token by token, nobody asks the host how many tokens each expert has.
+        experts = [None, BY_TOKEN] if device_of(model.device).groups(model.dtype) else [BY_TOKEN]
     compilers = (compiled, None) if compiled else (None,)
     for ragged, how, compiler in itertools.product(found, experts, compilers):
         tried = ", ".join([ragged.name, *([EXPERTS[how]] if how else []), *([compiler] if compiler else [])])

@@ -31,6 +31,15 @@ class Device:
         """Whether it multiplies such numbers as they are."""
         return self.capability is None or self.capability >= _AMPERE
 
+    def groups(self, dtype: torch.dtype) -> bool:
+        """Whether torch's grouped product of experts runs on the device alone.
+
+        Elsewhere it reads the groups' sizes on the host, which no captured work may do: torch 2.11, GroupedBlas.cpp.
+        """
+        if not self.captures:
+            return True
+        return dtype is torch.bfloat16 and self.capability is not None and self.capability[0] in (9, 10)
+
     def why_no_triton(self, installed: bool) -> str:
         """Why kernels in Triton are not tried; nothing where they are."""
         if self.kind != "cuda":

@@ -6,6 +6,7 @@ between devices only where two tokens' scores are equal up to rounding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -58,6 +59,18 @@ def drawn(logits: Tensor, chances: Chances, kind: Kind) -> Tensor:
             free = (chances.top_k >= logits.shape[-1]) & (chances.top_p >= 1) & (chances.min_p <= 0)
             picks = torch.where(greedy | free, picks, found)
     return torch.where(finite, picks, NOT_FINITE)
+
+
+@functools.cache
+def exact(kind: str) -> bool:
+    """Whether a device of this kind hashes to the bits that the host hashes to; it is tried once."""
+    seeds, lengths, ids = torch.tensor([3, -(2**62) - 5]), torch.tensor([7, 2**20]), torch.tensor([[0, 2**17 - 3, 11]])
+    device = torch.device(kind)
+    try:
+        there = _hashed(keys_of(seeds.to(device), lengths.to(device)), ids.to(device)).cpu()
+    except (RuntimeError, TypeError):
+        return False
+    return torch.equal(there, _hashed(keys_of(seeds, lengths), ids))
 
 
 def _held(logits: Tensor, chances: Chances) -> Tensor:
@@ -134,8 +147,12 @@ def _keys(draws: Sequence[Draw], device: torch.device) -> Tensor:
 
 def _noise(keys: Tensor, ids: Tensor) -> Tensor:
     """Gumbel noise `[m, k]` for these token ids: a hash of a row's key, `[m]`, and the token id."""
-    x = _finalised(ids * _signed(SPREAD) + keys[:, None])
-    return _gumbel((x >> 11) & (2**53 - 1), _precise(ids.device))
+    return _gumbel(_hashed(keys, ids), _precise(ids.device))
+
+
+def _hashed(keys: Tensor, ids: Tensor) -> Tensor:
+    """53 bits for each key, `[m]`, and token id, `[m, k]`."""
+    return (_finalised(ids * _signed(SPREAD) + keys[:, None]) >> 11) & (2**53 - 1)
 
 
 def _finalised(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from baton.kv.rectangle import Rectangle
 from baton.model import attention
 from baton.model.attention import Padded, Shape
 from baton.model.device import device_of
+from baton.model.draw_device import exact
 from baton.model.feeder import Ran
 from baton.model.hooked import EXPERTS, Hooked
 from baton.model.look import Span, cut, wanted_tokens, with_padding
@@ -62,6 +63,8 @@ class Forward:
         self._steps: Steps | None = None
         self._varlen: Varlen | None = None
         self._prompts = ""
+        # Where a model has no numbers, nothing is drawn.
+        self._draws_there = model.device.type in ("cpu", "meta") or exact(model.device.type)
         # Prompts of several rows may go through the model in one call.
         self._packs = way.ours and not self._hooked.recurrent
         self._pads = way is Way.RECTANGLE and not self._hooked.recurrent
@@ -79,6 +82,8 @@ class Forward:
             parts.append(f"computed anew where a text grows beyond {self.near_limit} tokens")
         if self.geometry.windows and self.checked_tokens <= self.geometry.windows[0]:
             parts.append(f"texts beyond its window of {self.geometry.windows[0]} were not checked (baton check does)")
+        if not self._draws_there:
+            parts.append("tokens drawn on the host, as this device computes integers otherwise")
         if self._program:
             parts.append(self._program.description)
         elif self._ragged:
@@ -107,6 +112,11 @@ class Forward:
     def exchanges(self) -> bool:
         """Not where torch computes step by step on the CPU: it reads all rows up to the last, so they lie together."""
         return self.native or self._ragged is not None or self._device.type != "cpu"
+
+    @property
+    def resident(self) -> bool:
+        """Whether decode steps are of constant shape."""
+        return self._ragged is not None
 
     @property
     def pads(self) -> bool:

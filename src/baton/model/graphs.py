@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -35,7 +35,21 @@ class Graphs:
 
         Raises RuntimeError where something in it cannot be captured.
         """
+        before = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            left = work()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                left = work()
+        except BaseException:
+            torch.cuda.set_stream(before)
+            self._close()
+            raise
         return graph.replay, left
+
+    def _close(self) -> None:
+        """Torch before 2.12 leaves a capture that failed half open, and no other would ever work (pytorch#180395)."""
+        close = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if close is not None:
+            # Newer ones say that it is closed already.
+            with suppress(RuntimeError):
+                close(torch.cuda.current_device(), self._pool)

@@ -14,9 +14,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from baton.config import ALIGNED, AUTO, Config
+from baton.config import ALIGNED, AUTO, NO_COMPILER, Config
 from baton.errors import LoadError, SettingError
 from baton.model.choose import hook
+from baton.model.device import Device, device_of
 from baton.model.forward import Forward
 from baton.model.probe import Geometry
 from baton.model.selfcheck import use_reference_attention
@@ -58,7 +59,9 @@ def load(
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = torch.device(_device(config.device))
+    device = device_asked(config.device)
+    facts = device_of(device)
+    compiled = _compiler(config, facts)
     with _phase("tokenizer", told):
         _look(source)
         tokenizer = _pretrained(AutoTokenizer, source, config, "its tokenizer")
@@ -68,7 +71,7 @@ def load(
             source,
             config,
             "the model",
-            dtype=config.dtype,
+            dtype=_dtype(config, source, facts),
             use_safetensors=True,
         )
         model.to(device).eval().requires_grad_(False)
@@ -82,7 +85,8 @@ def load(
             # Rows that are aligned are torch's: native steps find each row where it lies.
             why_not = "--shaping aligned" if config.shaping == ALIGNED else "--no-compile"
             native = config.compile and config.shaping != ALIGNED
-            forward = hook(model, native=native, why_not=why_not, int8=config.quantize == "int8", release=True)
+            int8 = config.quantize == "int8"
+            forward = hook(model, native=native, why_not=why_not, int8=int8, release=True, compiled=compiled)
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
     return Loaded(
@@ -115,14 +119,47 @@ def context_of(config: Any) -> int:
     return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048)
 
 
-def _device(asked: str) -> str:
+def saved_dtype(config: Any) -> str:
+    """The number format of a checkpoint with this stock config, by name."""
+    saved = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None) or "float32"
+    return str(saved).removeprefix("torch.")
+
+
+def _dtype(config: Config, source: str, facts: Device) -> str:
+    """The number format that weights are loaded in. Raises SettingError for one that the device has not."""
+    if config.dtype == AUTO and facts.kind != "cuda":
+        return AUTO
+    found = read_config(source, trust_remote_code=config.trust_remote_code)
+    if config.dtype == AUTO and getattr(found, "quantization_config", None):
+        return AUTO
+    return facts.dtype(config.dtype, saved_dtype(found))
+
+
+def _compiler(config: Config, facts: Device) -> str | None:
+    """The backend of torch.compile for decode steps. Raises SettingError where there are none that it compiles."""
+    if config.step_compiler == NO_COMPILER:
+        return None
+    why = {
+        f"decode steps are compiled on CUDA, not on {facts.kind}": not facts.captures,
+        "steps must be of constant shape, without --no-compile": not config.compile,
+        "aligned rows have no steps of constant shape": config.shaping == ALIGNED,
+        "--deterministic fixes shapes in its own way": config.deterministic,
+    }
+    for reason, holds in why.items():
+        if holds:
+            raise SettingError(f"--step-compiler {config.step_compiler}: {reason}", param="step_compiler")
+    return config.step_compiler
+
+
+def device_asked(asked: str) -> torch.device:
+    """The device of this name, or the best there is. Raises SettingError for one that is not there."""
     if asked == AUTO:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked == "cuda" and not torch.cuda.is_available():
         raise SettingError("--device cuda: torch finds no CUDA device here", param="device")
     if asked == "mps" and not torch.backends.mps.is_available():
         raise SettingError("--device mps: torch finds no MPS device here", param="device")
-    return asked
+    return torch.device(asked)
 
 
 def _look(source: str) -> None:

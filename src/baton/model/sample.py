@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baton.model.draw import Draw
-from baton.model.draw_device import random_tokens
+from baton.model.draw_device import exact, random_tokens
 from baton.model.draw_host import Floats, random_token
 
 __all__ = ["Draw", "Sampler"]
@@ -23,8 +23,8 @@ class Sampler:
 
     def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         """The next token of each row of `[n, vocabulary]` float32 logits; None where a row's logits are not finite."""
-        if logits.device.type == "cpu":
-            return self._row_by_row(logits.numpy(), draws)
+        if logits.device.type == "cpu" or not exact(logits.device.type):
+            return self._row_by_row(logits.cpu().numpy(), draws)
         return self._together(logits, draws)
 
     def _row_by_row(self, rows: Floats, draws: Sequence[Draw]) -> list[int | None]:

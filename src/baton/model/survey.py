@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from baton.errors import LoadError
 from baton.footprint import Footprint
 from baton.kv.rectangle import LayerShape, footprint
-from baton.model.load import context_of, read_config
+from baton.model.load import context_of, read_config, saved_dtype
 from baton.model.probe import Geometry, own_words, probe
 
 # The meta kernels of grouped matrix products know bfloat16 only; shapes do not depend on it.
@@ -58,8 +58,8 @@ def _probed(model: PreTrainedModel) -> tuple[Geometry | None, str | None]:
 def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
     """Builds the model without memory, on torch's meta device, and probes it there. Raises LoadError."""
     config = read_config(source, trust_remote_code=trust_remote_code)
-    text = config.get_text_config()
-    saved = getattr(text, "dtype", None) or getattr(config, "dtype", None) or "float32"
+    # Building the model writes into its config.
+    text, saved = config.get_text_config(), saved_dtype(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=_SURVEYED, trust_remote_code=trust_remote_code).eval()
     geometry, refused = _probed(model)
@@ -69,7 +69,7 @@ def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
         context_tokens=context_of(config),
-        saved_dtype=str(saved).removeprefix("torch."),
+        saved_dtype=saved,
         geometry=geometry,
         refused=refused,
     )

@@ -1,0 +1,62 @@
+"""Decode steps of a mixture of experts: in one grouped product, and token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from baton.kv.rectangle import Rectangle, footprint
+from baton.model.hooked import BY_TOKEN, EXPERTS
+from baton.model.load import Loaded
+from baton.model.slots import Slot
+from baton.model.steps import Steps
+
+from .models import MIXTURE, build, collect
+from .timing import seconds_of
+
+# Tokens of each row.
+_LENGTH = 512
+
+
+def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny: bool) -> list[dict[str, Any]]:
+    """Steps of some layers of Qwen3-30B-A3B against their floor: the bytes of what is read, over a copy's bandwidth.
+
+    Experts that are read: as many different ones as rows choose on average, if all are chosen alike.
+    """
+    loaded = build(MIXTURE, device, tiny)
+    way, config = loaded.forward._ragged, loaded.model.config
+    assert way is not None, loaded.forward.description
+    length = 32 if tiny else _LENGTH
+    of_experts = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." in name)
+    others = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." not in name)
+    others -= loaded.model.get_input_embeddings().weight.nbytes
+    chosen = config.num_experts_per_tok / config.num_experts
+    found = []
+    for rows in counts:
+        columns = footprint(loaded.geometry.shapes, length, loaded.dtype, device).token_bytes * rows * length
+        touched = 1 - (1 - chosen) ** rows
+        floor = (others + touched * of_experts + columns) / bandwidth
+        for how in dict.fromkeys((loaded.forward.experts, BY_TOKEN)):
+            seconds = _seconds(loaded, rows, length, how)
+            one = {"rows": rows, "experts": EXPERTS.get(how, how), "step ms": seconds * 1e3, "floor ms": floor * 1e3}
+            found.append({**one, "of the limit": floor / seconds, "experts read": touched})
+    return found
+
+
+def _seconds(loaded: Loaded, rows: int, length: int, how: str | None) -> float:
+    cuda = loaded.device.type == "cuda"
+    rectangle = Rectangle(
+        loaded.geometry.shapes, capacity=rows, columns=length, dtype=loaded.dtype, device=loaded.device
+    )
+    for buffer in (*rectangle.keys, *rectangle.values):
+        buffer.normal_()
+    run = Steps(loaded.forward._hooked, rectangle, loaded.forward._ragged, capture=cuda, experts=how)
+    try:
+        run.launch([Slot(row, 5 + row, length) for row in range(rows)]).tokens()
+        (step,) = run._made.values()
+        return seconds_of(step.run, loaded.device, 20 if cuda else 2)
+    finally:
+        del run
+        collect(loaded.device)
