@@ -21,7 +21,6 @@ import transformers
 from gpu.asks import asks_of
 from gpu.draws import draws
 from gpu.exact import exact, logits_error
-from gpu.experts import experts
 from gpu.kernel import kernel
 from gpu.latency import online
 from gpu.machine import machine
@@ -34,7 +33,7 @@ from gpu.throughput import offline
 from baton.model.load import Loaded
 
 MACHINE = "machine"
-PARTS = ("machine", "exact", "kernel", "steps", "draws", "offline", "online", "memory", "experts")
+PARTS = ("machine", "exact", "kernel", "steps", "draws", "offline", "online", "memory", "experts", "float8")
 
 
 def main() -> None:
@@ -96,6 +95,19 @@ def one_model(results: Results, args: argparse.Namespace, name: str, device: tor
         )
     if "memory" in args.parts and (not large or tiny):
         results.part(f"{name}: memory", lambda: memory(loaded, 64 if tiny else 8192, 30.0), needs=60)
+
+
+def in_float8(results: Results, args: argparse.Namespace, device: torch.device, bandwidth: float) -> None:
+    """The large model's steps again, with linear layers in float8."""
+    made: list[Loaded] = []
+    name, counts = "llama-3.1-8b in float8", (1, 4) if args.tiny else (1, 8, 32)
+    results.part(
+        f"{name}: logits",
+        lambda: made.append(build("llama-3.1-8b", device, args.tiny, float8=True)) or logits_error(made[0], 0.2),
+        needs=50,
+    )
+    asks = asks_of(args.queries, args.columns)
+    results.part(f"{name}: steps", lambda: steps(made[0], asks, bandwidth, args.columns, counts, None), needs=20)
 
 
 def _arguments() -> argparse.Namespace:

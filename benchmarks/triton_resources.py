@@ -46,6 +46,7 @@ def kernels(dim: int, float32: bool) -> Iterator[tuple[Any, dict[str, Any], dict
     rings = {"WINDOW": 512, "RING": True, "SOFTCAP": True}
     yield triton_kernels.attend_split, {"DIM": dim, "PAD_DIM": padded, **value, **seen, **group, **rings}, launch
     yield triton_kernels.merge_splits, {**value, **seen, "SINKS": True}, {"num_warps": 4}
+    yield triton_kernels.float8_rows, {"WIDTH": 64 * dim, "BLOCK": 2048, "LEAST": 1e-12}, {"num_warps": 8}
     yield triton_kernels.keep_tokens, {"DIM": dim, "PAD_DIM": padded, **value, "RING_COLUMNS": 512}, {"num_warps": 1}
 
 
@@ -55,7 +56,7 @@ def resources(
     """Of one program: registers per thread, bytes of stack (spills) and of shared memory, warps."""
     kinds = dict.fromkeys(("rows", "stops"), "*i64") | dict.fromkeys(("parts", "peaks", "masses"), "*fp32")
     kinds |= dict.fromkeys(("q", "keys", "values", "new_keys", "new_values", "sinks", "out"), f"*{dtype}")
-    kinds |= {"scale": "fp32", "softcap": "fp32"}
+    kinds |= {"scale": "fp32", "softcap": "fp32", "inputs": f"*{dtype}", "numbers": "*fp8e4nv", "scales": "*fp32"}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in names}
     # Addresses and strides of real buffers are multiples of 16.

@@ -189,7 +189,7 @@ def crowd_of(
     recorder = Recorder()
 
     make = partial(mapped_rectangle, driver, kv_bytes, interleaved) if driver is not None else Rectangle
-    of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make}
+    of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make, "dtype": model.dtype}
     shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
     rectangle = prefiller.rectangle
 
@@ -242,12 +242,13 @@ def bodies(
     aligned: bool = False,
     copies: Copies | None = None,
     make: Callable[..., Rectangle] = Rectangle,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Rows, RectangleBatch, PrefillHere]:
     """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned.
 
     Answers the batch's rows, too. `make`: makes the rectangle that they share.
     """
-    of: dict[str, Any] = {"columns": CONTEXT, "dtype": torch.float32, "device": device}
+    of: dict[str, Any] = {"columns": CONTEXT, "dtype": dtype, "device": device}
     shapes = forward.geometry.shapes
     if aligned:
         body = AlignedRectangle(keeping_all(shapes), capacity=rows, **of)

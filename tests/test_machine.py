@@ -14,10 +14,10 @@ from baton.machine import machine_of, read_bytes_per_second
 FOOTPRINT = Footprint((Columns(token_bytes=64, count=4),))
 
 
-def loaded_of(device: str = "cpu", int8: bool = False, **config: Any) -> Any:
+def loaded_of(device: str = "cpu", eight_bits: bool = False, **config: Any) -> Any:
     settings = SimpleNamespace(**{"tie_word_embeddings": True, "vocab_size": 100, "hidden_size": 8, **config})
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: settings))
-    facts = {"model": model, "device": torch.device(device), "dtype": torch.bfloat16, "int8": int8}
+    facts = {"model": model, "device": torch.device(device), "dtype": torch.bfloat16, "eight_bits": eight_bits}
     return SimpleNamespace(parameters=5000, **facts)
 
 
@@ -29,7 +29,7 @@ def test_memory_is_read_at_some_speed_that_is_one() -> None:
     ("loaded", "weights", "read"),
     [
         (loaded_of(), 10_000, 1e9),
-        (loaded_of(int8=True), 5000, 1e9),
+        (loaded_of(eight_bits=True), 5000, 1e9),
         (loaded_of(tie_word_embeddings=False), 8400, 1e9),
         (loaded_of(device="meta"), 10_000, 0.0),
         (loaded_of(num_local_experts=8), 10_000, 0.0),

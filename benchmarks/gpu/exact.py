@@ -31,13 +31,13 @@ def _failures(lines: Sequence[str]) -> str:
     return "; ".join(line[:200] for line in lines if line.startswith(("FAILED", "ERROR", "E  ")))[:2000]
 
 
-def logits_error(loaded: Loaded) -> dict[str, Any]:
-    """How far our logits are from the model's own, relative to the largest."""
+def logits_error(loaded: Loaded, tolerance: float | None = None) -> dict[str, Any]:
+    """How far our logits are from the model's own, relative to the largest. Raises LoadError beyond the tolerance."""
     texts = check_texts(loaded.model)
     with stock(loaded.model):
         expected = stock_logits(loaded.model, texts)
     return {
-        "logits differ by": self_check(loaded.model, loaded.forward, texts, expected),
+        "logits differ by": self_check(loaded.model, loaded.forward, texts, expected, tolerance=tolerance),
         "dtype": str(loaded.dtype),
         "how": loaded.forward.description,
     }

@@ -13,7 +13,9 @@ from make_shape import tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from baton.model import ragged
+from baton.model.float8 import quantize
 from baton.model.load import Loaded, hook
+from baton.model.selfcheck import INT8_TOLERANCE
 from baton.model.tokenizer import ModelTokenizer
 
 
@@ -45,16 +47,18 @@ _TINY |= {"head_dim": 16, "intermediate_size": 96, "vocab_size": 320, "max_posit
 SHAPES: dict[str, Callable[..., Any]] = {"llama-3.1-8b": _llama, "qwen3-0.6b": _qwen, MIXTURE: _mixture}
 
 
-def build(name: str, device: torch.device, tiny: bool) -> Loaded:
-    """A model with random weights, hooked as `load` does it."""
+def build(name: str, device: torch.device, tiny: bool, *, float8: bool = False) -> Loaded:
+    """A model with random weights, hooked as `load` does it. `float8`: its linear layers."""
     config = SHAPES[name](**(_TINY if tiny else {}))
     began = time.perf_counter()
     torch.manual_seed(0)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.float32 if device.type == "cpu" and not float8 else torch.bfloat16
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
+    if float8:
+        quantize(model, device)
     made = time.perf_counter() - began
-    forward = hook(model, native=device.type == "cuda")
+    forward = hook(model, native=device.type == "cuda", tolerance=INT8_TOLERANCE if float8 else None)
     if device.type == "cpu":
         forward.go_resident(ragged.InTorch())
     print(f"{name}: made in {made:.1f} s, hooked in {time.perf_counter() - began - made:.1f} s", flush=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from baton.kv.rectangle import Rectangle, footprint
+from baton.model.float8 import Float8Linear
 from baton.model.load import Loaded
 from baton.model.slots import Slot, follows
 from baton.model.steps import Steps
@@ -38,7 +39,8 @@ def _weights(model: Any) -> int:
     """Bytes that a step reads: all but an embedding of which it only takes some rows."""
     embedding = model.get_input_embeddings().weight
     tied = embedding is model.get_output_embeddings().weight
-    return sum(p.nbytes for p in model.parameters()) - (0 if tied else embedding.nbytes)
+    layers = [layer.weight.nbytes for layer in model.modules() if isinstance(layer, Float8Linear)]
+    return sum(layers) + sum(p.nbytes for p in model.parameters()) - (0 if tied else embedding.nbytes)
 
 
 def _of_rows(loaded: Loaded, lens: Sequence[int], columns: int, compiled: str | None, floor: float) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
         _drive(engine, some, scenario.late, hear)
-    tolerance = INT8_TOLERANCE if loaded.int8 else TOLERANCE[loaded.dtype]
+    tolerance = INT8_TOLERANCE if loaded.eight_bits else TOLERANCE[loaded.dtype]
     outcome = _compared(scenario, cases, list(found.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
 

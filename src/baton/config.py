@@ -22,7 +22,8 @@ from baton.limits import Limits, flag_of, setting
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
-QUANTIZE = ("none", "int8")
+FLOAT8 = "float8"
+QUANTIZE = ("none", "int8", FLOAT8)
 ALIGNED = "aligned"
 SHAPING = ("ragged", ALIGNED)
 NO_COMPILER = "none"
@@ -50,7 +51,9 @@ class Config(Limits):
     cors_origin: tuple[str, ...] = setting((), "Origin whose pages may read answers (https://example.org); * for any.")
     dtype: str = setting(AUTO, "Number format of weights and KV; auto: as saved, on GPUs in 16 bits.", choices=DTYPES)
     device: str = setting(AUTO, "Where the model runs.", choices=DEVICES)
-    quantize: str = setting("none", "Weights of linear layers in 8 bits (CPU): less memory, faster.", choices=QUANTIZE)
+    quantize: str = setting(
+        "none", "Weights of linear layers in 8 bits: int8 on the CPU, float8 on newer NVIDIA GPUs.", choices=QUANTIZE
+    )
     compile: bool = setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
     step_compiler: str = setting(
         NO_COMPILER, "What decode steps on CUDA are compiled with; starting then takes minutes.", choices=STEP_COMPILERS

@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu.results import Results
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("machine", "kernel", "steps", "draws", "offline", "online", "memory", "experts")
+PARTS = ("machine", "kernel", "steps", "draws", "offline", "online", "memory", "experts", "float8")
 
 
 def test_every_part_runs_in_small(tmp_path: Path) -> None:
@@ -30,11 +30,12 @@ def test_every_part_runs_in_small(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "cuda.json").read_text())
     parts = [part if isinstance(part, list) else [part] for part in found.values()]
     assert not [one for part in parts for one in part if "failed" in one]
+    assert "llama-3.1-8b in float8: steps" in found
     offline = found["llama-3.1-8b: offline"]
     assert {one["policy"] for one in offline} >= {"baton", "baton compiled", "orca", "run_to_completion"}
     # All of them generated what was asked.
     assert len({one["tokens"] for one in offline}) == 1 and all(one["whole"] for one in offline)
-    assert {part.split(": ")[-1] for part in found} >= {"steps compiled", *PARTS} - {"kernel", "offline"}
+    assert {part.split(": ")[-1] for part in found} >= {"steps compiled", *PARTS} - {"kernel", "offline", "float8"}
     assert "| baton |" in (tmp_path / "cuda.md").read_text()
 
 

@@ -63,6 +63,11 @@ def test_which_devices_capture_and_group_experts() -> None:
     assert not H200.groups(torch.float32) and not H200.groups(torch.float16)
 
 
+def test_which_devices_multiply_float8() -> None:
+    l4 = Device("cuda", (8, 9))
+    assert [device.float8 for device in (CPU, MPS, T4, A100, l4, H200, AMD)] == [False] * 4 + [True, True, False]
+
+
 def test_facts_are_read_off_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_of(torch.device("cpu")) == CPU
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))

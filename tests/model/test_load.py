@@ -129,6 +129,20 @@ def test_what_is_left_to_us_is_computed_in_16_bits_on_a_gpu(folder: Path, monkey
         loaded_of(folder, dtype="bfloat16")
 
 
+def test_float8_is_for_gpus_that_have_it_and_computes_in_bfloat16(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingError, match="--quantize float8 needs an NVIDIA GPU"):
+        loaded_of(folder, quantize="float8")
+    # On a CPU that is taken for such a GPU: the product is the same.
+    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device("cuda", (9, 0)))
+    found = loaded_of(folder, quantize="float8")
+    assert (found.dtype, found.eight_bits) == (torch.bfloat16, True)
+    assert "linear layers in float8" in found.forward.description
+    with pytest.raises(LoadError, match="computes in bfloat16"):
+        loaded_of(folder, quantize="float8", dtype="float32")
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [

@@ -32,7 +32,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime import interpreter  # noqa: E402
 
-from baton.model import triton_decode  # noqa: E402
+from baton.model import float8, triton_decode  # noqa: E402
 
 COLUMNS, CAPACITY = 200, 6
 # A row that ends in the first block, one that fills all columns, one of nobody, one in between, a first token.
@@ -238,8 +238,52 @@ def test_it_compiles_for_hopper_without_spills() -> None:
         cwd=Path(__file__).parents[2],
     ).stdout
     found = [json.loads(line) for line in said.splitlines()]
-    assert {one["kernel"] for one in found} == {"attend_split", "merge_splits", "keep_tokens"}
+    assert {one["kernel"] for one in found} == {"attend_split", "merge_splits", "keep_tokens", "float8_rows"}
     for one in found:
         assert one["stack"] == 0, one
         # At least two programs on a multiprocessor, which has 64 Ki registers.
         assert one["shared"] <= 114 * 1024 and one["registers"] * one["warps"] * 32 <= 32 * 1024, one
+
+
+WIDTHS = [16, 80, 3000, 14336]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_in_float8_are_those_of_torch(width: int, interpreted: ModuleType) -> None:
+    numbers, scales, right, right_scales = both_rows(width, "cpu")
+    assert torch.allclose(scales, right_scales, rtol=1e-6)
+    # The interpreter rounds halves up, and forgets to carry into the exponent.
+    near = (numbers.float() - right.float()).abs() <= right.float().abs() / 8 + 2**-6
+    assert float(near.double().mean()) > 0.9
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_in_float8_are_those_of_torch_on_a_gpu(width: int) -> None:
+    numbers, scales, right, right_scales = both_rows(width, "cuda")
+    assert torch.allclose(scales, right_scales, rtol=1e-6)
+    # A quotient that is off by one bit of float32 may be rounded to the neighbour.
+    differ = (numbers.view(torch.uint8).int() - right.view(torch.uint8).int()).abs()
+    assert int(differ.max()) <= 1 and float((differ > 0).double().mean()) < 1e-3
+
+
+def both_rows(width: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Numbers and scales of the kernel, and of torch."""
+    rows = torch.randn(5, width, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 5)[:, None]
+    rows[3] = 0
+    rows = rows.bfloat16().to(device)
+    return (*float8._rows(rows), *float8.in_torch(rows))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("tokens", [1, 7, 32, 500])
+def test_a_layer_in_float8_multiplies_the_numbers_it_has(tokens: int) -> None:
+    linear = torch.nn.Linear(512, 1536, bias=True, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    layer = float8.Float8Linear(linear, torch.device("cuda"))
+    inputs = torch.randn(tokens, 512, device="cuda").bfloat16()
+    numbers, scales = float8.in_torch(inputs)
+    found, expected = layer(inputs).double(), numbers.double() @ layer.weight.double().t() * scales * layer.scale
+    expected += linear.bias.double()
+    assert float((found - expected).norm() / expected.norm()) < 1e-2

@@ -51,12 +51,14 @@ def hook(
     int8: bool = False,
     release: bool = False,
     compiled: str | None = None,
+    tolerance: float | None = None,
 ) -> Forward:
     """Gives a model our cache and attention in the first way in which it gives what it gives alone.
 
     Where its steps can be carried out natively, they are, unless `native` is false (`why_not` says which setting made
     it so); `int8`: with weights in 8 bits.
     `release`: the model's own weights may then be given back, so that only the forward can run it.
+    `tolerance`: of logits, other than that of the model's dtype.
     `compiled`: the backend of torch.compile that decode steps of constant shape go through, where there are such.
     Raises LoadError, with the reasons of all ways that were tried, where none is exact, or none is for `int8`.
     """
@@ -68,18 +70,18 @@ def hook(
         expected = stock_logits(model, texts)
     except Exception as error:
         raise LoadError(own_words("it does not run with a stock cache", error)) from error
-    forward = _hooked(model, texts, expected)
+    forward = _hooked(model, texts, expected, tolerance)
     if not native:
         forward.go_native(None, why_not)
     else:
         go_native(model, forward, texts, expected, int8=int8, release=release)
         if device_of(model.device).captures:
-            go_resident(model, forward, texts, expected, compiled=compiled)
-            go_packed(model, forward, texts, expected)
+            go_resident(model, forward, texts, expected, compiled=compiled, tolerance=tolerance)
+            go_packed(model, forward, texts, expected, tolerance=tolerance)
     return forward
 
 
-def _hooked(model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor]) -> Forward:
+def _hooked(model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor], tolerance: float | None) -> Forward:
     """In torch. Raises LoadError, with the reasons of all ways that were tried."""
     stock = model.config.get_text_config()._attn_implementation
     reasons: list[str] = []
@@ -91,7 +93,7 @@ def _hooked(model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor])
             if whole and not any(shape.states for shape in geometry.shapes):
                 continue
             forward = Forward(model, geometry, way, whole_prompts=whole)
-            self_check(model, forward, texts, expected)
+            self_check(model, forward, texts, expected, tolerance=tolerance)
             forward.checked_tokens = max(len(text) for text in texts)
             return forward
         except LoadError as error:
@@ -150,6 +152,7 @@ def go_resident(
     ways: Sequence[Ragged] = (),
     *,
     compiled: str | None = None,
+    tolerance: float | None = None,
 ) -> None:
     """Has decode steps be of constant shape, on CUDA graphs, in the first way that gives what the model gives alone.
 
@@ -169,7 +172,7 @@ def go_resident(
             log.info("compiling decode steps with %s, which may take minutes", compiler)
         try:
             forward.go_resident(ragged, "; ".join(dict.fromkeys(reasons)), compiled=compiler, experts=how)
-            self_check(model, forward, texts, expected)
+            self_check(model, forward, texts, expected, tolerance=tolerance)
             return
         except LoadError as error:
             reasons.append(f"{tried}: {error.message}")
@@ -179,7 +182,13 @@ def go_resident(
 
 
 def go_packed(
-    model: PreTrainedModel, forward: Forward, texts: list[Tensor], expected: list[Tensor], varlen: Varlen | None = None
+    model: PreTrainedModel,
+    forward: Forward,
+    texts: list[Tensor],
+    expected: list[Tensor],
+    varlen: Varlen | None = None,
+    *,
+    tolerance: float | None = None,
 ) -> None:
     """Has prompts' attention be one call per layer, where that gives what calls request by request give.
 
@@ -189,7 +198,7 @@ def go_packed(
         varlen = varlen or of_torch(model.device, model.dtype)
         varlen.proving = True
         forward.go_packed(varlen)
-        self_check(model, forward, texts, expected)
+        self_check(model, forward, texts, expected, tolerance=tolerance)
         mixed_fills(model, forward)
         varlen.proving = False
         if not varlen.calls:

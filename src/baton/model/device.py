@@ -11,6 +11,8 @@ from baton.errors import SettingError
 
 # NVIDIA's Ampere: the first GPUs with bfloat16, and the oldest that the kernels' products are compiled for.
 _AMPERE = (8, 0)
+# The first with float8.
+_ADA = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,11 @@ class Device:
     def bfloat16(self) -> bool:
         """Whether it multiplies such numbers as they are."""
         return self.capability is None or self.capability >= _AMPERE
+
+    @property
+    def float8(self) -> bool:
+        """Whether it multiplies numbers in e4m3, with a scale for each row."""
+        return self.capability is not None and self.capability >= _ADA
 
     def groups(self, dtype: torch.dtype) -> bool:
         """Whether torch's grouped product of experts runs on the device alone.

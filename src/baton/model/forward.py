@@ -19,6 +19,7 @@ from baton.model.attention import Padded, Shape
 from baton.model.device import device_of
 from baton.model.draw_device import exact
 from baton.model.feeder import Ran
+from baton.model.float8 import Float8Linear
 from baton.model.hooked import EXPERTS, Hooked
 from baton.model.look import Span, cut, wanted_tokens, with_padding
 from baton.model.packed import Varlen, packed
@@ -63,6 +64,7 @@ class Forward:
         self._steps: Steps | None = None
         self._varlen: Varlen | None = None
         self._prompts = ""
+        self._float8 = any(isinstance(layer, Float8Linear) for layer in model.modules())
         # Where a model has no numbers, nothing is drawn.
         self._draws_there = model.device.type in ("cpu", "meta") or exact(model.device.type)
         # Prompts of several rows may go through the model in one call.
@@ -82,6 +84,8 @@ class Forward:
             parts.append(f"computed anew where a text grows beyond {self.near_limit} tokens")
         if self.geometry.windows and self.checked_tokens <= self.geometry.windows[0]:
             parts.append(f"texts beyond its window of {self.geometry.windows[0]} were not checked (baton check does)")
+        if self._float8:
+            parts.append("linear layers in float8")
         if not self._draws_there:
             parts.append("tokens drawn on the host, as this device computes integers otherwise")
         if self._program:

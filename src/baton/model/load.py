@@ -14,13 +14,14 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from baton.config import ALIGNED, AUTO, NO_COMPILER, Config
+from baton.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config
 from baton.errors import LoadError, SettingError
 from baton.model.choose import hook
 from baton.model.device import Device, device_of
+from baton.model.float8 import quantize
 from baton.model.forward import Forward
 from baton.model.probe import Geometry
-from baton.model.selfcheck import use_reference_attention
+from baton.model.selfcheck import INT8_TOLERANCE, use_reference_attention
 from baton.model.tokenizer import ModelTokenizer
 
 Told = Callable[[str, float], None]
@@ -42,7 +43,7 @@ class Loaded:
     device: torch.device
     parameters: int
     stamp: str
-    int8: bool = False
+    eight_bits: bool = False
 
 
 def load(
@@ -62,6 +63,9 @@ def load(
     device = device_asked(config.device)
     facts = device_of(device)
     compiled = _compiler(config, facts)
+    if config.quantize == FLOAT8 and not facts.float8:
+        message = "--quantize float8 needs an NVIDIA GPU of compute capability 8.9 or newer; the CPU has int8"
+        raise SettingError(message, param="quantize")
     with _phase("tokenizer", told):
         _look(source)
         tokenizer = _pretrained(AutoTokenizer, source, config, "its tokenizer")
@@ -74,8 +78,10 @@ def load(
             dtype=_dtype(config, source, facts),
             use_safetensors=True,
         )
-        model.to(device).eval().requires_grad_(False)
         parameters = sum(p.numel() for p in model.parameters())
+        if config.quantize == FLOAT8:
+            quantize(model, device)
+        model.to(device).eval().requires_grad_(False)
     if before is not None:
         use_reference_attention(model)
         with _phase("alone", told):
@@ -85,8 +91,15 @@ def load(
             # Rows that are aligned are torch's: native steps find each row where it lies.
             why_not = "--shaping aligned" if config.shaping == ALIGNED else "--no-compile"
             native = config.compile and config.shaping != ALIGNED
-            int8 = config.quantize == "int8"
-            forward = hook(model, native=native, why_not=why_not, int8=int8, release=True, compiled=compiled)
+            forward = hook(
+                model,
+                native=native,
+                why_not=why_not,
+                int8=config.quantize == "int8",
+                release=True,
+                compiled=compiled,
+                tolerance=INT8_TOLERANCE if config.quantize == FLOAT8 else None,
+            )
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
     return Loaded(
@@ -101,7 +114,7 @@ def load(
         device=device,
         parameters=parameters,
         stamp=f"{name}:{model.dtype}:{config.quantize}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
-        int8=config.quantize == "int8",
+        eight_bits=config.quantize != "none",
     )
 
 
@@ -132,6 +145,8 @@ def _dtype(config: Config, source: str, facts: Device) -> str:
     found = read_config(source, trust_remote_code=config.trust_remote_code)
     if config.dtype == AUTO and getattr(found, "quantization_config", None):
         return AUTO
+    if config.dtype == AUTO and config.quantize == FLOAT8:
+        return "bfloat16"
     return facts.dtype(config.dtype, saved_dtype(found))
 
 

@@ -213,3 +213,23 @@ def keep_tokens(
         inside = value_dims < VALUE_DIM
         value = tl.load(new_values + token * nv_token + head * nv_head + value_dims, mask=inside)
         tl.store(values + row * v_row + column * v_column + head * v_head + value_dims, value, mask=inside)
+
+
+@triton.jit
+def float8_rows(inputs, numbers, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr):
+    """One dense row as float8 numbers, and what they are to be multiplied by; see `float8.py`."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    largest = tl.zeros([BLOCK], tl.float32)
+    for at in range(0, WIDTH, BLOCK):
+        there = at + columns < WIDTH
+        some = tl.load(inputs + row * WIDTH + at + columns, mask=there, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.abs(some))
+    scale = tl.maximum(tl.max(largest, 0) / 448.0, LEAST)
+    tl.store(scales + row, scale)
+    # Read a second time it comes from the cache.
+    for at in range(0, WIDTH, BLOCK):
+        there = at + columns < WIDTH
+        some = tl.load(inputs + row * WIDTH + at + columns, mask=there, other=0.0).to(tl.float32) / scale
+        some = tl.minimum(tl.maximum(some, -448.0), 448.0)
+        tl.store(numbers + row * WIDTH + at + columns, some.to(tl.float8e4nv), mask=there)
