@@ -45,6 +45,7 @@ def test_a_layer_is_the_one_it_was_made_of_up_to_rounding(bias: bool) -> None:
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
     assert 1e-3 < float((found - expected).norm() / expected.norm()) < 6e-2
     assert made.weight.element_size() == 1
+    assert torch.equal(torch.compile(made, fullgraph=True, backend="eager")(inputs), found)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])

@@ -1,4 +1,4 @@
-"""The port behind which a forward stands: what rows are fed by."""
+"""The port behind which a forward stands: what rows are fed by, and calls of a model that feed them together."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
 from baton.model.look import Span
+from baton.model.shape import Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +57,25 @@ class Feeder(Protocol):
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the model that is ready to be made: answers logits, and what makes its result last."""
+
+    shape: Shape
+    run: Callable[[], tuple[Tensor, Callable[[], None]]]
+
+
+def together(calls: Sequence[Call]) -> tuple[Tensor, Ran]:
+    """Makes all calls; what could not be taken back waits for `commit`."""
+    found = [one.run() for one in calls]
+    logits = torch.cat([logits for logits, _ in found]) if len(found) > 1 else found[0][0]
+
+    def commit() -> None:
+        for _, last in found:
+            last()
+
+    columns = sum(one.shape.columns_read for one in calls)
+    empty = sum(one.shape.empty_rows for one in calls)
+    return logits, Ran(columns, max(one.shape.padded_to for one in calls), empty, commit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from baton.model import attention
 from baton.model.attention import Padded, Shape
 from baton.model.device import device_of
 from baton.model.draw_device import exact
-from baton.model.feeder import Ran
+from baton.model.feeder import Call, Ran, together
 from baton.model.float8 import Float8Linear
 from baton.model.hooked import EXPERTS, Hooked
 from baton.model.look import Span, cut, wanted_tokens, with_padding
@@ -209,7 +209,7 @@ class Forward:
             return launched.logits.clone(), Ran(needed, 0, launched.empty_slots, lambda: None)
         spans = _reached(rectangle, spans)
         if self._pads and not self._fixed_rows:
-            return _together([self._rows(rectangle, spans, tokens)])
+            return together([self._rows(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
 
     def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
@@ -224,12 +224,12 @@ class Forward:
             return self._natively(self._program, rectangle, spans, tokens, pad=True)
         spans = _reached(rectangle, spans)
         if self._pads and not self._fixed_rows and not rectangle.mapped:
-            return _together([self._aligned(rectangle, spans, tokens)])
+            return together([self._aligned(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
 
     def _unpadded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         if self._packs:
-            return _together([self._flat(rectangle, spans, tokens)])
+            return together([self._flat(rectangle, spans, tokens)])
         return self._apart(rectangle, spans, tokens)
 
     def _apart(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
@@ -250,7 +250,7 @@ class Forward:
             for group in groups:
                 fed = [token for i in group for token in pieces[i]]
                 calls.append(layout(rectangle, [spans[i] for i in group], fed))
-        logits, ran = _together(calls)
+        logits, ran = together(calls)
         order = [i for group in (*flat, *rows) for i in group]
         parts = dict(zip(order, logits.split([spans[i].kept for i in order]), strict=True))
         return torch.cat([parts[i] for i in range(len(spans))]), ran
@@ -277,7 +277,7 @@ class Forward:
 
     # The layouts of a call
 
-    def _rows(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
+    def _rows(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
         """`[n, 1]`"""
         empty = self._fixed_rows - len(spans) if self._fixed_rows else 0
         if self.way.ours:
@@ -287,17 +287,17 @@ class Forward:
         ids = torch.tensor(tokens, device=rectangle.device)[:, None]
         nobody = ids.new_zeros(empty, 1)
         ids, positions = torch.cat([ids, nobody]), torch.cat([shape.cols[:, None], nobody])
-        return _Call(shape, partial(self._hooked.run, shape, ids, positions, None))
+        return Call(shape, partial(self._hooked.run, shape, ids, positions, None))
 
-    def _flat(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
+    def _flat(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
         """`[1, N]`"""
         varlen = self._varlen
         shape = _FLAT[self.way](spans, rectangle) if varlen is None else packed(spans, rectangle, varlen)
         ids = on_device(tokens, rectangle.device)[None]
         kept = on_device([*wanted_tokens(spans)], rectangle.device)
-        return _Call(shape, partial(self._hooked.run, shape, ids, shape.cols[None], kept))
+        return Call(shape, partial(self._hooked.run, shape, ids, shape.cols[None], kept))
 
-    def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> _Call:
+    def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
         """`[n, T]`"""
         shape = attention.padded(spans, rectangle)
         ids = torch.zeros(len(spans) * shape.padded_to, dtype=torch.int64, device=rectangle.device)
@@ -308,7 +308,7 @@ class Forward:
             [at * shape.padded_to + span.count - 1 for at, span in enumerate(spans)], device=rectangle.device
         )
         aligned = (ids.view(-1, shape.padded_to), positions.view(-1, shape.padded_to))
-        return _Call(shape, partial(self._hooked.run, shape, *aligned, last))
+        return Call(shape, partial(self._hooked.run, shape, *aligned, last))
 
     def aligned(self, shape: Padded, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         """One call over rows that are laid out already, `[n, T]`: logits `[wanted, vocabulary]` of these slots."""
@@ -337,25 +337,3 @@ _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {
     Way.MASKED: attention.own,
     Way.SINGLY: attention.own,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call of the model that is ready to be made: answers logits, and what makes its result last."""
-
-    shape: Shape
-    run: Callable[[], tuple[Tensor, Callable[[], None]]]
-
-
-def _together(calls: Sequence[_Call]) -> tuple[Tensor, Ran]:
-    """Makes all calls; what could not be taken back waits for `commit`."""
-    found = [one.run() for one in calls]
-    logits = torch.cat([logits for logits, _ in found]) if len(found) > 1 else found[0][0]
-
-    def commit() -> None:
-        for _, last in found:
-            last()
-
-    columns = sum(one.shape.columns_read for one in calls)
-    empty = sum(one.shape.empty_rows for one in calls)
-    return logits, Ran(columns, max(one.shape.padded_to for one in calls), empty, commit)
