@@ -97,6 +97,23 @@ def test_little_memory_everywhere_changes_nobody_s_tokens(ahead: bool) -> None:
     assert crowd.engine.kv_bytes_used == crowd.engine.pool_bytes_used == 0
 
 
+def test_nothing_is_copied_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, expected = queries_of("llama")
+    dice = random.Random(7)
+    monkeypatch.setattr(Copies, "out", None)
+    crowd = crowd_apart("llama", Shaken(Baton(), dice), late_copies(), pool_bytes=0)
+    crowd.run(queries, dice)
+    assert {name: crowd.tokens(name) for name in expected} == expected
+
+
+def test_what_is_stored_elsewhere_does_not_go_where_rows_gain_nothing_by_it() -> None:
+    crowd = crowd_apart("llama", Baton(), late_copies())
+    crowd.run([query_of("a", range(5, 25), 3)])
+    prefixes = crowd.engine.queries.prefixes
+    before = prefixes.bytes_used
+    assert not prefixes.let_go() and prefixes.bytes_used == before > 0
+
+
 def placed(polls: int, *queries: Query, ahead: bool = False) -> tuple[Crowd, Rows]:
     crowd = crowd_apart("llama", Baton(), late_copies(polls), ahead=ahead)
     assert crowd.rows is not None

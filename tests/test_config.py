@@ -185,6 +185,16 @@ def test_the_pool_is_half_of_what_rows_may_take_within_half_of_what_is_left() ->
     assert resolve(Config(), at_once).pool_bytes == (25_000 - 17 * 1000) // 2
 
 
+def test_where_the_pool_is_in_other_memory_that_is_what_bounds_it() -> None:
+    apart = dataclasses.replace(FACTS, device="cuda", lazy_memory=False, pool_free_bytes=40_000)
+    assert resolve(Config(max_model_len="100"), apart).pool_bytes == 20_000
+    plenty = dataclasses.replace(apart, pool_free_bytes=10**12)
+    assert resolve(Config(max_model_len="100"), plenty).pool_bytes == 32 * 100 * 100
+    # Aligned rows stay on the device.
+    aligned = dataclasses.replace(apart, free_bytes=10**6, pool_free_bytes=0)
+    assert resolve(Config(max_model_len="10", shaping="aligned", max_batch_size="2"), aligned).pool_bytes > 0
+
+
 @pytest.mark.parametrize(("text", "count"), [("0", 0), ("3MB", 3 * 10**6), ("1KiB", 1024)])
 def test_the_pool_may_be_asked_for_also_none(text: str, count: int) -> None:
     assert resolve(Config(pool_memory=text), FACTS).pool_bytes == count

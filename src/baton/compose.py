@@ -177,9 +177,10 @@ def make_engine(
             settings.kv_bytes,
             settings.pool_bytes,
             floor_bytes=footprint.of(settings.max_model_len),
-            free_bytes=lambda: _pool_free_bytes(loaded.device, copies),
+            free_bytes=lambda: free_bytes(loaded.device),
             clock=clock,
             lazy=is_lazy(loaded.device),
+            pool_free_bytes=None if copies is None else lambda: free_memory_bytes() + copies.host.idle_bytes,
         ),
         clock=clock,
         sinks=sinks,
@@ -201,13 +202,6 @@ def _copies(loaded: Loaded, settings: Settings) -> Copies | None:
     longest = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
     row_bytes = longest.of(settings.max_model_len)
     return Copies(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
-
-
-def _pool_free_bytes(device: torch.device, copies: Copies | None) -> int:
-    """What is free where the pool is; what is pinned for it and not in use, too."""
-    if copies is None:
-        return free_bytes(device)
-    return free_memory_bytes() + copies.host.pinned_bytes - copies.host.used_bytes
 
 
 def _bodies(

@@ -56,6 +56,18 @@ def test_rows_that_were_allocated_at_once_have_theirs() -> None:
     assert looked(0, pool_used=7, lazy=False) == (100, 7)
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_where_the_pool_is_in_other_memory_neither_gives_way_to_the_other(lazy: bool) -> None:
+    device, host = Machine(60), Machine(20)
+    budget = Budget(100, 50, floor_bytes=30, free_bytes=device, clock=device.clock, lazy=lazy, pool_free_bytes=host)
+    budget.look(15, 7)
+    assert (budget.rows_bytes, budget.pool_bytes) == (75 if lazy else 100, 27)
+    device.free, host.free = 1000, -30
+    device.clock.advance(2)
+    budget.look(15, 7)
+    assert (budget.rows_bytes, budget.pool_bytes) == (100, 0)
+
+
 def test_it_shrinks_and_grows_back_and_asks_once_a_second() -> None:
     machine = Machine(1000)
     budget = machine.budget()

@@ -80,6 +80,26 @@ def test_a_row_comes_back_as_it_left_while_its_place_is_another_s(count: int) ->
     assert same(rectangle.view(2), expected)
 
 
+@pytest.mark.parametrize("count", [1, 6, 77])
+def test_rows_that_lie_token_by_token_come_back_as_they_left(count: int) -> None:
+    """As where memory is mapped by pages: a row's part is no run of bytes."""
+    kept = torch.randn(3, 200, 5, 3).bfloat16()
+    states = torch.randn(3, 9)
+    copies = late_copies()
+
+    def row(at: int) -> list[Tensor]:
+        return [kept[at, :count, :2], kept[at, :count, 2:4], kept[at, : min(count, 6), 4:], states[at, 1:8]]
+
+    packed = Packed(copies.out(row(0)).pieces)
+    assert same(packed, row(0))
+    copies.into(packed, row(1)).land()
+    assert same(row(0), row(1))
+    blocks = copies.out([part for part in row(0)[:2]], blocks=count, checked=True)
+    copies.into(Packed(blocks.pieces), row(2)[:2]).land()
+    assert same(row(0)[:2], row(2)[:2])
+    assert blocks.fine is not None and blocks.fine.tolist() == [True] * count
+
+
 def test_as_a_sequence_it_is_the_row_s_parts() -> None:
     rectangle, copies = rectangle_of(*MIXED), late_copies(100)
     rectangle.lens[0] = 20

@@ -22,7 +22,8 @@ class Budget:
 
     `floor_bytes`: what rows may always take, so that the longest query runs by itself whatever others do.
     `free_bytes` answers what this process could still take; it is asked at most once a second. Where memory is not
-    committed as rows grow (`lazy` False), rows have theirs already, and only the pool gives way.
+    committed as rows grow (`lazy` False), rows have theirs already, and only the pool gives way. `pool_free_bytes`: the
+    same of the memory that the pool is in, where that is not the rows'; then neither gives way to the other.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Budget:
         free_bytes: Callable[[], int],
         clock: Clock,
         lazy: bool = True,
+        pool_free_bytes: Callable[[], int] | None = None,
     ) -> None:
         self.rows_bytes = rows_bytes
         self.pool_bytes = pool_bytes
@@ -43,6 +45,7 @@ class Budget:
         self._free_bytes = free_bytes
         self._clock = clock
         self._lazy = lazy
+        self._pool_free_bytes = pool_free_bytes
         self._asked: float | None = None
 
     def look(self, rows_used: int, pool_used: int) -> None:
@@ -51,12 +54,15 @@ class Budget:
         if self._asked is not None and now - self._asked < _ASK_SECONDS:
             return
         self._asked = now
-        room = self._free_bytes() - SPARE_BYTES + pool_used
+        apart = self._pool_free_bytes is not None
+        room = self._free_bytes() - SPARE_BYTES + (0 if apart else pool_used)
         rows = self._most_rows
         if self._lazy:
             room += rows_used
             rows = min(rows, max(room, self._floor))
             room -= rows
+        if self._pool_free_bytes is not None:
+            room = self._pool_free_bytes() - SPARE_BYTES + pool_used
         pool = max(0, min(self._most_pool, room))
         if (rows < self._most_rows) != (self.rows_bytes < self._most_rows):
             log.warning("memory for keys and values: %d MiB of %d MiB", rows >> 20, self._most_rows >> 20)

@@ -44,12 +44,15 @@ class Form:
         """Which part is where."""
         return sorted(range(len(self.dtypes)), key=lambda at: -self.dtypes[at].itemsize)
 
-    def views(self, piece: Tensor) -> list[Tensor]:
-        """The parts in a piece `[bytes]`, in the row's order."""
+    def views(self, pieces: Tensor) -> list[Tensor]:
+        """The parts in pieces `[pieces, bytes]`, in the row's order, each `[pieces, ...]`."""
         sizes, found = self.sizes, dict[int, Tensor]()
         start = 0
         for at in self.order:
-            found[at] = piece[start : start + sizes[at]].view(self.dtypes[at]).view(self.shapes[at])
+            part = pieces[:, start : start + sizes[at]]
+            # Of one piece alone the next one's first number need not be at a multiple of its size.
+            part = part.view(self.dtypes[at]) if len(pieces) > 1 else part[0].view(self.dtypes[at])[None]
+            found[at] = part.unflatten(1, self.shapes[at])
             start += sizes[at]
         return [found[at] for at in range(len(sizes))]
 
@@ -96,7 +99,7 @@ class Packed(Sequence[Tensor]):
     def __getitem__(self, at: Any) -> Any:
         for piece in self.pieces:
             piece.mark.wait()
-        cut = [piece.form.views(piece.memory.bytes) for piece in self.pieces]
+        cut = [[part[0] for part in piece.form.views(piece.memory.bytes[None])] for piece in self.pieces]
         return (cut[0] if len(cut) == 1 else [torch.cat(some) for some in zip(*cut, strict=True)])[at]
 
 
@@ -260,21 +263,32 @@ def _joined(extents: Sequence[Extent]) -> Iterator[Extent]:
 
 
 def _unit(parts: Sequence[Tensor]) -> torch.dtype:
-    sizes = [(part.stride(0) if part.dim() else 1) * part.element_size() for part in parts]
+    sizes = [part.nbytes // len(part) for part in parts]
     starts = [part.storage_offset() * part.element_size() for part in parts]
     return _UNITS[math.gcd(8, *sizes, *starts)]
 
 
 def _gather(form: Form, parts: Sequence[Tensor], staging: Tensor) -> None:
+    if not all(part.is_contiguous() for part in parts):
+        # Rows that are laid out token by token: as many copies as there are parts.
+        torch._foreach_copy_(form.views(staging), _by_piece(parts, staging))
+        return
     unit = _unit(parts)
     ordered = [parts[at].view(len(staging), -1).view(unit) for at in form.order]
     torch.cat(ordered, dim=1, out=staging.view(unit))
 
 
 def _scatter(form: Form, staging: Tensor, parts: Sequence[Tensor]) -> None:
+    if not all(part.is_contiguous() for part in parts):
+        torch._foreach_copy_(_by_piece(parts, staging), form.views(staging))
+        return
     unit = _unit(parts)
     ordered = [parts[at].view(len(staging), -1).view(unit) for at in form.order]
     torch.split_with_sizes_copy(staging.view(unit), [part.shape[1] for part in ordered], dim=1, out=ordered)
+
+
+def _by_piece(parts: Sequence[Tensor], staging: Tensor) -> list[Tensor]:
+    return [part.unflatten(0, (len(staging), -1)) for part in parts]
 
 
 def _finite(form: Form, staging: Tensor) -> Tensor:

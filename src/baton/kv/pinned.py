@@ -73,6 +73,11 @@ class HostMemory:
         if self._most_slabs:
             self._add(lambda: pin(self._slab_bytes))
 
+    @property
+    def idle_bytes(self) -> int:
+        """What is pinned and not in use."""
+        return self.pinned_bytes - self.used_bytes
+
     def take(self, count: int, size: int) -> list[Extent]:
         """Room for `count` pieces of `size` bytes, in as few extents as may be. Raises where there is no memory."""
         self._grow()
@@ -125,7 +130,7 @@ class HostMemory:
         if self._coming is not None and self._coming.done():
             self._add(self._coming.result)
             self._coming = None
-        full = self.pinned_bytes - self.used_bytes < self._slab_bytes // 2
+        full = self.idle_bytes < self._slab_bytes // 2
         if full and self._coming is None and not self.trouble and len(self._slabs) < self._most_slabs:
             self._thread = self._thread or ThreadPoolExecutor(1, "baton-pin")
             self._coming = self._thread.submit(self._pin, self._slab_bytes)

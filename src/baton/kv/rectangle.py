@@ -146,6 +146,11 @@ class Rectangle:
         """What the row keeps, not copied: one part for each buffer, layer by layer keys, values, states."""
         return [buffer.part(self.places[row], self.lens[row]) for buffer in self._buffers]
 
+    def claim(self, row: int, count: int) -> list[Tensor]:
+        """The row holds so many tokens from now on; answers its parts, which the caller writes before they are read."""
+        self.lens[row] = count
+        return self.view(row)
+
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""
         self.lens[row] = 0

@@ -121,8 +121,7 @@ class Rows:
             return
         try:
             if self._copies is not None and isinstance(segment.parts, Packed):
-                self.rectangle.lens[row] = segment.cached
-                self._arriving[row] = self._copies.into(segment.parts, self.rectangle.view(row))
+                self._arriving[row] = self._copies.into(segment.parts, self.rectangle.claim(row, segment.cached))
             else:
                 self.rectangle.write(row, segment.parts, segment.cached)
         except Exception:
