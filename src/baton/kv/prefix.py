@@ -67,6 +67,8 @@ class PrefixStore:
         self.bytes_used = 0
         self._copies = copies
         self._leaving: deque[tuple[list[_Entry], Leaving]] = deque()
+        # Of all parts together, where they can be cut; the same for all rows.
+        self._token_bytes = 0
         self._longest = sys.maxsize if longest is None else longest
         # Where no block fits, there are only snapshots.
         self._divisible = divisible_tokens if divisible_tokens >= block else 0
@@ -225,7 +227,8 @@ class PrefixStore:
         elif len(key[1]) > self._divisible:
             size = sum(map(_bytes_of, parts))
         else:
-            size = len(key[1]) * sum(_bytes_of(part) // len(part) for part in parts)
+            self._token_bytes = self._token_bytes or sum(_bytes_of(part) // len(part) for part in parts)
+            size = len(key[1]) * self._token_bytes
         if size > self.bytes_most or not all(map(_is_finite, copied or ())):
             return None
         if not self._shrink(self.bytes_most - size):
