@@ -15,7 +15,7 @@ from baton.engine.engine import Engine
 from baton.kv.lane import CudaLane, Lane, LateLane
 from baton.kv.parcel import Copies, Packed
 from baton.kv.pinned import HostMemory
-from baton.kv.rectangle import Rectangle
+from baton.kv.rectangle import Rectangle, footprint
 from baton.model.load import Loaded
 from baton.model.steps import Slot, Steps, follows
 from baton.query import Query, SamplingParams
@@ -23,8 +23,19 @@ from baton.query import Query, SamplingParams
 from .asks import prompt_of
 from .engine import Heard
 from .models import free
+from .results import Results
 
 ROWS = 16
+
+
+def aside(results: Results, loaded: Loaded, tiny: bool) -> None:
+    """Some 30 seconds in all."""
+    name = f"{loaded.name}: aside"
+    lengths, columns = ((40, 64), 96) if tiny else ((1000, 4000), 4352)
+    results.part(f"{name}, copies", lambda: copies(loaded, lengths), needs=10)
+    results.part(f"{name}, steps", lambda: beside(loaded, lengths[-1], 4 if tiny else 60), needs=15)
+    results.part(f"{name}, preemption", lambda: preemption(loaded, columns, 10.0), needs=30)
+    results.part(f"{name}, prefixes", lambda: prefix_hit(loaded, columns, lengths), needs=15)
 
 
 def copies(loaded: Loaded, tokens: Sequence[int]) -> list[dict[str, Any]]:
@@ -99,7 +110,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
     found = []
     for pool in (2**33, 0):
         heard = Heard()
-        engine = make_engine(loaded, _settings("priority", columns, pool, prefixes=False), POLICIES["priority"]())
+        engine = make_engine(loaded, _settings(loaded, "priority", columns, pool), POLICIES["priority"]())
         asked, turn = time.perf_counter(), 0
         for query in patient:
             engine.accept(query, heard)
@@ -133,7 +144,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
 
 def prefix_hit(loaded: Loaded, columns: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """The first token of a prompt that is new, and of one that goes on where a stored one ended."""
-    engine = make_engine(loaded, _settings("baton", columns, 2**33, prefixes=True), POLICIES["baton"]())
+    engine = make_engine(loaded, _settings(loaded, "baton", columns, 2**33), POLICIES["baton"]())
     found = []
     for at, length in enumerate(lengths):
         times: dict[str, list[float]] = {"computed": [], "stored": []}
@@ -224,18 +235,19 @@ def _ferry(moving: Copies, rectangle: Rectangle) -> Iterator[int]:
         arrival.land()
 
 
-def _settings(policy: str, columns: int, pool: int, *, prefixes: bool) -> Settings:
+def _settings(loaded: Loaded, policy: str, columns: int, pool: int) -> Settings:
+    row_bytes = footprint(loaded.geometry.shapes, columns, loaded.dtype, loaded.device).of(columns)
     return Settings(
         policy=policy,
         max_rows=ROWS,
         max_model_len=columns,
-        kv_bytes=2**40,
+        kv_bytes=(2 * ROWS + 1) * row_bytes,
         prefill_chunk=None,
         max_stall_seconds=0.2,
         max_waiting=4 * ROWS,
         seed=0,
         pool_bytes=pool,
-        prefix_cache=prefixes,
+        prefix_cache=True,
     )
 
 

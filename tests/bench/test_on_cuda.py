@@ -36,6 +36,9 @@ def test_every_part_runs_in_small(tmp_path: Path) -> None:
     # All of them generated what was asked.
     assert len({one["tokens"] for one in offline}) == 1 and all(one["whole"] for one in offline)
     assert {part.split(": ")[-1] for part in found} >= {"steps compiled", *PARTS} - {"kernel", "offline", "float8"}
+    kept, forgotten = found["llama-3.1-8b: aside, preemption"]
+    assert kept["lost rows"] and kept["whole"] and kept["tokens"] == forgotten["tokens"]
+    assert all(one["MB"] for one in found["llama-3.1-8b: aside, prefixes"])
     assert "| baton |" in (tmp_path / "cuda.md").read_text()
 
 
