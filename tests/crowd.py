@@ -20,10 +20,10 @@ from baton.engine.talk import Talks
 from baton.events import Update
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
+from baton.kv.copies import Copies
 from baton.kv.driver import Driver
 from baton.kv.lane import LateLane
 from baton.kv.mapped import Layout, MappedRectangle
-from baton.kv.parcel import Copies
 from baton.kv.pinned import Extent, HostMemory
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle

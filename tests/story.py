@@ -62,6 +62,8 @@ class Story:
         self.sure, self.block = dice.choice([0, 3, 16, 64]), dice.choice([4, 8, 16, 32])
         self.prefixes = self.policy != "run_to_completion" and dice.random() < 0.75
         self.shaken, self.squeezed, self.short = dice.random() < 0.5, dice.random() < 0.25, dice.random() < 0.4
+        # Rows and pool are in two memories, and copies between them come late.
+        self.late = random.Random(49 * self.seed + 1).random() < 0.4
         beginnings = [some_tokens(dice, dice.choice([5, 20, 40, 70])) for _ in range(2)]
         self.asks = [self.ask(at, beginnings) for at in range(dice.randint(3, 6))]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from baton.compose import POLICIES
-from baton.kv import parcel
+from baton.kv import copies as moving
+from baton.kv.copies import Copies
 from baton.kv.lane import LateLane
-from baton.kv.parcel import Copies
 from baton.kv.segment import arrived
 from baton.model.rows import Rows
 from baton.policy.baton import Baton
@@ -162,7 +162,7 @@ def test_where_there_is_no_memory_to_copy_a_row_stays_or_does_not_come(monkeypat
     expected = [part.clone() for part in rows.peek("a").parts]
     short = torch.OutOfMemoryError("no")
     with monkeypatch.context() as patched:
-        patched.setattr("baton.kv.parcel._gather", Mock(side_effect=short))
+        patched.setattr("baton.kv.copies.gather", Mock(side_effect=short))
         with pytest.raises(torch.OutOfMemoryError):
             rows.lift("a", copy=True)
     assert all(map(torch.equal, rows.peek("a").parts, expected))
@@ -186,7 +186,7 @@ def test_queries_go_on_where_there_is_often_no_memory_to_copy(ahead: bool, monke
             raise torch.OutOfMemoryError("no")
         return torch.empty(size, dtype=torch.uint8)
 
-    gather = parcel._gather
+    gather = moving.gather
 
     def short_too(*given: Any) -> None:
         if often.random() < 0.4:
@@ -194,7 +194,7 @@ def test_queries_go_on_where_there_is_often_no_memory_to_copy(ahead: bool, monke
         gather(*given)
 
     monkeypatch.setattr(LateLane, "empty", short)
-    monkeypatch.setattr(parcel, "_gather", short_too)
+    monkeypatch.setattr(moving, "gather", short_too)
     copies = late_copies()
     crowd = crowd_apart("llama", Shaken(Baton(), dice), copies, ahead=ahead)
     crowd.run(queries, dice)

@@ -27,7 +27,7 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.query import Query, SamplingParams
-from crowd import Crowd, Shaken, alone, crowd_of
+from crowd import Crowd, Shaken, alone, crowd_of, late_copies
 from families import CONTEXT, model_of
 from story import FAMILIES, POISON, Story
 from test_failing_forward import Trouble, layers_of, program_of
@@ -113,6 +113,7 @@ class Telling:
             prefix_cache=story.prefixes,
             prefix_block=story.block,
             clock=self.clock,
+            copies=late_copies(story.seed % 4, staged=2 ** (12 + story.seed % 5)) if story.late else None,
         )
         self.engine = self.crowd.engine
         self.row_bytes = self.engine.batch._rows.rectangle.footprint.of(CONTEXT)  # type: ignore[attr-defined]
@@ -222,6 +223,7 @@ def test_the_stories_have_everything_in_them() -> None:
     stories = [Story(seed) for seed in USUAL]
     assert {story.policy for story in stories} == {*POLICIES, "apart"}
     assert {story.family for story in stories} == set(FAMILIES)
+    assert {story.late for story in stories} == {True, False}
     queries = [query for story in stories for ask in story.asks for query in ask.queries]
     has: list[Callable[[Query], object]] = [
         lambda query: POISON in query.prompt,

@@ -12,8 +12,9 @@ import torch
 from baton.compose import POLICIES, make_engine
 from baton.config import Settings
 from baton.engine.engine import Engine
+from baton.kv.copies import Copies
 from baton.kv.lane import CudaLane, Lane, LateLane
-from baton.kv.parcel import Copies, Packed
+from baton.kv.packed import Packed
 from baton.kv.pinned import HostMemory
 from baton.kv.rectangle import Rectangle, footprint
 from baton.model.load import Loaded

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import gc
 import importlib.metadata
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ from baton.grammar.compiler import Grammars
 from baton.host import cores, free_memory_bytes
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
+from baton.kv.copies import Copies, trial
 from baton.kv.lane import CudaLane
-from baton.kv.parcel import Copies
 from baton.kv.pinned import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
@@ -50,6 +51,8 @@ from baton.policy.within import Within
 from baton.prefill.here import PrefillHere
 from baton.query import Query
 from baton.text import TextStream
+
+log = logging.getLogger("baton.kv")
 
 POLICIES: dict[str, Callable[[], Policy]] = {
     "baton": Baton,
@@ -201,7 +204,11 @@ def _copies(loaded: Loaded, settings: Settings) -> Copies | None:
         return None
     longest = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
     row_bytes = longest.of(settings.max_model_len)
-    return Copies(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
+    copies = Copies(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
+    trouble = trial(copies, loaded.device)
+    if trouble:
+        log.warning("what is set aside or stored stays on the device (%s)", trouble)
+    return None if trouble else copies
 
 
 def _bodies(

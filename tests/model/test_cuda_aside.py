@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.kv.copies import Copies
 from baton.kv.lane import CudaLane
-from baton.kv.parcel import Copies, Packed
+from baton.kv.packed import Packed
 from baton.kv.pinned import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape

@@ -11,7 +11,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from baton.kv.parcel import Copies, Leaving, Packed, Piece
+from baton.kv.copies import Copies, Leaving
+from baton.kv.packed import Packed, Piece
 from baton.kv.rectangle import Rectangle
 
 BLOCK_TOKENS = 32

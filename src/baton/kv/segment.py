@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from baton.kv.parcel import Packed
+from baton.kv.packed import Packed
 from baton.query import Query
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from baton.kv.parcel import Copies
+from baton.kv.copies import Copies
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.draw_device import LOOK_AGAIN, Kind

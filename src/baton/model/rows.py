@@ -12,7 +12,8 @@ from torch import Tensor
 
 from baton.errors import Refused
 from baton.kv.budget import out_of_memory
-from baton.kv.parcel import Arrival, Copies, Packed
+from baton.kv.copies import Arrival, Copies
+from baton.kv.packed import Packed
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.feeder import Feeder

@@ -1,106 +1,22 @@
-"""What rows keep, packed: gathered on the device into one run of bytes, and copied to the host and back beside steps.
+"""Rows and blocks on their way between a device and the host, beside the device's steps (`kv/lane.py`).
 
-A piece is a row's parts, or those of a run of its tokens, one behind the other. Gathering and scattering are one
-operation of torch each, however many layers and pieces there are.
+To the host they are gathered behind all that the device was given before, and their row may be another's from then on.
+From there they wait in memory of their own on the device, until their row is to be fed.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from baton.kv.lane import Lane, Mark
+from baton.kv.packed import Form, Packed, Piece, finite, form_of, gather, scatter
 from baton.kv.pinned import Extent, HostMemory
-
-# What bytes are moved as: the widest numbers that all parts can be cut into.
-_UNITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How parts lie in a piece: the widest numbers first, so that each begins at a multiple of its own size."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[torch.dtype, ...]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Bytes of each part."""
-        return [math.prod(shape) * dtype.itemsize for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
-
-    @property
-    def bytes(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def order(self) -> list[int]:
-        """Which part is where."""
-        return sorted(range(len(self.dtypes)), key=lambda at: -self.dtypes[at].itemsize)
-
-    def views(self, pieces: Tensor) -> list[Tensor]:
-        """The parts in pieces `[pieces, bytes]`, in the row's order, each `[pieces, ...]`."""
-        sizes, found = self.sizes, dict[int, Tensor]()
-        start = 0
-        for at in self.order:
-            part = pieces[:, start : start + sizes[at]]
-            # Of one piece alone the next one's first number need not be at a multiple of its size.
-            part = part.view(self.dtypes[at]) if len(pieces) > 1 else part[0].view(self.dtypes[at])[None]
-            found[at] = part.unflatten(1, self.shapes[at])
-            start += sizes[at]
-        return [found[at] for at in range(len(sizes))]
-
-    def kinds(self) -> Iterator[tuple[torch.dtype, int]]:
-        """Runs of one kind of number in a piece: which, and how many bytes."""
-        sizes = self.sizes
-        for dtype, group in itertools.groupby(self.order, lambda at: self.dtypes[at]):
-            yield dtype, sum(sizes[at] for at in group)
-
-
-def form_of(parts: Sequence[Tensor], blocks: int = 1) -> Form:
-    """Of each of so many pieces that parts are cut into, by their first dimension."""
-    shapes = [tuple(part.shape) for part in parts]
-    if blocks > 1:
-        shapes = [(shape[0] // blocks, *shape[1:]) for shape in shapes]
-    return Form(tuple(shapes), tuple(part.dtype for part in parts))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """Bytes on the host, which are there when `mark` is reached."""
-
-    memory: Extent
-    form: Form
-    mark: Mark
-
-
-class Packed(Sequence[Tensor]):
-    """A row's parts on the host, in one piece or cut into several along its tokens.
-
-    As a sequence it is the parts themselves, views of the host's memory where there is one piece; that waits for them.
-    """
-
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        self.pieces = tuple(pieces)
-
-    @property
-    def bytes(self) -> int:
-        return sum(piece.memory.size for piece in self.pieces)
-
-    def __len__(self) -> int:
-        return len(self.pieces[0].form.shapes)
-
-    def __getitem__(self, at: Any) -> Any:
-        for piece in self.pieces:
-            piece.mark.wait()
-        cut = [[part[0] for part in piece.form.views(piece.memory.bytes[None])] for piece in self.pieces]
-        return (cut[0] if len(cut) == 1 else [torch.cat(some) for some in zip(*cut, strict=True)])[at]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +68,7 @@ class Arrival:
                 count = form.shapes[0][0] * len(staging)
                 targets = [target[start : start + count] for target in targets]
                 start += count
-            _scatter(form, staging, targets)
+            scatter(form, staging, targets)
         self.cancel()
 
     def cancel(self) -> None:
@@ -198,8 +114,8 @@ class Copies:
         try:
             self._make_room(blocks * size)
             staging = torch.empty(blocks, size, dtype=torch.uint8, device=self._lane.device)
-            _gather(form, parts, staging)
-            found = _finite(form, staging) if checked else None
+            gather(form, parts, staging)
+            found = finite(form, staging) if checked else None
         except Exception:
             for extent in memory:
                 self.host.give(extent)
@@ -262,41 +178,25 @@ def _joined(extents: Sequence[Extent]) -> Iterator[Extent]:
         yield last
 
 
-def _unit(parts: Sequence[Tensor]) -> torch.dtype:
-    sizes = [part.nbytes // len(part) for part in parts]
-    starts = [part.storage_offset() * part.element_size() for part in parts]
-    return _UNITS[math.gcd(8, *sizes, *starts)]
-
-
-def _gather(form: Form, parts: Sequence[Tensor], staging: Tensor) -> None:
-    if not all(part.is_contiguous() for part in parts):
-        # Rows that are laid out token by token: as many copies as there are parts.
-        torch._foreach_copy_(form.views(staging), _by_piece(parts, staging))
-        return
-    unit = _unit(parts)
-    ordered = [parts[at].view(len(staging), -1).view(unit) for at in form.order]
-    torch.cat(ordered, dim=1, out=staging.view(unit))
-
-
-def _scatter(form: Form, staging: Tensor, parts: Sequence[Tensor]) -> None:
-    if not all(part.is_contiguous() for part in parts):
-        torch._foreach_copy_(_by_piece(parts, staging), form.views(staging))
-        return
-    unit = _unit(parts)
-    ordered = [parts[at].view(len(staging), -1).view(unit) for at in form.order]
-    torch.split_with_sizes_copy(staging.view(unit), [part.shape[1] for part in ordered], dim=1, out=ordered)
-
-
-def _by_piece(parts: Sequence[Tensor], staging: Tensor) -> list[Tensor]:
-    return [part.unflatten(0, (len(staging), -1)) for part in parts]
-
-
-def _finite(form: Form, staging: Tensor) -> Tensor:
-    """`[pieces]`; several kinds of numbers are there only in one piece."""
-    found: list[Tensor] = []
-    start = 0
-    for dtype, size in form.kinds():
-        numbers = staging if size == staging.shape[1] else staging[:, start : start + size].contiguous()
-        found.append(numbers.view(-1).view(dtype).view(len(staging), -1).sum(1, dtype=torch.float32).isfinite())
-        start += size
-    return found[0] if len(found) == 1 else torch.stack(found).all(0)
+def trial(copies: Copies, device: torch.device) -> str:
+    """What goes wrong where parts go to the host and come back; nothing where they come back to the bit."""
+    kept = torch.randn(3, 64, 2, 24, device=device).to(torch.bfloat16)
+    kept[0, 40, 1, 7] = torch.nan
+    states = torch.randn(2, 5, device=device)
+    try:
+        whole = Packed(copies.out([kept[0], states[0]]).pieces)
+        copies.into(whole, [kept[1], states[1]]).land()
+        blocks = copies.out([kept[0], kept[0]], blocks=2, checked=True)
+        cut = Packed(blocks.pieces)
+        copies.into(cut, [kept[2], torch.empty_like(kept[2])]).land()
+        blocks.mark.wait()
+        copies.release(whole)
+        copies.release(cut)
+        bits = kept.view(torch.int16)
+        same = torch.equal(bits[0], bits[1]) and torch.equal(bits[0], bits[2]) and torch.equal(states[0], states[1])
+    except Exception as error:
+        # Whatever a driver raises: there is another way.
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    if same and blocks.fine is not None and blocks.fine.tolist() == [True, False]:
+        return ""
+    return "what came back is not what left"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from baton.kv.copies import Copies, trial
 from baton.kv.lane import LateLane
-from baton.kv.parcel import Copies, Packed
+from baton.kv.packed import Packed
 from baton.kv.pinned import HostMemory
 from baton.kv.prefix import PrefixStore, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 from crowd import Spoiled, late_copies
 
+CPU = torch.device("cpu")
 MIXED = (
     LayerShape(heads=1, key_dim=3, value_dim=5, window=6),
     LayerShape(heads=2, key_dim=4, value_dim=4, states=(StateShape((3, 5), torch.float32),)),
@@ -222,7 +225,7 @@ def test_where_there_is_no_memory_to_gather_nothing_is_kept_of_it(monkeypatch: p
     def out_of_memory(*args: object) -> None:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("baton.kv.parcel._gather", out_of_memory)
+    monkeypatch.setattr("baton.kv.copies.gather", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         copies.out(rectangle.view(0))
     with pytest.raises(torch.OutOfMemoryError):
@@ -259,3 +262,16 @@ def test_without_pinned_memory_it_is_as_right() -> None:
     copies.into(Packed(copies.out(rectangle.view(0)).pieces), rectangle.view(1)).land()
     assert same(rectangle.view(0), rectangle.view(1))
     assert (host.trouble, host.pinned_bytes, host.unpinned_pieces) == ("cannot lock", 0, 1)
+
+
+def test_the_trial_says_what_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = late_copies()
+    assert trial(copies, CPU) == "" and copies.host.used_bytes == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("baton.kv.lane._LateMark.join", lambda self: None)
+        assert trial(late_copies(), CPU) == "what came back is not what left"
+    with monkeypatch.context() as patched:
+        patched.setattr("baton.kv.copies.finite", lambda form, staging: torch.ones(len(staging), dtype=torch.bool))
+        assert trial(late_copies(), CPU) == "what came back is not what left"
+    monkeypatch.setattr("baton.kv.copies.scatter", Mock(side_effect=RuntimeError("no such kernel\nat all")))
+    assert trial(late_copies(), CPU) == "RuntimeError: no such kernel"
