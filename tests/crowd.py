@@ -23,7 +23,8 @@ from baton.kv.budget import Budget
 from baton.kv.copies import Copies
 from baton.kv.driver import Driver
 from baton.kv.lane import LateLane
-from baton.kv.mapped import Layout, MappedRectangle
+from baton.kv.layout import Layout
+from baton.kv.mapped import MappedRectangle
 from baton.kv.pinned import Extent, HostMemory
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle

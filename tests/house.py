@@ -25,6 +25,7 @@ OWNERS = {
     "transformers": {"model", "builtin"},
     "tokenizers": {"model", "builtin"},
     "triton": {"model"},
+    "cuda": {"kv"},
     "llguidance": {"grammar"},
     "ray": {"cluster"},
     "fastapi": {"server", "observe"},

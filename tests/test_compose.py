@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 
 from baton.compose import facts_of, make_engine, open_house
-from baton.config import Config
+from baton.config import Config, resolve
 from baton.errors import LoadError, SettingError
+from baton.kv.driver import HostDriver
+from baton.kv.mapped import MappedRectangle
 from baton.model.load import Loaded, load
 from baton.policy.baton import Baton
 from baton.trials import Contender, settings_of
+from crowd import query_of
 from families import model_of
 from saved import save_tokenizer
 
@@ -65,3 +70,28 @@ def test_a_budget_that_holds_no_aligned_row_is_refused(tmp_path: Path) -> None:
     settings_of(config, model, Contender("ragged", held))
     with pytest.raises(SettingError, match="cannot hold one query of 64 tokens"):
         settings_of(config, model, Contender("aligned", {"shaping": "aligned", **held}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+def test_an_engine_whose_memory_is_mapped_counts_the_pages_that_its_rows_have(tmp_path: Path) -> None:
+    config = Config(device="cpu", threads="1", compile=False, kv_mapping=True, prefix_cache=False)
+    model = loaded("llama", tmp_path, config)
+    assert model.driver is None and "no such calls" in model.why_not_mapped
+    driver = HostDriver(pages=1000)
+    model = dataclasses.replace(model, driver=driver)
+    settings = resolve(config, facts_of(model))
+    engine = make_engine(model, settings, Baton())
+    rectangle = engine.prefiller.rectangle
+    assert isinstance(rectangle, MappedRectangle) and settings.kv_mapping
+    heard: list[int] = []
+    engine.accept(query_of("a", range(3, 80), 5), lambda updates: heard.extend(t for u in updates for t in u.token_ids))
+    used = 0
+    while engine.busy:
+        engine.iterate()
+        engine.hand_over()
+        used = max(used, engine.kv_bytes_used)
+    assert len(heard) == 5
+    # The prompt's row and the batch's, which is the first and keeps its first page.
+    assert used == engine.batch.footprint.of(81)
+    assert (1000 - driver.left) * rectangle.footprint.page == 2 * used
+    assert rectangle.spare_bytes == 2 * used - rectangle.footprint.page

@@ -254,6 +254,27 @@ def test_where_memory_is_allocated_at_once_auto_takes_the_length_that_fits() -> 
     assert resolve(Config(max_batch_size="1"), eager).max_model_len > found.max_model_len
 
 
+def test_where_memory_is_mapped_as_rows_grow_rows_may_be_as_long_as_the_context() -> None:
+    """Pages of 64 tokens: 16 of them for 1000 tokens."""
+    mapped = Footprint((Columns(100),), page=6400)
+    device = dataclasses.replace(FACTS, device="cuda", lazy_memory=False, free_bytes=10**6)
+    found = resolve(Config(), dataclasses.replace(device, mapped_footprint=mapped))
+    assert (found.kv_mapping, found.max_model_len, found.max_rows) == (True, 1000, 32)
+    assert found.kv_bytes == 8 * 10**5
+    plenty = dataclasses.replace(device, mapped_footprint=mapped, free_bytes=10**9)
+    assert resolve(Config(), plenty).kv_bytes == 2 * 32 * 16 * 6400
+    assert resolve(Config(), device).max_model_len < 200
+
+
+@pytest.mark.parametrize("asked", [{"policy": "run_to_completion"}, {"shaping": "aligned"}])
+def test_memory_is_not_mapped_where_rows_are_read_as_far_as_the_longest(asked: dict[str, str]) -> None:
+    mapped = Footprint((Columns(100),), page=6400)
+    facts = dataclasses.replace(FACTS, lazy_memory=False, mapped_footprint=mapped)
+    facts = dataclasses.replace(facts, policies=(*FACTS.policies, "run_to_completion"), free_bytes=10**9)
+    assert not resolve(Config(**asked), facts).kv_mapping  # type: ignore[arg-type]
+    assert resolve(Config(), facts).kv_mapping
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     rows=st.one_of(st.just(AUTO), st.integers(1, 64).map(str)),

@@ -286,10 +286,18 @@ def _resolved(house: House) -> str:
         "run with": loaded.forward.description + ("; shapes are fixed" if settings.deterministic else ""),
         "KV memory": f"{_bytes(settings.kv_bytes)} for rows and {_bytes(settings.pool_bytes)} "
         f"{'' if facts.pool_free_bytes is None else 'of the host '}for what is set aside, "
-        f"{_bytes(facts.footprint.token_bytes)} a token",
+        f"{_bytes(facts.footprint.token_bytes)} a token" + _mapped(house),
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
     }
     return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
+
+
+def _mapped(house: House) -> str:
+    """How memory is had, where it was asked to be mapped as rows grow."""
+    if house.settings.kv_mapping:
+        return ", mapped as rows grow"
+    why_not = house.loaded.why_not_mapped or (house.loaded.driver and "not for padded rows")
+    return f"; not mapped as rows grow: {why_not}" if why_not else ""
 
 
 def _summary(house: House) -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +30,11 @@ from baton.faults import from_environment as faults_of
 from baton.grammar.compiler import Grammars
 from baton.host import cores, free_memory_bytes
 from baton.kv.aligned import AlignedRectangle, keeping_all
-from baton.kv.budget import Budget
+from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.copies import Copies, trial
 from baton.kv.lane import CudaLane
+from baton.kv.layout import Layout
+from baton.kv.mapped import MappedRectangle
 from baton.kv.pinned import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
@@ -180,9 +183,10 @@ def make_engine(
             settings.kv_bytes,
             settings.pool_bytes,
             floor_bytes=footprint.of(settings.max_model_len),
-            free_bytes=lambda: free_bytes(loaded.device),
+            free_bytes=lambda: free_bytes(loaded.device) + rectangle.spare_bytes,
             clock=clock,
-            lazy=is_lazy(loaded.device),
+            lazy=is_lazy(loaded.device) or rectangle.mapped,
+            spare_bytes=DEVICE_SPARE_BYTES if rectangle.mapped else SPARE_BYTES,
             pool_free_bytes=None if copies is None else lambda: free_memory_bytes() + copies.host.idle_bytes,
         ),
         clock=clock,
@@ -219,7 +223,11 @@ def _bodies(
     of: dict[str, Any] = {"columns": settings.max_model_len, "dtype": loaded.dtype, "device": loaded.device}
     if settings.shaping != ALIGNED:
         # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
-        both = _rows(Rectangle(loaded.geometry.shapes, capacity=rows + places, **of), loaded, rows, sampler, copies)
+        make: Callable[..., Rectangle] = Rectangle
+        if settings.kv_mapping:
+            assert loaded.driver is not None
+            make = partial(MappedRectangle, driver=loaded.driver, most_bytes=settings.kv_bytes)
+        both = _rows(make(loaded.geometry.shapes, capacity=rows + places, **of), loaded, rows, sampler, copies)
         beside = PrefillHere(both, range(rows, rows + places), beside_batch=True)
         return RectangleBatch(both, range(rows), rows), beside
     shapes = keeping_all(loaded.geometry.shapes)
@@ -251,9 +259,14 @@ def model_name(config: Config) -> str:
 
 
 def facts_of(loaded: Loaded) -> Facts:
+    shapes, context, mapped = loaded.geometry.shapes, loaded.context_tokens, None
+    if loaded.driver is not None:
+        mapped = Layout(shapes, context, loaded.dtype, loaded.driver.granularity).footprint
+        # What loading has left over is not to be taken for in use.
+        loaded.driver.make_room()
     return Facts(
-        context_tokens=loaded.context_tokens,
-        footprint=footprint(loaded.geometry.shapes, loaded.context_tokens, loaded.dtype, loaded.device),
+        context_tokens=context,
+        footprint=footprint(shapes, context, loaded.dtype, loaded.device),
         free_bytes=free_bytes(loaded.device),
         device=loaded.device.type,
         dtype=str(loaded.dtype).removeprefix("torch."),
@@ -261,6 +274,7 @@ def facts_of(loaded: Loaded) -> Facts:
         lazy_memory=is_lazy(loaded.device),
         policies=tuple(POLICIES),
         pool_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
+        mapped_footprint=mapped,
     )
 
 

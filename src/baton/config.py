@@ -61,6 +61,9 @@ class Config(Limits):
     max_batch_size: str = setting(AUTO, "Most rows of the running batch: a number, or auto.")
     max_model_len: str = setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
     kv_memory: str = setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
+    kv_mapping: bool = setting(
+        False, "Memory for keys and values is mapped as rows grow (CUDA), not allocated at once; never for padded rows."
+    )
     pool_memory: str = setting(AUTO, "Most memory for those kept outside all rows: a size, 0 for none, or auto.")
     policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
     shaping: str = setting(
@@ -92,6 +95,7 @@ class Facts:
 
     `pool_free_bytes`: what is free of the memory that queries set aside and stored prefixes live in, where that is not
     the rows'; None where it is.
+    `mapped_footprint`: a query's where a device's memory is mapped as rows grow; None where it is not.
     """
 
     context_tokens: int
@@ -103,11 +107,12 @@ class Facts:
     lazy_memory: bool
     policies: tuple[str, ...]
     pool_free_bytes: int | None = None
+    mapped_footprint: Footprint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds, in numbers."""
+    """What holds, in numbers. `kv_mapping`: memory for keys and values is mapped as rows grow."""
 
     policy: str
     max_rows: int
@@ -122,6 +127,7 @@ class Settings:
     prefix_cache: bool = True
     deterministic: bool = False
     hang_seconds: float = 60.0
+    kv_mapping: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -129,6 +135,7 @@ def resolve(config: Config, facts: Facts) -> Settings:
     """Turns "auto" into numbers. Raises SettingError for what cannot be honoured, naming the setting."""
     if config.policy not in facts.policies:
         raise SettingError(f"--policy {config.policy}: there is {', '.join(facts.policies)}", param="policy")
+    facts, mapped = _laid_out(config, facts)
     rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
     # What is allocated at once holds the batch's rows, and as many and one more beside it for prefill.
     at_once = 1 if facts.lazy_memory else 2 * rows + 1
@@ -146,7 +153,8 @@ def resolve(config: Config, facts: Facts) -> Settings:
     row_bytes = held.of(length)
     if config.kv_memory == AUTO:
         # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
-        kv_bytes = min(2 * rows * row_bytes, facts.free_bytes // 2)
+        share = _AT_ONCE_SHARE if mapped else 0.5
+        kv_bytes = min(2 * rows * row_bytes, int(facts.free_bytes * share))
     else:
         kv_bytes = parse_bytes(config.kv_memory, "kv_memory")
     if kv_bytes < row_bytes:
@@ -180,8 +188,19 @@ def resolve(config: Config, facts: Facts) -> Settings:
         prefix_cache=config.prefix_cache and config.policy != "run_to_completion" and not config.deterministic,
         deterministic=config.deterministic,
         hang_seconds=config.hang_timeout,
+        kv_mapping=mapped,
         limits=Limits(**{known.name: getattr(config, known.name) for known in dataclasses.fields(Limits)}),
     )
+
+
+def _laid_out(config: Config, facts: Facts) -> tuple[Facts, bool]:
+    """What is the case for these settings, and whether memory is mapped as rows grow.
+
+    Not where rows are padded or aligned: others' columns are read with theirs then.
+    """
+    if facts.mapped_footprint is None or config.policy == "run_to_completion" or config.shaping == ALIGNED:
+        return facts, False
+    return dataclasses.replace(facts, footprint=facts.mapped_footprint, lazy_memory=True), True
 
 
 def _check_shaping(config: Config) -> None:

@@ -68,6 +68,13 @@ def test_where_the_pool_is_in_other_memory_neither_gives_way_to_the_other(lazy: 
     assert (budget.rows_bytes, budget.pool_bytes) == (100, 0)
 
 
+def test_more_may_be_left_to_others() -> None:
+    spare = SPARE_BYTES + 60
+    budget = Budget(100, 0, floor_bytes=10, free_bytes=Machine(110), clock=ManualClock(), spare_bytes=spare)
+    budget.look(0, 0)
+    assert budget.rows_bytes == 50
+
+
 def test_it_shrinks_and_grows_back_and_asks_once_a_second() -> None:
     machine = Machine(1000)
     budget = machine.budget()

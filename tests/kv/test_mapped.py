@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baton.kv.driver import HostDriver, trial
-from baton.kv.mapped import Layout, MappedRectangle
+from baton.kv.layout import Layout
+from baton.kv.mapped import MappedRectangle
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")

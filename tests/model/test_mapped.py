@@ -10,6 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from baton.errors import LoadError
+from baton.kv.driver import HostDriver
+from baton.model.load import hook
+from baton.model.mapping import check, mapping
+from crowd import RowByRow
+from families import model_of
 from mapped_crowds import CROWDS
 
 TESTS = Path(__file__).parents[1]
@@ -47,3 +53,30 @@ def test_a_crowd_touches_nothing_that_is_not_its_own(families: tuple[str, ...]) 
 def test_a_page_that_is_touched_and_not_there_ends_the_process() -> None:
     done = crowds("--wrong", "llama")
     assert done.returncode == -signal.SIGSEGV, done
+
+
+@linux_only
+def test_a_model_is_tried_on_mapped_memory_before_it_is_served_there() -> None:
+    model = model_of("gemma3")
+    forward = hook(model, native=False)
+    forward.go_resident(RowByRow())
+    check(model, forward, HostDriver())
+    assert mapping(model, forward) == (None, "cpu has no such calls")
+
+    class Fading(HostDriver):
+        """What was there is gone when a row grows."""
+
+        def map(self, address: int, size: int, pages: list[int]) -> None:
+            for at in list(self._mapped) if len(self._mapped) > 4 else ():
+                super().unmap(at, size)
+                super().map(at, size, [self.create(size)])
+            super().map(address, size, pages)
+
+    with pytest.raises(LoadError, match="its logits differ"):
+        check(model, forward, Fading())
+
+
+def test_attention_that_reads_rows_as_far_as_the_longest_has_no_mapped_memory() -> None:
+    model = model_of("bloom")
+    with pytest.raises(LoadError, match="as far as the longest"):
+        check(model, hook(model, native=False), HostDriver())

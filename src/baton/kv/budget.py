@@ -13,6 +13,8 @@ log = logging.getLogger("baton.kv")
 
 SPARE_BYTES = 128 * 2**20
 """Left to everyone else: rows and pool never grow into the machine's last so many bytes."""
+DEVICE_SPARE_BYTES = 2**30
+"""Where rows grow into the memory that activations are taken from."""
 _ASK_SECONDS = 1.0
 _MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
@@ -21,6 +23,7 @@ class Budget:
     """`rows_bytes` for all rows and `pool_bytes` for the pool, both less where the machine has less, the pool first.
 
     `floor_bytes`: what rows may always take, so that the longest query runs by itself whatever others do.
+    `spare_bytes` are left to everyone else.
     `free_bytes` answers what this process could still take; it is asked at most once a second. Where memory is not
     committed as rows grow (`lazy` False), rows have theirs already, and only the pool gives way. `pool_free_bytes`: the
     same of the memory that the pool is in, where that is not the rows'; then neither gives way to the other.
@@ -36,6 +39,7 @@ class Budget:
         clock: Clock,
         lazy: bool = True,
         pool_free_bytes: Callable[[], int] | None = None,
+        spare_bytes: int = SPARE_BYTES,
     ) -> None:
         self.rows_bytes = rows_bytes
         self.pool_bytes = pool_bytes
@@ -46,6 +50,7 @@ class Budget:
         self._clock = clock
         self._lazy = lazy
         self._pool_free_bytes = pool_free_bytes
+        self._spare = spare_bytes
         self._asked: float | None = None
 
     def look(self, rows_used: int, pool_used: int) -> None:
@@ -55,7 +60,7 @@ class Budget:
             return
         self._asked = now
         apart = self._pool_free_bytes is not None
-        room = self._free_bytes() - SPARE_BYTES + (0 if apart else pool_used)
+        room = self._free_bytes() - self._spare + (0 if apart else pool_used)
         rows = self._most_rows
         if self._lazy:
             room += rows_used

@@ -16,10 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from baton.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config
 from baton.errors import LoadError, SettingError
+from baton.kv.driver import Driver
 from baton.model.choose import hook
 from baton.model.device import Device, device_of
 from baton.model.float8 import quantize
 from baton.model.forward import Forward
+from baton.model.mapping import mapping
 from baton.model.probe import Geometry
 from baton.model.selfcheck import INT8_TOLERANCE, use_reference_attention
 from baton.model.tokenizer import ModelTokenizer
@@ -30,7 +32,7 @@ Told = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to be run."""
+    """A model ready to be run. `driver`: what maps memory as rows grow; where it was asked for, or `why_not_mapped`."""
 
     name: str
     model: PreTrainedModel
@@ -44,6 +46,8 @@ class Loaded:
     parameters: int
     stamp: str
     eight_bits: bool = False
+    driver: Driver | None = None
+    why_not_mapped: str = ""
 
 
 def load(
@@ -102,6 +106,7 @@ def load(
             )
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
+        driver, why_not_mapped = mapping(model, forward) if config.kv_mapping else (None, "")
     return Loaded(
         name=name,
         model=model,
@@ -115,6 +120,8 @@ def load(
         parameters=parameters,
         stamp=f"{name}:{model.dtype}:{config.quantize}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
         eight_bits=config.quantize != "none",
+        driver=driver,
+        why_not_mapped=why_not_mapped,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,22 +77,25 @@ def self_check(
     expected: list[Tensor],
     *,
     tolerance: float | None = None,
+    make: Callable[..., Rectangle] = Rectangle,
 ) -> float:
     """Compares a fill in two chunks and a few decode steps of two rows with what each gives alone.
 
     Answers the largest difference of logits relative to their largest; raises LoadError above the tolerance, that of
-    the model's dtype if none is given.
+    the model's dtype if none is given. `make`: makes the rectangle.
     """
-    found = _ours(forward, texts, model)
+    found = our_logits(model, forward, texts, make)
     error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
     if not error <= (tolerance or TOLERANCE.get(model.dtype, 1e-1)):
         raise LoadError(f"its logits differ from those of the model alone by {error:.1e} of their size")
     return error
 
 
-def _ours(forward: Forward, texts: list[Tensor], model: PreTrainedModel) -> list[Tensor]:
+def our_logits(
+    model: PreTrainedModel, forward: Forward, texts: list[Tensor], make: Callable[..., Rectangle] = Rectangle
+) -> list[Tensor]:
     """Logits `[STEPS + 1, vocabulary]` of each text's last tokens: filled in chunks, then decoded together."""
-    rectangle = Rectangle(
+    rectangle = make(
         forward.geometry.shapes,
         capacity=2,
         columns=max(len(text) for text in texts),
