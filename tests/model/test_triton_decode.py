@@ -20,7 +20,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.kv.driver import HostDriver
+from baton.kv.layout import Layout
+from baton.kv.mapped import MappedRectangle
 from baton.kv.rectangle import Rectangle
+from baton.model.forward import Forward
 from baton.model.load import hook
 from baton.model.look import EVERYTHING, Look
 from baton.model.ragged import InTorch, InTriton, Places
@@ -225,6 +229,45 @@ def test_steps_through_it_give_what_torch_gives(
             logits.append(steps.launch(slots).logits.clone())
         found.append(torch.stack(logits))
     assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 1e-5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+@pytest.mark.parametrize("family", ["mistral_window", "gemma2"])
+def test_kernels_touch_nothing_that_rows_did_not_reach(
+    family: str, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a child, which ends where they do: memory is mapped as far as rows have reached, and full of no numbers."""
+    monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
+    # It would copy all memory that a kernel is told of back to where it is already.
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)
+    forward = hook(model_of(family), native=False)
+    child = os.fork()
+    if not child:
+        os._exit(_kernels_on_mapped_memory(forward))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _kernels_on_mapped_memory(forward: Forward) -> int:
+    """0 where each step gives what torch gives on memory that is there at once."""
+    shapes, cpu = forward.geometry.shapes, torch.device("cpu")
+    layout = Layout(shapes, 64, torch.float32, HostDriver().granularity, page_tokens=5)
+    of: dict[str, Any] = {"capacity": 4, "columns": 64, "dtype": torch.float32, "device": cpu}
+    plain, mapped = Rectangle(shapes, **of), MappedRectangle(shapes, driver=HostDriver(), layout=layout, **of)
+    lengths = (11, 1, 30)
+    for place, length in zip((3, 0, 2), lengths, strict=True):
+        plain.lens[place] = length
+        parts = [torch.randn_like(part) for part in plain.view(place)]
+        for rectangle in (plain, mapped):
+            rectangle.write(place, parts, length)
+    found = []
+    for rectangle, body in ((plain, InTorch()), (mapped, InTriton())):
+        steps, logits = Steps(forward._hooked, rectangle, body, capture=False), []
+        for step in range(1, 4):
+            tokens = [7, 30, 99] if step == 1 else [follows(at) for at in range(3)]
+            told = zip((3, 0, 2), tokens, lengths, strict=True)
+            logits.append(steps.launch([Slot(place, token, length + step) for place, token, length in told]).logits)
+        found.append(torch.stack(logits))
+    return int(not float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 1e-5)
 
 
 def test_it_compiles_for_hopper_without_spills() -> None:
