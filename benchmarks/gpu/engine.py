@@ -13,9 +13,9 @@ from report import percentile
 from baton.compose import POLICIES, make_engine
 from baton.config import Settings
 from baton.engine.engine import Engine
-from baton.events import Event, IterationDone, Update
+from baton.events import Event, IterationDone, QueryEnded, Update
 from baton.model.load import Loaded
-from baton.query import Query, SamplingParams
+from baton.query import Query, SamplingParams, State
 
 from .asks import Ask
 from .models import free
@@ -23,13 +23,17 @@ from .models import free
 
 @dataclass
 class Counted:
-    """A sink that adds up slots, seconds of steps and stalls."""
+    """A sink that adds up slots, seconds of steps and stalls, and what became of rows."""
 
     useful: int = 0
     idle: int = 0
     iterations: int = 0
     step_seconds: float = 0.0
     stall_seconds: float = 0.0
+    most_rows: int = 0
+    most_bytes: int = 0
+    preempted: int = 0
+    failed: int = 0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, IterationDone):
@@ -38,6 +42,11 @@ class Counted:
             self.iterations += 1
             self.step_seconds += event.step_seconds
             self.stall_seconds += sum(event.stall_seconds.values())
+            self.most_rows = max(self.most_rows, event.occupied)
+            self.most_bytes = max(self.most_bytes, event.kv_bytes_used)
+            self.preempted += len(event.detached)
+        elif isinstance(event, QueryEnded):
+            self.failed += event.outcome is State.FAILED
 
 
 @dataclass(eq=False)
@@ -69,8 +78,12 @@ def engine_run(
     arrivals: Sequence[float] | None = None,
     stall_seconds: float = 0.2,
     kv_bytes: int = 2**40,
+    mapped: bool = False,
 ) -> dict[str, Any]:
-    """All asks through an engine without a server; what had come after `cap` seconds where that is less."""
+    """All asks through an engine without a server; what had come after `cap` seconds where that is less.
+
+    `mapped`: memory is mapped as rows grow.
+    """
     settings = Settings(
         policy=policy,
         max_rows=rows,
@@ -82,6 +95,7 @@ def engine_run(
         seed=0,
         pool_bytes=2**33,
         prefix_cache=False,
+        kv_mapping=mapped,
     )
     counted, heard = Counted(), Heard()
     engine = make_engine(loaded, settings, POLICIES[policy](), [counted])
@@ -100,6 +114,10 @@ def engine_run(
         "in steps": counted.step_seconds / seconds,
         "in stalls": counted.stall_seconds / seconds,
         "host and fills": (seconds - counted.step_seconds) / seconds,
+        "rows at once": counted.most_rows,
+        "rows hold GB": counted.most_bytes / 1e9,
+        "preempted": counted.preempted,
+        "failed queries": counted.failed,
         **_percentiles("ttft s", firsts),
         **_percentiles("gap ms", [gap * 1e3 for gap in gaps]),
     }

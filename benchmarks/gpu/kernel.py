@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
+from baton.kv.driver import CudaDriver, HostDriver
+from baton.kv.mapped import MappedRectangle
 from baton.model import ragged
 from baton.model.load import Loaded
 from baton.model.look import EVERYTHING
@@ -47,11 +50,46 @@ def kernel(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int) 
             seconds = replayed(partial(_attend_all, *asked, options), loaded.device) / len(layers)
             one = {"rows": rows, **launch, "least": least, "splits": decode.splits_of(rows, heads)}
             found.append({**one, "us": seconds * 1e6, "of bandwidth": read / bandwidth / seconds})
-    return sorted(found, key=lambda one: (one["rows"], one["us"]))
+    found.sort(key=lambda one: (one["rows"], one["us"]))
+    return found + [_as_mapped(loaded, asks, bandwidth, columns, rows) for rows in ((8, 32) if cuda else (2,))]
+
+
+def _as_mapped(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int, rows: int) -> dict[str, Any]:
+    """The same where all layers' keys and values of a token lie together, in memory that was mapped for the rows.
+
+    A layer's of a token are then as far from those of the next one as all layers' are long.
+    """
+    config, driver = loaded.model.config, CudaDriver(loaded.device) if loaded.device.type == "cuda" else HostDriver()
+    of: dict[str, Any] = {"capacity": rows, "columns": columns, "dtype": loaded.dtype, "device": loaded.device}
+    rectangle = MappedRectangle(loaded.geometry.shapes, driver=driver, **of)
+    lens = lengths_of(asks, rows, columns)
+    began = time.perf_counter()
+    for row, length in enumerate(lens):
+        rectangle.reach(row, length)
+    seconds = time.perf_counter() - began
+    layers = [*zip(rectangle.keys, rectangle.values, strict=True)]
+    for row, length in enumerate(lens):
+        for buffer in (*rectangle.keys, *rectangle.values):
+            buffer[row, :length].normal_()
+    heads, dim = rectangle.keys[0].shape[2:]
+    q = torch.randn(rows, config.num_attention_heads, dim, dtype=loaded.dtype, device=loaded.device)
+    asked = (q, layers, torch.arange(rows, device=loaded.device), torch.tensor(lens, device=loaded.device))
+    attend = partial(_attend_all, *asked, {"scale": dim**-0.5, "look": EVERYTHING})
+    taken = replayed(attend, loaded.device) / len(layers)
+    read = 2 * sum(lens) * heads * dim * loaded.dtype.itemsize
+    pages = sum(map(rectangle.held, range(rows)))
+    return {
+        "rows": rows,
+        "layout": "interleaved, mapped",
+        "us": taken * 1e6,
+        "of bandwidth": read / bandwidth / taken,
+        "page MiB": rectangle.footprint.page / 2**20,
+        "mapped in us a page": seconds / pages * 1e6,
+    }
 
 
 def _attend_all(
-    q: torch.Tensor, layers: Sequence[torch.Tensor], places: torch.Tensor, stops: torch.Tensor, options: dict[str, Any]
+    q: torch.Tensor, layers: Sequence[Any], places: torch.Tensor, stops: torch.Tensor, options: dict[str, Any]
 ) -> None:
     for keys, values in layers:
         ragged.triton_decode.attend(q, keys, values, places, stops, **options)

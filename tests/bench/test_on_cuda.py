@@ -39,6 +39,10 @@ def test_every_part_runs_in_small(tmp_path: Path) -> None:
     kept, forgotten = found["llama-3.1-8b: aside, preemption"]
     assert kept["lost rows"] and kept["whole"] and kept["tokens"] == forgotten["tokens"]
     assert all(one["MB"] for one in found["llama-3.1-8b: aside, prefixes"])
+    at_once, mapped, *pages = found["llama-3.1-8b: memory"]
+    assert mapped["memory"] == "mapped" and mapped["whole"]
+    assert not mapped["failed queries"] and not mapped["out of memory"]
+    assert mapped["rows at once"] > at_once["rows at once"] and all("map us" in one for one in pages)
     assert "| baton |" in (tmp_path / "cuda.md").read_text()
 
 

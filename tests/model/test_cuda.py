@@ -1,13 +1,20 @@
-"""On a GPU: first light's families in float32, in a crowd that is shaken, give what each query gives alone."""
+"""On a GPU: first light's families in float32, in a crowd that is shaken, give what each query gives alone.
+
+And so they do in memory that is mapped as rows grow.
+"""
 
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
-from baton.kv.rectangle import Rectangle
+from baton.kv.driver import CudaDriver, trial
+from baton.kv.mapped import MappedRectangle
+from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model.ahead import RowsAhead
 from baton.model.choose import hook
 from baton.model.device import Device
@@ -92,3 +99,47 @@ def test_work_that_cannot_be_captured_leaves_what_can_be_as_it_was() -> None:
     torch.cuda.empty_cache()
     replay()
     assert left.tolist() == [0.0, 2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_crowd_on_mapped_memory_gives_what_each_query_gives_alone(family: str, interleaved: bool) -> None:
+    queries = some_queries(14, random.Random(3))
+    model = model_of(family).to("cuda")
+    expected = {query.id: alone(model, query)[0] for query in queries}
+    driver, dice = CudaDriver(torch.device("cuda")), random.Random(1)
+    # A page has room for a whole row: so many rows at once, on pages that they take from each other.
+    kv_bytes = (8 if interleaved else 40) * driver.granularity
+    crowd = crowd_of(
+        model, Shaken(Baton(), dice), ahead=True, driver=driver, interleaved=interleaved, kv_bytes=kv_bytes
+    )
+    assert isinstance(crowd.rows, RowsAhead) and crowd.rows.rectangle.mapped, crowd.rows
+    crowd.run(queries, dice)
+    assert {name: crowd.tokens(name) for name in expected} == expected
+
+
+def test_rows_grow_by_pages_and_take_those_that_others_have_left() -> None:
+    """At the shape of an 8B model, 64 tokens to a page; also from a thread that did not make the rectangle."""
+    device = torch.device("cuda")
+    driver = CudaDriver(device)
+    trial(driver)
+    shapes = [LayerShape(8, 128, 128)] * 32
+    of: dict[str, Any] = {"columns": 1024, "dtype": torch.bfloat16, "device": device}
+    mapped = MappedRectangle(shapes, capacity=2000, driver=driver, most_bytes=2**29, **of)
+    plain = Rectangle(shapes, capacity=1, **of)
+    with ThreadPoolExecutor(1) as thread:
+        for row, count in ((1999, 1000), (3, 1024), (1999, 64), (700, 1), (4, 1024), (5, 900)):
+            parts = [torch.randn(count, 8, 128, dtype=torch.bfloat16, device=device) for _ in range(64)]
+            plain.write(0, parts, count)
+            thread.submit(mapped.write, row, parts, count).result()
+            found = thread.submit(mapped.view, row).result()
+            assert all(torch.equal(a, b) for a, b in zip(found, plain.view(0), strict=True))
+            mapped.clear(row)
+    # Four rows of 128 MiB each fit the budget; five were written.
+    assert 2**28 < mapped.spare_bytes <= 2**29
+    assert mapped.trim() and mapped.spare_bytes == 0
+
+
+def test_memory_that_the_device_has_not_is_refused_as_such() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaDriver(torch.device("cuda")).create(2**42)
