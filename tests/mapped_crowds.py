@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,12 +29,23 @@ AHEAD = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
 # How much memory there is: as much as one of the longest queries takes, so that rows live on the pages of others; and
 # fewer pages than the budget promises, so that forwards run out of memory.
 LITTLE, SHORT = "little", "short"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`interleaved`: layers together, else each buffer by itself. `prefixes`: what was computed of a text is kept."""
+
+    policy: str
+    memory: str
+    interleaved: bool = True
+    prefixes: bool = False
+
+
 CROWDS = (
-    ("baton", LITTLE, True),
-    ("baton", SHORT, True),
-    ("orca", SHORT, True),
-    # Each buffer by itself.
-    ("run_to_completion", LITTLE, False),
+    Kind("baton", LITTLE),
+    Kind("baton", SHORT),
+    Kind("orca", SHORT, prefixes=True),
+    Kind("run_to_completion", LITTLE, interleaved=False),
 )
 
 
@@ -61,35 +73,33 @@ class Watched(HostDriver):
         super().unmap(address, size)
 
 
-def crowd(family: str, policy: str, memory: str, *, ahead: bool, interleaved: bool = True) -> str:
+def crowd(family: str, kind: Kind, ahead: bool) -> str:
     """What happened to pages; raises AssertionError where a query did not give what it gives alone."""
-    model = model_of(family)
-    queries = some_queries(14, random.Random(3))
-    expected = {query.id: alone(model, query)[0] for query in queries}
-    driver, ran = run(family, policy, memory, queries, ahead=ahead, interleaved=interleaved)
-    assert {name: ran.tokens(name) for name in expected} == expected, f"{family} {policy} {memory}"
+    queries = some_queries(10, random.Random(3))
+    # Some begin as others do, and go on.
+    queries[6:] = [replace(b, prompt=a.prompt + b.prompt) for a, b in zip(queries, queries[6:], strict=False)]
+    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    driver, ran = run(family, kind, queries, ahead)
+    assert {name: ran.tokens(name) for name in expected} == expected, f"{family}: {kind}"
     assert ran.engine.kv_bytes_used == 0
     return f"{driver.taken} taken, {driver.refused} refused"
 
 
-def run(
-    family: str, policy: str, memory: str, queries: Sequence[Query], *, ahead: bool, interleaved: bool
-) -> tuple[Watched, Crowd]:
+def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple[Watched, Crowd]:
     dice = random.Random(1)
-    footprint = crowd_of(
-        model_of(family), Baton(), ahead=ahead, native=False, driver=HostDriver(), interleaved=interleaved
-    ).engine.batch.footprint
+    of: dict[str, Any] = {"ahead": ahead, "native": False, "interleaved": kind.interleaved}
+    footprint = crowd_of(model_of(family), Baton(), driver=HostDriver(), **of).engine.batch.footprint
     # One page of each kind is the first row's for ever.
     first = footprint.of(1) // footprint.page
-    driver = Watched(footprint.of(CONTEXT) // footprint.page + 2 * first if memory == SHORT else sys.maxsize)
+    driver = Watched(footprint.of(CONTEXT) // footprint.page + 2 * first if kind.memory == SHORT else sys.maxsize)
     ran = crowd_of(
         model_of(family),
-        Shaken(POLICIES[policy](), dice),
-        ahead=ahead,
-        native=False,
+        Shaken(POLICIES[kind.policy](), dice),
         driver=driver,
-        kv_bytes=footprint.of(CONTEXT) if memory == LITTLE else 2**40,
-        interleaved=interleaved,
+        kv_bytes=footprint.of(CONTEXT) if kind.memory == LITTLE else 2**40,
+        prefix_cache=kind.prefixes,
+        prefix_block=4,
+        **of,
     )
     assert ran.rows is not None and ran.rows.rectangle.mapped
     watch(driver)
@@ -119,9 +129,8 @@ def reach_less() -> None:
 def main(families: Sequence[str]) -> None:
     torch.set_num_threads(1)
     for family in families:
-        for policy, memory, interleaved in CROWDS:
-            happened = crowd(family, policy, memory, ahead=family in AHEAD, interleaved=interleaved)
-            print(family, policy, memory, happened, flush=True)
+        for kind in CROWDS:
+            print(family, kind, crowd(family, kind, family in AHEAD), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from baton.errors import SettingError
 from baton.kv.driver import HostDriver, trial
 from baton.kv.layout import Layout
 from baton.kv.mapped import MappedRectangle
@@ -159,6 +160,13 @@ def test_what_no_row_needs_goes_back_to_the_device() -> None:
     del keys
     gc.collect()
     assert driver.left == 100
+
+
+def test_addresses_that_are_not_to_be_had_are_refused_by_the_setting() -> None:
+    of: dict[str, Any] = {"columns": 2**42, "dtype": torch.float32, "device": CPU}
+    with pytest.raises(SettingError, match="lower --max-batch-size or --max-model-len") as refused:
+        MappedRectangle([LayerShape(8, 64, 64)], capacity=64, driver=HostDriver(), **of)
+    assert refused.value.param == "max_model_len"
 
 
 def test_the_trial_finds_memory_that_does_not_hold_what_is_written() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton.errors import SettingError
 from baton.kv.driver import Driver
 from baton.kv.layout import Lane, Layout, Region
 from baton.kv.rectangle import Buffer, LayerShape, Rectangle
@@ -30,7 +31,12 @@ class _Space:
         self._driver = driver
         self._page = layout.page
         self._row_bytes = layout.pages(region, region.width) * layout.page
-        reserved = driver.reserve(capacity * self._row_bytes)
+        size = capacity * self._row_bytes
+        try:
+            reserved = driver.reserve(size)
+        except RuntimeError as error:
+            message = f"{size / 2**30:.1f} GiB of address space could not be reserved ({error}): "
+            raise SettingError(message + "lower --max-batch-size or --max-model-len", param="max_model_len") from error
         self._bytes, self._address = reserved.tensor, reserved.address
         # Not before the last tensor over it is gone, whoever has that; nor when the process ends, with the driver.
         weakref.finalize(
