@@ -113,3 +113,28 @@ def test_the_comparison_notices_a_token_fed_back_from_a_neighbour(monkeypatch: p
     monkeypatch.setattr(ahead._Begun, "serves", lambda self, wanted: wanted.place in self.slot_of)
     crowd = run("llama", queries)
     assert {name: crowd.tokens(name) for name in expected} != expected
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_step_that_cannot_be_launched_loses_no_token(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of prompts that were fed beside it, nor because the step after it was launched already."""
+    dice, often = random.Random(seed), random.Random(seed)
+    queries = some_queries(14, random.Random(3))
+    expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
+    launch, failed = Steps.launch, 0
+
+    def failing(self: Steps, slots: list[Slot]) -> object:
+        nonlocal failed
+        if often.random() < 1 / 10:
+            failed += 1
+            raise MemoryError
+        return launch(self, slots)
+
+    monkeypatch.setattr(Steps, "launch", failing)
+    crowd = crowd_of(model_of("llama"), Shaken(Baton(), dice), ahead=True)
+    crowd.run(queries, dice)
+    assert failed > 5
+    for name in expected:
+        found = crowd.tokens(name)
+        assert found == expected[name][: len(found)]
+        assert len(found) == len(expected[name]) or crowd.reason(name) == "error"

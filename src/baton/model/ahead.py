@@ -8,6 +8,7 @@ only behind the rows' ends.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -25,6 +26,8 @@ from baton.model.sample import Sampler
 from baton.model.slots import GREEDY, Chance, Slot, chance_of, follows
 from baton.model.steps import BUCKETS, Launched, Steps
 from baton.work import Feeding, Stepped
+
+log = logging.getLogger("baton.model")
 
 
 @dataclass(slots=True)
@@ -70,7 +73,9 @@ class RowsAhead(Rows):
 
     def _run(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
         """As `Rows._run`; a row that came while a step was running may be fed nothing, once."""
-        spans = self._spans(self._landed(most), done)
+        return self._step(self._spans(self._landed(most), done), how, done)
+
+    def _step(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
         single = [span for span in spans if span.count == 1]
         if len(single) > BUCKETS[-1] or any(span.every for span in single):
             # Steps of the forward's own would come between.
@@ -87,7 +92,15 @@ class RowsAhead(Rows):
         else:
             waiting = []
         stepped = self._feed(others, how, done) if others else Stepped()
-        self._collect(begun, served, waiting, done, stepped)
+        try:
+            self._collect(begun, served, waiting, done, stepped)
+        except Exception:
+            # The step after may have been launched, and left its tokens where this one's were.
+            self._forget()
+            if not others:
+                raise
+            # What came of the others is to be told of; rows that were fed nothing are fed by the next step.
+            log.warning("a step failed beside prompts that were fed", exc_info=True)
         return stepped
 
     def _served(self, wanted: Mapping[Span, Slot]) -> tuple[_Begun, list[Span]]:
@@ -132,6 +145,7 @@ class RowsAhead(Rows):
             # Some may have to be looked at again, when the next step has left its own there.
             logits = logits.clone()
         following = self._launch(ahead) if ahead else None
+        self._meanwhile()
         codes = launched.tokens()
 
         def draw(
@@ -157,7 +171,10 @@ class RowsAhead(Rows):
         if following is not None:
             following.fed = [slot.token if slot.token >= 0 else codes[-1 - slot.token] for slot in ahead]
         self._begun = following
-        _add(stepped, mine)
+        add(stepped, mine)
+
+    def _meanwhile(self) -> None:
+        """What the host may do while the device has steps enough."""
 
     def _ahead(self, begun: _Begun, served: Sequence[Span], waiting: Sequence[Span], done: Set[str]) -> list[Slot]:
         """The slots of the step after this one, as far as can be known before it; none where that is not enough."""
@@ -179,7 +196,8 @@ class RowsAhead(Rows):
         return [*slots, *(self._slot(span, done) for span in waiting)]
 
 
-def _add(whole: Stepped, part: Stepped) -> None:
+def add(whole: Stepped, part: Stepped) -> None:
+    """Tells of a part that was of other rows."""
     whole.tokens |= part.tokens
     whole.failed |= part.failed
     whole.shares |= part.shares
