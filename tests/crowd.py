@@ -30,6 +30,7 @@ from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
+from baton.model.beside import RowsBeside, Side
 from baton.model.choose import hook
 from baton.model.forward import Forward
 from baton.model.look import Look
@@ -171,13 +172,14 @@ def crowd_of(
     copies: Copies | None = None,
     driver: Driver | None = None,
     interleaved: bool = True,
+    side: Callable[[Rectangle], Side] | None = None,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
     `copies`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
-    tokens at a time.
+    tokens at a time. `side`: where prompts are computed beside steps that begin ahead.
     """
     on_cpu = model.device.type == "cpu"
     forward = hook(model, native=native and not aligned and not (ahead and on_cpu))
@@ -190,7 +192,7 @@ def crowd_of(
     recorder = Recorder()
 
     make = partial(mapped_rectangle, driver, kv_bytes, interleaved) if driver is not None else Rectangle
-    of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make, "dtype": model.dtype}
+    of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make, "dtype": model.dtype, "side": side}
     shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
     rectangle = prefiller.rectangle
 
@@ -244,6 +246,7 @@ def bodies(
     copies: Copies | None = None,
     make: Callable[..., Rectangle] = Rectangle,
     dtype: torch.dtype = torch.float32,
+    side: Callable[[Rectangle], Side] | None = None,
 ) -> tuple[Rows, RectangleBatch, PrefillHere]:
     """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned.
 
@@ -261,6 +264,8 @@ def bodies(
     steps = forward.steps(rectangle)
     if steps is None:
         both = Rows(rectangle, forward, recorder, "tiny", copies=copies)
+    elif side is not None:
+        both = RowsBeside(rectangle, forward, Sampler(end_ids), "tiny", steps, side(rectangle), copies=copies)
     else:
         both = RowsAhead(rectangle, forward, Sampler(end_ids), "tiny", steps, copies=copies)
     beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)

@@ -40,9 +40,11 @@ from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
+from baton.model.beside import RowsBeside, pays
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
 from baton.model.sample import Sampler
+from baton.model.streams import Streams
 from baton.observe.trace import TraceFile
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
@@ -155,15 +157,19 @@ def make_engine(
     sampler: Sampler | None = None,
     faults: Faults | None = None,
     clock: Clock = monotonic,
+    beside: bool | None = None,
 ) -> Engine:
-    """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in."""
+    """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in.
+
+    `beside`: whether prompts have a stream of their own, where devices have streams; None: whichever is faster there.
+    """
     sampler = sampler or Sampler(loaded.end_ids)
     if faults is not None:
         sampler = faults.sampler(sampler)
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
     copies = _copies(loaded, settings)
-    batch, prefiller = _bodies(loaded, settings, sampler, copies)
+    batch, prefiller = _bodies(loaded, settings, sampler, copies, beside)
     rectangle, footprint = prefiller.rectangle, batch.footprint
 
     def text_of(query: Query) -> TextStream:
@@ -216,7 +222,7 @@ def _copies(loaded: Loaded, settings: Settings) -> Copies | None:
 
 
 def _bodies(
-    loaded: Loaded, settings: Settings, sampler: Sampler, copies: Copies | None
+    loaded: Loaded, settings: Settings, sampler: Sampler, copies: Copies | None, beside: bool | None
 ) -> tuple[RectangleBatch, PrefillHere]:
     """The batch and the prefiller. Raises LoadError where the model's rows cannot be shaped as asked."""
     rows, places, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
@@ -227,9 +233,10 @@ def _bodies(
         if settings.kv_mapping:
             assert loaded.driver is not None
             make = partial(MappedRectangle, driver=loaded.driver, most_bytes=settings.kv_bytes)
-        both = _rows(make(loaded.geometry.shapes, capacity=rows + places, **of), loaded, rows, sampler, copies)
-        beside = PrefillHere(both, range(rows, rows + places), beside_batch=True)
-        return RectangleBatch(both, range(rows), rows), beside
+        rectangle = make(loaded.geometry.shapes, capacity=rows + places, **of)
+        both = _rows(rectangle, loaded, rows, sampler, copies, beside)
+        prefiller = PrefillHere(both, range(rows, rows + places), beside_batch=True)
+        return RectangleBatch(both, range(rows), rows), prefiller
     shapes = keeping_all(loaded.geometry.shapes)
     body = AlignedRectangle(shapes, capacity=rows, **of)
     aligned = Rows(body, AlignedForward(forward, body), sampler, stamp)
@@ -237,13 +244,20 @@ def _bodies(
     return RectangleBatch(aligned, range(rows), rows), PrefillHere(apart, range(places), beside_batch=False)
 
 
-def _rows(rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler, copies: Copies | None) -> Rows:
+def _rows(
+    rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler, copies: Copies | None, beside: bool | None
+) -> Rows:
     """Rows on a device that can be fed ahead begin each step before the last one is read."""
-    steps = loaded.forward.steps(rectangle)
+    forward = loaded.forward
+    steps = forward.steps(rectangle)
     if steps is None or type(sampler) is not Sampler:
-        return Rows(rectangle, loaded.forward, sampler, loaded.stamp, copies=copies)
+        return Rows(rectangle, forward, sampler, loaded.stamp, copies=copies)
     steps.warm(most)
-    return RowsAhead(rectangle, loaded.forward, sampler, loaded.stamp, steps, copies=copies)
+    if loaded.device.type == "cuda" and beside is not False:
+        rows = RowsBeside(rectangle, forward, sampler, loaded.stamp, steps, Streams(rectangle), copies=copies)
+        if beside or pays(rows, forward, most):
+            return rows
+    return RowsAhead(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)
 
 
 def _inject(faults: Faults, engine: Engine) -> None:

@@ -55,6 +55,8 @@ class Stepped:
     `failed`: queries whose logits were not finite, with the reason; they are still in and must be removed.
     `slots`: all token slots computed, by kind; `shares`: useful and idle slots of each query.
     `logprobs`: of the token drawn, `prompt_logprobs`: of the prompt tokens that follow those fed; for queries that ask.
+    `beside`: prompts were computed beside it, which made it longer; `fill_seconds`: how long that took them, where it
+    tells of them.
     """
 
     tokens: dict[str, int] = field(default_factory=dict)
@@ -63,3 +65,5 @@ class Stepped:
     shares: dict[str, tuple[int, int]] = field(default_factory=dict)
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    beside: bool = False
+    fill_seconds: float | None = None

@@ -16,10 +16,12 @@ from baton.kv.driver import CudaDriver, trial
 from baton.kv.mapped import MappedRectangle
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model.ahead import RowsAhead
+from baton.model.beside import RowsBeside
 from baton.model.choose import hook
 from baton.model.device import Device
 from baton.model.graphs import Graphs
 from baton.model.slots import Chance, Slot, follows
+from baton.model.streams import Streams
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
@@ -143,3 +145,23 @@ def test_rows_grow_by_pages_and_take_those_that_others_have_left() -> None:
 def test_memory_that_the_device_has_not_is_refused_as_such() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         CudaDriver(torch.device("cuda")).create(2**42)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "qwen3_moe"])
+def test_prompts_on_a_stream_of_their_own_give_the_same(family: str, seed: int) -> None:
+    dice = random.Random(seed)
+    queries = some_queries(14, dice)
+    model = model_of(family).to("cuda")
+    expected = {query.id: alone(model, query)[0] for query in queries}
+    crowd = crowd_of(model, Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8)
+    rows = crowd.rows
+    assert isinstance(rows, RowsBeside)
+    # It leaves nothing behind.
+    assert rows.gain(range(4), range(4, 9)) > 0
+    begun = []
+    begin = rows._side.begin
+    rows._side.begin = lambda work, *, behind: begun.append(behind) or begin(work, behind=behind)  # type: ignore[method-assign]
+    crowd.run(queries, dice)
+    assert {name: crowd.tokens(name) for name in expected} == expected
+    assert len(begun) > 5

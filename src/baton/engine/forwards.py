@@ -55,7 +55,8 @@ class Forwards:
             began = self._clock()
             stepped = self._advance(chunks, now)
             if stepped.shares:
-                now.prefilled_tokens += self._filled(stepped, list(stepped.shares), self._clock() - began)
+                seconds = stepped.fill_seconds or self._clock() - began
+                now.prefilled_tokens += self._filled(stepped, list(stepped.shares), seconds)
             self._apply(stepped, now)
 
     def step(self, now: Iteration) -> None:
@@ -176,7 +177,7 @@ class Forwards:
         usual = self._costs.costs.step_seconds
         slots = {query_id: useful + idle for query_id, (useful, idle) in stepped.shares.items()}
         extra_tokens = sum(slots.values()) - sum(query_id not in now.beside for query_id in slots)
-        if not extra_tokens:
+        if not extra_tokens and not stepped.beside:
             if slots:
                 self._costs.stepped(now.step_seconds, len(slots))
             return
@@ -184,7 +185,11 @@ class Forwards:
         extra = max(0.0, now.step_seconds - (usual or 0.0))
         if usual is not None:
             now.stalled("prefill", extra)
-        self._filled(stepped, [query_id for query_id in slots if query_id in now.beside], extra)
+        if stepped.beside and stepped.fill_seconds is None:
+            # Prompts that are not told of yet made it longer, not those few tokens that rode in the step.
+            return
+        seconds = extra if stepped.fill_seconds is None else stepped.fill_seconds
+        self._filled(stepped, [query_id for query_id in slots if query_id in now.beside], seconds)
 
     def _apply(self, stepped: Stepped, now: Iteration) -> None:
         """Counts slots and tokens, and ends what is finished, in the same iteration."""

@@ -71,8 +71,8 @@ class RowsAhead(Rows):
         if self._begun is not None:
             self._begun.slot_of.pop(self.rectangle.places[self._row_of[segment.query.id]], None)
 
-    def _run(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
-        """As `Rows._run`; a row that came while a step was running may be fed nothing, once."""
+    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
+        """As `Rows._once`; a row that came while a step was running may be fed nothing, once."""
         return self._step(self._spans(self._landed(most), done), how, done)
 
     def _step(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:

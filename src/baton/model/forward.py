@@ -40,7 +40,8 @@ PASS = 512
 class Forward:
     """A `Feeder` of a stock model over a rectangle, as it is loaded.
 
-    `checked_tokens`: the longest text of the self-check, 0 before it.
+    `checked_tokens`: the longest text of the self-check, 0 before it. `gain`: how many times as fast prompts are on a
+    stream of their own beside decode steps; None where that was not measured.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Forward:
         self._device = model.device
         self.near_limit = self._hooked.near_limit
         self.checked_tokens = 0
+        self.gain: float | None = None
         self.grid = 0
         self._fixed_rows = 0
         self._program: Program | None = None
@@ -101,6 +103,9 @@ class Forward:
             parts.append(f"step by step in torch: {self._why_not_native}")
         if self._prompts:
             parts.append(self._prompts)
+        if self.gain is not None:
+            where = "on a stream of their own (" if self.gain >= 1 else "behind steps (on a stream of their own "
+            parts.append(f"prompts {where}{self.gain:.2f}x)")
         return "; ".join(parts)
 
     @property

@@ -16,7 +16,7 @@ from baton.kv.copies import Arrival, Copies
 from baton.kv.packed import Packed
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
-from baton.model.feeder import Feeder
+from baton.model.feeder import Feeder, Ran
 from baton.model.logprobs import token_logprobs, told
 from baton.model.look import Span
 from baton.model.masks import Found, Guide, Mask, Masks, waited
@@ -54,6 +54,16 @@ class Occupant:
         if self.query.params.prompt_logprobs is None:
             return range(0)
         return range(max(start, self.computed), min(stop, len(self.query.prompt) - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A forward that was launched: its spans, and what is to come of it."""
+
+    spans: Sequence[Span]
+    logits: Tensor
+    ran: Ran
+    masks: Future[Found] | None
 
 
 Drawing = tuple[int, Occupant]
@@ -211,14 +221,14 @@ class Rows:
         A row that is still on its way from the host is fed nothing, unless nobody else is fed.
         """
         try:
-            return self._run(most, how, done)
+            return self._once(most, how, done)
         except Exception as error:
             if not (out_of_memory(error) and self.rectangle.trim()):
                 raise
         # What it could not have was kept for rows that nobody is in; a forward that ran out has fed nothing.
-        return self._run(most, how, done)
+        return self._once(most, how, done)
 
-    def _run(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
+    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
         return self._feed(self._spans(self._landed(most), done), how, done)
 
     def _spans(self, most: Mapping[str, int], done: Set[str]) -> list[Span]:
@@ -227,6 +237,10 @@ class Rows:
         return [self._span(row, most, done) for row in rows]
 
     def _feed(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
+        return self._finish(self._run(spans, how, done), done)
+
+    def _run(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Running:
+        """Launches a forward; rows are as before until it is finished."""
         tokens = [t for s in spans for t in self._occupants[s.row].tokens[s.start : s.stop]]
         one_each = all(span.count == 1 for span in spans)
         every = any(span.every for span in spans)
@@ -238,12 +252,17 @@ class Rows:
             run = self._forward.padded
         masks = self._begin_masks(spans, done)
         logits, ran = run(self.rectangle, spans, tokens)
+        return Running(spans, logits, ran, masks)
+
+    def _finish(self, running: Running, done: Set[str]) -> Stepped:
+        """What came of it; waits where something is drawn."""
+        spans, logits, ran = running.spans, running.logits, running.ran
         stepped = self._count(spans, done, ran.padded_to)
         stepped.slots.empty_row = ran.empty_rows
         stepped.slots.columns_padding = ran.columns_read - stepped.slots.columns_needed
-        if every:
+        if any(span.every for span in spans):
             logits = self._tell_prompts(spans, logits, stepped)
-        self._advance(spans, done, logits, stepped, masks, ran.commit, self._draw)
+        self._advance(spans, done, logits, stepped, running.masks, ran.commit, self._draw)
         return stepped
 
     def _begin_masks(self, spans: Sequence[Span], done: Set[str]) -> Future[Found] | None:

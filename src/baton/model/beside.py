@@ -1,0 +1,245 @@
+"""Rows whose prompts are computed beside decode steps: on a stream of their own, however many steps that takes.
+
+While a fill is in flight its rows are as they were, and nobody is told of them; steps of the others go on. When it is
+done, the feed that finds it so draws and tells. A row that is taken away before ends the flight, and nothing has come
+of it: a forward that is not finished wrote only behind the rows' ends. A flight that fails is nothing but lost: its
+prompts are fed once more, behind a step as without streams, where the engine hears of what fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.kv.copies import Copies
+from baton.kv.rectangle import Rectangle
+from baton.kv.segment import KVSegment, arrived
+from baton.model.ahead import RowsAhead, add
+from baton.model.forward import Forward
+from baton.model.look import Span
+from baton.model.rows import Running
+from baton.model.sample import Sampler
+from baton.model.steps import BUCKETS, Steps
+from baton.query import Query, SamplingParams
+from baton.work import Feeding, Stepped
+
+log = logging.getLogger("baton.model")
+
+# What is measured: so many tokens of a prompt beside steps, so many times, and once before.
+_TOKENS, _TURNS = 512, 3
+_MOST_STEPS = 64
+
+
+class Work(Protocol):
+    """A forward on the side."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, once it is done."""
+
+    def ready(self) -> bool: ...
+
+    def result(self) -> Running:
+        """Waits for it. Raises what it raised."""
+
+    def settle(self) -> None:
+        """Waits for it, whatever comes of it."""
+
+
+class Side(Protocol):
+    """Where fills are computed beside steps."""
+
+    def first(self) -> AbstractContextManager[None]:
+        """What is launched in it goes before fills; whatever is launched outside is in order with it."""
+
+    def begin(self, work: Callable[[], Running], *, behind: bool) -> Work:
+        """Launches it on the side; `behind` all that was launched so far. Raises what launching raises."""
+
+    def back(self) -> AbstractContextManager[None]:
+        """What is launched in it is behind fills, and before all that is launched later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    work: Work
+    spans: Sequence[Span]
+
+    @property
+    def rows(self) -> set[int]:
+        return {span.row for span in self.spans}
+
+
+class RowsBeside(RowsAhead):
+    """`beside`: whether prompts are computed beside steps; else behind them, as in RowsAhead."""
+
+    def __init__(
+        self,
+        rectangle: Rectangle,
+        forward: Forward,
+        sampler: Sampler,
+        stamp: str,
+        steps: Steps,
+        side: Side,
+        *,
+        copies: Copies | None = None,
+    ) -> None:
+        super().__init__(rectangle, forward, sampler, stamp, steps, copies=copies)
+        self.beside = True
+        self._side = side
+        self._flight: _Flight | None = None
+        self._next: list[Span] = []
+        # Prompts are fed behind steps, once.
+        self._careful = False
+        # Rows that were written to, or may still be by a step that runs, since they were last in flight.
+        self._written: set[int] = set()
+
+    def place(self, segment: KVSegment, among: range) -> None:
+        super().place(segment, among)
+        self._written.add(self._row_of[segment.query.id])
+
+    def drop(self, query_id: str) -> None:
+        self._settle({self._find(query_id)})
+        super().drop(query_id)
+
+    def lift(self, query_id: str, *, copy: bool) -> KVSegment:
+        self._settle({self._find(query_id)})
+        return super().lift(query_id, copy=copy)
+
+    def pack(self, among: range, rows: int) -> None:
+        self._settle(among)
+        super().pack(among, rows)
+        self._written.update(among)
+
+    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
+        """As `RowsAhead._once`; rows whose prompt is computed beside are fed nothing until that is done."""
+        with self._side.first():
+            flying = self._flight.rows if self._flight is not None else set()
+            spans = [span for span in self._spans(self._landed(most), done) if span.row not in flying]
+            self._next = []
+            return self._feed_beside(spans, how, done)
+
+    def _feed_beside(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
+        prompts = [span for span in spans if span.count > 1]
+        single = [span for span in spans if span.count == 1]
+        apart = self.beside and how is Feeding.RAGGED and not self._careful
+        if self._flight is None and not (apart and prompts and single):
+            self._careful = self._careful and not prompts
+            self._written.update(span.row for span in spans)
+            return self._step(spans, how, done)
+        if not single:
+            return self._flown()
+        self._next = prompts if self._flight is None else []
+        self._written.update(span.row for span in single)
+        stepped = self._step(single, how, done)
+        # Where that was no step of constant shape.
+        self._meanwhile()
+        stepped.beside = self._flight is not None
+        if self._flight is not None and self._flight.work.ready():
+            try:
+                told = self._flown()
+            except Exception:
+                self._lost()
+            else:
+                add(stepped, told)
+                stepped.fill_seconds = told.fill_seconds
+        return stepped
+
+    def _meanwhile(self) -> None:
+        """Begins the flight that is due; the device has a step to go on with while the host launches it."""
+        spans, self._next = self._next, []
+        if not spans:
+            return
+        flight = {span.row for span in spans}
+        behind = not flight.isdisjoint(self._written)
+        try:
+            work = self._side.begin(lambda: self._run(spans, Feeding.RAGGED, frozenset()), behind=behind)
+        except Exception:
+            self._lost()
+            return
+        self._flight = _Flight(work, spans)
+        self._written -= flight
+
+    def _flown(self) -> Stepped:
+        """Waits for the flight, and tells what came of it. Where that fails nothing has."""
+        assert self._flight is not None
+        flight, self._flight = self._flight, None
+        running = flight.work.result()
+        with self._side.back():
+            stepped = self._finish(running, frozenset())
+        stepped.fill_seconds = flight.work.seconds
+        return stepped
+
+    def _lost(self) -> None:
+        log.warning("prompts could not be computed beside steps: once more, behind one", exc_info=True)
+        self._careful = True
+
+    def _settle(self, rows: Collection[int]) -> None:
+        """Where one of these rows is in flight, the flight is over, and nothing came of it."""
+        if self._flight is not None and not self._flight.rows.isdisjoint(rows):
+            self._flight.work.settle()
+            self._surplus += sum(span.count for span in self._flight.spans)
+            self._flight = None
+
+    def gain(self, batch: range, prompts: range) -> float:
+        """How many times as fast the same work is done beside as behind: part of a prompt, and the steps that fit in.
+
+        Measured on rows that hold nothing: those of `batch` decode, and the first of `prompts` is filled. 0 where rows
+        are too short for it.
+        """
+        if self.rectangle.columns < 2 * _MOST_STEPS:
+            return 0.0
+        ratios = []
+        for _ in range(1 + _TURNS):
+            seconds, steps = self._timed(batch, prompts, None)
+            ratios.append(self._timed(batch, prompts, steps)[0] / seconds)
+        self.beside = True
+        return statistics.median(ratios[1:])
+
+    def _timed(self, batch: range, prompts: range, steps: int | None) -> tuple[float, int]:
+        """Seconds and steps: as many as go by until the prompt is filled beside; or so many, the first behind it."""
+        self.beside = steps is None
+        tokens = min(_TOKENS, self.rectangle.columns - 1)
+        rows = {f"row {row}": 1 for row in batch[: BUCKETS[-1]]}
+        try:
+            for name in rows:
+                self.place(_begun(name, 1, self._stamp), batch)
+            # From now on there is always a step that was begun ahead.
+            self.feed(rows, Feeding.RAGGED)
+            self.place(_begun("prompt", tokens, self._stamp), prompts)
+            began, taken, filled = time.perf_counter(), 0, False
+            while taken < (steps or _MOST_STEPS) and not (filled and steps is None):
+                feed = rows if filled else {**rows, "prompt": tokens}
+                filled = "prompt" in self.feed(feed, Feeding.RAGGED).tokens or filled
+                taken += 1
+            return time.perf_counter() - began, taken
+        finally:
+            for name in [*self._row_of]:
+                self.drop(name)
+            self._forget()
+            self._surplus = 0
+
+
+def pays(rows: RowsBeside, forward: Forward, batch: int) -> bool:
+    """Whether prompts are computed faster beside steps on this machine: measured once for a model, and told of there.
+
+    The first `batch` rows are those that decode.
+    """
+    if forward.gain is None:
+        try:
+            forward.gain = rows.gain(range(batch), range(batch, rows.rectangle.capacity))
+        except Exception:
+            log.warning("prompts could not be computed beside steps", exc_info=True)
+            forward.gain = 0.0
+    return forward.gain >= 1.0
+
+
+def _begun(name: str, tokens: int, stamp: str) -> KVSegment:
+    """A query that nobody asked."""
+    params = SamplingParams(temperature=0, max_tokens=2 * _MOST_STEPS, ignore_eos=True)
+    prompt, limit = (1,) * tokens, 2 * _MOST_STEPS
+    return arrived(Query(id=name, prompt=prompt, params=params, seed=0, limit_tokens=limit, arrived=0.0), stamp)

@@ -1,0 +1,83 @@
+"""A side for fills without streams: what is launched there is computed later, at a moment that dice decide."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from baton.model.rows import Running
+
+
+class Later:
+    """Work of which nobody knows when it runs; asked whether it is ready, it says no a few times."""
+
+    def __init__(self, work: Callable[[], Running], asked: int, seconds: float) -> None:
+        self._work = work
+        self._left = asked
+        self._found: Running | Exception | None = None
+        self.seconds = seconds
+
+    def ready(self) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            self._run()
+        return self._found is not None
+
+    def result(self) -> Running:
+        self._run()
+        if isinstance(self._found, Exception):
+            raise self._found
+        assert self._found is not None
+        return self._found
+
+    def settle(self) -> None:
+        """It may be half done, which nobody can tell from done."""
+        self._run()
+
+    def _run(self) -> None:
+        if self._found is None:
+            try:
+                self._found = self._work()
+            except Exception as error:
+                self._found = error
+
+
+class Aside:
+    """Some of the work is done at once, as by a device that is fast, and some later: after whatever came meanwhile.
+
+    `flights`: how many were begun.
+    """
+
+    def __init__(self, dice: random.Random, longest: int = 4, seconds: float = 0.25) -> None:
+        self.flights = 0
+        self._dice = dice
+        self._longest = longest
+        self._seconds = seconds
+        self.inside: list[str] = []
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        self.inside.append("first")
+        try:
+            yield
+        finally:
+            self.inside.pop()
+
+    @contextmanager
+    def back(self) -> Iterator[None]:
+        assert self.inside == ["first"]
+        self.inside.append("back")
+        try:
+            yield
+        finally:
+            self.inside.pop()
+
+    def begin(self, work: Callable[[], Running], *, behind: bool) -> Later:
+        assert self.inside == ["first"]
+        self.flights += 1
+        found = Later(work, self._dice.randint(0, self._longest), self._seconds)
+        if self._dice.random() < 0.5:
+            # What launching it raises is raised here, as by an allocator.
+            found.result()
+        return found
