@@ -14,13 +14,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
-from gpu.asks import asks_of
+from gpu.aside import aside
+from gpu.asks import Ask, asks_of
 from gpu.draws import draws
 from gpu.exact import exact, logits_error
+from gpu.experts import experts
+from gpu.fills import fills, streams
 from gpu.kernel import kernel
 from gpu.latency import online
 from gpu.machine import machine
@@ -32,90 +36,131 @@ from gpu.throughput import offline
 
 from baton.model.load import Loaded
 
-MACHINE = "machine"
-PARTS = ("machine", "exact", "kernel", "steps", "draws", "offline", "online", "memory", "experts", "float8")
+SHOWN = ("machine", "exact", "steps", "offline", "online", "memory")
+"""What is shown of a GPU."""
+DECIDED = ("kernel", "draws", "fills", "aside", "experts", "float8")
+"""What is decided by it."""
+SMALL, LARGE = "qwen3-0.6b", "llama-3.1-8b"
+# Stages that belong to no one model, and their parts.
+STAGES = {"machine": ("machine", "exact"), "mapped": ("memory",), "experts": ("experts",), "in-float8": ("float8",)}
+# How much of the time that is left a stage may take, beside those that come after it.
+WEIGHTS = {"machine": 1.0, LARGE: 2.4, SMALL: 1.4, "mapped": 0.5, "experts": 0.4, "in-float8": 0.5}
 
 
 def main() -> None:
     args = _arguments()
     transformers.logging.set_verbosity_error()
     if args.stage:
-        one_stage(Results(args.out, args.budget, args.stage), args)
+        with contextlib.suppress(Exception):
+            one_stage(Results(args.out, args.budget, args.stage), args)
         return
     results = Results(args.out, args.budget)
-    for stage in (MACHINE, *args.models):
-        results.stage(stage, [sys.executable, *sys.argv])
+    stages = _stages(args)
+    for at, stage in enumerate(stages):
+        share = WEIGHTS[stage] / sum(WEIGHTS[later] for later in stages[at:])
+        results.stage(stage, [sys.executable, *sys.argv], share=share)
     print((args.out / "cuda.md").read_text())
+
+
+def _stages(args: argparse.Namespace) -> list[str]:
+    wanted = set(args.parts)
+    others = {name: wanted.intersection(parts) for name, parts in STAGES.items()}
+    of_models = wanted.difference(*STAGES.values())
+    order = ("machine", *(args.models if of_models else ()), "mapped", "experts", "in-float8")
+    return [stage for stage in order if others.get(stage, True)]
 
 
 def one_stage(results: Results, args: argparse.Namespace) -> None:
     """What is measured in a process of its own; it finds there what earlier ones found."""
-    device = torch.device("cpu" if args.tiny else "cuda")
-    if args.tiny:
+    device, parts, tiny = torch.device("cpu" if args.tiny else "cuda"), args.parts, args.tiny
+    if tiny:
         args.rows, args.columns, args.queries = 4, 96, 6
-    if args.stage == MACHINE:
-        if "machine" in args.parts:
-            results.part("machine", lambda: machine(device), needs=10)
-        if "exact" in args.parts:
-            results.part("exact", lambda: exact(args.tiny), needs=60)
-        return
     bandwidth = results.known("machine").get("copy GB/s", 4300.0) * 1e9
-    with contextlib.suppress(Exception):
-        one_model(results, args, args.stage, device, bandwidth)
-
-
-def one_model(results: Results, args: argparse.Namespace, name: str, device: torch.device, bandwidth: float) -> None:
-    made: list[Loaded] = []
-    results.part(
-        f"{name}: logits", lambda: made.append(build(name, device, args.tiny)) or logits_error(made[0]), needs=40
-    )
-    loaded, large, tiny = made[0], name.startswith("llama"), args.tiny
-    rows, columns = args.rows, args.columns
-    asks = asks_of(args.queries, columns)
-    if "kernel" in args.parts and large:
-        results.part("kernel", lambda: kernel(loaded, asks, bandwidth, columns), needs=30)
-    if "steps" in args.parts:
-        counts = (1, 4) if tiny else (1, 8, 32, 128)
-        results.part(f"{name}: steps", lambda: steps(loaded, asks, bandwidth, columns, counts, None), needs=20)
-        counted = (4,) if tiny else (rows,)
+    if args.stage == "machine":
+        if "machine" in parts:
+            results.part("machine", lambda: machine(device), needs=10)
+        if "exact" in parts:
+            results.part("exact", lambda: exact(tiny, results.left), needs=40)
+    elif args.stage == "mapped":
+        loaded = _built(results, args, args.models[-1], device)
+        results.part(f"{loaded.name}: memory", lambda: memory(loaded, 64 if tiny else 8192, _cap(results, 2)), needs=30)
+    elif args.stage == "experts":
+        counts = (1, 4) if tiny else (1, 8, 32)
+        results.part("experts", lambda: experts(device, bandwidth, counts, tiny), needs=25)
+    elif args.stage == "in-float8":
+        loaded = _built(results, args, LARGE, device, float8=True)
+        asks, counts = asks_of(args.queries, args.columns), (1, 4) if tiny else (1, 8, 32)
         results.part(
-            f"{name}: steps compiled",
-            lambda: steps(loaded, asks, bandwidth, columns, counted, backend(tiny)),
-            needs=90,
+            f"{loaded.name}: steps", lambda: steps(loaded, asks, bandwidth, args.columns, counts, None), needs=15
         )
-    if "draws" in args.parts and (not large or tiny):
-        results.part(f"{name}: draws", lambda: draws(loaded, (2,) if tiny else (8, 32, 128)), needs=15)
-    if "offline" in args.parts:
+    else:
+        one_model(results, args, _built(results, args, args.stage, device), bandwidth)
+
+
+def one_model(results: Results, args: argparse.Namespace, loaded: Loaded, bandwidth: float) -> None:
+    name, parts, tiny = loaded.name, args.parts, args.tiny
+    rows, columns, large = args.rows, args.columns, loaded.name == LARGE
+    asks = asks_of(args.queries, columns)
+    if "steps" in parts:
+        counts, counted = ((1, 4), (4,)) if tiny else ((1, 8, 32, 128), (1, rows))
+        results.part(f"{name}: steps", lambda: steps(loaded, asks, bandwidth, columns, counts, None), needs=15)
+        compiled = backend(tiny)
+        results.part(
+            f"{name}: steps compiled", lambda: steps(loaded, asks, bandwidth, columns, counted, compiled), needs=40
+        )
+    if "offline" in parts:
         offline(results, loaded, asks, rows, columns, tiny)
-    if "online" in args.parts and (large or tiny):
+    if "online" in parts and (large or tiny):
         best = [one["tokens/s"] for one in results.found.get(f"{name}: offline", []) if one["policy"] == "baton"]
         rate = max(best, default=1000.0)
-        results.part(
-            f"{name}: online", lambda: online(loaded, asks, rows, columns, rate, 2.0 if tiny else 10.0), needs=50
-        )
-    if "memory" in args.parts and (not large or tiny):
-        results.part(f"{name}: memory", lambda: memory(loaded, 64 if tiny else 8192, 30.0), needs=60)
+        cap = 2.0 if tiny else min(10.0, _cap(results, 4))
+        results.part(f"{name}: online", lambda: online(loaded, asks, rows, columns, rate, cap), needs=20)
+    if "kernel" in parts and large:
+        results.part("kernel", lambda: kernel(loaded, asks, bandwidth, columns), needs=20)
+    if "draws" in parts and (not large or tiny):
+        results.part(f"{name}: draws", lambda: draws(loaded, (2,) if tiny else (8, 32, 128)), needs=15)
+    if "fills" in parts and (large or tiny):
+        _fills(results, loaded, asks, rows, columns)
+    if "aside" in parts and (not large or tiny):
+        aside(results, loaded, tiny)
 
 
-def in_float8(results: Results, args: argparse.Namespace, device: torch.device, bandwidth: float) -> None:
-    """The large model's steps again, with linear layers in float8."""
-    made: list[Loaded] = []
-    name, counts = "llama-3.1-8b in float8", (1, 4) if args.tiny else (1, 8, 32)
+def _fills(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int) -> None:
+    product = results.known("machine").get("product TFLOP/s", 750.0) * 1e12
+    results.part(f"{loaded.name}: fills", lambda: fills(loaded, asks, product, columns), needs=15)
+    cap = min(15.0, _cap(results, 3))
     results.part(
-        f"{name}: logits",
-        lambda: made.append(build("llama-3.1-8b", device, args.tiny, float8=True)) or logits_error(made[0], 0.2),
-        needs=50,
+        f"{loaded.name}: fills beside steps",
+        lambda: streams(loaded, asks[: 3 * rows], rows, columns, cap),
+        needs=35,
     )
-    asks = asks_of(args.queries, args.columns)
-    results.part(f"{name}: steps", lambda: steps(made[0], asks, bandwidth, args.columns, counts, None), needs=20)
+
+
+def _built(
+    results: Results, args: argparse.Namespace, name: str, device: torch.device, *, float8: bool = False
+) -> Loaded:
+    """Raises where the model cannot be made, which is told by then."""
+    made: list[Loaded] = []
+
+    def build_and_check() -> object:
+        made.append(build(name, device, args.tiny, float8=float8))
+        return logits_error(made[0], 0.2 if float8 else None)
+
+    results.part(f"{name}{' in float8' if float8 else ''}: logits", build_and_check, needs=20)
+    return made[0]
+
+
+def _cap(results: Results, runs: int) -> float:
+    """Seconds of each of so many runs in what is left, beside what is done before and after them."""
+    return max(2.0, 0.75 * results.left / runs)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--budget", type=float, default=460.0)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=["llama-3.1-8b", "qwen3-0.6b"])
+    parser.add_argument("--parts", nargs="+", choices=(*SHOWN, *DECIDED), default=list(SHOWN))
+    parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=[LARGE, SMALL])
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--columns", type=int, default=4736)
     parser.add_argument("--queries", type=int, default=256)

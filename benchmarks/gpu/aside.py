@@ -1,4 +1,4 @@
-"""What leaves the rectangle: rows set aside in the host's memory and back, beside running steps, and stored prefixes."""
+"""What leaves the rectangle: rows set aside on the host and back, beside running steps, and stored prefixes."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ from .models import stock
 ROOT = Path(__file__).parents[2]
 
 
-def exact(tiny: bool) -> dict[str, Any]:
+def exact(tiny: bool, seconds: float) -> dict[str, Any]:
     """The tests that need a GPU: kernels against float64, and first light's families in float32 against `generate`."""
     files = [f"tests/model/test_{name}.py" for name in ("triton_decode", "packed", "cuda")]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "-n", "8", *files]
     if tiny:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--collect-only", *files]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=seconds)
     lines = done.stdout.strip().splitlines()
     return {"rc": done.returncode, "said": lines[-1] if lines else done.stderr[-300:], "failures": _failures(lines)}
 

@@ -46,18 +46,18 @@ class Results:
         print(f"[{time.perf_counter() - self.began:6.1f} s] {name} ({seconds:.1f} s): {self.found[name]}", flush=True)
         self.write()
 
-    def stage(self, name: str, command: Sequence[str]) -> None:
-        """Runs the command with `--stage NAME` and what is left of the budget, and takes over what it has found.
+    def stage(self, name: str, command: Sequence[str], *, share: float = 1.0) -> None:
+        """Runs the command with `--stage NAME` and this share of what is left, and takes over what it has found.
 
         However it ended: what it had written by then counts.
         """
         if self.left < _GRACE:
             self.found[name] = {"left out": f"{self.left:.0f} s left"}
         else:
-            budget, file = self.left - _GRACE, self.out / f"{name}.json"
+            budget, file = share * (self.left - _GRACE), self.out / f"{name}.json"
             file.unlink(missing_ok=True)
             try:
-                code = subprocess.run([*command, "--stage", name, "--budget", f"{budget:.0f}"], timeout=self.left)
+                code = subprocess.run([*command, "--stage", name, "--budget", f"{budget:.0f}"], timeout=budget + _GRACE)
                 ended = "" if code.returncode == 0 else f"the process ended with {code.returncode}"
             except subprocess.TimeoutExpired:
                 ended = "the process was still running when its time was over"

@@ -15,17 +15,20 @@ from .peers import continuous, static_batches
 from .results import Results
 from .steps import backend
 
-CAP = 40.0
-"""Seconds of one run; what had come by then is its figure."""
+MOST_SECONDS, LEAST_SECONDS = 40.0, 6.0
+"""Of one run; what had come by then is its figure."""
+# How much of what is left all runs together may take.
+_SHARE = 0.6
 
 
 def offline(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, tiny: bool) -> None:
     """Each policy and each peer in turn; where there is time, the two that are compared most once more."""
     name = f"{loaded.name}: offline"
-    turns = _Turns(results, loaded, asks, rows, columns, tiny)
+    cap = max(LEAST_SECONDS, min(MOST_SECONDS, _SHARE * results.left / 8))
+    turns = _Turns(results, loaded, asks, rows, columns, tiny, cap)
     # What a first run compiles is no part of any figure.
     results.part(
-        f"{name}, warm-up", lambda: engine_run(loaded, asks[:8], rows=rows, columns=columns, cap=15.0), needs=20
+        f"{name}, warm-up", lambda: engine_run(loaded, asks[:8], rows=rows, columns=columns, cap=cap), needs=cap
     )
     bodies: list[Callable[[], Any]] = [
         lambda: turns.run("baton"),
@@ -39,7 +42,7 @@ def offline(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, co
     ]
     for turn, body in enumerate(bodies):
         so_far = list(turns.found)
-        results.part(name, body, needs=45)
+        results.part(name, body, needs=cap + LEAST_SECONDS)
         if isinstance(results.found[name], dict):
             # A part that failed or was left out must not hide those that went well.
             results.found[f"{name}, turn {turn}"] = results.found[name]
@@ -57,15 +60,16 @@ class _Turns:
     rows: int
     columns: int
     tiny: bool
+    cap: float
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, policy: str, more: str = "") -> list[dict[str, Any]]:
-        ran = engine_run(self.loaded, self.asks, policy=policy, rows=self.rows, columns=self.columns, cap=CAP)
+        ran = engine_run(self.loaded, self.asks, policy=policy, rows=self.rows, columns=self.columns, cap=self.cap)
         self.found.append({**ran, "policy": policy + more})
         return self.found
 
     def peer(self, body: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
-        self.found.append(body(self.loaded, self.asks, self.rows, 25.0))
+        self.found.append(body(self.loaded, self.asks, self.rows, self.cap))
         free(self.loaded)
         return self.found
 

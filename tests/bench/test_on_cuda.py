@@ -11,7 +11,7 @@ from pathlib import Path
 from gpu.results import Results
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("machine", "kernel", "steps", "draws", "offline", "online", "memory", "experts", "float8")
+PARTS = ("machine", "steps", "offline", "online", "memory", "kernel", "draws", "fills", "aside", "experts", "float8")
 
 
 def test_every_part_runs_in_small(tmp_path: Path) -> None:
@@ -35,7 +35,8 @@ def test_every_part_runs_in_small(tmp_path: Path) -> None:
     assert {one["policy"] for one in offline} >= {"baton", "baton compiled", "orca", "run_to_completion"}
     # All of them generated what was asked.
     assert len({one["tokens"] for one in offline}) == 1 and all(one["whole"] for one in offline)
-    assert {part.split(": ")[-1] for part in found} >= {"steps compiled", *PARTS} - {"kernel", "offline", "float8"}
+    whole = {"kernel", "offline", "aside", "float8"}
+    assert {part.split(": ")[-1] for part in found} >= {"steps compiled", "fills beside steps", *PARTS} - whole
     kept, forgotten = found["llama-3.1-8b: aside, preemption"]
     assert kept["lost rows"] and kept["whole"] and kept["tokens"] == forgotten["tokens"]
     assert all(one["MB"] for one in found["llama-3.1-8b: aside, prefixes"])

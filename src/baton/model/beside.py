@@ -9,6 +9,7 @@ prompts are fed once more, behind a step as without streams, where the engine he
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
@@ -201,7 +202,10 @@ class RowsBeside(RowsAhead):
         return statistics.median(ratios[1:])
 
     def _timed(self, batch: range, prompts: range, steps: int | None) -> tuple[float, int]:
-        """Seconds and steps: as many as go by until the prompt is filled beside; or so many, the first behind it."""
+        """Seconds and steps: as many as go by until the prompt is filled beside; or so many, the first behind it.
+
+        Seconds are infinite where the prompt was not filled in the most steps that are waited for.
+        """
         self.beside = steps is None
         tokens = min(_TOKENS, self.rectangle.columns - 1)
         rows = {f"row {row}": 1 for row in batch[: BUCKETS[-1]]}
@@ -216,7 +220,7 @@ class RowsBeside(RowsAhead):
                 feed = rows if filled else {**rows, "prompt": tokens}
                 filled = "prompt" in self.feed(feed, Feeding.RAGGED).tokens or filled
                 taken += 1
-            return time.perf_counter() - began, taken
+            return time.perf_counter() - began if filled else math.inf, taken
         finally:
             for name in [*self._row_of]:
                 self.drop(name)

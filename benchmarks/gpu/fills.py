@@ -1,0 +1,83 @@
+"""Prompts: attention in one call per layer against request by request, and beside decode steps against behind them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from baton.kv.rectangle import Rectangle
+from baton.model.forward import Forward
+from baton.model.load import Loaded
+from baton.model.look import Span
+
+from .asks import Ask
+from .engine import engine_run
+from .models import collect
+from .timing import seconds_of
+
+STALL_SECONDS = 0.05
+_PROMPTS = (1, 4, 16)
+
+
+def fills(loaded: Loaded, asks: Sequence[Ask], product: float, columns: int) -> list[dict[str, Any]]:
+    """Prompts of the trace in one forward, each way in turn; `product`: operations a second of a large product."""
+    forward, cuda = loaded.forward, loaded.device.type == "cuda"
+    operations = 2 * sum(p.numel() for p in _products(loaded.model))
+    rectangle = Rectangle(
+        loaded.geometry.shapes, capacity=max(_PROMPTS), columns=columns, dtype=loaded.dtype, device=loaded.device
+    )
+    varlen = forward._varlen
+    found = []
+    try:
+        for count, (name, way) in itertools.product(_PROMPTS, (("one call", varlen), ("request by request", None))):
+            forward._varlen = way
+            prompts = [ask.prompt for ask in asks[:count]]
+            run = partial(_filled, forward, rectangle, prompts)
+            seconds, tokens = seconds_of(run, loaded.device, 3 if cuda else 1), sum(map(len, prompts))
+            found.append(
+                {
+                    "prompts": len(prompts),
+                    "tokens": tokens,
+                    "attention": name,
+                    "tokens/s": tokens / seconds,
+                    "of the products' limit": operations * tokens / product / seconds,
+                }
+            )
+    finally:
+        forward._varlen = varlen
+        del rectangle
+        collect(loaded.device)
+    return found
+
+
+def _filled(forward: Forward, rectangle: Rectangle, prompts: Sequence[Sequence[int]]) -> None:
+    spans = [Span(row, 0, len(prompt)) for row, prompt in enumerate(prompts)]
+    forward.fill(rectangle, spans, [*itertools.chain(*prompts)])[1].commit()
+
+
+def _products(model: Any) -> list[torch.Tensor]:
+    """What every token of a prompt is multiplied by: all matrices but embedding and output layer."""
+    ends = {model.get_input_embeddings().weight.data_ptr(), model.get_output_embeddings().weight.data_ptr()}
+    return [p for p in model.parameters() if p.dim() > 1 and p.data_ptr() not in ends]
+
+
+def streams(loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, cap: float) -> list[dict[str, Any]]:
+    """The same queries at one stall bound, prompts behind steps and beside them, and what was measured at the start."""
+    found = []
+    for beside in (False, True, None):
+        ran = engine_run(
+            loaded,
+            asks if beside is not None else asks[:1],
+            rows=rows,
+            columns=columns,
+            cap=cap,
+            stall_seconds=STALL_SECONDS,
+            beside=beside,
+        )
+        name = {False: "behind steps", True: "beside steps", None: "as chosen at the start, one query"}[beside]
+        found.append({"prompts": name, "gain measured": loaded.forward.gain or 0.0, **ran})
+    return found
