@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,6 +129,10 @@ def test_a_model_without_a_list_of_layers_is_named() -> None:
         CompiledLayers(model, "eager", ("", ""))
 
 
+def is_transformers_at_least(version: str) -> bool:
+    return Version(transformers.__version__) >= Version(version)
+
+
 class NoHost(TorchDispatchMode):
     """Raises where an operation has tensors of the host and of the device at once: a copy, and mostly a wait."""
 
@@ -144,6 +150,8 @@ class NoHost(TorchDispatchMode):
 @pytest.mark.parametrize("chance", [Chance(), Chance(1.0, seed=7), Chance(1.0, 5, 0.9, 0.1, seed=7)])
 def test_nothing_of_a_step_asks_the_host(family: str, chance: Chance) -> None:
     """On a device that has no numbers at all, whatever looks at one raises."""
+    if family == "gemma3n" and not is_transformers_at_least("5.23"):
+        pytest.skip("older transformers copy a constant to the device in each of its steps")
     geometry = hook(model_of(family), native=False).geometry
     found = next(one for one in FAMILIES if one.name == family)
     with torch.device("meta"):
