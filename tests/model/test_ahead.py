@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
 from baton.compose import POLICIES
 from baton.events import Event, IterationDone
@@ -101,6 +102,26 @@ def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pyt
     assert surplus > 0
     # The last step was begun before the last row was known to have ended.
     assert sum(count for count, _ in launched) in (sum(served) + surplus, sum(served) + surplus + launched[-1][0])
+
+
+def test_a_step_that_does_not_begin_ahead_takes_nothing_from_those_that_were_fed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prompts have been fed beside, and their first tokens drawn, when memory runs out for the step after."""
+    launch, dice, refused = Steps.launch, random.Random(7), 0
+
+    def launching(self: Steps, slots: list[Slot]) -> object:
+        nonlocal refused
+        if any(slot.token < 0 for slot in slots) and dice.random() < 0.5:
+            refused += 1
+            raise torch.OutOfMemoryError("no page is left")
+        return launch(self, slots)
+
+    monkeypatch.setattr(Steps, "launch", launching)
+    queries = some_queries(14, random.Random(3))
+    expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
+    crowd = run("llama", queries)
+    assert {name: crowd.tokens(name) for name in expected} == expected and refused > 20
 
 
 def test_the_comparison_notices_a_token_fed_back_from_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:

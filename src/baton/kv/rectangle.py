@@ -131,25 +131,23 @@ class Rectangle:
 
     def write(self, row: int, parts: Sequence[Tensor], count: int) -> None:
         """KV embedding: copies in what a row of `count` tokens keeps, as `view` answers it."""
-        place = self.places[row]
-        self.reach(place, count)
-        kept = [buffer.part(place, count) for buffer in self._buffers]
+        kept = self.claim(row, count)
         given = [
             part[: min(count, buffer.columns)] if buffer.columns else part
             for buffer, part in zip(self._buffers, parts, strict=True)
         ]
         if kept:
             torch._foreach_copy_(kept, given)
+
+    def claim(self, row: int, count: int) -> list[Tensor]:
+        """The row holds so many tokens from now on; answers its parts, which the caller writes before they are read."""
+        self.reach(self.places[row], count)
         self.lens[row] = count
+        return self.view(row)
 
     def view(self, row: int) -> list[Tensor]:
         """What the row keeps, not copied: one part for each buffer, layer by layer keys, values, states."""
         return [buffer.part(self.places[row], self.lens[row]) for buffer in self._buffers]
-
-    def claim(self, row: int, count: int) -> list[Tensor]:
-        """The row holds so many tokens from now on; answers its parts, which the caller writes before they are read."""
-        self.lens[row] = count
-        return self.view(row)
 
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""

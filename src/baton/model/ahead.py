@@ -123,6 +123,13 @@ class RowsAhead(Rows):
     def _launch(self, slots: Sequence[Slot]) -> _Begun:
         return _Begun(self._steps.launch(slots), {slot.place: at for at, slot in enumerate(slots)})
 
+    def _launched_ahead(self, slots: Sequence[Slot]) -> _Begun | None:
+        """None where it does not begin: rows have been fed by now, and it is the next feed that has to fail."""
+        try:
+            return self._launch(slots) if slots else None
+        except Exception:
+            return None
+
     def _slot(self, span: Span, done: Set[str]) -> Slot:
         found = self._occupants[span.row]
         chance = None if found.query.id in done else self._chance(found)
@@ -144,7 +151,7 @@ class RowsAhead(Rows):
         if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
             # Some may have to be looked at again, when the next step has left its own there.
             logits = logits.clone()
-        following = self._launch(ahead) if ahead else None
+        following = self._launched_ahead(ahead)
         self._meanwhile()
         codes = launched.tokens()
 

@@ -212,7 +212,7 @@ class Forward:
             needed = sum(span.stop for span in spans)
             # The next step leaves its own in the same place.
             return launched.logits.clone(), Ran(needed, 0, launched.empty_slots, lambda: None)
-        spans = _reached(rectangle, spans)
+        spans = _placed(rectangle, spans)
         if self._pads and not self._fixed_rows:
             return together([self._rows(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
@@ -221,13 +221,13 @@ class Forward:
         """Without padding; see `Feeder.fill`."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
-        return self._unpadded(rectangle, _reached(rectangle, spans), tokens)
+        return self._unpadded(rectangle, _placed(rectangle, spans), tokens)
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
         """Rows that cannot be padded are fed as by `fill`: padding reads columns that they have not reached."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens, pad=True)
-        spans = _reached(rectangle, spans)
+        spans = _placed(rectangle, spans)
         if self._pads and not self._fixed_rows and not rectangle.mapped:
             return together([self._aligned(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
@@ -284,6 +284,7 @@ class Forward:
 
     def _rows(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
         """`[n, 1]`"""
+        _reach(rectangle, spans)
         empty = self._fixed_rows - len(spans) if self._fixed_rows else 0
         if self.way.ours:
             shape: Shape = attention.decode(spans, rectangle, empty_rows=empty, fixed=self._fixed_rows > 0)
@@ -296,6 +297,7 @@ class Forward:
 
     def _flat(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
         """`[1, N]`"""
+        _reach(rectangle, spans)
         varlen = self._varlen
         shape = _FLAT[self.way](spans, rectangle) if varlen is None else packed(spans, rectangle, varlen)
         ids = on_device(tokens, rectangle.device)[None]
@@ -304,6 +306,7 @@ class Forward:
 
     def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
         """`[n, T]`"""
+        _reach(rectangle, spans)
         shape = attention.padded(spans, rectangle)
         ids = torch.zeros(len(spans) * shape.padded_to, dtype=torch.int64, device=rectangle.device)
         ids[shape.kept] = torch.tensor(tokens, device=rectangle.device)
@@ -328,12 +331,10 @@ def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
     return [replace(span, row=places[span.row]) for span in spans]
 
 
-def _reached(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
-    """As placed; and there is memory for what they write."""
-    spans = _placed(rectangle, spans)
+def _reach(rectangle: Rectangle, spans: Sequence[Span]) -> None:
+    """There is memory for what these write, placed as they are."""
     for span in spans:
         rectangle.reach(span.row, span.stop)
-    return spans
 
 
 _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {
