@@ -126,7 +126,7 @@ class Trouble:
 
 
 @pytest.mark.parametrize("where", ["fill", "sample", "step"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_what_fails_is_repeated_and_gives_the_same(
     where: str, seed: int, family: str, monkeypatch: pytest.MonkeyPatch

@@ -147,8 +147,8 @@ def test_memory_that_the_device_has_not_is_refused_as_such() -> None:
         CudaDriver(torch.device("cuda")).create(2**42)
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "qwen3_moe"])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_moe"])
 def test_prompts_on_a_stream_of_their_own_give_the_same(family: str, seed: int) -> None:
     dice = random.Random(seed)
     queries = some_queries(14, dice)

@@ -52,7 +52,8 @@ class Batch(Protocol):
     ) -> Stepped:
         """Feeds each row up to `feed` pending tokens; rows that ran out draw their next token.
 
-        Where steps are begun ahead (`model/ahead.py`), a row that is new may be fed nothing, once.
+        Where steps are begun ahead (`model/ahead.py`), a row that is new may be fed nothing, once; where prompts are
+        computed beside them (`model/beside.py`), one of `beside` is fed nothing until its part is done.
         `done`: queries that are finished and keep their row all the same (batch-wise inference): their row is computed
         and what comes of it dropped. `beside`: queries of a prefiller that shares the batch's rectangle, and how many
         tokens of each ride in the same forward. Refuses an empty batch, and to feed

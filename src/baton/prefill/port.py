@@ -30,7 +30,10 @@ class Prefiller(Protocol):
         """Takes a segment. Refuses where there is no room, or it is in already."""
 
     def advance(self, chunks: Sequence[Chunk]) -> Stepped:
-        """Feeds these chunks in one forward; a segment that ran out of pending tokens draws its next token."""
+        """Feeds these chunks in one forward; a segment that ran out of pending tokens draws its next token.
+
+        Where some were begun beside a step, those are waited for, and told of first.
+        """
 
     def peek(self, query_id: str) -> KVSegment:
         """The query's segment, which stays in: its parts are the row itself, to be copied from before it is fed."""
