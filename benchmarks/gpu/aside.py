@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from baton.engine.engine import Engine
 from baton.kv.copies import Copies
 from baton.kv.lane import CudaLane, Lane, LateLane
 from baton.kv.packed import Packed
-from baton.kv.pinned import HostMemory
+from baton.kv.pinned import SLAB_BYTES, HostMemory, pin
 from baton.kv.rectangle import Rectangle, footprint
 from baton.model.load import Loaded
 from baton.model.steps import Slot, Steps, follows
@@ -77,10 +79,10 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
     run.launch([Slot(row, 5 + row, tokens // 2) for row in range(ROWS)]).tokens()
     row_bytes = sum(part.nbytes for part in rectangle.view(0))
     found = []
-    for kind in ("alone", "beside pinned", "beside pageable"):
-        host = _host(loaded, kind != "beside pageable", 4 * row_bytes)
+    for kind in ("alone", "beside copies", "beside pageable copies", "beside pinning"):
+        host = _host(loaded, kind != "beside pageable copies", 4 * row_bytes)
         moving = Copies(_lane(loaded), host, 2 * row_bytes)
-        turn = _ferry(moving, rectangle) if kind != "alone" else None
+        turn = _pinning(loaded) if kind == "beside pinning" else _ferry(moving, rectangle) if kind != "alone" else None
         times, moved = [], 0
         last = None
         for at in range(count):
@@ -234,6 +236,17 @@ def _ferry(moving: Copies, rectangle: Rectangle) -> Iterator[int]:
         while not arrival.done():
             yield 0
         arrival.land()
+
+
+def _pinning(loaded: Loaded) -> Iterator[int]:
+    """Some slabs, one after the other, on a thread of its own as `HostMemory` takes them."""
+    size = SLAB_BYTES if loaded.device.type == "cuda" else 2**16
+    take = pin if loaded.device.type == "cuda" else partial(torch.empty, dtype=torch.uint8)
+    with ThreadPoolExecutor(1) as thread:
+        # Kept, or the next would be given the same.
+        taken = [thread.submit(take, size) for _ in range(4)]
+        while taken:
+            yield 0
 
 
 def _settings(loaded: Loaded, policy: str, columns: int, pool: int) -> Settings:
