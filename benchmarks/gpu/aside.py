@@ -49,7 +49,9 @@ def copies(loaded: Loaded, tokens: Sequence[int]) -> list[dict[str, Any]]:
         rectangle.lens[:] = [count, count]
         row_bytes = sum(part.nbytes for part in rectangle.view(0))
         for pinned in (True, False):
-            host, seconds = _timed(lambda pins=pinned: _host(loaded, pins, 2 * row_bytes))  # type: ignore[misc]
+            began = time.perf_counter()
+            host = _host(loaded, pinned, 2 * row_bytes)
+            seconds = time.perf_counter() - began
             moving = Copies(_lane(loaded), host, row_bytes)
             out, into = _there_and_back(moving, rectangle, loaded.device)
             found.append(
@@ -182,12 +184,6 @@ def _host(loaded: Loaded, pinned: bool, size: int) -> HostMemory:
     if not pinned or loaded.device.type == "cuda":
         return HostMemory(2 * size if pinned else 0, longest=size)
     return HostMemory(2 * size, longest=size, pin=lambda count: torch.empty(count, dtype=torch.uint8))
-
-
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    made = run()
-    return made, time.perf_counter() - began
 
 
 def _there_and_back(

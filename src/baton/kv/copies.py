@@ -35,13 +35,11 @@ _Staging = tuple[Form, Tensor]
 class Arrival:
     """Parts that are being copied in; they are in their row after `land`, at which the device waits for them."""
 
-    def __init__(
-        self, lane: Lane, mark: Mark, staged: Sequence[tuple[Form, Tensor]], targets: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, lane: Lane, mark: Mark, staged: Sequence[_Staging], targets: Sequence[Tensor]) -> None:
         self.bytes = sum(staging.numel() for _, staging in staged)
         self._lane = lane
         self._mark = mark
-        self._staged: Sequence[tuple[Form, Tensor]] = staged
+        self._staged = staged
         self._targets = targets
 
     def done(self) -> bool:
@@ -56,7 +54,7 @@ class Arrival:
         self.land()
 
     def land(self) -> None:
-        """No matter if it did before."""
+        """No matter if it did before; where it raises, it may be tried again."""
         if not self._staged:
             return
         self._mark.join()
@@ -116,11 +114,11 @@ class Copies:
             staging = torch.empty(blocks, size, dtype=torch.uint8, device=self._lane.device)
             gather(form, parts, staging)
             found = finite(form, staging) if checked else None
+            fine = None if found is None else self._lane.flags(blocks)
         except Exception:
             for extent in memory:
                 self.host.give(extent)
             raise
-        fine = None if found is None else self._lane.flags(blocks)
 
         def copy() -> None:
             start = 0
