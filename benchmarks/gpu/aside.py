@@ -20,7 +20,8 @@ from baton.kv.packed import Packed
 from baton.kv.pinned import SLAB_BYTES, HostMemory, pin
 from baton.kv.rectangle import Rectangle, footprint
 from baton.model.load import Loaded
-from baton.model.steps import Slot, Steps, follows
+from baton.model.slots import Slot, follows
+from baton.model.steps import Steps
 from baton.query import Query, SamplingParams
 
 from .asks import prompt_of
