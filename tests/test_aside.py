@@ -137,22 +137,31 @@ def test_a_row_on_its_way_is_fed_nothing_and_one_that_is_alone_is_waited_for(ahe
     assert rows.feed({"b": 1}, Feeding.RAGGED).tokens
 
 
-@pytest.mark.parametrize("what", ["drop", "lift", "lend", "peek", "pack"])
-def test_a_row_on_its_way_may_be_dropped_lifted_looked_at_and_moved(what: str) -> None:
-    _, rows = placed(100, FIRST, SECOND)
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("what", ["drop", "lift", "lend", "give back", "peek", "pack"])
+def test_a_row_on_its_way_may_be_dropped_lifted_looked_at_and_moved(what: str, ahead: bool) -> None:
+    _, rows = placed(100, FIRST, SECOND, ahead=ahead)
     rows.feed({"a": 20, "b": 20}, Feeding.RAGGED)
     expected = [part.clone() for part in rows.peek("b").parts]
     rows.place(rows.lift("b", copy=True), range(2, 4))
-    if what == "drop":
-        rows.drop("b")
+    if what in ("drop", "give back"):
+        if what == "drop":
+            rows.drop("b")
+        else:
+            rows.lift("b", copy=False).release()
         rows.place(arrived(replace(SECOND, id="c"), "tiny"), range(2, 4))
         rows.feed({"c": 20}, Feeding.RAGGED)
         found = rows.peek("c")
     elif what == "pack":
         rows.pack(range(4), 2)
         found = rows.peek("b")
+    elif what == "lend":
+        # As the prefiller's rows go into the batch.
+        rows.place(rows.lift("b", copy=False), range(2))
+        assert len(rows.free(range(4))) == 2
+        found = rows.peek("b")
     else:
-        found = rows.peek("b") if what == "peek" else rows.lift("b", copy=what == "lift")
+        found = rows.peek("b") if what == "peek" else rows.lift("b", copy=True)
     assert all(map(torch.equal, found.parts, expected))
 
 
@@ -177,6 +186,21 @@ def test_where_there_is_no_memory_to_copy_a_row_stays_or_does_not_come(monkeypat
 
 
 @pytest.mark.parametrize("ahead", [True, False])
+def test_a_row_that_could_not_land_lands_when_it_is_fed_again(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rows = placed(0, FIRST, ahead=ahead)
+    rows.feed({"a": 20}, Feeding.RAGGED)
+    expected = [part.clone() for part in rows.peek("a").parts]
+    rows.place(rows.lift("a", copy=True), range(4))
+    with monkeypatch.context() as patched:
+        patched.setattr(moving, "scatter", Mock(side_effect=torch.OutOfMemoryError("no")))
+        for verb in (lambda: rows.feed({"a": 1}, Feeding.RAGGED), lambda: rows.lift("a", copy=True)):
+            with pytest.raises(torch.OutOfMemoryError):
+                verb()
+    assert rows.feed({"a": 1}, Feeding.RAGGED).tokens
+    assert all(torch.equal(new[:12], old) for new, old in zip(rows.peek("a").parts, expected, strict=True))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
 def test_queries_go_on_where_there_is_often_no_memory_to_copy(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     queries, expected = queries_of("llama")
     dice, often = random.Random(5), random.Random(6)
@@ -193,8 +217,16 @@ def test_queries_go_on_where_there_is_often_no_memory_to_copy(ahead: bool, monke
             raise torch.OutOfMemoryError("no")
         gather(*given)
 
+    scatter = moving.scatter
+
+    def shorter(*given: Any) -> None:
+        if often.random() < 0.2:
+            raise torch.OutOfMemoryError("no")
+        scatter(*given)
+
     monkeypatch.setattr(LateLane, "empty", short)
     monkeypatch.setattr(moving, "gather", short_too)
+    monkeypatch.setattr(moving, "scatter", shorter)
     copies = late_copies()
     crowd = crowd_apart("llama", Shaken(Baton(), dice), copies, ahead=ahead)
     crowd.run(queries, dice)

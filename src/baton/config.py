@@ -64,9 +64,7 @@ class Config(Limits):
     kv_mapping: bool = setting(
         False, "Memory for keys and values is mapped as rows grow (CUDA), not allocated at once; never for padded rows."
     )
-    pool_memory: str = setting(
-        AUTO, "Most memory (on CUDA the host's) for those kept outside all rows: a size, 0 for none, or auto."
-    )
+    pool_memory: str = setting(AUTO, "Most memory outside all rows, the host's on CUDA: a size, 0 for none, or auto.")
     policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
     shaping: str = setting(
         "ragged",

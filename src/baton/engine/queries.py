@@ -61,9 +61,9 @@ class Queries:
 
     def set_aside(self, query_id: str, reason: str) -> None:
         """From the batch to the pool with what it keeps; where there is no memory for that it is forgotten."""
-        size = self.batch.peek(query_id).bytes
-        self.limit_prefixes(size)
         try:
+            size = self.batch.peek(query_id).bytes
+            self.limit_prefixes(size)
             # Nothing is copied that cannot be kept.
             segment = self.batch.detach(query_id, keep=self.pool.fits(size))
         except Exception as error:

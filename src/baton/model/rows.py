@@ -127,9 +127,11 @@ class Rows:
 
     def _embed(self, segment: KVSegment, row: int) -> None:
         """KV embedding: the row has what the segment has. Where it may, a row of this rectangle changes its number."""
-        if self._forward.exchanges and segment.home is not None and segment.home[0] is self.rectangle:
-            self.rectangle.exchange(row, segment.home[1])
-            return
+        if segment.home is not None and segment.home[0] is self.rectangle:
+            self._land(segment.home[1])
+            if self._forward.exchanges:
+                self.rectangle.exchange(row, segment.home[1])
+                return
         try:
             if self._copies is not None and isinstance(segment.parts, Packed):
                 self._arriving[row] = self._copies.into(segment.parts, self.rectangle.claim(row, segment.cached))
@@ -142,16 +144,14 @@ class Rows:
     def drop(self, query_id: str) -> None:
         """Frees the query's row."""
         row = self._find(query_id)
-        arrival = self._arriving.pop(row, None)
-        if arrival is not None:
-            arrival.cancel()
-        self.rectangle.clear(row)
+        self._clear(row)
         del self._row_of[query_id], self._occupants[row]
 
     def lift(self, query_id: str, *, copy: bool) -> KVSegment:
         """The query's segment; it is not in any more. Not copied, it lives in its row until it is released."""
         row = self._find(query_id)
-        self._land(row)
+        if copy:
+            self._land(row)
         found = self._occupants[row]
         # A row that holds no token has states all the same, of nobody.
         parts: Sequence[Tensor] = self.rectangle.view(row) if self.rectangle.lens[row] else []
@@ -183,9 +183,10 @@ class Rows:
 
     def _land(self, row: int) -> None:
         """The row's keys and values are there for all that the device is given from now on."""
-        arrival = self._arriving.pop(row, None)
-        if arrival is not None:
-            arrival.land()
+        if row in self._arriving:
+            # It is on its way for as long as that may fail.
+            self._arriving[row].land()
+            del self._arriving[row]
 
     def _landed(self, most: Mapping[str, int]) -> Mapping[str, int]:
         """Those of these whose keys and values have come; all of them where none has, which the device waits for."""
@@ -198,8 +199,14 @@ class Rows:
             self._land(rows[query_id])
         return there
 
-    def _take_back(self, row: int) -> None:
+    def _clear(self, row: int) -> None:
+        arrival = self._arriving.pop(row, None)
+        if arrival is not None:
+            arrival.cancel()
         self.rectangle.clear(row)
+
+    def _take_back(self, row: int) -> None:
+        self._clear(row)
         self._lent.discard(row)
 
     def pack(self, among: range, rows: int) -> None:
