@@ -66,6 +66,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "run_to_completion": RunToCompletion,
     "slo": Slo,
 }
+# Their prompts are fed in the iteration itself: a stream beside it is not for them.
+_IN_THE_ITERATION = ("orca", "run_to_completion")
 BUILTIN_NAME = "baton-builtin"
 
 
@@ -168,6 +170,8 @@ def make_engine(
         sampler = faults.sampler(sampler)
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
+    if settings.policy in _IN_THE_ITERATION:
+        beside = False
     copies = _copies(loaded, settings)
     batch, prefiller = _bodies(loaded, settings, sampler, copies, beside)
     rectangle, footprint = prefiller.rectangle, batch.footprint
