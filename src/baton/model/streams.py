@@ -39,9 +39,9 @@ class Streams:
     """See `Side` in `model/beside.py`. The stream that is current outside stays in order with steps, not with fills."""
 
     def __init__(self, rectangle: Rectangle) -> None:
-        # The lower goes first: a step's programs begin before those of a fill that wait. Torch has so many streams of each
-        # priority and gives them out in turn; those of 0 are where graphs are captured, which go on using what cuBLAS
-        # has allocated for that stream, whatever they are replayed on. Nothing of ours may run there beside them.
+        # The lower goes first: a step's programs begin before those of a fill that wait. Torch has some streams of each
+        # priority and gives them out in turn. Those of 0 are where graphs are captured, which go on using what cuBLAS
+        # has allocated for that stream, whatever they are replayed on: nothing of ours may run there beside them.
         self._steps = torch.cuda.Stream(priority=-2)
         self._fills = torch.cuda.Stream(priority=-1)
         for layer in zip(rectangle.keys, rectangle.values, strict=True):
