@@ -50,7 +50,9 @@ def copied(parts: Any) -> list[Tensor]:
 class Launches(TorchDispatchMode):
     """Counts what a device would be asked to do."""
 
-    VIEWS = frozenset({"view", "slice", "select", "_unsafe_view", "alias", "as_strided", "expand", "empty", "detach"})
+    VIEWS = frozenset(
+        {"view", "slice", "select", "_unsafe_view", "alias", "as_strided", "expand", "empty", "detach", "split"}
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,6 +146,16 @@ def test_a_row_leaves_and_comes_in_as_many_launches_for_any_number_of_layers() -
         found.append(launches.found)
     # To the host and back, and what the stand-in spoils.
     assert found[0] == found[1] == {"cat": 1, "split_with_sizes_copy": 1, "copy_": 2, "fill_": 1, "full": 1}
+
+
+def test_much_is_copied_bit_by_bit_so_that_others_get_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.kv.copies.AT_ONCE_BYTES", 1000)
+    rectangle, copies = rectangle_of(*uniform(3)), late_copies(0)
+    rectangle.lens[:2] = [100, 100]
+    with Launches() as launches:
+        copies.into(Packed(copies.out(rectangle.view(0)).pieces), rectangle.view(1)).land()
+    assert same(rectangle.view(0), rectangle.view(1))
+    assert launches.found["copy_"] == 2 * -(-sum(part.nbytes for part in rectangle.view(0)) // 1000)
 
 
 def test_blocks_are_stored_and_found_in_as_many_launches_for_any_number_and_nobody_waits() -> None:
