@@ -328,6 +328,7 @@ def test_info_says_what_fits(baton: Run, folder: Path) -> None:
     assert facts["kv_bytes_of_a_full_row"] >= CONTEXT * 2 * 32 * 4
     assert facts["full_rows_that_fit"] > 1
     assert (facts["device"], facts["steps"]) == ("cpu", "one native call each")
+    assert "finds no MPS device" in baton("info", folder, "--device", "mps").err
     half = json.loads(baton("info", folder, "--json", "--dtype", "bfloat16").out)
     assert (half["kv_bytes_per_token"], half["weight_bytes"]) == (2 * 32 * 2, parameters * 2)
 

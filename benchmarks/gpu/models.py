@@ -93,7 +93,7 @@ def free(loaded: Loaded) -> None:
     """Lets go of the last engine's rectangle and its graphs."""
     way = loaded.forward._ragged
     if way is not None:
-        loaded.forward.go_resident(way, compiled=loaded.forward._compiled)
+        loaded.forward.go_resident(way, compiled=loaded.forward._compiled, experts=loaded.forward._experts)
     collect(loaded.device)
 
 

@@ -182,7 +182,8 @@ def check(config_file: str | None, tokens: int, longest: int, as_json: bool, **f
 
 @cli.command(epilog="Example:  baton info Qwen/Qwen3-0.6B")
 @click.argument("model", required=False)
-@click.option("--dtype", default=None, metavar="DTYPE", help="As if the model were loaded so.  [default: as saved]")
+@click.option("--device", default=None, metavar="DEVICE", help="Where it would run.  [default: the best there is]")
+@click.option("--dtype", default=None, metavar="DTYPE", help="As if the model were loaded so.  [default: as it is run]")
 @click.option("--trust-remote-code", is_flag=True, default=None, help="Run Python code that comes with the model.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--limits", "limits_wanted", is_flag=True, help="The server's limits and their flags instead.")

@@ -154,7 +154,7 @@ def test_a_step_that_cannot_be_launched_loses_no_token(seed: int, monkeypatch: p
     monkeypatch.setattr(Steps, "launch", failing)
     crowd = crowd_of(model_of("llama"), Shaken(Baton(), dice), ahead=True)
     crowd.run(queries, dice)
-    assert failed > 5
+    assert failed > 3
     for name in expected:
         found = crowd.tokens(name)
         assert found == expected[name][: len(found)]
