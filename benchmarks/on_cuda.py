@@ -90,9 +90,8 @@ def one_stage(results: Results, args: argparse.Namespace) -> None:
     elif args.stage == "in-float8":
         loaded = _built(results, args, LARGE, device, float8=True)
         asks, counts = asks_of(args.queries, args.columns), (1, 4) if tiny else (1, 8, 32)
-        results.part(
-            f"{loaded.name}: steps", lambda: steps(loaded, asks, bandwidth, args.columns, counts, None), needs=15
-        )
+        of = (loaded, asks, bandwidth, args.columns, counts, None)
+        results.part(f"{LARGE} in float8: steps", lambda: steps(*of), needs=15)
     else:
         one_model(results, args, _built(results, args, args.stage, device), bandwidth)
 

@@ -44,6 +44,8 @@ from baton.prefill.here import PrefillHere
 from baton.query import Query, SamplingParams
 from baton.text import TextStream
 from families import CONTEXT, VOCABULARY
+from later import Aside
+from varlen import varlen_attn
 
 # Of rectangles whose memory is mapped.
 TOKENS_OF_A_PAGE = 5
@@ -116,6 +118,17 @@ def late_copies(polls: int = 2, *, most: int = 2**24, staged: int = 2**20) -> Co
     """As a device with memory of its own has them; copies happen when they are asked for the third time."""
     lane = LateLane(polls)
     return Copies(lane, Spoiled(lane, most), staged)
+
+
+def as_on_a_gpu(dice: random.Random) -> dict[str, Any]:
+    """For `crowd_of`: all that a GPU does beside the host, done at any later moment."""
+    side = Aside(dice)
+    return {
+        "ahead": True,
+        "side": lambda _: side,
+        "copies": late_copies(dice.choice([0, 1, 3])),
+        "varlen": Varlen(varlen_attn),
+    }
 
 
 @dataclass

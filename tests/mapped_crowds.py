@@ -22,7 +22,7 @@ from baton.kv.mapped import MappedRectangle
 from baton.model.steps import Slot, Steps
 from baton.policy.baton import Baton
 from baton.query import Query
-from crowd import CONTEXT, Crowd, Shaken, alone, crowd_of, some_queries
+from crowd import CONTEXT, Crowd, Shaken, alone, as_on_a_gpu, crowd_of, late_copies, some_queries
 from families import model_of
 
 AHEAD = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
@@ -33,12 +33,16 @@ LITTLE, SHORT = "little", "short"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`interleaved`: layers together, else each buffer by itself. `prefixes`: what was computed of a text is kept."""
+    """`interleaved`: layers together, else each buffer by itself. `prefixes`: what was computed of a text is kept.
+
+    `all_of_it`: prompts beside steps, attended in one call, and copies that are late, as on a GPU.
+    """
 
     policy: str
     memory: str
     interleaved: bool = True
     prefixes: bool = False
+    all_of_it: bool = False
 
 
 CROWDS = (
@@ -46,6 +50,8 @@ CROWDS = (
     Kind("baton", SHORT),
     Kind("orca", SHORT, prefixes=True),
     Kind("run_to_completion", LITTLE, interleaved=False),
+    Kind("baton", LITTLE, prefixes=True, all_of_it=True),
+    Kind("priority", SHORT, prefixes=True, all_of_it=True),
 )
 
 
@@ -92,6 +98,8 @@ def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple
     # One page of each kind is the first row's for ever.
     first = footprint.of(1) // footprint.page
     driver = Watched(footprint.of(CONTEXT) // footprint.page + 2 * first if kind.memory == SHORT else sys.maxsize)
+    if kind.all_of_it:
+        of |= as_on_a_gpu(dice) if ahead else {"copies": late_copies()}
     ran = crowd_of(
         model_of(family),
         Shaken(POLICIES[kind.policy](), dice),

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def exact(tiny: bool, seconds: float) -> dict[str, Any]:
     """The tests that need a GPU: kernels against float64, and first light's families in float32 against `generate`."""
-    files = [f"tests/model/test_{name}.py" for name in ("triton_decode", "packed", "cuda")]
+    files = [f"tests/model/test_{name}.py" for name in ("triton_decode", "packed", "cuda", "cuda_aside")]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "-n", "8", *files]
     if tiny:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--collect-only", *files]

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from baton.kv.budget import out_of_memory
 from baton.kv.copies import Copies
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment, arrived
@@ -143,8 +144,8 @@ class RowsBeside(RowsAhead):
         if self._flight is not None and self._flight.work.ready():
             try:
                 told = self._flown()
-            except Exception:
-                self._lost()
+            except Exception as error:
+                self._lost(error)
             else:
                 add(stepped, told)
                 stepped.fill_seconds = told.fill_seconds
@@ -159,8 +160,8 @@ class RowsBeside(RowsAhead):
         behind = not flight.isdisjoint(self._written)
         try:
             work = self._side.begin(lambda: self._run(spans, Feeding.RAGGED, frozenset()), behind=behind)
-        except Exception:
-            self._lost()
+        except Exception as error:
+            self._lost(error)
             return
         self._flight = _Flight(work, spans)
         self._written -= flight
@@ -175,8 +176,9 @@ class RowsBeside(RowsAhead):
         stepped.fill_seconds = flight.work.seconds
         return stepped
 
-    def _lost(self) -> None:
-        log.warning("prompts could not be computed beside steps: once more, behind one", exc_info=True)
+    def _lost(self, error: Exception) -> None:
+        short = out_of_memory(error)
+        log.warning("prompts could not be computed beside steps: once more, behind one", exc_info=None if short else error)
         self._careful = True
 
     def _settle(self, rows: Collection[int]) -> None:
