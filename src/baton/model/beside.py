@@ -178,7 +178,9 @@ class RowsBeside(RowsAhead):
 
     def _lost(self, error: Exception) -> None:
         short = out_of_memory(error)
-        log.warning("prompts could not be computed beside steps: once more, behind one", exc_info=None if short else error)
+        log.warning(
+            "prompts could not be computed beside steps: once more, behind one", exc_info=None if short else error
+        )
         self._careful = True
 
     def _settle(self, rows: Collection[int]) -> None:
