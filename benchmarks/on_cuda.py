@@ -44,7 +44,7 @@ SMALL, LARGE = "qwen3-0.6b", "llama-3.1-8b"
 # Stages that belong to no one model, and their parts.
 STAGES = {"machine": ("machine", "exact"), "mapped": ("memory",), "experts": ("experts",), "in-float8": ("float8",)}
 # How much of the time that is left a stage may take, beside those that come after it.
-WEIGHTS = {"machine": 1.0, LARGE: 2.4, SMALL: 1.4, "mapped": 0.5, "experts": 0.4, "in-float8": 0.5}
+WEIGHTS = {"machine": 2.0, LARGE: 2.4, SMALL: 1.4, "mapped": 0.5, "experts": 0.4, "in-float8": 0.5}
 
 
 def main() -> None:

@@ -56,7 +56,9 @@ class Config(Limits):
     )
     compile: bool = setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
     step_compiler: str = setting(
-        NO_COMPILER, "What decode steps on CUDA are compiled with; starting then takes minutes.", choices=STEP_COMPILERS
+        NO_COMPILER,
+        "What layers are compiled with for decode steps on CUDA; starting then takes longer.",
+        choices=STEP_COMPILERS,
     )
     max_batch_size: str = setting(AUTO, "Most rows of the running batch: a number, or auto.")
     max_model_len: str = setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")

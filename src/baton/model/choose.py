@@ -169,7 +169,7 @@ def go_resident(
     for ragged, how, compiler in itertools.product(found, experts, compilers):
         tried = ", ".join([ragged.name, *([EXPERTS[how]] if how else []), *([compiler] if compiler else [])])
         if compiler:
-            log.info("compiling decode steps with %s, which may take minutes", compiler)
+            log.info("compiling layers for decode steps with %s, which takes a while", compiler)
         try:
             forward.go_resident(ragged, "; ".join(dict.fromkeys(reasons)), compiled=compiler, experts=how)
             self_check(model, forward, texts, expected, tolerance=tolerance)
