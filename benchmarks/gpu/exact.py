@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def exact(tiny: bool, seconds: float) -> list[dict[str, Any]]:
-    """The tests that need a GPU, file by file: first light's families in float32 against `generate`, kernels, copies."""
+    """The tests that need a GPU, file by file: first light's families in float32 against `generate`, then kernels."""
     began, found = time.perf_counter(), []
     for name in ("cuda", "packed", "cuda_aside", "triton_decode"):
         left = seconds - (time.perf_counter() - began)
