@@ -101,6 +101,7 @@ class ToyForward:
 class ToyAligned(ToyForward):
     """Stands where `model/forward.py` does under the paper's literal shaping; the layout is the real one's."""
 
+    native = False
     pads = True
     description = "toy"
 

@@ -142,7 +142,7 @@ def test_what_fails_is_repeated_and_gives_the_same(
     owner: Any = {"fill": rows._forward, "sample": rows, "step": rows._steps}[where]
     name = {"fill": "fill", "sample": "_sampler", "step": "launch"}[where]
     # A sampler is not asked for what steps draw.
-    trouble = Trouble(getattr(owner, name), dice, 2 if where == "sample" else 8, before=where == "step")
+    trouble = Trouble(getattr(owner, name), dice, 2 if where == "sample" else 5, before=where == "step")
     monkeypatch.setattr(owner, name, trouble)
     crowd.run(queries, dice)
     assert trouble.times > 2 and side.flights > 10

@@ -128,14 +128,15 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
 
         monkeypatch.setattr(owner, name, heard)
 
-    listen(rows.rectangle, "write", lambda row, *_: {row})
-    listen(rows.rectangle, "clear", lambda row: {row})
+    places = rows.rectangle.places
+    listen(rows.rectangle, "claim", lambda row, *_: {places[row]})
+    listen(rows.rectangle, "clear", lambda row: {places[row]})
     listen(rows._steps, "launch", lambda slots: {slot.place for slot in slots})
     fill = rows._forward.fill
 
     def filling(rectangle: Any, spans: Sequence[Any], tokens: Sequence[int]) -> Any:
         logits, ran = fill(rectangle, spans, tokens)
-        touched = {span.row for span in spans}
+        touched = {places[span.row] for span in spans}
         device.touch(touched, "fill")
         right = ran.commit
 
