@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from baton.model.rows import Running
+from baton.model.occupant import Running
 
 
 class Later:

@@ -21,7 +21,8 @@ from baton.model.draw_device import LOOK_AGAIN, Kind
 from baton.model.forward import Forward
 from baton.model.look import Span
 from baton.model.masks import Mask
-from baton.model.rows import Drawing, Occupant, Rows
+from baton.model.occupant import Drawing, Occupant
+from baton.model.rows import Rows
 from baton.model.sample import Sampler
 from baton.model.slots import GREEDY, Chance, Slot, chance_of, follows
 from baton.model.steps import BUCKETS, Launched, Steps

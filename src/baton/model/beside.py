@@ -24,7 +24,7 @@ from baton.kv.segment import KVSegment, arrived
 from baton.model.ahead import RowsAhead, add
 from baton.model.forward import Forward
 from baton.model.look import Span
-from baton.model.rows import Running
+from baton.model.occupant import Running
 from baton.model.sample import Sampler
 from baton.model.steps import BUCKETS, Steps
 from baton.query import Query, SamplingParams

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,12 +15,12 @@ from baton.kv.copies import Arrival, Copies
 from baton.kv.packed import Packed
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
-from baton.model.feeder import Feeder, Ran
+from baton.model.feeder import Feeder
 from baton.model.logprobs import token_logprobs, told
 from baton.model.look import Span
 from baton.model.masks import Found, Guide, Mask, Masks, waited
-from baton.model.sample import Draw, Sampler
-from baton.query import Query
+from baton.model.occupant import Drawing, Occupant, Running
+from baton.model.sample import Sampler
 from baton.work import Feeding, Stepped
 
 _NOT_FINITE = "the model's output for this query is not finite"
@@ -30,44 +29,6 @@ _NOT_FINITE = "the model's output for this query is not finite"
 _ANEW_TOKENS = 256
 # Where the logits of all of a row's tokens are wanted, it is fed at most so many: each takes a vocabulary of float32.
 _EVERY_TOKENS = 64
-
-
-@dataclass(slots=True)
-class Occupant:
-    """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
-
-    `anew`: it outgrew the model's original context while it ran, and its tokens are fed again, several a step.
-    `guide`: where its tokens are constrained.
-    """
-
-    query: Query
-    tokens: list[int]
-    computed: int
-    anew: bool = False
-    guide: Guide | None = None
-
-    def draw(self, mask: Mask | None) -> Draw:
-        return Draw(self.query.params, self.query.seed, self.tokens, len(self.query.prompt), mask)
-
-    def untold(self, start: int, stop: int) -> range:
-        """Those of these positions whose logits tell of a prompt token that is asked for and was not told of before."""
-        if self.query.params.prompt_logprobs is None:
-            return range(0)
-        return range(max(start, self.computed), min(stop, len(self.query.prompt) - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A forward that was launched: its spans, and what is to come of it."""
-
-    spans: Sequence[Span]
-    logits: Tensor
-    ran: Ran
-    masks: Future[Found] | None
-
-
-Drawing = tuple[int, Occupant]
-"""One who draws, and from which row of the logits."""
 
 
 class Rows:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from baton.kv.rectangle import Rectangle
-from baton.model.rows import Running
+from baton.model.occupant import Running
 
 
 @dataclass(frozen=True, slots=True)
