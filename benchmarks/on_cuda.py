@@ -127,7 +127,7 @@ def one_model(results: Results, args: argparse.Namespace, loaded: Loaded, bandwi
 def _fills(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int) -> None:
     product = results.known("machine").get("product TFLOP/s", 750.0) * 1e12
     results.part(f"{loaded.name}: fills", lambda: fills(loaded, asks, product, columns), needs=15)
-    cap = min(15.0, _cap(results, 3))
+    cap = min(15.0, _cap(results, 4))
     results.part(
         f"{loaded.name}: fills beside steps",
         lambda: streams(loaded, asks[: 3 * rows], rows, columns, cap),

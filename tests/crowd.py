@@ -38,6 +38,7 @@ from baton.model.packed import Varlen
 from baton.model.ragged import InTorch, Places
 from baton.model.rows import Rows
 from baton.model.sample import Draw, Sampler
+from baton.model.way import Prompts
 from baton.policy.port import SURE_TOKENS, Plan, Policy, View
 from baton.policy.within import Within
 from baton.prefill.here import PrefillHere
@@ -186,13 +187,14 @@ def crowd_of(
     driver: Driver | None = None,
     interleaved: bool = True,
     side: Callable[[Rectangle], Side] | None = None,
+    prompts: Prompts | None = None,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
     `copies`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
-    tokens at a time. `side`: where prompts are computed beside steps that begin ahead.
+    tokens at a time. `side`: where prompts are computed beside steps that begin ahead. `prompts`: or else where.
     """
     on_cpu = model.device.type == "cpu"
     forward = hook(model, native=native and not aligned and not (ahead and on_cpu))
@@ -207,6 +209,9 @@ def crowd_of(
     make = partial(mapped_rectangle, driver, kv_bytes, interleaved) if driver is not None else Rectangle
     of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make, "dtype": model.dtype, "side": side}
     shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
+    if prompts is not None:
+        assert isinstance(shared, RowsAhead)
+        shared.prompts = prompts
     rectangle = prefiller.rectangle
 
     settings = Settings(

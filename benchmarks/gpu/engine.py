@@ -15,6 +15,7 @@ from baton.config import Settings
 from baton.engine.engine import Engine
 from baton.events import Event, IterationDone, QueryEnded, Update
 from baton.model.load import Loaded
+from baton.model.way import Prompts
 from baton.query import Query, SamplingParams, State
 
 from .asks import Ask
@@ -79,12 +80,12 @@ def engine_run(
     stall_seconds: float = 0.2,
     kv_bytes: int = 2**40,
     mapped: bool = False,
-    beside: bool | None = None,
+    prompts: Prompts | None = None,
 ) -> dict[str, Any]:
     """All asks through an engine without a server; what had come after `cap` seconds where that is less.
 
-    `mapped`: memory is mapped as rows grow. `beside`: whether prompts have a stream of their own; None: as is faster
-    there.
+    `mapped`: memory is mapped as rows grow. `prompts`: where they are computed; None: where that
+    is fastest.
     """
     settings = Settings(
         policy=policy,
@@ -100,7 +101,7 @@ def engine_run(
         kv_mapping=mapped,
     )
     counted, heard = Counted(), Heard()
-    engine = make_engine(loaded, settings, POLICIES[policy](), [counted], beside=beside)
+    engine = make_engine(loaded, settings, POLICIES[policy](), [counted], prompts=prompts)
     due = list(arrivals) if arrivals is not None else [0.0] * len(asks)
     began, seconds, whole = _driven(engine, _queries(asks), due, heard, cap)
     firsts = [times[0] - began - due[int(name)] for name, times in heard.told.items()]

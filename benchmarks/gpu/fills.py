@@ -1,4 +1,4 @@
-"""Prompts: attention in one call per layer against request by request, and beside decode steps against behind them."""
+"""Prompts: attention in one call per layer or request by request; behind decode steps, fused with them or beside."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from baton.kv.rectangle import Rectangle
 from baton.model.forward import Forward
 from baton.model.load import Loaded
 from baton.model.look import Span
+from baton.model.way import Prompts
 
 from .asks import Ask
 from .engine import engine_run
@@ -66,18 +67,12 @@ def _products(model: Any) -> list[torch.Tensor]:
 
 
 def streams(loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, cap: float) -> list[dict[str, Any]]:
-    """The same queries at one stall bound, prompts behind steps and beside them, and what was measured at the start."""
+    """The same queries at one stall bound, prompts wherever they may be computed; and what the start chooses."""
     found = []
-    for beside in (False, True, None):
-        ran = engine_run(
-            loaded,
-            asks if beside is not None else asks[:1],
-            rows=rows,
-            columns=columns,
-            cap=cap,
-            stall_seconds=STALL_SECONDS,
-            beside=beside,
-        )
-        name = {False: "behind steps", True: "beside steps", None: "as chosen at the start, one query"}[beside]
-        found.append({"prompts": name, "gain measured": loaded.forward.gain or 0.0, **ran})
+    for how in (*Prompts, None):
+        some = asks if how is not None else asks[:1]
+        of: dict[str, Any] = {"rows": rows, "columns": columns, "cap": cap, "stall_seconds": STALL_SECONDS}
+        ran = engine_run(loaded, some, prompts=how, **of)
+        gains = {name.value: gain for name, gain in (loaded.forward.gains or {}).items()}
+        found.append({"prompts": how or f"as chosen at the start ({gains}), one query", **ran})
     return found

@@ -40,11 +40,12 @@ from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.model.ahead import RowsAhead
 from baton.model.aligned import AlignedForward
-from baton.model.beside import RowsBeside, pays
+from baton.model.beside import RowsBeside, fastest
 from baton.model.load import Loaded, Told, load
 from baton.model.rows import Rows
 from baton.model.sample import Sampler
 from baton.model.streams import Streams
+from baton.model.way import Prompts
 from baton.observe.trace import TraceFile
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
@@ -159,11 +160,11 @@ def make_engine(
     sampler: Sampler | None = None,
     faults: Faults | None = None,
     clock: Clock = monotonic,
-    beside: bool | None = None,
+    prompts: Prompts | None = None,
 ) -> Engine:
     """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in.
 
-    `beside`: whether prompts have a stream of their own, where devices have streams; None: whichever is faster there.
+    `prompts`: where they are computed on a device that has streams; None: wherever that is fastest there.
     """
     sampler = sampler or Sampler(loaded.end_ids)
     if faults is not None:
@@ -171,9 +172,9 @@ def make_engine(
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
     if settings.policy in _IN_THE_ITERATION:
-        beside = False
+        prompts = Prompts.BEHIND
     copies = _copies(loaded, settings)
-    batch, prefiller = _bodies(loaded, settings, sampler, copies, beside)
+    batch, prefiller = _bodies(loaded, settings, sampler, copies, prompts)
     rectangle, footprint = prefiller.rectangle, batch.footprint
 
     def text_of(query: Query) -> TextStream:
@@ -226,7 +227,7 @@ def _copies(loaded: Loaded, settings: Settings) -> Copies | None:
 
 
 def _bodies(
-    loaded: Loaded, settings: Settings, sampler: Sampler, copies: Copies | None, beside: bool | None
+    loaded: Loaded, settings: Settings, sampler: Sampler, copies: Copies | None, prompts: Prompts | None
 ) -> tuple[RectangleBatch, PrefillHere]:
     """The batch and the prefiller. Raises LoadError where the model's rows cannot be shaped as asked."""
     rows, places, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
@@ -238,7 +239,7 @@ def _bodies(
             assert loaded.driver is not None
             make = partial(MappedRectangle, driver=loaded.driver, most_bytes=settings.kv_bytes)
         rectangle = make(loaded.geometry.shapes, capacity=rows + places, **of)
-        both = _rows(rectangle, loaded, rows, sampler, copies, beside)
+        both = _rows(rectangle, loaded, rows, sampler, copies, prompts)
         prefiller = PrefillHere(both, range(rows, rows + places), beside_batch=True)
         return RectangleBatch(both, range(rows), rows), prefiller
     shapes = keeping_all(loaded.geometry.shapes)
@@ -249,7 +250,7 @@ def _bodies(
 
 
 def _rows(
-    rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler, copies: Copies | None, beside: bool | None
+    rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler, copies: Copies | None, prompts: Prompts | None
 ) -> Rows:
     """Rows on a device that can be fed ahead begin each step before the last one is read."""
     forward = loaded.forward
@@ -257,11 +258,13 @@ def _rows(
     if steps is None or type(sampler) is not Sampler:
         return Rows(rectangle, forward, sampler, loaded.stamp, copies=copies)
     steps.warm(most)
-    if loaded.device.type == "cuda" and beside is not False:
-        rows = RowsBeside(rectangle, forward, sampler, loaded.stamp, steps, Streams(rectangle), copies=copies)
-        if beside or pays(rows, forward, most):
-            return rows
-    return RowsAhead(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)
+    ahead = RowsAhead(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)
+    if loaded.device.type == "cuda" and prompts is not Prompts.BEHIND:
+        beside = RowsBeside(rectangle, forward, sampler, loaded.stamp, steps, Streams(rectangle), copies=copies)
+        ahead.prompts = prompts or fastest(beside, forward, most)
+        if ahead.prompts is Prompts.BESIDE:
+            return beside
+    return ahead
 
 
 def _inject(faults: Faults, engine: Engine) -> None:

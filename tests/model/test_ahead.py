@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from baton.compose import POLICIES
 from baton.events import Event, IterationDone
+from baton.kv.rectangle import Rectangle
 from baton.model import ahead
 from baton.model.ahead import RowsAhead
+from baton.model.forward import Forward
 from baton.model.look import Span
 from baton.model.slots import Slot
 from baton.model.steps import Steps
+from baton.model.way import Prompts
 from baton.policy.baton import Baton
 from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
@@ -38,6 +43,31 @@ def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: s
     crowd = run(family, queries, policy=policy)
     assert {name: crowd.tokens(name) for name in expected} == expected
     assert crowd.engine.kv_bytes_used == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = [*some_queries(10, random.Random(3)), *(replace(query, id=f"s{query.id}") for query in sampled(8))]
+    plain = crowd_of(model_of(family), Baton(), native=False)
+    plain.run(queries)
+    expected = {query.id: plain.tokens(query.id) for query in queries}
+    fills: list[set[bool]] = []
+    fill = Forward.fill
+
+    def counted(self: Forward, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> object:
+        fills.append({span.count > 1 for span in spans})
+        return fill(self, rectangle, spans, tokens)
+
+    monkeypatch.setattr(Forward, "fill", counted)
+    events: list[Event] = []
+    crowd = run(family, queries, prompts=Prompts.FUSED, sinks=[events.append])
+    assert {name: crowd.tokens(name) for name in expected} == expected
+    assert sum(found == {True, False} for found in fills) > 5
+    # What was begun ahead when a prompt came was of use: it was heard before.
+    done = [event.slots for event in events if isinstance(event, IterationDone)]
+    useful = sum(slots.useful for slots in done)
+    assert useful == sum(len(query.prompt) + len(crowd.tokens(query.id)) - 1 for query in queries)
+    assert sum(slots.finished_row for slots in done) < 0.2 * useful
 
 
 def sampled(count: int) -> list[Query]:
@@ -83,9 +113,9 @@ def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pyt
         launched.append((len(slots), any(slot.token < 0 for slot in slots)))
         return launch(self, slots)
 
-    def collecting(self: RowsAhead, begun: object, spans: list[Span], *others: object) -> None:
+    def collecting(self: RowsAhead, begun: object, spans: list[Span], *others: object, **more: object) -> None:
         served.append(len(spans))
-        collect(self, begun, spans, *others)  # type: ignore[arg-type]
+        collect(self, begun, spans, *others, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Steps, "launch", launching)
     monkeypatch.setattr(RowsAhead, "_collect", collecting)

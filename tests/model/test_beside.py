@@ -12,8 +12,9 @@ from baton.engine.costs import CostMeter
 from baton.errors import Refused
 from baton.events import Event, IterationDone
 from baton.kv.segment import arrived
-from baton.model.beside import RowsBeside, pays
+from baton.model.beside import RowsBeside, fastest
 from baton.model.forward import Forward
+from baton.model.way import WHERE, Prompts
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.query import Query
@@ -268,8 +269,9 @@ def test_the_measurement_leaves_nothing_behind() -> None:
     crowd = crowd_beside("llama", side)
     rows = crowd.rows
     assert isinstance(rows, RowsBeside)
-    assert rows.gain(range(4), range(4, 9)) > 0
-    assert side.flights == 4 and rows.beside and not rows._row_of
+    gains = rows.gains(range(4), range(4, 9))
+    assert gains.keys() == {Prompts.BESIDE, Prompts.FUSED} and min(gains.values()) > 0
+    assert side.flights == 4 and rows.prompts is Prompts.BESIDE and not rows._row_of
     assert rows.rectangle.lens == [0] * 9
     queries = some_queries(8, random.Random(3))
     crowd.run(queries, random.Random(1))
@@ -281,18 +283,22 @@ def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(rows, RowsBeside)
     forward = rows._forward
     assert isinstance(forward, Forward)
-    told = {
-        1.25: "prompts on a stream of their own (1.25x)",
-        0.9: "prompts behind steps (on a stream of their own 0.90x)",
-    }
-    for gain, words in told.items():
-        monkeypatch.setattr(RowsBeside, "gain", lambda self, batch, prompts, gain=gain: gain)
-        forward.gain = None
-        assert pays(rows, forward, 4) == (gain > 1)
-        assert words in forward.description
+    measured = (
+        (1.25, 1.1, "on a stream of their own"),
+        (0.9, 1.1, "in one forward with a step"),
+        (0.9, 0.8, "behind steps"),
+    )
+    for beside, fused, words in measured:
+        gains = {Prompts.BESIDE: beside, Prompts.FUSED: fused}
+        monkeypatch.setattr(RowsBeside, "gains", lambda self, batch, prompts, gains=gains: gains)
+        forward.gains = None
+        how = fastest(rows, forward, 4)
+        assert how is forward.prompts and WHERE[how] == words
+        figures = f"measured: on a stream of their own {beside:.2f}x, in one forward with a step {fused:.2f}x"
+        assert f"prompts {words} ({figures})" in forward.description
     # Once for a model.
-    monkeypatch.setattr(RowsBeside, "gain", lambda self, batch, prompts: 2.0)
-    assert not pays(rows, forward, 4)
+    monkeypatch.setattr(RowsBeside, "gains", lambda self, batch, prompts: {Prompts.BESIDE: 2.0})
+    assert fastest(rows, forward, 4) is Prompts.BEHIND
 
 
 def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,5 +308,5 @@ def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytes
     assert isinstance(forward, Forward)
     right = forward.fill
     monkeypatch.setattr(forward, "fill", Trouble(right, random.Random(1), 1, before=True))
-    assert not pays(rows, forward, 4)
+    assert fastest(rows, forward, 4) is Prompts.BEHIND
     assert not rows._row_of and rows._flight is None and rows.rectangle.lens == [0] * 9

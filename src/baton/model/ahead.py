@@ -26,6 +26,7 @@ from baton.model.rows import Rows
 from baton.model.sample import Sampler
 from baton.model.slots import GREEDY, Chance, Slot, chance_of, follows
 from baton.model.steps import BUCKETS, Launched, Steps
+from baton.model.way import Prompts
 from baton.work import Feeding, Stepped
 
 log = logging.getLogger("baton.model")
@@ -61,6 +62,7 @@ class RowsAhead(Rows):
         copies: Copies | None = None,
     ) -> None:
         super().__init__(rectangle, forward, sampler, stamp, copies=copies)
+        self.prompts = Prompts.BEHIND
         self._steps = steps
         self._begun: _Begun | None = None
         # Slots that were computed for nobody, and not told of yet.
@@ -85,6 +87,13 @@ class RowsAhead(Rows):
         if not single:
             return self._feed(spans, how, done)
         wanted = {span: self._slot(span, done) for span in single}
+        fused = self.prompts is Prompts.FUSED and how is Feeding.RAGGED and len(single) < len(spans)
+        if fused and not any(map(self._is_begun, wanted.values())):
+            self._forget()
+            return self._feed(spans, how, done)
+        if fused:
+            # The step that runs is heard first, and none is begun behind it: prompts go with the next.
+            spans = single
         begun, served = self._served(wanted)
         waiting = [span for span in wanted if span not in served]
         others = [span for span in spans if span not in served]
@@ -94,7 +103,7 @@ class RowsAhead(Rows):
             waiting = []
         stepped = self._feed(others, how, done) if others else Stepped()
         try:
-            self._collect(begun, served, waiting, done, stepped)
+            self._collect(begun, served, waiting, done, stepped, last=fused)
         except Exception:
             # The step after may have been launched, and left its tokens where this one's were.
             self._forget()
@@ -140,14 +149,24 @@ class RowsAhead(Rows):
         """None where its next token is not drawn on the device."""
         return None if found.guide is not None else chance_of(found.draw(None))
 
+    def _is_begun(self, slot: Slot) -> bool:
+        return self._begun is not None and self._begun.serves(slot)
+
     def _collect(
-        self, begun: _Begun, served: Sequence[Span], waiting: Sequence[Span], done: Set[str], stepped: Stepped
+        self,
+        begun: _Begun,
+        served: Sequence[Span],
+        waiting: Sequence[Span],
+        done: Set[str],
+        stepped: Stepped,
+        *,
+        last: bool,
     ) -> None:
-        """Begins the step after, waits for this one, and tells what came of it."""
+        """Begins the step after, unless this is the `last`, waits for this one, and tells what came of it."""
         masks = self._begin_masks(served, done)
         launched = begun.launched
         slots = [begun.slot_of[self.rectangle.places[span.row]] for span in served]
-        ahead = self._ahead(begun, served, waiting, done)
+        ahead = [] if last else self._ahead(begun, served, waiting, done)
         logits = launched.logits
         if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
             # Some may have to be looked at again, when the next step has left its own there.

@@ -27,6 +27,7 @@ from baton.model.look import Span
 from baton.model.occupant import Running
 from baton.model.sample import Sampler
 from baton.model.steps import BUCKETS, Steps
+from baton.model.way import Prompts
 from baton.query import Query, SamplingParams
 from baton.work import Feeding, Stepped
 
@@ -77,7 +78,7 @@ class _Flight:
 
 
 class RowsBeside(RowsAhead):
-    """`beside`: whether prompts are computed beside steps; else behind them, as in RowsAhead."""
+    """Prompts are computed beside steps, unless `prompts` says otherwise: then as in RowsAhead."""
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class RowsBeside(RowsAhead):
         copies: Copies | None = None,
     ) -> None:
         super().__init__(rectangle, forward, sampler, stamp, steps, copies=copies)
-        self.beside = True
+        self.prompts = Prompts.BESIDE
         self._side = side
         self._flight: _Flight | None = None
         self._next: list[Span] = []
@@ -128,7 +129,7 @@ class RowsBeside(RowsAhead):
     def _feed_beside(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
         prompts = [span for span in spans if span.count > 1]
         single = [span for span in spans if span.count == 1]
-        apart = self.beside and how is Feeding.RAGGED and not self._careful
+        apart = self.prompts is Prompts.BESIDE and how is Feeding.RAGGED and not self._careful
         if self._flight is None and not (apart and prompts and single):
             self._careful = self._careful and not prompts
             self._written.update(span.row for span in spans)
@@ -190,27 +191,30 @@ class RowsBeside(RowsAhead):
             self._surplus += sum(span.count for span in self._flight.spans)
             self._flight = None
 
-    def gain(self, batch: range, prompts: range) -> float:
-        """How many times as fast the same work is done beside as behind: part of a prompt, and the steps that fit in.
+    def gains(self, batch: range, prompts: range) -> dict[Prompts, float]:
+        """How many times as fast as behind a step the same work is done: part of a prompt, and some steps.
 
-        Measured on rows that hold nothing: those of `batch` decode, and the first of `prompts` is filled. 0 where rows
-        are too short for it.
+        Measured on rows that hold nothing: those of `batch` decode, and the first of `prompts` is filled. Nothing
+        where rows are too short for it.
         """
         if self.rectangle.columns < 2 * _MOST_STEPS:
-            return 0.0
-        ratios = []
-        for _ in range(1 + _TURNS):
-            seconds, steps = self._timed(batch, prompts, None)
-            ratios.append(self._timed(batch, prompts, steps)[0] / seconds)
-        self.beside = True
-        return statistics.median(ratios[1:])
+            return {}
+        ratios: dict[Prompts, list[float]] = {Prompts.BESIDE: [], Prompts.FUSED: []}
+        for turn in range(1 + _TURNS):
+            beside, steps = self._timed(batch, prompts, Prompts.BESIDE, 0)
+            behind, fused = (self._timed(batch, prompts, how, steps)[0] for how in (Prompts.BEHIND, Prompts.FUSED))
+            if turn:
+                ratios[Prompts.BESIDE].append(behind / beside)
+                ratios[Prompts.FUSED].append(behind / fused)
+        self.prompts = Prompts.BESIDE
+        return {how: statistics.median(found) for how, found in ratios.items()}
 
-    def _timed(self, batch: range, prompts: range, steps: int | None) -> tuple[float, int]:
-        """Seconds and steps: as many as go by until the prompt is filled beside; or so many, the first behind it.
+    def _timed(self, batch: range, prompts: range, how: Prompts, steps: int) -> tuple[float, int]:
+        """Seconds and steps until the prompt is filled, and at least so many steps are done.
 
         Seconds are infinite where the prompt was not filled in the most steps that are waited for.
         """
-        self.beside = steps is None
+        self.prompts = how
         tokens = min(_TOKENS, self.rectangle.columns - 1)
         rows = {f"row {row}": 1 for row in batch[: BUCKETS[-1]]}
         try:
@@ -220,7 +224,7 @@ class RowsBeside(RowsAhead):
             self.feed(rows, Feeding.RAGGED)
             self.place(_begun("prompt", tokens, self._stamp), prompts)
             began, taken, filled = time.perf_counter(), 0, False
-            while taken < (steps or _MOST_STEPS) and not (filled and steps is None):
+            while taken < steps or (not filled and taken < _MOST_STEPS):
                 feed = rows if filled else {**rows, "prompt": tokens}
                 filled = "prompt" in self.feed(feed, Feeding.RAGGED).tokens or filled
                 taken += 1
@@ -232,18 +236,18 @@ class RowsBeside(RowsAhead):
             self._surplus = 0
 
 
-def pays(rows: RowsBeside, forward: Forward, batch: int) -> bool:
-    """Whether prompts are computed faster beside steps on this machine: measured once for a model, and told of there.
+def fastest(rows: RowsBeside, forward: Forward, batch: int) -> Prompts:
+    """Where prompts are computed fastest on this machine: measured once for a model, and told of there.
 
     The first `batch` rows are those that decode.
     """
-    if forward.gain is None:
+    if forward.gains is None:
         try:
-            forward.gain = rows.gain(range(batch), range(batch, rows.rectangle.capacity))
+            forward.gains = rows.gains(range(batch), range(batch, rows.rectangle.capacity))
         except Exception:
-            log.warning("prompts could not be computed beside steps", exc_info=True)
-            forward.gain = 0.0
-    return forward.gain >= 1.0
+            log.warning("where prompts are computed fastest could not be measured", exc_info=True)
+            forward.gains = {}
+    return forward.prompts
 
 
 def _begun(name: str, tokens: int, stamp: str) -> KVSegment:

@@ -29,7 +29,7 @@ from baton.model.ragged import Ragged
 from baton.model.shape import on_device
 from baton.model.slots import Slot
 from baton.model.steps import BUCKETS, Steps
-from baton.model.way import DESCRIPTIONS, Way
+from baton.model.way import DESCRIPTIONS, WHERE, Prompts, Way
 
 # Tokens of a prompt that are fed at once where shapes are fixed.
 GRID = 64
@@ -40,8 +40,8 @@ PASS = 512
 class Forward:
     """A `Feeder` of a stock model over a rectangle, as it is loaded.
 
-    `checked_tokens`: the longest text of the self-check, 0 before it. `gain`: how many times as fast prompts are on a
-    stream of their own beside decode steps; None where that was not measured.
+    `checked_tokens`: the longest text of the self-check, 0 before it. `gains`: how many times as fast as
+    behind decode steps prompts are elsewhere; None where that was not measured.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Forward:
         self._device = model.device
         self.near_limit = self._hooked.near_limit
         self.checked_tokens = 0
-        self.gain: float | None = None
+        self.gains: dict[Prompts, float] | None = None
         self.grid = 0
         self._fixed_rows = 0
         self._program: Program | None = None
@@ -103,9 +103,9 @@ class Forward:
             parts.append(f"step by step in torch: {self._why_not_native}")
         if self._prompts:
             parts.append(self._prompts)
-        if self.gain is not None:
-            where = "on a stream of their own (" if self.gain >= 1 else "behind steps (on a stream of their own "
-            parts.append(f"prompts {where}{self.gain:.2f}x)")
+        if self.gains:
+            others = (f"{WHERE[how]} {gain:.2f}x" for how, gain in self.gains.items())
+            parts.append(f"prompts {WHERE[self.prompts]} (measured: {', '.join(others)})")
         return "; ".join(parts)
 
     @property
@@ -116,6 +116,12 @@ class Forward:
     @property
     def native(self) -> bool:
         return self._program is not None
+
+    @property
+    def prompts(self) -> Prompts:
+        """Where prompts are computed fastest, as far as that was measured."""
+        gains = {Prompts.BEHIND: 1.0, **(self.gains or {})}
+        return max(gains, key=lambda how: gains[how])
 
     @property
     def exchanges(self) -> bool:

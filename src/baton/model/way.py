@@ -1,4 +1,4 @@
-"""In which ways a stock model can be run over rows of a rectangle."""
+"""In which ways a stock model can be run over rows of a rectangle, and prompts beside its steps."""
 
 from __future__ import annotations
 
@@ -29,4 +29,24 @@ DESCRIPTIONS = {
     Way.LATENTS: "our attention over latents that each layer expands",
     Way.MASKED: "its own attention, rows masked, prompts one by one",
     Way.SINGLY: "its own attention, one row after the other (it cannot be batched exactly)",
+}
+
+
+class Prompts(StrEnum):
+    """Where prompts go through the model while rows decode in steps that begin ahead.
+
+    BEHIND: in a forward of their own, which the device does behind the step that runs.
+    FUSED: in one forward with the step's tokens, so that weights are read once; such a step is not begun ahead.
+    BESIDE: on a stream of their own, while steps go on (`model/beside.py`).
+    """
+
+    BEHIND = "behind"
+    FUSED = "fused"
+    BESIDE = "beside"
+
+
+WHERE = {
+    Prompts.BEHIND: "behind steps",
+    Prompts.FUSED: "in one forward with a step",
+    Prompts.BESIDE: "on a stream of their own",
 }
