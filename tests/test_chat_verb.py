@@ -413,8 +413,10 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self._ours, theirs = os.openpty()
+        # Where the tests were started in the background, interrupts are ignored, and would be in what they start.
         login = (
-            "import os, sys; os.login_tty(int(sys.argv[1])); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+            "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.login_tty(int(sys.argv[1])); "
+            "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
         )
         command = [sys.executable, "-c", login, str(theirs), "-m", "baton", "chat", *arguments]
         self._process = subprocess.Popen(command, pass_fds=[theirs], env={**os.environ, "TERM": "xterm"})
