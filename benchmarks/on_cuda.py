@@ -114,14 +114,15 @@ def one_model(results: Results, args: argparse.Namespace, loaded: Loaded, bandwi
         rate = max(best, default=1000.0)
         cap = 2.0 if tiny else min(10.0, _cap(results, 4))
         results.part(f"{name}: online", lambda: online(loaded, asks, rows, columns, rate, cap), needs=20)
-    if "kernel" in parts and large:
-        results.part("kernel", lambda: kernel(loaded, asks, bandwidth, columns), needs=20)
     if "draws" in parts and (not large or tiny):
         results.part(f"{name}: draws", lambda: draws(loaded, (2,) if tiny else (8, 32, 128)), needs=15)
     if "fills" in parts and (large or tiny):
         _fills(results, loaded, asks, rows, columns)
     if "aside" in parts and (not large or tiny):
         aside(results, loaded, tiny)
+    # Last, as it maps memory: what goes wrong there ends the process.
+    if "kernel" in parts and large:
+        results.part("kernel", lambda: kernel(loaded, asks, bandwidth, columns), needs=20)
 
 
 def _fills(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int) -> None:
