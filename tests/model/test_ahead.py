@@ -12,6 +12,7 @@ import torch
 from baton.compose import POLICIES
 from baton.events import Event, IterationDone
 from baton.kv.rectangle import Rectangle
+from baton.kv.segment import arrived
 from baton.model import ahead
 from baton.model.ahead import RowsAhead
 from baton.model.forward import Forward
@@ -21,6 +22,7 @@ from baton.model.steps import Steps
 from baton.model.way import Prompts
 from baton.policy.baton import Baton
 from baton.query import Query
+from baton.work import Feeding
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import model_of
 
@@ -68,6 +70,25 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
     useful = sum(slots.useful for slots in done)
     assert useful == sum(len(query.prompt) + len(crowd.tokens(query.id)) - 1 for query in queries)
     assert sum(slots.finished_row for slots in done) < 0.2 * useful
+
+
+def test_the_step_that_runs_is_heard_before_a_prompt_goes_with_the_next() -> None:
+    rows = crowd_of(model_of("llama"), Baton(), ahead=True, prompts=Prompts.FUSED).rows
+    assert isinstance(rows, RowsAhead)
+    rows.place(arrived(query_of("a", [5] * 7, 40), "tiny"), range(4))
+    rows.feed({"a": 7}, Feeding.RAGGED)
+    rows.feed({"a": 1}, Feeding.RAGGED)
+    rows.place(arrived(query_of("b", [6] * 20, 40), "tiny"), range(4, 9))
+    assert rows._begun is not None
+    heard, *fused = (rows.feed({"a": 1, "b": 10}, Feeding.RAGGED) for _ in range(3))
+    assert list(heard.shares) == ["a"] and heard.tokens
+    assert [told.shares for told in fused] == [{"a": (1, 0), "b": (10, 0)}] * 2
+    assert [sorted(told.tokens) for told in fused] == [["a"], ["a", "b"]]
+    assert rows._begun is None
+    both = rows.feed({"a": 1, "b": 1}, Feeding.RAGGED)
+    assert len(both.tokens) == 2 and rows._begun is not None
+    # Nothing was computed for nobody.
+    assert not any(told.slots.finished_row for told in (heard, *fused, both))
 
 
 def sampled(count: int) -> list[Query]:
