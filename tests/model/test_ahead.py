@@ -197,7 +197,7 @@ def test_a_step_that_cannot_be_launched_loses_no_token(seed: int, monkeypatch: p
 
     def failing(self: Steps, slots: list[Slot]) -> object:
         nonlocal failed
-        if often.random() < 1 / 10:
+        if often.random() < 1 / 6:
             failed += 1
             raise MemoryError
         return launch(self, slots)
@@ -205,7 +205,7 @@ def test_a_step_that_cannot_be_launched_loses_no_token(seed: int, monkeypatch: p
     monkeypatch.setattr(Steps, "launch", failing)
     crowd = crowd_of(model_of("llama"), Shaken(Baton(), dice), ahead=True)
     crowd.run(queries, dice)
-    assert failed > 3
+    assert failed > 5
     for name in expected:
         found = crowd.tokens(name)
         assert found == expected[name][: len(found)]

@@ -101,7 +101,7 @@ def test_a_step_is_one_graph_to_a_compiler(family: str, monkeypatch: pytest.Monk
     assert sum(calls) == ANSWER
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss", "gemma3n"])
+@pytest.mark.parametrize("family", [*FIRST_LIGHT, *OTHERS])
 def test_steps_of_compiled_layers_give_what_todays_steps_give(family: str) -> None:
     compare(family, compiled="eager")
 

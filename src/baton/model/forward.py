@@ -40,8 +40,8 @@ PASS = 512
 class Forward:
     """A `Feeder` of a stock model over a rectangle, as it is loaded.
 
-    `checked_tokens`: the longest text of the self-check, 0 before it. `gains`: how many times as fast as
-    behind decode steps prompts are elsewhere; None where that was not measured.
+    `checked_tokens`: the longest text of the self-check, 0 before it. `gains`: how many times as fast as behind
+    decode steps prompts are elsewhere; None where that was not measured.
     """
 
     def __init__(

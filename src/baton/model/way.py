@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Way(StrEnum):
-    """How a stock model is run over rows of different lengths; `model/load.py` takes the first that is exact.
+    """How a stock model is run over rows of different lengths; `model/choose.py` takes the first that is exact.
 
     RECTANGLE: its attention is ours, and reads the rectangle as it lies.
     LATENTS: its attention is ours, over columns that its layers expand (multi-head latent attention).
