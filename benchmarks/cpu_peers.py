@@ -6,9 +6,9 @@ fresh process of the engine's own worker (benchmarks/peers/run_*.py) in the engi
 itself (benchmarks/peers/job.py) is the same for all. scripts/install_peers.sh installs the peers; one that is not
 installed is named and left out. Run it on a machine that does nothing else: the loads it saw stand in the report.
 
-    python benchmarks/make_shape.py smollm2-135m /tmp/m135 --dtype bfloat16
-    python benchmarks/cpu_peers.py /tmp/m135 --dtype bfloat16,float32,int8 --rounds 3 --out peers.json
-    python benchmarks/cpu_peers.py /tmp/m135 --engines baton,llama.cpp,llama.cpp-active,vllm,vllm-auto --rows 16
+    python benchmarks/make_shape.py smollm2-135m models/m135 --dtype bfloat16
+    python benchmarks/cpu_peers.py models/m135 --dtype bfloat16,float32,int8 --rounds 3 --out peers.json
+    python benchmarks/cpu_peers.py models/m135 --engines baton,llama.cpp,llama.cpp-active,vllm,vllm-auto --rows 16
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Environment variables such as GOMP_SPINCOUNT act as they do on the server. Run variants in turn, never one alone.
 
-    python benchmarks/engine_alone.py --trace ../shared/traces/azure_llm_conv_2023.csv --policy baton
+    python benchmarks/engine_alone.py --policy baton
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from baton.config import Config
 from baton.events import Event, IterationDone, QueryMoved
 from baton.policy.baton import Baton
 from baton.query import SamplingParams, State
+
+TRACE = Path(__file__).parent / "azure_conversations.csv"
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Waits:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trace", type=Path, required=True)
+    parser.add_argument("--trace", type=Path, default=TRACE, help="CSV with ContextTokens and GeneratedTokens")
     parser.add_argument("--model", help="hub id or folder; the built-in model if left out")
     parser.add_argument("--policy", choices=sorted(POLICIES), default="baton")
     parser.add_argument("--apart", action="store_true", help="baton: prompt chunks never ride in the batch's step")

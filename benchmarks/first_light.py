@@ -4,7 +4,7 @@ For each policy, alternated and repeated: a fresh `baton serve`, the first queri
 and answer lengths (clipped to the model's context) at the trace's spacing divided by --factor. Before that, each query
 is sent alone; every text of every run must equal that.
 
-    python benchmarks/first_light.py --trace ../shared/traces/azure_llm_conv_2023.csv --write docs/benchmarks.md
+    python benchmarks/first_light.py --trace AzureLLMInferenceTrace_conv.csv --write docs/benchmarks.md
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does `baton load` measure what an independent load generator measures, and what is true?
 
-    python benchmarks/load_agreement.py [--vllm /work/peers/vllm] [--rounds 3] [--paced] [--write docs/benchmarks.md]
+    python benchmarks/load_agreement.py [--vllm vllm-venv] [--rounds 3] [--paced] [--write docs/benchmarks.md]
 
 `baton load` and vLLM's `bench serve` ask the same server in turns: as many queries of the same lengths, as many at a
 time, random prompts, answers of a set length. With --paced the server is benchmarks/paced_server.py, whose tokens come
@@ -64,7 +64,7 @@ Generators = Mapping[str, Callable[[argparse.Namespace, str, Path, int], Measure
 
 def main() -> None:
     parser = flags(__doc__, "load_agreement")
-    parser.add_argument("--vllm", type=Path, default=Path("/work/peers/vllm"), help="vLLM's virtual environment")
+    parser.add_argument("--vllm", type=Path, default=Path("vllm-venv"), help="vLLM's virtual environment")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--prompt", type=int, default=64, help="tokens")

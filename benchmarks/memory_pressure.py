@@ -1,13 +1,13 @@
 """Four times more keys and values than there is memory for: everything finishes, within the budget, as if alone.
 
-Queries of the Azure trace's lengths (a lognormal with its medians where there is no trace), with longer answers, arrive
-at once. Rows and pool together (`--kv-memory` and `--pool-memory`, half each) may hold a quarter of what all would take
-at their ends. The process's resident memory may grow by that budget and a constant: what the same run takes beside its
-keys and values when there is memory for all, and one row, which is there twice while it is moved. Every answer must be
-what stock `generate` gives for the same query alone.
+Queries of the Azure trace's lengths, with longer answers, arrive at once. Rows and pool together (`--kv-memory` and
+`--pool-memory`, half each) may hold a quarter of what all would take at their ends. The process's resident memory may
+grow by that budget and a constant: what the same run takes beside its keys and values when there is memory for all,
+and one row, which is there twice while it is moved. Every answer must be what stock `generate` gives for the same
+query alone.
 
     python benchmarks/memory_pressure.py
-    python benchmarks/memory_pressure.py --model /work/m135 --queries 16 --clip-prompt 64 --clip-answer 128
+    python benchmarks/memory_pressure.py --model models/m135 --queries 16 --clip-prompt 64 --clip-answer 128
 """
 
 from __future__ import annotations
@@ -40,11 +40,9 @@ from baton.model.load import Loaded
 from baton.query import State
 
 MIB = 2**20
-TRACE = Path(__file__).parent.parent.parent / "shared/traces/azure_llm_conv_2023.csv"
+TRACE = Path(__file__).parent / "azure_conversations.csv"
 # Of the generated tokens.
 MOST_RECOMPUTED = 0.02
-# Of the trace, in tokens: the medians, and how far the logarithms spread.
-PROMPTS, ANSWERS = (1020, 0.84), (129, 0.76)
 
 
 @dataclass
@@ -140,12 +138,9 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def queries(args: argparse.Namespace, loaded: Loaded, context: int) -> list[Asked]:
     dice = random.Random(args.seed)
-    if args.trace.exists():
-        with args.trace.open() as file:
-            rows = list(itertools.islice(csv.DictReader(file), args.queries))
-        lengths = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in rows]
-    else:
-        lengths = [(_lognormal(dice, *PROMPTS), _lognormal(dice, *ANSWERS)) for _ in range(args.queries)]
+    with args.trace.open() as file:
+        rows = list(itertools.islice(csv.DictReader(file), args.queries))
+    lengths = [(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in rows]
     answers = [min(args.longer * answer, args.clip_answer, context // 2) for _, answer in lengths]
     wanted = [
         min(prompt, args.clip_prompt, context - answer) for (prompt, _), answer in zip(lengths, answers, strict=True)
@@ -244,10 +239,6 @@ def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, 
         "",
         *table(("", f"{args.pressure:g}x the budget"), rows),
     ]
-
-
-def _lognormal(dice: random.Random, median: int, spread: float) -> int:
-    return max(1, round(median * dice.lognormvariate(0, spread)))
 
 
 def _mib(size: int) -> str:

@@ -1,6 +1,6 @@
 """A decode step and a fill by themselves: where their time goes, and how near they come to the bytes they must move.
 
-    python benchmarks/native_step.py /work/m135 --dtype bfloat16 [--rows 1 8 16] [--fill 64 256 512]
+    python benchmarks/native_step.py models/m135 --dtype bfloat16 [--rows 1 8 16] [--fill 64 256 512]
         [--int8] [--torch] [--neighbours 1] [--write docs/benchmarks.md --section native_step]
 
 No engine, no server: the forward alone, over rows of `--columns` tokens each with random keys and values. The floor is

@@ -12,7 +12,8 @@ Four experiments: offline with lengths that are alike and lengths that are not; 
 urgent queries. Runs alternate; medians. Every answer must be the same whatever the method.
 
     python benchmarks/paper_comparison.py --write docs/benchmarks.md --picture docs/pictures/paper.png
-    python benchmarks/paper_comparison.py --model /work/m135b --native --section paper_native --write docs/benchmarks.md
+    python benchmarks/paper_comparison.py --model models/m135b --native --section paper_native \\
+        --write docs/benchmarks.md
 
 With `--native`, steps are native calls where they can be, and the paper's shaping, which only torch computes, is left
 out.

@@ -5,7 +5,7 @@ The same queries at the same iterations under both policies, alternated; under `
 urgent ones wait for their turn. All texts must be equal between the two.
 
     python benchmarks/priority.py
-    python benchmarks/priority.py --model /work/m135 --less 10 --answers 48:128 --urgent 3 --turns 2
+    python benchmarks/priority.py --model models/m135 --less 10 --answers 48:128 --urgent 3 --turns 2
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the context allows are there at any moment, each replaced when it is done, for `
 victim's tokens as its client hears them. Its text must be the beginning of what it is without attackers.
 
     python benchmarks/stall.py
-    python benchmarks/stall.py --model /work/m135 --seconds 60 --turns 2 --section stall_real_shape
+    python benchmarks/stall.py --model models/m135 --seconds 60 --turns 2 --section stall_real_shape
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The built-in model's server in this process, with faults at hand, and reliability.md's standing promises about it."""
+"""The built-in model's server in this process, with faults at hand, and the standing promises about it."""
 
 from __future__ import annotations
 

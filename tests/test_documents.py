@@ -12,6 +12,9 @@ from limits_page import PAGE, with_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "src/baton/builtin/model/README.md"]
+SOURCES = [
+    path for folder in ("src", "tests", "benchmarks", "scripts", "examples") for path in (ROOT / folder).rglob("*.py")
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -26,6 +29,30 @@ def test_every_script_that_documents_name_is_there() -> None:
     named = set(re.findall(r"\b(?:benchmarks|scripts|examples|tests)/[\w/]+\.(?:py|md)", text))
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_no_line_names_a_folder_of_one_machine_or_how_the_work_went() -> None:
+    """A stranger must be able to repeat each command, and a date with what was measured is enough."""
+    named = re.compile(rf"/(?:work|tmp/bash_jobs|farm)/|(?<!\w){re.escape('../')}shared/|\b[Ss]itting\b")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in (*DOCUMENTS, *SOURCES)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if named.search(line) and path != Path(__file__)
+    ]
+    assert found == []
+
+
+def test_no_line_cites_a_document_that_is_not_here() -> None:
+    known = {path.name for path in ROOT.rglob("*.md")} | {"AGENTS.md"}
+    cited = re.compile(r"\b([\w-]+\.md)\b")
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (*DOCUMENTS, *SOURCES)
+        for name in cited.findall(path.read_text())
+        if name not in known and path != Path(__file__)
+    ]
+    assert found == []
 
 
 def test_the_page_of_models_names_every_family_that_is_tested() -> None:

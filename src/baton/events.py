@@ -16,7 +16,7 @@ class Slots:
     once per token; all others are idle computation, by kind:
     `empty_row` no query in the row; `finished_row` its query was done; `padding` a position that aligns a row with
     longer ones; `recomputed` a token that had been computed before and was forgotten.
-    `columns_needed` and `columns_padding` count KV columns read per row and forward (contract section 6).
+    `columns_needed` and `columns_padding` count KV columns read per row and forward.
     """
 
     useful: int = 0
@@ -136,7 +136,7 @@ class QueryEnded:
 
 @dataclass(frozen=True, slots=True)
 class QueryRejected:
-    """A query was not admitted; `reason` is an error code of reliability.md."""
+    """A query was not admitted; `reason` is the error code of the answer."""
 
     time: float
     reason: str

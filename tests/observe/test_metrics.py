@@ -1,4 +1,4 @@
-"""The metrics page: what events add up to, under the contract's names."""
+"""The metrics page: what events add up to, under their public names."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_idle_ratio_is_of_the_last_minute(metrics: Metrics, clock: ManualClock) 
 
 
 def test_names_are_the_contracts(metrics: Metrics) -> None:
-    """A counter and a histogram may share a stem, as the contract has it; the page must still say which is which."""
+    """A counter and a histogram may share a stem, as vLLM has it; the page must still say which is which."""
     body = metrics.render(STATS)[0].decode()
     kinds = dict(line.split()[2:] for line in body.splitlines() if line.startswith("# TYPE"))
     assert kinds["baton_prompt_tokens_total"] == "counter" and kinds["baton_prompt_tokens"] == "histogram"

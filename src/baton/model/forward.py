@@ -195,7 +195,7 @@ class Forward:
     def fix_shapes(self, rows: int) -> None:
         """From now on a row's results are equal to the bit in any company: `--deterministic`.
 
-        A matrix product of another shape may round differently (hf-integration, section 9). So decode steps are always
+        A matrix product of another shape may round differently. So decode steps are always
         of `rows` rows, empty ones computed too, and each piece of a prompt is fed alone, in the same pieces always.
         Where rows cannot be decoded in one call, each is fed alone. Raises LoadError where experts cannot be computed
         row by row.

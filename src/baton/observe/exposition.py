@@ -1,7 +1,7 @@
 """The metrics page: families of the catalog with their values, as prometheus_client writes them.
 
 Families are built by hand, since its own Counter and Histogram cannot stand in one registry under the names
-`baton_prompt_tokens_total` and `baton_prompt_tokens`, which the contract promises.
+`baton_prompt_tokens_total` and `baton_prompt_tokens`, both of them public names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the engine's events, under the names of the contract's section 6."""
+"""Prometheus metrics of the engine's events, under their public names (docs/metrics.md)."""
 
 from __future__ import annotations
 
