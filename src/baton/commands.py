@@ -85,7 +85,8 @@ def run_server(config: Config, began: float) -> None:
         )
     finally:
         house.close()
-        _errors.print(_summary(house))
+        with contextlib.suppress(OSError):  # the terminal is closed
+            _errors.print(_summary(house))
 
 
 def run_generate(

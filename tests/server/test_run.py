@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,13 +65,51 @@ def test_address_that_is_not_ours() -> None:
         bind("no.such.host.invalid", 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_idle_server_ends_cleanly(start: Start, number: signal.Signals) -> None:
     process, url = start(-1, 0.0)
     assert httpx.post(f"{url}/v1/completions", json={"prompt": "a"}).status_code == 200
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out.strip(), err) == (0, "clean", "")
+
+
+def _signal_with_a_stream(start: Start, *numbers: signal.Signals) -> tuple[int, str]:
+    """How the process ends that gets these signals while a stream is open, and what the stream said."""
+    process, url = start(0, 2.0)
+    with httpx.Client(timeout=20) as other, httpx.Client(timeout=20) as client:
+        sent = _send_in_background(
+            client, client.build_request("POST", f"{url}/v1/completions", json={"prompt": "a", "stream": True})
+        )
+        while other.get(f"{url}/load").json()["rows_occupied"] == 0:
+            pass
+        began = time.monotonic()
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.05)
+        text = sent().text
+        assert time.monotonic() - began > 1.9, "the running query may finish"
+    process.communicate(timeout=20)
+    return process.returncode, text
+
+
+def test_a_closed_terminal_drains_and_is_no_hurry(start: Start) -> None:
+    """The kernel and the shell both send it."""
+    status, text = _signal_with_a_stream(start, signal.SIGHUP, signal.SIGHUP)
+    assert status == 0 and "shutting_down" in text
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(start: Start) -> None:
+    ours = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does before it starts a process
+    try:
+        process, url = start(-1, 0.0)
+    finally:
+        signal.signal(signal.SIGHUP, ours)
+    process.send_signal(signal.SIGHUP)
+    assert httpx.post(f"{url}/v1/completions", json={"prompt": "a"}).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
 
 
 def test_drain_cuts_at_its_timeout_and_a_second_signal_hurries(start: Start) -> None:

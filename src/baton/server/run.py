@@ -90,14 +90,19 @@ def serve(
     limits: Limits,
     on_started: Callable[[str], None] | None = None,
 ) -> None:
-    """Answers requests on a bound socket until SIGINT or SIGTERM, and then returns when all is at its end.
+    """Answers requests on a bound socket until SIGINT, SIGTERM or SIGHUP, and then returns when all is at its end.
 
-    The first signal drains: new queries get 503 while running ones finish within the timeout. A second one
-    ends those at once. `on_started` is told the address once requests are taken. Must run in the main thread.
+    The first signal drains: new queries get 503 while running ones finish within the timeout. A second SIGINT or
+    SIGTERM ends those at once. SIGQUIT stays what it is everywhere, the way to end a process without a word. `on_started` is told the address once requests are taken. Must run in the main thread.
     """
     raise_file_limit()
     server = _Server(server_config(app, limits), app, drain, drain_timeout_seconds)
     asyncio.run(server.run_until_told(bound, on_started))
+
+
+def hangs_up() -> bool:
+    """Whether a closed terminal (SIGHUP) ends the server: not on Windows, which has none, nor under nohup."""
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
 
 def raise_file_limit() -> None:
@@ -125,6 +130,9 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._told_to_end)
+        if hangs_up():
+            # The kernel sends it, and the shell that ends does, too: twice is no hurry.
+            loop.add_signal_handler(signal.SIGHUP, self._told_to_end, False)
         self._on_started = on_started
         self._url = url_of(bound)
         await self.serve(sockets=[bound])
@@ -149,10 +157,10 @@ class _Server(uvicorn.Server):
         # uvicorn's own handlers raise the signal again at the end: a traceback, or a status that is not 0.
         yield
 
-    def _told_to_end(self) -> None:
+    def _told_to_end(self, hurry: bool = True) -> None:
         self._app.state.draining = True
         timeout = 0.0 if self._drains else self._timeout_seconds
-        if len(self._drains) < 2:
+        if not self._drains or (hurry and len(self._drains) < 2):
             self._drains.append(asyncio.create_task(self._end(timeout)))
 
     async def _end(self, timeout_seconds: float) -> None:
