@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from baton.errors import InvalidValue, Unsupported
+from baton.strict_json import RepeatedName, unrepeated
 
 JSON, REGEX, GRAMMAR, CALLS = "json", "regex", "grammar", "calls"
 NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
@@ -119,7 +120,9 @@ def _of_structured_outputs(value: object) -> Form:
 
 def _parsed(text: str, param: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unrepeated)
+    except RepeatedName as error:
+        raise InvalidValue(f"{param} is ambiguous: {error}", param=param) from None
     except (ValueError, RecursionError):
         raise InvalidValue(f"{param} is not JSON", param=param) from None
 

@@ -267,3 +267,64 @@ async def test_reject_is_told_of_bad_requests_alone(loop: ScriptedLoop) -> None:
         loop.refuse = QueueFull("the loop tells of this one itself")
         await http.post("/v1/completions", json={"prompt": "a"})
     assert reasons == ["unsupported_parameter", "invalid_request"]
+
+
+# What is sent twice, or packed, or contradicts itself
+
+REPEATED = {
+    b'{"prompt": "a", "prompt": "b"}': "prompt",
+    b'{"prompt": "a", "n": 1, "n": 1}': "n",
+    b'{"prompt": "a", "pro\\u006dpt": "a"}': "prompt",
+    b'{"prompt": "a", "logit_bias": {"1": 1, "1": 2}}': "1",
+    b'{"prompt": "a", "metadata": {"x": [{"deep": 1, "deep": 1}]}}': "deep",
+    b'{"prompt": "a", "": 1, "": 1}': "",
+    b'{"prompt": "a", "\\ud800": 1, "\\ud800": 1}': "?",
+}
+
+
+@pytest.mark.parametrize("body", REPEATED)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+async def test_names_that_are_there_twice(http: httpx.AsyncClient, loop: ScriptedLoop, path: str, body: bytes) -> None:
+    error = check(await http.post(path, content=body, headers=JSON), 400, "invalid_json")
+    assert error["param"] == REPEATED[body] and "twice" in error["message"]
+    assert loop.queries == []
+
+
+async def test_a_schema_as_text_has_each_name_once(http: httpx.AsyncClient) -> None:
+    outputs = {"json": '{"type": "object", "type": "string"}'}
+    response = await http.post("/v1/completions", json={"prompt": "a", "structured_outputs": outputs})
+    assert "twice" in check(response, 400, "invalid_value")["message"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "identity, gzip", "GZIP", "x"])
+async def test_packed_bodies(http: httpx.AsyncClient, coding: str) -> None:
+    for body in (b'{"prompt": "a"}', b""):
+        response = await http.post("/v1/completions", content=body, headers={**JSON, "content-encoding": coding})
+        assert "content-encoding" in check(response, 415, "unsupported_media_type")["message"]
+
+
+@pytest.mark.parametrize("kind", ["utf-16", '"latin-1"', "", "utf-8; charset=utf-16"])
+async def test_other_charsets(http: httpx.AsyncClient, kind: str) -> None:
+    headers = {"content-type": f"application/json; charset={kind}"}
+    response = await http.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)
+    assert "UTF-8" in check(response, 415, "unsupported_media_type")["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"content-encoding": "identity"}, {"content-encoding": ""}, {"content-type": 'application/json; charset="UTF-8"'}],
+)
+async def test_what_says_that_nothing_is_packed_is_taken(http: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    response = await http.post("/v1/completions", content=b'{"prompt": "a"}', headers={**JSON, **headers})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_best_of_is_n(http: httpx.AsyncClient, path: str) -> None:
+    base = {"prompt": "a"} if path == "/v1/completions" else CHAT
+    for n, best in ((1, 1), (2, 2), (3, None)):
+        response = await http.post(path, json={**base, "n": n, "best_of": best})
+        assert response.status_code == 200 and len(response.json()["choices"]) == n
+    for n, best in ((2, 1), (1, 2), (2, 3), (1, 0)):
+        error = check(await http.post(path, json={**base, "n": n, "best_of": best}), 400, "unsupported_parameter")
+        assert error["param"] == "best_of"

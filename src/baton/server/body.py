@@ -6,20 +6,19 @@ import asyncio
 import json
 from typing import NoReturn
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from baton.limits import Limits, exceeded, flag_of
 from baton.server.errors import InvalidJson, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from baton.strict_json import RepeatedName, unrepeated
+
+_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body. Raises UnsupportedMediaType, PayloadTooLarge or RequestTimeout.
-
-    Only `application/json` is taken: any web page may send other types without asking this server first.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise UnsupportedMediaType(f"content-type must be application/json, got {kind or 'none'}")
+    """The whole body. Raises UnsupportedMediaType, PayloadTooLarge or RequestTimeout."""
+    _check_kind(request.headers)
     _check_size(_announced_bytes(request), limits)
     body = bytearray()
     try:
@@ -36,15 +35,38 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 def parse_object(body: bytes, limits: Limits) -> dict[str, object]:
     """The JSON object in a body. Raises InvalidJson; NaN and Infinity are no JSON."""
     try:
-        found = json.loads(body.decode(), parse_constant=_refuse_constant, parse_float=_number)
+        found = json.loads(
+            body.decode(), parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=unrepeated
+        )
     except RecursionError:
         raise _too_deep(limits) from None
+    except RepeatedName as error:
+        raise InvalidJson(f"the body is ambiguous: {error}", param=error.name) from None
     except ValueError as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise InvalidJson("the body must be a JSON object")
     _check_nodes(found, limits)
     return found
+
+
+def _check_kind(headers: Headers) -> None:
+    """Raises UnsupportedMediaType for all but plain `application/json` in UTF-8.
+
+    Any web page may send other types without asking this server first. What is compressed is not unpacked: how large it
+    becomes would be known too late.
+    """
+    kind, _, parameters = headers.get("content-type", "").partition(";")
+    if kind.strip().lower() != "application/json":
+        raise UnsupportedMediaType(f"content-type must be application/json, got {kind.strip().lower() or 'none'}")
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset" and value.strip().strip('"').lower() not in _CHARSETS:
+            raise UnsupportedMediaType(f"content-type must have JSON in UTF-8, got charset {value.strip()}")
+    codings = [coding.strip().lower() for sent in headers.getlist("content-encoding") for coding in sent.split(",")]
+    for coding in codings:
+        if coding not in ("", "identity"):
+            raise UnsupportedMediaType(f"content-encoding {coding} is not honoured: send the body as it is")
 
 
 def _announced_bytes(request: Request) -> int:

@@ -23,6 +23,8 @@ from baton.server.errors import HeadersTooLarge, MethodNotAllowed, PayloadTooLar
 LINGER_SECONDS = 5.0
 """How long a client that was answered early may go on sending, before it is cut off and may lose the answer."""
 
+# Whoever reads the first of two is told another thing than who reads the last: which key, which type.
+_SINGLE = (b"authorization", b"content-type")
 _FOLDED = re.compile(rb"\n[ \t]")
 
 
@@ -178,6 +180,8 @@ class Parser(h11.Connection):
             return RequestError("only HTTP/1.1 and HTTP/1.0 are spoken here")
         if _FOLDED.search(head):
             return RequestError("a header goes on in the next line, which HTTP/1.1 has given up")
+        if len(request.headers) > len(names) and (twice := _twice(request)):
+            return RequestError(f"the request has two headers {twice}")
         if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
             return RequestError("the request tells the length of its body in two ways")
         if request.method == b"CONNECT":
@@ -197,6 +201,12 @@ class Parser(h11.Connection):
         if self._chunks <= most:
             return None
         return PayloadTooLarge(exceeded("max_chunks", most, self._chunks, "the number of the body's chunks, or more,"))
+
+
+def _twice(request: h11.Request) -> str:
+    """A header that is there twice and may be there once, by name; "" where there is none."""
+    sent = [name for name, _ in request.headers]
+    return next((name.decode() for name in _SINGLE if sent.count(name) > 1), "")
 
 
 class LingeringTransport:

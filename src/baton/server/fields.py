@@ -12,7 +12,6 @@ from baton.server.errors import from_validation
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "audio": (),
-    "best_of": (1,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),

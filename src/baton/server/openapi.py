@@ -195,6 +195,7 @@ def _bounds(client: Client) -> dict[str, Schema]:
     return {
         "model": {"type": "string", "enum": [client.model_name]},
         "n": _whole(1, limits.max_n),
+        "best_of": {"enum": [None, 1]},
         "temperature": _number(0, limits.max_temperature),
         "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
         "top_k": _whole(-1, _MOST),

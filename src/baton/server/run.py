@@ -93,7 +93,8 @@ def serve(
     """Answers requests on a bound socket until SIGINT, SIGTERM or SIGHUP, and then returns when all is at its end.
 
     The first signal drains: new queries get 503 while running ones finish within the timeout. A second SIGINT or
-    SIGTERM ends those at once. SIGQUIT stays what it is everywhere, the way to end a process without a word. `on_started` is told the address once requests are taken. Must run in the main thread.
+    SIGTERM ends those at once. SIGQUIT stays what it is everywhere, the way to end a process without a word.
+    `on_started` is told the address once requests are taken. Must run in the main thread.
     """
     raise_file_limit()
     server = _Server(server_config(app, limits), app, drain, drain_timeout_seconds)

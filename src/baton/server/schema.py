@@ -110,6 +110,7 @@ class Generation(Strict):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     n: int = 1
+    best_of: int | None = Field(None, description="Only the same as n: all answers come back.")
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -138,6 +139,9 @@ class Generation(Strict):
         """Raises InvalidValue."""
         if self.stream_options is not None and not self.stream:
             raise InvalidValue("stream_options is only for stream: true", param="stream_options")
+        if self.best_of is not None and self.best_of != self.n:
+            message = f"best_of {self.best_of} is not honoured with n {self.n}: all answers come back"
+            raise Unsupported(message, param="best_of")
         same = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
         also = ("repetition_penalty", "seed", "min_tokens", "ignore_eos", "response_format", "structured_outputs")
         return SamplingParams(
