@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -118,6 +119,40 @@ def test_calls_come_back_as_they_were_made(calls: list[tuple[str, dict[str, obje
     ):
         pieces = [text[at : at + width] for at in range(0, len(text), width)]
         assert parsed(style, pieces) == ("", calls)
+
+
+ENDLESS: list[tuple[Style, list[str], list[str]]] = [
+    (HERMES, ['<tool_call>{"'], ["</tool_call>"]),
+    (HERMES, ['<tool_call>{"'], ['"', "</tool_cal", '"', '"']),
+    (HERMES, [], ["<tool_call>"]),
+    (HERMES, ["<tool_call>"], ["</tool_call"]),
+    (HERMES, ["<tool_call>"], ["</tool_call>", "<tool_call>"]),
+    (HERMES, ['<tool_call>{"name": "f", "arguments": {"a": "'], ["\\", "\\"]),
+    (HERMES, [], [" ", "\n"]),
+    (HERMES, [], ["<", "<tool_cal"]),
+    (LLAMA, [], ["{", "{", "}"]),
+    (LLAMA, ['{"'], ["}"]),
+    (LLAMA, ['{"'], ["\\", '"', "{}"]),
+    (LLAMA, ["<|python_tag|>"], [" "]),
+    (LLAMA, [], [" ", "\n"]),
+]
+
+
+@pytest.mark.parametrize(("style", "first", "again"), ENDLESS)
+def test_work_is_in_proportion_to_what_is_said(style: Style, first: list[str], again: list[str]) -> None:
+    """Eight times as much takes eight times as long, however often a model says a tag; squares would take 64 times."""
+
+    def seconds(times: int) -> float:
+        pieces = first + again * times
+        parser = parser_of(style, TOOLS)
+        began = time.process_time()
+        said = "".join(parser.push(piece).text for piece in pieces) + parser.finish().text
+        took = time.process_time() - began
+        assert said == "".join(pieces)
+        return took
+
+    few = min(seconds(1000) for _ in range(3))
+    assert min(seconds(8000) for _ in range(2)) < 30 * few
 
 
 def test_text_is_not_held_back_for_long() -> None:

@@ -53,6 +53,10 @@ class Parser(Protocol):
     def calls(self) -> int:
         """How many there have been."""
 
+    @property
+    def held(self) -> int:
+        """Characters that are held back."""
+
     def push(self, text: str) -> Said:
         """Takes the next piece of text."""
 
@@ -72,6 +76,10 @@ class _Reader:
     style: Style
     tools: frozenset[str]
     count: int = 0
+    ends: re.Pattern[str] = field(init=False)  # what ends a call's JSON outside its strings, or begins a string
+
+    def __post_init__(self) -> None:
+        self.ends = re.compile(f'"|{re.escape(self.style.closing)}')
 
     def call(self, text: str) -> Call | None:
         """None where it is no call."""
@@ -93,59 +101,109 @@ def _refused(constant: str) -> NoReturn:
 
 
 @dataclass(slots=True)
+class _Strings:
+    """Whether a JSON text that comes in pieces is inside one of its strings. Each character is looked at once."""
+
+    inside: bool = False
+    _escaped: bool = False
+
+    def leave(self, text: str, at: int) -> int:
+        """Goes on inside a string; answers where it ends, or the text's end if it does not end there."""
+        at = _REST.match(text, at + self._escaped).end()  # type: ignore[union-attr]
+        self.inside = not text.startswith('"', at)
+        self._escaped = self.inside and at < len(text)  # by a backslash at the text's end
+        return len(text) if self.inside else at + 1
+
+
+@dataclass(slots=True)
 class Tagged:
-    """Calls between two tags, text around them. Blanks beside a call are dropped."""
+    """Calls between two tags, text around them. Blanks beside a call are dropped.
+
+    What is held is kept in pieces, and each character is looked at once: a model may say a tag a thousand times.
+    """
 
     reader: _Reader
-    _held: str = field(default="", init=False)
-    _inside: bool = field(default=False, init=False)
-    _blanks: str = field(default="", init=False)  # before what is inside
+    _blanks: list[str] = field(default_factory=list, init=False)  # a tag may follow
+    _inside: list[str] | None = field(default=None, init=False)  # what came behind an opening tag
+    _tail: str = field(default="", init=False)  # what may become the tag that is looked for
+    _strings: _Strings = field(default_factory=_Strings, init=False)
+    _held: int = field(default=0, init=False)
 
     @property
     def calls(self) -> int:
         return self.reader.count
 
+    @property
+    def held(self) -> int:
+        return self._held
+
     def push(self, text: str) -> Said:
-        self._held += text
-        said = ""
+        said: list[str] = []
         calls: list[Call] = []
-        while True:
-            if not self._inside:
-                said += self._before()
-            if not self._inside or (end := self._end()) is None:
-                return Said(said, tuple(calls))
-            inside, self._held, self._inside = self._held[:end], self._held[end:], False
-            style = self.reader.style
-            call = self.reader.call(inside[len(style.opening) : -len(style.closing)])
-            if call is not None:
-                calls.append(call)
-            else:
-                said += self._blanks + inside
+        text, self._tail = self._tail + text, ""
+        at = 0
+        while at < len(text):
+            at = self._outside(text, at, said) if self._inside is None else self._within(text, at, said, calls)
+        return Said("".join(said), tuple(calls))
 
     def finish(self) -> Said:
-        rest, self._held = (self._blanks if self._inside else "") + self._held, ""
+        inside = [] if self._inside is None else [self.reader.style.opening, *self._inside]
+        rest = "".join([*self._blanks, *inside, self._tail])
+        self._blanks, self._inside, self._tail, self._held = [], None, "", 0
         return Said(rest if rest.strip() or not self.calls else "")
 
-    def _before(self) -> str:
-        """Text up to an opening tag, or to what might become one; blanks are held back, since a tag may follow."""
-        style, held = self.reader.style, self._held
-        at = held.find(style.opening)
-        self._inside = at >= 0
-        upto = at if self._inside else len(held) - _overlap(held, style.opening)
-        said = held[:upto].rstrip()
-        self._blanks = held[len(said) : upto]
-        self._held = held[upto:] if self._inside else held[len(said) :]
-        return said
+    def _outside(self, text: str, at: int, said: list[str]) -> int:
+        """Text up to an opening tag, or to what might become one; answers where to go on."""
+        opening = self.reader.style.opening
+        found = text.find(opening, at)
+        upto = found if found >= 0 else len(text) - _overlap(text, opening, at)
+        plain = text[at:upto]
+        shown = plain.rstrip()
+        if shown:
+            said += [*self._blanks, shown]
+            self._blanks, self._held = [], 0
+        self._hold(self._blanks, plain[len(shown) :])
+        if found < 0:
+            self._tail = text[upto:]
+            return len(text)
+        self._inside = []
+        return found + len(opening)
 
-    def _end(self) -> int | None:
-        """Where what is inside ends, its closing tag with it; a tag in a string of the JSON does not close it."""
-        style = self.reader.style
-        at = self._held.find(style.closing)
-        while at >= 0:
-            if not _in_string(self._held[len(style.opening) : at]):
-                return at + len(style.closing)
-            at = self._held.find(style.closing, at + 1)
-        return None
+    def _within(self, text: str, begin: int, said: list[str], calls: list[Call]) -> int:
+        """What is inside, up to its closing tag; answers where to go on. A tag in a string closes nothing."""
+        assert self._inside is not None
+        closing, at = self.reader.style.closing, begin
+        while at < len(text):
+            if self._strings.inside:
+                at = self._strings.leave(text, at)
+            elif (found := self.reader.ends.search(text, at)) is None:
+                at = len(text) - _overlap(text, closing, at)
+                self._hold(self._inside, text[begin:at])
+                self._tail = text[at:]
+                return len(text)
+            elif found[0] == closing:
+                self._hold(self._inside, text[begin : found.start()])
+                self._close(said, calls)
+                return found.end()
+            else:
+                self._strings.inside, at = True, found.end()
+        self._hold(self._inside, text[begin:])
+        return at
+
+    def _close(self, said: list[str], calls: list[Call]) -> None:
+        assert self._inside is not None
+        inside, style = "".join(self._inside), self.reader.style
+        call = self.reader.call(inside)
+        if call is not None:
+            calls.append(call)
+        else:
+            said += [*self._blanks, style.opening, inside, style.closing]
+        self._blanks, self._inside, self._held = [], None, 0
+
+    def _hold(self, pieces: list[str], piece: str) -> None:
+        if piece:
+            pieces.append(piece)
+            self._held += len(piece)
 
 
 @dataclass(slots=True)
@@ -153,80 +211,93 @@ class Bare:
     """An answer that is nothing but calls, each a JSON object, perhaps behind a tag; others are text."""
 
     reader: _Reader
-    _held: str = field(default="", init=False)
+    _pieces: list[str] = field(default_factory=list, init=False)  # all since the last call
+    _head: str = field(default="", init=False)  # what came before an object, each run of blanks as one
+    _depth: int = field(default=0, init=False)  # of braces; 0: before an object
+    _strings: _Strings = field(default_factory=_Strings, init=False)
     _text: bool = field(default=False, init=False)
+    _held: int = field(default=0, init=False)
 
     @property
     def calls(self) -> int:
         return self.reader.count
 
+    @property
+    def held(self) -> int:
+        return self._held
+
     def push(self, text: str) -> Said:
-        if self._text:
-            return Said(text)
-        self._held += text
         calls: list[Call] = []
-        while (begin := self._begin()) is not None:
-            end = _end_of_object(self._held, begin) if "}" in text else None
-            if end is None:
-                return Said("", tuple(calls))
-            call = self.reader.call(self._held[begin:end])
-            if call is None:
-                break
-            calls.append(call)
-            self._held = self._held[end:]
-        if begin is None and self._waits():
-            return Said("", tuple(calls))
-        self._text = True
-        return Said(self._rest(), tuple(calls))
+        at = 0
+        while at < len(text) and not self._text:
+            at = self._within(text, at, calls) if self._depth else self._before(text, at)
+        rest = self._rest() + text[at:] if self._text else ""
+        return Said(rest, tuple(calls))
 
     def finish(self) -> Said:
         rest = self._rest()
         return Said(rest if rest.strip() or not self.calls else "")
 
     def _rest(self) -> str:
-        rest, self._held = self._held, ""
+        rest = "".join(self._pieces)
+        self._pieces, self._held = [], 0
         return rest
 
-    def _begin(self) -> int | None:
-        """Where the next object begins, behind the tag and what parts calls."""
-        found = _BETWEEN[self.calls > 0].match(self._held)
-        at = found.end() if found else 0
-        if self._held.startswith(self.reader.style.opening, at):
-            at += len(self.reader.style.opening)
-            at += len(self._held[at:]) - len(self._held[at:].lstrip())
-        return at if self._held.startswith("{", at) else None
-
-    def _waits(self) -> bool:
-        """Whether a call may still begin with what comes."""
-        rest = _BETWEEN[self.calls > 0].sub("", self._held, count=1)
+    def _before(self, text: str, at: int) -> int:
+        """What stands before an object, and its first brace; anything else makes it all text."""
+        brace = text.find("{", at)
+        upto = brace if brace >= 0 else len(text)
+        self._head = _BLANKS.sub(" ", self._head + text[at:upto])
+        rest = _BETWEEN[self.calls > 0].sub("", self._head, count=1)
         tag = self.reader.style.opening
-        return tag.startswith(rest) or (rest.startswith(tag) and not rest[len(tag) :].strip())
+        opens = not rest or (rest.startswith(tag) and not rest[len(tag) :].strip())
+        if brace >= 0 and opens:
+            self._head, self._depth, upto = "", 1, brace + 1
+        elif brace >= 0 or not (opens or tag.startswith(rest)):
+            self._text = True
+        self._hold(text[at:upto])
+        return upto
+
+    def _within(self, text: str, begin: int, calls: list[Call]) -> int:
+        at = begin
+        while at < len(text) and self._depth:
+            if self._strings.inside:
+                at = self._strings.leave(text, at)
+            elif (found := _MARK.search(text, at)) is None:
+                at = len(text)
+            else:
+                at = found.end()
+                self._strings.inside = found[0] == '"'
+                self._depth += {"{": 1, "}": -1}.get(found[0], 0)
+        self._hold(text[begin:at])
+        if not self._depth:
+            self._close(calls)
+        return at
+
+    def _close(self, calls: list[Call]) -> None:
+        written = "".join(self._pieces)
+        call = self.reader.call(written[written.index("{") :])
+        if call is None:
+            self._text = True
+            return
+        calls.append(call)
+        self._rest()
+
+    def _hold(self, piece: str) -> None:
+        self._pieces.append(piece)
+        self._held += len(piece)
 
 
+_BLANKS = re.compile(r"\s+")
 # What may stand before a call, and between two.
 _BETWEEN = {False: re.compile(r"\s*"), True: re.compile(r"\s*;?\s*")}
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_PART = re.compile(rf'{_STRING.pattern}|[{{}}"]', re.DOTALL)
+# What changes how deep an object is, or begins a string; and a string up to its end, or to a backslash behind which
+# nothing has come yet.
+_MARK = re.compile(r'[{}"]')
+_REST = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
 
-def _end_of_object(text: str, begin: int) -> int | None:
-    """Where the JSON object that begins there ends, if it does."""
-    depth = 0
-    for part in _PART.finditer(text, begin):
-        if part[0] == '"':
-            return None
-        depth += {"{": 1, "}": -1}.get(part[0], 0)
-        if not depth:
-            return part.end()
-    return None
-
-
-def _in_string(text: str) -> bool:
-    """Whether a JSON text ends inside one of its strings."""
-    return '"' in _STRING.sub("", text)
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that is a true beginning of `tag`."""
-    longest = min(len(text), len(tag) - 1)
+def _overlap(text: str, tag: str, begin: int) -> int:
+    """Length of the longest end of `text` from `begin` on that is a true beginning of `tag`."""
+    longest = min(len(text) - begin, len(tag) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
