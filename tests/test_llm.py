@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import baton
 from baton import LLM, AsyncLLM, SamplingParams
-from baton.errors import ContextLengthExceeded, DeadlinePassed, EngineUnhealthy, InvalidValue, QueryFailed, SettingError
+from baton.errors import (
+    ContextLengthExceeded,
+    DeadlinePassed,
+    EngineUnhealthy,
+    InvalidValue,
+    QueryFailed,
+    SettingError,
+    Unsupported,
+)
 from baton.events import SLOT_KINDS
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, View
@@ -99,6 +108,56 @@ def test_one_conversation_or_several_are_answered(llm: LLM, stock: PreTrainedMod
 def test_without_params_the_defaults_hold(llm: LLM) -> None:
     (output,) = llm.generate("hello")
     assert len(output.outputs[0].token_ids) <= 16
+
+
+def test_calls_are_written_as_vllms_users_write_them(llm: LLM) -> None:
+    made: list[dict[str, Any]] = []
+
+    def bar(**kwargs: Any) -> Any:
+        made.append(kwargs)
+        return tqdm(disable=True, **kwargs)
+
+    tokens = llm.client.tokenizer.encode("hello")
+    talk = [{"role": "user", "content": "Hi"}]
+    same = [
+        llm.generate("hello", GREEDY),
+        llm.generate(prompts=["hello"], sampling_params=[GREEDY], use_tqdm=False),
+        llm.generate(["hello"], GREEDY, True),
+        llm.generate([{"prompt": "hello"}], sampling_params=GREEDY, use_tqdm=bar),
+        llm.generate(tokens, GREEDY),
+        llm.generate([tokens], GREEDY),
+        llm.generate({"prompt_token_ids": tokens, "prompt": "hello"}, GREEDY),
+    ]
+    assert len({tuple(output.outputs[0].token_ids) for (output,) in same}) == 1
+    assert [output.prompt for (output,) in same] == ["hello"] * 4 + [None, None, "hello"]
+    assert [one["total"] for one in made] == [1]
+    (positional,), (named,) = (
+        llm.chat(talk, GREEDY, False),
+        llm.chat(messages=talk, sampling_params=GREEDY, use_tqdm=bar),
+    )
+    assert positional.outputs[0].token_ids == named.outputs[0].token_ids
+
+
+def test_the_bar_is_on_stderr_where_that_is_a_terminal(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:
+    llm.generate("hello", GREEDY)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_name_before_holds_for_a_release(llm: LLM) -> None:
+    with pytest.warns(DeprecationWarning, match="sampling_params") as caught:
+        (before,) = llm.generate("hello", params=GREEDY)
+    assert caught[0].filename == __file__
+    assert before.outputs[0].token_ids == llm.generate("hello", GREEDY)[0].outputs[0].token_ids
+    with pytest.raises(InvalidValue, match="are the same"):
+        llm.chat([{"role": "user", "content": "Hi"}], GREEDY, params=GREEDY)
+
+
+def test_a_prompt_that_is_none_or_asks_for_more_is_refused_by_name(llm: LLM) -> None:
+    for prompt in ({"prompt": None}, {"prompt_token_ids": "hello"}, {}):
+        with pytest.raises(InvalidValue, match="a prompt is"):
+            llm.generate(prompt, GREEDY)
+    with pytest.raises(Unsupported, match="multi_modal_data"):
+        llm.generate({"prompt": "hello", "multi_modal_data": {}}, GREEDY)
 
 
 def test_params_are_one_for_all_or_one_each(llm: LLM) -> None:

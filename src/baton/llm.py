@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -14,13 +15,19 @@ from tqdm import tqdm
 from baton.compose import House, open_house
 from baton.config import Config, make_config
 from baton.engine.client import Client, Message, Tokenizer
-from baton.errors import DeadlinePassed, EngineUnhealthy, InvalidValue, QueryFailed
+from baton.errors import DeadlinePassed, EngineUnhealthy, InvalidValue, QueryFailed, Unsupported
 from baton.events import Slots, TokenLogprobs, Update, Usage
 from baton.policy.port import Policy
 from baton.query import NO_TERMS, Query, SamplingParams, Terms
 
-Prompt = str | Mapping[str, Any]
-"""A text, or `{"prompt_token_ids": [...]}`."""
+Prompt = str | Mapping[str, Any] | Sequence[int]
+"""A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": [...]}`."""
+
+Sampling = SamplingParams | Sequence[SamplingParams]
+"""One for all prompts, or one each."""
+
+Bar = bool | Callable[..., tqdm]
+"""Whether a progress bar is shown on a terminal, or what makes one, called as `tqdm` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +112,19 @@ class _Engine:
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             return prompt, self.client.tokenizer.encode(prompt)
-        ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
-        if isinstance(ids, Iterable):
-            return None, list(ids)
-        raise InvalidValue('a prompt is a text or {"prompt_token_ids": [...]}', param="prompt")
+        if not isinstance(prompt, Mapping):
+            prompt = {"prompt_token_ids": prompt}
+        unknown = sorted(set(prompt) - {"prompt", "prompt_token_ids"})
+        if unknown and len(unknown) < len(prompt):
+            raise Unsupported(f"{unknown[0]} is not honoured in a prompt", param=unknown[0])
+        text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if isinstance(text, str) and ids is None:
+            return text, self.client.tokenizer.encode(text)
+        if isinstance(ids, Iterable) and not isinstance(ids, str):
+            return text, list(ids)
+        raise InvalidValue(
+            'a prompt is a text, token ids, {"prompt": text} or {"prompt_token_ids": [...]}', param="prompt"
+        )
 
 
 class LLM(_Engine):
@@ -129,36 +145,39 @@ class LLM(_Engine):
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Sampling | None = None,
+        use_tqdm: Bar = True,
         *,
-        use_tqdm: bool = False,
+        params: Sampling | None = None,
     ) -> list[RequestOutput]:
-        """Continues each prompt. `params`: one for all, or one each.
+        """Continues each prompt. `params`: what `sampling_params` was called before.
 
         Raises RequestError before anything runs where a prompt or a field cannot be honoured, and QueryFailed where a
         query failed by itself.
         """
-        some: Sequence[Prompt] = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
-        return self._run([self._encode(prompt) for prompt in some], _each(params, len(some)), use_tqdm)
+        some: Sequence[Any] = [prompts] if _is_one(prompts) else list(prompts)
+        each = _each(_renamed(sampling_params, params), len(some))
+        return self._run([self._encode(prompt) for prompt in some], each, use_tqdm)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Sampling | None = None,
+        use_tqdm: Bar = True,
         *,
-        use_tqdm: bool = False,
+        params: Sampling | None = None,
     ) -> list[RequestOutput]:
         """Answers one conversation, or several: each a list of `{"role": ..., "content": ...}`."""
         several: Any = messages
         talks = [several] if several and isinstance(several[0], Mapping) else list(several)
-        encoded = [(None, self.client.tokenizer.chat(talk)) for talk in talks]
-        return self._run(encoded, _each(params, len(talks)), use_tqdm)
+        each = _each(_renamed(sampling_params, params), len(talks))
+        return self._run([(None, self.client.tokenizer.chat(talk)) for talk in talks], each, use_tqdm)
 
     def _run(
-        self, prompts: Sequence[tuple[str | None, list[int]]], params: Sequence[SamplingParams], use_tqdm: bool
+        self, prompts: Sequence[tuple[str | None, list[int]]], params: Sequence[SamplingParams], use_tqdm: Bar
     ) -> list[RequestOutput]:
         outputs, asked = _prepare(self.client, prompts, params)
-        with tqdm(total=len(asked), unit="query", disable=not use_tqdm) as bar:
+        with _bar(use_tqdm, len(asked)) as bar:
             for update in self.client.run([one.query for one in asked.values()]):
                 asked[update.query_id].take(update, self.client.tokenizer)
                 bar.update(update.finish_reason is not None)
@@ -171,8 +190,9 @@ class AsyncLLM(_Engine):
     async def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
+        params: SamplingParams | None = None,
         priority: int = 0,
         deadline_ms: int | None = None,
         user: str = "",
@@ -183,10 +203,9 @@ class AsyncLLM(_Engine):
         Raises what `LLM.generate` does, QueueFull, and DeadlinePassed when it is not done `deadline_ms` from now.
         """
         terms = Terms(priority, deadline_ms, user)
+        each = _each(_renamed(sampling_params, params), 1)
         # Long prompts, and forms that are compiled, are work for a thread: others go on meanwhile.
-        (output,), asked = await asyncio.to_thread(
-            lambda: _prepare(self.client, [self._encode(prompt)], [params or SamplingParams()], terms)
-        )
+        (output,), asked = await asyncio.to_thread(lambda: _prepare(self.client, [self._encode(prompt)], each, terms))
         stream = self.client.stream([one.query for one in asked.values()])
         try:
             async for update in stream:
@@ -288,7 +307,30 @@ def _logprobs(told: TokenLogprobs, tokenizer: Tokenizer) -> Logprobs:
     }
 
 
-def _each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+def _is_one(prompts: Any) -> bool:
+    """Whether this is one prompt, not several."""
+    return isinstance(prompts, (str, Mapping)) or (bool(prompts) and all(isinstance(one, int) for one in prompts))
+
+
+def _bar(asked: Bar, total: int) -> tqdm:
+    make = tqdm if isinstance(asked, bool) else asked
+    # None: shown where stderr is a terminal.
+    quiet = {} if make is asked else {"disable": None if asked else True}
+    return make(total=total, desc="Processed prompts", unit="query", dynamic_ncols=True, **quiet)
+
+
+def _renamed(sampling_params: Sampling | None, params: Sampling | None) -> Sampling | None:
+    """The sampling parameters under the name that they are given by today, or by the one before."""
+    if params is None:
+        return sampling_params
+    if sampling_params is not None:
+        raise InvalidValue("sampling_params and params are the same: give sampling_params", param="params")
+    # The caller of generate or chat is to see it.
+    warnings.warn("params is called sampling_params now", DeprecationWarning, stacklevel=3)
+    return params
+
+
+def _each(params: Sampling | None, count: int) -> Sequence[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
     if len(params) != count:
