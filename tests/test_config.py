@@ -308,3 +308,18 @@ def test_prefixes_are_kept_unless_told_otherwise_and_never_by_the_baseline(
 ) -> None:
     facts = dataclasses.replace(FACTS, policies=("baton", "orca", "run_to_completion"))
     assert resolve(Config(policy=policy, prefix_cache=asked), facts).prefix_cache is expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, "all"),
+        ({"api_key": ("k",)}, "key"),
+        ({"api_key_file": "keys"}, "key"),
+        ({"api_key": ("k",), "prefix_sharing": "all"}, "all"),
+        ({"prefix_sharing": "salt"}, "salt"),
+    ],
+)
+def test_prefixes_are_shared_within_a_key_where_there_are_keys(asked: dict[str, object], expected: str) -> None:
+    found = resolve(make_config(asked), FACTS)
+    assert (found.prefix_sharing, found.has_keys) == (expected, bool(asked.get("api_key") or asked.get("api_key_file")))

@@ -87,6 +87,19 @@ def test_token_ids_are_prompts_beside_texts(llm: LLM, stock: PreTrainedModel) ->
     assert text.outputs[0].token_ids == expected(stock, llm.client.tokenizer.encode("hello"))
 
 
+def test_what_one_salt_stored_no_other_finds(llm: LLM, stock: PreTrainedModel) -> None:
+    text = "the same beginning of more than a block of tokens"
+    salts = ("a", "b", None, "a", None)
+    asked: list[Any] = [{"prompt": text} | ({} if salt is None else {"cache_salt": salt}) for salt in salts]
+    outputs = [llm.generate(one, GREEDY)[0] for one in asked]
+    found = [output.outputs[0].usage.cached_tokens for output in outputs if output.outputs[0].usage is not None]
+    assert found[:3] == [0, 0, 0] and min(found[3:]) > 0
+    right = expected(stock, llm.client.tokenizer.encode(text))
+    assert [output.outputs[0].token_ids for output in outputs] == [right] * 5 and outputs[0].prompt == text
+    with pytest.raises(InvalidValue, match="cache_salt"):
+        llm.generate({"prompt": text, "cache_salt": ""})
+
+
 def test_a_single_prompt_needs_no_list(llm: LLM) -> None:
     (one,) = llm.generate("hello", GREEDY)
     (other,) = llm.generate({"prompt_token_ids": llm.client.tokenizer.encode("hello")}, GREEDY)

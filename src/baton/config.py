@@ -28,6 +28,8 @@ ALIGNED = "aligned"
 SHAPING = ("ragged", ALIGNED)
 NO_COMPILER = "none"
 STEP_COMPILERS = (NO_COMPILER, "inductor")
+SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT = "all", "key", "salt"
+PREFIX_SHARING = (AUTO, SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT)
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
@@ -76,6 +78,12 @@ class Config(Limits):
     prefix_cache: bool = setting(
         True, "Prompts that begin as earlier texts did are computed from there; never by run_to_completion."
     )
+    prefix_sharing: str = setting(
+        AUTO,
+        "Whose stored prefixes a prompt may begin with: of all, of the same API key, or of the same cache_salt alone; "
+        "auto: key where there are keys, else all.",
+        choices=PREFIX_SHARING,
+    )
     deterministic: bool = setting(
         False, "Results equal to the bit in any company: steps of a fixed shape, slower; no prefix cache."
     )
@@ -114,7 +122,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds, in numbers. `kv_mapping`: memory for keys and values is mapped as rows grow."""
+    """What holds, in numbers.
+
+    `has_keys`: requests need an API key. `kv_mapping`: memory for keys and values is mapped as rows grow.
+    """
 
     policy: str
     max_rows: int
@@ -127,6 +138,8 @@ class Settings:
     pool_bytes: int = 0
     shaping: str = "ragged"
     prefix_cache: bool = True
+    prefix_sharing: str = SHARE_ALL
+    has_keys: bool = False
     deterministic: bool = False
     hang_seconds: float = 60.0
     kv_mapping: bool = False
@@ -188,6 +201,8 @@ def resolve(config: Config, facts: Facts) -> Settings:
         # The baseline computes every prompt, and never has one wait for another; where bits count, a prompt is always
         # fed in the same pieces.
         prefix_cache=config.prefix_cache and config.policy != "run_to_completion" and not config.deterministic,
+        prefix_sharing=_prefix_sharing(config),
+        has_keys=has_keys(config),
         deterministic=config.deterministic,
         hang_seconds=config.hang_timeout,
         kv_mapping=mapped,
@@ -203,6 +218,17 @@ def _laid_out(config: Config, facts: Facts) -> tuple[Facts, bool]:
     if facts.mapped_footprint is None or config.policy == "run_to_completion" or config.shaping == ALIGNED:
         return facts, False
     return dataclasses.replace(facts, footprint=facts.mapped_footprint, lazy_memory=True), True
+
+
+def _prefix_sharing(config: Config) -> str:
+    if config.prefix_sharing != AUTO:
+        return config.prefix_sharing
+    return SHARE_BY_KEY if has_keys(config) else SHARE_ALL
+
+
+def has_keys(config: Config) -> bool:
+    """Whether requests need a key, so that they come from people who need not trust one another."""
+    return bool(config.api_key or config.api_key_file)
 
 
 def _check_shaping(config: Config) -> None:

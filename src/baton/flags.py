@@ -14,7 +14,12 @@ from baton.limits import Limits, flag_of
 # Settings of the server, which other verbs do not have.
 _LIMITS = frozenset(known.name for known in dataclasses.fields(Limits))
 _ACCESS = {"host", "port", "api_key", "api_key_file", "allowed_host", "cors_origin"}
-SERVING = _LIMITS | _ACCESS | {"served_model_name", "drain_timeout", "hang_timeout", "max_stall_ms", "metrics_compat"}
+SERVING = (
+    _LIMITS
+    | _ACCESS
+    | {"served_model_name", "drain_timeout", "hang_timeout", "max_stall_ms", "metrics_compat"}
+    | {"prefix_sharing"}
+)
 # Settings that the check chooses by itself.
 OF_THE_BATCH = frozenset(
     {"max_batch_size", "max_model_len", "policy", "prefill_chunk", "prefix_cache", "deterministic"}

@@ -21,7 +21,7 @@ from baton.policy.port import Policy
 from baton.query import NO_TERMS, Query, SamplingParams, Terms
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
-"""A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": [...]}`."""
+"""A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": [...]}`; a mapping may have a `cache_salt`."""
 
 Sampling = SamplingParams | Sequence[SamplingParams]
 """One for all prompts, or one each."""
@@ -114,7 +114,7 @@ class _Engine:
             return prompt, self.client.tokenizer.encode(prompt)
         if not isinstance(prompt, Mapping):
             prompt = {"prompt_token_ids": prompt}
-        unknown = sorted(set(prompt) - {"prompt", "prompt_token_ids"})
+        unknown = sorted(set(prompt) - {"prompt", "prompt_token_ids", "cache_salt"})
         if unknown and len(unknown) < len(prompt):
             raise Unsupported(f"{unknown[0]} is not honoured in a prompt", param=unknown[0])
         text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
@@ -157,7 +157,8 @@ class LLM(_Engine):
         """
         some: Sequence[Any] = [prompts] if _is_one(prompts) else list(prompts)
         each = _each(_renamed(sampling_params, params), len(some))
-        return self._run([self._encode(prompt) for prompt in some], each, use_tqdm)
+        terms = [Terms(cache_salt=_salt(prompt)) for prompt in some]
+        return self._run([self._encode(prompt) for prompt in some], each, use_tqdm, terms)
 
     def chat(
         self,
@@ -171,12 +172,17 @@ class LLM(_Engine):
         several: Any = messages
         talks = [several] if several and isinstance(several[0], Mapping) else list(several)
         each = _each(_renamed(sampling_params, params), len(talks))
-        return self._run([(None, self.client.tokenizer.chat(talk)) for talk in talks], each, use_tqdm)
+        encoded = [(None, self.client.tokenizer.chat(talk)) for talk in talks]
+        return self._run(encoded, each, use_tqdm, [NO_TERMS] * len(talks))
 
     def _run(
-        self, prompts: Sequence[tuple[str | None, list[int]]], params: Sequence[SamplingParams], use_tqdm: Bar
+        self,
+        prompts: Sequence[tuple[str | None, list[int]]],
+        params: Sequence[SamplingParams],
+        use_tqdm: Bar,
+        terms: Sequence[Terms],
     ) -> list[RequestOutput]:
-        outputs, asked = _prepare(self.client, prompts, params)
+        outputs, asked = _prepare(self.client, prompts, params, terms)
         with _bar(use_tqdm, len(asked)) as bar:
             for update in self.client.run([one.query for one in asked.values()]):
                 asked[update.query_id].take(update, self.client.tokenizer)
@@ -202,10 +208,10 @@ class AsyncLLM(_Engine):
         Lower `priority` runs first, and each `user` gets a share, under policies that honour it (docs/policies.md).
         Raises what `LLM.generate` does, QueueFull, and DeadlinePassed when it is not done `deadline_ms` from now.
         """
-        terms = Terms(priority, deadline_ms, user)
+        terms = Terms(priority, deadline_ms, user, cache_salt=_salt(prompt))
         each = _each(_renamed(sampling_params, params), 1)
         # Long prompts, and forms that are compiled, are work for a thread: others go on meanwhile.
-        (output,), asked = await asyncio.to_thread(lambda: _prepare(self.client, [self._encode(prompt)], each, terms))
+        (output,), asked = await asyncio.to_thread(lambda: _prepare(self.client, [self._encode(prompt)], each, [terms]))
         stream = self.client.stream([one.query for one in asked.values()])
         try:
             async for update in stream:
@@ -256,13 +262,13 @@ def _prepare(
     client: Client,
     prompts: Sequence[tuple[str | None, list[int]]],
     params: Sequence[SamplingParams],
-    terms: Terms = NO_TERMS,
+    terms: Sequence[Terms],
 ) -> tuple[list[RequestOutput], dict[str, _Asked]]:
     """Empty outputs, and by its id each query with the completion that it fills."""
     outputs: list[RequestOutput] = []
     asked: dict[str, _Asked] = {}
-    for (text, tokens), param in zip(prompts, params, strict=True):
-        queries = client.queries(tokens, param, terms)
+    for (text, tokens), param, term in zip(prompts, params, terms, strict=True):
+        queries = client.queries(tokens, param, term)
         completions = [Completion(index) for index in range(len(queries))]
         output = RequestOutput(text, tokens, completions)
         outputs.append(output)
@@ -328,6 +334,10 @@ def _renamed(sampling_params: Sampling | None, params: Sampling | None) -> Sampl
     # The caller of generate or chat is to see it.
     warnings.warn("params is called sampling_params now", DeprecationWarning, stacklevel=3)
     return params
+
+
+def _salt(prompt: Prompt) -> str | None:
+    return prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
 
 
 def _each(params: Sampling | None, count: int) -> Sequence[SamplingParams]:

@@ -13,6 +13,7 @@ from baton.constraint import Constraint, Form, form_of
 from baton.errors import InvalidValue
 
 MAX_USER_CHARACTERS = 256
+MAX_SALT_CHARACTERS = 256
 # What numbers of requests are bound by at all; `limits.py` has what may be asked for.
 _MOST = 2**31 - 1
 
@@ -134,6 +135,8 @@ class Terms:
     `priority`: lower runs first. `deadline_ms` from its arrival it is given up, if it is not done. `user`: who asked,
     or ""; at most 256 characters. `queue_seconds` from its arrival it is given up, if nothing of it was
     computed yet, and `total_seconds` from it in any case: these are the server's limits, which no policy goes by.
+    `key`: by whose key it was asked, as a digest, or "". `cache_salt`: what it begins with is stored for, and found by,
+    those who send the same alone; 1 to 256 characters, None for none.
     Raises InvalidValue.
     """
 
@@ -142,6 +145,8 @@ class Terms:
     user: str = ""
     queue_seconds: float | None = None
     total_seconds: float | None = None
+    key: str = ""
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
         _within("priority", self.priority, -(2**31), _MOST, whole=True)
@@ -149,6 +154,11 @@ class Terms:
             _within("deadline_ms", self.deadline_ms, 1, _MOST, whole=True)
         if not isinstance(self.user, str) or len(self.user) > MAX_USER_CHARACTERS:
             raise InvalidValue(f"user must be a text of at most {MAX_USER_CHARACTERS} characters", param="user")
+        salt = self.cache_salt
+        if salt is not None and not (isinstance(salt, str) and 1 <= len(salt) <= MAX_SALT_CHARACTERS):
+            raise InvalidValue(
+                f"cache_salt must be a text of 1 to {MAX_SALT_CHARACTERS} characters", param="cache_salt"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +172,7 @@ class Query:
     policies may share the rows between users. `constraint`: what its tokens must be. `shown`: special tokens that its
     text has all the same. `choice_of`: where several queries are choices of one prompt and may
     share its computation, the id of the first of them, its own for that one; else "".
+    `prefix_space`: queries of one space share stored prefixes; None: with nobody.
     """
 
     id: str
@@ -174,6 +185,7 @@ class Query:
     deadline: float | None = None
     user: str = ""
     choice_of: str = ""
+    prefix_space: str | None = ""
     start_by: float | None = None
     end_by: float | None = None
     constraint: Constraint | None = field(default=None, compare=False)

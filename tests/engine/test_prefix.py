@@ -19,7 +19,7 @@ from baton.engine.client import Client
 from baton.events import Event, IterationDone, QueryEnded
 from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
-from baton.query import Query, SamplingParams, State
+from baton.query import Query, SamplingParams, State, Terms
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import VOCABULARY as TINY_VOCABULARY
 from families import model_of
@@ -607,3 +607,75 @@ def test_where_memory_runs_out_stored_prefixes_go_first(step: str) -> None:
     again = replace(first, id="c")
     crowd.run([again])
     assert usage_of(crowd, "c").cached_tokens == 0
+
+
+# Spaces
+
+
+def in_space(space: str | None, *queries: Query) -> list[Query]:
+    return [replace(query, prefix_space=space) for query in queries]
+
+
+@EVERY_KIND
+def test_a_query_begins_with_what_its_own_space_stored(divisible_tokens: int) -> None:
+    crowd = crowd_with(store_of(divisible_tokens=divisible_tokens))
+    crowd.run(in_space("one", query_of("first", prompt_of(9), 6)))
+    again = [*prompt_of(9), *crowd.tokens("first"), 5, 6]
+    for name, space in (("a", "two"), ("b", ""), ("c", None), ("d", "one")):
+        crowd.run(in_space(space, query_of(name, again, 4)))
+    found = [usage_of(crowd, name).cached_tokens for name in "abcd"]
+    assert found[:3] == [0, 0, 0] and found[3] >= 8
+    assert is_released(crowd)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("policy", ["baton", "orca"])
+def test_a_query_without_a_space_shares_with_its_choices_alone(policy: str, divisible_tokens: int) -> None:
+    crowd = crowd_with(store_of(divisible_tokens=divisible_tokens), policy=POLICIES[policy]())
+    prompt = prompt_of(13)
+    crowd.run(in_space(None, *choices("g", prompt, 3)))
+    assert [usage_of(crowd, f"g{i}").cached_tokens for i in (1, 2)] == [12, 12]
+    crowd.run(in_space(None, query_of("a", prompt, 4)))
+    assert crowd.engine.queries.prefixes.bytes_used <= 12 * BYTES_PER_TOKEN, "nobody could find more of it"
+    for name, space in (("b", None), ("c", ""), ("d", "g0")):
+        crowd.run(in_space(space, *([query_of(name, prompt, 4)] if space != "g0" else choices("h", prompt, 2))))
+    assert [usage_of(crowd, name).cached_tokens for name in "abc"] == [0, 0, 0]
+    assert is_released(crowd)
+
+
+def test_crowds_of_several_spaces_shaken() -> None:
+    dice = random.Random(6)
+    crowd = crowd_with(policy=Shaken(Baton(), dice), pool_bytes=90 * BYTES_PER_TOKEN)
+    spaces: list[str | None] = ["", "one", "two", None]
+    queries = [
+        query
+        for i in range(24)
+        for query in in_space(spaces[i % 4], *choices(f"g{i}", prompt_of(10 + i % 3, seed=i % 3), 1 + i % 3, limit=6))
+    ]
+    crowd.run(queries, dice)
+    assert is_right(crowd, *queries) and is_released(crowd)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "together"),
+    [
+        ("all", ["00 10", "01 11", "02 12"]),
+        ("key", ["00", "10", "01", "11", "02", "12"]),
+        ("salt", ["01 11", "02 12"]),
+    ],
+)
+def test_the_client_says_who_shares_stored_prefixes(sharing: str, together: list[str]) -> None:
+    """Of two keys, each without a salt and with two different ones."""
+    client = client_of(crowd_with(), prefix_sharing=sharing)
+    salts = (None, "s1", "s2")
+    spaces: dict[str, str | None] = {}
+    for key in (0, 1):
+        for at, salt in enumerate(salts):
+            (query,) = client.queries([3, 4], SamplingParams(), Terms(key=f"key{key}", cache_salt=salt))
+            spaces[f"{key}{at}"] = query.prefix_space
+    named = {space for space in spaces.values() if space is not None}
+    found = [" ".join(name for name, space in spaces.items() if space == one) for one in named]
+    assert sorted(found) == sorted(together)
+    assert not any("key" in space or "s1" in space for space in named), "neither is kept as it is"
+    (nobody,) = client.queries([3, 4], SamplingParams())
+    assert nobody.prefix_space == (None if sharing == "salt" else "")

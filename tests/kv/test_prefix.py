@@ -498,3 +498,22 @@ class AnyOrder(RuleBasedStateMachine):
 
 def test_in_any_order_it_is_as_a_plain_list_would_be() -> None:
     run_state_machine_as_test(AnyOrder, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("divisible_tokens", [ALWAYS, 0], ids=["blocks", "snapshots"])
+def test_what_one_space_stores_no_other_finds(divisible_tokens: int) -> None:
+    store, tokens = store_of(divisible_tokens=divisible_tokens), list(range(8))
+    row = ([*tokens, 0], parts_of(tokens), len(tokens))
+    assert store.store(*row, "a", whole=True) == 8
+    assert [store.find([*tokens, 9], space) is not None for space in ("a", "b", "")] == [True, False, False]
+    assert [store.hold(space, [*tokens, 9], space) for space in ("a", "b", "")] == [8, 0, 0]
+    assert store.store(*row, "b", whole=True) == 8
+    assert store.find([*tokens, 9], "b") is not None
+    size = sum(part.nbytes for part in parts_of(tokens))
+    assert store.bytes_used == 2 * size, "nothing is shared, not even in memory"
+    for space in ("a", "b", ""):
+        store.release(space)
+    store.limit(size)
+    assert [store.find([*tokens, 9], space) is not None for space in ("a", "b")] == [False, True]
+    store.limit(0)
+    assert not store._entries and not store._tails, "a space that has nothing leaves nothing"

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from baton.compose import POLICIES
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.policy.port import Policy, honours
+from baton.server.access import Access
 from baton.server.app import create_app
 from server.scripted import MODEL, Letters, ScriptedLoop, app_of, client_of
 from toy import hashed, toy_crowd, toy_settings
@@ -109,6 +111,57 @@ async def test_who_names_no_user_is_known_by_the_key_and_nobody_sees_the_key(loo
     one, two, again = users[::2]
     assert one == again != two
     assert "one" not in one and one
+
+
+def keyed(loop: ScriptedLoop, sharing: str = "key") -> FastAPI:
+    """An app where requests need one of two keys."""
+    client = client_of(loop)
+    client.settings = replace(client.settings, prefix_sharing=sharing, has_keys=True)
+    about = {"render_metrics": lambda: (b"", "text/plain"), "version": "9.9"}
+    return create_app(client, access=Access(keys=("one", "two")), **about)
+
+
+@ROUTES
+async def test_stored_prefixes_are_shared_within_a_key_and_a_salt(
+    loop: ScriptedLoop, path: str, body: dict[str, Any]
+) -> None:
+    app = keyed(loop)
+    asked = [
+        ("Bearer one", body),
+        ("bearer  one ", {**body, "cache_salt": None}),
+        ("Bearer two", body),
+        ("Bearer one", {**body, "cache_salt": "pepper"}),
+        ("BEARER one", {**body, "cache_salt": "pepper", "user": "me", "n": 2}),
+        ("Bearer two", {**body, "cache_salt": "pepper", "user": "me"}),
+    ]
+    for key, sent in asked:
+        async with talking_to(app, authorization=key) as http:
+            assert (await http.post(path, json=sent)).status_code == 200
+    spaces = [query.prefix_space for query in loop.queries]
+    assert [spaces.index(space) for space in spaces] == [0, 0, 2, 3, 3, 3, 6], spaces
+    assert not any("one" in str(space) or "pepper" in str(space) for space in spaces)
+    *_, mine, theirs = [query.user for query in loop.queries]
+    assert mine != theirs, "a user of one key takes no share of another key's"
+
+
+@ROUTES
+@pytest.mark.parametrize("salt", ["", 7, ["a"], "x" * 257])
+async def test_a_salt_is_a_text(loop: ScriptedLoop, path: str, body: dict[str, Any], salt: object) -> None:
+    async with talking_to(app_of(loop)) as http:
+        response = await http.post(path, json={**body, "cache_salt": salt})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "cache_salt")
+    assert loop.queries == []
+
+
+async def test_of_two_authorization_headers_the_one_that_let_it_in_says_whose_it_is(loop: ScriptedLoop) -> None:
+    path, body = PLAIN
+    app = keyed(loop)
+    for keys in (["two"], ["one", "two"]):
+        async with talking_to(app) as http:
+            headers = [("authorization", f"Bearer {key}") for key in keys]
+            response = await http.post(path, json=body, headers=headers)
+            assert response.status_code in (200, 400, 401)
+    assert len({query.prefix_space for query in loop.queries}) == 1
 
 
 # Deadlines that pass, on a real engine

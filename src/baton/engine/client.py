@@ -6,6 +6,7 @@ All methods may be called from any thread. The engine answers once per iteration
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import operator
 import queue
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Collection, Generator, Sequence
 
 from baton.clock import Clock
-from baton.config import Settings
+from baton.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
 from baton.constraint import Constraint, Form
 from baton.engine.port import Compiler, Loop
 from baton.engine.port import Message as Message
@@ -65,6 +66,7 @@ class Client:
         self._compiler = compiler
         self._names = itertools.count()
         self._prefix = secrets.token_hex(8)
+        self._spaces = secrets.token_bytes(16)
         self._seeds = random.Random(settings.seed)
         self._lock = threading.Lock()
         self._post = Post()
@@ -102,6 +104,7 @@ class Client:
         with self._lock:
             first = self._seeds.getrandbits(63) if params.seed is None else params.seed
             names = [f"{self._prefix}-{next(self._names)}" for _ in range(params.n)]
+        space = self._prefix_space(terms)
         # Log-probabilities of the prompt come of computing it.
         shared = params.n > 1 and self.settings.prefix_cache and params.prompt_logprobs is None
         return [
@@ -114,12 +117,13 @@ class Client:
                 arrived=now,
                 priority=terms.priority,
                 deadline=None if terms.deadline_ms is None else now + terms.deadline_ms / 1000,
-                user=terms.user,
+                user=self._user(terms),
                 choice_of=names[0] if shared else "",
                 start_by=None if terms.queue_seconds is None else now + terms.queue_seconds,
                 end_by=None if terms.total_seconds is None else now + terms.total_seconds,
                 constraint=constraint,
                 shown=frozenset(shown),
+                prefix_space=space,
             )
             for choice, name in enumerate(names)
         ]
@@ -230,6 +234,24 @@ class Client:
         """Does now what the first answer with a form would have all others wait for."""
         if self._compiler is not None:
             self._compiler.prepare()
+
+    def _prefix_space(self, terms: Terms) -> str | None:
+        """With whom a query shares stored prefixes; see `Query`."""
+        sharing, salt = self.settings.prefix_sharing, terms.cache_salt
+        if sharing == SHARE_BY_SALT and salt is None:
+            return None
+        key = terms.key if sharing == SHARE_BY_KEY else ""
+        if not key and salt is None:
+            return ""
+        # A digest under a secret of this process: neither a key nor a salt stands in what is stored.
+        whose = f"{key}\0{salt or ''}".encode(errors="surrogatepass")
+        return hashlib.blake2b(whose, key=self._spaces, digest_size=16).hexdigest()
+
+    def _user(self, terms: Terms) -> str:
+        """Whose share of the rows a query takes. Where there are keys, a name that one gives is nobody's of another."""
+        if self.settings.has_keys and terms.user:
+            return f"{terms.key}:{terms.user}"
+        return terms.user or terms.key
 
     def _constraint(self, form: Form | None) -> Constraint | None:
         if form is None:

@@ -16,6 +16,7 @@ class Prefixes:
 
     Of several choices of one prompt the first computes it but for its last token. The others wait for that and begin
     there; it is held in the store until they have begun. Where the first ends before, they go on by themselves.
+    A query finds what was stored in its own space (`Query.prefix_space`); one that has none stores nothing for others.
     `whole_prompts`: the model is fed a prompt at once, so that a prefix is of use only where one token follows it.
     """
 
@@ -73,10 +74,11 @@ class Prefixes:
         Its parts are the store's own then, to be copied from at once.
         """
         query = segment.query
-        if self._store is None or segment.cached or query.params.prompt_logprobs is not None:
+        space = _space(query)
+        if self._store is None or space is None or segment.cached or query.params.prompt_logprobs is not None:
             return 0
         try:
-            found = self._store.find(segment.tokens)
+            found = self._store.find(segment.tokens, space)
         except Exception:
             # It is only a way to save work: there may be no memory to put the pieces together.
             log.exception("the stored prefix of query %s could not be used", query.id)
@@ -106,6 +108,8 @@ class Prefixes:
         """Whether to `keep` what a query has that kept `was` of its tokens and keeps `cached` now."""
         if self._store is None:
             return False
+        if query.prefix_space is None:
+            return query.id in self._awaiting and cached >= query.pause_at
         if was < len(query.prompt) and self._store.is_due(was, cached):
             return True
         return was < len(query.prompt) <= cached or (query.id in self._awaiting and cached >= query.pause_at)
@@ -113,13 +117,14 @@ class Prefixes:
     def keep(self, segment: KVSegment) -> None:
         """Stores what can be of a segment, which stays where it is."""
         query = segment.query
-        if self._store is None:
+        space = _space(query)
+        if self._store is None or space is None:
             return
         try:
             if query.id in self._awaiting and segment.cached == query.pause_at:
-                self._store.store(segment.tokens, segment.parts, segment.cached, whole=True)
-            elif not self._whole_prompts:
-                self._store.store(segment.tokens, segment.parts, segment.cached)
+                self._store.store(segment.tokens, segment.parts, segment.cached, space, whole=True)
+            elif not self._whole_prompts and query.prefix_space is not None:
+                self._store.store(segment.tokens, segment.parts, segment.cached, space)
         except Exception:
             log.exception("what query %s has computed could not be stored", query.id)
         if query.id in self._awaiting and segment.cached >= query.pause_at:
@@ -128,8 +133,8 @@ class Prefixes:
     def _open(self, query: Query) -> None:
         """The prompt of a first choice is there: the others may begin."""
         assert self._store is not None
-        others = self._awaiting.pop(query.id)
-        if others and self._store.hold(query.id, query.prompt) == query.pause_at:
+        others, space = self._awaiting.pop(query.id), _space(query)
+        if others and space is not None and self._store.hold(query.id, query.prompt, space) == query.pause_at:
             self._taking[query.id] = others
             self._sure.update(dict.fromkeys(others, query.pause_at))
         else:
@@ -140,3 +145,8 @@ class Prefixes:
             self._sure.pop(query_id, None)
         if self._store is not None:
             self._store.release(first)
+
+
+def _space(query: Query) -> str | None:
+    """Where what a query begins with is stored: where it has no space, only among the choices of its own prompt."""
+    return query.prefix_space if query.prefix_space is not None else query.choice_of or None

@@ -16,10 +16,11 @@ from baton.kv.packed import Packed, Piece
 from baton.kv.rectangle import Rectangle
 
 BLOCK_TOKENS = 32
-_ROOT = 0
 
-_Key = tuple[int, tuple[int, ...]]
-"""The serial of the entry before, and the tokens that follow it."""
+_Before = int | str
+"""The serial of the entry before; for the first run of a text, the name of its space."""
+_Key = tuple[_Before, tuple[int, ...]]
+"""What a run of tokens follows, and the tokens."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +52,9 @@ class PrefixStore:
     snapshot, used whole or not at all. At most `bytes_most` are taken; what was used longest ago leaves first. Found by
     hash, and compared token by token, as the keys of a dict are.
 
+    Texts of one `space` share what they begin with, and none of what another space has is ever found. Room is for all
+    spaces together: who stores much drives out what others have stored.
+
     `longest`: texts of more tokens have other keys for the same first tokens (longrope), and are neither stored nor
     found. `copies`: where rows are not in the host's memory, what is stored is; it is found when it has come there.
     """
@@ -74,13 +78,13 @@ class PrefixStore:
         # Where no block fits, there are only snapshots.
         self._divisible = divisible_tokens if divisible_tokens >= block else 0
         self._block = block if self._divisible else sys.maxsize
-        self._serials = count(_ROOT + 1)
+        self._serials = count(1)
         # Least recently used first. Whoever is used is put behind what follows it, and a hold reaches back to the root:
         # so the first one that is not held has nothing after it in the tree.
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         # How many runs that are no block follow an entry (by its serial), by their length: shorter ones, and behind the
-        # root snapshots.
-        self._tails: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        # name of a space snapshots.
+        self._tails: defaultdict[_Before, Counter[int]] = defaultdict(Counter)
         self._held: dict[str, list[_Entry]] = {}
 
     @property
@@ -88,13 +92,13 @@ class PrefixStore:
         """Whether it lies in other memory than rows do, so that they gain nothing when it gives way."""
         return self._copies is not None
 
-    def find(self, tokens: Sequence[int]) -> tuple[int, Sequence[Tensor]] | None:
-        """The longest stored prefix of these that leaves at least one to feed: its tokens, and parts for a row.
+    def find(self, tokens: Sequence[int], space: str = "") -> tuple[int, Sequence[Tensor]] | None:
+        """The longest prefix of these in this space that leaves at least one to feed: its tokens, and parts for a row.
 
         The parts are as `Rectangle.write` takes them, to be copied from and not to be changed.
         """
         self._settle()
-        path = self._path(tokens)
+        path = self._path(tokens, space)
         if not path:
             return None
         self._touch(path)
@@ -104,7 +108,9 @@ class PrefixStore:
         parts = [entry.parts for entry in path if entry.parts is not None]
         return found, parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
-    def store(self, tokens: Sequence[int], parts: Sequence[Tensor], cached: int, *, whole: bool = False) -> int:
+    def store(
+        self, tokens: Sequence[int], parts: Sequence[Tensor], cached: int, space: str = "", *, whole: bool = False
+    ) -> int:
         """Copies what is not stored yet of a row's parts; answers how many of its tokens are stored, or on their way.
 
         `tokens` are the row's text, and `parts` what it keeps of the first `cached` of them. Fewer are stored where
@@ -120,7 +126,7 @@ class PrefixStore:
         try:
             for run in self._runs(tokens[:cached], whole):
                 before = path[-1] if path else None
-                key = (_ROOT if before is None else before.serial, run)
+                key: _Key = (space if before is None else before.serial, run)
                 entry = self._entries.get(key)
                 if entry is None:
                     entry = self._add(key, before, parts, start)
@@ -146,14 +152,14 @@ class PrefixStore:
         """
         return cached <= self._divisible and was // self._block < cached // self._block
 
-    def hold(self, name: str, tokens: Sequence[int]) -> int:
-        """What `find` would answer for these stays until `release(name)`; answers how many tokens that is.
+    def hold(self, name: str, tokens: Sequence[int], space: str = "") -> int:
+        """What `find` would return for these stays until `release(name)`; answers how many tokens that is.
 
         Waits for what is on its way.
         """
         self.release(name)
         self._settle(wait=True)
-        path = self._held[name] = self._path(tokens)
+        path = self._held[name] = self._path(tokens, space)
         for entry in path:
             entry.holds += 1
         return sum(entry.tokens for entry in path)
@@ -175,15 +181,16 @@ class PrefixStore:
         self.bytes_most = bytes_most
         return self._shrink(bytes_most)
 
-    def _path(self, tokens: Sequence[int]) -> list[_Entry]:
+    def _path(self, tokens: Sequence[int], space: str) -> list[_Entry]:
         """The stored runs that these tokens begin with, but for the last token."""
         if len(tokens) > self._longest:
             return []
-        snapshot = self._tail(tokens, 0, _ROOT)
+        snapshot = self._tail(tokens, 0, space)
         if snapshot is not None and snapshot.tokens > self._divisible:
             # Longer than what any blocks could make together.
             return [snapshot]
-        start, before = 0, _ROOT
+        start = 0
+        before: _Before = space
         path: list[_Entry] = []
         while start + self._block < len(tokens):
             entry = self._entries.get((before, tuple(tokens[start : start + self._block])))
@@ -194,7 +201,7 @@ class PrefixStore:
         tail = self._tail(tokens, start, before)
         return path if tail is None else [*path, tail]
 
-    def _tail(self, tokens: Sequence[int], start: int, before: int) -> _Entry | None:
+    def _tail(self, tokens: Sequence[int], start: int, before: _Before) -> _Entry | None:
         """The longest run that is no block, follows this entry and is what these tokens go on with from `start`."""
         lengths = (length for length in self._tails.get(before, ()) if start + length < len(tokens))
         for length in sorted(lengths, reverse=True):

@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from baton.config import Config
 from baton.errors import RequestError, SettingError
@@ -26,6 +27,7 @@ ANY = "*"
 _LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_SECRET = secrets.token_bytes(16)
 
 _log = logging.getLogger("baton.server")
 
@@ -72,10 +74,20 @@ class Keys:
 
     def admit(self, authorization: bytes) -> bool:
         """Whether an Authorization header has one of them as a bearer token."""
-        scheme, _, key = authorization.partition(b" ")
-        sent = _digest(key.strip())
+        scheme, key = _parted(authorization)
+        sent = _digest(key)
         found = [hmac.compare_digest(sent, known) for known in self._digests]
         return scheme.lower() == b"bearer" and any(found)
+
+
+def asker(scope: Scope) -> str:
+    """Whose request it is: the key that came with it, as a digest under a secret of this process; "" without one.
+
+    The key itself belongs nowhere else, and however its header is written it is the same asker.
+    """
+    # Of several such headers the one that `Guard` looks at.
+    _, key = _parted(dict(scope["headers"]).get(b"authorization", b""))
+    return hashlib.blake2b(key, key=_SECRET, digest_size=16).hexdigest() if key else ""
 
 
 class Hosts:
@@ -139,6 +151,12 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _parted(authorization: bytes) -> tuple[bytes, bytes]:
+    """The scheme and what follows it."""
+    scheme, _, key = authorization.partition(b" ")
+    return scheme, key.strip()
 
 
 def _digest(key: bytes) -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -19,6 +17,7 @@ from starlette.responses import Response
 from baton.engine.client import Client
 from baton.errors import ModelNotFound, RequestError
 from baton.events import Update, Usage
+from baton.server.access import asker
 from baton.server.answers import (
     AssistantMessage,
     ChatChoice,
@@ -72,7 +71,6 @@ class Job:
 
 _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 _THREADS = 4
-_SALT = secrets.token_bytes(16)
 
 
 class Generating:
@@ -98,7 +96,7 @@ class Generating:
         self._preparing += 1
         try:
             # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
-            job = await anyio.to_thread.run_sync(make_job, body, _asker(request), limiter=self._threads)
+            job = await anyio.to_thread.run_sync(make_job, body, asker(request.scope), limiter=self._threads)
         finally:
             self._preparing -= 1
         if job.asked.stream:
@@ -125,10 +123,10 @@ class Generating:
             absent["choices"] = {i: {"message": {"tool_calls"}} for i, one in enumerate(said) if not one.calls}
         return _plain_body(job, said, job.usage(usages)).model_dump_json(exclude=absent)
 
-    def _completion_job(self, body: bytes, asker: str) -> Job:
+    def _completion_job(self, body: bytes, key: str) -> Job:
         asked = CompletionRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
-        params, terms, tokenizer = asked.params(), asked.terms(asker, self._limits), self._client.tokenizer
+        params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
         choices = []
         for prompt in asked.prompts(self._limits):
             tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
@@ -138,10 +136,10 @@ class Generating:
                 choices.append(Choice(query, echo, logprobs, asked.silent))
         return Job(asked, choices, self._client.model_name)
 
-    def _chat_job(self, body: bytes, asker: str) -> Job:
+    def _chat_job(self, body: bytes, key: str) -> Job:
         asked = ChatRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
-        params, terms, tokenizer = asked.params(), asked.terms(asker, self._limits), self._client.tokenizer
+        params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
         turns, tools = asked.turns(), asked.offered(tokenizer, self._limits)
         form, shown = (tools.form, tools.shown) if tools else (None, ())
         try:
@@ -164,12 +162,6 @@ class Generating:
         if name is not None and name != self._client.model_name:
             message = f"there is no model {name!r} here: this server has {self._client.model_name!r}"
             raise ModelNotFound(message, param="model")
-
-
-def _asker(request: Request) -> str:
-    """Whose request it is, by the key that came with it: a digest, since the key itself belongs nowhere else."""
-    key = request.headers.get("authorization", "")
-    return hashlib.blake2b(key.encode(), key=_SALT, digest_size=8).hexdigest() if key else ""
 
 
 @dataclass(slots=True)

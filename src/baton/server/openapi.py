@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from baton.constraint import NAME
 from baton.engine.client import Client
-from baton.query import MAX_USER_CHARACTERS
+from baton.query import MAX_SALT_CHARACTERS, MAX_USER_CHARACTERS
 from baton.server.access import Access
 from baton.server.answers import ChatChunk, CompletionChunk, ErrorAnswer
 from baton.server.fields import MESSAGE_NEUTRAL, NEUTRAL, STREAM_NEUTRAL
@@ -221,6 +221,7 @@ def _bounds(client: Client) -> dict[str, Schema]:
         "priority": _whole(-(2**31), _MOST) if client.honours("priority") else {"enum": [None, 0]},
         "deadline_ms": _whole(1, _MOST),
         "user": {"type": "string", "maxLength": MAX_USER_CHARACTERS},
+        "cache_salt": {"type": "string", "minLength": 1, "maxLength": MAX_SALT_CHARACTERS},
         "prompt": {
             "anyOf": [text, _list(text, 1, limits.max_prompts), tokens, _list(tokens, 1, limits.max_prompts)],
         },

@@ -130,6 +130,7 @@ class Generation(Strict):
     deadline_ms: int | None = Field(None, description="Given up with 504 if it is not done so long after it came.")
     baton_usage: bool = Field(False, description="Adds usage.baton, what the engine spent on this request.")
     user: str | None = Field(None, description="Users share the rows, under the policies priority and slo.")
+    cache_salt: str | None = Field(None, description="Stored prefixes are shared with requests of this salt alone.")
     metadata: dict[str, Any] | None = Field(None, description="Accepted without effect.")
     store: bool | None = Field(None, description="Accepted without effect: nothing is stored.")
 
@@ -154,10 +155,17 @@ class Generation(Strict):
             prompt_logprobs=prompt_logprobs,
         )
 
-    def terms(self, asker: str, limits: Limits) -> Terms:
-        """`asker`: whose request it is, where it names no user. Raises InvalidValue."""
-        seconds = {"queue_seconds": limits.queue_timeout, "total_seconds": limits.query_timeout}
-        return Terms(self.priority, self.deadline_ms, self.user or asker, **seconds)
+    def terms(self, key: str, limits: Limits) -> Terms:
+        """`key`: by whose it was asked, see `Terms`. Raises InvalidValue."""
+        return Terms(
+            self.priority,
+            self.deadline_ms,
+            self.user or "",
+            queue_seconds=limits.queue_timeout,
+            total_seconds=limits.query_timeout,
+            key=key,
+            cache_salt=self.cache_salt,
+        )
 
     @property
     def wants_usage(self) -> bool:
