@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import _thread
+import itertools
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from baton import host
 from baton.compose import set_threads
 from baton.config import Config
-from baton.host import cores, free_memory_bytes
+from baton.errors import LoadError, SettingError
+from baton.host import cores, free_memory_bytes, threads_that_start
 
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -115,3 +121,36 @@ def test_as_many_threads_compute_as_asked_and_texts_are_tokenised_by_one(monkeyp
         assert torch.get_num_threads() == cores()
     finally:
         torch.set_num_threads(1)
+
+
+def test_threads_are_tried_and_end_again() -> None:
+    before = threading.active_count()
+    assert threads_that_start(24) == 24 and threads_that_start(0) == 0
+    assert threading.active_count() == before
+
+
+def test_threads_that_cannot_be_had_or_never_begin_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, asked = _thread.start_new_thread, itertools.count()
+
+    def start(run: Callable[[], None], arguments: tuple[()]) -> None:
+        number = next(asked)
+        if number == 5:
+            raise RuntimeError("can't start new thread")
+        if number != 3:
+            begin(run, arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", start)
+    monkeypatch.setattr(host, "_THREAD_SECONDS", 0.2)
+    assert threads_that_start(9) == 4
+
+
+def test_an_engine_without_room_for_its_threads_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.compose.threads_that_start", lambda count: count - 1)
+    with pytest.raises(LoadError, match=r"takes 19 threads, and this process can start 18: .*--threads"):
+        set_threads(Config(threads="2"))
+
+
+@pytest.mark.parametrize("count", ["0", "1025", "5000000000", "9" * 5000, "-1", "1.5", "\u00b2"])
+def test_a_number_of_threads_that_no_machine_has_is_refused(count: str) -> None:
+    with pytest.raises(SettingError, match="--threads"):
+        set_threads(Config(threads=count))

@@ -23,12 +23,12 @@ from baton.engine.client import Client
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
 from baton.engine.talk import Talks
-from baton.errors import SettingError
+from baton.errors import LoadError, SettingError
 from baton.events import Sink
 from baton.faults import Faults
 from baton.faults import from_environment as faults_of
 from baton.grammar.compiler import Grammars
-from baton.host import cores, free_memory_bytes
+from baton.host import cores, free_memory_bytes, threads_that_start
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.copies import Copies, trial
@@ -70,6 +70,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 # Their prompts are fed in the iteration itself: a stream beside it is not for them.
 _IN_THE_ITERATION = ("orca", "run_to_completion")
 BUILTIN_NAME = "baton-builtin"
+OTHER_THREADS = 16
+"""At most, beside those that compute: the engine's, its helpers', and those of a server that read requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +307,15 @@ def free_bytes(device: torch.device) -> int:
 
 
 def set_threads(config: Config) -> None:
-    """Torch's threads, and the native pool's, which has as many. Raises SettingError."""
-    torch.set_num_threads(threads(config, cores()))
+    """Torch's threads, and the native pool's, which has as many. Raises SettingError; LoadError if too few start."""
+    count = threads(config, cores())
+    # Torch has a pool for each of the two threads that call it while loading and while serving.
+    wanted = 3 * (count - 1) + OTHER_THREADS
+    if (can := threads_that_start(wanted)) < wanted:
+        raise LoadError(
+            f"an engine with {count} computing threads takes {wanted} threads, and this process can start {can}: "
+            "raise its limit of processes (ulimit -u, or pids.max of its control group), or memory, or lower --threads"
+        )
+    torch.set_num_threads(count)
     # Texts are tokenised one by one: threads of the tokenizer's own would only take turns with those that compute.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

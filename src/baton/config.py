@@ -36,6 +36,7 @@ ENVIRONMENT_PREFIX = "BATON_"
 # Of the process, not of an engine: read by native/library.py, hatch_build.py and compose.py.
 NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE", "BATON_FAULTS", "BATON_TEST_MODE"}
 # Where KV memory is allocated at once, activations need the rest.
+MOST_THREADS = 1024
 _AT_ONCE_SHARE = 0.8
 
 
@@ -245,7 +246,10 @@ def _check_shaping(config: Config) -> None:
 
 def threads(config: Config, cores: int) -> int:
     """How many threads compute, where the process may use so many cores. Raises SettingError."""
-    return _number("threads", config.threads, cores)
+    found = _number("threads", config.threads, cores)
+    if found > MOST_THREADS:
+        raise SettingError(f"--threads {config.threads}: at most {MOST_THREADS}", param="threads")
+    return found
 
 
 def load_config(
@@ -283,7 +287,7 @@ def parse_bytes(text: str, name: str) -> int:
 def _number(name: str, text: str, auto: int) -> int:
     if text == AUTO:
         return auto
-    if not text.isdecimal() or int(text) < 1:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
         raise SettingError(f"{flag_of(name)} {text}: must be a whole number above 0, or auto", param=name)
     return int(text)
 

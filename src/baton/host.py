@@ -1,9 +1,11 @@
-"""What of this machine the process may use: memory and cores, control groups of both versions included."""
+"""What of this machine the process may use: memory, cores and threads, control groups of both versions included."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,8 @@ _GROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+
+_THREAD_SECONDS = 5.0  # what a thread gets to end; one that is not heard of by then never began
 
 
 def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
@@ -66,6 +70,27 @@ def cores(
             quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
             found.extend([quota / period] if quota > 0 else [])
     return max(1, int(min(found)))
+
+
+def threads_that_start(count: int) -> int:
+    """How many threads this process can have beside those that it has, up to `count`. All have ended on return.
+
+    Asked before libraries start theirs: some of them end the process where one cannot be started.
+    """
+    gate, ended = threading.Lock(), threading.Semaphore(0)
+
+    def stay() -> None:
+        with gate:
+            pass
+        ended.release()
+
+    started = 0
+    with gate, contextlib.suppress(RuntimeError, MemoryError):
+        while started < count:
+            # `Thread.start` would wait for ever for a thread that was made and could not begin.
+            _thread.start_new_thread(stay, ())
+            started += 1
+    return sum(ended.acquire(timeout=_THREAD_SECONDS) for _ in range(started))
 
 
 def _core_of(cpu: int, cpus: Path) -> str:

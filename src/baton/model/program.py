@@ -29,11 +29,9 @@ _HUGE_PAGE = 2 << 20
 
 @cache
 def _pool(threads: int) -> int:
-    """The process's native threads; they live as long as it does."""
+    """The process's native threads; they live as long as it does. Raises LoadError if they cannot be started."""
     assert native.library is not None
-    pool: int | None = native.library.baton_pool_new(threads)
-    if pool is None:
-        raise MemoryError("no memory for native threads")
+    pool: int = native.library.baton_pool_new(threads)
     return pool
 
 
@@ -42,7 +40,7 @@ class Program:
 
     `int8`: products' weights are kept in 8 bits, see native/source/kernels.h. `release`: parameters whose memory is
     given back once they are packed, so that there is never a second copy of all; `restore` undoes it.
-    Raises LoadError where there is no native library, or it does not compute in this dtype.
+    Raises LoadError where there is no native library, it does not compute in this dtype, or its threads cannot start.
     """
 
     def __init__(
@@ -64,6 +62,8 @@ class Program:
         self._kernels = kernels
         self._draft = draft
         self._dtype = dtype
+        # First: once weights are released, there is no way back to the model's own.
+        self._pool = _pool(threads)
         # What the native side points to lives as long as this does.
         self._alive: list[Any] = []
         self.weight_bytes = 0
@@ -99,7 +99,6 @@ class Program:
             _KINDS[dtype],
         )
         self._alive += [code, layers, looks]
-        self._pool = _pool(threads)
         self._program: int = self._library.baton_program_new(
             kernels,
             self._pool,
@@ -113,8 +112,6 @@ class Program:
             looks,
             len(looks),
         )
-        if not self._program:
-            raise MemoryError("no memory for the program")
         self._columns: tuple[Rectangle, Any, Any, Any] | None = None
 
     def __del__(self) -> None:
@@ -166,8 +163,7 @@ class Program:
             rings,
             logits.data_ptr(),
         )
-        if self._library.baton_run(self._program, byref(step)):
-            raise MemoryError("no memory for a forward's values")
+        self._library.baton_run(self._program, byref(step))
         return logits, (step, ids, positions, placed, wanted)
 
     def commit(self, ran: Any) -> None:

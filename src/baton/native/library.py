@@ -10,10 +10,11 @@ import os
 from ctypes import CDLL, POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from baton.errors import SettingError
+from baton.errors import LoadError, SettingError
 
-ABI = 1  # see baton_abi in source/main.cpp
+ABI = 2  # see baton_abi in source/main.cpp
 
 FLOAT32, BFLOAT16, INT8 = range(3)  # kinds of weights, keys and values
 PANEL = 32  # outputs that lie side by side in a packed weight
@@ -158,20 +159,52 @@ class Step(Structure):
 
 STRUCTURES = (Weight, Columns, Span, Attention, Operand, RowOp, Instruction, Table, Layer, Look, Outline, Step)
 
-# Of each function: what it answers, and what it takes. Addresses are c_void_p, as torch's data_ptr gives them.
-_FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
+_NONE, _NO_MEMORY, _NO_THREADS, _INVALID, _FAILED = range(5)  # Fault, in source/guard.h
+
+
+def _raise(fault: int) -> None:
+    if fault == _NO_MEMORY:
+        raise MemoryError("no memory for the native kernels")
+    if fault == _NO_THREADS:
+        raise LoadError(
+            "native threads cannot be started: raise the limit of processes (ulimit -u, or pids.max of the control "
+            "group), or compute with fewer: --threads 1 needs none"
+        )
+    if fault == _INVALID:
+        raise ValueError("the native kernels refuse these shapes")
+    if fault != _NONE:
+        raise RuntimeError("the native kernels failed")
+
+
+def _checked(fault: int) -> int:
+    """Of a function that returns why it failed; 0 if it did not."""
+    _raise(fault)
+    return fault
+
+
+def _made(address: int | None, function: object, arguments: object) -> int | None:
+    """Of a function that returns null if it failed."""
+    if address is None and library is not None:
+        _raise(library.baton_fault())
+    return address
+
+
+# Of each function: what it returns, and what it takes. Addresses are c_void_p, as torch's data_ptr gives them.
+# All that can fail raise MemoryError, LoadError (threads), ValueError (arguments) or RuntimeError.
+_FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
+    "baton_fault": (c_int32, ()),
     "baton_sizes": (c_int32, (POINTER(c_int64), c_int32)),
     "baton_kernels": (c_void_p, (c_char_p,)),
     "baton_name": (c_char_p, (c_void_p,)),
     "baton_weight_bytes": (c_int64, (c_void_p, c_int32, c_int64, c_int64)),
     "baton_scale_count": (c_int64, (c_void_p, c_int32, c_int64, c_int64)),
-    "baton_pack": (None, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p, c_int32)),
-    "baton_unpack": (None, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p)),
-    "baton_product": (c_int32, (c_void_p, POINTER(Weight), c_void_p, c_int64, c_void_p, c_void_p)),
-    "baton_attend": (c_int32, (c_void_p, POINTER(Attention))),
+    "baton_pack": (_checked, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p, c_int32)),
+    "baton_unpack": (_checked, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p)),
+    "baton_product": (_checked, (c_void_p, POINTER(Weight), c_void_p, c_int64, c_void_p, c_void_p)),
+    "baton_attend": (_checked, (c_void_p, POINTER(Attention))),
     "baton_code": (c_int32, (c_char_p,)),
     "baton_pool_new": (c_void_p, (c_int32,)),
-    "baton_pool_free": (None, (c_void_p,)),
+    "baton_pool_free": (_checked, (c_void_p,)),
     "baton_program_new": (
         c_void_p,
         (
@@ -179,12 +212,13 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
             *(POINTER(Table), c_int64, POINTER(Layer), c_int64, POINTER(Look), c_int64),
         ),
     ),
-    "baton_program_free": (None, (c_void_p,)),
-    "baton_run": (c_int32, (c_void_p, POINTER(Step))),
-    "baton_commit": (None, (c_void_p, POINTER(Step))),
-    "baton_time_parts": (None, (c_void_p, c_int32)),
-    "baton_parts": (None, (c_void_p, c_void_p)),
+    "baton_program_free": (_checked, (c_void_p,)),
+    "baton_run": (_checked, (c_void_p, POINTER(Step))),
+    "baton_commit": (_checked, (c_void_p, POINTER(Step))),
+    "baton_time_parts": (_checked, (c_void_p, c_int32)),
+    "baton_parts": (_checked, (c_void_p, c_void_p)),
 }
+_MAKERS = ("baton_pool_new", "baton_program_new")
 
 
 @cache
@@ -251,6 +285,8 @@ def _loaded() -> tuple[CDLL | None, str]:
         for name, (answers, takes) in _FUNCTIONS.items():
             function = getattr(found, name)
             function.restype, function.argtypes = answers, takes
+        for name in _MAKERS:
+            getattr(found, name).errcheck = _made
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be used ({error}); reinstall baton"
     return found, ""

@@ -1,10 +1,11 @@
 // What Python calls: the choice of the instruction set, and kernels by themselves for tests.
+#include "buffer.h"
+#include "guard.h"
 #include "kernels.h"
 #include "program.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <vector>
+#include <initializer_list>
 
 namespace {
 
@@ -42,7 +43,7 @@ extern "C" {
 
 // Raise it, and ABI in baton/native/library.py, whenever a function's arguments, a struct or what they mean changes:
 // a library that was built from other sources than Python's side expects is refused, not called.
-API int32_t baton_abi() { return 1; }
+API int32_t baton_abi() { return 2; }
 
 // The bytes of each struct, in the order of STRUCTURES in baton/native/library.py; answers how many there are.
 API int32_t baton_sizes(int64_t* sizes, int32_t room) {
@@ -73,43 +74,39 @@ API int64_t baton_scale_count(const Kernels* k, int32_t kind, int64_t outputs, i
     return k->scale_count(kind, outputs, inputs);
 }
 
-API void baton_pack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, const void* piece,
-                    int32_t from) {
-    k->pack(weight, first, count, piece, from);
+API int32_t baton_pack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, const void* piece,
+                       int32_t from) {
+    return guarded([&] { k->pack(weight, first, count, piece, from); });
 }
 
-API void baton_unpack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; i++) k->unpack(weight, first + i, to + i * weight->inputs);
+API int32_t baton_unpack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, float* to) {
+    return guarded([&] {
+        for (int64_t i = 0; i < count; i++) k->unpack(weight, first + i, to + i * weight->inputs);
+    });
 }
 
-// A product by itself, on the calling thread. Answers 0, or 1 where there is no memory.
+// A product by itself, on the calling thread.
 API int32_t baton_product(const Kernels* k, const Weight* weight, const float* x, int64_t rows, const float* bias,
                           float* y) {
-    const int64_t bytes = k->ready_bytes(weight, rows);
-    void* ready = std::aligned_alloc(64, (bytes + 127) / 64 * 64);
-    void* scratch = std::aligned_alloc(64, (k->product_scratch(weight, rows) * 4 + 127) / 64 * 64);
-    if (ready && scratch) {
-        k->make_ready(weight, x, weight->inputs, 0, rows, rows, ready);
-        k->product(weight, ready, rows, 0, (weight->outputs + PANEL - 1) / PANEL, bias, y, weight->outputs,
-                   static_cast<float*>(scratch));
-    }
-    const bool fine = ready && scratch;
-    std::free(ready);
-    std::free(scratch);
-    return fine ? 0 : 1;
+    return guarded([&] {
+        Memory ready, scratch;
+        ready.need(k->ready_bytes(weight, rows));
+        scratch.floats(k->product_scratch(weight, rows));
+        k->make_ready(weight, x, weight->inputs, 0, rows, rows, ready.chars());
+        k->product(weight, ready.chars(), rows, 0, (weight->outputs + PANEL - 1) / PANEL, bias, y, weight->outputs,
+                   scratch.floats(0));
+    });
 }
 
-// One layer's attention by itself, on the calling thread; `partial` is ours. Answers 0, or 1 where there is no memory.
-API int32_t baton_attend(const Kernels* k, Attention* call) {
-    float* scratch = static_cast<float*>(std::aligned_alloc(64, (k->attention_scratch(call) * 4 + 127) / 64 * 64));
-    call->partial = static_cast<float*>(std::aligned_alloc(64, (k->partial_floats(call) * 4 + 127) / 64 * 64));
-    const bool fine = scratch && call->partial;
-    if (fine) {
-        for (int64_t i = 0, n = k->attention_tasks(call); i < n; i++) k->attend(call, i, scratch);
-        for (int64_t i = 0, n = k->attention_merges(call); i < n; i++) k->merge(call, i);
-    }
-    std::free(scratch);
-    std::free(call->partial);
-    return fine ? 0 : 1;
+// One layer's attention by itself, on the calling thread; `partial` is ours.
+API int32_t baton_attend(const Kernels* k, const Attention* asked) {
+    return guarded([&] {
+        Attention call = *asked;
+        Memory scratch, partial;
+        scratch.floats(k->attention_scratch(&call));
+        call.partial = partial.floats(k->partial_floats(&call));
+        for (int64_t i = 0, n = k->attention_tasks(&call); i < n; i++) k->attend(&call, i, scratch.floats(0));
+        for (int64_t i = 0, n = k->attention_merges(&call); i < n; i++) k->merge(&call, i);
+    });
 }
 }

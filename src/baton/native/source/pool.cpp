@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <stdexcept>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -14,6 +16,7 @@ namespace {
 
 // About 20 microseconds of pauses: longer than threads wait for one another where each has a core of its own.
 constexpr int SPINS = 600;
+constexpr int MOST_THREADS = 1024;  // as in baton/config.py
 
 void relax() {
 #if defined(__x86_64__)
@@ -51,10 +54,19 @@ void Pool::change(std::atomic<uint32_t>& word, uint32_t now) {
 }
 
 Pool::Pool(int threads) : threads_(threads) {
-    for (int i = 1; i < threads; i++) others_.emplace_back([this, i] { loop(i); });
+    if (threads < 1 || threads > MOST_THREADS) throw std::invalid_argument("threads");
+    others_.reserve(threads - 1);
+    try {
+        for (int i = 1; i < threads; i++) others_.emplace_back([this, i] { loop(i); });
+    } catch (...) {
+        end();  // a std::thread that is destroyed before it is joined ends the process
+        throw;
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;

@@ -12,6 +12,7 @@
 // sleeping, so that a busy neighbour on a core costs its share of time, not a scheduler's quantum per barrier.
 class Pool {
   public:
+    // Throws std::system_error if a thread cannot be started; those that were have ended then.
     explicit Pool(int threads);
     ~Pool();
     Pool(const Pool&) = delete;
@@ -26,6 +27,7 @@ class Pool {
 
   private:
     void loop(int thread);
+    void end();
     void wait_while(std::atomic<uint32_t>& word, uint32_t old);
     void change(std::atomic<uint32_t>& word, uint32_t now);
 

@@ -5,6 +5,8 @@
 // them threads wait for one another.
 #include "program.h"
 
+#include "buffer.h"
+#include "guard.h"
 #include "pool.h"
 #include "rowwise.h"
 
@@ -22,28 +24,6 @@ namespace {
 constexpr int64_t BLOCK = 8;               // tokens that go through a run of instructions together: they stay in L1
 constexpr int64_t FEW = 16;                // tokens that each thread makes ready for itself: cheaper than to hand them over
 constexpr int64_t SHARE_BYTES = 64 << 10;  // of a weight, that a thread takes at a time
-
-// 64-byte aligned memory that grows and is never copied.
-class Memory {
-  public:
-    ~Memory() { std::free(data_); }
-    void* need(int64_t bytes) {
-        if (bytes > size_) {
-            std::free(data_);
-            size_ = 0;
-            data_ = std::aligned_alloc(64, (bytes + 127) / 64 * 64);
-            if (!data_) throw std::bad_alloc();
-            size_ = bytes;
-        }
-        return data_;
-    }
-    float* floats(int64_t count) { return static_cast<float*>(need(count * 4)); }
-    char* chars() const { return static_cast<char*>(data_); }
-
-  private:
-    void* data_ = nullptr;
-    int64_t size_ = 0;
-};
 
 int64_t element(int32_t kind) { return kind == FLOAT32 ? 4 : 2; }
 
@@ -401,40 +381,45 @@ extern "C" {
 
 #define API __attribute__((visibility("default")))
 
-API Pool* baton_pool_new(int32_t threads) { return new (std::nothrow) Pool(threads); }
-API void baton_pool_free(Pool* pool) { delete pool; }
+// Null if not all of them can be started; see baton_fault.
+API Pool* baton_pool_new(int32_t threads) {
+    return made([&] { return new Pool(threads); });
+}
 
-// Null where there is no memory. What the instructions point to is the caller's to keep.
+API int32_t baton_pool_free(Pool* pool) {
+    return guarded([&] { delete pool; });
+}
+
+// Null if there is no memory; see baton_fault. What the instructions point to is the caller's to keep.
 API Program* baton_program_new(const Kernels* kernels, Pool* pool, const Outline* outline, const Instruction* code,
                                int64_t count, const Table* tables, int64_t table_count, const Layer* layers,
                                int64_t layer_count, const Look* looks, int64_t look_count) {
-    try {
+    return made([&] {
         return new Program(kernels, pool, *outline, code, count, tables, table_count, layers, layer_count, looks,
                            look_count);
-    } catch (const std::bad_alloc&) {
-        return nullptr;
-    }
+    });
 }
 
-API void baton_program_free(Program* program) { delete program; }
+API int32_t baton_program_free(Program* program) {
+    return guarded([&] { delete program; });
+}
 
-// Answers 0, or 1 where there is no memory; nothing but columns behind the rows' ends was written then.
+// If it fails, nothing but columns behind the rows' ends was written.
 API int32_t baton_run(Program* program, const Step* step) {
-    try {
-        program->run(*step);
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
+    return guarded([&] { program->run(*step); });
 }
 
-API void baton_commit(Program* program, const Step* step) { program->commit(*step); }
+API int32_t baton_commit(Program* program, const Step* step) {
+    return guarded([&] { program->commit(*step); });
+}
 
-API void baton_time_parts(Program* program, int32_t on) { program->time_parts(on); }
+API int32_t baton_time_parts(Program* program, int32_t on) {
+    return guarded([&] { program->time_parts(on); });
+}
 
 // Seconds since time_parts(1), by instruction, where a run of instructions counts as its first one.
-API void baton_parts(const Program* program, double* seconds) {
-    std::copy(program->seconds().begin(), program->seconds().end(), seconds);
+API int32_t baton_parts(const Program* program, double* seconds) {
+    return guarded([&] { std::copy(program->seconds().begin(), program->seconds().end(), seconds); });
 }
 
 // The number of a row-wise operation's or an instruction's name, -1 where there is none.
