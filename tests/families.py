@@ -136,7 +136,25 @@ FAMILIES = (
     Family(
         "llama4",
         "llama4_text",
-        {"num_hidden_layers": 4, "head_dim": 16, "num_local_experts": 2, "attention_chunk_size": WINDOW},
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "num_local_experts": 2,
+            "attention_chunk_size": WINDOW,
+            "attn_temperature_tuning": False,
+        },
+    ),
+    # Its layers without rope count positions by the length of the cache.
+    Family(
+        "llama4_temperature",
+        "llama4_text",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "num_local_experts": 2,
+            "attention_chunk_size": WINDOW,
+            "floor_scale": 7,
+        },
     ),
     Family("gpt_oss", "gpt_oss", {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": WINDOW, **_LOCAL_MOE}),
     Family(

@@ -27,14 +27,15 @@ at random. A family is in the table if every token equals that of the same query
 every logit to 1e-4 of the largest. The figures are the largest differences of logits found, of that size; `baton check
 MODEL` makes the same comparison for a checkpoint of yours.
 
-What a family needs is found at load, not read from a list: baton tries four ways of running a model and takes the first
+What a family needs is found at load, not read from a list: baton tries five ways of running a model and takes the first
 in which its logits equal stock ones. So families that are not in the table run too, if that check passes, and are
 refused by name if it does not.
 
 | way | what it is |
 | --- | --- |
 | rectangle | attention is ours and reads the rows as they lie; prompts of several queries are packed |
-| latents | as above, over the compressed latents that the layers expand (MLA) |
+| flat | as above, and single tokens of several rows, too, for models that count positions by the length of the cache |
+| latents | as in a rectangle, over the compressed latents that the layers expand (MLA) |
 | masked | the model's own attention, over rows and a mask (attention outside of transformers' interface, ALiBi) |
 | singly | the model's own attention, one row after the other: exact, without the speed of a batch |
 

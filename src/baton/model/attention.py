@@ -85,6 +85,12 @@ class Fill(Shape):
 
     _masks: dict[tuple[Span, Look], Tensor | None] = field(default_factory=dict)
 
+    def before(self) -> int | Tensor:
+        """`[N]` of several rows, so that `arange(N)` and it are the positions that the model counts by itself."""
+        if len(self.spans) == 1:
+            return self.spans[0].start
+        return self.cols - torch.arange(len(self.cols), device=self.cols.device)
+
     def by_place(self, flags: Tensor) -> Tensor:
         return flags[None]
 

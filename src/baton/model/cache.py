@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -22,10 +22,20 @@ from baton.model.attention import Own, Shape
 
 @dataclass(slots=True)
 class Step:
-    """What the forward that is running works on; set before the model is called, read by cache and attention."""
+    """What the forward that is running works on; set before the model is called, read by cache and attention.
+
+    `tokens`: how many each of the model's rows is fed. `kept`: layers that were given theirs.
+    """
 
     rectangle: Rectangle
     shape: Shape
+    tokens: int
+    kept: set[int] = field(default_factory=set)
+
+    def held(self, layer: int) -> int | Tensor:
+        """How many tokens a layer's rows hold; those that are fed among them once it was given them, as in stock."""
+        before = self.shape.before()
+        return before + self.tokens if layer in self.kept else before
 
 
 class Current:
@@ -35,37 +45,42 @@ class Current:
 
 
 class RectangleLayer(CacheLayerMixin):
-    """Writes a layer's new keys and values into the rectangle and answers what the step's shape says."""
+    """Writes a layer's new keys and values into the rectangle and answers what the step's shape says.
+
+    Nothing that a model asks is answered by how wide the rectangle is. `longest`: what stock answers for this layer.
+    """
 
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, current: Current, layer: int) -> None:
+    def __init__(self, current: Current, layer: int, longest: int) -> None:
         super().__init__()
         self._current = current
         self._layer = layer
+        self._longest = longest
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        return self._current.step.shape.keep(self._layer, key_states, value_states)
+        step = self._current.step
+        step.kept.add(self._layer)
+        return step.shape.keep(self._layer, key_states, value_states)
 
     def lazy_initialization(self, *args: object, **kwargs: object) -> None:
         """Nothing to do: the rectangle has the memory."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         shape = self._current.step.shape
-        return (shape.width if isinstance(shape, Own) else self._current.step.rectangle.columns), 0
+        if not isinstance(shape, Own):
+            raise LoadError("it asks the cache how many columns it has, which is another number for each row")
+        return shape.width, 0
 
     def get_seq_length(self) -> int:
-        """Where stock masks begin to count: the tokens before those that are fed."""
-        shape = self._current.step.shape
-        if isinstance(shape, Own):
-            return shape.width - max(span.count for span in shape.spans)
-        return self._current.step.rectangle.columns - 1
+        # Not always a number: what a model makes of it is then right for each row, or fails.
+        return self._current.step.held(self._layer)  # type: ignore[return-value]
 
     def get_max_length(self) -> int:
-        return self._current.step.rectangle.columns
+        return self._longest
 
 
 class StateLayer(LinearAttentionLayer):
@@ -103,8 +118,8 @@ class StateLayer(LinearAttentionLayer):
 class HybridLayer(StateLayer, RectangleLayer):  # type: ignore[override]
     """Keys and values, and states, in one layer."""
 
-    def __init__(self, current: Current, layer: int, number_of_states: int) -> None:
-        RectangleLayer.__init__(self, current, layer)
+    def __init__(self, current: Current, layer: int, longest: int, number_of_states: int) -> None:
+        RectangleLayer.__init__(self, current, layer, longest)
         StateLayer.__init__(self, number_of_states=number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -146,11 +161,11 @@ def layers_of(current: Current, config: Any) -> list[Any]:
     ours: list[Any] = []
     for index, stock in enumerate(stock_layers(config)):
         if keeps_columns(stock) and keeps_states(stock):
-            ours.append(HybridLayer(current, index, stock.number_of_states))
+            ours.append(HybridLayer(current, index, stock.get_max_length(), stock.number_of_states))
         elif keeps_states(stock):
             ours.append(StateLayer(number_of_states=stock.number_of_states))
         elif keeps_columns(stock):
-            ours.append(RectangleLayer(current, index))
+            ours.append(RectangleLayer(current, index, stock.get_max_length()))
         else:
             ours.append(stock)
     return ours

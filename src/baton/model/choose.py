@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from baton.errors import LoadError
+from baton.model.asked import length_matters
 from baton.model.device import device_of
 from baton.model.forward import Forward
 from baton.model.hooked import BY_TOKEN, EXPERTS
@@ -28,6 +29,7 @@ from baton.model.selfcheck import (
     self_check,
     stock_logits,
     use_reference_attention,
+    whatever_the_size,
 )
 from baton.model.way import Way
 
@@ -52,6 +54,7 @@ def hook(
     release: bool = False,
     compiled: str | None = None,
     tolerance: float | None = None,
+    columns: int = 0,
 ) -> Forward:
     """Gives a model our cache and attention in the first way in which it gives what it gives alone.
 
@@ -60,6 +63,7 @@ def hook(
     `release`: the model's own weights may then be given back, so that only the forward can run it.
     `tolerance`: of logits, other than that of the model's dtype.
     `compiled`: the backend of torch.compile that decode steps of constant shape go through, where there are such.
+    `columns`: of the engine's rectangle, as far as that is known.
     Raises LoadError, with the reasons of all ways that were tried, where none is exact, or none is for `int8`.
     """
     if int8 and not native:
@@ -70,7 +74,7 @@ def hook(
         expected = stock_logits(model, texts)
     except Exception as error:
         raise LoadError(own_words("it does not run with a stock cache", error)) from error
-    forward = _hooked(model, texts, expected, tolerance)
+    forward = _hooked(model, texts, expected, tolerance, columns)
     if not native:
         forward.go_native(None, why_not)
     else:
@@ -81,10 +85,13 @@ def hook(
     return forward
 
 
-def _hooked(model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor], tolerance: float | None) -> Forward:
+def _hooked(
+    model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor], tolerance: float | None, columns: int
+) -> Forward:
     """In torch. Raises LoadError, with the reasons of all ways that were tried."""
     stock = model.config.get_text_config()._attn_implementation
     reasons: list[str] = []
+    counts = length_matters(model)
     # Recurrent layers may want their prompts whole.
     for way, whole in itertools.product(Way, (False, True)):
         try:
@@ -92,8 +99,11 @@ def _hooked(model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor],
             geometry = probe(model, interface=way.ours)
             if whole and not any(shape.states for shape in geometry.shapes):
                 continue
+            if counts and way in (Way.RECTANGLE, Way.MASKED):
+                raise LoadError("it counts positions by the length of its cache, one for all rows of a call")
             forward = Forward(model, geometry, way, whole_prompts=whole)
-            self_check(model, forward, texts, expected, tolerance=tolerance)
+            self_check(model, forward, texts, expected, tolerance=tolerance, columns=columns)
+            whatever_the_size(model, forward, texts, columns)
             forward.checked_tokens = max(len(text) for text in texts)
             return forward
         except LoadError as error:

@@ -247,7 +247,7 @@ class Forward:
         """Single tokens of rows that have begun in one call, everything else row by row."""
         ends = list(itertools.accumulate(span.count for span in spans))
         pieces = [tokens[end - span.count : end] for end, span in zip(ends, spans, strict=True)]
-        # LATENTS would pack single tokens, which recurrent layers take for one text.
+        # FLAT and LATENTS would pack single tokens, which recurrent layers take for one text.
         single = self._pads if self._fixed_rows else self.way in (Way.RECTANGLE, Way.MASKED)
         if rectangle.mapped and self.way is Way.MASKED:
             # Together, all of them would be read as far as the longest.
@@ -345,6 +345,7 @@ def _reach(rectangle: Rectangle, spans: Sequence[Span]) -> None:
 
 _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {
     Way.RECTANGLE: attention.fill,
+    Way.FLAT: attention.fill,
     Way.LATENTS: attention.latents,
     Way.MASKED: attention.own,
     Way.SINGLY: attention.own,

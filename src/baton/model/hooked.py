@@ -99,7 +99,7 @@ class Hooked:
         else `[len(last), vocabulary]`: of these slots, rows one behind the other.
         `compiled`: its layers by this backend of torch.compile; only where attention is ours.
         """
-        self._current.step = Step(shape.rectangle, shape)
+        self._current.step = Step(shape.rectangle, shape, ids.shape[1])
         self._load(shape)
         padded = isinstance(shape, Padded)
         picked = {"logits_to_keep": last} if last is not None and not padded and self._picks_logits else {}

@@ -103,6 +103,7 @@ def load(
                 release=True,
                 compiled=compiled,
                 tolerance=INT8_TOLERANCE if config.quantize == FLOAT8 else None,
+                columns=int(config.max_model_len) if config.max_model_len.isdecimal() else context_of(model.config),
             )
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error

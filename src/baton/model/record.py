@@ -77,9 +77,10 @@ class _Columns(CacheLayerMixin):
         """Keeps nothing."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
+        raise LoadError("it asks the cache how many columns it has")
 
     def get_seq_length(self) -> int:
+        # Only models to which it does not matter are recorded.
         return 0
 
     def get_max_length(self) -> int:

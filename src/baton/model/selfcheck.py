@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from baton.errors import LoadError
-from baton.kv.rectangle import Rectangle
+from baton.kv.rectangle import Rectangle, is_lazy
 from baton.model.forward import Forward
 from baton.model.look import Span
 from baton.model.probe import call
@@ -78,27 +78,52 @@ def self_check(
     *,
     tolerance: float | None = None,
     make: Callable[..., Rectangle] = Rectangle,
+    columns: int = 0,
 ) -> float:
     """Compares a fill in two chunks and a few decode steps of two rows with what each gives alone.
 
     Answers the largest difference of logits relative to their largest; raises LoadError above the tolerance, that of
-    the model's dtype if none is given. `make`: makes the rectangle.
+    the model's dtype if none is given. `make`: makes the rectangle, of so many `columns` at least.
     """
-    found = our_logits(model, forward, texts, make)
+    found = our_logits(model, forward, texts, make, columns=columns)
     error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
     if not error <= (tolerance or TOLERANCE.get(model.dtype, 1e-1)):
         raise LoadError(f"its logits differ from those of the model alone by {error:.1e} of their size")
     return error
 
 
+def whatever_the_size(model: PreTrainedModel, forward: Forward, texts: list[Tensor], columns: int) -> None:
+    """Raises LoadError where logits are not the same to the bit in a rectangle of so many columns and in another one.
+
+    Both as the engine's, or on devices where that memory would be taken at once, as wide as the texts are long.
+    """
+    longest = max(len(text) for text in texts)
+    columns = max(columns if is_lazy(model.device) else 0, longest)
+    windows = forward.geometry.windows
+    for other in (columns + 64, columns + 1, columns - 1):
+        # A ring in one and not in the other would be read in another order.
+        if other < longest or any((size < columns) != (size < other) for size in windows):
+            continue
+        found, again = (our_logits(model, forward, texts, columns=size, steps=1) for size in (columns, other))
+        if not all(a.equal(b) for a, b in zip(found, again, strict=True)):
+            raise LoadError("its logits depend on how many columns the rectangle has")
+        return
+
+
 def our_logits(
-    model: PreTrainedModel, forward: Forward, texts: list[Tensor], make: Callable[..., Rectangle] = Rectangle
+    model: PreTrainedModel,
+    forward: Forward,
+    texts: list[Tensor],
+    make: Callable[..., Rectangle] = Rectangle,
+    *,
+    columns: int = 0,
+    steps: int = STEPS,
 ) -> list[Tensor]:
-    """Logits `[STEPS + 1, vocabulary]` of each text's last tokens: filled in chunks, then decoded together."""
+    """Logits `[steps + 1, vocabulary]` of each text's last tokens: filled in chunks, then decoded together."""
     rectangle = make(
         forward.geometry.shapes,
         capacity=2,
-        columns=max(len(text) for text in texts),
+        columns=max(columns if is_lazy(model.device) else 0, *(len(text) for text in texts)),
         dtype=model.dtype,
         device=model.device,
     )
@@ -111,10 +136,10 @@ def our_logits(
             tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
             logits, ran = forward.fill(rectangle, spans, tokens)
             ran.commit()
-    for step in range(STEPS + 1):
+    for step in range(steps + 1):
         for row in range(2):
             found[row].append(logits[row])
-        if step < STEPS:
+        if step < steps:
             spans = [Span(row, filled[row] + step, 1) for row in range(2)]
             tokens = [int(texts[row][filled[row] + step]) for row in range(2)]
             logits, ran = forward.decode(rectangle, spans, tokens)

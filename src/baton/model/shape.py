@@ -69,6 +69,13 @@ class Shape:
         """`[tokens]` -> `[B, T]`."""
         raise NotImplementedError
 
+    def before(self) -> int | Tensor:
+        """The tokens that rows hold before those that are fed, for models that ask: of several rows, the longest's.
+
+        Only models to which that does not matter are run in such shapes (`model/asked.py`).
+        """
+        return max(span.start for span in self.spans)
+
     def commit(self) -> None:
         """The forward went well: rings take their newest tokens."""
         for buffer, row, columns, new in self._later:

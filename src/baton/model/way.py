@@ -9,23 +9,27 @@ class Way(StrEnum):
     """How a stock model is run over rows of different lengths; `model/choose.py` takes the first that is exact.
 
     RECTANGLE: its attention is ours, and reads the rectangle as it lies.
+    FLAT: so, too, but single tokens of several rows stand one behind the other, as prompts' do: for models that count
+    positions themselves and take all rows of a call to be equally long.
     LATENTS: its attention is ours, over columns that its layers expand (multi-head latent attention).
     MASKED: its attention is its own, over the rows' columns and a mask.
     SINGLY: its attention is its own, each row in a call of its own.
     """
 
     RECTANGLE = "rectangle"
+    FLAT = "flat"
     LATENTS = "latents"
     MASKED = "masked"
     SINGLY = "singly"
 
     @property
     def ours(self) -> bool:
-        return self in (Way.RECTANGLE, Way.LATENTS)
+        return self in (Way.RECTANGLE, Way.FLAT, Way.LATENTS)
 
 
 DESCRIPTIONS = {
     Way.RECTANGLE: "our attention over ragged rows",
+    Way.FLAT: "our attention over ragged rows, their tokens one behind the other",
     Way.LATENTS: "our attention over latents that each layer expands",
     Way.MASKED: "its own attention, rows masked, prompts one by one",
     Way.SINGLY: "its own attention, one row after the other (it cannot be batched exactly)",
