@@ -15,7 +15,8 @@ BatonError
 │   ├── ShuttingDown
 │   └── EngineUnhealthy
 ├── QueryFailed                 one query's own trouble: its row is gone, its neighbours are not (HTTP 500)
-│   └── DeadlinePassed          it was not done in time (HTTP 504)
+│   ├── DeadlinePassed          it was not done in time (HTTP 504)
+│   └── Infeasible              what was asked for turned out to be impossible: the asker's trouble (HTTP 400)
 └── Refused                     a verb of the batch refused and changed nothing (a bug of the caller)
 """
 
@@ -116,6 +117,17 @@ class DeadlinePassed(QueryFailed):
     status = 504
     type = "timeout_error"
     code = "request_timeout"
+
+
+class Infeasible(QueryFailed):
+    """What was asked for is impossible, which was seen only while the query ran. The engine has not failed.
+
+    No token is allowed, or the answer's form is too much to follow.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
 
 
 class Refused(BatonError):

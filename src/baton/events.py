@@ -95,7 +95,8 @@ class Update:
     `finish_reason` is "stop", "length", "cancelled", "expired" or "error"; `error` says what went wrong in the
     last two cases.
     `logprobs`: where asked for, one for each of `token_ids`. `prompt_logprobs`: where asked for, one for each prompt
-    token but the first, all in the update that brings the first token.
+    token but the first, all in the update that brings the first token. `infeasible`: the error is the asker's own,
+    because what was asked for turned out to be impossible.
     """
 
     query_id: str
@@ -106,6 +107,7 @@ class Update:
     usage: Usage | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    infeasible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

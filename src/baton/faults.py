@@ -14,6 +14,7 @@ this is done since the start, counted from 1; or `NAME@SEED:K`: at the Kth token
     resize_fails@N          the Nth resize of the batch raises; resize_memory@N: runs out of memory
     trace_full@N            at the Nth write of the trace file the disk is full
     nan@SEED:K              the logits of the query's Kth token are not numbers
+    draw_fails@SEED:K       drawing the query's Kth token raises
     text_fails@SEED:K       the query's Kth token cannot be made into text
 """
 
@@ -75,7 +76,7 @@ _AT: dict[str, tuple[str, Callable[[str], None]]] = {
 _AT |= {"iteration_fails": ("iteration", _fails), "engine_dies": ("iteration", _dies)}
 _AT |= {"trace_full": ("trace", _disk_full)}
 _SLOW = "iteration_slow"
-_OF_A_QUERY = ("nan", "text_fails")
+_OF_A_QUERY = ("nan", "draw_fails", "text_fails")
 _FORM = re.compile(r"([a-z_]+)@(\d+)(?::(\d+(?:\.\d+)?))?")
 
 
@@ -145,7 +146,7 @@ class Faults:
         setattr(owner, verb, met)
 
     def sampler(self, right: Sampler) -> Sampler:
-        """As this one, but for queries with faulty logits."""
+        """As this one, but for queries with faulty logits or draws."""
         return _FaultySampler(right, self)
 
     def decoder(self, right: IncrementalDecoder, seed: int) -> IncrementalDecoder:
@@ -160,12 +161,17 @@ class _FaultySampler(Sampler):
         self._faults = faults
 
     def __call__(self, logits: Any, draws: Sequence[Draw]) -> list[int | None]:
-        numbers = [len(draw.tokens) - draw.prompt_tokens + 1 for draw in draws]
-        hit = [row for row, draw in enumerate(draws) if self._faults.hits("nan", draw.seed, numbers[row])]
+        hit = self._hit("nan", draws)
         if hit:
             logits = logits.clone()
             logits[hit] = math.nan
+        if self._hit("draw_fails", draws):
+            _fails("draw_fails")
         return self._right(logits, draws)
+
+    def _hit(self, name: str, draws: Sequence[Draw]) -> list[int]:
+        numbers = [len(draw.tokens) - draw.prompt_tokens + 1 for draw in draws]
+        return [row for row, draw in enumerate(draws) if self._faults.hits(name, draw.seed, numbers[row])]
 
 
 class _FaultyDecoder:

@@ -16,6 +16,8 @@ MAX_USER_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
 # What numbers of requests are bound by at all; `limits.py` has what may be asked for.
 _MOST = 2**31 - 1
+# A hundred times the logit: below it the best of all tokens so far comes for ever.
+_LEAST_REPETITION = 0.01
 
 
 class State(StrEnum):
@@ -92,7 +94,7 @@ class SamplingParams:
         _within("min_p", self.min_p, 0, 1)
         _within("presence_penalty", self.presence_penalty, -_MOST, _MOST)
         _within("frequency_penalty", self.frequency_penalty, -_MOST, _MOST)
-        _within("repetition_penalty", self.repetition_penalty, 0, 10, above=True)
+        _within("repetition_penalty", self.repetition_penalty, _LEAST_REPETITION, 10)
         _within("min_tokens", self.min_tokens, 0, _MOST, whole=True)
         if self.max_tokens is not None:
             _within("max_tokens", self.max_tokens, 1, _MOST, whole=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -52,7 +53,9 @@ class Chunk:
 class Stepped:
     """What a forward did. `tokens`: the token drawn, by query; those with more left to feed drew none.
 
-    `failed`: queries whose logits were not finite, with the reason; they are still in and must be removed.
+    `failed`: queries that cannot go on, with the reason: their logits are not finite, or what was done for them raised.
+    `infeasible`: those that cannot go on as they were asked, which is their askers' fault. Both are still in and must
+    be removed.
     `slots`: all token slots computed, by kind; `shares`: useful and idle slots of each query.
     `logprobs`: of the token drawn, `prompt_logprobs`: of the prompt tokens that follow those fed; for queries that ask.
     `beside`: prompts were computed beside it, which made it longer; `fill_seconds`: how long that took them, where it
@@ -61,9 +64,25 @@ class Stepped:
 
     tokens: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    infeasible: dict[str, str] = field(default_factory=dict)
     slots: Slots = field(default_factory=Slots)
     shares: dict[str, tuple[int, int]] = field(default_factory=dict)
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
     beside: bool = False
     fill_seconds: float | None = None
+
+    @property
+    def ended(self) -> Set[str]:
+        """Queries that cannot go on."""
+        return self.failed.keys() | self.infeasible.keys()
+
+    def add(self, part: Stepped) -> None:
+        """What was done to other queries, apart from `beside` and `fill_seconds`."""
+        self.tokens |= part.tokens
+        self.failed |= part.failed
+        self.infeasible |= part.infeasible
+        self.shares |= part.shares
+        self.logprobs |= part.logprobs
+        self.prompt_logprobs |= part.prompt_logprobs
+        self.slots.add(part.slots)

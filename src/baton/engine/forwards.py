@@ -197,10 +197,10 @@ class Forwards:
         now.slots.add(stepped.slots)
         if stepped.shares:
             now.went_well()
-        lens = {**queries.batch.lens, **queries.prefiller.lens}
+        lens, ended = {**queries.batch.lens, **queries.prefiller.lens}, stepped.ended
         for query_id, (useful, idle) in stepped.shares.items():
             now.fed[query_id] = now.fed.get(query_id, 0) + useful + idle
-            if query_id in stepped.failed:
+            if query_id in ended:
                 lifecycle.fed(query_id, lens[query_id], useful, idle)
             else:
                 queries.fed(query_id, lens[query_id], useful, idle)
@@ -223,15 +223,12 @@ class Forwards:
                 queries.end(query_id, State.FINISHED, reason, hold=now.plan.hold_finished)
         for query_id, why in stepped.failed.items():
             queries.fail(query_id, why)
+        for query_id, why in stepped.infeasible.items():
+            queries.give_up(query_id, why)
 
 
 def _joined(parts: Iterable[Stepped]) -> Stepped:
     whole = Stepped()
     for part in parts:
-        whole.tokens.update(part.tokens)
-        whole.failed.update(part.failed)
-        whole.shares.update(part.shares)
-        whole.logprobs.update(part.logprobs)
-        whole.prompt_logprobs.update(part.prompt_logprobs)
-        whole.slots.add(part.slots)
+        whole.add(part)
     return whole

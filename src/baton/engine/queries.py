@@ -88,7 +88,16 @@ class Queries:
         self._put_emptied(segment)
         self._forgotten(query_id, reason)
 
-    def end(self, query_id: str, state: State, reason: str, error: str | None = None, *, hold: bool = False) -> None:
+    def end(
+        self,
+        query_id: str,
+        state: State,
+        reason: str,
+        error: str | None = None,
+        *,
+        hold: bool = False,
+        infeasible: bool = False,
+    ) -> None:
         """It leaves wherever it is; its row and memory are free, unless the row is to be held."""
         life = self.lifecycle.live[query_id]
         try:
@@ -104,10 +113,14 @@ class Queries:
         finally:
             self.prefixes.ended(life.query)
             usage = self.lifecycle.end(query_id, state, reason)
-            self.talks.close(query_id, reason, error, usage)
+            self.talks.close(query_id, reason, error, usage, infeasible=infeasible)
 
     def fail(self, query_id: str, why: str) -> None:
         self.end(query_id, State.FAILED, "error", why)
+
+    def give_up(self, query_id: str, why: str) -> None:
+        """It cannot go on as it was asked: no failure of the engine's, so it is counted as one that was called off."""
+        self.end(query_id, State.CANCELLED, "error", why, infeasible=True)
 
     def fed(self, query_id: str, cached: int, useful: int, idle: int) -> None:
         """Token slots were computed for it; others may begin with its prompt, or what can be kept of it on its way."""

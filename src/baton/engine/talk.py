@@ -44,7 +44,14 @@ class Talk:
             return STOP if ends or self.text.stopped else LENGTH
         return None
 
-    def update(self, reason: str | None = None, error: str | None = None, usage: Usage | None = None) -> Update:
+    def update(
+        self,
+        reason: str | None = None,
+        error: str | None = None,
+        usage: Usage | None = None,
+        *,
+        infeasible: bool = False,
+    ) -> Update:
         """All that is new since the last update."""
         found = Update(
             self.query.id,
@@ -55,6 +62,7 @@ class Talk:
             usage,
             tuple(self.logprobs),
             tuple(self.prompt_logprobs),
+            infeasible,
         )
         for told in (self.tokens, self.pieces, self.logprobs, self.prompt_logprobs):
             told.clear()
@@ -81,9 +89,9 @@ class Talks:
         """Takes those of the next prompt tokens; they are delivered with the first token."""
         self._live[query_id].prompt_logprobs.extend(logprobs)
 
-    def close(self, query_id: str, reason: str, error: str | None, usage: Usage) -> None:
+    def close(self, query_id: str, reason: str, error: str | None, usage: Usage, *, infeasible: bool = False) -> None:
         talk = self._live.pop(query_id)
-        self._out.setdefault(talk.deliver, []).append(talk.update(reason, error, usage))
+        self._out.setdefault(talk.deliver, []).append(talk.update(reason, error, usage, infeasible=infeasible))
 
     def hand_over(self) -> None:
         """Delivers everything that is new, once per listener."""

@@ -198,7 +198,7 @@ class RowsAhead(Rows):
         if following is not None:
             following.fed = [slot.token if slot.token >= 0 else codes[-1 - slot.token] for slot in ahead]
         self._begun = following
-        add(stepped, mine)
+        stepped.add(mine)
 
     def _meanwhile(self) -> None:
         """What the host may do while the device has steps enough."""
@@ -221,13 +221,3 @@ class RowsAhead(Rows):
         if all(slot.token >= 0 for slot in slots):
             return []
         return [*slots, *(self._slot(span, done) for span in waiting)]
-
-
-def add(whole: Stepped, part: Stepped) -> None:
-    """Tells of a part that was of other rows."""
-    whole.tokens |= part.tokens
-    whole.failed |= part.failed
-    whole.shares |= part.shares
-    whole.logprobs |= part.logprobs
-    whole.prompt_logprobs |= part.prompt_logprobs
-    whole.slots.add(part.slots)

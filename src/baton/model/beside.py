@@ -21,7 +21,7 @@ from baton.kv.budget import out_of_memory
 from baton.kv.copies import Copies
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment, arrived
-from baton.model.ahead import RowsAhead, add
+from baton.model.ahead import RowsAhead
 from baton.model.forward import Forward
 from baton.model.look import Span
 from baton.model.occupant import Running
@@ -148,7 +148,7 @@ class RowsBeside(RowsAhead):
             except Exception as error:
                 self._lost(error)
             else:
-                add(stepped, told)
+                stepped.add(told)
                 stepped.fill_seconds = told.fill_seconds
         return stepped
 

@@ -19,6 +19,9 @@ MORE = 8
 # splitmix64 (Steele, Lea, Flood 2014): what a number is spread by, and its finaliser's multipliers.
 SPREAD, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = 2**64 - 1
+# The smallest normal float32. Logits that differ at all differ by so much more that what is colder draws the same, and
+# division by less would overflow, or be by nothing where a device takes smaller numbers for 0.
+_COLDEST = 2.0**-126
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,12 @@ class Draw:
     tokens: Sequence[int]
     prompt_tokens: int
     mask: Mask | None = None
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by, at least the smallest number that any device divides by; 0 for the best token."""
+        asked = self.params.temperature
+        return max(asked, _COLDEST) if asked else 0.0
 
     @property
     def shapes(self) -> bool:

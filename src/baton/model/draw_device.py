@@ -51,7 +51,7 @@ def drawn(logits: Tensor, chances: Chances, kind: Kind) -> Tensor:
     picks = logits.argmax(-1)
     if kind is not Kind.GREEDY:
         greedy = chances.temperature == 0
-        scaled = logits / torch.where(greedy, 1.0, chances.temperature).float()[:, None]
+        scaled = _scaled(logits, torch.where(greedy, 1.0, chances.temperature).float())
         every = torch.arange(logits.shape[-1], device=logits.device).expand(len(logits), -1)
         picks = torch.where(greedy, picks, (scaled + _noise(chances.keys, every)).argmax(-1))
         if kind is Kind.FILTERED:
@@ -71,6 +71,11 @@ def exact(kind: str) -> bool:
     except (RuntimeError, TypeError):
         return False
     return torch.equal(there, _hashed(keys_of(seeds, lengths), ids))
+
+
+def _scaled(logits: Tensor, temperatures: Tensor) -> Tensor:
+    """`[n, vocabulary]` over temperatures `[n]`, counted from each row's best, so that what overflows is -inf."""
+    return (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
 
 
 def _held(logits: Tensor, chances: Chances) -> Tensor:
@@ -93,8 +98,7 @@ def keys_of(seeds: Tensor, lengths: Tensor) -> Tensor:
 
 def random_tokens(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Gumbel-max over `[m, vocabulary]`: adding such noise and taking the best draws from the softmax."""
-    temperatures = torch.tensor([draw.params.temperature for draw in draws], device=logits.device)
-    logits = logits / temperatures[:, None]
+    logits = _scaled(logits, torch.tensor([draw.temperature for draw in draws], device=logits.device))
     picks = torch.empty(len(draws), dtype=torch.int64, device=logits.device)
     free = [i for i, draw in enumerate(draws) if not draw.filters]
     if free:
@@ -138,7 +142,8 @@ def _kept(best: Tensor, whole: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tens
     total = torch.where(top_k <= look, left.sum(-1, keepdim=True), 1.0)
     share = left / total
     before = share.cumsum(-1) - share
-    return (rank < top_k) & (before < top_p) & (share >= min_p * share[:, :1])
+    # The best is left also where a share so small is taken for none.
+    return (rank < top_k) & (((before < top_p) & (share >= min_p * share[:, :1])) | (rank == 0))
 
 
 def _keys(draws: Sequence[Draw], device: torch.device) -> Tensor:

@@ -29,28 +29,34 @@ _ROUNDING = 1e-6
 
 
 def random_token(row: Floats, draw: Draw) -> int:
-    """Gumbel-max over logits `[vocabulary]` float32: adding such noise and taking the best draws from the softmax."""
-    if draw.filters:
-        values, ids = candidates(row, draw)
-        scores: Floats = values + _gumbel(_hashed(draw.key, _spread(ids)))
-    else:
-        scores, ids = _contenders(row, draw)
+    """Gumbel-max over logits `[vocabulary]` float32: adding such noise and taking the best draws from the softmax.
+
+    The best logit must be finite. Logits count from the best one, so what overflows is -inf, and cannot be drawn.
+    """
+    with np.errstate(over="ignore"):
+        if draw.filters:
+            values, ids = candidates(row, draw)
+            scores: Floats = values + _gumbel(_hashed(draw.key, _spread(ids)))
+        else:
+            scores, ids = _contenders(row, draw)
     return int(ids[scores.argmax()])
 
 
 def candidates(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
-    """What top-k, top-p and min-p leave of a row, best first: logits over temperature, and ids."""
+    """What top-k, top-p and min-p leave of a row, best first: logits below the best over temperature, and ids."""
     params, vocabulary = draw.params, len(row)
     # Probabilities after top-k are of what top-k left, as in the stock warpers' order.
     look = min(params.top_k or FIRST_LOOK, vocabulary)
-    whole = _sum(row, params.temperature) if params.top_p < 1 and not params.top_k else 0.0
+    whole = _sum(row, draw.temperature) if params.top_p < 1 and not params.top_k else 0.0
     while True:
         best, ids = _top(row, look)
-        values = best / np.float32(params.temperature)
-        share = np.exp(values.astype(np.float64) - values[0])
+        values = (best - best[0]) / np.float32(draw.temperature)
+        share = np.exp(values.astype(np.float64))
         keep = share >= params.min_p
         if params.top_p < 1:
             keep &= share.cumsum() - share < params.top_p * (whole or share.sum())
+        # Also where a share so small is taken for none.
+        keep[0] = True
         # Enough was looked at where the last one looked at is already out.
         if params.top_k or look == vocabulary or len(ids) < look or not keep[-1]:
             return values[keep], ids[keep]
@@ -63,9 +69,9 @@ def _contenders(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
     The best tokens' scores come first. No other logit is above the last of theirs, so who is to win has more noise than
     that lacks; noise grows with its bits, and bits are compared without a logarithm.
     """
-    temperature, key = np.float32(draw.params.temperature), draw.key
+    temperature, key = np.float32(draw.temperature), draw.key
     best, ids = _top(row, min(FIRST_LOOK, len(row)))
-    values = best / temperature
+    values = (best - best[0]) / temperature
     scores = values + _gumbel(_hashed(key, _spread(ids)))
     if len(ids) == len(row) or len(ids) < FIRST_LOOK:
         return scores, ids
@@ -73,7 +79,7 @@ def _contenders(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
     least = int(max(0.0, 2.0**53 * math.exp(-math.exp(-lacking)) - 8))
     every = _hashed(key, _spread_of_all(len(row)))
     others = np.flatnonzero(every > np.uint64(least << _UNUSED_BITS))
-    more = row[others] / temperature + _gumbel(every[others])
+    more = (row[others] - best[0]) / temperature + _gumbel(every[others])
     return np.concatenate([scores, more]), np.concatenate([ids, others])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baton.constraint import Matcher
-from baton.errors import QueryFailed
+from baton.errors import Infeasible, QueryFailed
 from baton.query import Query
 
 Mask = NDArray[np.float32]
@@ -35,23 +35,24 @@ class Guide:
         self._matcher: Matcher | None = None
 
     def mask(self, generated: Sequence[int]) -> Mask:
-        """Raises QueryFailed, where nothing is allowed too."""
+        """Raises QueryFailed, and Infeasible where nothing is allowed."""
         if self.query.constraint is None:
             raise QueryFailed("there is no constraint")
         if self._matcher is None:
             self._matcher = self.query.constraint.start()
         bits = np.frombuffer(self._matcher.allowed(generated), np.uint8)
         if not bits.any():
-            raise QueryFailed(_NOTHING)
+            raise Infeasible(_NOTHING)
         return _EIGHT.take(bits, axis=0).reshape(-1)
 
 
 @dataclass(slots=True)
 class Found:
-    """By query the masks of those rows that have one, and why others cannot go on."""
+    """By query the masks of those rows that have one, and why others cannot go on; `infeasible`: as they were asked."""
 
     masks: dict[str, Mask] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    infeasible: dict[str, str] = field(default_factory=dict)
 
 
 class Masks:
@@ -72,7 +73,7 @@ def waited(begun: Future[Found] | None, vocabulary: int) -> Found:
         found.masks[query_id] = _of_length(mask, vocabulary)
         # Only where more than the model has may come, it may be that nothing of the model may.
         if (mask[vocabulary:] == 0).any() and found.masks[query_id].max() < 0:
-            found.failed[query_id] = _NOTHING
+            found.infeasible[query_id] = _NOTHING
     return found
 
 
@@ -81,9 +82,11 @@ def _found(rows: Mapping[Guide, Sequence[int]]) -> Found:
     for guide, generated in rows.items():
         try:
             found.masks[guide.query.id] = guide.mask(generated)
+        except Infeasible as error:
+            found.infeasible[guide.query.id] = error.message
         except QueryFailed as error:
             found.failed[guide.query.id] = error.message
-        except Exception as error:
+        except BaseException as error:  # a panic of a Rust library is no Exception
             found.failed[guide.query.id] = f"the answer's form cannot be followed: {type(error).__name__}"
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from functools import partial
@@ -23,7 +24,10 @@ from baton.model.occupant import Drawing, Occupant, Running
 from baton.model.sample import Sampler
 from baton.work import Feeding, Stepped
 
+log = logging.getLogger("baton.model")
+
 _NOT_FINITE = "the model's output for this query is not finite"
+_NOTHING_LEFT = "no token may be drawn: logit_bias, min_tokens and the answer's form leave none"
 
 # A row that is computed anew in the batch is fed so many tokens per step.
 _ANEW_TOKENS = 256
@@ -300,7 +304,10 @@ class Rows:
                 stepped.failed[found.query.id] = _NOT_FINITE
                 continue
             tokens = found.tokens[untold.start + 1 : untold.stop + 1]
-            stepped.prompt_logprobs[found.query.id] = token_logprobs(wanted, tokens, [asked] * len(tokens))
+            try:
+                stepped.prompt_logprobs[found.query.id] = token_logprobs(wanted, tokens, [asked] * len(tokens))
+            except Exception as error:
+                self._fails_alone(found, error, "its prompt's log-probabilities could not be told", stepped)
         return torch.cat([part[-1:] for part in parts])
 
     def _advance(
@@ -318,7 +325,8 @@ class Rows:
         fed = [(index, span, found) for index, span, found in fed if found.query.id not in done]
         allowed = waited(masks, logits.shape[-1])
         stepped.failed |= allowed.failed
-        fine = [(index, span, found) for index, span, found in fed if found.query.id not in stepped.failed]
+        stepped.infeasible |= allowed.infeasible
+        fine = [(index, span, found) for index, span, found in fed if found.query.id not in stepped.ended]
         drawing = [(index, found) for index, span, found in fine if span.stop == len(found.tokens)]
         # Drawn before anything is changed, so that a step that raises has fed nothing.
         drawn = draw(logits, drawing, allowed.masks, stepped) if drawing else []
@@ -328,20 +336,49 @@ class Rows:
             found.computed = max(found.computed, span.stop)
             found.anew = found.anew and span.stop < len(found.tokens)
         for (_, found), token in zip(drawing, drawn, strict=True):
-            if token is None:
-                stepped.failed[found.query.id] = _NOT_FINITE
-            else:
+            if token is not None:
                 stepped.tokens[found.query.id] = token
                 self._append(found, token)
+            elif found.query.id not in stepped.ended:
+                stepped.failed[found.query.id] = _NOT_FINITE
 
     def _draw(
         self, logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
     ) -> list[int | None]:
-        """The next token of each row of logits that is named; None where its logits are not finite."""
+        """The next token of each row of logits that is named; None for a row that cannot go on.
+
+        All rows at once; where that raises row by row, so that it is the end of no other row than the one that did it.
+        """
+        try:
+            return self._drawn(logits, drawing, masks, stepped)
+        except Exception as error:
+            if len(drawing) == 1:
+                self._fails_alone(drawing[0][1], error, "its next token could not be drawn", stepped)
+                return [None]
+            if out_of_memory(error):
+                raise
+        return [token for one in drawing for token in self._draw(logits, [one], masks, stepped)]
+
+    def _drawn(
+        self, logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
+    ) -> list[int | None]:
         picked = logits if len(drawing) == len(logits) else logits[[index for index, _ in drawing]]
-        drawn = self._sampler(picked, [found.draw(masks.get(found.query.id)) for _, found in drawing])
-        stepped.logprobs |= told(picked, [found.query for _, found in drawing], drawn)
+        draws = [found.draw(masks.get(found.query.id)) for _, found in drawing]
+        drawn = self._sampler(picked, draws)
+        logprobs = told(picked, [found.query for _, found in drawing], drawn)
+        for at, (token, draw) in enumerate(zip(drawn, draws, strict=True)):
+            if token is None and (draw.shapes or draw.mask is not None) and picked[at].isfinite().all():
+                stepped.infeasible[drawing[at][1].query.id] = _NOTHING_LEFT
+        stepped.logprobs |= logprobs
         return drawn
+
+    @staticmethod
+    def _fails_alone(found: Occupant, error: Exception, what: str, stepped: Stepped) -> None:
+        """What was done for one row raised. Raises where memory ran out, for which the row cannot help."""
+        if out_of_memory(error):
+            raise error
+        log.warning("query %s: %s", found.query.id, what, exc_info=error)
+        stepped.failed[found.query.id] = f"{what}: {type(error).__name__}"
 
     def _append(self, found: Occupant, token: int) -> None:
         found.tokens.append(token)

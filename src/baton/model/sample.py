@@ -14,6 +14,8 @@ from baton.model.draw_host import Floats, random_token
 
 __all__ = ["Draw", "Sampler"]
 
+_MOST = torch.finfo(torch.float32).max
+
 
 class Sampler:
     """`end_ids`: tokens that end a text; they cannot be drawn before `min_tokens`."""
@@ -22,7 +24,10 @@ class Sampler:
         self._end_ids = tuple(end_ids)
 
     def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
-        """The next token of each row of `[n, vocabulary]` float32 logits; None where a row's logits are not finite."""
+        """The next token of each row of `[n, vocabulary]` float32 logits.
+
+        None where a row's logits are not finite, or where nothing may be drawn of what its draw leaves.
+        """
         if logits.device.type == "cpu" or not exact(logits.device.type):
             return self._row_by_row(logits.cpu().numpy(), draws)
         return self._together(logits, draws)
@@ -37,7 +42,7 @@ class Sampler:
             for row, draw, token, fine in zip(rows, draws, best.tolist(), finite.tolist(), strict=True)
         ]
 
-    def _one(self, row: Floats, draw: Draw, best: int) -> int:
+    def _one(self, row: Floats, draw: Draw, best: int) -> int | None:
         if draw.shapes:
             row = row.copy()
             self._shape(torch.from_numpy(row), draw)
@@ -45,11 +50,13 @@ class Sampler:
             row = row + draw.mask
         if draw.shapes or draw.mask is not None:
             best = int(row.argmax())
+            if not np.isfinite(row[best]):
+                return None
         return best if draw.params.greedy else random_token(row, draw)
 
     def _together(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         """As `draw_device.py` draws."""
-        finite = logits.sum(-1).isfinite()
+        fine = logits.sum(-1).isfinite()
         if any(draw.shapes or draw.mask is not None for draw in draws):
             logits = logits.clone()
             for row, draw in zip(logits, draws, strict=True):
@@ -57,12 +64,13 @@ class Sampler:
                     self._shape(row, draw)
                 if draw.mask is not None:
                     row += torch.from_numpy(draw.mask).to(row.device)
+            fine &= logits.amax(-1).isfinite()
         best = logits.argmax(-1)
         drawn = [row for row, draw in enumerate(draws) if not draw.params.greedy]
         if drawn:
             best[drawn] = random_tokens(logits[drawn], [draws[row] for row in drawn])
         tokens = best.tolist()
-        return [token if fine else None for token, fine in zip(tokens, finite.tolist(), strict=True)]
+        return [token if may else None for token, may in zip(tokens, fine.tolist(), strict=True)]
 
     def _shape(self, row: Tensor, draw: Draw) -> None:
         """Changes one row's logits `[vocabulary]` in place: bias, penalties, the tokens forbidden by min_tokens."""
@@ -71,7 +79,9 @@ class Sampler:
             # A token that came twice is given the same logit twice.
             seen = torch.tensor(draw.tokens, device=row.device)
             old = row[seen]
-            row[seen] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+            new = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+            # What overflows stays a number: of two that are infinite nobody knows which is the better.
+            row[seen] = new.clamp(-_MOST, _MOST)
         if len(draw.tokens) > draw.prompt_tokens and (params.frequency_penalty or params.presence_penalty):
             generated = torch.tensor(draw.tokens[draw.prompt_tokens :], device=row.device)
             ids, counts = generated.unique(return_counts=True)

@@ -44,7 +44,7 @@ def chance_of(draw: Draw) -> Chance | None:
         return None
     if params.greedy:
         return GREEDY
-    return Chance(params.temperature, params.top_k, params.top_p, params.min_p, mixed_seed(draw.seed))
+    return Chance(draw.temperature, params.top_k, params.top_p, params.min_p, mixed_seed(draw.seed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,8 @@ class Metrics:
     def _ended(self, event: QueryEnded) -> None:
         usage = event.usage
         self.outcomes.add(event.outcome.value)
-        self.reasons[event.finish_reason] += 1
+        # Who is told of an error of its own making is called off, and nothing has failed.
+        self.reasons["cancelled" if event.outcome is State.CANCELLED else event.finish_reason] += 1
         self.load.ended(event.time, usage.prefill_seconds + usage.decode_seconds)
         self.queued.observe(usage.queue_seconds)
         self.prefilled.observe(usage.prefill_seconds)

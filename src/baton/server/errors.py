@@ -14,6 +14,7 @@ from starlette.responses import Response
 from baton.errors import (
     BatonError,
     DeadlinePassed,
+    Infeasible,
     InvalidValue,
     QueryFailed,
     QueueFull,
@@ -140,6 +141,8 @@ def from_validation(error: ValidationError) -> RequestError:
 
 def failure(update: Update) -> BatonError | None:
     """The error that an update tells of, if it does."""
+    if update.infeasible:
+        return Infeasible(update.error or "what was asked for is impossible")
     if update.finish_reason == "error":
         return QueryFailed(update.error or "the query failed")
     if update.finish_reason == "expired":

@@ -202,7 +202,7 @@ def _bounds(client: Client) -> dict[str, Schema]:
         "min_p": _number(0, 1),
         "presence_penalty": _number(-limits.max_penalty, limits.max_penalty),
         "frequency_penalty": _number(-limits.max_penalty, limits.max_penalty),
-        "repetition_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
+        "repetition_penalty": {"type": "number", "minimum": 0.01, "maximum": 10},
         "logit_bias": {
             "type": "object",
             "propertyNames": {"pattern": f"^({_up_to(client.tokenizer.vocabulary - 1)})$"},
