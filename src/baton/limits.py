@@ -51,7 +51,9 @@ class Limits:
     grammar_timeout: float = setting(5.0, "Seconds that compiling a schema or grammar may take.", low=0.01)
     max_compiling: int = setting(16, "Most schemas and grammars in compilation; more are answered 429.", low=1)
     template_timeout: float = setting(2.0, "Seconds that a chat template may take.", low=0.01)
-    max_template_bytes: int = setting(4 * 2**20, "Most bytes that a chat template may write.", low=1, size=True)
+    max_template_bytes: int = setting(
+        4 * 2**20, "Most bytes that a chat template may write or make at once.", low=1, size=True
+    )
     max_waiting: int = setting(256, "Most queries that wait; more are answered 429.", low=1)
     queue_timeout: float = setting(60.0, "Seconds that a request may wait for a row.", low=0.01)
     query_timeout: float = setting(600.0, "Seconds that a request may take in all.", low=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,104 @@ def test_a_template_that_writes_too_much_is_stopped(template: str) -> None:
         mine.chat(MESSAGES)
 
 
+A = "{% set a = 'ab' * 30000 %}"
+LISTS = "{% set x = ['aa'] * 100 %}{% set x = [x] * 100 %}{% set x = [x] * 100 %}"
+AT_ONCE = [
+    "{{ 'a' | center(500000000) | length }}",
+    "{{ 'a'.center(500000000, 'x') | length }}",
+    "{{ 'a'.ljust(500000000) | length }}",
+    "{{ 'a'['rjust'](500000000) | length }}",
+    "{{ '1'.zfill(500000000) | length }}",
+    "{{ ('\\t' * 10).expandtabs(50000000) | length }}",
+    "{{ '{:>500000000}'.format(1) | length }}",
+    "{{ '{:*^500000000}'.format(1) | length }}",
+    "{{ '{:.500000000f}'.format(1.5) | length }}",
+    "{{ '{0:{1}}'.format(1, 500000000) | length }}",
+    "{{ '{a:500000000}'.format_map({'a': 1}) | length }}",
+    "{{ ('{0}' * 10000).format('b' * 60000) | length }}",
+    "{{ '%500000000d' | format(1) | length }}",
+    "{{ ('%.500000000f' % 1.5) | length }}",
+    "{{ ('%-#0 +500000000ld' % 1) | length }}",
+    "{{ ('%(a(b))500000000d' % {'a(b)': 1}) | length }}",
+    "{{ (('%(a)s' * 1000) % {'a': 'b' * 60000}) | length }}",
+    "{{ ('%500000000d'.encode() % 1) | length }}",
+    "{{ 'a' | indent(500000000, true) | length }}",
+    "{{ 'a' | indent(width=500000000, first=true) | length }}",
+    A + "{{ a.replace('a', a) | length }}",
+    A + "{{ a | replace('', a) | length }}",
+    "{{ 'a'" + ".replace('a', 'a' * 16)" * 8 + " | length }}",
+    A + "{{ a.join(['x'] * 1000) | length }}",
+    A + "{{ range(9999) | join(a) | length }}",
+    A + "{{ [a, a] | join | length }}",
+    A + "{{ (a ~ a ~ a) | length }}",
+    A + "{{ a.translate({97: a}) | length }}",
+    "{{ messages | tojson(indent=500000000) | length }}",
+    A + "{{ messages | tojson(separators=(a, a)) | length }}",
+    "{{ [1] | batch(500000000, 0) | list | length }}",
+    "{{ [1] | slice(500000000) | list | length }}",
+    "{{ (1).to_bytes(500000000, 'big') | length }}",
+    "{{ 2.5 | round(100000000, 'ceil') }}",
+    LISTS + "{{ x | length }}",
+    "{% set x = {'a': 'b'} %}" + "{% set x = {'a': x, 'b': x} %}" * 40 + "{{ x | tojson }}",
+    A + "{% set x %}{% for i in range(9999) %}{{ a }}{% endfor %}{% endset %}{{ x | length }}",
+    A + "{% macro m() %}{% for i in range(9999) %}{{ a }}{% endfor %}{% endmacro %}{{ m() | length }}",
+    A + "{% set ns = namespace(x=[]) %}{% for i in range(999) %}{% set ns.x = [a[i:]] %}{% endfor %}",
+    A + "{% for i in range(999) %}{% set x = a | upper %}{% endfor %}",
+    A + "{{ a | list | length }}",
+    A + "{{ a.split('a') | length }}",
+    A + "{{ (a[:30000]).rfind('c' ~ a[:30000]) }}",
+    A + "{{ a.strip(a) }}",
+    A + "{{ (['x'] * 1000) | map('replace', 'x', a) | list | length }}",
+    A + "{{ a | wordwrap(1) | length }}",
+    A + "{{ (['x'] * 1000) | map('center', 50000000) | list | length }}",
+    "{{ ([[1] * 1000] * 2) | sum(start=[] | list) | length }}{{ ([[1] * 100] * 99999) | sum(start=[]) }}",
+    "{{ 'a' | center(500000000) }}",
+]
+
+
+@pytest.mark.parametrize("template", AT_ONCE)
+def test_no_single_call_of_a_template_makes_more_than_it_may(template: str) -> None:
+    """It is refused before anything is allocated, and so before it holds all other threads."""
+    _, mine = tokenizer_of(template, max_template_bytes=2**16)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LimitExceeded, match=r"65536.*--max-template-bytes"):
+            mine.chat(MESSAGES)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**16
+    finally:
+        tracemalloc.stop()
+
+
+FORMATS = [
+    ("{{ '**%s**' % messages[1].role }}", "**user**"),
+    ("{{ 'Cutoff 20240630: %s' % messages[1].role }}", "Cutoff 20240630: user"),
+    ("{{ '%s 99999999999' | format(messages[1].role) }}", "user 99999999999"),
+    ("{{ '100000000%% of %s' % messages[1].role }}", "100000000% of user"),
+    ("{{ '%%99999999d %s' % 1 }}", "%99999999d 1"),
+    ("{{ '%(n)05.1f %(who)s*' % {'n': 2.25, 'who': 'x'} }}", "002.2 x*"),
+    ("{{ '%-4s|%+d|%x' % ('a', 20240630, 255) }}", "a   |+20240630|ff"),
+    ("{{ '* %r' % ['a'] }}", "* ['a']"),
+    ("{{ '{0:*^7}|{1:,}|{0!r:>5}'.format('ab', 20240630) }}", "**ab***|20,240,630| 'ab'"),
+    ("{{ '{} of 99999999999'.format(1) }}{{ '{a[b]}'.format_map({'a': {'b': 2}}) }}", "1 of 999999999992"),
+    ("{{ ['a', 'b'] | join('-') }}{{ messages | join('', attribute='role') }}", "a-bsystemuserassistanttooluser"),
+    ("{{ [1, 2, 3] | sum }} {{ [{'n': 2}] | sum('n', 0.5) }} {{ [[1], [2]] | sum(start=[]) }}", "6 2.5 [1, 2]"),
+    ("{{ 'a\\tb'.expandtabs(4) }}{{ 'ab'.encode().decode() }}{{ 'a,b'.rsplit(',', 1) }}", "a   bab['a', 'b']"),
+    ("{{ 'aXb'.replace('X', ' ' * 3, 1) | center(9) }}", "  a   b  "),
+    ("{{ range(5) | batch(2, 0) | list }}{{ range(4) | slice(2) | list }}", "[[0, 1], [2, 3], [4, 0]][[0, 1], [2, 3]]"),
+    ("{{ messages[1:3] | map(attribute='role') | map('upper') | list }}", "['USER', 'ASSISTANT']"),
+    ("{% set ns = namespace(a=1) %}{% set ns.a = [ns.a, 2] %}{{ ns.a }}{{ dict(b=1) }}", "[1, 2]{'b': 1}"),
+    ("{% for k, v in {'a': (1, 2)}.items() %}{{ k }}{{ v[0] }}{{ v[:1] }}{% endfor %}", "a1(1,)"),
+    ("{{ 'x' if 'a' in ('a', messages[0].role) }}{{ 2 ** 10 // 3 - 1 }}{{ 7 / 2 }}", "x3403.5"),
+]
+
+
+@pytest.mark.parametrize(("template", "right"), FORMATS)
+def test_what_stays_within_its_bounds_is_as_transformers_renders_it(template: str, right: str) -> None:
+    stock, mine = tokenizer_of(template)
+    assert mine.decode(mine.chat(MESSAGES)) == right
+    assert stock.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True) == right
+
+
 @pytest.mark.parametrize(
     ("template", "why"),
     [
@@ -129,6 +228,13 @@ def test_a_template_that_writes_too_much_is_stopped(template: str) -> None:
         ("{% set ns = namespace(x=9) %}{% for a in range(99) %}{% set ns.x = ns.x * ns.x %}{% endfor %}", "bits"),
         ("{{ '%*d' % (9, 1) }}", "width"),
         ("{{ __baton_look() }}", "business"),
+        ("{{ __baton_held.__self__ }}", "business"),
+        ("{{ ('f' * 2000) | int(0, 16) }}", "bits"),
+        ("{% set n = 3 ** 2000 %}{{ n // 7 + n * n }}", "bits"),
+        ("{{ 'é'.encode('punycode') }}", "encoding"),
+        ("{{ '%(a' % {'a': 1} }}", "incomplete"),
+        ("{{ lipsum(1000000) }}", "lipsum"),
+        ("{{ '{0.__class__.__mro__}'.format(1) }}", "unsafe"),
         ("{{ messages.append(1) }}", "append"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
