@@ -142,10 +142,12 @@ def start(
 ) -> Client:
     """An engine of its own in its own thread; several may be started on a model one after the other, not at once."""
     engine = make_engine(loaded, settings, policy, sinks, faults=faults)
+    loaded.tokenizer.prepare(settings.max_model_len)
     return Client(
         model_name=name,
         settings=settings,
         tokenizer=loaded.tokenizer,
+        fit=loaded.tokenizer.fit,
         loop=EngineLoop(engine, monotonic, sinks),
         clock=monotonic,
         honours=honours(policy),

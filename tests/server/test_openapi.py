@@ -18,8 +18,8 @@ EVERY = {"200", "400", "408", "431", "500"}
 STATUSES = {
     ("post", "/v1/completions"): EVERY | {"404", "413", "415", "429", "503", "504"},
     ("post", "/v1/chat/completions"): EVERY | {"404", "413", "415", "429", "503", "504"},
-    ("post", "/tokenize"): EVERY | {"404", "413", "415"},
-    ("post", "/detokenize"): EVERY | {"404", "413", "415"},
+    ("post", "/tokenize"): EVERY | {"404", "413", "415", "429", "503"},
+    ("post", "/detokenize"): EVERY | {"404", "413", "415", "429", "503"},
     ("get", "/v1/models/{model}"): EVERY | {"404"},
     ("get", "/ready"): EVERY | {"503"},
 } | {("get", path): EVERY for path in ("/v1/models", "/tokenizer_info", "/health", "/version", "/load", "/metrics")}

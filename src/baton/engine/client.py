@@ -14,7 +14,7 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 
 from baton.clock import Clock
 from baton.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
@@ -55,8 +55,13 @@ class Client:
         clock: Clock,
         honours: Collection[str] = (),
         compiler: Compiler | None = None,
+        fit: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`honours`: what of a query's terms the policy goes by, see `policy/port.py`."""
+        """`honours`: what of a query's terms the policy goes by, see `policy/port.py`.
+
+        `fit` raises ContextLengthExceeded for a text that is too long whatever its tokens are.
+        """
+        self.fit = fit
         self.model_name = model_name
         self.settings = settings
         self.tokenizer = tokenizer

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
 from functools import partial
 from typing import Protocol
@@ -15,6 +15,7 @@ from baton.constraint import Constraint, Form
 from baton.errors import QueueFull, RequestError, Unsupported
 from baton.grammar.matcher import Vocabulary, available, compiled
 from baton.limits import LimitExceeded, Limits, flag_of
+from baton.threads import started
 
 _KEPT = 64
 _THREADS = 2
@@ -50,7 +51,7 @@ class Grammars:
         self._compile = compile
         self._lock = threading.Lock()
         self._found: OrderedDict[Form, Future[Constraint]] = OrderedDict()
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="baton-grammar")
+        self._threads = started(_THREADS, "baton-grammar")
 
     def compile(self, form: Form) -> Constraint:
         """Raises InvalidValue where the form cannot be honoured, LimitExceeded where that takes too long to find out,

@@ -6,7 +6,7 @@ llguidance lets go of Python's lock, and so does a native forward: the work cost
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from baton.constraint import Matcher
 from baton.errors import Infeasible, QueryFailed
 from baton.query import Query
+from baton.threads import started
 
 Mask = NDArray[np.float32]
 """`[vocabulary]`: 0 where a token may be drawn, -inf where not; to be added to logits, which is the quickest way."""
@@ -56,10 +57,10 @@ class Found:
 
 
 class Masks:
-    """One thread for all rows, which begins with the first that has a constraint."""
+    """One thread for all rows."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="baton-masks")
+        self._thread = started(1, "baton-masks")
 
     def begin(self, rows: Mapping[Guide, Sequence[int]]) -> Future[Found] | None:
         """Of rows that are about to draw, with what each has generated (not to be changed any more)."""

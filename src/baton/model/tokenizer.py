@@ -10,14 +10,20 @@ from functools import cached_property
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerFast
 
-from baton.errors import InvalidValue, RequestError, Unsupported
+from baton.errors import ContextLengthExceeded, InvalidValue, RequestError, Unsupported
 from baton.limits import Limits
 from baton.model.template import ChatTemplate
+from baton.model.token_bytes import TokenBytes, token_bytes
 
 
 class ModelTokenizer:
-    """Encodes, decodes and renders conversations with a stock tokenizer. Safe to call from any thread."""
+    """Encodes, decodes and renders conversations with a stock tokenizer. Safe to call from any thread.
+
+    Nobody waits for what another one's text takes: a fast tokenizer's state is settled here, and from then on it is
+    only read. It lets go of Python's lock while it encodes or decodes a batch.
+    """
 
     def __init__(self, tokenizer: Any, vocabulary: int, limits: Limits | None = None) -> None:
         self.vocabulary = vocabulary
@@ -25,7 +31,15 @@ class ModelTokenizer:
         self._tokenizer = tokenizer
         self._limits = limits or Limits()
         self._pieces: dict[int, bytes] = {}
-        self._lock = threading.Lock()  # truncation and padding are state inside a fast tokenizer
+        self._lock = threading.Lock()  # tokenizers in Python keep state while they encode
+        self._fast = _settled(tokenizer)
+        self._most_tokens: int | None = None
+
+    def prepare(self, most_tokens: int) -> None:
+        """Does now what the first request would wait for. `most_tokens`: of a prompt, for `fit`."""
+        self._most_tokens = most_tokens
+        self.fit("")
+        self.piece(0)
 
     @cached_property
     def roles(self) -> Mapping[str, str]:
@@ -35,15 +49,26 @@ class ModelTokenizer:
     @cached_property
     def special(self) -> Mapping[str, int]:
         """Ids of all special tokens by their names: those with a role, and all others that are no text."""
-        with self._lock:
-            found = dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
-            added = getattr(self._tokenizer, "added_tokens_decoder", {})
+        found = dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
+        added = getattr(self._tokenizer, "added_tokens_decoder", {})
         return found | {str(token): number for number, token in added.items() if token.special}
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds by itself, or without."""
+        if self._fast is not None:
+            # A batch of one: a text by itself would be encoded under Python's lock.
+            return list(self._fast.encode_batch_fast([text], add_special_tokens=special)[0].ids)
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def fit(self, text: str) -> None:
+        """Raises ContextLengthExceeded where a text's bytes tell that it has more tokens than a prompt may."""
+        if self._most_tokens is None or self._token_bytes is None:
+            return
+        fewest = self._token_bytes.fewest(text)
+        if fewest > self._most_tokens:
+            message = f"the prompt has {fewest} tokens or more, the context is {self._most_tokens} (--max-model-len)"
+            raise ContextLengthExceeded(message, param="prompt")
 
     def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """The prompt of a conversation, ending where the assistant's turn begins.
@@ -60,10 +85,9 @@ class ModelTokenizer:
                 raise Unsupported(
                     "tools are not honoured: this model's chat template says nothing of them", param="tools"
                 )
-            # Others encode meanwhile: a template may take as long as it is let.
             text = template.render(messages, tools, self._tokenizer.special_tokens_map)
-            with self._lock:
-                return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            self.fit(text)
+            return self.encode(text, special=False)
         except RequestError:
             raise
         except Exception as error:
@@ -80,8 +104,7 @@ class ModelTokenizer:
 
     def token(self, name: str) -> int | None:
         """The one token of this name, None where there is none."""
-        with self._lock:
-            found = self._tokenizer.convert_tokens_to_ids(name)
+        found = self._tokenizer.convert_tokens_to_ids(name)
         return found if isinstance(found, int) and found != self._tokenizer.unk_token_id else None
 
     def backend(self) -> str | None:
@@ -89,15 +112,15 @@ class ModelTokenizer:
         backend = getattr(self._tokenizer, "_tokenizer", None)
         if backend is None:
             return None
-        with self._lock:
-            plain = copy.copy(backend)
+        plain = copy.copy(backend)
         plain.no_padding()
         plain.no_truncation()
         return str(plain.to_str())
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        with self._lock:
-            return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        if self._fast is not None and not self._tokenizer.clean_up_tokenization_spaces:
+            return str(self._fast.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0])
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def piece(self, token_id: int) -> bytes:
         """What this token adds to a text, in UTF-8; a special token's name. It may end inside a character."""
@@ -112,8 +135,7 @@ class ModelTokenizer:
         text = both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
         if "\ufffd" not in text:
             return text.encode()
-        with self._lock:
-            name = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        name = str(self._tokenizer.convert_ids_to_tokens(token_id))
         if _BYTE.fullmatch(name):
             return bytes.fromhex(name[3:5])
         return bytes(map(_BYTE_OF.__getitem__, name)) if _BYTE_OF.keys() >= set(name) else text.encode()
@@ -121,8 +143,11 @@ class ModelTokenizer:
     @cached_property
     def _anchor(self) -> list[int]:
         """A token of a common letter."""
-        with self._lock:
-            return list(self._tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+        return self.encode("a", special=False)[-1:]
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes | None:
+        return None if self._fast is None else token_bytes(self._fast, _BYTE_OF)
 
     def stream(
         self, prompt: Sequence[int], *, skip_special_tokens: bool, shown: Collection[int] = ()
@@ -134,6 +159,23 @@ class ModelTokenizer:
         if not shown or not skip_special_tokens:
             return FastDecoder(backend, prompt, skip_special_tokens)
         return Showing({token: self.piece(token).decode(errors="replace") for token in shown}, backend, prompt)
+
+
+def _settled(tokenizer: Any) -> Any:
+    """The Rust tokenizer behind a stock one, with nothing left that a call of the stock one would change.
+
+    None where there is none, or where the stock class does more than call it.
+    """
+    backend, kind = getattr(tokenizer, "_tokenizer", None), type(tokenizer)
+    if backend is None or any(getattr(kind, name) is not getattr(PreTrainedTokenizerFast, name) for name in _STOCK):
+        return None
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
+
+
+_STOCK = ("__call__", "_encode_plus", "decode", "_decode")
 
 
 def _byte_of() -> dict[str, int]:

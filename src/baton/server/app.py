@@ -36,6 +36,7 @@ from baton.server.openapi import described
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from baton.server.status import Telling
 from baton.server.watching import DESCRIBED, Watching
+from baton.server.workers import Line, Workers
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -83,10 +84,12 @@ def create_app(
     """
     app = FastAPI(title="baton", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.draining = False
-    _add_generating(app, Generating(client))
-    _add_telling(app, Telling(client, render_metrics, version))
+    workers = Workers(client.settings.limits)
+    line = Line(client, workers)
+    _add_generating(app, Generating(client, workers, line))
+    _add_telling(app, Telling(client, workers, line, render_metrics, version))
     if live is not None:
-        app.add_api_route("/live/data", Watching(live).data, response_model=None, **DESCRIBED)
+        app.add_api_route("/live/data", Watching(live, workers).data, response_model=None, **DESCRIBED)
     _add_pages(app)
     _add_errors(app, reject)
     _add_doors(app, access, client.settings.limits)

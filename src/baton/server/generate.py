@@ -8,9 +8,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import anyio
-import anyio.to_thread
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,24 +15,16 @@ from baton.engine.client import Client
 from baton.errors import ModelNotFound, RequestError
 from baton.events import Update, Usage
 from baton.server.access import asker
-from baton.server.answers import (
-    AssistantMessage,
-    ChatChoice,
-    ChatCompletion,
-    Completion,
-    CompletionChoice,
-    ToolCall,
-    UsageBody,
-    tool_call,
-    usage_body,
-)
+from baton.server.answers import UsageBody, dump_usage, tool_call, usage_body
 from baton.server.body import parse_object, read_body
 from baton.server.choices import Choice, Piece
 from baton.server.errors import failure
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
-from baton.server.stream import EventStream, Frames, until_gone
+from baton.server.stream import EventStream, Frames, InSlices, until_gone
+from baton.server.workers import LIGHT, Line, Workers, weight
+from baton.server.written import written
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +59,16 @@ class Job:
 
 
 _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
-_THREADS = 4
 
 
 class Generating:
     """The two routes over one engine."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, workers: Workers, line: Line) -> None:
         self._client = client
         self._limits = client.settings.limits
-        # Few, beside those that wait for a grammar: more would take turns with the engine's thread and the event loop.
-        self._threads = anyio.CapacityLimiter(_THREADS + self._limits.max_compiling)
-        self._preparing = 0  # requests that were not refused and are not submitted yet
+        self._workers = workers
+        self._line = line
 
     async def completions(self, request: Request) -> Response:
         return await self._answer(request, self._completion_job)
@@ -91,47 +78,39 @@ class Generating:
 
     async def _answer(self, request: Request, make_job: Callable[[bytes, str], Job]) -> Response:
         body = await read_body(request, self._limits)
-        # Who is refused for a full queue costs as little as can be.
-        self._client.check_room(self._preparing + 1)
-        self._preparing += 1
-        try:
-            # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
-            job = await anyio.to_thread.run_sync(make_job, body, asker(request.scope), limiter=self._threads)
-        finally:
-            self._preparing -= 1
+        # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
+        job = await self._line.pass_through(make_job, body, asker(request.scope))
+        del body  # for as long as the answer takes nobody needs it
         if job.asked.stream:
             frames = Frames(job.head(chunk=True), chat=job.chat, usage_last=job.asked.wants_usage, tools=job.tools)
             usage = job.usage if job.asked.wants_usage else None
-            return EventStream(self._client, job.choices, frames, usage)
+            return EventStream(self._client, self._workers, job.choices, frames, usage)
         answer = await until_gone(request.receive, self._plain(job))
         # Where there is no answer there is no client either: what is returned goes nowhere.
-        return Response(answer, 200, media_type="application/json") if answer is not None else Response()
+        return InSlices(answer, 200, media_type="application/json") if answer is not None else Response()
 
-    async def _plain(self, job: Job) -> str:
-        found = {choice.query.id: _Found(choice) for choice in job.choices}
+    async def _plain(self, job: Job) -> bytes:
         queries = [choice.query for choice in job.choices]
+        found: list[Update] = []
+        size = 0
         async with aclosing(self._client.batches(queries, silence_seconds=self._limits.stream_comment)) as batches:
             async for updates in batches:
                 for update in updates:
                     if error := failure(update):
                         raise error
-                    found[update.query_id].take(update)
-        usages = [one.usage for one in found.values() if one.usage is not None]
-        said = list(found.values())
-        absent: dict[str, Any] = {} if job.asked.baton_usage else {"usage": {"baton"}}
-        if job.chat:
-            absent["choices"] = {i: {"message": {"tool_calls"}} for i, one in enumerate(said) if not one.calls}
-        return _plain_body(job, said, job.usage(usages)).model_dump_json(exclude=absent)
+                found += updates
+                size += weight(updates)
+        return _answer(job, found) if size < LIGHT else await self._workers.answer(_answer, job, found)
 
     def _completion_job(self, body: bytes, key: str) -> Job:
         asked = CompletionRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
-        choices = []
+        choices: list[Choice] = []
         for prompt in asked.prompts(self._limits):
-            tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            queries = self._client.queries(self._tokens(prompt), params, terms)
             echo = self._echo(prompt) if asked.echo else ""
-            for query in self._client.queries(tokens, params, terms):
+            for query in queries:
                 logprobs = None if asked.logprobs is None else CompletionLogprobs(tokenizer)
                 choices.append(Choice(query, echo, logprobs, asked.silent))
         return Job(asked, choices, self._client.model_name)
@@ -152,6 +131,12 @@ class Generating:
         logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
         choices = [Choice(query, logprobs=logprobs, parser=tools.parser() if tools else None) for query in queries]
         return Job(asked, choices, self._client.model_name, tools is not None)
+
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        self._client.fit(prompt)
+        return self._client.tokenizer.encode(prompt)
 
     def _echo(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):
@@ -178,28 +163,27 @@ class _Found:
         self.reason = self.choice.finish_reason(update) or self.reason
         self.usage = self.choice.usage(update) or self.usage
 
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+    def told(self, index: int, *, chat: bool) -> dict[str, object]:
+        """As answers.ChatChoice and answers.CompletionChoice describe it."""
+        text = "".join(piece.text for piece in self.pieces)
+        said: dict[str, object] = {"message": self._message(text)} if chat else {"text": text}
+        logprobs: dict[str, Any] | None = joined(one.logprobs for one in self.pieces if one.logprobs is not None)
+        if chat and logprobs is not None:
+            logprobs = {**logprobs, "refusal": None}
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": self.reason}
 
-    @property
-    def calls(self) -> list[ToolCall]:
-        return [ToolCall.model_validate(tool_call(call)) for piece in self.pieces for call in piece.calls]
-
-    @property
-    def message(self) -> AssistantMessage:
-        return AssistantMessage(content=self.text or (None if self.calls else ""), tool_calls=self.calls or None)
-
-    @property
-    def logprobs(self) -> Any:
-        return joined(piece.logprobs for piece in self.pieces if piece.logprobs is not None)
+    def _message(self, text: str) -> dict[str, object]:
+        calls = [tool_call(call) for piece in self.pieces for call in piece.calls]
+        content = text or (None if calls else "")
+        message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
+        return message | {"tool_calls": calls} if calls else message
 
 
-def _plain_body(job: Job, found: Sequence[_Found], usage: UsageBody) -> BaseModel:
-    head: dict[str, Any] = job.head(chunk=False)
-    numbered = [(i, one, {"logprobs": one.logprobs, "finish_reason": one.reason}) for i, one in enumerate(found)]
-    if not job.chat:
-        plain = [CompletionChoice(index=i, text=one.text, **rest) for i, one, rest in numbered]
-        return Completion(**head, choices=plain, usage=usage)
-    said = [ChatChoice(index=i, message=one.message, **rest) for i, one, rest in numbered]
-    return ChatCompletion(**head, choices=said, usage=usage)
+def _answer(job: Job, updates: Sequence[Update]) -> bytes:
+    """The body of a plain answer, as answers.ChatCompletion and answers.Completion describe it."""
+    found = {choice.query.id: _Found(choice) for choice in job.choices}
+    for update in updates:
+        found[update.query_id].take(update)
+    usage = job.usage([one.usage for one in found.values() if one.usage is not None])
+    choices = [one.told(index, chat=job.chat) for index, one in enumerate(found.values())]
+    return written({**job.head(chunk=False), "choices": choices, "usage": dump_usage(usage)})

@@ -12,6 +12,7 @@ from baton.events import TokenLogprobs
 Body = dict[str, list[Any]]
 """`logprobs` of a choice, or of a piece of it."""
 
+_IMPOSSIBLE = -9999.0
 _COMPLETION_LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
@@ -48,7 +49,7 @@ class CompletionLogprobs:
 
     def _add(self, body: Body, token: int, told: TokenLogprobs | None) -> None:
         body["tokens"].append(self._name(token))
-        body["token_logprobs"].append(None if told is None else told.logprob)
+        body["token_logprobs"].append(None if told is None else _finite(told.logprob))
         body["top_logprobs"].append(None if told is None else self._top(told))
         body["text_offset"].append(self._offset)
         self._offset += len(self._decoder.decode(self._tokenizer.piece(token)))
@@ -57,7 +58,7 @@ class CompletionLogprobs:
         """The best tokens, best first, and the token itself; of several with the same text the best."""
         top: dict[str, float] = {}
         for token, logprob in (*told.best, (told.token_id, told.logprob)):
-            top.setdefault(self._name(token), logprob)
+            top.setdefault(self._name(token), _finite(logprob))
         return top
 
     def _hidden(self, token: int) -> bool:
@@ -88,7 +89,12 @@ class ChatLogprobs:
 
     def _one(self, token: int, logprob: float) -> dict[str, object]:
         piece = self._tokenizer.piece(token)
-        return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
+        return {"token": piece.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(piece)}
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity: a token that cannot come has the number that OpenAI and vLLM give it."""
+    return max(logprob, _IMPOSSIBLE)
 
 
 def joined(bodies: Iterable[Body]) -> Body | None:

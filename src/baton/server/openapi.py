@@ -30,12 +30,13 @@ _STREAMS: Mapping[str, type[BaseModel]] = {"/v1/completions": CompletionChunk, "
 
 _EVERY = (400, 408, 431, 500)
 _WITH_BODY = (404, 413, 415)
-_GENERATING = (*_WITH_BODY, 429, 503, 504)
+_IN_LINE = (*_WITH_BODY, 429, 503)
+_GENERATING = (*_IN_LINE, 504)
 _MORE: Mapping[str, tuple[int, ...]] = {
     "/v1/completions": _GENERATING,
     "/v1/chat/completions": _GENERATING,
-    "/tokenize": _WITH_BODY,
-    "/detokenize": _WITH_BODY,
+    "/tokenize": _IN_LINE,
+    "/detokenize": _IN_LINE,
     "/v1/models/{model}": (404,),
     "/ready": (503,),
 }

@@ -5,23 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from baton.engine.client import Client
 from baton.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
-from baton.server.answers import Load, ModelCard, ModelList, Prompt, TokenizerInfo, Tokens
+from baton.server.answers import Load, ModelCard, ModelList, TokenizerInfo
 from baton.server.body import parse_object, read_body
 from baton.server.messages import check_template
 from baton.server.schema import DetokenizeRequest, TokenizeRequest
+from baton.server.stream import InSlices
+from baton.server.workers import Line, Workers
+from baton.server.written import written
 
 
 class Telling:
     """Routes over one engine. `render_metrics` answers the metrics page's bytes and their content type."""
 
-    def __init__(self, client: Client, render_metrics: Callable[[], tuple[bytes, str]], version: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        workers: Workers,
+        line: Line,
+        render_metrics: Callable[[], tuple[bytes, str]],
+        version: str,
+    ) -> None:
         self._client = client
+        self._workers = workers
+        self._line = line
         self._render_metrics = render_metrics
         self._version = version
         self._limits = client.settings.limits
@@ -57,7 +68,7 @@ class Telling:
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""
-        body, kind = await anyio.to_thread.run_sync(self._render_metrics)
+        body, kind = await self._workers.answer(self._render_metrics)
         return Response(body, headers={"content-type": kind})
 
     async def models(self) -> Response:
@@ -70,18 +81,18 @@ class Telling:
 
     async def tokenizer_info(self) -> Response:
         """What the tokenizer is; clients that count tokens or write prompts by themselves ask for it."""
-        return _json((await anyio.to_thread.run_sync(self._tokenizer_info)).model_dump_json())
+        return _json(await self._workers.answer(self._tokenizer_info))
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text, or of a conversation as the model is shown it."""
         body = await read_body(request, self._limits)
-        return _json(await anyio.to_thread.run_sync(self._tokenized, body))
+        return _json(await self._line.pass_through(self._tokenized, body))
 
     async def detokenize(self, request: Request) -> Response:
         body = await read_body(request, self._limits)
-        return _json(await anyio.to_thread.run_sync(self._detokenized, body))
+        return _json(await self._line.pass_through(self._detokenized, body))
 
-    def _tokenized(self, body: bytes) -> str:
+    def _tokenized(self, body: bytes) -> bytes:
         asked = TokenizeRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         turns = asked.turns()
@@ -92,21 +103,21 @@ class Telling:
         else:
             tokens = tokenizer.encode(asked.prompt or "", special=asked.add_special_tokens)
         longest = self._client.settings.max_model_len
-        return Tokens(count=len(tokens), max_model_len=longest, tokens=tokens).model_dump_json()
+        return written({"count": len(tokens), "max_model_len": longest, "tokens": tokens})
 
-    def _detokenized(self, body: bytes) -> str:
+    def _detokenized(self, body: bytes) -> bytes:
         asked = DetokenizeRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         tokenizer = self._client.tokenizer
         if not all(0 <= token < tokenizer.vocabulary for token in asked.tokens):
             message = f"tokens has ids outside the vocabulary of {tokenizer.vocabulary}"
             raise InvalidValue(message, param="tokens")
-        return Prompt(prompt=tokenizer.decode(asked.tokens, skip_special_tokens=False)).model_dump_json()
+        return written({"prompt": tokenizer.decode(asked.tokens, skip_special_tokens=False)})
 
-    def _tokenizer_info(self) -> TokenizerInfo:
+    def _tokenizer_info(self) -> bytes:
         tokenizer = self._client.tokenizer
         roles = {f"{role}_token": tokenizer.roles.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk")}
-        return TokenizerInfo(
+        info = TokenizerInfo(
             tokenizer_class=tokenizer.kind,
             vocab_size=tokenizer.vocabulary,
             max_model_len=self._client.settings.max_model_len,
@@ -114,6 +125,7 @@ class Telling:
             chat_template=tokenizer.chat_template(tools=False),
             **roles,
         )
+        return info.model_dump_json().encode()
 
     def _card(self) -> ModelCard:
         longest = self._client.settings.max_model_len
@@ -125,5 +137,5 @@ class Telling:
             raise ModelNotFound(message, param="model")
 
 
-def _json(body: str) -> Response:
-    return Response(body, media_type="application/json")
+def _json(body: str | bytes) -> Response:
+    return InSlices(body, media_type="application/json")

@@ -19,13 +19,17 @@ from baton.server.answers import UsageBody, dump_usage, tool_call
 from baton.server.choices import Choice, Piece
 from baton.server.errors import error_body, failure, internal_error
 from baton.server.logprobs import Body
+from baton.server.workers import LIGHT, Workers, weight
+from baton.server.written import written
 
 _log = logging.getLogger("baton.server")
 _T = TypeVar("_T")
 
-WAITING = ": waiting\n\n"
+WAITING = b": waiting\n\n"
 """A comment, which every reader of server-sent events skips: the connection is alive, and proxies see that."""
 
+_FEW = 64
+_SLICE = 256 * 2**10
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -81,13 +85,19 @@ class Frames:
         delta: dict[str, object] = {"content": piece.text} if piece.text else {}
         if piece.calls:
             delta["tool_calls"] = [{"index": call.number, **tool_call(call)} for call in piece.calls]
-        told = "null" if piece.logprobs is None else json.dumps(self._refusal | piece.logprobs)
+        told = self._logprobs(piece.logprobs)
         return f'{self._head}{index},"delta":{json.dumps(delta)},"logprobs":{told},"finish_reason":null}}]}}\n\n'
 
     def _text(self, index: int, text: str, logprobs: Body | None) -> str:
-        told = "null" if logprobs is None else json.dumps(self._refusal | logprobs)
+        told = self._logprobs(logprobs)
         end = f'{self._after},"logprobs":{told},"finish_reason":null}}]}}\n\n'
         return f"{self._head}{index}{self._before}{json.dumps(text)}{end}"
+
+    def _logprobs(self, body: Body | None) -> str:
+        if body is None:
+            return "null"
+        told = self._refusal | body
+        return json.dumps(told) if len(next(iter(body.values()))) < _FEW else written(told).decode()
 
     def finish(self, index: int, reason: str) -> str:
         rest = '"delta":{}' if self._chat else '"text":""'
@@ -118,6 +128,7 @@ class EventStream(Response):
     def __init__(
         self,
         client: Client,
+        workers: Workers,
         choices: Sequence[Choice],
         frames: Frames,
         usage: Callable[[Sequence[Usage]], UsageBody] | None,
@@ -125,6 +136,7 @@ class EventStream(Response):
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._client = client
+        self._workers = workers
         self._choices = choices
         self._frames = frames
         self._usage = usage
@@ -162,12 +174,18 @@ class EventStream(Response):
             await _send_some(send, WAITING)
             return
         good = next((at for at, update in enumerate(updates) if failure(update)), len(updates))
-        if text := self._framed(updates[:good]):
-            await _send_some(send, text)
+        if told := await self._told(updates[:good]):
+            await _send_some(send, told)
         if good < len(updates) and (error := failure(updates[good])):
             raise error
 
-    def _framed(self, updates: Sequence[Update]) -> str:
+    async def _told(self, updates: Sequence[Update]) -> bytes:
+        held = sum(choice.parser.held for choice in self._choices if choice.parser is not None)
+        if weight(updates) + held < LIGHT:
+            return self._framed(updates)
+        return await self._workers.answer(self._framed, updates)
+
+    def _framed(self, updates: Sequence[Update]) -> bytes:
         frames, pieces = self._frames, []
         for update in updates:
             index = self._index[update.query_id]
@@ -180,7 +198,7 @@ class EventStream(Response):
                 pieces.append(frames.finish(index, reason))
             if usage is not None:
                 self._usages[index] = usage
-        return "".join(pieces)
+        return "".join(pieces).encode()
 
     def _ending(self) -> str:
         if self._usage is None:
@@ -189,5 +207,18 @@ class EventStream(Response):
         return self._frames.usage(self._usage(usages)) + self._frames.done()
 
 
-async def _send_some(send: Send, text: str) -> None:
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+class InSlices(Response):
+    """A plain answer, sent as fast as its client reads: what is not sent yet is kept once."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self.body) <= _SLICE:
+            await super().__call__(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await _send_some(send, bytes(self.body))
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_some(send: Send, data: bytes) -> None:
+    for at in range(0, len(data), _SLICE):
+        await send({"type": "http.response.body", "body": data[at : at + _SLICE], "more_body": True})

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import anyio.to_thread
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.errors import InvalidValue
+from baton.server.workers import Workers
 
 MOST_SERIAL = 2**53
 
@@ -66,8 +66,9 @@ DESCRIBED: dict[str, Any] = {
 class Watching:
     """`live` answers JSON of what is new since a serial and a time."""
 
-    def __init__(self, live: Callable[[int, float], bytes]) -> None:
+    def __init__(self, live: Callable[[int, float], bytes], workers: Workers) -> None:
         self._live = live
+        self._workers = workers
 
     async def data(self, request: Request) -> Response:
         """The running batch over the last minutes, or what is new of it: what the page at /live draws."""
@@ -79,7 +80,7 @@ class Watching:
         if len(given) < len(sent):
             raise InvalidValue("serial and time may be given once each", param=sent[-1][0])
         serial, time = _serial(given.get("serial", "0")), _time(given.get("time", "0"))
-        body = await anyio.to_thread.run_sync(self._live, serial, time)
+        body = await self._workers.answer(self._live, serial, time)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
 

@@ -1,0 +1,78 @@
+"""Threads for what the event loop must not do itself, because it grows with what a client sent or a model said.
+
+All of them run before the first request. Who sends little never waits for who sends much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from baton.engine.client import Client
+from baton.events import TokenLogprobs, Update
+from baton.limits import Limits
+from baton.threads import started
+
+LARGE_BYTES = 64 * 2**10
+"""A body above this waits with its like: its text may take seconds to encode."""
+LIGHT = 20_000
+"""What is lighter than this, as `weight` has it, is done at once: a millisecond or less."""
+
+# More threads would take turns with the engine's and the event loop's.
+_SMALL, _LARGE, _ANSWERS = 4, 2, 2
+_LOGPROB_WEIGHT = 25
+_T = TypeVar("_T")
+
+
+class Workers:
+    def __init__(self, limits: Limits) -> None:
+        # Beside those that wait for a grammar.
+        self._small = started(_SMALL + limits.max_compiling, "baton-small")
+        self._large = started(_LARGE, "baton-large")
+        self._answers = started(_ANSWERS, "baton-answers")
+
+    async def prepare(self, size: int, function: Callable[..., _T], *given: object) -> _T:
+        """Does what a request with a body of so many bytes needs before it is answered or admitted."""
+        return await _run(self._large if size > LARGE_BYTES else self._small, function, *given)
+
+    async def answer(self, function: Callable[..., _T], *given: object) -> _T:
+        """Writes an answer, or what somebody watches."""
+        return await _run(self._answers, function, *given)
+
+
+async def _run(pool: ThreadPoolExecutor, function: Callable[..., _T], *given: object) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *given)
+
+
+class Line:
+    """Where requests stand until they are admitted or answered: no more than queries may wait, all routes together."""
+
+    def __init__(self, client: Client, workers: Workers) -> None:
+        self._client = client
+        self._workers = workers
+        self._inside = 0
+
+    async def pass_through(self, function: Callable[..., _T], body: bytes, *given: object) -> _T:
+        """Raises QueueFull, ShuttingDown or EngineUnhealthy at once, before anything was done for the request."""
+        self._client.check_room(self._inside + 1)
+        self._inside += 1
+        try:
+            return await self._workers.prepare(len(body), function, body, *given)
+        finally:
+            self._inside -= 1
+
+
+def weight(updates: Sequence[Update]) -> int:
+    """How much there is to write of these updates, in characters, about."""
+    return sum(
+        len(update.text)
+        + len(update.token_ids)
+        + _LOGPROB_WEIGHT * sum(_told(told) for told in (update.logprobs, update.prompt_logprobs) if told)
+        for update in updates
+    )
+
+
+def _told(logprobs: Sequence[TokenLogprobs]) -> int:
+    return len(logprobs) * (2 + len(logprobs[0].best))
