@@ -255,6 +255,24 @@ def test_a_stop_string_cuts_the_text(llm: LLM) -> None:
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == (text[: text.index(stop)], "stop")
 
 
+def test_a_stop_string_that_is_a_special_token_stops(llm: LLM) -> None:
+    forced = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "logit_bias": {2: 100.0}}
+    for stop, tokens in (("</s>", 1), ("</s></s>", 2)):
+        (output,) = llm.generate("hello", SamplingParams(stop=stop, **forced))  # type: ignore[arg-type]
+        (completion,) = output.outputs
+        assert (completion.token_ids, completion.text, completion.finish_reason) == ([2] * tokens, "", "stop")
+
+
+def test_an_answer_begins_with_nothing_of_a_prompt_that_ends_inside_a_character(llm: LLM) -> None:
+    ids = llm.client.tokenizer.encode("Hello world \U0001f336")
+    rest = SamplingParams(temperature=0, max_tokens=1, logit_bias={ids[-1]: 100.0}, ignore_eos=True)
+    other = SamplingParams(temperature=0, max_tokens=1, logit_bias={ids[0]: 100.0}, ignore_eos=True)
+    assert [llm.generate({"prompt_token_ids": ids[:-1]}, p)[0].outputs[0].text for p in (rest, other)] == [
+        "\U0001f336",
+        "H",
+    ]
+
+
 def test_the_models_end_token_stops(llm: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=12, logit_bias={2: 100.0})
     (output,) = llm.generate("hello", params)

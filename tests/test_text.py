@@ -130,3 +130,60 @@ def test_text_before_the_fewest_tokens_may_hold_a_stop_string() -> None:
     assert not stream.stopped
     assert stream.push(2) + stream.push(3) == ""
     assert stream.stopped
+
+
+# Stop strings with names of tokens that have no text
+
+
+END, TOOL = 7, 8
+SILENT = {END: "<|end|>", TOOL: "<|end|>tool", 9: "<|other|>"}
+
+
+class Named(Pieces):
+    """Pieces, and tokens without text."""
+
+    def step(self, token_id: int) -> str:
+        return "" if token_id in SILENT else super().step(token_id)
+
+
+def silent(tokens: Sequence[int], stop: Sequence[str], pieces: Sequence[str] = ("a", "b", "<|", "end|>", "x")) -> str:
+    """What is said of these tokens; "!" behind it where a stop string was met."""
+    stream, said = TextStream(Named(pieces), tuple(stop), SILENT), ""
+    for token in tokens:
+        said += stream.push(token)
+        if stream.stopped:
+            return said + "!"
+    return said + stream.finish()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stop", "said"),
+    [
+        ([0, 1, END, 4], ["<|end|>"], "ab!"),
+        ([0, 1, 2, 3, 4], ["<|end|>"], "ab!"),
+        ([0, 1, END, 4], ["b<|end|>x"], "a!"),
+        ([0, 1, END, 0], ["b<|end|>x"], "aba"),
+        ([0, END, END, 4], ["<|end|><|end|>"], "a!"),
+        ([0, END, 1, END, 4], ["<|end|><|end|>"], "abx"),
+        ([0, TOOL, 1], ["<|end|>tool"], "a!"),
+        ([0, TOOL, 1], ["<|end|>"], "ab"),
+        ([0, 9, 1, END], ["<|end|>"], "ab!"),
+        ([0, 9, 1, END], ["nothing"], "ab"),
+        # What is not said is not searched for a part of it.
+        ([0, END, 1], ["end"], "ab"),
+        ([0, END, 1], ["end", "x<|end|>"], "ab"),
+        ([4, END, 1], ["end", "x<|end|>"], "!"),
+        ([0, END, 1], ["ab"], "!"),
+    ],
+)
+def test_a_stop_string_is_met_by_tokens_without_text_of_its_names(
+    tokens: list[int], stop: list[str], said: str
+) -> None:
+    assert silent(tokens, stop) == said
+
+
+def test_before_the_fewest_tokens_they_do_not_stop_and_are_not_said() -> None:
+    stream = TextStream(Named(["a"]), ("<|end|>",), SILENT)
+    assert [stream.push(token, may_stop=False) for token in (0, END, 0)] == ["a", "", "a"]
+    assert not stream.stopped
+    assert stream.push(END) == "" and stream.stopped

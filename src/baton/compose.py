@@ -56,7 +56,7 @@ from baton.policy.slo import Slo
 from baton.policy.within import Within
 from baton.prefill.here import PrefillHere
 from baton.query import Query
-from baton.text import TextStream
+from baton.text import IncrementalDecoder, TextStream
 
 log = logging.getLogger("baton.kv")
 
@@ -183,8 +183,11 @@ def make_engine(
 
     def text_of(query: Query) -> TextStream:
         skip = query.params.skip_special_tokens
-        decoder = loaded.tokenizer.stream(query.prompt, skip_special_tokens=skip, shown=query.shown)
-        return TextStream(decoder if faults is None else faults.decoder(decoder, query.seed), query.params.stop)
+        decoder: IncrementalDecoder = loaded.tokenizer.stream(query.prompt, skip_special_tokens=skip, shown=query.shown)
+        special = loaded.tokenizer.special if skip and query.params.stop else {}
+        silent = {token: name for name, token in special.items() if token not in query.shown}
+        decoder = decoder if faults is None else faults.decoder(decoder, query.seed)
+        return TextStream(decoder, query.params.stop, silent)
 
     engine = Engine(
         batch=batch,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
+
+# Where marks begin: halves of surrogate pairs, which no text has.
+_MARKS = 0xD800
 
 
 class IncrementalDecoder(Protocol):
@@ -20,11 +24,22 @@ class TextStream:
 
     `push` and `finish` answer text that is safe to send: as long as its end might be the start of a stop string it
     is held back. Once `stopped`, the stop string and all behind it are dropped.
+
+    `silent`: the names of tokens that have no text. A stop string with such a name in it is met by the token as by its
+    letters; until then a mark stands for the token, which is never sent.
     """
 
-    def __init__(self, decoder: IncrementalDecoder, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, decoder: IncrementalDecoder, stop: tuple[str, ...] = (), silent: Mapping[int, str] | None = None
+    ) -> None:
         self._decoder = decoder
-        self._stop = stop
+        named = {token: name for token, name in (silent or {}).items() if any(name in string for string in stop)}
+        # A name may be part of a longer one.
+        names = sorted(set(named.values()), key=lambda name: (-len(name), name))
+        mark_of = {name: chr(_MARKS + at) for at, name in enumerate(names)}
+        self._marks = {token: mark_of[name] for token, name in named.items()}
+        self._unmarked = dict.fromkeys(map(ord, mark_of.values()))
+        self._stop = tuple(dict.fromkeys([*stop, *(_marked(string, mark_of) for string in stop)]))
         self._held = ""
         self.stopped = False
 
@@ -33,21 +48,22 @@ class TextStream:
 
         Text of tokens that may not stop is sent as it comes, stop strings and all.
         """
-        piece = self._decoder.step(token_id)
+        piece = self._decoder.step(token_id) + self._marks.get(token_id, "")
         if not may_stop:
-            held, self._held = self._held, ""
-            return held + piece
-        return self._release(piece)
+            piece, self._held = self._held + piece, ""
+        return self._sent(self._release(piece) if may_stop else piece)
 
     def finish(self) -> str:
         """No further token comes: answers all that is left (nothing, if stopped)."""
         if self.stopped:
             return ""
         text = self._release(self._decoder.flush())
-        if self.stopped:
-            return text
-        rest, self._held = self._held, ""
-        return text + rest
+        if not self.stopped:
+            text, self._held = text + self._held, ""
+        return self._sent(text)
+
+    def _sent(self, text: str) -> str:
+        return text.translate(self._unmarked) if self._unmarked else text
 
     def _release(self, piece: str) -> str:
         if self.stopped or not (self._held or piece):
@@ -62,6 +78,13 @@ class TextStream:
         keep = max(_overlap(text, string) for string in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def _marked(stop: str, mark_of: Mapping[str, str]) -> str:
+    """A stop string with a mark in place of each name; the longest names come first."""
+    for name, mark in mark_of.items():
+        stop = stop.replace(name, mark)
+    return stop
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -5,7 +5,7 @@ llguidance lets go of Python's lock, and so does a native forward: the work cost
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -28,20 +28,22 @@ _NOTHING = "the answer's form allows no token"
 class Guide:
     """A query's way through its constraint while it is in a row; only the mask thread moves it.
 
-    It can be made anew at any time: what has been generated is all that it depends on.
+    It can be made anew at any time: what has been generated is all that it depends on. That grows while no mask is
+    being made: nothing is copied for each token.
     """
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, generated: list[int]) -> None:
         self.query = query
+        self.generated = generated
         self._matcher: Matcher | None = None
 
-    def mask(self, generated: Sequence[int]) -> Mask:
+    def mask(self) -> Mask:
         """Raises QueryFailed, and Infeasible where nothing is allowed."""
         if self.query.constraint is None:
             raise QueryFailed("there is no constraint")
         if self._matcher is None:
             self._matcher = self.query.constraint.start()
-        bits = np.frombuffer(self._matcher.allowed(generated), np.uint8)
+        bits = np.frombuffer(self._matcher.allowed(self.generated), np.uint8)
         if not bits.any():
             raise Infeasible(_NOTHING)
         return _EIGHT.take(bits, axis=0).reshape(-1)
@@ -62,9 +64,9 @@ class Masks:
     def __init__(self) -> None:
         self._thread = started(1, "baton-masks")
 
-    def begin(self, rows: Mapping[Guide, Sequence[int]]) -> Future[Found] | None:
-        """Of rows that are about to draw, with what each has generated (not to be changed any more)."""
-        return self._thread.submit(_found, rows) if rows else None
+    def begin(self, guides: Sequence[Guide]) -> Future[Found] | None:
+        """Of rows that are about to draw; what they have generated does not change until it was waited for."""
+        return self._thread.submit(_found, guides) if guides else None
 
 
 def waited(begun: Future[Found] | None, vocabulary: int) -> Found:
@@ -78,11 +80,11 @@ def waited(begun: Future[Found] | None, vocabulary: int) -> Found:
     return found
 
 
-def _found(rows: Mapping[Guide, Sequence[int]]) -> Found:
+def _found(guides: Sequence[Guide]) -> Found:
     found = Found()
-    for guide, generated in rows.items():
+    for guide in guides:
         try:
-            found.masks[guide.query.id] = guide.mask(generated)
+            found.masks[guide.query.id] = guide.mask()
         except Infeasible as error:
             found.infeasible[guide.query.id] = error.message
         except QueryFailed as error:

@@ -85,7 +85,7 @@ class Rows:
             self._embed(segment, row)
         # In the batch it would else be fed from its first token on, one a step.
         anew = segment.cached > 0 and unsure
-        guide = Guide(query) if query.constraint is not None else None
+        guide = Guide(query, segment.tokens[len(query.prompt) :]) if query.constraint is not None else None
         self._occupants[row] = Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew, guide)
         self._row_of[query.id] = row
         segment.release()
@@ -241,11 +241,7 @@ class Rows:
         """Finds out, beside the forward, what those rows may draw whose tokens are constrained."""
         drawing = (found for s in spans if s.stop == len((found := self._occupants[s.row]).tokens))
         return self._masks.begin(
-            {
-                found.guide: found.tokens[len(found.query.prompt) :]
-                for found in drawing
-                if found.guide is not None and found.query.id not in done
-            }
+            [found.guide for found in drawing if found.guide is not None and found.query.id not in done]
         )
 
     def _span(self, row: int, most: Mapping[str, int], done: Set[str]) -> Span:
@@ -382,6 +378,8 @@ class Rows:
 
     def _append(self, found: Occupant, token: int) -> None:
         found.tokens.append(token)
+        if found.guide is not None:
+            found.guide.generated.append(token)
         limit = self._forward.near_limit
         if limit is not None and len(found.tokens) == limit + 1:
             # From here on all its positions are rotated by other factors; `generate` begins anew, too.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import re
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from baton.errors import ContextLengthExceeded, InvalidValue, RequestError, Unsupported
 from baton.limits import Limits
+from baton.model.detokenizer import BYTE_OF, FastDecoder, PlainDecoder, TokenTexts, bytes_named
 from baton.model.template import ChatTemplate
 from baton.model.token_bytes import TokenBytes, token_bytes
 
@@ -135,10 +134,8 @@ class ModelTokenizer:
         text = both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
         if "\ufffd" not in text:
             return text.encode()
-        name = str(self._tokenizer.convert_ids_to_tokens(token_id))
-        if _BYTE.fullmatch(name):
-            return bytes.fromhex(name[3:5])
-        return bytes(map(_BYTE_OF.__getitem__, name)) if _BYTE_OF.keys() >= set(name) else text.encode()
+        known = bytes_named(str(self._tokenizer.convert_ids_to_tokens(token_id)))
+        return text.encode() if known is None else known
 
     @cached_property
     def _anchor(self) -> list[int]:
@@ -147,18 +144,24 @@ class ModelTokenizer:
 
     @cached_property
     def _token_bytes(self) -> TokenBytes | None:
-        return None if self._fast is None else token_bytes(self._fast, _BYTE_OF)
+        return None if self._fast is None else token_bytes(self._fast, BYTE_OF)
 
     def stream(
         self, prompt: Sequence[int], *, skip_special_tokens: bool, shown: Collection[int] = ()
-    ) -> FastDecoder | PlainDecoder | Showing:
+    ) -> FastDecoder | PlainDecoder:
         """A decoder that goes on where the prompt ends. `shown`: special tokens that are not skipped."""
-        backend = getattr(self._tokenizer, "_tokenizer", None)
-        if backend is None:
+        texts = self._texts
+        if texts is None:
             return PlainDecoder(self._tokenizer, skip_special_tokens)
-        if not shown or not skip_special_tokens:
-            return FastDecoder(backend, prompt, skip_special_tokens)
-        return Showing({token: self.piece(token).decode(errors="replace") for token in shown}, backend, prompt)
+        if not skip_special_tokens:
+            return FastDecoder(texts, prompt)
+        named = {token: self.piece(token).decode(errors="replace") for token in shown}
+        return FastDecoder(texts, prompt, texts.special - named.keys(), named)
+
+    @cached_property
+    def _texts(self) -> TokenTexts | None:
+        backend = getattr(self._tokenizer, "_tokenizer", None)
+        return None if backend is None else TokenTexts(backend)
 
 
 def _settled(tokenizer: Any) -> Any:
@@ -176,86 +179,3 @@ def _settled(tokenizer: Any) -> Any:
 
 
 _STOCK = ("__call__", "_encode_plus", "decode", "_decode")
-
-
-def _byte_of() -> dict[str, int]:
-    """How byte-level tokenizers write a byte as a letter (GPT-2): as itself if printable, else from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_of()
-# How tokenizers with a fall-back to bytes write one.
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
-
-# Enough of the prompt for the decoder to know whether a first space belongs to the text.
-_TAIL = 8
-
-
-class FastDecoder:
-    """`tokenizers`' own incremental decoder."""
-
-    def __init__(self, backend: Any, prompt: Sequence[int], skip_special_tokens: bool) -> None:
-        self._backend = backend
-        self._skip = skip_special_tokens
-        self._stream = DecodeStream(ids=list(prompt[-_TAIL:]), skip_special_tokens=skip_special_tokens)
-        self._unsent: list[int] = []
-
-    def step(self, token_id: int) -> str:
-        piece = self._stream.step(self._backend, token_id)
-        if piece is None:
-            self._unsent.append(token_id)
-            return ""
-        self._unsent.clear()
-        return str(piece)
-
-    def flush(self) -> str:
-        """Bytes of a character that never became whole, as U+FFFD."""
-        rest, self._unsent = self._unsent, []
-        return str(self._backend.decode(rest, skip_special_tokens=self._skip)) if rest else ""
-
-
-class Showing:
-    """Skips special tokens but those shown, which stand in the text by their names."""
-
-    def __init__(self, shown: Mapping[int, str], backend: Any, prompt: Sequence[int]) -> None:
-        self._shown = shown
-        self._backend = backend
-        self._decoder = FastDecoder(backend, prompt, skip_special_tokens=True)
-
-    def step(self, token_id: int) -> str:
-        if token_id not in self._shown:
-            return self._decoder.step(token_id)
-        before = self._decoder.flush()
-        self._decoder = FastDecoder(self._backend, [token_id], skip_special_tokens=True)
-        return before + self._shown[token_id]
-
-    def flush(self) -> str:
-        return self._decoder.flush()
-
-
-class PlainDecoder:
-    """For tokenizers without a fast backend: decodes the text again with every token and answers what is new."""
-
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._ids: list[int] = []
-        self._sent = 0
-
-    def step(self, token_id: int) -> str:
-        self._ids.append(token_id)
-        text = self._text()
-        # An unfinished character decodes to U+FFFD: wait for the rest of it.
-        return "" if text.endswith("\ufffd") else self._new(text)
-
-    def flush(self) -> str:
-        return self._new(self._text())
-
-    def _text(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=self._skip))
-
-    def _new(self, text: str) -> str:
-        piece, self._sent = text[self._sent :], len(text)
-        return piece
