@@ -1,9 +1,9 @@
-"""Tokens into text, piece by piece: never half a character, never part of a stop string."""
+"""Tokens into text, piece by piece: never half a character, never part of a stop string. And texts of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 # Where marks begin: halves of surrogate pairs, which no text has.
 _MARKS = 0xD800
@@ -91,3 +91,36 @@ def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a true beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class PartedText(str):
+    """A message's text that was sent in parts; as a text, the parts joined by line ends."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, parts: Sequence[str]) -> PartedText:
+        made = super().__new__(cls, "\n".join(parts))
+        made.parts = tuple(parts)
+        return made
+
+
+class ArgumentsText(dict[str, Any]):
+    """The arguments of a tool call: a mapping, and wherever a text is wanted the JSON text that they were sent as.
+
+    Some chat templates write the mapping as JSON themselves, others join the text.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], text: str) -> None:
+        super().__init__(arguments)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    __repr__ = __str__
+
+    def __add__(self, other: object) -> str:
+        return self._text + other if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: object) -> str:
+        return other + self._text if isinstance(other, str) else NotImplemented

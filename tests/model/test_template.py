@@ -191,6 +191,12 @@ def test_no_single_call_of_a_template_makes_more_than_it_may(template: str) -> N
         tracemalloc.stop()
 
 
+def test_what_a_template_says_when_it_refuses_is_cut() -> None:
+    _, mine = tokenizer_of("{{ raise_exception('x' * 4000) }}")
+    with pytest.raises(InvalidValue, match=r"x{500}…$"):
+        mine.chat(MESSAGES)
+
+
 FORMATS = [
     ("{{ '**%s**' % messages[1].role }}", "**user**"),
     ("{{ 'Cutoff 20240630: %s' % messages[1].role }}", "Cutoff 20240630: user"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import Template, meta
+from jinja2 import Template, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from baton.limits import Limits
+from baton.model.conversation import is_none, rendered
 from baton.model.sandbox import Sandbox, Watch, hooked
 
 
@@ -21,7 +22,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, limits: Limits) -> None:
-        self._sandbox, self._code, self.takes_tools = _compiled(source)
+        self._compiled = _compiled(source)
+        self.takes_tools = self._compiled.takes_tools
         self._limits = limits
 
     def render(
@@ -30,17 +32,26 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]],
         special_tokens: Mapping[str, Any],
     ) -> str:
-        """As transformers' `apply_chat_template` does. Raises LimitExceeded, and what the template raises."""
+        """As transformers' `apply_chat_template` does.
+
+        Raises LimitExceeded, InvalidValue where nothing of what is said is in the prompt, and what the template raises.
+        """
+
+        def write(turns: Sequence[Mapping[str, Any]]) -> str:
+            return self._write({**special_tokens, "messages": turns, "tools": list(tools) or None})
+
+        known = self._compiled
+        return rendered(
+            messages, write, reads_words=known.reads_words, takes_parts=known.takes_parts, proved=known.proved
+        )
+
+    def _write(self, variables: Mapping[str, Any]) -> str:
         watch = Watch(self._limits)
-        sandbox = self._sandbox.watched(watch)
-        template: Template = Template.from_code(sandbox, self._code, sandbox.make_globals(None))
-        # As transformers does: templates handle what is missing, and not what is null.
-        turns = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        sandbox = self._compiled.sandbox.watched(watch)
+        template: Template = Template.from_code(sandbox, self._compiled.code, sandbox.make_globals(None))
         pieces = template.generate(
             {
-                **special_tokens,
-                "messages": turns,
-                "tools": list(tools) or None,
+                **variables,
                 "documents": None,
                 "add_generation_prompt": True,
                 **watch.hooks(),
@@ -49,8 +60,22 @@ class ChatTemplate:
         return "".join(map(watch.written, pieces))
 
 
+class _Compiled(NamedTuple):
+    """`reads_words`: it goes through messages and reads their content. `takes_parts`: it knows of texts in parts.
+
+    `proved`: see `conversation.rendered`.
+    """
+
+    sandbox: Sandbox
+    code: CodeType
+    takes_tools: bool
+    reads_words: bool
+    takes_parts: bool
+    proved: set[str]
+
+
 @lru_cache(maxsize=8)
-def _compiled(source: str) -> tuple[Sandbox, CodeType, bool]:
+def _compiled(source: str) -> _Compiled:
     # Its filters and globals alone: the stock environment would compute what is constant while it compiles.
     stock = _compile_jinja_template("").environment
     sandbox = Sandbox(
@@ -59,6 +84,10 @@ def _compiled(source: str) -> tuple[Sandbox, CodeType, bool]:
         extensions=[type(one) for one in stock.extensions.values()],
     )
     sandbox.take(stock)
+    sandbox.tests["none"] = is_none
     tree = sandbox.parse(source)
     takes_tools = "tools" in meta.find_undeclared_variables(tree)
-    return sandbox, sandbox.compile(hooked(tree)), takes_tools
+    constants = [node.value for node in tree.find_all(nodes.Const)]
+    names = {node.attr for node in tree.find_all(nodes.Getattr)} | {one for one in constants if isinstance(one, str)}
+    reads_words = "content" in names and tree.find(nodes.For) is not None
+    return _Compiled(sandbox, sandbox.compile(hooked(tree)), takes_tools, reads_words, "text" in names, set())

@@ -16,6 +16,9 @@ from baton.model.detokenizer import BYTE_OF, FastDecoder, PlainDecoder, TokenTex
 from baton.model.template import ChatTemplate
 from baton.model.token_bytes import TokenBytes, token_bytes
 
+# Of what a template says when it refuses; it may be as long as a conversation.
+_MOST_WHY = 500
+
 
 class ModelTokenizer:
     """Encodes, decodes and renders conversations with a stock tokenizer. Safe to call from any thread.
@@ -90,7 +93,9 @@ class ModelTokenizer:
         except RequestError:
             raise
         except Exception as error:
-            raise InvalidValue(f"the chat template refused these messages: {error}", param="messages") from error
+            why = str(error)
+            why = why if len(why) <= _MOST_WHY else f"{why[:_MOST_WHY]}…"
+            raise InvalidValue(f"the chat template refused these messages: {why}", param="messages") from error
 
     def chat_template(self, *, tools: bool) -> str | None:
         """The source of the template that conversations are written by, with tools or without."""

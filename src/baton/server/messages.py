@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, FailFast, Field, ValidationError
 
 from baton.errors import InvalidValue, Unsupported
 from baton.server.fields import MESSAGE_NEUTRAL, Strict, without_neutral
+from baton.text import ArgumentsText, PartedText
 
 
 class TextPart(Strict):
@@ -40,7 +41,7 @@ class Message(Strict):
 
 
 def _plain_messages(value: object) -> object:
-    """Messages with their neutral fields dropped and their text parts joined by line ends."""
+    """Messages with their neutral fields dropped."""
     if not isinstance(value, list):
         return value
     numbered = enumerate(value)
@@ -56,7 +57,9 @@ def turns_of(messages: list[Message]) -> list[dict[str, Any]]:
     turns = []
     for at, message in enumerate(messages):
         turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
-        if message.content is not None:
+        if isinstance(message.content, list):
+            turn["content"] = PartedText([part.text for part in message.content])
+        elif message.content is not None:
             turn["content"] = message.content
         if message.tool_calls:
             turn["tool_calls"] = [
@@ -83,7 +86,7 @@ def check_template(turns: list[dict[str, Any]], template: str | None) -> None:
 
 
 def _call(sent: ToolCallSent, where: str) -> dict[str, Any]:
-    """Templates write arguments as JSON themselves."""
+    """Templates write arguments as JSON themselves, or join the text."""
     param = f"{where}.function.arguments"
     try:
         arguments = json.loads(sent.function.arguments)
@@ -91,7 +94,8 @@ def _call(sent: ToolCallSent, where: str) -> dict[str, Any]:
         arguments = None
     if not isinstance(arguments, dict):
         raise InvalidValue(f"{param} must be a JSON object, as text", param=param)
-    return {"id": sent.id, "type": "function", "function": {"name": sent.function.name, "arguments": arguments}}
+    called = {"name": sent.function.name, "arguments": ArgumentsText(arguments, sent.function.arguments)}
+    return {"id": sent.id, "type": "function", "function": called}
 
 
 def _plain_message(sent: dict[str, object], where: str) -> dict[str, object]:
@@ -104,19 +108,19 @@ def _plain_message(sent: dict[str, object], where: str) -> dict[str, object]:
             raise Unsupported(f"{where}.{name} is only for role {whose}", param=f"{where}.{name}")
     content = message.get("content")
     if isinstance(content, list):
-        texts = [_part_text(part, f"{where}.content[{at}]") for at, part in enumerate(content)]
-        message["content"] = "\n".join(texts)
+        for at, part in enumerate(content):
+            _check_part(part, f"{where}.content[{at}]")
     elif not isinstance(content, str) and (content is not None or not calls):
         where += ".content"
         raise InvalidValue(f"{where} must be a text or a list of text parts", param=where)
     return message
 
 
-def _part_text(part: object, where: str) -> str:
+def _check_part(part: object, where: str) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if isinstance(kind, str) and kind != "text":
         raise Unsupported(f"{where}.type {kind!r} is not honoured: only text is", param=f"{where}.type")
     try:
-        return TextPart.model_validate(part).text
+        TextPart.model_validate(part)
     except ValidationError:
         raise InvalidValue(f'{where} must be {{"type": "text", "text": "..."}}', param=where) from None
