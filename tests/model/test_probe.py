@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import Parameter, Signature
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from baton.errors import LoadError
 from baton.kv.rectangle import LayerShape
@@ -158,3 +160,29 @@ def test_two_engines_in_a_process_have_each_their_own_steps() -> None:
     forwards = [hook(model) for model in models]
     for model, forward, some, right in zip(models, forwards, texts, expected, strict=True):
         assert self_check(model, forward, some, right) < 1e-5
+
+
+def renamed(name: str, *, swallowed: bool = False) -> PreTrainedModel:
+    """A stock model whose cache is handed in under another name, or swallowed."""
+    model = model_of("llama")
+    stock = model.forward
+
+    def forward(**given: Any) -> Any:
+        cache = given.pop(name)
+        return stock(**given) if swallowed else stock(past_key_values=cache, **given)
+
+    taken = ("input_ids", "position_ids", "use_cache", name)
+    forward.__signature__ = Signature([Parameter(one, Parameter.KEYWORD_ONLY) for one in taken])
+    model.forward = forward
+    return model
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache_params", "cache"])
+def test_the_cache_is_handed_in_under_the_name_that_the_models_forward_has(name: str) -> None:
+    found = probe(renamed(name))
+    assert all(shape.heads for shape in found.shapes)
+
+
+def test_a_cache_that_is_swallowed_is_noticed() -> None:
+    with pytest.raises(LoadError, match="takes a cache and keeps nothing in it"):
+        hook(renamed("cache", swallowed=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,7 +97,8 @@ def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:
     """One forward of a few tokens with recording caches and, with `interface`, recording attention and masks.
 
     Raises LoadError, with the reason, where the model's attention does not go through transformers' interface, or sees
-    what our attention cannot show it; without `interface` only for layers that keep what rows cannot be made of.
+    what our attention cannot show it; without `interface` only for layers that keep what rows cannot be made of, and
+    for a cache in which nothing is kept.
     """
     record = _Record()
     if interface:
@@ -110,6 +111,9 @@ def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:
     with torch.inference_mode():
         call(model, tokens, positions, Cache(layers=[*layers]))
     shapes = [_shape_of(layer) for layer in layers]
+    if not any(shape.heads or shape.states for shape in shapes):
+        # Stock is called with the same name: both would compute each token without those before it, and agree.
+        raise LoadError("its forward takes a cache and keeps nothing in it")
     if interface:
         _check_attention(record, shapes)
         shapes = [
@@ -124,8 +128,17 @@ def call(model: PreTrainedModel, tokens: Tensor, positions: Tensor, cache: Cache
     names = inspect.signature(model.forward).parameters
     if "position_ids" in names:
         more["position_ids"] = positions
-    more["cache_params" if "cache_params" in names else "past_key_values"] = cache
+    more[cache_name(names)] = cache
     return model(input_ids=tokens, use_cache=True, **more)
+
+
+def cache_name(names: Collection[str]) -> str:
+    """Which of a function's arguments takes the cache; the commonest name where none is there, see `probe`."""
+    return next((name for name in _CACHES if name in names), _CACHES[0])
+
+
+# What families and versions of transformers call it.
+_CACHES = ("past_key_values", "cache_params", "cache")
 
 
 def _recording_layer(stock: Any) -> Any:
