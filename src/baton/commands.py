@@ -153,6 +153,7 @@ def run_info(config: Config, as_json: bool) -> None:
         "layers": found.layers,
         "vocabulary": found.vocabulary,
         "context_tokens": found.context_tokens,
+        "context_source": found.context_source,
         "device": device.type,
         "dtype": asked,
         "steps": planned(device),
@@ -284,6 +285,7 @@ def _resolved(house: House) -> str:
     lines = {
         "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
         "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
+        "context": f"{facts.context_tokens:,} tokens ({facts.context_source})",
         "run with": loaded.forward.description + ("; shapes are fixed" if settings.deterministic else ""),
         "KV memory": f"{_bytes(settings.kv_bytes)} for rows and {_bytes(settings.pool_bytes)} "
         f"{'' if facts.pool_free_bytes is None else 'of the host '}for what is set aside, "

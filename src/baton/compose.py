@@ -303,6 +303,7 @@ def facts_of(loaded: Loaded) -> Facts:
         policies=tuple(POLICIES),
         pool_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
         mapped_footprint=mapped,
+        context_source=loaded.context_source,
     )
 
 

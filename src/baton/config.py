@@ -106,6 +106,7 @@ class Facts:
 
     `pool_free_bytes`: what is free of the memory that queries set aside and stored prefixes live in, where that is not
     the rows'; None where it is.
+    `context_source`: where the context's number comes from, for people.
     `mapped_footprint`: a query's where a device's memory is mapped as rows grow; None where it is not.
     """
 
@@ -119,6 +120,7 @@ class Facts:
     policies: tuple[str, ...]
     pool_free_bytes: int | None = None
     mapped_footprint: Footprint | None = None
+    context_source: str = "its config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,11 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
 
+def longest_asked(config: Config, auto: int) -> int:
+    """Most tokens of a query, as asked. Raises SettingError for what is no number."""
+    return _number("max_model_len", config.max_model_len, auto)
+
+
 def resolve(config: Config, facts: Facts) -> Settings:
     """Turns "auto" into numbers. Raises SettingError for what cannot be honoured, naming the setting."""
     if config.policy not in facts.policies:
@@ -157,12 +164,15 @@ def resolve(config: Config, facts: Facts) -> Settings:
     at_once = 1 if facts.lazy_memory else 2 * rows + 1
     fitting = int(facts.free_bytes * _AT_ONCE_SHARE) // (at_once * max(facts.footprint.token_bytes, 1))
     auto = facts.context_tokens if facts.lazy_memory else max(1, min(facts.context_tokens, fitting))
-    length = _number("max_model_len", config.max_model_len, auto)
+    length = longest_asked(config, auto)
     if not facts.lazy_memory and length > fitting:
         message = f"{rows} rows of {length} tokens do not fit this device: lower --max-batch-size or --max-model-len"
         raise SettingError(message, param="max_model_len")
     if length > facts.context_tokens:
-        message = f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens"
+        message = (
+            f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens "
+            f"({facts.context_source}): lower it, or put the rope scaling that the model's card names into config.json"
+        )
         raise SettingError(message, param="max_model_len")
     _check_shaping(config)
     held = facts.footprint.aligned(length) if config.shaping == ALIGNED else facts.footprint

@@ -14,10 +14,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from baton.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config
+from baton.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config, longest_asked
 from baton.errors import LoadError, SettingError
 from baton.kv.driver import Driver
 from baton.model.choose import hook
+from baton.model.context import context
 from baton.model.device import Device, device_of
 from baton.model.float8 import quantize
 from baton.model.forward import Forward
@@ -41,6 +42,7 @@ class Loaded:
     tokenizer: ModelTokenizer
     end_ids: tuple[int, ...]
     context_tokens: int
+    context_source: str
     dtype: torch.dtype
     device: torch.device
     parameters: int
@@ -103,11 +105,12 @@ def load(
                 release=True,
                 compiled=compiled,
                 tolerance=INT8_TOLERANCE if config.quantize == FLOAT8 else None,
-                columns=int(config.max_model_len) if config.max_model_len.isdecimal() else context_of(model.config),
+                columns=longest_asked(config, context_of(model.config)),
             )
         except LoadError as error:
             raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
         driver, why_not_mapped = mapping(model, forward) if config.kv_mapping else (None, "")
+    found = context(model.config)
     return Loaded(
         name=name,
         model=model,
@@ -115,7 +118,8 @@ def load(
         geometry=forward.geometry,
         tokenizer=ModelTokenizer(tokenizer, int(model.config.get_text_config().vocab_size), config),
         end_ids=end_ids(model, tokenizer),
-        context_tokens=context_of(model.config),
+        context_tokens=found.asked(longest_asked(config, 0)),
+        context_source=found.source,
         dtype=model.dtype,
         device=device,
         parameters=parameters,
@@ -136,8 +140,7 @@ def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
 
 def context_of(config: Any) -> int:
     """The longest text that the model was made for, in tokens."""
-    text = config.get_text_config()
-    return int(getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048)
+    return context(config).tokens
 
 
 def saved_dtype(config: Any) -> str:

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from baton.errors import LoadError
 from baton.footprint import Footprint
 from baton.kv.rectangle import LayerShape, footprint
-from baton.model.load import context_of, read_config, saved_dtype
+from baton.model.context import context
+from baton.model.load import read_config, saved_dtype
 from baton.model.probe import Geometry, own_words, probe
 
 # The meta kernels of grouped matrix products know bfloat16 only; shapes do not depend on it.
@@ -26,6 +27,7 @@ class Survey:
     layers: int
     vocabulary: int
     context_tokens: int
+    context_source: str
     saved_dtype: str
     geometry: Geometry | None
     refused: str | None
@@ -63,12 +65,14 @@ def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=_SURVEYED, trust_remote_code=trust_remote_code).eval()
     geometry, refused = _probed(model)
+    found = context(config)
     return Survey(
         family=config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
-        context_tokens=context_of(config),
+        context_tokens=found.tokens,
+        context_source=found.source,
         saved_dtype=saved,
         geometry=geometry,
         refused=refused,
