@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -342,6 +343,8 @@ def query_of(name: str, prompt: Sequence[int], limit: int, *, seed: int = 0, **p
 
 def alone(model: PreTrainedModel, query: Query) -> tuple[list[int], Tensor]:
     """The oracle: the same query by itself through stock `generate`: its tokens, and logits `[tokens, vocabulary]`."""
+    # Dynamic rope keeps what a longer text made it compute: each query has a model that saw no other.
+    model = copy.deepcopy(model)
     prompt = torch.tensor([query.prompt], device=model.device)
     out = model.generate(
         prompt,

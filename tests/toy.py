@@ -59,6 +59,7 @@ class ToyForward:
 
     whole_prompts = False
     near_limit: int | None = None
+    anew_limit: int | None = None
     grid = 0
     exchanges = False
 

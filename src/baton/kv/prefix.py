@@ -55,7 +55,7 @@ class PrefixStore:
     Texts of one `space` share what they begin with, and none of what another space has is ever found. Room is for all
     spaces together: who stores much drives out what others have stored.
 
-    `longest`: texts of more tokens have other keys for the same first tokens (longrope), and are neither stored nor
+    `longest`: texts of more tokens may have other keys for the same first tokens (longrope), and are neither stored nor
     found. `copies`: where rows are not in the host's memory, what is stored is; it is found when it has come there.
     """
 

@@ -69,6 +69,7 @@ class AlignedForward:
     exchanges = False
     whole_prompts = False
     near_limit = None
+    anew_limit = None
     grid = 0
 
     def __init__(self, forward: Forward, rectangle: AlignedRectangle) -> None:

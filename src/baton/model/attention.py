@@ -30,8 +30,8 @@ class Decode(Shape):
     def by_token(self, states: Tensor) -> Tensor:
         return states[: len(self.spans), :, 0]
 
-    def by_place(self, flags: Tensor) -> Tensor:
-        return torch.cat([flags, flags.new_zeros(self.empty_rows)])[:, None]
+    def by_place(self, numbers: Tensor) -> Tensor:
+        return torch.cat([numbers, numbers.new_zeros(self.empty_rows)])[:, None]
 
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
@@ -91,8 +91,8 @@ class Fill(Shape):
             return self.spans[0].start
         return self.cols - torch.arange(len(self.cols), device=self.cols.device)
 
-    def by_place(self, flags: Tensor) -> Tensor:
-        return flags[None]
+    def by_place(self, numbers: Tensor) -> Tensor:
+        return numbers[None]
 
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
@@ -161,9 +161,9 @@ class Padded(Shape):
     def by_token(self, states: Tensor) -> Tensor:
         return states.transpose(1, 2).flatten(0, 1)[self.kept]
 
-    def by_place(self, flags: Tensor) -> Tensor:
-        found = flags.new_zeros(len(self.spans) * self.padded_to)
-        found[self.kept] = flags
+    def by_place(self, numbers: Tensor) -> Tensor:
+        found = numbers.new_zeros(len(self.spans) * self.padded_to)
+        found[self.kept] = numbers
         return found.view(-1, self.padded_to)
 
     def attend(
@@ -226,8 +226,8 @@ class Own(Shape):
         keys, values = (buffer[rows, : self.width].transpose(1, 2).contiguous() for buffer in buffers)
         return keys, values
 
-    def by_place(self, flags: Tensor) -> Tensor:
-        return flags.view(len(self.spans), -1)
+    def by_place(self, numbers: Tensor) -> Tensor:
+        return numbers.view(len(self.spans), -1)
 
     @property
     def mask(self) -> Tensor | None:

@@ -33,7 +33,8 @@ class Feeder(Protocol):
 
     `exchanges`: whether rows are found by `Rectangle.places`, so that two of them may be exchanged.
     `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
-    `near_limit`: a row whose text grows longer than so many tokens is to be computed anew, as `far`; None for most.
+    `near_limit`: the keys of longer texts depend on what the text began with, and spans tell it; None for most.
+    `anew_limit`: a row whose text grows longer than so many tokens is to be computed anew; None for most.
     `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fix_shapes`.
     """
 
@@ -43,6 +44,8 @@ class Feeder(Protocol):
     def whole_prompts(self) -> bool: ...
     @property
     def near_limit(self) -> int | None: ...
+    @property
+    def anew_limit(self) -> int | None: ...
     @property
     def grid(self) -> int: ...
 

@@ -52,7 +52,7 @@ class Forward:
         self.whole_prompts = whole_prompts
         self._hooked = Hooked(model, geometry, ours=way.ours)
         self._device = model.device
-        self.near_limit = self._hooked.near_limit
+        self.near_limit, self.anew_limit = self._hooked.near_limit, self._hooked.anew_limit
         self.checked_tokens = 0
         self.gains: dict[Prompts, float] | None = None
         self.grid = 0
@@ -83,7 +83,9 @@ class Forward:
         if self._hooked.recurrent:
             parts.append("states per row, prompts one by one" + (" and whole" if self.whole_prompts else ""))
         if self.near_limit is not None:
-            parts.append(f"computed anew where a text grows beyond {self.near_limit} tokens")
+            parts.append(f"beyond {self.near_limit} tokens rotated by each text's own length")
+        if self.anew_limit is not None:
+            parts.append(f"computed anew where a text grows beyond {self.anew_limit} tokens")
         if self.geometry.windows and self.checked_tokens <= self.geometry.windows[0]:
             parts.append(f"texts beyond its window of {self.geometry.windows[0]} were not checked (baton check does)")
         if self._float8:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -15,10 +15,10 @@ from transformers.cache_utils import Cache
 from baton.errors import LoadError
 from baton.model.attention import Own, Padded, Shape
 from baton.model.cache import Current, StateLayer, Step, layers_of
-from baton.model.longrope import choose_by_row, original_context
 from baton.model.look import Look
 from baton.model.probe import Geometry, call, own_words, use_attention
 from baton.model.regions import CompiledLayers, OutsideCache, outside
+from baton.model.rotary import anew_limit, near_limit, rotate_by_row
 
 BY_TOKEN = "batched_mm"
 EXPERTS = {
@@ -32,10 +32,10 @@ _engines = itertools.count()
 
 
 class Hooked:
-    """`ours`: attention is ours; else the model keeps its own. `near_limit`: see `model/longrope.py`; None for most."""
+    """`ours`: attention is ours; else the model keeps its own. `near_limit`, `anew_limit`: see `model/rotary.py`."""
 
     def __init__(self, model: PreTrainedModel, geometry: Geometry, *, ours: bool) -> None:
-        self.near_limit = original_context(model)
+        self.near_limit, self.anew_limit = near_limit(model), anew_limit(model)
         self._model = model
         self._current = Current()
         layers = layers_of(self._current, model.config)
@@ -55,8 +55,7 @@ class Hooked:
             AttentionInterface.register(f"{name}_outside", outside(attention))
             self._attentions = name, f"{name}_outside"
             use_attention(model, name)
-        if self.near_limit is not None:
-            choose_by_row(model, self.near_limit, lambda: self._current.step.shape.far())
+        rotate_by_row(model, self._lengths)
 
     @property
     def recurrent(self) -> bool:
@@ -67,6 +66,10 @@ class Hooked:
         """How its experts are computed, see EXPERTS; None where it has none that can be told how."""
         can_be_told = getattr(self._model, "_can_set_experts_implementation", lambda: False)()
         return getattr(self._model.config.get_text_config(), "_experts_implementation", None) if can_be_told else None
+
+    def _lengths(self) -> tuple[Sequence[int], Callable[[Tensor], Tensor]] | None:
+        step = getattr(self._current, "step", None)
+        return None if step is None else (step.shape.lengths(), step.shape.by_place)
 
     @contextmanager
     def computing_experts(self, how: str | None) -> Iterator[None]:

@@ -47,14 +47,14 @@ NOBODY = -1
 class Span:
     """`count` tokens of one row, fed at once: they get the columns from `start` on.
 
-    `far`: the row's text is longer than the model's original context, so that all its positions are rotated by the long
-    factors (longrope); `model/longrope.py`. `every`: the logits of all its tokens are wanted, not only of the last.
+    `began`: how many tokens the row's text begins with, alone, in one forward; where rotation depends on a text's
+    length (`model/rotary.py`). `every`: the logits of all its tokens are wanted, not only of the last.
     """
 
     row: int
     start: int
     count: int
-    far: bool = False
+    began: int = 0
     every: bool = False
 
     @property

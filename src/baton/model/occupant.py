@@ -19,7 +19,7 @@ from baton.query import Query
 class Occupant:
     """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
 
-    `anew`: it outgrew the model's original context while it ran, and its tokens are fed again, several a step.
+    `anew`: it grew to where the model begins a text anew, and its tokens are fed again, several a step.
     `guide`: where its tokens are constrained.
     """
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from baton.model.load import context_of
-from baton.model.longrope import original_context
+from baton.model.rotary import as_made, near_limit
 from baton.model.selfcheck import windows_of
 
 LONGEST_PROMPT = 1024
@@ -52,7 +52,7 @@ class Oracle:
 
     def _lengths(self, model: PreTrainedModel) -> list[int]:
         lengths = [1, 9, 26, 40, 75]
-        far, window = original_context(model), min(windows_of(model.config.get_text_config()), default=0)
+        far, window = near_limit(model), min(windows_of(model.config.get_text_config()), default=0)
         for what, length in (("window", window + 17 if window else 0), ("original context", (far or 0) - 7)):
             if length > self.longest:
                 self.notes.append(f"no prompt went beyond the {what}: that needs {length} tokens (--longest)")
@@ -64,6 +64,7 @@ class Oracle:
     def _alone(self, model: PreTrainedModel, prompt: Sequence[int]) -> Case:
         own, model.generation_config = model.generation_config, GenerationConfig()
         ids = torch.tensor([prompt], device=model.device)
+        as_made(model)
         try:
             out = model.generate(  # type: ignore[operator]
                 ids,

@@ -78,8 +78,8 @@ class Rows:
             raise Refused(f"query {query.id}: no row is free")
         if len(segment.tokens) > self.rectangle.columns:
             raise Refused(f"query {query.id}: {len(segment.tokens)} tokens, {self.rectangle.columns} columns")
-        limit = self._forward.near_limit
-        # Half of a long text, or the beginning of a shorter one: by which factors it was rotated is not known any more.
+        limit = self._forward.anew_limit
+        # Half of a long text, or the beginning of a shorter one: by which length it was rotated is not known any more.
         unsure = limit is not None and segment.cached <= limit < len(segment.tokens)
         if segment.cached and not unsure:
             self._embed(segment, row)
@@ -249,12 +249,11 @@ class Rows:
         if found.query.id in done:
             # Its last cached token again, in its own column: computed, and no use to anyone.
             return Span(row, max(start - 1, 0), 1)
-        limit = self._forward.near_limit
-        far = limit is not None and len(found.tokens) > limit
+        began = self._began(found)
         pending, count = len(found.tokens) - start, most[found.query.id]
         if pending == 1:
             # A row that decodes: none of what follows would feed it otherwise.
-            return Span(row, start, 1, far)
+            return Span(row, start, 1, began)
         if found.computed < found.query.pause_at:
             pending = found.query.pause_at - start
         if found.anew:
@@ -267,7 +266,12 @@ class Rows:
         if self._forward.grid:
             count = _on_grid(start, len(found.query.prompt) - 1, self._forward.grid)
         count = min(count, pending)
-        return Span(row, start, count, far, every=bool(found.untold(start, start + count)))
+        return Span(row, start, count, began, every=bool(found.untold(start, start + count)))
+
+    def _began(self, found: Occupant) -> int:
+        """How many tokens its text begins with, alone, in one forward."""
+        prompt, limit = len(found.query.prompt), self._forward.anew_limit
+        return prompt if limit is None or not prompt <= limit < len(found.tokens) else limit + 1
 
     def _count(self, spans: Sequence[Span], done: Set[str], width: int) -> Stepped:
         """Every slot that was computed, by kind, and each query's share; `width`: what rows were padded to, or 0."""
@@ -380,9 +384,9 @@ class Rows:
         found.tokens.append(token)
         if found.guide is not None:
             found.guide.generated.append(token)
-        limit = self._forward.near_limit
+        limit = self._forward.anew_limit
         if limit is not None and len(found.tokens) == limit + 1:
-            # From here on all its positions are rotated by other factors; `generate` begins anew, too.
+            # From here on all its positions are rotated otherwise; `generate` begins anew, too.
             self.rectangle.lens[self._row_of[found.query.id]] = 0
             found.anew = True
 

@@ -14,6 +14,7 @@ from baton.kv.rectangle import Rectangle, is_lazy
 from baton.model.forward import Forward
 from baton.model.look import Span
 from baton.model.probe import call
+from baton.model.rotary import as_made
 
 SHORTEST_PROMPT = 24
 # A longer prompt, for a longer window, costs so many operations at most; else `baton check` is where it is checked.
@@ -62,6 +63,7 @@ def stock_logits(model: PreTrainedModel, texts: list[Tensor]) -> list[Tensor]:
 def _alone(model: PreTrainedModel, text: Tensor) -> Tensor:
     cache, first = DynamicCache(config=model.config), len(text) - STEPS
     positions = torch.arange(len(text), device=text.device)
+    as_made(model)
     found = []
     with torch.inference_mode():
         for start, stop in [(0, first), *((at, at + 1) for at in range(first, len(text)))]:
@@ -132,7 +134,7 @@ def our_logits(
     found: list[list[Tensor]] = [[], []]
     for starts, stops in (([0, 0], halves), (halves, filled)):
         if starts != stops:
-            spans = [Span(row, starts[row], stops[row] - starts[row]) for row in range(2)]
+            spans = [Span(row, starts[row], stops[row] - starts[row], filled[row]) for row in range(2)]
             tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
             logits, ran = forward.fill(rectangle, spans, tokens)
             ran.commit()
@@ -140,7 +142,7 @@ def our_logits(
         for row in range(2):
             found[row].append(logits[row])
         if step < steps:
-            spans = [Span(row, filled[row] + step, 1) for row in range(2)]
+            spans = [Span(row, filled[row] + step, 1, filled[row]) for row in range(2)]
             tokens = [int(texts[row][filled[row] + step]) for row in range(2)]
             logits, ran = forward.decode(rectangle, spans, tokens)
             ran.commit()

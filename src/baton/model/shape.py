@@ -58,15 +58,12 @@ class Shape:
         """A layer's attention: q `[B, Hq, T, D]`, and what `keep` answered -> `[B, T, Hq, D]`."""
         raise NotImplementedError
 
-    def far(self) -> Tensor | None:
-        """`[B, T]`: which tokens are of rows beyond the original context; None where no row is."""
-        if not any(span.far for span in self.spans):
-            return None
-        flags = [span.far for span in self.spans for _ in range(span.count)]
-        return self.by_place(torch.tensor(flags, device=self.cols.device))
+    def lengths(self) -> list[int]:
+        """Of each token, how long its text is where it is fed alone: what it began with, or as far as the token."""
+        return [max(span.began, at + 1) for span in self.spans for at in range(span.start, span.stop)]
 
-    def by_place(self, flags: Tensor) -> Tensor:
-        """`[tokens]` -> `[B, T]`."""
+    def by_place(self, numbers: Tensor) -> Tensor:
+        """`[tokens]` -> `[B, T]`; 0 for those of nobody."""
         raise NotImplementedError
 
     def before(self) -> int | Tensor:

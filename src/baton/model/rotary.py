@@ -1,0 +1,182 @@
+"""Rotary embeddings that depend on a text's length (longrope, dynamic), each row by its own: stock takes the batch's.
+
+Alone, stock rotates a token once, in the forward that feeds it, by that forward's length: the prompt's for all of a
+prompt, its own place for a token that was generated. So a token's length follows from its place and from how many
+tokens its text began with, whatever happens to its row. A few classes begin a text anew where it grows beyond a length.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from baton.errors import LoadError
+from baton.model.probe import cache_name, own_words
+
+Lengths = Callable[[], tuple[Sequence[int], Callable[[Tensor], Tensor]] | None]
+"""By which length each token of the running forward is rotated, and what lays a tensor of so many out as `[B, T]`;
+None where the forward that runs is stock's."""
+
+# What a rotary embedding of a kind of its own is asked: whether its first positions depend on one that is far off.
+_ASKED, _FAR = 4, 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One table of a rotary embedding. `limit`: up to so many tokens, nothing depends on a text's length.
+
+    `growing`: beyond it every length has a table of its own (dynamic); else there is one for all (longrope).
+    `prefix`: of the module's attributes, where layer types have tables of their own.
+    """
+
+    limit: int
+    growing: bool
+    prefix: str = ""
+
+    @property
+    def longest(self) -> int | None:
+        """The length whose table is that of all longer ones; None where there is none."""
+        return None if self.growing else self.limit + 1
+
+    def length(self, asked: int) -> int:
+        """The smallest length whose table is that of this one."""
+        return max(self.limit, min(asked, self.longest or asked))
+
+    def refresh(self, module: Any) -> None:
+        """As it was made: where tables grow, stock keeps the largest it ever had to make, for the texts after it."""
+        if self.growing:
+            setattr(module, f"{self.prefix}inv_freq", getattr(module, f"{self.prefix}original_inv_freq"))
+            setattr(module, f"{self.prefix}max_seq_len_cached", self.limit)
+
+
+def near_limit(model: PreTrainedModel) -> int | None:
+    """Up to so many tokens, nothing depends on a text's length; None where nothing ever does."""
+    return min((kind.limit for _, kinds in _rotaries(model) for kind in kinds.values()), default=None)
+
+
+def anew_limit(model: PreTrainedModel) -> int | None:
+    """Where a text grows beyond so many tokens, stock's `generate` computes it anew; None where it goes on as it is.
+
+    The class is asked, for each number that its config names. Raises LoadError where it does not answer.
+    """
+    if near_limit(model) is None:
+        return None
+    prepare: Callable[..., dict[str, Any]] = model.prepare_inputs_for_generation  # type: ignore[assignment]
+    name = cache_name(inspect.signature(prepare).parameters)
+    for length in sorted(set(_numbers(model.config.get_text_config().to_dict()))):
+        cache = DynamicCache(config=model.config)
+        cache.get_seq_length = lambda *_, length=length: length  # type: ignore[method-assign]
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device).expand(1, length + 1)
+        try:
+            given = prepare(ids, next_sequence_length=1, **{name: cache})
+        except Exception as error:
+            raise LoadError(own_words("it does not tell whether it computes long texts anew", error)) from error
+        if not any(value is cache for value in given.values()):
+            return length
+    return None
+
+
+def as_made(model: PreTrainedModel) -> None:
+    """Forgets what earlier texts left in its rotary embeddings, so that stock gives what it gives first of all."""
+    for module, kinds in _rotaries(model):
+        for kind in kinds.values():
+            kind.refresh(module)
+
+
+def rotate_by_row(model: PreTrainedModel, lengths: Lengths) -> None:
+    """Has rotary embeddings take each token's length for that of the batch.
+
+    Raises LoadError for one whose result depends on the batch's in a way that is not known.
+    """
+    known = dict(_rotaries(model))
+    for name, module in model.named_modules():
+        if module in known:
+            module.forward = _by_row(module, known[module], lengths)  # type: ignore[method-assign]
+        elif _looks_at_the_longest(module):
+            raise LoadError(f"{name} ({type(module).__name__}) rotates all rows by the longest text of a batch")
+
+
+def _rotaries(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str | None, _Kind]]]:
+    """The rotary embeddings that depend on lengths; of each, its tables by layer type, or by None."""
+    for module in model.modules():
+        named = getattr(module, "rope_type", None)
+        types = named if isinstance(named, dict) else {None: named}
+        kinds = {at: kind for at, rope_type in types.items() if (kind := _kind(module, at, rope_type)) is not None}
+        if kinds:
+            yield module, kinds
+
+
+def _kind(module: Any, layer_type: str | None, rope_type: object) -> _Kind | None:
+    prefix = "" if layer_type is None else f"{layer_type}_"
+    # As transformers' `dynamic_rope_update` tells them apart.
+    if isinstance(rope_type, str) and "dynamic" in rope_type:
+        return _Kind(int(module.original_max_seq_len), growing=True, prefix=prefix)
+    if rope_type == "longrope":
+        rope = module.config.rope_parameters
+        rope = rope if layer_type is None else rope[layer_type]
+        return _Kind(int(rope["original_max_position_embeddings"]), growing=False, prefix=prefix)
+    return None
+
+
+def _by_row(module: nn.Module, kinds: dict[str | None, _Kind], lengths: Lengths) -> Callable[..., Any]:
+    stock = type(module).forward
+
+    def forward(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kind, running = kinds.get(kwargs.get("layer_type", args[0] if args else None)), lengths()
+        if kind is None or running is None:
+            return stock(module, x, position_ids, *args, **kwargs)
+        asked, laid_out = running
+        found: tuple[Tensor, ...] = ()
+        of_tokens = [kind.length(one) for one in asked]
+        wanted = sorted(set(of_tokens))
+        places = laid_out(torch.tensor(of_tokens, device=x.device)) if len(wanted) > 1 else None
+        for length in wanted:
+            kind.refresh(module)
+            # Stock looks at the highest position: one in front decides for all, and none is beyond it.
+            front = torch.full_like(position_ids[..., :1], length - 1)
+            near = position_ids if length == kind.longest else position_ids.clamp(max=length - 1)
+            positions = torch.cat([front, near], dim=-1)
+            out = stock(module, x, positions, *args, **kwargs)
+            parts = tuple(part[..., 1:, :] for part in (out if isinstance(out, tuple) else (out,)))
+            if found and places is not None:
+                here = (places == length)[..., None]
+                parts = tuple(torch.where(here, new, old) for new, old in zip(parts, found, strict=True))
+            found = parts
+        return found if isinstance(out, tuple) else found[0]
+
+    return forward
+
+
+def _looks_at_the_longest(module: Any) -> bool:
+    """Whether a rotary embedding of another kind rotates a token otherwise where a text is longer."""
+    if not hasattr(module, "inv_freq") or "position_ids" not in inspect.signature(module.forward).parameters:
+        return False
+    try:
+        device = module.inv_freq.device
+        positions = torch.arange(_ASKED, device=device)[None]
+        far = torch.full_like(positions[:, :1], _FAR)
+        x = torch.zeros(1, device=device)
+        # A copy: what it is asked may stay with it.
+        near = copy.deepcopy(module)(x, positions)
+        long = copy.deepcopy(module)(x, torch.cat([positions, far], dim=1))
+    except Exception:
+        # It wants more than positions: what depends on them is compared by the self-check.
+        return False
+    pairs = zip(*(out if isinstance(out, tuple) else (out,) for out in (near, long)), strict=True)
+    return not all(torch.equal(one, other[..., :_ASKED, :]) for one, other in pairs)
+
+
+def _numbers(found: object) -> Iterator[int]:
+    """The whole numbers in a config that could be a text's length."""
+    if isinstance(found, dict):
+        for value in found.values():
+            yield from _numbers(value)
+    elif isinstance(found, int) and not isinstance(found, bool) and found > 0:
+        yield found
