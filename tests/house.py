@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUND = {"query", "events", "config", "errors", "clock", "footprint", "text", "work", "limits", "constraint"}
-GROUND |= {"strict_json", "threads"}
+GROUND |= {"strict_json", "threads", "files"}
 TOP = {"benchmark", "calibrate", "cli", "check", "commands", "compose", "faults", "flags", "host", "llm", "machine"}
 TOP |= {"simulate", "testbed", "trials", "tune", "__main__", "__init__"}
 FLOORS = {"kv": 1, "native": 1, "grammar": 1, "model": 2, "policy": 3, "batch": 3, "prefill": 3, "engine": 4}

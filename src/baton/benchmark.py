@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +28,7 @@ from baton.builtin.tasks import CHECKABLE_TASKS
 from baton.compose import POLICIES, model_name, set_threads
 from baton.config import Config
 from baton.errors import CheckFailed, SettingError
+from baton.files import check_writable, write_text
 from baton.model.load import Loaded, load
 from baton.testbed import about_machine
 from baton.trials import Contender, by_themselves, contenders, right_answers, settings_of, trials
@@ -64,9 +64,10 @@ def run_bench(config: Config, asked: Asked) -> None:
     console.print(f"{workload.about}\n{name}, {loaded.dtype} on {loaded.device}, {asked['repeat']} alternated runs")
     console.print(table_of(found.runs, found.right))
     if asked["json_file"]:
-        Path(asked["json_file"]).write_text(json.dumps(report(about, found.runs, settings, found.right)))
+        whole = report(about, found.runs, settings, found.right)
+        write_text("--json", asked["json_file"], json.dumps(whole), param="json")
     if asked["html_file"]:
-        Path(asked["html_file"]).write_text(_page(about, loaded, found, settings, asked), encoding="utf-8")
+        write_text("--html", asked["html_file"], _page(about, loaded, found, settings, asked), param="html")
     if any(one.different for runs in found.runs.values() for one in runs):
         raise CheckFailed("an answer is not what its query gives alone")
 
@@ -85,9 +86,9 @@ def _refuse(config: Config, asked: Asked, some: Sequence[Contender]) -> None:
         raise SettingError("--in-turn has a clock of its own: --mode timed cannot be kept", param="in_turn")
     if asked["html_file"]:
         plots.check_installed()
-    for name in ("json_file", "html_file"):
-        if asked[name] and not Path(asked[name]).resolve().parent.is_dir():
-            raise SettingError(f"--{name.removesuffix('_file')} {asked[name]}: its folder is not there", param=name)
+    for name in ("json", "html"):
+        if asked[f"{name}_file"]:
+            check_writable(f"--{name}", asked[f"{name}_file"], param=name)
 
 
 @contextlib.contextmanager

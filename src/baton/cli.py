@@ -5,6 +5,7 @@ torch is imported only by what a verb runs, so that `--help` and bad settings an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -19,6 +20,7 @@ import click
 from baton import __version__
 from baton.config import Config, load_config
 from baton.errors import BatonError, RequestError, SettingError
+from baton.files import named
 from baton.flags import LOADING, OF_THE_BATCH, SERVING, WithLimits, settings, workload
 from baton.limits import Limits, flag_of, table
 from baton.query import SamplingParams
@@ -34,6 +36,8 @@ def main() -> NoReturn:
     """The `baton` command: exit status 2 for bad settings, 1 for a failure."""
     try:
         cli(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
@@ -44,8 +48,20 @@ def main() -> NoReturn:
     except BatonError as error:
         _fail(error.message, getattr(error, "exit_status", 1))
     except BrokenPipeError:
+        _drop_output()
         sys.exit(1)
+    except (OSError, MemoryError) as error:
+        # A limit of the machine: a full disk, no more files, no more memory. Where it was met is for those who ask.
+        logging.getLogger("baton").debug("it ended here", exc_info=True)
+        _drop_output()
+        _fail(str(error) or "there is no memory left", 1)
     sys.exit(0)
+
+
+def _drop_output() -> None:
+    """What is left of the output has nowhere to go: Python would try it once more at its end, and say so."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -104,6 +120,8 @@ def generate(
     except RequestError as error:
         raise SettingError(error.message) from None
     lines = [*prompts, *_lines(source, wanted=not prompts)]
+    if any(not line.isascii() and line != line.encode(errors="replace").decode() for line in lines):
+        raise SettingError("a prompt is no text in UTF-8")  # arguments and stdin may hold any bytes
     if not lines:
         raise SettingError('no prompt: give -p "...", -f FILE, or lines on stdin')
     from baton.commands import run_generate
@@ -360,11 +378,14 @@ def _parted(options: dict[str, Any], config_file: str | None) -> tuple[Config, d
 
 
 def _lines(source: TextIO | None, *, wanted: bool) -> list[str]:
-    if source is None and (not wanted or sys.stdin.isatty()):
+    if source is None and (not wanted or sys.stdin is None or sys.stdin.isatty()):
         return []
-    return [line.strip() for line in source or sys.stdin if line.strip()]
+    source = source or sys.stdin
+    with named("prompts in", getattr(source, "name", "memory"), param="file"):
+        return [line.strip() for line in source if line.strip()]
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"baton: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # the exit status says it, too
+        click.echo(f"baton: {' '.join(message.split())}", err=True)
     sys.exit(status)

@@ -39,7 +39,16 @@ from baton.server.access import access_of, is_loopback
 from baton.server.app import create_app
 from baton.server.run import bind, serve
 
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Errors(Console):
+    """What is told to people on stderr. A server goes on where that is full, or nobody reads it any more."""
+
+    def print(self, *args: Any, **kw: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().print(*args, **kw)
+
+
+_errors = _Errors(stderr=True, highlight=False, soft_wrap=True)
 
 
 def run_server(config: Config, began: float) -> None:

@@ -14,9 +14,9 @@ import types
 import typing
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from baton.errors import SettingError
+from baton.files import named, read_text
 from baton.footprint import Footprint
 from baton.limits import Limits, flag_of, setting
 
@@ -37,6 +37,7 @@ ENVIRONMENT_PREFIX = "BATON_"
 NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE", "BATON_FAULTS", "BATON_TEST_MODE"}
 # Where KV memory is allocated at once, activations need the rest.
 MOST_THREADS = 1024
+MOST_CONFIG_BYTES = 2**20
 _AT_ONCE_SHARE = 0.8
 
 
@@ -365,10 +366,7 @@ def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[s
 
 
 def _from_file(file: str) -> dict[str, object]:
-    try:
-        values = tomllib.loads(Path(file).read_text())
-    except OSError as error:
-        raise SettingError(f"--config {file}: {error.strerror}", param="config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingError(f"--config {file}: {error}", param="config") from None
+    text = read_text("--config", file, param="config", most_bytes=MOST_CONFIG_BYTES)
+    with named("--config", file, param="config"):
+        values = tomllib.loads(text)
     return {key.replace("-", "_"): value for key, value in values.items()}

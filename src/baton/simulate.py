@@ -11,7 +11,6 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +30,7 @@ from baton.engine.engine import Engine
 from baton.engine.talk import Talks
 from baton.errors import SettingError
 from baton.events import Update
+from baton.files import check_writable, write_text
 from baton.footprint import Columns, Footprint
 from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
@@ -182,6 +182,8 @@ def simulated(
 
 def run_simulate(config: Config, asked: dict[str, Any]) -> None:
     """Runs the contenders one after the other and shows their figures. Raises SettingError."""
+    if asked["json_file"]:
+        check_writable("--json", asked["json_file"], param="json")
     costs, more = read_costs(asked["costs"])
     shape, context = _shape(more, asked["costs"])
     facts = Facts(context, shape, asked["memory"], "cpu", "float32", 1, True, tuple(POLICIES))
@@ -213,7 +215,7 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
     if asked["json_file"]:
         about = {"model": "simulated", "dtype": "none", "workload": workload.about}
         shown = {name: dataclasses.asdict(one) for name, one in settings.items()}
-        Path(asked["json_file"]).write_text(json.dumps(report(about, found, shown)))
+        write_text("--json", asked["json_file"], json.dumps(report(about, found, shown)), param="json")
 
 
 def _shape(more: Mapping[str, Any], path: str) -> tuple[Footprint, int]:

@@ -19,6 +19,7 @@ from baton.calibrate import Calibration
 from baton.clock import monotonic
 from baton.compose import facts_of, model_name, set_threads
 from baton.config import AUTO, Config, Settings, resolve
+from baton.files import check_writable
 from baton.kv.rectangle import footprint
 from baton.model.load import Loaded, load
 
@@ -126,6 +127,8 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
     """Measures, shows the curve and the advice, and writes the costs for `baton simulate`."""
     if config.max_batch_size == AUTO:
         config = dataclasses.replace(config, max_batch_size=str(asked["most_rows"]))
+    if asked["json_file"]:
+        check_writable("--json", asked["json_file"], param="json")
     set_threads(config)
     console = Console(highlight=False)
     name = model_name(config)

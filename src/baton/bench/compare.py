@@ -9,7 +9,6 @@ everything is slow is not taken for a change of the code.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from baton.bench.chance import (
     sign_chance,
 )
 from baton.errors import SettingError
+from baton.files import read_object
 
 TOLERANCE = 0.03
 ALPHA = 0.01
@@ -89,13 +89,8 @@ class Difference:
 
 def read_report(path: str | Path) -> dict[str, Any]:
     """Raises SettingError."""
-    try:
-        found = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise SettingError(f"{path}: {error.strerror}", param="report") from None
-    except ValueError:
-        raise SettingError(f"{path} is no report of baton bench", param="report") from None
-    if not isinstance(found, dict) or found.get("baton_bench") != 1:
+    found = read_object("", path, param="report")
+    if found.get("baton_bench") != 1 or not isinstance(found.get("contenders"), dict):
         raise SettingError(f"{path} is no report of baton bench", param="report")
     return found
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.errors import SettingError
+from baton.files import read_object, write_text
 from baton.work import Effort
 
 Curve = tuple[tuple[int, float], ...]
@@ -115,13 +116,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def save(costs: MeasuredCosts, path: str | Path, more: dict[str, Any] | None = None) -> None:
-    Path(path).write_text(json.dumps({"baton_costs": 1, **dataclasses.asdict(costs), **(more or {})}, indent=1) + "\n")
+    """Raises SettingError."""
+    found = {"baton_costs": 1, **dataclasses.asdict(costs), **(more or {})}
+    write_text("--json", path, json.dumps(found, indent=1) + "\n", param="json")
 
 
 def read_costs(path: str | Path) -> tuple[MeasuredCosts, dict[str, Any]]:
     """Costs and what else the file says. Raises SettingError."""
+    found = read_object("", path, param="costs")
     try:
-        found = json.loads(Path(path).read_text())
         names = {field.name for field in dataclasses.fields(MeasuredCosts)}
         if found.pop("baton_costs", None) != 1:
             raise ValueError("it has no baton_costs")
@@ -131,7 +134,5 @@ def read_costs(path: str | Path) -> tuple[MeasuredCosts, dict[str, Any]]:
             if not values[name] or list(values[name]) != sorted(set(values[name])):
                 raise ValueError(f"{name} must rise")
         return MeasuredCosts(**values), found
-    except OSError as error:
-        raise SettingError(f"{path}: {error.strerror}", param="costs") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingError(f"{path} has no costs that baton tune writes: {error}", param="costs") from None

@@ -116,11 +116,11 @@ def report(
 
 
 def runs_before(path: str, about: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[Figures]]:
-    """Those of the report that `--append` adds to, by contender; nothing where there is no such file yet.
+    """Those of the report that `--append` adds to, by contender; none if there is no such file, or it is empty.
 
     Raises SettingError where it is of something else.
     """
-    if not Path(path).exists():
+    if not Path(path).exists() or not Path(path).stat().st_size:
         return {}
     before = read_report(path)
     for what, now in {**about, "contenders": list(names)}.items():

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from baton.bench.workload import Workload, make_workload, read_trace_of_queries
 from baton.clock import monotonic
 from baton.errors import CheckFailed, SettingError
 from baton.events import Slots
+from baton.files import check_writable, write_text
 
 _COMMON = ("the", "of", "and", "to", "in", "is", "you", "that", "he", "was", "for", "on", "are", "with", "as", "his")
 
@@ -52,6 +52,8 @@ def run_load(url: str, asked: dict[str, Any]) -> None:
         raise SettingError(message, param="turns")
     if asked["append"] and not asked["json_file"]:
         raise SettingError("--append adds to a --json file, and none is named", param="append")
+    if asked["json_file"]:
+        check_writable("--json", asked["json_file"], param="json")
     target = find_target(url, asked["api_key"], asked["model_name"], extra)
     about = {"model": target.model, "url": target.url, "workload": workload.about}
     found = runs_before(asked["json_file"], about, ["load"]).get("load", []) if asked["append"] else []
@@ -73,7 +75,8 @@ def run_load(url: str, asked: dict[str, Any]) -> None:
     _say(console, f"this client: queries asked at most {late:.0f} ms late, its event loop {lag:.1f} ms (p99), {cpu}")
     if asked["json_file"]:
         itself = {"lag": max(lags), "client_cpu_seconds": measured.cpu_seconds}
-        Path(asked["json_file"]).write_text(json.dumps(report({**about, **itself}, {"load": found}, {"load": asked})))
+        whole = report({**about, **itself}, {"load": found}, {"load": asked})
+        write_text("--json", asked["json_file"], json.dumps(whole), param="json")
     _tell_what_is_odd(console, heard)
     failed = [one.error for one in heard if one.error]
     if failed:

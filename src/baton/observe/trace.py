@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from baton.errors import SettingError
 from baton.events import Event, IterationDone, QueryEnded, QueryMoved, QueryRejected, Slots, Usage
+from baton.files import named, open_to_write
 from baton.observe.beside import Beside
 from baton.query import State
 
@@ -30,22 +31,21 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 class TraceFile:
-    """A sink that writes a trace. Raises SettingError where the file cannot be made.
+    """A sink that writes a trace. Raises SettingError if the file cannot be made, and `begin` if it cannot be written.
 
     Where the disk is full later, the rest is dropped and counted, and the engine goes on.
     """
 
     def __init__(self, path: str | Path) -> None:
-        try:
-            self._file: IO[str] = open(path, "w", encoding="utf-8")  # noqa: SIM115 (`close` does)
-        except OSError as error:
-            raise SettingError(f"--trace {path}: {error.strerror}", param="trace") from None
+        self._path = path
+        self._file = open_to_write("--trace", path, param="trace")
         self._beside = Beside(lambda events: self.write(events), "trace")
 
     def begin(self, about: Mapping[str, Any]) -> None:
         """Writes the first line; before the first event."""
-        self._file.write(json.dumps({"baton_trace": FORMAT, **about}) + "\n")
-        self._file.flush()
+        with named("--trace", self._path, param="trace"):
+            self._file.write(json.dumps({"baton_trace": FORMAT, **about}) + "\n")
+            self._file.flush()
 
     def __call__(self, event: Event) -> None:
         self._beside(event)
@@ -89,12 +89,8 @@ def line_of(event: Event) -> str:
 
 def read_trace(path: str | Path) -> Trace:
     """Raises SettingError for what is no trace. A last line that was cut off is left out."""
-    try:
+    with named("", path, param="trace"):
         lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise SettingError(f"{path}: {error.strerror}", param="trace") from None
-    except UnicodeDecodeError:
-        raise SettingError(f"{path} is no trace of baton", param="trace") from None
     read = list(_parsed(lines, path))
     if not read or "baton_trace" not in read[0]:
         raise SettingError(f"{path} is no trace of baton", param="trace")
@@ -134,7 +130,7 @@ def _parsed(lines: Sequence[str], path: str | Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines) - 1:
                 return  # it was being written
             raise SettingError(f"{path}, line {number + 1}: no JSON", param="trace") from None

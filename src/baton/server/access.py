@@ -12,7 +12,6 @@ import secrets
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -21,12 +20,14 @@ from starlette.types import ASGIApp, Scope
 
 from baton.config import Config
 from baton.errors import RequestError, SettingError
+from baton.files import named, read_text
 from baton.server.errors import error_response
 
 ANY = "*"
 _LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_MOST_KEY_BYTES = 2**20
 _SECRET = secrets.token_bytes(16)
 
 _log = logging.getLogger("baton.server")
@@ -130,13 +131,10 @@ class Origins(CORSMiddleware):
 
 
 def _keys_in(name: str) -> tuple[str, ...]:
-    path = Path(name)
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-        mode = path.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise SettingError(f"--api-key-file {name}: {reason}", param="api_key_file") from None
+    text = read_text("--api-key-file", name, param="api_key_file", most_bytes=_MOST_KEY_BYTES)
+    with named("--api-key-file", name, param="api_key_file"):
+        mode = os.stat(name).st_mode
+    lines = [line.strip() for line in text.splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise SettingError(f"--api-key-file {name}: has no key", param="api_key_file")
