@@ -25,6 +25,7 @@ OWNERS = {
     "torch": TORCH,
     "transformers": {"model", "builtin"},
     "tokenizers": {"model", "builtin"},
+    "huggingface_hub": {"model"},
     "triton": {"model"},
     "cuda": {"kv"},
     "llguidance": {"grammar"},

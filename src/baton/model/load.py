@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from baton.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config, longest_asked
 from baton.errors import LoadError, SettingError
 from baton.kv.driver import Driver
+from baton.model.checkpoint import few
 from baton.model.choose import hook
 from baton.model.context import context
 from baton.model.device import Device, device_of
 from baton.model.float8 import quantize
 from baton.model.forward import Forward
+from baton.model.hub import find
 from baton.model.mapping import mapping
 from baton.model.probe import Geometry
 from baton.model.selfcheck import INT8_TOLERANCE, use_reference_attention
+from baton.model.stock import read_config, read_model, read_tokenizer, tell_of_tokens
 from baton.model.tokenizer import ModelTokenizer
+from baton.model.whole import not_finite
 
 Told = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""
@@ -72,22 +74,17 @@ def load(
     if config.quantize == FLOAT8 and not facts.float8:
         message = "--quantize float8 needs an NVIDIA GPU of compute capability 8.9 or newer; the CPU has int8"
         raise SettingError(message, param="quantize")
+    code = config.trust_remote_code
     with _phase("tokenizer", told):
-        _look(source)
-        tokenizer = _pretrained(AutoTokenizer, source, config, "its tokenizer")
+        place = find(source, code=code)
+        stock = read_config(place, trust_remote_code=code)
+        tokenizer = read_tokenizer(place, trust_remote_code=code)
     with _phase("weights", told):
-        model = _pretrained(
-            AutoModelForCausalLM,
-            source,
-            config,
-            "the model",
-            dtype=_dtype(config, source, facts),
-            use_safetensors=True,
-        )
+        model = read_model(place, stock, dtype=_dtype(config, stock, facts), trust_remote_code=code)
         parameters = sum(p.numel() for p in model.parameters())
         if config.quantize == FLOAT8:
             quantize(model, device)
-        model.to(device).eval().requires_grad_(False)
+        model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if before is not None:
         use_reference_attention(model)
         with _phase("alone", told):
@@ -108,15 +105,17 @@ def load(
                 columns=longest_asked(config, context_of(model.config)),
             )
         except LoadError as error:
-            raise LoadError(f"{name} cannot be batched exactly: {error.message}") from error
+            raise LoadError(_why_not(model, name, error, config)) from error
         driver, why_not_mapped = mapping(model, forward) if config.kv_mapping else (None, "")
     found = context(model.config)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tell_of_tokens(tokenizer, vocabulary, name)
     return Loaded(
         name=name,
         model=model,
         forward=forward,
         geometry=forward.geometry,
-        tokenizer=ModelTokenizer(tokenizer, int(model.config.get_text_config().vocab_size), config),
+        tokenizer=ModelTokenizer(tokenizer, vocabulary, config),
         end_ids=end_ids(model, tokenizer),
         context_tokens=found.asked(longest_asked(config, 0)),
         context_source=found.source,
@@ -127,6 +126,15 @@ def load(
         eight_bits=config.quantize != "none",
         driver=driver,
         why_not_mapped=why_not_mapped,
+    )
+
+
+def _why_not(model: PreTrainedModel, name: str, error: LoadError, config: Config) -> str:
+    broken = not_finite(model)
+    if broken:
+        return f"{name} has weights that are NaN or infinite, {few(broken)}: take another checkpoint"
+    return (
+        f"{name} cannot be batched exactly: {error.message} (models of type {model.config.model_type} are not served)"
     )
 
 
@@ -149,16 +157,15 @@ def saved_dtype(config: Any) -> str:
     return str(saved).removeprefix("torch.")
 
 
-def _dtype(config: Config, source: str, facts: Device) -> str:
+def _dtype(config: Config, stock: Any, facts: Device) -> str:
     """The number format that weights are loaded in. Raises SettingError for one that the device has not."""
     if config.dtype == AUTO and facts.kind != "cuda":
         return AUTO
-    found = read_config(source, trust_remote_code=config.trust_remote_code)
-    if config.dtype == AUTO and getattr(found, "quantization_config", None):
+    if config.dtype == AUTO and getattr(stock, "quantization_config", None):
         return AUTO
     if config.dtype == AUTO and config.quantize == FLOAT8:
         return "bfloat16"
-    return facts.dtype(config.dtype, saved_dtype(found))
+    return facts.dtype(config.dtype, saved_dtype(stock))
 
 
 def _compiler(config: Config, facts: Device) -> str | None:
@@ -186,41 +193,6 @@ def device_asked(asked: str) -> torch.device:
     if asked == "mps" and not torch.backends.mps.is_available():
         raise SettingError("--device mps: torch finds no MPS device here", param="device")
     return torch.device(asked)
-
-
-def _look(source: str) -> None:
-    """Says what is wrong with a local folder before a stack of libraries does in many lines."""
-    folder = Path(source).expanduser()
-    if not folder.exists():
-        if source.startswith((".", "/", "~")) or source.count("/") > 1 or os.environ.get("HF_HUB_OFFLINE") == "1":
-            raise LoadError(f"{source}: no such folder")
-        return
-    if not folder.is_dir():
-        raise LoadError(f"{source} is a file: give the folder that holds config.json and the weights")
-    if not (folder / "config.json").exists():
-        raise LoadError(f"{source} has no config.json: save the model there with save_pretrained()")
-    if not any(folder.glob("*.safetensors")):
-        raise LoadError(f"{source} has no .safetensors file: save the model there with save_pretrained()")
-    if not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise LoadError(f"{source} has no tokenizer: save it there with tokenizer.save_pretrained()")
-
-
-def _pretrained(kind: Any, source: str, config: Config, what: str, **kwargs: object) -> Any:
-    try:
-        return kind.from_pretrained(
-            str(Path(source).expanduser()) if Path(source).expanduser().exists() else source,
-            trust_remote_code=config.trust_remote_code,
-            **kwargs,
-        )
-    except Exception as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise LoadError(f"{source}: {what} could not be loaded: {first[0][:300]}") from error
-
-
-def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
-    """A model's stock config alone. Raises LoadError."""
-    _look(source)
-    return _pretrained(AutoConfig, source, Config(trust_remote_code=trust_remote_code), "its config")
 
 
 @contextmanager

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from baton.errors import LoadError
 from baton.footprint import Footprint
 from baton.kv.rectangle import LayerShape, footprint
 from baton.model.context import context
-from baton.model.load import read_config, saved_dtype
+from baton.model.hub import find
+from baton.model.load import saved_dtype
 from baton.model.probe import Geometry, own_words, probe
+from baton.model.stock import build, read_config
 
 # The meta kernels of grouped matrix products know bfloat16 only; shapes do not depend on it.
 _SURVEYED = torch.bfloat16
@@ -59,11 +61,11 @@ def _probed(model: PreTrainedModel) -> tuple[Geometry | None, str | None]:
 
 def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
     """Builds the model without memory, on torch's meta device, and probes it there. Raises LoadError."""
-    config = read_config(source, trust_remote_code=trust_remote_code)
+    place = find(source, code=trust_remote_code)
+    config = read_config(place, trust_remote_code=trust_remote_code)
     # Building the model writes into its config.
     text, saved = config.get_text_config(), saved_dtype(config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=_SURVEYED, trust_remote_code=trust_remote_code).eval()
+    model = build(place, config, dtype=_SURVEYED, trust_remote_code=trust_remote_code)
     geometry, refused = _probed(model)
     found = context(config)
     return Survey(
