@@ -133,9 +133,10 @@ def _why_not(model: PreTrainedModel, name: str, error: LoadError, config: Config
     broken = not_finite(model)
     if broken:
         return f"{name} has weights that are NaN or infinite, {few(broken)}: take another checkpoint"
-    return (
-        f"{name} cannot be batched exactly: {error.message} (models of type {model.config.model_type} are not served)"
-    )
+    why = f"{name} cannot be batched exactly: {error.message}"
+    if config.quantize != "none":
+        return why
+    return f"{why}; so it is not served: run {model.config.model_type} models with transformers' own generate"
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
