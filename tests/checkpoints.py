@@ -14,7 +14,9 @@ from torch import Tensor
 
 from baton.config import Config
 from baton.errors import LoadError
+from baton.model.hub import find
 from baton.model.load import Loaded, load
+from baton.model.stock import read_config
 
 WEIGHTS = "model.safetensors"
 Weights = dict[str, Tensor]
@@ -29,6 +31,10 @@ def edited(folder: Path, copy: Path, change: Callable[[Weights], Weights] | None
     path = copy / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     return copy
+
+
+def config_of(folder: Path) -> Any:
+    return read_config(find(str(folder)), trust_remote_code=False)
 
 
 def loaded_of(folder: Path, **settings: Any) -> Loaded:

@@ -13,7 +13,8 @@ from baton import LLM, SamplingParams
 from baton.config import Config
 from baton.errors import SettingError
 from baton.model.context import DEFAULT_TOKENS, context
-from baton.model.load import load, read_config
+from baton.model.load import load
+from checkpoints import config_of
 from crowd import alone, query_of
 from families import Family, bare_model
 from saved import VOCABULARY, save_tiny, save_tokenizer
@@ -60,7 +61,7 @@ def test_the_context_is_as_long_as_the_rope_makes_it(
 ) -> None:
     written = {name if key == "rope_type" else key: value for key, value in rope.items()}
     folder = saved(tmp_path, max_position_embeddings=bound, rope_theta=10000.0, **{spelling: written} if rope else {})
-    assert context(read_config(str(folder))).tokens == tokens
+    assert context(config_of(folder)).tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_rope_by_layer_type_counts_where_it_says_the_original_context(
 ) -> None:
     rope = {"full_attention": {"rope_theta": 1e4, **full}, "sliding_attention": {"rope_type": "default"}}
     folder = saved(tmp_path, "gemma3_text", max_position_embeddings=BOUND, rope_parameters=rope)
-    assert context(read_config(str(folder))).tokens == tokens
+    assert context(config_of(folder)).tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_rope_by_layer_type_counts_where_it_says_the_original_context(
     [("llama", "max_position_embeddings"), ("gpt2", "n_positions"), ("mpt", "max_seq_len"), ("bloom", "seq_length")],
 )
 def test_each_name_that_families_have_for_it_is_known_and_told(tmp_path: Path, model_type: str, name: str) -> None:
-    found = context(read_config(str(saved(tmp_path, model_type, **{name: 96}))))
+    found = context(config_of(saved(tmp_path, model_type, **{name: 96})))
     assert (found.tokens, found.bounded) == (96, True)
     assert "96" in str(found.tokens) and "in its config" in found.source
     assert found.asked(500) == 96
@@ -93,7 +94,7 @@ def test_each_name_that_families_have_for_it_is_known_and_told(tmp_path: Path, m
 
 @pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba", "bloom"])
 def test_without_a_number_there_is_a_default_that_may_be_raised(tmp_path: Path, model_type: str) -> None:
-    found = context(read_config(str(saved(tmp_path, model_type))))
+    found = context(config_of(saved(tmp_path, model_type)))
     assert (found.tokens, found.bounded) == (DEFAULT_TOKENS, False)
     assert "--max-model-len" in found.source
     assert (found.asked(0), found.asked(100), found.asked(9000)) == (DEFAULT_TOKENS, DEFAULT_TOKENS, 9000)

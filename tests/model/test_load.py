@@ -13,10 +13,9 @@ from baton.config import Config
 from baton.errors import LoadError, SettingError
 from baton.kv.rectangle import footprint
 from baton.model.device import Device
-from baton.model.hub import find
 from baton.model.load import Loaded, context_of, hook, load
-from baton.model.stock import read_config
 from baton.model.survey import survey
+from checkpoints import config_of
 from families import FAMILIES, REFUSED, bare_model
 from saved import CONTEXT, VOCABULARY, save_tiny, save_tokenizer
 
@@ -181,7 +180,7 @@ def test_a_kind_that_is_not_batched_is_refused_by_name_at_load(tmp_path: Path) -
 
 
 def test_the_context_is_read_from_whichever_name_a_family_gives_it(folder: Path) -> None:
-    assert context_of(read_config(find(str(folder)), trust_remote_code=False)) == CONTEXT
+    assert context_of(config_of(folder)) == CONTEXT
     assert context_of(GPTJ) == 192
 
 
