@@ -216,6 +216,12 @@ FORMATS = [
     ("{{ messages[1:3] | map(attribute='role') | map('upper') | list }}", "['USER', 'ASSISTANT']"),
     ("{% set ns = namespace(a=1) %}{% set ns.a = [ns.a, 2] %}{{ ns.a }}{{ dict(b=1) }}", "[1, 2]{'b': 1}"),
     ("{% for k, v in {'a': (1, 2)}.items() %}{{ k }}{{ v[0] }}{{ v[:1] }}{% endfor %}", "a1(1,)"),
+    (
+        "{% for m in messages[:2] %}{{ m.role.replace('s', 'z', 1) }}{{ m.role.split('s')[0] }}{{ ' a '.strip() }}"
+        "{{ 'a'.center(3) }}{{ 'a\\t'.expandtabs(2) }}{{ 'a'.encode('utf-8').decode() }}{{ '{:>2}'.format(1) }}"
+        "{{ 'b'.translate({98: 'c'}) }}{% macro f() %}{{ 'd'.zfill(2) }}{% endmacro %}{{ f() }}{% endfor %}",
+        "zystema a a a 1c0duzerua a a a 1c0d",
+    ),
     ("{{ 'x' if 'a' in ('a', messages[0].role) }}{{ 2 ** 10 // 3 - 1 }}{{ 7 / 2 }}", "x3403.5"),
 ]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jinja2 import Undefined
@@ -124,14 +124,20 @@ def _in_parts(
 def _all_lost(
     turns: Sequence[_Turn], said: Mapping[int, str], text: str, write: Write, proved: set[str]
 ) -> Collection[int]:
-    """All of them if none is in the prompt, else none. A role whose words were there once is not tried again."""
+    """All of them if the prompt is the same without their words, else none.
+
+    A role whose words were there once is not tried again.
+    """
     roles = {at: str(turns[at].get("role")) for at, word in said.items() if word.strip() in text}
-    if proved.isdisjoint(roles.values()):
-        lost = _lost(turns, said, text, write)
-        if len(lost) == len(said):
-            return lost
-        proved.update(role for at, role in roles.items() if at not in lost)
-    return ()
+    if not proved.isdisjoint(roles.values()):
+        return ()
+    others = _other_words(said)
+    try:
+        probe = write([_saying(turn, others[at]) if at in others else turn for at, turn in enumerate(turns)])
+    except Exception:
+        return ()  # that cannot be told
+    proved.update(role for at, role in roles.items() if others[at] in probe)
+    return said if probe == text else ()
 
 
 def _lost(turns: Sequence[_Turn], said: Mapping[int, str], text: str, write: Write) -> Collection[int]:
@@ -143,13 +149,17 @@ def _lost(turns: Sequence[_Turn], said: Mapping[int, str], text: str, write: Wri
     doubtful = [at for at, word in words.items() if word not in text or len(word) < _CERTAIN]
     if not doubtful:
         return ()
-    # Digits are what they are in capitals, too.
-    others = {at: str(secrets.randbelow(9 * 10**15) + 10**15) for at in doubtful}
+    others = _other_words(doubtful)
     try:
         probe = write([_saying(turn, others[at]) if at in others else turn for at, turn in enumerate(turns)])
     except Exception:
         return ()  # that cannot be told
     return [at for at, word in others.items() if word not in probe]
+
+
+def _other_words(which: Iterable[int]) -> dict[int, str]:
+    """Words that are in no prompt by chance; digits, which are what they are in capitals, too."""
+    return {at: str(secrets.randbelow(9 * 10**15) + 10**15) for at in which}
 
 
 def _is_said(turn: _Turn) -> bool:

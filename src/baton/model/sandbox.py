@@ -157,7 +157,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 watch.fits(watch.weigh(items) + len(owner) * len(items))  # type: ignore[arg-type]
                 args = (items,)
             elif name in sizes.METHODS:
-                watch.fits(sizes.METHODS[name](watch.weigh, owner, *args, **kwargs))
+                # What jinja hands along in a loop is for functions that take the context.
+                given = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
+                watch.fits(sizes.METHODS[name](watch.weigh, owner, *args, **given))
         elif name == "strftime_now":
             watch.fits(watch.weigh(args) * ELEMENT)
         found = super().call(__context, __obj, *args, **kwargs)
