@@ -81,6 +81,12 @@ def below(folder: Path, inner: str) -> None:
             path.unlink()
 
 
+def coded(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    said = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
 def sentencepiece(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -157,6 +163,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a cached model": (lambda f: below(f, "snapshots/" + "0" * 40), "but FOLDER/snapshots/0+ has: give that"),
     "the cache": (lambda f: below(f, "models--org--name/snapshots/0"), "but org/name has: give that"),
+    "LFS tokenizer": (lambda f: (f / "tokenizer.json").write_bytes(LFS), "tokenizer.json is a Git LFS pointer"),
+    "empty tokenizer": (lambda f: (f / "tokenizer.json").write_bytes(b""), "tokenizer.json is empty"),
+    "a tokenizer of code": (coded, "its tokenizer could not be loaded: it needs .*--trust-remote-code"),
     "sentencepiece": (sentencepiece, "pip install sentencepiece protobuf|its tokenizer could not be loaded"),
 }
 

@@ -173,6 +173,11 @@ def test_without_the_hub_a_model_that_is_not_in_the_cache_is_refused_with_the_wa
     assert str(tmp_path) in caught.value.message
 
 
+def test_an_address_is_told_the_id_that_it_is_of() -> None:
+    with pytest.raises(LoadError, match=r"is an address: give the model.s hub id, acme/tiny$"):
+        find("https://huggingface.co/acme/tiny")
+
+
 SPELLINGS = """
 import importlib, os
 from huggingface_hub import constants, is_offline_mode

@@ -14,7 +14,8 @@ import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from baton.errors import LoadError
+from baton import LLM
+from baton.errors import InvalidValue, LoadError
 from baton.model.survey import survey
 from checkpoints import WEIGHTS, Weights, edited, loaded_of, refusal
 from saved import VOCABULARY, save_tiny, save_tokenizer
@@ -90,6 +91,8 @@ def test_weights_that_are_not_the_models_own_are_refused_by_name(
         (lambda weights: {name.removeprefix("model."): tensor for name, tensor in weights.items()}, {}, None),
         (None, {"architectures": None}, None),
         (None, {"architectures": ["LLaMAForCausalLM"]}, None),
+        (None, {"architectures": "LlamaForCausalLM"}, None),
+        (None, {"architectures": [1, None]}, None),
         (None, {"architectures": ["LlamaModel"]}, None),
         (beside("model.layers.0.self_attn.rotary_emb.inv_freq", 8), {}, None),
         (beside("model.layers.0.self_attn.bias", 1, 1, 4, 4), {}, None),
@@ -167,6 +170,32 @@ def save(kind: str, config: PreTrainedConfig, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("change", "config", "words"),
+    [
+        (
+            without("model.layers.1.mlp.experts.2.up_proj.weight"),
+            {},
+            r"layers\.1\.mlp\.experts\.2\.up_proj.* is missing",
+        ),
+        (
+            lambda w: {n: t[:8] if n == "model.layers.1.mlp.experts.2.up_proj.weight" else t for n, t in w.items()},
+            {},
+            r"experts\.2\.up_proj\.weight is \[8, 32\] and others are \[16, 32\]",
+        ),
+        (lambda w: {n: t for n, t in w.items() if "experts.3." not in n}, {}, r"is \[3, 32, 16\] and should be \[4,"),
+        (None, {"num_experts": 8, "num_local_experts": 8}, "shapes of|lacks"),
+    ],
+)
+def test_experts_that_are_missing_or_misshapen_are_named(
+    change: Callable[[Weights], Weights] | None, config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    experts = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "head_dim": 16}
+    folder = save("Qwen3MoeForCausalLM", transformers.Qwen3MoeConfig(**{**SMALL, **experts}), tmp_path / "model")
+    with pytest.raises(LoadError, match=words):
+        loaded_of(edited(folder, tmp_path / "copy", change, **config))
+
+
 OTHERS: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
     "BartForConditionalGeneration": (lambda: transformers.BartConfig(**PAIR), "is an encoder-decoder"),
     "WhisperForConditionalGeneration": (lambda: transformers.WhisperConfig(**PAIR), "is an encoder-decoder"),
@@ -218,6 +247,20 @@ def test_a_survey_refuses_other_kinds_in_the_same_words(tmp_path: Path) -> None:
     with pytest.raises(LoadError) as caught:
         survey(str(folder))
     assert caught.value.message.replace(str(folder), "FOLDER") == refusal(folder)
+
+
+def test_what_the_tokenizer_knows_beyond_the_model_is_told_and_refused(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def shorter(weights: Weights) -> Weights:
+        return {n: t[:200] if n in (HEAD, EMBEDDING) else t for n, t in weights.items()}
+
+    with caplog.at_level(logging.WARNING, "baton.model"):
+        copy = edited(folder, tmp_path / "copy", shorter, vocab_size=200)
+        with LLM(str(copy), device="cpu", threads=1) as llm:
+            assert "its tokenizer has 59 tokens beyond the model's 200" in caplog.text
+            with pytest.raises(InvalidValue):
+                llm.generate({"prompt_token_ids": [5, 200]})
 
 
 def test_a_bare_model_whose_embedding_is_its_head_is_whole(tmp_path: Path) -> None:

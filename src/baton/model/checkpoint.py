@@ -6,7 +6,9 @@ A .safetensors file is 8 bytes with the header's length, the header in JSON, and
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +18,8 @@ from baton.model.folder import beginning, read_json
 
 _AGAIN = "download the model again"
 _MOST_HEADER_BYTES = 100 * 2**20
+# A part of a layer: the layer's list of them, its number there, and what of it.
+_PART = re.compile(r"(.*\.\d+\..*)\.(\d+)\.(\D+)")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -78,6 +82,26 @@ def _header(path: Path, called: str) -> dict[str, Stored]:
     if size < end:
         raise LoadError(f"{called} is cut off, {size:,} of {end:,} bytes: {_AGAIN}")
     return found
+
+
+def uneven(tensors: Mapping[str, Stored]) -> list[str]:
+    """What is not as in its neighbours among a layer's parts of one kind, its experts: what lacks, or its shape."""
+    parts: dict[str, dict[str, dict[str, Stored]]] = {}
+    for name, tensor in tensors.items():
+        found = _PART.fullmatch(name)
+        if found:
+            parts.setdefault(found[1], {}).setdefault(found[2], {})[found[3]] = tensor
+    odd = []
+    for layer, each in sorted(parts.items()):
+        for kind in sorted(set().union(*each.values())):
+            shapes = Counter(one[kind].shape for one in each.values() if kind in one)
+            usual = shapes.most_common(1)[0][0]
+            for number, one in each.items():
+                if kind not in one:
+                    odd.append(f"{layer}.{number}.{kind} is missing")
+                elif one[kind].shape != usual:
+                    odd.append(f"{layer}.{number}.{kind} is {list(one[kind].shape)} and others are {list(usual)}")
+    return odd
 
 
 def few(names: Sequence[str], most: int = 3) -> str:

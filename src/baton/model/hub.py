@@ -66,6 +66,8 @@ def find(source: str, *, code: bool = False) -> Place:
         raise LoadError(file_is(folder, source))
     if here:
         return Place(source, folder)
+    if "://" in source:
+        raise LoadError(f"{source} is an address: give the model's hub id, {'/'.join(source.split('/')[3:5])}")
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
         raise LoadError(f"{source}: no such folder")
     return _on_the_hub(source, code)

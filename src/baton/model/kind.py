@@ -53,8 +53,9 @@ def check_quantized(said: Mapping[str, Any], source: str) -> None:
 
 def check_class(config: Any, source: str) -> None:
     """Raises LoadError where a config is of a kind of model that continues no text, or says that its weights are."""
-    names = config.architectures if isinstance(config.architectures, list) else [config.architectures]
-    named = ", ".join(str(name) for name in names if name)
+    said = config.architectures
+    names = [name for name in (said if isinstance(said, list) else [said]) if isinstance(name, str)]
+    named = ", ".join(names)
     said = f" ({named})" if named else ""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         what = "takes images or sound beside text" if of_text(config) else "is no causal language model"
@@ -65,12 +66,13 @@ def check_class(config: Any, source: str) -> None:
     target = of_config[0] if isinstance(of_config, tuple) else of_config
     if config.is_encoder_decoder and target.__name__ not in names:
         raise LoadError(f"{source} could not be loaded: {config.model_type}{said} is an encoder-decoder, and {_CAUSAL}")
-    if not named or target.__name__ in names or any(_continues(str(name)) for name in names):
-        return
-    if of_text(config) and any(str(name).endswith("ForConditionalGeneration") for name in names):
+    if of_text(config) and any(name.endswith("ForConditionalGeneration") for name in names):
         log.warning("%s is a %s: its text part is served, images and sound are not", source, named)
+        return
+    if not named or target.__name__ in names or any(_continues(name) for name in names):
+        return
     # A bare model may have all that is needed, where its embedding is its head: then its tensors decide.
-    elif _bare(config) not in names:
+    if _bare(config) not in names:
         raise LoadError(f"{source} holds the weights of {named}, not of {target.__name__}: {_CAUSAL}")
 
 

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from baton.errors import LoadError
-from baton.model.checkpoint import few, shards, stored
+from baton.model.checkpoint import few, shards, stored, uneven
 from baton.model.folder import CONFIG, check_adapter, check_names, read_json, weights_in
 from baton.model.hub import Place
 from baton.model.kind import LIBRARY, TRUST, check_class, check_quantized, check_type
@@ -60,15 +60,20 @@ def read_tokenizer(place: Place, *, trust_remote_code: bool) -> Any:
         try:
             return AutoTokenizer.from_pretrained(str(place.folder), trust_remote_code=trust_remote_code)
         except Exception as error:
+            names = place.names
+            for name in sorted(names & _OF_TOKENIZERS):
+                read_json(place.folder, name, place.source)
             needed = [name for name, module in _SENTENCEPIECE.items() if not _installed(module)]
-            if needed and "tokenizer.json" not in place.names:
+            of_code = "trust_remote_code" in str(error)
+            if needed and not of_code and "tokenizer.json" not in names and any(n.endswith(".model") for n in names):
                 raise LoadError(
-                    f"{place.source} has its tokenizer in another form than tokenizer.json, which needs:"
+                    f"{place.source} has its tokenizer as a SentencePiece model without tokenizer.json, which needs:"
                     f" pip install {' '.join(needed)}"
                 ) from error
             raise
 
 
+_OF_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 
 
@@ -91,15 +96,21 @@ def read_model(place: Place, config: Any, *, dtype: str, trust_remote_code: bool
         quantized = getattr(config, "quantization_config", None) is not None
         if not quantized:
             check_numbers(tensors, source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except RuntimeError as error:
+            odd = uneven(tensors)
+            if odd:
+                raise LoadError(f"{source}: its experts cannot be put together: {few(odd, 2)}") from error
+            raise
         model, told = loaded
         check_whole(model, told, tensors, source)
         check_left_over(model, config, sorted(told["unexpected_keys"]), tensors, source)
