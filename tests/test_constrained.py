@@ -15,11 +15,11 @@ import pytest
 from baton import LLM, AsyncLLM
 from baton.compose import POLICIES
 from baton.constraint import Constraint
-from baton.errors import InvalidValue, QueryFailed
+from baton.errors import Infeasible, InvalidValue, QueryFailed
 from baton.grammar.compiler import Grammars
 from baton.limits import Limits
 from baton.policy.baton import Baton
-from baton.query import Query, SamplingParams
+from baton.query import Query, SamplingParams, State
 from bytewise import END, Words, bytes_of, save_speaking, speaking_model, tokens_of
 from crowd import Crowd, Shaken, crowd_of
 from crowd import alone as stock_alone
@@ -187,6 +187,10 @@ def fails() -> bytes:
     raise QueryFailed("the form is too much")
 
 
+def asks_too_much() -> bytes:
+    raise Infeasible("the form is asked too much")
+
+
 def breaks() -> bytes:
     raise ZeroDivisionError
 
@@ -197,10 +201,16 @@ def beyond() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "why"),
-    [(fails, "too much"), (breaks, "ZeroDivision"), (lambda: b"\0" * 38, "no token"), (beyond, "no token")],
+    ("trouble", "why", "infeasible"),
+    [
+        (fails, "too much", False),
+        (asks_too_much, "too much", True),
+        (breaks, "ZeroDivision", False),
+        (lambda: b"\0" * 38, "no token", True),
+        (beyond, "no token", True),
+    ],
 )
-def test_a_form_that_fails_ends_its_query_alone(trouble: Callable[[], bytes], why: str) -> None:
+def test_a_form_that_fails_ends_its_query_alone(trouble: Callable[[], bytes], why: str, infeasible: bool) -> None:
     broken: Constraint = Broken(trouble)
     bad = replace(constrained("string-0", "string", 1, WAYS[0]), constraint=broken)
     good = [constrained("object-1", "object", 2, WAYS[1]), free("free", 501)]
@@ -208,7 +218,9 @@ def test_a_form_that_fails_ends_its_query_alone(trouble: Callable[[], bytes], wh
     crowd.run([bad, *good])
     last = crowd.updates[bad.id][-1]
     assert (last.finish_reason, len(crowd.tokens(bad.id))) == ("error", 2)
-    assert why in (last.error or "")
+    assert why in (last.error or "") and last.infeasible is infeasible
+    ended = crowd.engine.lifecycle.ended
+    assert (ended[State.FAILED], ended[State.CANCELLED]) == ((0, 1) if infeasible else (1, 0))
     assert (crowd.tokens("object-1"), crowd.reason("object-1")) == by_itself(good[0])
     assert crowd.tokens("free") == stock_alone(speaking_model(), good[1])[0]
     assert not crowd.engine.busy and not crowd.engine.batch.lens

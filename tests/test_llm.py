@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -341,19 +341,51 @@ def test_run_to_completion_is_counted_with_its_idle_slots(folder: Path) -> None:
     assert stats["idle_ratio_by_kind"]["finished_row"] == pytest.approx(10 / 34)
 
 
-def test_a_query_that_fails_by_itself_raises_and_the_engine_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    talks = llm.client._loop._engine.queries.talks  # type: ignore[attr-defined]
-    right = talks._text_of
+def trips(tokens: int) -> Callable[[pytest.MonkeyPatch, Any], None]:
+    """Queries whose prompts have so many tokens fail at their third."""
 
-    def trips(query: Any) -> Any:
-        if len(query.prompt) == 3:
-            raise ValueError("no text for it")
-        return right(query)
+    def patch(monkeypatch: pytest.MonkeyPatch, engine: Any) -> None:
+        talks = engine.client._loop._engine.queries.talks
+        right = talks._text_of
 
-    monkeypatch.setattr(talks, "_text_of", trips)
-    with pytest.raises(QueryFailed):
-        llm.generate(["good", "bad", "good too"], GREEDY)
+        def text_of(query: Any) -> Any:
+            found = right(query)
+            if len(query.prompt) == tokens and query.seed != 6:
+                said, push = [], found.push
+                found.push = lambda *args, **kw: (said.append(1), 1 / (len(said) < 3), push(*args, **kw))[-1]
+            return found
+
+        monkeypatch.setattr(talks, "_text_of", text_of)
+
+    return patch
+
+
+def test_a_query_that_fails_by_itself_loses_no_other(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = ["good", "bad", "good too"]
+    right = llm.generate(prompts, GREEDY)
+    trips(3)(monkeypatch, llm)
+    first, bad, last = llm.generate(prompts, GREEDY)
+    assert bad.finished
+    for mine, theirs in ((first, right[0]), (last, right[2])):
+        assert (mine.outputs[0].token_ids, mine.outputs[0].error) == (theirs.outputs[0].token_ids, None)
+    (failed,) = bad.outputs
+    assert failed.finish_reason == "error" and "ZeroDivisionError" in (failed.error or "")
+    assert right[1].outputs[0].text.startswith(failed.text) and len(failed.token_ids) == 3
+    assert "1 of 3 queries failed" in caplog.text
     assert llm.generate("good", GREEDY)[0].finished
+
+
+async def test_a_choice_that_fails_by_itself_loses_no_other(engine: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(n=2, temperature=1.0, max_tokens=12, ignore_eos=True, seed=5)
+    *_, right = [output async for output in engine.generate("bad", params)]
+    trips(3)(monkeypatch, engine)
+    with pytest.raises(QueryFailed, match="ZeroDivisionError"):
+        async for output in engine.generate("bad", params):
+            bad, good = output.outputs
+    assert (good.token_ids, good.error) == (right.outputs[1].token_ids, None)
+    assert bad.finish_reason == "error" and right.outputs[0].text.startswith(bad.text)
 
 
 def test_a_policy_of_ones_own_is_run(folder: Path) -> None:

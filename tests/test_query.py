@@ -148,3 +148,23 @@ def test_terms_out_of_their_limits_are_refused_by_name(field: str, value: object
 def test_terms_are_nothing_special_by_default_and_may_go_to_their_limits() -> None:
     assert Terms(0, None, "") == NO_TERMS
     assert Terms(-(2**31), 1, "x" * MAX_USER_CHARACTERS).priority == -(2**31)
+
+
+NUMERIC = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+NUMERIC += ("seed", "min_tokens", "max_tokens", "logprobs", "prompt_logprobs")
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**5000, -(10**5000)], ids=["400", "-400", "5000", "-5000"])
+@pytest.mark.parametrize("name", NUMERIC)
+def test_numbers_of_hundreds_of_digits_are_refused_by_name(name: str, number: int) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        SamplingParams(**{name: number})
+    assert caught.value.param == name and len(caught.value.message) < 200
+    for bias in ({5: number}, {number: 1.0}):
+        with pytest.raises(InvalidValue, match="logit_bias"):
+            SamplingParams(logit_bias=bias)
+    for terms in ({"priority": number}, {"deadline_ms": number}):
+        with pytest.raises(InvalidValue):
+            Terms(**terms)
+    with pytest.raises(InvalidValue):
+        SamplingParams(structured_outputs={"json": {"const": 10**5000}})

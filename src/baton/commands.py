@@ -114,21 +114,22 @@ def run_generate(
         prompts = [_tokens(house, line, chat) for line in lines]
         queries = [query for prompt in prompts for query in client.queries(prompt, params)]
         done: dict[str, Completion] = {query.id: Completion(0) for query in queries}
-        shown = 0
+        shown = failed = 0
         with tqdm(total=len(queries), unit="query", file=sys.stderr, disable=not _bar_wanted(len(queries))) as bar:
             for update in client.run(queries):
                 completion = done[update.query_id]
                 completion.text += update.text
                 completion.token_ids.extend(update.token_ids)
-                completion.finish_reason = update.finish_reason
-                if update.error:
-                    raise QueryFailed(update.error)
+                completion.finish_reason, completion.error = update.finish_reason, update.error
+                failed += update.error is not None
                 bar.update(update.finish_reason is not None)
                 while shown < len(queries) and done[queries[shown].id].finish_reason is not None:
                     _print(lines[shown], queries[shown], done.pop(queries[shown].id), as_json, len(queries))
                     shown += 1
         if show_stats:
             _errors.print_json(json.dumps(stats_of(client)))
+        if failed:
+            raise QueryFailed(f"{failed} of {len(queries)} prompts could not be finished")
     finally:
         house.close()
 
@@ -274,8 +275,13 @@ def _print(line: str, query: Query, completion: Completion, as_json: bool, count
             "finish_reason": completion.finish_reason,
             "prompt_tokens": len(query.prompt),
         }
+        if completion.error is not None:
+            row["error"] = completion.error
         print(json.dumps(row), flush=True)
-    elif count == 1:
+        return
+    if completion.error is not None:
+        _errors.print(f"{line[:60]!r}: {completion.error}", markup=False)
+    if count == 1:
         print(completion.text, flush=True)
     else:
         print(f"> {line}\n{completion.text}\n", flush=True)

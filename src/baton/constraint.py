@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from baton.errors import InvalidValue, Unsupported
+from baton.errors import InvalidValue, Unsupported, quoted
 from baton.strict_json import RepeatedName, unrepeated
 
 JSON, REGEX, GRAMMAR, CALLS = "json", "regex", "grammar", "calls"
@@ -75,7 +75,7 @@ def _of_response_format(value: object) -> Form | None:
     kind = found.get("type")
     if kind == "json_schema":
         _only(found, {"type", "json_schema"}, param)
-        return Form(JSON, json.dumps(_schema_in(found.get("json_schema"))), param)
+        return Form(JSON, _written(_schema_in(found.get("json_schema")), f"{param}.json_schema.schema"), param)
     if kind not in ("text", "json_object"):
         raise InvalidValue(
             f"{param}.type must be text, json_object or json_schema, got {kind!r}", param=f"{param}.type"
@@ -108,7 +108,7 @@ def _of_structured_outputs(value: object) -> Form:
     ((kind, asked),) = found.items()
     if kind == "json":
         schema = _parsed(asked, f"{param}.json") if isinstance(asked, str) else asked
-        return Form(JSON, json.dumps(_object(schema, f"{param}.json")), param)
+        return Form(JSON, _written(_object(schema, f"{param}.json"), f"{param}.json"), param)
     if kind == "choice":
         if not isinstance(asked, (list, tuple)) or not asked or not all(isinstance(one, str) and one for one in asked):
             raise InvalidValue(f"{param}.choice must be a list of texts", param=f"{param}.choice")
@@ -116,6 +116,13 @@ def _of_structured_outputs(value: object) -> Form:
     if not isinstance(asked, str) or not asked:
         raise InvalidValue(f"{param}.{kind} must be a text", param=f"{param}.{kind}")
     return Form(kind, asked, param)
+
+
+def _written(schema: object, param: str) -> str:
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidValue(f"{param} is not JSON, or has a number of thousands of digits", param=param) from None
 
 
 def _parsed(text: str, param: str) -> object:
@@ -129,7 +136,7 @@ def _parsed(text: str, param: str) -> object:
 
 def _object(value: object, param: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidValue(f"{param} must be an object, got {_short(value)}", param=param)
+        raise InvalidValue(f"{param} must be an object, got {quoted(value)}", param=param)
     return value
 
 
@@ -137,8 +144,3 @@ def _only(found: Mapping[str, object], known: set[str], param: str) -> None:
     for name in found:
         if name not in known:
             raise Unsupported(f"unknown field {param}.{name}", param=f"{param}.{name}")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"

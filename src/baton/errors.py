@@ -36,6 +36,15 @@ class BatonError(Exception):
         self.param = param
 
 
+def quoted(value: object, most: int = 60) -> str:
+    """A value for a message, cut. Python refuses to write whole numbers of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 class SettingError(BatonError):
     """A setting is unknown, or has a value that cannot be honoured."""
 

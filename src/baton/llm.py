@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +16,12 @@ from tqdm import tqdm
 from baton.compose import House, open_house
 from baton.config import Config, make_config
 from baton.engine.client import Client, Message, Tokenizer
-from baton.errors import DeadlinePassed, EngineUnhealthy, InvalidValue, QueryFailed, Unsupported
+from baton.errors import DeadlinePassed, EngineUnhealthy, Infeasible, InvalidValue, QueryFailed, Unsupported
 from baton.events import Slots, TokenLogprobs, Update, Usage
 from baton.policy.port import Policy
 from baton.query import NO_TERMS, Query, SamplingParams, Terms
+
+log = logging.getLogger("baton.llm")
 
 Prompt = str | Mapping[str, Any] | Sequence[int]
 """A text, token ids, `{"prompt": text}` or `{"prompt_token_ids": [...]}`; a mapping may have a `cache_salt`."""
@@ -47,6 +50,8 @@ Logprobs = dict[int, Logprob]
 class Completion:
     """One continuation. `finish_reason` is "stop" or "length"; None while it goes on.
 
+    Where it could not be finished `finish_reason` is "error" (or "expired", "cancelled") and `error` says why; what was
+    generated before is there.
     `logprobs`: one for each of `token_ids`, and `cumulative_logprob` their tokens' sum; None where not asked for.
     """
 
@@ -57,6 +62,7 @@ class Completion:
     usage: Usage | None = None
     cumulative_logprob: float | None = None
     logprobs: list[Logprobs] | None = None
+    error: str | None = None
 
 
 @dataclass(slots=True)
@@ -152,8 +158,8 @@ class LLM(_Engine):
     ) -> list[RequestOutput]:
         """Continues each prompt. `params`: what `sampling_params` was called before.
 
-        Raises RequestError before anything runs where a prompt or a field cannot be honoured, and QueryFailed where a
-        query failed by itself.
+        A query that fails by itself loses no other's result: its completion has `finish_reason` "error" and says why in
+        `error`. Raises RequestError before anything runs where a prompt or a field cannot be honoured.
         """
         some: Sequence[Any] = [prompts] if _is_one(prompts) else list(prompts)
         each = _each(_renamed(sampling_params, params), len(some))
@@ -187,6 +193,9 @@ class LLM(_Engine):
             for update in self.client.run([one.query for one in asked.values()]):
                 asked[update.query_id].take(update, self.client.tokenizer)
                 bar.update(update.finish_reason is not None)
+        failed = [one.completion.error for one in asked.values() if one.completion.error is not None]
+        if failed:
+            log.warning("%d of %d queries failed: %s", len(failed), len(asked), failed[0])
         return outputs
 
 
@@ -206,7 +215,8 @@ class AsyncLLM(_Engine):
         """Yields the output so far whenever it grew; closing the iterator cancels the query.
 
         Lower `priority` runs first, and each `user` gets a share, under policies that honour it (docs/policies.md).
-        Raises what `LLM.generate` does, QueueFull, and DeadlinePassed when it is not done `deadline_ms` from now.
+        Raises RequestError, QueueFull, and when all choices have ended the error of the first that failed: QueryFailed,
+        or DeadlinePassed when it was not done `deadline_ms` from now. The last output has what each came to.
         """
         terms = Terms(priority, deadline_ms, user, cache_salt=_salt(prompt))
         each = _each(_renamed(sampling_params, params), 1)
@@ -214,9 +224,13 @@ class AsyncLLM(_Engine):
         (output,), asked = await asyncio.to_thread(lambda: _prepare(self.client, [self._encode(prompt)], each, [terms]))
         stream = self.client.stream([one.query for one in asked.values()])
         try:
+            failed: QueryFailed | None = None
             async for update in stream:
                 asked[update.query_id].take(update, self.client.tokenizer)
+                failed = failed or _failure(update)
                 yield output
+            if failed is not None:
+                raise failed
         finally:
             await stream.aclose()
 
@@ -286,11 +300,10 @@ class _Asked:
     output: RequestOutput
 
     def take(self, update: Update, tokenizer: Tokenizer) -> None:
-        """Raises QueryFailed where the update tells of a failure."""
         completion, params = self.completion, self.query.params
         completion.token_ids.extend(update.token_ids)
         completion.text += update.text
-        completion.finish_reason = update.finish_reason
+        completion.finish_reason, completion.error = update.finish_reason, update.error
         completion.usage = update.usage
         if params.logprobs is not None:
             told = completion.logprobs = completion.logprobs or []
@@ -300,8 +313,14 @@ class _Asked:
         # Choices of one prompt are told the same of it.
         if params.prompt_logprobs is not None and update.token_ids and self.output.prompt_logprobs is None:
             self.output.prompt_logprobs = [None, *(_logprobs(one, tokenizer) for one in update.prompt_logprobs)]
-        if update.error is not None:
-            raise (DeadlinePassed if update.finish_reason == "expired" else QueryFailed)(update.error)
+
+
+def _failure(update: Update) -> QueryFailed | None:
+    """The error that an update tells of, if it does."""
+    if update.error is None:
+        return None
+    kind = Infeasible if update.infeasible else DeadlinePassed if update.finish_reason == "expired" else QueryFailed
+    return kind(update.error)
 
 
 def _logprobs(told: TokenLogprobs, tokenizer: Tokenizer) -> Logprobs:

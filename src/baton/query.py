@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from baton.constraint import Constraint, Form, form_of
-from baton.errors import InvalidValue
+from baton.errors import InvalidValue, quoted
 
 MAX_USER_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
@@ -219,18 +219,19 @@ class Query:
 
 def _within(name: str, value: float, low: float, high: float, *, whole: bool = False, above: bool = False) -> None:
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, kinds) or infinite:
         kind = "a whole number" if whole else "a finite number"
-        raise InvalidValue(f"{name} must be {kind}, got {value!r}", param=name)
+        raise InvalidValue(f"{name} must be {kind}, got {quoted(value)}", param=name)
     if value > high or value < low or (above and value == low):
         bounds = f"above {low} and at most {high}" if above else f"between {low} and {high}"
-        raise InvalidValue(f"{name} must be {bounds}, got {value!r}", param=name)
+        raise InvalidValue(f"{name} must be {bounds}, got {quoted(value)}", param=name)
 
 
 def _as_bias(value: Mapping[int, float]) -> dict[int, float]:
     try:
         return {int(token): float(bias) for token, bias in value.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise InvalidValue("logit_bias must hold a number by token id", param="logit_bias") from None
 
 
@@ -240,10 +241,10 @@ def _as_tuple(value: object, kind: type, name: str) -> tuple[object, ...]:
         return ()
     items = (value,) if isinstance(value, kind) else value
     if not isinstance(items, Iterable):
-        raise InvalidValue(f"{name} must be a list, got {value!r}", param=name)
+        raise InvalidValue(f"{name} must be a list, got {quoted(value)}", param=name)
     found = tuple(items)
     if any(not isinstance(item, kind) or isinstance(item, bool) for item in found):
-        raise InvalidValue(f"{name} must hold only {kind.__name__} values, got {value!r}", param=name)
+        raise InvalidValue(f"{name} must hold only {kind.__name__} values, got {quoted(value)}", param=name)
     return found
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
+from baton import builtin
 from baton.constraint import GRAMMAR, JSON, REGEX, Form
-from baton.errors import InvalidValue, QueryFailed, Unsupported
-from baton.grammar.matcher import Vocabulary, compiled
+from baton.errors import Infeasible, InvalidValue, QueryFailed, Unsupported
+from baton.grammar.matcher import Grammar, Vocabulary, compiled
 from bytewise import END, SIZE, backend, bytes_of, tokens_of
 
 VOCABULARY = Vocabulary(backend().to_str(), SIZE, [END])
@@ -125,6 +127,128 @@ REFUSED: Iterable[tuple[Form, str]] = [
     (Form(GRAMMAR, 'start: a\na[capture, stop="y"]: /x+/', "p"), "stop in a grammar"),
     (Form(GRAMMAR, "start: start", "p"), "cannot be honoured"),
 ]
+
+
+BIG = 1234567890123456789
+SEVERAL_DIGITS: list[Any] = [2**53, -(2**53) - 1, BIG, 2**63, 2**64, -(2**63) - 1, 10**20, 1e20, 1.5e308, 10**400]
+SEVERAL_DIGITS += [123456789.12345679, 0.30000000000000004, 1e-30, float("inf"), float("nan")]
+NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxItems")
+
+
+@pytest.mark.parametrize("number", SEVERAL_DIGITS, ids=lambda number: f"{number!r:.30}")
+def test_numbers_that_would_be_rounded_are_refused_wherever_they_stand(number: Any) -> None:
+    for one in ({"const": number}, {"enum": [1, number]}, {"const": {"a": [number]}}, *({n: number} for n in NUMBERS)):
+        (name,) = one
+        for whole in (
+            one,
+            {"type": "object", "properties": {"a": one}},
+            {"type": "array", "items": one},
+            {"anyOf": [{"type": "string"}, one]},
+            {"$ref": "#/$defs/x", "$defs": {"x": one}},
+        ):
+            with pytest.raises(InvalidValue, match=f"{name} .*too many digits"):
+                compiled(schema(whole), VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("schema_of", "good", "bad"),
+    [
+        ({"const": 2**53 - 1}, [str(2**53 - 1)], [str(2**53)]),
+        ({"enum": [-(2**53) + 1, 0.1]}, [str(-(2**53) + 1), "0.1"], ["0.2"]),
+        ({"const": 12345678.1234567}, ["12345678.1234567"], ["12345678.1234568"]),
+        ({"type": "integer", "minimum": 2**53 - 3, "maximum": 2**53 - 1}, [str(2**53 - 2)], [str(2**53), "1"]),
+        ({"type": "number", "exclusiveMinimum": 0.1, "maximum": 0.25}, ["0.25"], ["0.1", "0.26"]),
+        ({"type": "number", "multipleOf": 0.01}, ["1.23"], ["1.234"]),
+    ],
+)
+def test_other_numbers_are_honoured_to_the_digit(schema_of: Any, good: list[str], bad: list[str]) -> None:
+    assert [text for text in good if not fits(schema(schema_of), text)] == []
+    assert [text for text in bad if fits(schema(schema_of), text)] == []
+
+
+def test_numbers_in_remarks_may_have_any_digits() -> None:
+    remarks = {"default": 2**70, "examples": [10**400, 1e308], "x-order": 2**64, "description": "d", "title": "t"}
+    named = {"type": "object", "properties": {"default": {"type": "integer", **remarks}}, "required": ["default"]}
+    assert fits(schema({**named, **remarks}), '{"default": 7}') and not fits(schema({**named, **remarks}), "{}")
+    assert fits(schema({"anyOf": [{"const": True, **remarks}], **remarks}), "true")
+
+
+DEEP = "start: r0\n" + "\n".join(f'r{i}: "a" r{i + 1} | r{i + 1} "b" | r{i + 1}' for i in range(2000)) + '\nr2000: "x"'
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        (Form(GRAMMAR, DEEP, "p"), "Current row has"),
+        (schema({"type": "string", "pattern": "(.{1,1000}){1,1000}"}), "too many expressions"),
+    ],
+)
+def test_a_form_that_can_be_compiled_and_not_followed_is_refused(form: Form, why: str) -> None:
+    words = Tokenizer.from_file(str(builtin.path() / "tokenizer.json"))
+    with pytest.raises(InvalidValue, match=why):
+        compiled(form, Vocabulary(words.to_str(), words.get_vocab_size(), [words.token_to_id("<|end|>") or 0]))
+
+
+class Panic(BaseException):
+    """As Rust's panics come to Python."""
+
+
+class Raising:
+    """A matcher of llguidance's that raises in one of its verbs, or says that it is in error after it."""
+
+    def __init__(self, verb: str, error: BaseException | None) -> None:
+        self._verb, self._error, self._failed = verb, error, False
+
+    def _do(self, verb: str) -> None:
+        self._failed = self._failed or verb == self._verb
+        if verb == self._verb and self._error is not None:
+            raise self._error
+
+    def deep_copy(self) -> Raising:
+        self._do("deep_copy")
+        return self
+
+    def consume_tokens(self, tokens: list[int]) -> bool:
+        self._do("consume_tokens")
+        return not self._failed
+
+    def compute_bitmask(self) -> bytes:
+        self._do("compute_bitmask")
+        return b"\xff"
+
+    def is_error(self) -> bool:
+        return self._failed
+
+    def get_error(self) -> str:
+        return "too many expressions constructed" if self._failed else ""
+
+
+@pytest.mark.parametrize("error", [None, ValueError("no"), Panic("index out of bounds")], ids=repr)
+@pytest.mark.parametrize("verb", ["deep_copy", "consume_tokens", "compute_bitmask"])
+def test_whatever_llguidance_raises_while_it_is_followed_is_the_forms_trouble(
+    verb: str, error: BaseException | None
+) -> None:
+    with pytest.raises(Infeasible, match="form cannot be followed") as caught:
+        Grammar(Raising(verb, error)).start().allowed([5])
+    assert (caught.value.status, caught.value.type) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("x"), Panic("index out of bounds")], ids=repr)
+def test_whatever_llguidance_raises_while_it_compiles_is_the_forms_trouble(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: Any, **__: Any) -> Any:
+        raise error
+
+    for broken in ("LLMatcher.grammar_from_json_schema", "LLMatcher.grammar_from_regex", "LLMatcher"):
+        monkeypatch.setattr(f"baton.grammar.matcher.llguidance.{broken}", raises)
+        for form in (schema({"type": "integer"}), Form(REGEX, "a", "p")):
+            if ("regex" in broken and form.kind != REGEX) or ("json" in broken and form.kind != JSON):
+                continue
+            with pytest.raises(InvalidValue, match="cannot be honoured") as caught:
+                compiled(form, VOCABULARY)
+            assert caught.value.param == form.param
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(("form", "why"), REFUSED, ids=lambda value: getattr(value, "text", value))

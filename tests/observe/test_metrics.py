@@ -187,6 +187,14 @@ def test_queries_add_up(metrics: Metrics) -> None:
     assert found[("baton_generated_tokens_bucket", "+Inf")] == 2
 
 
+def test_who_asked_for_the_impossible_has_not_failed_under_any_name() -> None:
+    metrics = Metrics("model", lambda: 0.0, compat=True)
+    metrics(ended(outcome=State.CANCELLED, finish_reason="error"))
+    metrics(ended(outcome=State.FAILED, finish_reason="error"))
+    assert metrics.reasons == {"cancelled": 1, "error": 1}
+    assert (metrics.outcomes.by_label["cancelled"], metrics.outcomes.by_label["failed"]) == (1, 1)
+
+
 def test_bounds_belong_to_their_bucket(metrics: Metrics) -> None:
     metrics(ended(end_to_end_seconds=0.25))
     found = samples(metrics)

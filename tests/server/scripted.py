@@ -61,7 +61,8 @@ class ScriptedLoop:
     """Says `answer` to each query, letter by letter; a test sets what goes wrong.
 
     `held`: queries get no update until `release`, but for a first one of `opening`; `refuse`: raised by submit;
-    `fail_after`: letters before an error; `cached`: prompt tokens that each query did not compute, in their order.
+    `fail_after`: letters before an error, which is the asker's own where `infeasible`; `cached`: prompt tokens that
+    each query did not compute, in their order.
     """
 
     def __init__(self, answer: str = "hello") -> None:
@@ -70,6 +71,7 @@ class ScriptedLoop:
         self.opening = ""
         self.refuse: Exception | None = None
         self.fail_after: int | None = None
+        self.infeasible = False
         self.cached: list[int] = []
         self.reason: str | None = None
         self.tokenizer = Letters()
@@ -158,7 +160,7 @@ class ScriptedLoop:
         text = self.answer[: query.limit_tokens]
         said = [Update(query.id, (ord(text[at]),), text[at], **_told(query, text, at)) for at in range(len(text))]
         if self.fail_after is not None:
-            failed = Update(query.id, finish_reason="error", error="the row had NaN logits")
+            failed = Update(query.id, (), "", "error", "the row had NaN logits", infeasible=self.infeasible)
             return [*said[: self.fail_after], failed]
         reason = "length" if len(text) < len(self.answer) else "stop"
         at = self.queries.index(query)

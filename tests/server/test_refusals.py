@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -225,6 +226,55 @@ async def test_failed_query(http: httpx.AsyncClient, loop: ScriptedLoop) -> None
     loop.fail_after = 2
     response = await http.post("/v1/completions", json={"prompt": ["a", "b"]})
     assert "NaN" in check(response, 500, "internal_error", "server_error")["message"]
+
+
+async def test_a_query_that_cannot_be_as_it_was_asked_is_its_askers_error(
+    http: httpx.AsyncClient, loop: ScriptedLoop
+) -> None:
+    loop.fail_after, loop.infeasible = 2, True
+    check(await http.post("/v1/completions", json={"prompt": ["a", "b"]}), 400, "invalid_value")
+    stream = await http.post("/v1/completions", json={"prompt": "a", "stream": True})
+    *_, last = [line for line in stream.text.splitlines() if line]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+
+
+NUMERIC = ("max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
+NUMERIC += ("repetition_penalty", "seed", "min_tokens", "priority", "deadline_ms")
+
+
+def bodies_with(number: str) -> list[tuple[str, str, str]]:
+    """Path, body and the field that is wrong, for each place where a number may stand."""
+    completion, chat = '"prompt": "a"', '"messages": [{"role": "user", "content": "hi"}]'
+    both = [(name, number) for name in NUMERIC]
+    both += [
+        ("logit_bias", f'{{"5": {number}}}'),
+        ("logit_bias", f'{{"{number}": 1}}'),
+        ("stop_token_ids", f"[{number}]"),
+    ]
+    found = [("/v1/completions", completion, name, value) for name, value in [*both, ("logprobs", number)]]
+    found += [("/v1/chat/completions", chat, name, value) for name, value in both]
+    found += [("/v1/chat/completions", chat, "max_completion_tokens", number)]
+    found += [("/v1/chat/completions", chat + ', "logprobs": true', "top_logprobs", number)]
+    found += [("/v1/completions", '"echo": true', "prompt", value) for value in (f"[{number}]", f"[[{number}]]")]
+    found += [("/detokenize", '"model": null', "tokens", f"[1, {number}]")]
+    found += [("/tokenize", '"add_special_tokens": true', "prompt", number)]
+    return [(path, f'{{{rest}, "{name}": {value}}}', name) for path, rest, name, value in found]
+
+
+@pytest.mark.parametrize("digits", [309, 401, 4300, 4301, 30_000])
+@pytest.mark.parametrize("sign", ["", "-"])
+async def test_numbers_of_hundreds_of_digits_are_refused_by_their_fields_name(
+    http: httpx.AsyncClient, loop: ScriptedLoop, digits: int, sign: str
+) -> None:
+    number = sign + "9" * digits
+    for path, body, name in bodies_with(number):
+        response = await http.post(path, content=body.encode(), headers=JSON)
+        # Names of tokens are texts.
+        read = digits <= 4300 or f'{number}": 1' in body
+        error = check(response, 400, "invalid_value" if read else "invalid_json")
+        assert name in f"{error['param']} {error['message']}", (path, body[:80])
+    assert loop.queries == []
 
 
 async def test_long_names_are_cut(http: httpx.AsyncClient) -> None:

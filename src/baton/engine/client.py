@@ -33,6 +33,7 @@ from baton.errors import (
     RequestError,
     ShuttingDown,
     Unsupported,
+    quoted,
 )
 from baton.events import Update
 from baton.policy.port import Costs as Costs
@@ -288,5 +289,5 @@ class Client:
         for name, ids in (("logit_bias", params.logit_bias or {}), ("stop_token_ids", params.stop_token_ids)):
             outside = [token for token in ids if not 0 <= token < self.tokenizer.vocabulary]
             if outside:
-                message = f"{name} has token {outside[0]}, the vocabulary has {self.tokenizer.vocabulary}"
+                message = f"{name} has token {quoted(outside[0])}, the vocabulary has {self.tokenizer.vocabulary}"
                 raise InvalidValue(message, param=name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from baton.constraint import literal
 from baton.grammar.closed import closed
-from baton.grammar.schema import check_schema
+from baton.grammar.schema import check_schema, without_remarks
 
 _ANY = "/(.|\\n)*/"
 # Text that does not begin as a call without a tag does.
@@ -31,7 +31,7 @@ def calls_grammar(spec: Mapping[str, Any], options: Mapping[str, Any], param: st
 
 def _call(at: int, tool: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
     # With an id of its own a schema's references are to itself, wherever it stands.
-    arguments = {"$id": f"urn:tool:{at}", "type": "object", **closed(tool["parameters"])}
+    arguments = {"$id": f"urn:tool:{at}", "type": "object", **closed(without_remarks(tool["parameters"]))}
     return {
         "type": "object",
         "properties": {"name": {"const": tool["name"]}, spec["arguments"]: arguments},

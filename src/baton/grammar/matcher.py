@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from baton.constraint import CALLS, JSON, REGEX, Form
-from baton.errors import InvalidValue, QueryFailed, Unsupported
+from baton.errors import Infeasible, InvalidValue, RequestError, Unsupported
 from baton.grammar.calls import calls_grammar
 from baton.grammar.closed import closed
-from baton.grammar.schema import check_schema
+from baton.grammar.schema import check_schema, without_remarks
 
 try:
     import llguidance
@@ -24,6 +26,8 @@ except ImportError:  # no wheel for this platform
 JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?: |\n[ \t]{0,40})", "lenient": False}
 # In the head of a rule: of another temperature, and of text that is taken back, nobody here would know.
 _UNHONOURED = re.compile(r"^\s*\w+\[[^]\n]*\b(temperature|stop)\s*=", re.MULTILINE)
+# How far a form is followed before it is taken.
+_TRIAL_TOKENS = 32
 _MAX_LEXER_STATES = 50_000  # of 1 to 2 kB each, and every matcher has its own
 
 
@@ -52,20 +56,49 @@ def available() -> bool:
 
 def compiled(form: Form, vocabulary: Vocabulary) -> Grammar:
     """Raises InvalidValue, with the form's field and the reason, where it cannot be honoured."""
-    matcher = llguidance.LLMatcher(
-        vocabulary.tokens,
-        _source(form),
-        log_level=0,
-        limits=llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False),
-    )
-    if not matcher.is_error() and (warnings := matcher.get_grammar_warnings()):
-        raise InvalidValue(f"this {form.kind} cannot be honoured: {_reason(warnings[0])}", param=form.param)
-    # The first mask shows a grammar that nothing fits; and all matchers begin with what it found out.
-    if not matcher.is_error():
-        matcher.compute_bitmask()
-    if matcher.is_error():
-        raise InvalidValue(f"this {form.kind} cannot be honoured: {_reason(matcher.get_error())}", param=form.param)
+
+    def refuse(why: str) -> InvalidValue:
+        return InvalidValue(f"this {form.kind} cannot be honoured: {_reason(why)}", param=form.param)
+
+    with _trouble(refuse):
+        matcher = llguidance.LLMatcher(
+            vocabulary.tokens,
+            _source(form),
+            log_level=0,
+            limits=llguidance.LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False),
+        )
+        if not matcher.is_error() and (warnings := matcher.get_grammar_warnings()):
+            raise refuse(warnings[0])
+        # The first mask shows a grammar that nothing fits; and all matchers begin with what it found out.
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if why := matcher.get_error() or _trial(matcher.deep_copy()):
+            raise refuse(why)
     return Grammar(matcher)
+
+
+def _trial(matcher: Any) -> str:
+    """Why a grammar that was compiled cannot be followed, as some tokens of it show; "" where it can."""
+    dice = random.Random(0)
+    for _ in range(_TRIAL_TOKENS):
+        bits = matcher.compute_bitmask()
+        allowed = [at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1]
+        if matcher.is_error() or not allowed or not matcher.consume_tokens([dice.choice(allowed)]):
+            break
+        if matcher.is_stopped():
+            break
+    return str(matcher.get_error())
+
+
+@contextmanager
+def _trouble(error_of: Callable[[str], Exception]) -> Iterator[None]:
+    """Whatever llguidance raises becomes this error, a panic of Rust's too, which is no Exception."""
+    try:
+        yield
+    except (RequestError, Infeasible, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise error_of(f"panic: {error}" if not isinstance(error, Exception) else str(error)) from error
 
 
 class Grammar:
@@ -76,7 +109,7 @@ class Grammar:
         self._lock = threading.Lock()
 
     def start(self) -> GrammarMatcher:
-        with self._lock:
+        with self._lock, _trouble(_unfollowable):
             return GrammarMatcher(self._matcher.deep_copy())
 
 
@@ -90,16 +123,21 @@ class GrammarMatcher:
     def allowed(self, generated: Sequence[int]) -> bytes:
         new = list(generated[self._taken :])
         self._taken = len(generated)
-        if new:
-            self._matcher.consume_tokens(new)
+        with _trouble(_unfollowable):
+            if new:
+                self._matcher.consume_tokens(new)
+                self._check()
+            mask = self._matcher.compute_bitmask()
             self._check()
-        mask = self._matcher.compute_bitmask()
-        self._check()
-        return mask
+        return bytes(mask)
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise QueryFailed(f"the answer's form cannot be followed: {_reason(self._matcher.get_error())}")
+            raise _unfollowable(self._matcher.get_error())
+
+
+def _unfollowable(why: str) -> Infeasible:
+    return Infeasible(f"the answer's form cannot be followed: {_reason(why)}")
 
 
 def _source(form: Form) -> str:
@@ -114,12 +152,12 @@ def _source(form: Form) -> str:
         return llguidance.LLMatcher.grammar_from_lark(calls_grammar(schema, JSON_OPTIONS, form.param))
     check_schema(schema, form.param)
     options: Any = dict(JSON_OPTIONS)
-    return llguidance.LLMatcher.grammar_from_json_schema(closed(schema), overrides=options)
+    return llguidance.LLMatcher.grammar_from_json_schema(closed(without_remarks(schema)), overrides=options)
 
 
 def _reason(text: str) -> str:
     """llguidance's in one line; a regular expression's parser says what is wrong in one of its own."""
-    if text.startswith("panic"):
+    if text.startswith("panic") or "panicked" in text:
         return "it is too large or too deep"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     at = next((line for line in lines if line.startswith("error: ")), "")

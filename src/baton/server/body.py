@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from baton.limits import Limits, exceeded, flag_of
 from baton.server.errors import InvalidJson, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from baton.strict_json import RepeatedName, unrepeated
 
+_UNREAD = object()
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
@@ -35,9 +37,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 def parse_object(body: bytes, limits: Limits) -> dict[str, object]:
     """The JSON object in a body. Raises InvalidJson; NaN and Infinity are no JSON."""
     try:
-        found = json.loads(
-            body.decode(), parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=unrepeated
-        )
+        found = _loaded(body.decode())
     except RecursionError:
         raise _too_deep(limits) from None
     except RepeatedName as error:
@@ -48,6 +48,24 @@ def parse_object(body: bytes, limits: Limits) -> dict[str, object]:
         raise InvalidJson("the body must be a JSON object")
     _check_nodes(found, limits)
     return found
+
+
+def _loaded(text: str) -> object:
+    hooks: dict[str, Any] = {
+        "parse_constant": _refuse_constant,
+        "parse_float": _number,
+        "object_pairs_hook": unrepeated,
+    }
+    try:
+        return json.loads(text, **hooks)
+    except (json.JSONDecodeError, RepeatedName):
+        raise
+    except ValueError:
+        found = json.loads(text, parse_int=_whole, **hooks)
+        fields = found.items() if isinstance(found, dict) else ()
+        name = next((name for name, value in fields if _is_in(_UNREAD, value)), None)
+        message = f"the body has a whole number of more than {sys.get_int_max_str_digits()} digits"
+        raise InvalidJson(message if name is None else f"{message}, in {name}", param=name) from None
 
 
 def _check_kind(headers: Headers) -> None:
@@ -81,6 +99,22 @@ def _check_size(size: int, limits: Limits) -> None:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _whole(text: str) -> object:
+    """Python reads no whole numbers of thousands of digits."""
+    return _UNREAD if len(text) > sys.get_int_max_str_digits() else 0
+
+
+def _is_in(wanted: object, value: object) -> bool:
+    """Whether it is this value, or somewhere in it."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if one is wanted:
+            return True
+        todo.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+    return False
 
 
 def _number(text: str) -> float:

@@ -22,6 +22,7 @@ from baton.errors import (
     ShuttingDown,
     Unavailable,
     Unsupported,
+    quoted,
 )
 from baton.events import Update
 
@@ -135,7 +136,7 @@ def from_validation(error: ValidationError) -> RequestError:
         return Unsupported(f"unknown field {param}", param=param)
     if first["type"] == "missing":
         return RequestError(f"{param} is required", param=param)
-    value = _cut(repr(first["input"]), 60)
+    value = quoted(first["input"])
     return InvalidValue(f"{param or 'the body'}: {first['msg']}, got {value}", param=param or None)
 
 

@@ -216,10 +216,13 @@ class ChatRequest(Generation):
         try:
             return self.sampling(self.limit(), logprobs=self.top_logprobs if self.logprobs else None)
         except InvalidValue as error:
-            if error.param == "max_tokens" and self.max_tokens is None:
-                new = "max_completion_tokens"
-                raise InvalidValue(error.message.replace("max_tokens", new), param=new) from None
-            raise
+            names = {"logprobs": "top_logprobs"}
+            if self.max_tokens is None:
+                names["max_tokens"] = "max_completion_tokens"
+            old = error.param or ""
+            if old not in names:
+                raise
+            raise InvalidValue(error.message.replace(old, names[old]), param=names[old]) from None
 
     def turns(self) -> list[dict[str, Any]]:
         """Raises InvalidValue."""
