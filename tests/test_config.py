@@ -323,3 +323,18 @@ def test_prefixes_are_kept_unless_told_otherwise_and_never_by_the_baseline(
 def test_prefixes_are_shared_within_a_key_where_there_are_keys(asked: dict[str, object], expected: str) -> None:
     found = resolve(make_config(asked), FACTS)
     assert (found.prefix_sharing, found.has_keys) == (expected, bool(asked.get("api_key") or asked.get("api_key_file")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        ({}, {}, None),
+        ({"special_in_text": False}, {"BATON_SPECIAL_IN_TEXT": "yes"}, False),
+        ({"special_in_text": None}, {"BATON_SPECIAL_IN_TEXT": "yes"}, True),
+        ({}, {"BATON_SPECIAL_IN_TEXT": "0"}, False),
+    ],
+)
+def test_what_is_on_sometimes_is_on_off_or_left_open(
+    flags: dict[str, object], environment: dict[str, str], expected: bool | None
+) -> None:
+    assert load_config(flags, environment=environment).special_in_text is expected

@@ -96,6 +96,10 @@ class Config(Limits):
     threads: str = setting(AUTO, "Compute threads: a number, or auto (one for each core that this process may use).")
     seed: int = setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model.")
+    special_in_text: bool | None = setting(
+        None,
+        "Special tokens in what a conversation says are those tokens, not text; by itself where there are no keys.",
+    )
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
     log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
@@ -236,6 +240,11 @@ def _prefix_sharing(config: Config) -> str:
     if config.prefix_sharing != AUTO:
         return config.prefix_sharing
     return SHARE_BY_KEY if has_keys(config) else SHARE_ALL
+
+
+def special_in_text(config: Config) -> bool:
+    """Whether special tokens in what a conversation says are those tokens."""
+    return not has_keys(config) if config.special_in_text is None else config.special_in_text
 
 
 def has_keys(config: Config) -> bool:

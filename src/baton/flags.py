@@ -18,7 +18,7 @@ SERVING = (
     _LIMITS
     | _ACCESS
     | {"served_model_name", "drain_timeout", "hang_timeout", "max_stall_ms", "metrics_compat"}
-    | {"prefix_sharing"}
+    | {"prefix_sharing", "special_in_text"}
 )
 # Settings that the check chooses by itself.
 OF_THE_BATCH = frozenset(
@@ -45,9 +45,9 @@ def settings(without: frozenset[str] = frozenset()) -> Callable[[Command], Comma
 
 def _flag(known: dataclasses.Field[Any]) -> Callable[[Command], Command]:
     flag = flag_of(known.name)
-    if isinstance(known.default, bool):
-        # What is on by itself can be turned off.
-        names = f"{flag}/--no-{flag.removeprefix('--')}" if known.default else flag
+    if known.type in ("bool", "bool | None"):
+        # What is on by itself, or sometimes, can be turned off.
+        names = flag if known.default is False else f"{flag}/--no-{flag.removeprefix('--')}"
         return click.option(names, known.name, is_flag=True, default=None, help=known.metadata["help"])
     many = known.default == ()
     shown = "" if known.default in (None, ()) else f"  [default: {known.default}]"

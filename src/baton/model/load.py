@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from baton.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config, longest_asked
+from baton.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config, longest_asked, special_in_text
 from baton.errors import LoadError, SettingError
 from baton.kv.driver import Driver
 from baton.model.checkpoint import few
@@ -115,7 +115,7 @@ def load(
         model=model,
         forward=forward,
         geometry=forward.geometry,
-        tokenizer=ModelTokenizer(tokenizer, vocabulary, config),
+        tokenizer=ModelTokenizer(tokenizer, vocabulary, config, special_in_text=special_in_text(config)),
         end_ids=end_ids(model, tokenizer),
         context_tokens=found.asked(longest_asked(config, 0)),
         context_source=found.source,

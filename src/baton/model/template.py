@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import CodeType
 from typing import Any, NamedTuple
@@ -18,12 +18,14 @@ from baton.model.sandbox import Sandbox, Watch, hooked
 class ChatTemplate:
     """A template's source, compiled. Safe to call from any thread.
 
-    `takes_tools`: whether it says anything of tools. Raises jinja2.TemplateError where the source is none.
+    `takes_tools`: whether it says anything of tools. `looks_for`: the texts that it looks for in others.
+    Raises jinja2.TemplateError where the source is none.
     """
 
     def __init__(self, source: str, limits: Limits) -> None:
         self._compiled = _compiled(source)
         self.takes_tools = self._compiled.takes_tools
+        self.looks_for = self._compiled.looks_for
         self._limits = limits
 
     def render(
@@ -72,6 +74,7 @@ class _Compiled(NamedTuple):
     reads_words: bool
     takes_parts: bool
     proved: set[str]
+    looks_for: frozenset[str]
 
 
 @lru_cache(maxsize=8)
@@ -89,5 +92,21 @@ def _compiled(source: str) -> _Compiled:
     takes_tools = "tools" in meta.find_undeclared_variables(tree)
     constants = [node.value for node in tree.find_all(nodes.Const)]
     names = {node.attr for node in tree.find_all(nodes.Getattr)} | {one for one in constants if isinstance(one, str)}
+    looks_for = frozenset(_looked_for(tree))
     reads_words = "content" in names and tree.find(nodes.For) is not None
-    return _Compiled(sandbox, sandbox.compile(hooked(tree)), takes_tools, reads_words, "text" in names, set())
+    return _Compiled(
+        sandbox, sandbox.compile(hooked(tree)), takes_tools, reads_words, "text" in names, set(), looks_for
+    )
+
+
+def _looked_for(tree: nodes.Template) -> Iterator[str]:
+    """Texts that are compared with others, or handed to their methods, to filters and tests."""
+    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
+        if isinstance(node, nodes.Compare):
+            asked: Sequence[nodes.Node] = [node]
+        else:
+            is_function = isinstance(node, nodes.Call) and not isinstance(node.node, (nodes.Getattr, nodes.Getitem))
+            asked = [] if is_function else node.args  # type: ignore[attr-defined]
+        for one in asked:
+            constants = [one] if isinstance(one, nodes.Const) else one.find_all(nodes.Const)
+            yield from (found.value for found in constants if isinstance(found.value, str))

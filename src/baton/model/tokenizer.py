@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from baton.errors import ContextLengthExceeded, InvalidValue, RequestError, Unsupported
 from baton.limits import Limits
 from baton.model.detokenizer import BYTE_OF, FastDecoder, PlainDecoder, TokenTexts, bytes_named
+from baton.model.special_text import SpecialText
 from baton.model.template import ChatTemplate
 from baton.model.token_bytes import TokenBytes, token_bytes
 
@@ -27,7 +28,10 @@ class ModelTokenizer:
     only read. It lets go of Python's lock while it encodes or decodes a batch.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, limits: Limits | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, vocabulary: int, limits: Limits | None = None, *, special_in_text: bool = True
+    ) -> None:
+        """`special_in_text`: special tokens in what a conversation says are those tokens; else they are text."""
         self.vocabulary = vocabulary
         self.kind = type(tokenizer).__name__
         self._tokenizer = tokenizer
@@ -36,12 +40,17 @@ class ModelTokenizer:
         self._lock = threading.Lock()  # tokenizers in Python keep state while they encode
         self._fast = _settled(tokenizer)
         self._most_tokens: int | None = None
+        self._special_in_text = special_in_text
+        self._special_texts: dict[str, SpecialText] = {}
 
     def prepare(self, most_tokens: int) -> None:
         """Does now what the first request would wait for. `most_tokens`: of a prompt, for `fit`."""
         self._most_tokens = most_tokens
         self.fit("")
         self.piece(0)
+        source = None if self._special_in_text else self.chat_template(tools=False)
+        if source is not None:
+            self._special_text(source, ChatTemplate(source, self._limits)).prepare()
 
     @cached_property
     def roles(self) -> Mapping[str, str]:
@@ -87,15 +96,34 @@ class ModelTokenizer:
                 raise Unsupported(
                     "tools are not honoured: this model's chat template says nothing of them", param="tools"
                 )
-            text = template.render(messages, tools, self._tokenizer.special_tokens_map)
+            write = partial(template.render, special_tokens=self._tokenizer.special_tokens_map)
+            text = write(messages, tools)
             self.fit(text)
-            return self.encode(text, special=False)
+            tokens = self.encode(text, special=False)
+            if self._special_in_text:
+                return tokens
+            encode = partial(self.encode, special=False)
+            return self._special_text(source, template).tokens(tokens, messages, tools, write, encode)
         except RequestError:
             raise
         except Exception as error:
             why = str(error)
             why = why if len(why) <= _MOST_WHY else f"{why[:_MOST_WHY]}…"
             raise InvalidValue(f"the chat template refused these messages: {why}", param="messages") from error
+
+    def _special_text(self, source: str, template: ChatTemplate) -> SpecialText:
+        with self._lock:
+            if source not in self._special_texts:
+                added = getattr(self._tokenizer, "added_tokens_decoder", {})
+                self._special_texts[source] = SpecialText(
+                    self.special,
+                    {str(token): number for number, token in added.items()},
+                    unknown=self._tokenizer.unk_token,
+                    source=source,
+                    looked_for=template.looks_for,
+                    backend=lambda: None if self._fast is None else self.backend(),
+                )
+            return self._special_texts[source]
 
     def chat_template(self, *, tools: bool) -> str | None:
         """The source of the template that conversations are written by, with tools or without."""
