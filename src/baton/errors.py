@@ -13,6 +13,7 @@ BatonError
 ├── SlowReader                  an answer is left unread (HTTP 408)
 ├── Unavailable                 the engine takes nothing now (HTTP 503)
 │   ├── ShuttingDown
+│   ├── Overloaded          what all clients hold together is more than may be
 │   └── EngineUnhealthy
 ├── QueryFailed                 one query's own trouble: its row is gone, its neighbours are not (HTTP 500)
 │   ├── DeadlinePassed          it was not done in time (HTTP 504)
@@ -110,6 +111,11 @@ class Unavailable(BatonError):
 
 class ShuttingDown(Unavailable):
     code = "shutting_down"
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+    retry_after_seconds = 1
 
 
 class EngineUnhealthy(Unavailable):

@@ -24,7 +24,11 @@ def flag_of(name: str) -> str:
 class Limits:
     """Sizes are in bytes, times in seconds. `Config` has them as settings, `Settings` as what holds."""
 
+    max_connections: int = setting(4096, "Most connections; fewer where there are fewer file descriptors.", low=1)
     max_body_bytes: int = setting(4 * 2**20, "Most bytes of a request's body.", low=1, size=True)
+    max_bodies_bytes: int = setting(
+        64 * 2**20, "Most memory for bodies that are being read, all together.", low=1, size=True
+    )
     max_chunks: int = setting(10_000, "Most chunks of a body that comes in chunks: each costs time.", low=1)
     max_header_bytes: int = setting(32 * 2**10, "Most bytes of a request's headers.", low=1, size=True)
     header_timeout: float = setting(20.0, "Seconds that a request's headers may take to arrive.", low=0.1)
@@ -32,6 +36,9 @@ class Limits:
     keep_alive_timeout: float = setting(75.0, "Seconds that a connection may wait for its next request.", low=0.1)
     send_timeout: float = setting(60.0, "Seconds that a client may leave what it is sent unread.", low=0.1)
     max_unread_bytes: int = setting(8 * 2**20, "Most memory for what a stream's client has left.", low=1, size=True)
+    max_answers_bytes: int = setting(
+        256 * 2**20, "Most memory for answers that are not sent yet, all together.", low=1, size=True
+    )
     max_json_depth: int = setting(64, "Deepest nesting of a body.", low=1, high=500)
     max_json_nodes: int = setting(10_000, "Most values and names in a body, numbers in lists not counted.", low=1)
     max_request_id: int = setting(128, "Most characters of x-request-id; a longer one is replaced.", low=1)

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Seq
 from baton.clock import Clock
 from baton.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
 from baton.constraint import Constraint, Form
+from baton.engine.held import Held
 from baton.engine.port import Compiler, Loop
 from baton.engine.port import Message as Message
 from baton.engine.port import Stats as Stats
@@ -146,15 +147,21 @@ class Client:
                     yield update
 
     async def batches(
-        self, queries: Sequence[Query], *, silence_seconds: float | None = None, most_bytes: int | None = None
+        self,
+        queries: Sequence[Query],
+        *,
+        silence_seconds: float | None = None,
+        most_bytes: int | None = None,
+        held: Held | None = None,
     ) -> AsyncGenerator[list[Update], None]:
         """As `stream`, with all updates that are there at once in one list, so that they can be sent as one.
 
-        An empty list whenever nothing came for `silence_seconds`. Where more than `most_bytes` of updates are not taken
-        the queries are cancelled at once, and SlowReader is raised when the iterator is advanced.
+        An empty list whenever nothing came for `silence_seconds`. Where more than `most_bytes` of updates are not
+        taken, or these have the most of all that is `held`, the queries are cancelled at once, and SlowReader is raised
+        when the iterator is advanced.
         """
         left = {query.id for query in queries}
-        listener = Listener(most_bytes, lambda: self._loop.cancel(list(left)))
+        listener = Listener(most_bytes, lambda: self._loop.cancel(list(left)), held)
         self._loop.submit(queries, self._post.to(listener))
         try:
             with self._post.listening(listener):
@@ -165,6 +172,7 @@ class Client:
                     left.difference_update(update.query_id for update in updates if update.finish_reason is not None)
                     yield updates
         finally:
+            listener.free()
             if left:
                 self._loop.cancel(list(left))
 

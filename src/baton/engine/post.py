@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from baton.engine.held import Held
 from baton.engine.inbox import Deliver
 from baton.errors import BatonError, SlowReader
 from baton.events import Update
@@ -26,25 +27,32 @@ class Listener:
     """What came for one asker and was not taken yet. Everything here happens on one event loop.
 
     Where more than `most_bytes` are left untaken all of it is dropped, with all that comes later, and `overflowed` is
-    called.
+    called; so it is where this one has the most of all that is `held`.
     """
 
-    def __init__(self, most_bytes: int | None = None, overflowed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        most_bytes: int | None = None,
+        overflowed: Callable[[], None] = lambda: None,
+        held: Held | None = None,
+    ) -> None:
         self._updates: list[Update] = []
         self._bytes = 0
         self._most_bytes = most_bytes
         self._overflowed = overflowed
-        self._full = False
+        self._full = ""  # why all was dropped
+        self._hold = None if held is None else held.hold(self._dropped)
         self._failure: BatonError | None = None
         self._news = asyncio.Event()
 
     def put(self, updates: Sequence[Update]) -> None:
         # Counted only where something is left: a reader that keeps up costs nothing.
         if self._most_bytes is not None and self._updates:
-            self._bytes += sum(map(_size, updates))
+            self._bytes += sum(map(size_of, updates))
             if self._bytes > self._most_bytes and not self._full:
-                self._full = True
-                self._overflowed()
+                self._overflow(f"more than {self._most_bytes} bytes were left unread (--max-unread-bytes)")
+            if self._hold is not None:
+                self._hold.set(0 if self._full else self._bytes)
         if self._full:
             self._updates.clear()
         else:
@@ -66,10 +74,27 @@ class Listener:
         if self._failure is not None and not self._updates:
             raise self._failure
         if self._full:
-            raise SlowReader(f"more than {self._most_bytes} bytes were left unread (--max-unread-bytes)")
+            raise SlowReader(self._full)
         self._news.clear()
-        found, self._updates, self._bytes = self._updates, [], 0
+        found, self._updates = self._updates, []
+        if self._bytes:
+            self._bytes = 0
+            self.free()
         return found
+
+    def free(self) -> None:
+        """Holds nothing any more."""
+        if self._hold is not None:
+            self._hold.free()
+
+    def _dropped(self) -> None:
+        self._overflow("all clients left too much unread, and this one the most (--max-answers-bytes)")
+
+    def _overflow(self, why: str) -> None:
+        self._full = why
+        self._updates.clear()
+        self._overflowed()
+        self._news.set()
 
     async def _wait(self, seconds: float | None) -> None:
         if seconds is None:
@@ -152,6 +177,7 @@ def _arrive(parcels: Sequence[_Parcel]) -> None:
         listener.put(updates)
 
 
-def _size(update: Update) -> int:
-    told = sum(1 + len(one.best) for one in (*update.logprobs, *update.prompt_logprobs))
+def size_of(update: Update) -> int:
+    """Bytes that it takes in memory, about. Of all log-probabilities as many are told as of the first."""
+    told = sum(len(some) * (1 + len(some[0].best)) for some in (update.logprobs, update.prompt_logprobs) if some)
     return _UPDATE_BYTES + len(update.text) + _TOKEN_BYTES * len(update.token_ids) + _LOGPROB_BYTES * told

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from baton.engine.client import Client
+from baton.engine.held import Held
 from baton.errors import BatonError, RequestError
 from baton.limits import Limits
 from baton.server.access import OPEN, Access, Origins
@@ -80,19 +81,22 @@ def create_app(
     `render_metrics` answers the metrics page and its content type; `live` what the live page draws, as JSON, from a
     serial and a time on; without it there is no /live/data. `reject` is told the error code of each request
     that never came to the engine; what the engine itself refuses is in its events. With keys in `access` every route
-    but /health and the pages needs one. `serve` sets `app.state.draining` when the process is told to end.
+    but /health and the pages needs one. `serve` sets `app.state.draining` when the process is told to end;
+    `app.state.answers` is what clients have not read yet.
     """
     app = FastAPI(title="baton", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.draining = False
     workers = Workers(client.settings.limits)
-    line = Line(client, workers)
-    _add_generating(app, Generating(client, workers, line))
-    _add_telling(app, Telling(client, workers, line, render_metrics, version))
+    limits = client.settings.limits
+    line = Line(client, workers, Held(max(limits.max_bodies_bytes, limits.max_body_bytes)))
+    app.state.answers = Held(limits.max_answers_bytes)
+    _add_generating(app, Generating(client, workers, line, app.state.answers))
+    _add_telling(app, Telling(client, workers, line, app.state.answers, render_metrics, version))
     if live is not None:
         app.add_api_route("/live/data", Watching(live, workers).data, response_model=None, **DESCRIBED)
     _add_pages(app)
     _add_errors(app, reject)
-    _add_doors(app, access, client.settings.limits)
+    _add_doors(app, access, limits)
     app.openapi = cache(lambda: described(app, client, access, OPEN_PATHS))  # type: ignore[method-assign]
     return app
 

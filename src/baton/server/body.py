@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from baton.engine.held import Held
+from baton.errors import Overloaded
 from baton.limits import Limits, exceeded, flag_of
 from baton.server.errors import InvalidJson, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
 from baton.strict_json import RepeatedName, unrepeated
@@ -18,20 +24,46 @@ _UNREAD = object()
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body. Raises UnsupportedMediaType, PayloadTooLarge or RequestTimeout."""
+@asynccontextmanager
+async def body_of(request: Request, limits: Limits, held: Held) -> AsyncGenerator[bytes, None]:
+    """The whole body, which counts among those that are `held` until the block's end.
+
+    Raises UnsupportedMediaType, PayloadTooLarge, RequestTimeout, or Overloaded where all bodies together are too large
+    and this one, the largest, has not come to its end.
+    """
     _check_kind(request.headers)
     _check_size(_announced_bytes(request), limits)
+    timer = asyncio.timeout(limits.body_timeout)
+    hold = held.hold(partial(end_now, timer))
     body = bytearray()
     try:
-        async with asyncio.timeout(limits.body_timeout):
+        async with timer:
             async for chunk in request.stream():
                 body += chunk
                 _check_size(len(body), limits)
+                hold.set(len(body))
+                if hold.gone:
+                    raise TimeoutError
+            hold.kept = True
+        whole = bytes(body)
+        body.clear()
+        yield whole
     except TimeoutError:
+        if hold.gone:
+            message = exceeded("max_bodies_bytes", held.most, held.most, "the size of all bodies that are being read")
+            raise Overloaded(message) from None
+        if hold.kept:
+            raise
         message = f"the body did not arrive within {limits.body_timeout:g} s ({flag_of('body_timeout')})"
         raise RequestTimeout(message) from None
-    return bytes(body)
+    finally:
+        hold.free()
+
+
+def end_now(timer: asyncio.Timeout) -> None:
+    """Has whoever waits under a timer hear of its end at once."""
+    with contextlib.suppress(RuntimeError):  # it has heard already
+        timer.reschedule(0.0)
 
 
 def parse_object(body: bytes, limits: Limits) -> dict[str, object]:

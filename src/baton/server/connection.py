@@ -15,8 +15,10 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from baton.errors import BatonError, RequestError
+from baton.engine.held import Held
+from baton.errors import BatonError, Overloaded, RequestError
 from baton.limits import Limits, exceeded, flag_of
+from baton.server.crowd import Crowd
 from baton.server.door import request_id, stamps
 from baton.server.errors import HeadersTooLarge, MethodNotAllowed, PayloadTooLarge, RequestTimeout, error_response
 
@@ -31,9 +33,11 @@ _FOLDED = re.compile(rb"\n[ \t]")
 class Connection(H11Protocol):
     """uvicorn's, with limits on headers, their time and the time that an answer may stay unread."""
 
-    def __init__(self, *args: Any, limits: Limits, **kw: Any) -> None:
+    def __init__(self, *args: Any, limits: Limits, crowd: Crowd, answers: Held, **kw: Any) -> None:
         super().__init__(*args, **kw)
         self._limits = limits
+        self._crowd = crowd
+        self._unsent = answers.hold(self._leave)
         self.timeout_keep_alive = limits.keep_alive_timeout  # type: ignore[assignment]
         self.conn: Parser = Parser(limits, self.refuse)
         self._head_timer: asyncio.TimerHandle | None = None
@@ -43,9 +47,17 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         lingering: Any = LingeringTransport(transport, self.loop, self._limits.send_timeout, self._unread)
         super().connection_made(lingering)
-        self._await_head()
+        if self._crowd.admit(self):
+            self._crowd.waits(self, self._leave)
+            self._await_head()
+        elif self._crowd.refuse(self):
+            self.refuse(Overloaded(f"there are {self._crowd.most} connections already ({flag_of('max_connections')})"))
+        else:
+            self._leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.left(self)
+        self._unsent.free()
         _cancel(self._head_timer, self._unread_timer, self.timeout_keep_alive_task)
         super().connection_lost(exc)
         self.transport.lost()  # type: ignore[attr-defined]
@@ -59,6 +71,7 @@ class Connection(H11Protocol):
     def handle_events(self) -> None:
         super().handle_events()
         if self.conn.their_state is not h11.IDLE:
+            self._crowd.works(self)
             _cancel(self._head_timer)
             self._head_timer = None
         elif self.conn.trailing_data[0]:
@@ -68,6 +81,11 @@ class Connection(H11Protocol):
         if whole and self.flow.read_paused and self._has_room():
             # While reading is paused nobody would see the client leave.
             self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE:
+            self._crowd.waits(self, self._leave)
 
     def refuse(self, error: BatonError) -> None:
         """Answers what never became a whole request, and closes. The application sees its client leave."""
@@ -88,11 +106,16 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._unsent.set(self.transport.get_write_buffer_size())
         self._unread_timer = self.loop.call_later(self._limits.send_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._unsent.free()
         _cancel(self._unread_timer)
+
+    def _leave(self) -> None:
+        self.transport.abort()
 
     def _should_upgrade(self) -> bool:
         # Clients that offer HTTP/2 this way are answered in HTTP/1.1, as they expect of servers without it.

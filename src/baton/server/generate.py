@@ -12,17 +12,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.engine.client import Client
-from baton.errors import ModelNotFound, RequestError
+from baton.engine.held import Held
+from baton.engine.post import size_of
+from baton.errors import ModelNotFound, Overloaded, RequestError
 from baton.events import Update, Usage
 from baton.server.access import asker
 from baton.server.answers import UsageBody, dump_usage, tool_call, usage_body
-from baton.server.body import parse_object, read_body
+from baton.server.body import parse_object
 from baton.server.choices import Choice, Piece
 from baton.server.errors import failure
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
-from baton.server.stream import EventStream, Frames, InSlices, until_gone
+from baton.server.stream import EventStream, Frames, InSlices, all_answers, until_gone
 from baton.server.workers import LIGHT, Line, Workers, weight
 from baton.server.written import written
 
@@ -64,11 +66,12 @@ _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 class Generating:
     """The two routes over one engine."""
 
-    def __init__(self, client: Client, workers: Workers, line: Line) -> None:
+    def __init__(self, client: Client, workers: Workers, line: Line, answers: Held) -> None:
         self._client = client
         self._limits = client.settings.limits
         self._workers = workers
         self._line = line
+        self._answers = answers
 
     async def completions(self, request: Request) -> Response:
         return await self._answer(request, self._completion_job)
@@ -77,30 +80,37 @@ class Generating:
         return await self._answer(request, self._chat_job)
 
     async def _answer(self, request: Request, make_job: Callable[[bytes, str], Job]) -> Response:
-        body = await read_body(request, self._limits)
         # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
-        job = await self._line.pass_through(make_job, body, asker(request.scope))
-        del body  # for as long as the answer takes nobody needs it
+        job = await self._line.pass_through(request, make_job, asker(request.scope))
         if job.asked.stream:
             frames = Frames(job.head(chunk=True), chat=job.chat, usage_last=job.asked.wants_usage, tools=job.tools)
             usage = job.usage if job.asked.wants_usage else None
-            return EventStream(self._client, self._workers, job.choices, frames, usage)
+            return EventStream(self._client, self._workers, self._answers, job.choices, frames, usage)
         answer = await until_gone(request.receive, self._plain(job))
         # Where there is no answer there is no client either: what is returned goes nowhere.
-        return InSlices(answer, 200, media_type="application/json") if answer is not None else Response()
+        return Response() if answer is None else InSlices(answer, self._answers)
 
     async def _plain(self, job: Job) -> bytes:
         queries = [choice.query for choice in job.choices]
         found: list[Update] = []
         size = 0
-        async with aclosing(self._client.batches(queries, silence_seconds=self._limits.stream_comment)) as batches:
-            async for updates in batches:
-                for update in updates:
-                    if error := failure(update):
-                        raise error
-                found += updates
-                size += weight(updates)
-        return _answer(job, found) if size < LIGHT else await self._workers.answer(_answer, job, found)
+        hold = self._answers.hold(found.clear)
+        news = self._client.batches(queries, silence_seconds=self._limits.stream_comment)
+        try:
+            async with aclosing(news) as batches:
+                async for updates in batches:
+                    for update in updates:
+                        if error := failure(update):
+                            raise error
+                    found += updates
+                    size += weight(updates)
+                    hold.set(hold.bytes + sum(map(size_of, updates)))
+                    if hold.gone:
+                        raise Overloaded(all_answers(self._answers))
+            hold.kept = True
+            return _answer(job, found) if size < LIGHT else await self._workers.answer(_answer, job, found)
+        finally:
+            hold.free()
 
     def _completion_job(self, body: bytes, key: str) -> Job:
         asked = CompletionRequest.read(parse_object(body, self._limits))

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from baton.errors import SettingError
 from baton.limits import Limits
 from baton.server.connection import Connection
+from baton.server.crowd import ACCEPTED_AT_ONCE, Crowd, fitting
 
 try:
     import resource
@@ -28,6 +29,8 @@ except ImportError:  # there is none on Windows, nor such a limit
 
 CLOSE_SECONDS = 3
 """How long clients get to take their last bytes once no query is live."""
+BACKLOG = 1024
+"""Connections that may wait until they are taken."""
 MOST_FILES = 2**20
 """Enough for any number of connections; where a process may have more, some libraries walk through them all."""
 
@@ -51,7 +54,7 @@ def bind(host: str, port: int) -> socket.socket:
             # Elsewhere the option would let a second server take the port of a running one.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-        bound.listen(1024)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise _setting_error(host, port, error) from None
@@ -63,9 +66,10 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server_config(app: FastAPI, limits: Limits) -> uvicorn.Config:
+def server_config(app: FastAPI, limits: Limits, crowd: Crowd | None = None) -> uvicorn.Config:
     """uvicorn as this server runs it: HTTP/1.1 by our own `Connection`."""
-    connection: Any = partial(Connection, limits=limits)
+    crowd = crowd or Crowd(limits.max_connections)
+    connection: Any = partial(Connection, limits=limits, crowd=crowd, answers=app.state.answers)
     return uvicorn.Config(
         app,
         http=connection,
@@ -97,7 +101,8 @@ def serve(
     `on_started` is told the address once requests are taken. Must run in the main thread.
     """
     raise_file_limit()
-    server = _Server(server_config(app, limits), app, drain, drain_timeout_seconds)
+    crowd = Crowd(fitting(limits.max_connections))
+    server = _Server(server_config(app, limits, crowd), app, crowd, drain, drain_timeout_seconds)
     asyncio.run(server.run_until_told(bound, on_started))
 
 
@@ -120,9 +125,14 @@ def raise_file_limit() -> None:
 class _Server(uvicorn.Server):
     """uvicorn, with signals that drain the engine first and leave exit status 0."""
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, drain: Drain, timeout_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, crowd: Crowd, drain: Drain, timeout_seconds: float
+    ) -> None:
         super().__init__(config)
+        # asyncio takes as many connections at once as it is told may wait for that.
+        config.backlog = ACCEPTED_AT_ONCE
         self._app = app
+        self._crowd = crowd
         self._drain = drain
         self._timeout_seconds = timeout_seconds
         self._drains: list[asyncio.Task[None]] = []
@@ -139,7 +149,10 @@ class _Server(uvicorn.Server):
         await self.serve(sockets=[bound])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._crowd.watch(asyncio.get_running_loop())
         await super().startup(sockets)
+        for bound in sockets or ():
+            bound.listen(BACKLOG)
         if self._on_started is not None:
             self._on_started(self._url)
 

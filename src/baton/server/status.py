@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from baton.engine.client import Client
+from baton.engine.held import Held
 from baton.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
 from baton.server.answers import Load, ModelCard, ModelList, TokenizerInfo
-from baton.server.body import parse_object, read_body
+from baton.server.body import parse_object
 from baton.server.messages import check_template
 from baton.server.schema import DetokenizeRequest, TokenizeRequest
 from baton.server.stream import InSlices
@@ -27,12 +28,14 @@ class Telling:
         client: Client,
         workers: Workers,
         line: Line,
+        answers: Held,
         render_metrics: Callable[[], tuple[bytes, str]],
         version: str,
     ) -> None:
         self._client = client
         self._workers = workers
         self._line = line
+        self._answers = answers
         self._render_metrics = render_metrics
         self._version = version
         self._limits = client.settings.limits
@@ -64,7 +67,7 @@ class Telling:
             idle_slots=stats.slots.idle,
             **{name: getattr(stats, name) for name in names},
         )
-        return _json(found.model_dump_json())
+        return self._json(found.model_dump_json())
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""
@@ -72,25 +75,23 @@ class Telling:
         return Response(body, headers={"content-type": kind})
 
     async def models(self) -> Response:
-        return _json(ModelList(data=[self._card()]).model_dump_json())
+        return self._json(ModelList(data=[self._card()]).model_dump_json())
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
         self._check_model(name)
-        return _json(self._card().model_dump_json())
+        return self._json(self._card().model_dump_json())
 
     async def tokenizer_info(self) -> Response:
         """What the tokenizer is; clients that count tokens or write prompts by themselves ask for it."""
-        return _json(await self._workers.answer(self._tokenizer_info))
+        return self._json(await self._workers.answer(self._tokenizer_info))
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text, or of a conversation as the model is shown it."""
-        body = await read_body(request, self._limits)
-        return _json(await self._line.pass_through(self._tokenized, body))
+        return self._json(await self._line.pass_through(request, self._tokenized))
 
     async def detokenize(self, request: Request) -> Response:
-        body = await read_body(request, self._limits)
-        return _json(await self._line.pass_through(self._detokenized, body))
+        return self._json(await self._line.pass_through(request, self._detokenized))
 
     def _tokenized(self, body: bytes) -> bytes:
         asked = TokenizeRequest.read(parse_object(body, self._limits))
@@ -136,6 +137,5 @@ class Telling:
             message = f"there is no model {name!r} here: this server has {self._client.model_name!r}"
             raise ModelNotFound(message, param="model")
 
-
-def _json(body: str | bytes) -> Response:
-    return InSlices(body, media_type="application/json")
+    def _json(self, body: str | bytes) -> Response:
+        return InSlices(body if isinstance(body, bytes) else body.encode(), self._answers)

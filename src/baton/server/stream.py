@@ -7,15 +7,19 @@ import json
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from baton.engine.client import Client
-from baton.errors import BatonError
+from baton.engine.held import Held
+from baton.errors import BatonError, SlowReader
 from baton.events import Update, Usage
 from baton.server.answers import UsageBody, dump_usage, tool_call
+from baton.server.body import end_now
 from baton.server.choices import Choice, Piece
 from baton.server.errors import error_body, failure, internal_error
 from baton.server.logprobs import Body
@@ -29,7 +33,7 @@ WAITING = b": waiting\n\n"
 """A comment, which every reader of server-sent events skips: the connection is alive, and proxies see that."""
 
 _FEW = 64
-_SLICE = 256 * 2**10
+_SLICE = 64 * 2**10
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -129,6 +133,7 @@ class EventStream(Response):
         self,
         client: Client,
         workers: Workers,
+        answers: Held,
         choices: Sequence[Choice],
         frames: Frames,
         usage: Callable[[Sequence[Usage]], UsageBody] | None,
@@ -137,6 +142,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._client = client
         self._workers = workers
+        self._answers = answers
         self._choices = choices
         self._frames = frames
         self._usage = usage
@@ -149,7 +155,12 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         limits = self._client.settings.limits
         queries = [choice.query for choice in self._choices]
-        news = self._client.batches(queries, silence_seconds=limits.stream_comment, most_bytes=limits.max_unread_bytes)
+        news = self._client.batches(
+            queries,
+            silence_seconds=limits.stream_comment,
+            most_bytes=limits.max_unread_bytes,
+            held=self._answers,
+        )
         async with aclosing(news) as batches:
             first = await anext(batches)
             for update in first:
@@ -171,11 +182,11 @@ class EventStream(Response):
     async def _send_updates(self, send: Send, updates: Sequence[Update]) -> None:
         """Raises the first failure that the updates tell of, after what came before it was sent. Without any: waits."""
         if not updates:
-            await _send_some(send, WAITING)
+            await send({"type": "http.response.body", "body": WAITING, "more_body": True})
             return
         good = next((at for at, update in enumerate(updates) if failure(update)), len(updates))
         if told := await self._told(updates[:good]):
-            await _send_some(send, told)
+            await send_held(send, told, self._answers)
         if good < len(updates) and (error := failure(updates[good])):
             raise error
 
@@ -208,17 +219,47 @@ class EventStream(Response):
 
 
 class InSlices(Response):
-    """A plain answer, sent as fast as its client reads: what is not sent yet is kept once."""
+    """A plain answer in JSON, sent as fast as its client reads, and among all that is held for clients until then."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, answers: Held) -> None:
+        super().__init__(body)
+        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if len(self.body) <= _SLICE:
             await super().__call__(scope, receive, send)
             return
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await _send_some(send, bytes(self.body))
+        try:
+            await send_held(send, bytes(self.body), self._answers)
+        except SlowReader as error:
+            # An answer that has begun can only be broken off, as if its client had left.
+            raise ClientDisconnect from error
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _send_some(send: Send, data: bytes) -> None:
-    for at in range(0, len(data), _SLICE):
-        await send({"type": "http.response.body", "body": data[at : at + _SLICE], "more_body": True})
+async def send_held(send: Send, data: bytes, answers: Held) -> None:
+    """Sends a part of an answer as fast as it is read. Raises SlowReader where what is left of it must be given up."""
+    if len(data) <= _SLICE:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        return
+    timer = asyncio.timeout(None)
+    hold = answers.hold(partial(end_now, timer))
+    try:
+        async with timer:
+            for at in range(0, len(data), _SLICE):
+                hold.set(len(data) - at)
+                await send({"type": "http.response.body", "body": data[at : at + _SLICE], "more_body": True})
+    except TimeoutError:
+        raise SlowReader(all_answers(answers)) from None
+    finally:
+        hold.free()
+
+
+def all_answers(held: Held) -> str:
+    """Why an answer was given up."""
+    return (
+        f"all answers that are not sent yet take more than {held.most} bytes, this one the most (--max-answers-bytes)"
+    )

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from starlette.requests import Request
+
 from baton.engine.client import Client
+from baton.engine.held import Held
 from baton.events import TokenLogprobs, Update
 from baton.limits import Limits
+from baton.server.body import body_of
 from baton.threads import started
 
 LARGE_BYTES = 64 * 2**10
@@ -49,19 +53,27 @@ async def _run(pool: ThreadPoolExecutor, function: Callable[..., _T], *given: ob
 class Line:
     """Where requests stand until they are admitted or answered: no more than queries may wait, all routes together."""
 
-    def __init__(self, client: Client, workers: Workers) -> None:
+    def __init__(self, client: Client, workers: Workers, bodies: Held) -> None:
         self._client = client
+        self._limits = client.settings.limits
         self._workers = workers
+        self._bodies = bodies
         self._inside = 0
 
-    async def pass_through(self, function: Callable[..., _T], body: bytes, *given: object) -> _T:
-        """Raises QueueFull, ShuttingDown or EngineUnhealthy at once, before anything was done for the request."""
-        self._client.check_room(self._inside + 1)
-        self._inside += 1
-        try:
-            return await self._workers.prepare(len(body), function, body, *given)
-        finally:
-            self._inside -= 1
+    async def pass_through(self, request: Request, function: Callable[..., _T], *given: object) -> _T:
+        """What the function makes of the request's body, on another thread; the body is let go then.
+
+        Raises QueueFull, ShuttingDown or EngineUnhealthy before anything was done for the request, and what reading
+        its body does.
+        """
+        async with body_of(request, self._limits, self._bodies) as body:
+            # Who is refused for a full queue costs as little as can be.
+            self._client.check_room(self._inside + 1)
+            self._inside += 1
+            try:
+                return await self._workers.prepare(len(body), function, body, *given)
+            finally:
+                self._inside -= 1
 
 
 def weight(updates: Sequence[Update]) -> int:
