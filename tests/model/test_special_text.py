@@ -177,6 +177,22 @@ def test_tokens_that_take_blanks_and_words_with_their_spaces() -> None:
         assert found[:3] == start and text in stock.decode(found)
 
 
+@pytest.mark.parametrize("text", ["a\uff1c\uff5cend\uff5c\uff1eb", "\uff1c|END|>", "\ufe64|end|>"])
+def test_what_a_normalizer_makes_a_name_is_text(text: str) -> None:
+    """Tokens that are looked for in the normalized text are there as wide letters and capitals, too."""
+    made = backend()
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=True)])
+    stock, plain, apart = of("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}", made)
+    ends = [
+        tokens.count(stock.convert_tokens_to_ids("<|end|>"))
+        for tokens in (plain.chat(user(text)), apart.chat(user(text)))
+    ]
+    assert ends == [2, 1]
+    assert stock.decode(apart.chat(user(text))) == stock.decode(plain.chat(user(text)))
+    assert apart.chat(user("\uff21 wide letter")) == plain.chat(user("\uff21 wide letter"))
+
+
 def test_a_tokenizer_that_makes_special_tokens_of_any_text_is_refused() -> None:
     made = Tokenizer(models.WordLevel(vocab={"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

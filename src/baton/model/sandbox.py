@@ -40,9 +40,10 @@ _HANDING = frozenset({"get", "items", "keys", "values"})
 class Watch:
     """One rendering: how long it took, how much it wrote, and how much it made."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, until: float) -> None:
+        """`until`: when it must be done, by the clock of `time.monotonic`."""
         self._limits = limits
-        self._until = time.monotonic() + limits.template_timeout
+        self._until = until
         self._bytes = 0
         self._made = 0
 

@@ -252,6 +252,7 @@ FILTERS: Mapping[str, Rule] = {
     "trim": _trimmed,
     "urlencode": _slow,
     "urlize": _slow,
+    "wordcount": _listed,
     "wordwrap": _wrapped,
     "xmlattr": _slow,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -26,6 +26,7 @@ Message = Mapping[str, Any]
 # Characters that are none, and those that nobody has given a meaning.
 _STAND_INS = (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))
 # What templates go by, and no user's words: by the name of the field.
+_ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _SAID = ("content", "name")
 _FIXED = {"role": {"system", "user", "assistant", "tool"}, "type": {"function", "text"}}
 
@@ -35,7 +36,8 @@ class SpecialText:
 
     `special`: ids by name of the tokens that are no text. `added`: names of all that are not made by the tokenizer's
     own rules; those of them that the template writes, and does not look for in messages, are no text either.
-    `looked_for`: texts that it looks for. `backend`: the tokenizer as JSON, None where there is none.
+    `looked_for`: texts that it looks for. `backend`: the tokenizer as JSON, None where there is none. `normalize`: what
+    is done to a text before some of the tokens are looked for in it; None for nothing.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SpecialText:
         source: str,
         looked_for: frozenset[str],
         backend: Callable[[], str | None],
+        normalize: Callable[[str], str] | None = None,
     ) -> None:
         written = {
             name: token
@@ -59,12 +62,11 @@ class SpecialText:
         self._unknown = unknown if unknown in self._guarded else None
         self._added = {**added, **self._guarded}
         self._backend = backend
+        self._normalize = normalize
         avoided = frozenset(chain.from_iterable(looked_for))
         # Marked in what messages say; and elsewhere, where templates go by names of fields and look for nothing.
         self._in_words = set(chain.from_iterable(_marks_of(name, avoided) for name in self._guarded))
         self._signs = {one for name in self._guarded for one in name if _is_sign(one)}
-        longest_first = sorted(self._added, key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def prepare(self) -> None:
         """Does now what the first text with such a token would wait for."""
@@ -83,12 +85,13 @@ class SpecialText:
         `write` renders messages and tools. Raises InvalidValue where a special token cannot be written as text.
         """
         said = "\0".join(_texts([messages, tools]))
-        in_words = self._in_words | self._inner(messages)
-        if not any(mark in said for mark in in_words | self._signs):
+        variants = self._variants(said)
+        in_words, elsewhere = self._in_words | self._inner(messages) | variants, self._signs | variants
+        if not any(mark in said for mark in in_words | elsewhere):
             return plain
-        marked_as = self._stand_ins(sorted(in_words | self._signs), said)
+        marked_as = self._stand_ins(sorted(in_words | elsewhere), said)
         to_text = str.maketrans({stand_in: mark for mark, stand_in in marked_as.items()})
-        signs, words = (str.maketrans({mark: marked_as[mark] for mark in some}) for some in (self._signs, in_words))
+        signs, words = (str.maketrans({mark: marked_as[mark] for mark in some}) for some in (elsewhere, in_words))
         turns = [_marked_message(message, signs, words) for message in messages]
         try:
             marked = write(turns, _marked(tools, signs))
@@ -96,13 +99,13 @@ class SpecialText:
             if not any(name in said for name in self._guarded):
                 return plain
             raise
-        unknown = self._unknown is not None and self._unknown in said
-        if not unknown and self._own(encode(marked)) == self._own(plain):
+        unknown, own = self._unknown is not None and self._unknown in said, self._own(encode(marked))
+        if not unknown and own == self._own(plain):
             return plain
         for one in marked_as.values():
             # A template may write JSON without any such character.
             marked = marked.replace(f"\\u{ord(one):04x}", one)
-        return self._encoded(marked, to_text)
+        return self._encoded(marked, frozenset(own), to_text)
 
     def _own(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if token in self._control]
@@ -112,23 +115,31 @@ class SpecialText:
         words = (word.strip() for message in messages for word in _words(message))
         return {word[0] for word in words if word and any(word in name for name in self._guarded)}
 
+    def _variants(self, said: str) -> set[str]:
+        """Other characters that become signs of names, as wide ones may."""
+        if self._normalize is None:
+            return set()
+        others = ((one, self._normalize(one)) for one in set(said) if not one.isascii())
+        return {one for one, becomes in others if not self._signs.isdisjoint(becomes)}
+
     def _stand_ins(self, marks: Sequence[str], said: str) -> dict[str, str]:
-        free = (chr(one) for one in _STAND_INS if chr(one) not in said and f"\\u{one:04x}" not in said)
+        taken = {*map(ord, set(said)), *(int(digits, 16) for digits in _ESCAPE.findall(said))}
+        free = (chr(one) for one in _STAND_INS if one not in taken)
         found = dict(zip(marks, free, strict=False))
         if len(found) < len(marks):
             raise InvalidValue("these messages have special tokens, and all private characters", param="messages")
         return found
 
-    def _encoded(self, marked: str, to_text: Mapping[int, Any]) -> list[int]:
-        """The tokens of a marked text: names without a mark are tokens, all others are text."""
+    def _encoded(self, marked: str, own: Collection[int], to_text: Mapping[int, Any]) -> list[int]:
+        """The tokens of a marked text, where these alone are tokens by their names; one with a mark is text."""
         if self._apart is None:
             raise InvalidValue("this model's tokenizer cannot write special tokens as text", param="messages")
         apart, aliases, numbers = self._apart
+        names = sorted((name for name, token in self._guarded.items() if token in own), key=len, reverse=True)
         pieces, at = [], 0
-        for found in self._names.finditer(marked):
-            if found[0] in aliases:
-                pieces += [marked[at : found.start()].translate(to_text), aliases[found[0]]]
-                at = found.end()
+        for found in re.finditer("|".join(map(re.escape, names)) or r"(?!)", marked):
+            pieces += [marked[at : found.start()].translate(to_text), aliases[found[0]]]
+            at = found.end()
         pieces.append(marked[at:].translate(to_text))
         tokens = apart.encode_batch_fast(["".join(pieces)], add_special_tokens=False)[0].ids
         if any(token in self._control and token not in numbers for token in tokens):

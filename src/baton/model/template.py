@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import CodeType
@@ -39,16 +40,18 @@ class ChatTemplate:
         Raises LimitExceeded, InvalidValue where nothing of what is said is in the prompt, and what the template raises.
         """
 
+        until = time.monotonic() + self._limits.template_timeout
+
         def write(turns: Sequence[Mapping[str, Any]]) -> str:
-            return self._write({**special_tokens, "messages": turns, "tools": list(tools) or None})
+            return self._write({**special_tokens, "messages": turns, "tools": list(tools) or None}, until)
 
         known = self._compiled
         return rendered(
             messages, write, reads_words=known.reads_words, takes_parts=known.takes_parts, proved=known.proved
         )
 
-    def _write(self, variables: Mapping[str, Any]) -> str:
-        watch = Watch(self._limits)
+    def _write(self, variables: Mapping[str, Any], until: float) -> str:
+        watch = Watch(self._limits, until)
         sandbox = self._compiled.sandbox.watched(watch)
         template: Template = Template.from_code(sandbox, self._compiled.code, sandbox.make_globals(None))
         pieces = template.generate(

@@ -115,6 +115,8 @@ class ModelTokenizer:
         with self._lock:
             if source not in self._special_texts:
                 added = getattr(self._tokenizer, "added_tokens_decoder", {})
+                normalizer = self._fast and self._fast.normalizer
+                normalizes = normalizer and any(token.normalized for token in added.values())
                 self._special_texts[source] = SpecialText(
                     self.special,
                     {str(token): number for number, token in added.items()},
@@ -122,6 +124,7 @@ class ModelTokenizer:
                     source=source,
                     looked_for=template.looks_for,
                     backend=lambda: None if self._fast is None else self.backend(),
+                    normalize=normalizer.normalize_str if normalizes else None,
                 )
             return self._special_texts[source]
 
