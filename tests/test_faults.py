@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -16,9 +17,10 @@ import pytest
 
 import baton
 from baton import LLM, SamplingParams
+from baton.commands import run_generate
 from baton.compose import open_house
 from baton.config import make_config
-from baton.errors import SettingError
+from baton.errors import QueryFailed, SettingError
 from baton.faults import Faults, InjectedFault, from_environment
 from baton.observe.trace import read_trace
 from promises import Served, Streams, a_query, serving, until
@@ -317,3 +319,16 @@ def test_a_disk_that_is_full_costs_the_trace_and_no_query(
     assert trace is not None and trace.dropped > 0
     assert [record.levelname for record in caplog.records if "dropped" in record.message] == ["ERROR"]
     assert read_trace(tmp_path / "trace.jsonl").dropped == trace.dropped
+
+
+def test_prompts_that_fail_are_told_one_by_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATON_TEST_MODE", "1")
+    monkeypatch.setenv("BATON_FAULTS", f"text_fails@{BAD_SEED}:3")
+    params = SamplingParams(temperature=0, max_tokens=8, seed=BAD_SEED, ignore_eos=True)
+    with pytest.raises(QueryFailed, match="2 of 2 prompts"):
+        run_generate(make_config({}), ["Hello", "Tell me"], params, chat=False, as_json=True, show_stats=False)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["finish_reason"], len(row["token_ids"])) for row in rows] == [("error", 3)] * 2
+    assert all("InjectedFault" in row["error"] for row in rows)

@@ -26,8 +26,10 @@ from transformers import (
 from baton.model import draw_device, draw_host
 from baton.model.draw_device import _gumbel
 from baton.model.logprobs import token_logprobs
+from baton.model.occupant import Occupant
 from baton.model.sample import Draw, Sampler
-from baton.query import SamplingParams
+from baton.model.seen import Seen
+from baton.query import Query, SamplingParams
 
 VOCABULARY = 12
 SAMPLER = Sampler(end_ids=())
@@ -375,6 +377,43 @@ def test_all_that_changes_logits_together_is_the_stock_chain_and_openais_penalti
         found = row.clone()
         SAMPLER._shape(found, one)
         assert torch.allclose(found, expected[0], atol=1e-6)
+
+
+def test_what_a_text_has_is_counted_as_it_grows() -> None:
+    dice = random.Random(0)
+    for prompt_tokens in (0, 1, 40):
+        tokens = [dice.randrange(30) for _ in range(prompt_tokens)]
+        grown = Seen(tokens, prompt_tokens)
+        for _ in range(60):
+            tokens.append(dice.randrange(60))
+            grown.add(tokens[-1])
+            anew = Seen(tokens, prompt_tokens)
+            answer = tokens[prompt_tokens:]
+            expected = {token: answer.count(token) for token in tokens}
+            for seen in (grown, anew):
+                assert dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True)) == expected
+
+
+def test_a_row_counts_its_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+
+    class Counting(Seen):
+        def __init__(self, tokens: Sequence[int], prompt_tokens: int) -> None:
+            counted.append(len(tokens))
+            super().__init__(tokens, prompt_tokens)
+
+    monkeypatch.setattr("baton.model.occupant.Seen", Counting)
+    monkeypatch.setattr("baton.model.sample.Seen", Counting)
+    params = SamplingParams(max_tokens=None, frequency_penalty=0.5, repetition_penalty=1.2)
+    query = Query(id="a", prompt=(1, 2, 3), params=params, seed=1, limit_tokens=900, arrived=0.0)
+    found, logits = Occupant(query, [1, 2, 3], 3), noise(1)
+    for _ in range(200):
+        one = found.draw(None)
+        (token,) = SAMPLER(logits, [one])
+        assert [token] == SAMPLER(logits, [replace(one, seen=Seen(found.tokens, 3))])
+        assert token is not None
+        found.append(token)
+    assert counted == [3]
 
 
 # Devices without float64

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from baton.model.masks import Mask
+from baton.model.seen import Seen
 from baton.query import SamplingParams
 
 # Filters look at this many best tokens first, and at more only when top-p or min-p is not reached among them.
@@ -28,7 +29,7 @@ _COLDEST = 2.0**-126
 class Draw:
     """One row's next draw: `tokens` so far (not copied), of which `prompt_tokens` were the prompt.
 
-    `mask`: what may be drawn at all; None for everything.
+    `mask`: what may be drawn at all; None for everything. `seen`: of these tokens; None: it is made where it is needed.
     """
 
     params: SamplingParams
@@ -36,6 +37,7 @@ class Draw:
     tokens: Sequence[int]
     prompt_tokens: int
     mask: Mask | None = None
+    seen: Seen | None = None
 
     @property
     def temperature(self) -> float:
@@ -47,13 +49,13 @@ class Draw:
     def shapes(self) -> bool:
         """Whether it changes logits before the best of them is looked for."""
         params = self.params
-        return bool(
-            params.repetition_penalty != 1
-            or params.frequency_penalty
-            or params.presence_penalty
-            or params.logit_bias
-            or len(self.tokens) - self.prompt_tokens < params.min_tokens
-        )
+        return bool(self.penalises or params.logit_bias or len(self.tokens) - self.prompt_tokens < params.min_tokens)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which tokens there are already."""
+        params = self.params
+        return bool(params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty)
 
     @property
     def filters(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from baton.model.feeder import Ran
 from baton.model.look import Span
 from baton.model.masks import Found, Guide, Mask
 from baton.model.sample import Draw
+from baton.model.seen import Seen
 from baton.query import Query
 
 
@@ -20,7 +21,7 @@ class Occupant:
     """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
 
     `anew`: it grew to where the model begins a text anew, and its tokens are fed again, several a step.
-    `guide`: where its tokens are constrained.
+    `guide`: where its tokens are constrained. `seen`: where they are penalised, from its first draw on.
     """
 
     query: Query
@@ -28,9 +29,22 @@ class Occupant:
     computed: int
     anew: bool = False
     guide: Guide | None = None
+    seen: Seen | None = None
 
     def draw(self, mask: Mask | None) -> Draw:
-        return Draw(self.query.params, self.query.seed, self.tokens, len(self.query.prompt), mask)
+        draw = Draw(self.query.params, self.query.seed, self.tokens, len(self.query.prompt), mask, self.seen)
+        if self.seen is not None or not draw.penalises:
+            return draw
+        self.seen = Seen(self.tokens, len(self.query.prompt))
+        return replace(draw, seen=self.seen)
+
+    def append(self, token: int) -> None:
+        """Its next token: what is kept of its tokens is told of it, so that nobody counts them all again."""
+        self.tokens.append(token)
+        if self.seen is not None:
+            self.seen.add(token)
+        if self.guide is not None:
+            self.guide.generated.append(token)
 
     def untold(self, start: int, stop: int) -> range:
         """Those of these positions whose logits tell of a prompt token that is asked for and was not told of before."""

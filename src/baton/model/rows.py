@@ -381,9 +381,7 @@ class Rows:
         stepped.failed[found.query.id] = f"{what}: {type(error).__name__}"
 
     def _append(self, found: Occupant, token: int) -> None:
-        found.tokens.append(token)
-        if found.guide is not None:
-            found.guide.generated.append(token)
+        found.append(token)
         limit = self._forward.anew_limit
         if limit is not None and len(found.tokens) == limit + 1:
             # From here on all its positions are rotated otherwise; `generate` begins anew, too.

@@ -11,6 +11,7 @@ from torch import Tensor
 from baton.model.draw import Draw
 from baton.model.draw_device import exact, random_tokens
 from baton.model.draw_host import Floats, random_token
+from baton.model.seen import Seen
 
 __all__ = ["Draw", "Sampler"]
 
@@ -75,19 +76,21 @@ class Sampler:
     def _shape(self, row: Tensor, draw: Draw) -> None:
         """Changes one row's logits `[vocabulary]` in place: bias, penalties, the tokens forbidden by min_tokens."""
         params = draw.params
-        if params.repetition_penalty != 1:
-            # A token that came twice is given the same logit twice.
-            seen = torch.tensor(draw.tokens, device=row.device)
-            old = row[seen]
-            new = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
-            # What overflows stays a number: of two that are infinite nobody knows which is the better.
-            row[seen] = new.clamp(-_MOST, _MOST)
-        if len(draw.tokens) > draw.prompt_tokens and (params.frequency_penalty or params.presence_penalty):
-            generated = torch.tensor(draw.tokens[draw.prompt_tokens :], device=row.device)
-            ids, counts = generated.unique(return_counts=True)
-            row[ids] -= params.frequency_penalty * counts + params.presence_penalty
+        if draw.penalises:
+            self._penalise(row, draw)
         for token, bias in (params.logit_bias or {}).items():
             row[token] += bias
         if len(draw.tokens) - draw.prompt_tokens < params.min_tokens:
             # A tokenizer may have more tokens than the model; those are never drawn.
             row[[end for end in (*self._end_ids, *params.stop_token_ids) if 0 <= end < len(row)]] = -torch.inf
+
+    def _penalise(self, row: Tensor, draw: Draw) -> None:
+        params, found = draw.params, draw.seen or Seen(draw.tokens, draw.prompt_tokens)
+        seen, counts = (torch.from_numpy(some).to(row.device) for some in (found.ids, found.counts))
+        if params.repetition_penalty != 1:
+            old = row[seen]
+            new = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+            # What overflows stays a number: of two that are infinite nobody knows which is the better.
+            row[seen] = new.clamp(-_MOST, _MOST)
+        if params.frequency_penalty or params.presence_penalty:
+            row[seen] -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
