@@ -128,7 +128,7 @@ def _measure(
             repeat=asked["repeat"],
             mode=Mode(asked["mode"]),
             at_once=asked["at_once"],
-            goal=Goal(asked["goal_first"], asked["goal_token"]),
+            goal=Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"]),
             alone=alone,
             told=told,
             turns=turns,

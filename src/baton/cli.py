@@ -224,6 +224,7 @@ def info(as_json: bool, limits_wanted: bool, **flags: Any) -> None:
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each, alternated.")
 @click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
 @click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
+@click.option("--goal-gap", type=float, default=None, help="Goodput: most seconds between two tokens of a query.")
 @click.option("--alone", type=click.IntRange(0), default=8, show_default=True, help="Answers held against alone.")
 @click.option("--accuracy", type=click.IntRange(1), help="Questions of each task of the built-in model, held out.")
 @click.option("--json", "json_file", type=click.Path(), help="All figures, for `baton compare`.")
@@ -272,6 +273,7 @@ def tune(config_file: str | None, **options: Any) -> None:
 @workload
 @click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
 @click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
+@click.option("--goal-gap", type=float, default=None, help="Goodput: most seconds between two tokens of a query.")
 @click.option("--json", "json_file", type=click.Path(), help="All figures.")
 def simulate(config_file: str | None, **options: Any) -> None:
     """Runs workloads and policies against measured costs, without a device: for what cannot be run here.
@@ -308,6 +310,7 @@ def compare(first: str, second: str, tolerance: float, as_json: bool) -> None:
 @click.option("--field", "fields", multiple=True, metavar="NAME=JSON", help="A request field more; may be repeated.")
 @click.option("--goal-first", type=float, default=None, help="Goodput: most seconds to the first token.")
 @click.option("--goal-token", type=float, default=None, help="Goodput: most seconds a token, on average.")
+@click.option("--goal-gap", type=float, default=None, help="Goodput: most seconds between two tokens of a query.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of lengths, times and prompts.")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs, each with new prompts.")
 @click.option("--json", "json_file", type=click.Path(), help="All figures, for `baton compare`.")

@@ -197,7 +197,7 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
     ) as bar:
         for one in some:
             bar.set_postfix_str(one.name)
-            goal = Goal(asked["goal_first"], asked["goal_token"])
+            goal = Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"])
             figures = simulated(
                 settings[one.name],
                 costs,

@@ -32,6 +32,7 @@ def test_rates_and_times() -> None:
     assert one.first_token == {"p50": 1.0, "p90": 2.5, "p99": 2.5, "mean": 1.75, "max": 2.5}
     assert one.per_token["mean"] == pytest.approx((1.0 + 0.5) / 2)
     assert sorted(one.gaps) == [0.5, 0.5, 1.5] and one.inter_token["max"] == 1.5
+    assert (one.longest_gap["p50"], one.longest_gap["max"]) == (0.5, 1.5)
     assert one.end_to_end["max"] == 3.0
     assert (one.idle_ratio, one.slots["padding"], one.preemptions, one.late) == (0.25, 8, 3, 0.25)
 
@@ -45,6 +46,7 @@ def test_goodput_counts_those_within_the_goal_alone() -> None:
     assert found(goal=Goal(first_token=2.0)).goodput == 0.25
     assert found(goal=Goal(per_token=0.6)).goodput == 0.25
     assert found(goal=Goal(first_token=2.0, per_token=0.6)).goodput == 0.0
+    assert found(goal=Goal(gap=1.5)).goodput == 0.5 and found(goal=Goal(gap=1.4)).goodput == 0.25
 
 
 def test_an_answer_that_is_not_as_alone_is_counted() -> None:

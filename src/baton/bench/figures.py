@@ -15,10 +15,19 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A service level: most seconds to the first token, and between tokens on average; None where nothing is asked."""
+    """A service level of one query: most seconds to the first token, between two tokens on average, and ever.
+
+    None where nothing is asked.
+    """
 
     first_token: float | None = None
     per_token: float | None = None
+    gap: float | None = None
+
+    def met(self, one: Heard) -> bool:
+        """Whether a query that ended well met it."""
+        measured = ((self.first_token, one.first), (self.per_token, _per_token(one)), (self.gap, _longest_gap(one)))
+        return all(most is None or seconds <= most for most, seconds in measured)
 
 
 NO_GOAL = Goal()
@@ -29,6 +38,7 @@ class Figures:
     """One run in numbers: tokens and queries a second, seconds, shares, bytes.
 
     Percentiles by name: "p50", "p90", "p99", "mean", "max". `goodput`: queries a second that met the goal.
+    `longest_gap`: of each query's longest wait between two of its tokens, which is where a batch stood still for it.
     `cached_tokens`: prompt tokens that were not computed, because earlier texts began so.
     `different`: queries whose tokens are not those that they have alone, of `compared`. `digests`: of each answer.
     `pair`: names this run and one of another process that was made in turn with it; "" where there is none. `prompts`:
@@ -58,6 +68,7 @@ class Figures:
     cached_tokens: int = 0
     pair: str = ""
     prompts: int = 0
+    longest_gap: dict[str, float] = field(default_factory=dict)
     digests: list[str] = field(default_factory=list, repr=False)
     first_tokens: list[float] = field(default_factory=list, repr=False)
     gaps: list[float] = field(default_factory=list, repr=False)
@@ -87,11 +98,7 @@ def figures(
     generated = sum(one.count for one in run.heard)
     seconds = run.seconds or 1e-9
     per_token = [_per_token(one) for one in done if one.count > 1]
-    good = sum(
-        (goal.first_token is None or one.first <= goal.first_token)
-        and (goal.per_token is None or _per_token(one) <= goal.per_token)
-        for one in done
-    )
+    good = sum(map(goal.met, done))
     known = alone or {}
     return Figures(
         seconds=run.seconds,
@@ -117,6 +124,7 @@ def figures(
         cached_tokens=sum(one.cached_tokens for one in run.heard),
         pair=pair,
         prompts=prompts,
+        longest_gap=spread([_longest_gap(one) for one in done if one.count > 1]),
         digests=[one.digest for one in run.heard],
         first_tokens=[one.first for one in done],
         gaps=[gap for one in done for gap in one.gaps],
@@ -127,6 +135,10 @@ def figures(
 def _per_token(one: Heard) -> float:
     """Mean seconds between its tokens, the first left out."""
     return (one.whole - one.first) / max(1, one.count - 1)
+
+
+def _longest_gap(one: Heard) -> float:
+    return max(one.gaps, default=0.0)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -27,6 +27,8 @@ LINES: tuple[Shown, ...] = (
     ("  p99", lambda found: found.first_token.get("p99"), "{:.3f}"),
     ("milliseconds a token, p50", lambda found: _ms(found.per_token.get("p50")), "{:.1f}"),
     ("  longest gaps, p99", lambda found: _ms(found.inter_token.get("p99")), "{:.1f}"),
+    ("  a query's longest gap, p50", lambda found: _ms(found.longest_gap.get("p50")), "{:.1f}"),
+    ("  p99", lambda found: _ms(found.longest_gap.get("p99")), "{:.1f}"),
     ("seconds to the end, p50", lambda found: found.end_to_end.get("p50"), "{:.3f}"),
     ("  p99", lambda found: found.end_to_end.get("p99"), "{:.3f}"),
     ("idle token slots, %", lambda found: 100 * found.idle_ratio, "{:.2f}"),

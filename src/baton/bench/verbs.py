@@ -94,7 +94,7 @@ def _load_once(
         prompts = [_words(prompt) for prompt in prompts]
     before, mode = slots_of(target), Mode(asked["mode"])
     measured = drive_over_http(target, workload, prompts, monotonic, mode=mode, at_once=asked["at_once"], told=told)
-    after, goal = slots_of(target), Goal(asked["goal_first"], asked["goal_token"])
+    after, goal = slots_of(target), Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"])
     slots = Slots(**{kind: after[kind] - before.get(kind, 0) for kind in after})
     return measured, figures(measured.run, slots, preemptions=0, kv_bytes_most=0, goal=goal, prompts=number)
 
