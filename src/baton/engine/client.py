@@ -19,13 +19,14 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Seq
 from baton.clock import Clock
 from baton.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
 from baton.constraint import Constraint, Form
-from baton.engine.held import Held
+from baton.engine.held import Held as Held
 from baton.engine.port import Compiler, Loop
 from baton.engine.port import Message as Message
 from baton.engine.port import Stats as Stats
 from baton.engine.port import Tokenizer as Tokenizer
 from baton.engine.port import Tool as Tool
 from baton.engine.post import Listener, Post
+from baton.engine.post import size_of as size_of
 from baton.errors import (
     ContextLengthExceeded,
     DeadlinePassed,

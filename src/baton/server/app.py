@@ -13,8 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from baton.engine.client import Client
-from baton.engine.held import Held
+from baton.engine.client import Client, Held
 from baton.errors import BatonError, RequestError
 from baton.limits import Limits
 from baton.server.access import OPEN, Access, Origins

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from baton.engine.held import Held
+from baton.engine.client import Held
 from baton.errors import Overloaded
 from baton.limits import Limits, exceeded, flag_of
 from baton.server.errors import InvalidJson, PayloadTooLarge, RequestTimeout, UnsupportedMediaType

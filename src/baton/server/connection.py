@@ -15,7 +15,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from baton.engine.held import Held
+from baton.engine.client import Held
 from baton.errors import BatonError, Overloaded, RequestError
 from baton.limits import Limits, exceeded, flag_of
 from baton.server.crowd import Crowd

@@ -11,9 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton.engine.client import Client
-from baton.engine.held import Held
-from baton.engine.post import size_of
+from baton.engine.client import Client, Held, size_of
 from baton.errors import ModelNotFound, Overloaded, RequestError
 from baton.events import Update, Usage
 from baton.server.access import asker

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from baton.engine.client import Client
-from baton.engine.held import Held
+from baton.engine.client import Client, Held
 from baton.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
 from baton.server.answers import Load, ModelCard, ModelList, TokenizerInfo
 from baton.server.body import parse_object

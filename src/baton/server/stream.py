@@ -14,8 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from baton.engine.client import Client
-from baton.engine.held import Held
+from baton.engine.client import Client, Held
 from baton.errors import BatonError, SlowReader
 from baton.events import Update, Usage
 from baton.server.answers import UsageBody, dump_usage, tool_call

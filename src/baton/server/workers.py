@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from baton.engine.client import Client
-from baton.engine.held import Held
+from baton.engine.client import Client, Held
 from baton.events import TokenLogprobs, Update
 from baton.limits import Limits
 from baton.server.body import body_of
