@@ -123,7 +123,7 @@ class ModelTokenizer:
                     unknown=self._tokenizer.unk_token,
                     source=source,
                     looked_for=template.looks_for,
-                    backend=lambda: None if self._fast is None else self.backend(),
+                    backend=lambda: None if self._fast is None else str(self._fast.to_str()),
                     normalize=normalizer.normalize_str if normalizes else None,
                 )
             return self._special_texts[source]
