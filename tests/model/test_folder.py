@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: instead(f, "weights.safetensors"),
         "neither .* nor .*weights.safetensors",
     ),
-    "no weights": (lambda f: instead(f), "has no .safetensors file"),
+    "no weights": (lambda f: instead(f, "training_args.bin", "optimizer.pt"), "has no .safetensors file"),
     "packed weights": (lambda f: packed(f, WEIGHTS, renamed=True), "packed weights: unpack them with gunzip"),
     "packed weights as others": (lambda f: packed(f, WEIGHTS, renamed=False), "is packed by gzip"),
     "packed config": (lambda f: packed(f, "config.json", renamed=True), "config.json.gz is packed"),
@@ -228,3 +229,32 @@ def test_a_gguf_file_is_named_as_such(tmp_path: Path) -> None:
     assert refusal(file) == (
         "FOLDER is a GGUF file, which is not read here: take the original checkpoint, with .safetensors files"
     )
+
+
+OWN = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_kind"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_that_comes_with_a_model_runs_where_it_is_trusted_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", list(sys.path))
+    named = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    copy = edited(folder, tmp_path / "copy", model_type="own_kind", auto_map=named, architectures=["OwnForCausalLM"])
+    (copy / "own.py").write_text(OWN)
+    assert "without the Python code that comes with it" in refusal(copy)
+    found = loaded_of(copy, compile=False, trust_remote_code=True).model
+    assert type(found).__name__ == "OwnForCausalLM"
+    (copy / WEIGHTS).unlink()
+    save_file({"model.norm.weight": load_file(folder / WEIGHTS)["model.norm.weight"]}, copy / WEIGHTS)
+    assert "lacks 20 tensors of OwnForCausalLM" in refusal(copy, trust_remote_code=True)

@@ -207,6 +207,7 @@ def test_every_spelling_of_offline_is_known() -> None:
         ({"model_index.json", "unet/config.json"}, "a diffusers pipeline"),
         ({"params.json", "consolidated.00.pth", "tokenizer.model"}, "Meta's own form"),
         ({".gitattributes"}, "has no config.json"),
+        ({"small/config.json", "large/model.safetensors"}, "its folder small has: download that"),
     ],
 )
 def test_what_the_hub_lists_is_told_before_anything_is_downloaded(

@@ -54,6 +54,7 @@ _FORMATS = (
 )
 _TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json"}
 _TOKENIZERS |= {"spiece.model", "sentencepiece.bpe.model"}
+_OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt"}
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 # What a file begins with that is not what its name says.
 _BEGINNINGS = (
@@ -107,6 +108,9 @@ def _without_config(names: Collection[str], source: str, folder: Path | None) ->
     inside = _models_inside(folder) if folder else []
     if inside:
         return f"{source} has no {CONFIG}, but {inside[-1]} has: give that"
+    below = [name.removesuffix(f"/{CONFIG}") for name in sorted(names) if name.endswith(f"/{CONFIG}")]
+    if below:
+        return f"{source} has no {CONFIG}, but its folder {below[-1]} has: download that, and give the folder"
     other = _other_format(names)
     return f"{source} {other}" if other else f"{source} has no {CONFIG}: {_SAVE}"
 
@@ -124,7 +128,7 @@ def _models_inside(folder: Path) -> list[str]:
 
 def _other_format(names: Collection[str]) -> str | None:
     for pattern, what, todo in _FORMATS:
-        if any(fnmatch(name, pattern) for name in names):
+        if any(fnmatch(name, pattern) for name in set(names) - _OF_TRAINING):
             return f"holds {what}: {todo}"
     return None
 

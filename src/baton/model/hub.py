@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from baton.errors import LoadError
-from baton.model.folder import CONFIG, check_names, file_is, names_in
+from baton.model.folder import ADAPTER, CONFIG, check_names, file_is, names_in
 
 log = logging.getLogger("baton.model")
 
@@ -85,10 +85,10 @@ def _on_the_hub(source: str, code: bool) -> Place:
     try:
         look = _look(source, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _LOOK_SECONDS))
     except Exception as error:
-        why = _why(error)
+        why, todo = _why(error)
         if cached is None:
-            raise LoadError(f"{source}: no such folder here, and {why}") from error
-        log.warning("%s: %s; served from the cache, revision %s", source, why.split(":")[0], cached.name[:12])
+            raise LoadError(f"{source}: no such folder here, and {why}: {todo}") from error
+        log.warning("%s: %s; served from the cache, revision %s", source, why, cached.name[:12])
         return Place(source, cached, cached=True)
     listed = frozenset(one.rfilename for one in look.siblings or ())
     check_names(listed, source)
@@ -106,10 +106,10 @@ def _all_there(folder: Path, files: Collection[str]) -> bool:
 def _cached(source: str) -> Path | None:
     """The snapshot in the cache that the hub's main branch was when it was last asked."""
     try:
-        found = try_to_load_from_cache(source, CONFIG)
-    except (HFValidationError, OSError):
+        found = [try_to_load_from_cache(source, name) for name in (CONFIG, ADAPTER)]
+    except (HFValidationError, OSError, ValueError):
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
 def _look(source: str, seconds: float) -> Any:
@@ -137,24 +137,25 @@ def _download(source: str, files: Collection[str], revision: str | None = None) 
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=[escape(file) for file in files]))
     except Exception as error:
-        raise LoadError(f"{source} could not be downloaded: {_why(error)}") from error
+        why, todo = _why(error)
+        raise LoadError(f"{source} could not be downloaded, {why}: {todo}") from error
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception) -> tuple[str, str]:
     """Why the hub did not give what it was asked for, and what to do."""
     token = "with a token (HF_TOKEN, or `hf auth login`)"
     if isinstance(error, HFValidationError):
-        return f"it is no hub id either: {_WAY_OUT}"
+        return "it is no hub id either", _WAY_OUT
     if isinstance(error, GatedRepoError):
-        return f"the hub gives it to those only who accepted its terms: accept them on its page, and load it {token}"
+        return "the hub gives it only to those who accepted its terms", f"accept them on its page, and load it {token}"
     if isinstance(error, RepositoryNotFoundError):
-        return f"the hub has no such model: look at its spelling, or load it {token} if it is private"
+        return "the hub has no such model", f"look at its spelling, or load it {token} if it is private"
     if isinstance(error, HfHubHTTPError) and error.response is not None:
         status = error.response.status_code
-        return f"the hub refused with status {status}: " + (f"load it {token}" if status in (401, 403) else "try later")
+        return f"the hub refused with status {status}", f"load it {token}" if status in (401, 403) else "try later"
     if isinstance(error, TimeoutError):
-        return "the hub did not answer in time: look at the network, or raise HF_HUB_ETAG_TIMEOUT (seconds)"
-    text = " ".join(str(error).split())[:200] or type(error).__name__
+        return "the hub did not answer in time", "look at the network, or raise HF_HUB_ETAG_TIMEOUT (seconds)"
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{error.filename} cannot be written ({error.strerror}): look at HF_HOME"
-    return f"the hub could not be reached ({text.rstrip('.')}): look at the network, or give a folder"
+        return f"{error.filename} cannot be written ({error.strerror})", "look at HF_HOME"
+    text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return f"the hub could not be reached ({text})", "look at the network, or give a folder"
