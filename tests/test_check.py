@@ -10,15 +10,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from baton.check import DETERMINISTIC, SCENARIOS, Outcome, check
+from baton.check import DETERMINISTIC, SCENARIOS, SIZE, Outcome, check
 from baton.cli import cli
 from baton.config import Config
 from baton.errors import CheckFailed
-from baton.model.attention import Fill
+from baton.model.attention import Decode, Fill
 from baton.model.load import Loaded, load
 from baton.model.look import Look, Span
 from baton.model.oracle import Oracle
-from families import FAMILIES, WINDOW, Family, bare_model, model_of
+from families import FAMILIES, Family, bare_model, model_of
 from saved import save_tiny, save_tokenizer
 
 
@@ -43,7 +43,7 @@ def checked(folder: Path, **oracle: int) -> list[Outcome]:
 def test_every_scenario_is_equal_and_took_place(name: str, tmp_path: Path) -> None:
     assert name in {family.name for family in FAMILIES}
     found = checked(saved(name, tmp_path))
-    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), DETERMINISTIC]
+    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), SIZE, DETERMINISTIC]
     assert [outcome.name for outcome in found if not outcome.passed] == []
     assert max(outcome.difference for outcome in found) > 0, "nothing was compared"
     assert [outcome.name for outcome in found if outcome.skipped and outcome.name != "prefix"] == []
@@ -54,21 +54,52 @@ def test_aligned_rows_are_equal_in_every_scenario_that_aligns_rows(tmp_path: Pat
     config = Config(device="cpu", dtype="float32", threads="1", shaping="aligned")
     oracle = Oracle(answer=8)
     found = list(check(load(config, str(saved("gemma3", tmp_path)), "tiny", before=oracle), oracle, config))
-    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), DETERMINISTIC]
+    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), SIZE, DETERMINISTIC]
     assert [outcome.name for outcome in found if not outcome.passed] == []
-    assert [outcome.name for outcome in found if outcome.skipped] == ["orca", DETERMINISTIC]
+    assert [outcome.name for outcome in found if outcome.skipped] == ["orca", SIZE, DETERMINISTIC]
     assert 0 < max(outcome.difference for outcome in found) <= 1e-4
 
 
-def test_prompts_go_beyond_the_smallest_window_or_it_is_said(tmp_path: Path) -> None:
-    folder = saved("mistral_window", tmp_path)
+def test_prompts_go_beyond_each_length_of_the_config_or_it_is_said(tmp_path: Path) -> None:
+    model = bare_model(Family("mistral", "mistral", {"sliding_window": 140}))
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
     oracle = Oracle(answer=4)
-    loaded_with(folder, oracle)
-    assert max(len(case.prompt) for case in oracle.cases) > WINDOW
+    loaded_with(tmp_path, oracle)
+    assert max(len(case.prompt) for case in oracle.long) > 140
+    assert any(len(case.prompt) <= 140 < len(case.prompt) + 4 for case in oracle.long), "one crosses it"
     assert oracle.notes == []
-    short = Oracle(answer=4, longest=10)
-    loaded_with(folder, short)
-    assert short.notes == [f"no prompt went beyond the window: that needs {WINDOW + 17} tokens (--longest)"]
+    short = Oracle(answer=4, longest=150)
+    loaded_with(tmp_path, short)
+    assert "no prompt went beyond sliding_window 140: that needs 157 tokens (--longest)" in short.notes
+
+
+def test_what_is_wrong_from_a_token_on_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Oracle(answer=4)
+    loaded, config = loaded_with(saved("llama", tmp_path), before, native=False)
+    right = Fill._seen_by
+
+    def wrong(self: Fill, buffer: torch.Tensor, span: Span, look: Look) -> torch.Tensor:
+        seen = right(self, buffer, span, look)
+        return torch.cat([torch.zeros_like(seen[:1]), seen[1:]]) if span.stop > 150 else seen
+
+    monkeypatch.setattr(Fill, "_seen_by", wrong)
+    found = {outcome.name: outcome for outcome in check(loaded, before, config)}
+    assert [name for name, outcome in found.items() if not outcome.passed] == ["long"]
+    assert found["long"].difference > 1e-3
+
+
+def test_what_depends_on_the_rectangles_size_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Oracle(answer=4)
+    loaded, config = loaded_with(saved("llama", tmp_path), before, native=False)
+    right = Decode.attend
+
+    def wrong(self: Decode, *args: Any) -> torch.Tensor:
+        return right(self, *args) * (1 + 1e-6 * (self.rectangle.columns > 192))
+
+    monkeypatch.setattr(Decode, "attend", wrong)
+    found = {outcome.name: outcome for outcome in check(loaded, before, config)}
+    assert [name for name, outcome in found.items() if not outcome.passed] == [SIZE]
 
 
 def test_a_wrong_mask_in_chunked_prompts_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,18 +135,18 @@ def test_the_command_says_so_and_ends_with_its_status(tmp_path: Path, monkeypatc
     folder = str(save_tiny(tmp_path))
     status, told = run(folder)
     assert (status, told["passed"], told["way"], told["dtype"]) == (0, True, "rectangle", "float32")
-    assert len(told["scenarios"]) == len(SCENARIOS) + 1
-    monkeypatch.setattr("baton.check.TOLERANCE", {torch.float32: -1.0})
+    assert len(told["scenarios"]) == len(SCENARIOS) + 2
+    monkeypatch.setattr("baton.model.oracle.TOLERANCE", {torch.float32: -1.0})
     status, told = run(folder)
     assert (status, told["passed"]) == (1, False)
 
 
-def test_bfloat16_has_its_own_bound(tmp_path: Path) -> None:
+def test_bfloat16_has_the_bound_of_its_own_noise(tmp_path: Path) -> None:
     before = Oracle(answer=6)
     loaded, config = loaded_with(saved("llama", tmp_path), before, "bfloat16")
     found = list(check(loaded, before, config))
-    assert all(outcome.passed for outcome in found)
-    assert max(outcome.difference for outcome in found) > 1e-4
+    assert [outcome.name for outcome in found if not outcome.passed] == []
+    assert 1e-4 < max(outcome.difference for outcome in found) < before.tolerance < 0.1
 
 
 def test_a_short_context_is_checked_with_short_answers(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from baton.config import ALIGNED, Config, Settings, resolve
 from baton.engine.engine import Engine
 from baton.errors import LoadError, Refused
 from baton.events import Update
+from baton.kv.rectangle import is_lazy
 from baton.model.load import Loaded
 from baton.model.oracle import Case, Oracle
 from baton.model.sample import Draw, Sampler
-from baton.model.selfcheck import INT8_TOLERANCE, TOLERANCE
+from baton.model.selfcheck import INT8_TOLERANCE, another_size
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan, Policy, View
@@ -99,7 +100,10 @@ def _resized(view: View, plan: Plan, by: Disturbed) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One way of running the cases. `late`: iterations between arrivals; `chunk`: most prompt tokens per iteration."""
+    """One way of running the cases. `late`: iterations between arrivals; `chunk`: most prompt tokens per iteration.
+
+    `prefixes`: and those that continue one. `long`: the long ones among the short.
+    """
 
     name: str
     what: str
@@ -108,6 +112,7 @@ class Scenario:
     late: int = 0
     chunk: int | None = None
     prefixes: bool = False
+    long: bool = False
 
 
 def _with(disturb: Callable[[View, Plan, Disturbed], Plan]) -> Callable[[], Policy]:
@@ -125,13 +130,20 @@ SCENARIOS = (
     Scenario("moved", "running queries change rows", _with(_moved)),
     Scenario("resized", "rows grow and shrink", _with(_resized), late=2),
     Scenario("prefix", "begins as an earlier text did", Baton, prefixes=True),
+    Scenario("long", "long texts and short ones", Baton, late=2, long=True),
     Scenario("orca", "policy orca", Orca, late=3),
     Scenario("run_to_completion", "policy run_to_completion", RunToCompletion),
 )
 
 
+SIZE = "size"
+_OTHER_SIZE = "as many columns as the engine has, and another number: the same bits"
 DETERMINISTIC = "deterministic"
 _SAME_BITS = "--deterministic: the same bits in a crowd"
+
+
+_Rows = dict[tuple[int, int], Tensor]
+"""Logits by query and position."""
 
 
 class _Keeping(Sampler):
@@ -139,7 +151,7 @@ class _Keeping(Sampler):
 
     def __init__(self) -> None:
         super().__init__(end_ids=())
-        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.kept: _Rows = {}
 
     def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         for row, draw in zip(logits, draws, strict=True):
@@ -170,10 +182,13 @@ class _Listening(Sampler):
 
 
 def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
-    """Runs every scenario; yields how each compared, as it is done."""
-    every = [*oracle.cases, *oracle.further]
-    longest = max(len(case.prompt) for case in every) + oracle.answer
-    asked = replace(config, max_model_len=str(longest), max_batch_size=str(ROWS), policy="baton")
+    """Runs every scenario; yields how each compared, as it is done.
+
+    In a rectangle as wide as the engine's; or, where its memory would be taken at once, as wide as the texts are long.
+    """
+    longest = max(len(case.prompt) + oracle.answer for case in [*oracle.cases, *oracle.further, *oracle.long])
+    columns = config.max_model_len if is_lazy(loaded.device) else str(longest)
+    asked = replace(config, max_model_len=columns, max_batch_size=str(ROWS), policy="baton")
     settings = resolve(asked, facts_of(loaded))
     aligned = settings.shaping == ALIGNED
     for scenario in SCENARIOS:
@@ -181,6 +196,7 @@ def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
             yield Outcome(scenario.name, scenario.what, skipped="selective batching aligns no rows")
         else:
             yield _run(scenario, loaded, oracle, settings)
+    yield _any_size(loaded, oracle, settings)
     # Last, because a forward whose shapes are fixed stays so.
     if aligned:
         yield Outcome(DETERMINISTIC, _SAME_BITS, skipped="shapes of aligned rows change with the batch")
@@ -189,7 +205,9 @@ def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
 
 
 def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
-    cases = [*oracle.cases, *oracle.further] if scenario.prefixes else oracle.cases
+    cases = [*oracle.cases, *(oracle.further if scenario.prefixes else oracle.long if scenario.long else [])]
+    if scenario.long and not oracle.long:
+        return Outcome(scenario.name, scenario.what, skipped="the context, or --longest, has no room for one")
     policy, listening = scenario.policy(), _Listening(cases)
     held = replace(
         settings, max_rows=scenario.rows, prefill_chunk=scenario.chunk, prefix_cache=scenario.prefixes, policy="check"
@@ -207,7 +225,7 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
         _drive(engine, some, scenario.late, hear)
-    tolerance = INT8_TOLERANCE if loaded.eight_bits else TOLERANCE[loaded.dtype]
+    tolerance = INT8_TOLERANCE if loaded.eight_bits else oracle.tolerance
     outcome = _compared(scenario, cases, list(found.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
 
@@ -215,25 +233,47 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
 def _same_bits(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
     """With fixed shapes: one query after the other against all in a crowd that is disturbed, bit by bit."""
     outcome = Outcome(DETERMINISTIC, _SAME_BITS, queries=len(oracle.cases))
-    kept = []
+    queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
     try:
-        for together in (False, True):
-            keeping = _Keeping()
-            policy = Disturbed(Baton(), _taken_out) if together else Baton()
-            engine = make_engine(loaded, settings, policy, sampler=keeping)
-            queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
-            for some in [queries] if together else [[query] for query in queries]:
-                _drive(engine, some, late=2, hear=lambda updates: None)
-            kept.append(keeping.kept)
+        alone = _kept(loaded, settings, Baton(), [[query] for query in queries])
+        crowd = _kept(loaded, settings, Disturbed(Baton(), _taken_out), [queries])
     except LoadError as error:
         return replace(outcome, skipped=error.message)
-    alone, crowd = kept
-    other = [at for at in alone if at not in crowd or not alone[at].equal(crowd[at])]
-    difference = max((float((alone[at] - crowd[at]).abs().max()) for at in other if at in crowd), default=0.0)
+    return _bit_by_bit(outcome, oracle, alone, crowd)
+
+
+def _any_size(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
+    """In rectangles of two sizes, all else alike: bit by bit."""
+    outcome = Outcome(SIZE, _OTHER_SIZE, queries=len(oracle.cases))
+    queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
+    least = max(len(case.prompt) + oracle.answer for case in oracle.cases)
+    columns = settings.max_model_len
+    other = another_size(columns, least, loaded.geometry.windows)
+    if other is None or settings.shaping == ALIGNED:
+        return replace(outcome, skipped="there is no other size with the same rings, or rows are aligned")
+    # Its batches do not depend on what steps cost.
+    found = [
+        _kept(loaded, replace(settings, max_model_len=size, prefix_cache=False), RunToCompletion(), [queries])
+        for size in (columns, other)
+    ]
+    return replace(_bit_by_bit(outcome, oracle, *found), evidence=f"{columns} and {other}")
+
+
+def _kept(loaded: Loaded, settings: Settings, policy: Policy, arriving: Sequence[Sequence[Query]]) -> _Rows:
+    keeping = _Keeping()
+    engine = make_engine(loaded, settings, policy, sampler=keeping)
+    for some in arriving:
+        _drive(engine, some, late=2, hear=lambda updates: None)
+    return keeping.kept
+
+
+def _bit_by_bit(outcome: Outcome, oracle: Oracle, one: _Rows, another: _Rows) -> Outcome:
+    other = [at for at in one if at not in another or not one[at].equal(another[at])]
+    difference = max((float((one[at] - another[at]).abs().max()) for at in other if at in another), default=0.0)
     first = min(other, default=None)
     prompts = [len(case.prompt) for case in oracle.cases]
     diverged = None if first is None else (first[0], first[1] - prompts[first[0]])
-    return replace(outcome, tokens=len(alone), difference=difference, diverged=diverged)
+    return replace(outcome, tokens=len(one), difference=difference, diverged=diverged)
 
 
 def _query(index: int, case: Case) -> Query:

@@ -183,11 +183,16 @@ def _server(url: str, api_key: str | None, model: str | None) -> Remote:
 
 
 @cli.command(epilog="Example:  baton check Qwen/Qwen3-0.6B --dtype bfloat16")
-@settings(without=SERVING | OF_THE_BATCH)
+@settings(without=SERVING | OF_THE_BATCH - {"max_model_len"})
 @click.option("--tokens", type=click.IntRange(2), default=16, show_default=True, help="Tokens that each query answers.")
-@click.option("--longest", type=int, default=1024, show_default=True, help="Most tokens of a prompt.")
+@click.option(
+    "--longest",
+    type=click.IntRange(1),
+    default=None,
+    help="Most tokens of a prompt.  [default: beyond each length that the config names, as far as a budget goes]",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def check(config_file: str | None, tokens: int, longest: int, as_json: bool, **flags: Any) -> None:
+def check(config_file: str | None, tokens: int, longest: int | None, as_json: bool, **flags: Any) -> None:
     """Proves that this model gives in any batch what it gives alone, on this machine and in this dtype.
 
     Compares tokens and logits with stock generate; exit status 1 where they differ.

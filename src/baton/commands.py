@@ -188,10 +188,12 @@ def run_info(config: Config, as_json: bool) -> None:
     Console(highlight=False).print(table)
 
 
-def run_check(config: Config, *, tokens: int, longest: int, as_json: bool) -> None:
+def run_check(config: Config, *, tokens: int, longest: int | None, as_json: bool) -> None:
     """Compares every way of running a model with the model alone. Exits with status 1 where they differ."""
     set_threads(config)
     name, oracle = model_name(config), Oracle(answer=tokens, longest=longest)
+    if config.max_model_len.isdecimal():
+        oracle.context = int(config.max_model_len)
     told = (lambda phase, seconds: None) if as_json else _told
     loaded = load(config, config.model or str(builtin.path()), name, told=told, before=oracle)
     if not as_json:

@@ -85,12 +85,6 @@ class Fill(Shape):
 
     _masks: dict[tuple[Span, Look], Tensor | None] = field(default_factory=dict)
 
-    def before(self) -> int | Tensor:
-        """`[N]` of several rows, so that `arange(N)` and it are the positions that the model counts by itself."""
-        if len(self.spans) == 1:
-            return self.spans[0].start
-        return self.cols - torch.arange(len(self.cols), device=self.cols.device)
-
     def by_place(self, numbers: Tensor) -> Tensor:
         return numbers[None]
 
@@ -109,6 +103,17 @@ class Fill(Shape):
         if (span, look) not in self._masks:
             self._masks[span, look] = self._mask_of(span, look)
         return self._masks[span, look]
+
+
+@dataclass(slots=True)
+class Flat(Fill):
+    """A Fill for models that count positions by the length of the cache."""
+
+    def before(self) -> int | Tensor:
+        """`[N]` of several rows, so that `arange(N)` and it are their tokens' positions."""
+        if len(self.spans) == 1:
+            return self.spans[0].start
+        return self.cols - torch.arange(len(self.cols), device=self.cols.device)
 
 
 @dataclass(slots=True)
@@ -262,6 +267,11 @@ def decode(spans: Sequence[Span], rectangle: Rectangle, *, empty_rows: int = 0, 
 def fill(spans: Sequence[Span], rectangle: Rectangle) -> Fill:
     """All tokens of all spans, one behind the other."""
     return Fill(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
+
+
+def flat(spans: Sequence[Span], rectangle: Rectangle) -> Flat:
+    """All tokens of all spans, one behind the other, for models that count positions themselves."""
+    return Flat(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
 
 
 def latents(spans: Sequence[Span], rectangle: Rectangle) -> Latents:

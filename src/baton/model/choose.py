@@ -11,26 +11,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from baton.errors import LoadError
-from baton.model.asked import length_matters
 from baton.model.device import device_of
 from baton.model.forward import Forward
 from baton.model.hooked import BY_TOKEN, EXPERTS
 from baton.model.lower import lower
 from baton.model.packed import Varlen, of_torch
-from baton.model.probe import own_words, probe
+from baton.model.probe import own_words
 from baton.model.program import Program
 from baton.model.ragged import Ragged
 from baton.model.ragged import ways as ragged_ways
 from baton.model.record import record
 from baton.model.selfcheck import (
     INT8_TOLERANCE,
+    STEPS,
     check_texts,
     mixed_fills,
     self_check,
     stock_logits,
+    tolerance_of,
     use_reference_attention,
-    whatever_the_size,
 )
+from baton.model.structure import Structure, hooked, structure
 from baton.model.way import Way
 
 log = logging.getLogger("baton.model")
@@ -55,6 +56,7 @@ def hook(
     compiled: str | None = None,
     tolerance: float | None = None,
     columns: int = 0,
+    found: Structure | None = None,
 ) -> Forward:
     """Gives a model our cache and attention in the first way in which it gives what it gives alone.
 
@@ -63,7 +65,7 @@ def hook(
     `release`: the model's own weights may then be given back, so that only the forward can run it.
     `tolerance`: of logits, other than that of the model's dtype.
     `compiled`: the backend of torch.compile that decode steps of constant shape go through, where there are such.
-    `columns`: of the engine's rectangle, as far as that is known.
+    `columns`: of the engine's rectangle, as far as that is known. `found`: what `structure` answered for the model.
     Raises LoadError, with the reasons of all ways that were tried, where none is exact, or none is for `int8`.
     """
     if int8 and not native:
@@ -74,11 +76,14 @@ def hook(
         expected = stock_logits(model, texts)
     except Exception as error:
         raise LoadError(own_words("it does not run with a stock cache", error)) from error
-    forward = _hooked(model, texts, expected, tolerance, columns)
+    if tolerance is None and model.dtype is not torch.float32:
+        tolerance = tolerance_of(model, texts, [len(text) - STEPS for text in texts], expected)
+    found = found or structure(model, columns, tolerance)
+    forward = _hooked(model, texts, expected, tolerance, found)
     if not native:
         forward.go_native(None, why_not)
     else:
-        go_native(model, forward, texts, expected, int8=int8, release=release)
+        go_native(model, forward, texts, expected, int8=int8, release=release, tolerance=tolerance)
         if device_of(model.device).captures:
             go_resident(model, forward, texts, expected, compiled=compiled, tolerance=tolerance)
             go_packed(model, forward, texts, expected, tolerance=tolerance)
@@ -86,30 +91,23 @@ def hook(
 
 
 def _hooked(
-    model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor], tolerance: float | None, columns: int
+    model: PreTrainedModel, texts: list[Tensor], expected: list[Tensor], tolerance: float | None, found: Structure
 ) -> Forward:
     """In torch. Raises LoadError, with the reasons of all ways that were tried."""
     stock = model.config.get_text_config()._attn_implementation
     reasons: list[str] = []
-    counts = length_matters(model)
-    # Recurrent layers may want their prompts whole.
-    for way, whole in itertools.product(Way, (False, True)):
+    for way, whole in found.ways:
         try:
-            model.set_attn_implementation(stock if way.ours else "eager")
-            geometry = probe(model, interface=way.ours)
-            if whole and not any(shape.states for shape in geometry.shapes):
+            forward = hooked(model, way, whole, stock)
+            if forward is None:
                 continue
-            if counts and way in (Way.RECTANGLE, Way.MASKED):
-                raise LoadError("it counts positions by the length of its cache, one for all rows of a call")
-            forward = Forward(model, geometry, way, whole_prompts=whole)
-            self_check(model, forward, texts, expected, tolerance=tolerance, columns=columns)
-            whatever_the_size(model, forward, texts, columns)
-            forward.checked_tokens = max(len(text) for text in texts)
+            self_check(model, forward, texts, expected, tolerance=tolerance)
+            forward.checked_tokens = max(found.checked_tokens, *(len(text) for text in texts))
+            forward.unchecked = found.unchecked
             return forward
         except LoadError as error:
             reasons.append(error.message)
         except Exception as error:
-            # Whatever a family does that we do not know yet shows here, in its own code.
             reasons.append(own_words("it does not run with our cache", error))
     raise LoadError("; ".join(dict.fromkeys(reasons)))
 
@@ -122,6 +120,7 @@ def go_native(
     *,
     int8: bool = False,
     release: bool = False,
+    tolerance: float | None = None,
 ) -> None:
     """Has the model's steps carried out natively, where they can be, with the results that it gives alone.
 
@@ -145,7 +144,7 @@ def go_native(
             release=model.parameters() if release else (),
         )
         forward.go_native(program)
-        self_check(model, forward, texts, expected, tolerance=INT8_TOLERANCE if int8 else None)
+        self_check(model, forward, texts, expected, tolerance=INT8_TOLERANCE if int8 else tolerance)
     except LoadError as error:
         if int8:
             raise LoadError(f"--quantize int8: {error.message}") from error

@@ -40,7 +40,8 @@ PASS = 512
 class Forward:
     """A `Feeder` of a stock model over a rectangle, as it is loaded.
 
-    `checked_tokens`: the longest text of the self-check, 0 before it. `gains`: how many times as fast as behind
+    `checked_tokens`: the longest text of the self-check, 0 before it. `unchecked`: what of the config's lengths no text
+    of it went beyond. `gains`: how many times as fast as behind
     decode steps prompts are elsewhere; None where that was not measured.
     """
 
@@ -54,6 +55,7 @@ class Forward:
         self._device = model.device
         self.near_limit, self.anew_limit = self._hooked.near_limit, self._hooked.anew_limit
         self.checked_tokens = 0
+        self.unchecked: tuple[str, ...] = ()
         self.gains: dict[Prompts, float] | None = None
         self.grid = 0
         self._fixed_rows = 0
@@ -86,8 +88,9 @@ class Forward:
             parts.append(f"beyond {self.near_limit} tokens rotated by each text's own length")
         if self.anew_limit is not None:
             parts.append(f"computed anew where a text grows beyond {self.anew_limit} tokens")
-        if self.geometry.windows and self.checked_tokens <= self.geometry.windows[0]:
-            parts.append(f"texts beyond its window of {self.geometry.windows[0]} were not checked (baton check does)")
+        if self.unchecked:
+            lengths = ", ".join(self.unchecked)
+            parts.append(f"not checked beyond {self.checked_tokens} tokens: {lengths} (baton check does)")
         if self._float8:
             parts.append("linear layers in float8")
         if not self._draws_there:
@@ -347,7 +350,7 @@ def _reach(rectangle: Rectangle, spans: Sequence[Span]) -> None:
 
 _FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {
     Way.RECTANGLE: attention.fill,
-    Way.FLAT: attention.fill,
+    Way.FLAT: attention.flat,
     Way.LATENTS: attention.latents,
     Way.MASKED: attention.own,
     Way.SINGLY: attention.own,

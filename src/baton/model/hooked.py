@@ -42,7 +42,9 @@ class Hooked:
         self._cache = Cache(layers=layers)
         self._outside = OutsideCache(layers=layers)
         self._states = [
-            (at, layer, geometry.shapes[at].states) for at, layer in enumerate(layers) if isinstance(layer, StateLayer)
+            (at, layer, states)
+            for at, layer in enumerate(layers)
+            if isinstance(layer, StateLayer) and (states := geometry.shapes[at].states)
         ]
         self._attentions = "", ""
         self._compiled: dict[str, CompiledLayers] = {}

@@ -26,6 +26,7 @@ from baton.model.mapping import mapping
 from baton.model.probe import Geometry
 from baton.model.selfcheck import INT8_TOLERANCE, use_reference_attention
 from baton.model.stock import read_config, read_model, read_tokenizer, tell_of_tokens
+from baton.model.structure import Structure, structure
 from baton.model.tokenizer import ModelTokenizer
 from baton.model.whole import not_finite
 
@@ -82,7 +83,10 @@ def load(
     with _phase("weights", told):
         model = read_model(place, stock, dtype=_dtype(config, stock, facts), trust_remote_code=code)
         parameters = sum(p.numel() for p in model.parameters())
+        columns, found_ways = longest_asked(config, context_of(model.config)), None
         if config.quantize == FLOAT8:
+            # What 8 bits lose would hide which way is exact.
+            found_ways = _ways(model.eval().requires_grad_(False), columns, name, config)
             quantize(model, device)
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if before is not None:
@@ -102,7 +106,8 @@ def load(
                 release=True,
                 compiled=compiled,
                 tolerance=INT8_TOLERANCE if config.quantize == FLOAT8 else None,
-                columns=longest_asked(config, context_of(model.config)),
+                columns=columns,
+                found=found_ways,
             )
         except LoadError as error:
             raise LoadError(_why_not(model, name, error, config)) from error
@@ -127,6 +132,14 @@ def load(
         driver=driver,
         why_not_mapped=why_not_mapped,
     )
+
+
+def _ways(model: PreTrainedModel, columns: int, name: str, config: Config) -> Structure:
+    use_reference_attention(model)
+    try:
+        return structure(model, columns)
+    except LoadError as error:
+        raise LoadError(_why_not(model, name, error, config)) from error
 
 
 def _why_not(model: PreTrainedModel, name: str, error: LoadError, config: Config) -> str:

@@ -1,0 +1,96 @@
+"""A model in float32 for a while, as it is or with its first layers alone: to ask what does not depend on rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+MOST_LIFTED_BYTES = 2 << 30
+
+
+@contextmanager
+def kept_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
+    """Meanwhile it has its first `layers` only."""
+    place = _place_of_layers(model)
+    if place is not None:
+        parent, name, every = place
+        setattr(parent, name, nn.ModuleList(list(every)[:layers]))
+    try:
+        yield
+    finally:
+        if place is not None:
+            setattr(parent, name, every)
+
+
+@contextmanager
+def lifted(model: PreTrainedModel, layers: int) -> Iterator[None]:
+    """Meanwhile it has its first `layers` only, and its numbers are float32; only for models that `can_be_lifted`."""
+    with kept_to(model, layers):
+        kept = [(tensor, tensor.data) for tensor in _numbers(model) if tensor.dtype in _FLOATS[1:]]
+        try:
+            for tensor, data in kept:
+                tensor.data = data.float()
+            yield
+        finally:
+            for tensor, data in kept:
+                tensor.data = data
+
+
+def can_be_lifted(model: PreTrainedModel, layers: int) -> bool:
+    """Whether all its numbers are plain, and so many layers of it take no more in float32 than all of it as it is.
+
+    Or than MOST_LIFTED_BYTES: loading never takes twice a large model's memory.
+    """
+    if any(p.dtype not in _FLOATS for p in model.parameters()) or any(
+        tensor.is_floating_point() and tensor.dtype not in (*_FLOATS, torch.float64) for tensor in model.buffers()
+    ):
+        return False
+    place = _place_of_layers(model)
+    left_out = list(place[2])[layers:] if place is not None else []
+    gone = {id(p) for layer in left_out for p in layer.parameters()}
+    size = sum(4 * p.numel() for p in model.parameters() if p.dtype != torch.float32 and id(p) not in gone)
+    return size <= max(MOST_LIFTED_BYTES, sum(p.nbytes for p in model.parameters()))
+
+
+def layers_of_all_kinds(model: PreTrainedModel) -> tuple[int, int]:
+    """How many of its first layers hold one of each kind that it has, two at least; and how many there are."""
+    place = _place_of_layers(model)
+    if place is None:
+        count = int(model.config.get_text_config().num_hidden_layers)
+        return count, count
+    types = getattr(model.config.get_text_config(), "layer_types", None) or []
+    kinds = [(_kind(layer), *types[at : at + 1]) for at, layer in enumerate(place[2])]
+    needed = max(kinds.index(kind) for kind in set(kinds)) + 1
+    return min(max(2, needed), len(kinds)), len(kinds)
+
+
+def _kind(layer: nn.Module) -> tuple[object, ...]:
+    """Alike in two layers that are computed alike: what they are made of and the plain attributes of all that."""
+    found: list[object] = []
+    for name, module in layer.named_modules():
+        plain = [
+            (key, value)
+            for key, value in sorted(vars(module).items())
+            if isinstance(value, (bool, int, float, str)) and not key.endswith(("idx", "_id"))
+        ]
+        found.append((name, type(module), tuple(plain)))
+    return tuple(found)
+
+
+def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList] | None:
+    count = model.config.get_text_config().num_hidden_layers
+    for parent in model.modules():
+        for name, module in parent.named_children():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return parent, name, module
+    return None
+
+
+def _numbers(model: PreTrainedModel) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -1,0 +1,135 @@
+"""Which way is exact is asked in float32, and of texts beyond each length that a config names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from baton.errors import LoadError
+from baton.model.lengths import lengths_of
+from baton.model.lifted import can_be_lifted, kept_to, layers_of_all_kinds, lifted
+from baton.model.load import hook
+from baton.model.selfcheck import TOLERANCE, check_texts, stock_logits, tolerance_of
+from baton.model.structure import structure
+from baton.model.way import Way
+from families import Family, bare_model, model_of
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("kind", ["mamba", "falcon_mamba"])
+def test_whole_prompts_are_wanted_in_every_number_format(kind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = bare_model(Family(kind, kind, {"state_size": 16}))
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and "A_log" not in name:
+            torch.nn.init.normal_(weight, std=0.5 if "embed" in name else 0.18)
+    assert hook(model.to(dtype)).whole_prompts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_a_model_that_sees_what_comes_is_refused_in_every_number_format(dtype: torch.dtype) -> None:
+    with pytest.raises(LoadError):
+        hook(bare_model(Family("bert", "bert")).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3", "opt", "deepseek_v3", "mamba2", "jamba", "bloom", "llama4_temperature"]
+)
+def test_a_way_does_not_depend_on_the_number_format(name: str, dtype: torch.dtype) -> None:
+    exact, rounded = hook(model_of(name)), hook(model_of(name).to(dtype))
+    assert (exact.way, exact.whole_prompts) == (rounded.way, rounded.whole_prompts)
+    assert rounded.native == (exact.native and dtype is torch.bfloat16)
+
+
+def doge(keep: int) -> PreTrainedModel:
+    model = bare_model(Family("doge", "doge", {"keep_window_size": keep}))
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.15)
+    return model
+
+
+def test_what_begins_beyond_a_length_of_the_config_is_seen() -> None:
+    """Of equals, a top-k over columns takes others where there are more columns."""
+    assert hook(doge(keep=40)).way is Way.SINGLY
+    assert hook(doge(keep=2048)).way is Way.MASKED
+
+
+def test_lengths_that_cost_too_much_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.model.structure.MOST_OPERATIONS", 1)
+    forward = hook(doge(keep=40))
+    assert forward.unchecked == ("keep_window_size 40",)
+    assert "not checked beyond 28 tokens: keep_window_size 40 (baton check does)" in forward.description
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "lengths"),
+    [
+        ("doge", {"max_position_embeddings": 8192}, {"keep_window_size": 2048}),
+        ("gemma3_text", {}, {"sliding_window": 4096}),
+        ("mistral", {}, {"sliding_window": 4096}),
+        ("llama4_text", {"floor_scale": 4096}, {"attention_chunk_size": 8192, "floor_scale": 4096}),
+        ("mamba2", {}, {"chunk_size": 256}),
+        ("gpt_neo", {}, {"window_size": 256}),
+        ("deepseek_v3", {}, {}),
+        ("llama", {}, {}),
+        ("qwen3_moe", {}, {}),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2222}},
+            {"original_max_position_embeddings": 2222},
+        ),
+    ],
+)
+def test_the_lengths_of_a_config_are_found(kind: str, more: dict[str, Any], lengths: dict[str, int]) -> None:
+    config = AutoConfig.for_model(kind, **more)
+    found = {name: n for n, name in lengths_of(config, above=28, below=131072).items()}
+    found.pop("max_position_embeddings", None)
+    assert found == lengths
+
+
+def test_a_model_is_as_before_once_it_was_lifted() -> None:
+    model = model_of("gemma3").to(torch.bfloat16)
+    texts = check_texts(model)
+    before = stock_logits(model, texts)
+    assert layers_of_all_kinds(model) == (6, 6)
+    assert layers_of_all_kinds(model_of("llama")) == (2, 3)
+    assert can_be_lifted(model, 2)
+    with lifted(model, 2):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert len(model.model.layers) == 2
+        assert not torch.equal(stock_logits(model, texts)[0], before[0])
+    with pytest.raises(ZeroDivisionError), lifted(model, 2):
+        _ = 1 / 0
+    with kept_to(model, 1):
+        assert len(model.model.layers) == 1
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(a, b) for a, b in zip(stock_logits(model, texts), before, strict=True))
+
+
+def test_noise_is_measured_and_a_few_times_of_it_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama").to(torch.bfloat16)
+    texts = check_texts(model)
+    expected = stock_logits(model, texts)
+    prompts = [len(text) - 4 for text in texts]
+    whole = tolerance_of(model, texts, prompts, expected)
+    assert whole is not None
+    assert 2 * torch.finfo(torch.bfloat16).eps <= whole < TOLERANCE[torch.bfloat16]
+    monkeypatch.setattr("baton.model.selfcheck.can_be_lifted", lambda model, layers: layers < 3)
+    some = tolerance_of(model, texts, prompts, expected)
+    assert some is not None
+    assert 0.3 * whole < some < 3 * whole
+
+
+def test_what_cannot_be_lifted_is_compared_in_its_own_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama").to(torch.bfloat16)
+    monkeypatch.setattr("baton.model.lifted.MOST_LIFTED_BYTES", 0)
+    assert not can_be_lifted(model, 3)
+    monkeypatch.setattr("baton.model.structure.can_be_lifted", lambda model, layers: False)
+    assert structure(model, 0).ways[0] == (Way.RECTANGLE, False)
