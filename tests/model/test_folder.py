@@ -188,6 +188,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "quantized for MLX, which is not read here: take the original checkpoint",
     ),
     "EXL2": ({"quantization_config": {"quant_method": "exl2", "bits": 4.0}}, "quantized by 'exl2', which transformers"),
+    "EXL2 in its text part": (
+        {"text_config": {"quantization_config": {"quant_method": "exl2"}}},
+        "quantized by 'exl2'",
+    ),
     "ModelOpt": ({"quantization_config": {"quant_method": "modelopt"}}, "quantized by 'modelopt'"),
     "no method": ({"quantization_config": {"group_size": 64}}, "names no quant_method"),
     "no object": ({"quantization_config": "awq"}, "is no JSON object"),

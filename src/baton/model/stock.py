@@ -30,6 +30,10 @@ from baton.model.whole import check_left_over, check_numbers, check_whole, tell_
 
 log = logging.getLogger("baton.model")
 
+_OF_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+# What reads a SentencePiece model: packages, and what they are imported as.
+_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+
 
 def read_config(place: Place, *, trust_remote_code: bool) -> Any:
     """A model's stock config. Raises LoadError where its folder or its config shows that it is not served."""
@@ -41,7 +45,9 @@ def read_config(place: Place, *, trust_remote_code: bool) -> Any:
         code = trust_remote_code and "auto_map" in said
         if not code:
             check_type(said, source)
-        check_quantized(said, source)
+        for part in (said, said.get("text_config")):
+            if isinstance(part, dict):
+                check_quantized(part, source)
         weights_in(names, said, source)
         config = AutoConfig.from_pretrained(str(place.folder), trust_remote_code=trust_remote_code)
         # Else a folder could have code of the hub fetched and run.
@@ -73,10 +79,6 @@ def read_tokenizer(place: Place, *, trust_remote_code: bool) -> Any:
             raise
 
 
-_OF_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-
-
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -93,8 +95,8 @@ def read_model(place: Place, config: Any, *, dtype: str, trust_remote_code: bool
         files = shards(folder, file, source) if file.endswith(".json") else {file: []}
         place.bring(files)
         tensors = stored(folder, files, source)
-        quantized = getattr(config, "quantization_config", None) is not None
-        if not quantized:
+        parts = (config, config.get_text_config())
+        if all(getattr(part, "quantization_config", None) is None for part in parts):
             check_numbers(tensors, source)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
