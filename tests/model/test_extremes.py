@@ -12,6 +12,7 @@ from torch import Tensor
 
 from baton.model.draw import Draw
 from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, drawn
+from baton.model.logprobs import token_logprobs
 from baton.model.sample import Sampler
 from baton.model.slots import GREEDY, Slot, chance_of, chances_of, told
 from baton.query import SamplingParams
@@ -109,6 +110,13 @@ def test_where_nothing_may_be_drawn_a_row_draws_none_and_its_neighbours_draw_as_
         found = way(logits, draws)
         assert found[1:3] == [None, None]
         assert [found[0], found[3]] == way(logits[[0, 3]], [draws[0], draws[3]])
+
+
+def test_the_least_log_probability_is_a_number() -> None:
+    row = rows_of()[3]
+    (told_of,) = token_logprobs(row[None], [0], [300])
+    assert told_of.logprob == torch.finfo(torch.float32).min and told_of.rank > 1
+    assert all(np.isfinite(logprob) for _, logprob in told_of.best)
 
 
 def test_penalties_that_overflow_leave_the_order_of_what_does_not() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, tensor
+from torch import Tensor, finfo, float32, tensor
 
 from baton.events import TokenLogprobs
 from baton.query import Query
+
+_LEAST = finfo(float32).min
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], best: Sequence[int]) -> list[TokenLogprobs]:
     """Of each row of `[n, vocabulary]` float32 raw logits: its token's log-softmax, its rank, and so many `best`."""
     shares = logits - logits.logsumexp(-1, keepdim=True)
+    # A difference that overflows is still a number: there is no infinity in JSON.
+    shares = shares.clamp(min=_LEAST)
     own = shares.gather(-1, tensor(tokens, device=logits.device)[:, None])
     ranks = (shares > own).sum(-1) + 1
     values, ids = shares.topk(min(max(best), logits.shape[-1]))
