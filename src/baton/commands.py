@@ -37,7 +37,7 @@ from baton.observe.timeline import Timeline
 from baton.query import Query, SamplingParams
 from baton.server.access import access_of, is_loopback
 from baton.server.app import create_app
-from baton.server.run import bind, serve
+from baton.server.run import Hang, bind, serve
 
 
 class _Errors(Console):
@@ -77,6 +77,8 @@ def run_server(config: Config, began: float) -> None:
         reject=lambda code: metrics(QueryRejected(monotonic(), code)),
     )
 
+    app.openapi()  # made once, and not while others wait for the event loop
+
     def started(url: str) -> None:
         took = time.perf_counter() - began
         _errors.print(
@@ -90,6 +92,7 @@ def run_server(config: Config, began: float) -> None:
             drain=house.client.drain,
             drain_timeout_seconds=config.drain_timeout,
             limits=house.settings.limits,
+            hang=Hang(config.hang_timeout, config.hang_exit * config.hang_timeout, house.client.stuck_seconds),
             on_started=started,
         )
     finally:

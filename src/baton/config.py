@@ -93,6 +93,9 @@ class Config(Limits):
     max_stall_ms: int = setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
     drain_timeout: float = setting(30.0, "Seconds that running queries get to finish at shutdown.", low=0)
     hang_timeout: float = setting(60.0, "Seconds of an iteration after which the engine is said to hang.", low=0.1)
+    hang_exit: float = setting(
+        5.0, "Times --hang-timeout after which a server that hangs ends itself, to be started again; 0: never.", low=0
+    )
     threads: str = setting(AUTO, "Compute threads: a number, or auto (one for each core that this process may use).")
     seed: int = setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model.")

@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 import baton.engine.loop as loop_module
+import baton.engine.watchdog as watchdog_module
 from baton.clock import monotonic
 from baton.engine.loop import EngineLoop
-from baton.engine.watchdog import Watchdog
+from baton.engine.watchdog import GIVEN_UP, Watchdog
 from baton.errors import EngineUnhealthy, QueueFull
 from baton.events import Event, QueryRejected
 from baton.policy.baton import Baton
@@ -54,10 +56,35 @@ def test_each_hang_is_told_once_with_all_stacks_and_so_is_its_end(caplog: pytest
     stuck[0] = 0.1
     watchdog.look()
     watchdog.look()
-    assert messages(caplog)[1:] == ["the engine goes on after more than 9.0 s without an iteration"]
+    assert messages(caplog)[1:] == ["it goes on after more than 9.0 s with no iteration"]
     stuck[0] = 3.0
     watchdog.look()
     assert "no iteration for 3.0 s" in messages(caplog)[-1], "another one"
+
+
+def test_a_process_that_cannot_be_saved_ends_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    stuck, ended = [0.0], list[int]()
+    watchdog = Watchdog(lambda: stuck[0], 2.0, what="no sign of life", ends_after=10.0, end=ended.append)
+    for seconds in (9.0, 500.0, 0.0, 11.0, 12.0, 13.0):
+        stuck[0] = seconds
+        watchdog.look()
+    assert not ended, "who was stopped and goes on is not ended"
+    stuck[0] = 14.0
+    watchdog.look()
+    assert ended == [GIVEN_UP]
+    assert "no sign of life for 14 s: this process ends with status 70" in caplog.text and "--hang-exit" in caplog.text
+
+
+def test_a_process_ends_even_where_there_is_no_memory_for_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    watchdog = Watchdog(lambda: 99.0, 2.0, ends_after=10.0, end=ended.append)
+    watchdog._longest = 1.0
+    monkeypatch.setattr(watchdog_module.log, "critical", Mock(side_effect=MemoryError))
+    for _ in range(3):
+        watchdog.look()
+    with pytest.raises(MemoryError):
+        watchdog.look()
+    assert ended == [GIVEN_UP]
 
 
 def test_no_thread_is_left_out_however_many_there_are(caplog: pytest.LogCaptureFixture) -> None:

@@ -141,6 +141,9 @@ class ScriptedLoop:
             last_iteration_age_seconds=0.5,
         )
 
+    def stuck_seconds(self) -> float:
+        return 0.0
+
     def not_ready(self) -> str | None:
         return self.reason
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +19,7 @@ import pytest
 
 import baton
 from baton.errors import SettingError
-from baton.server.run import bind, url_of
+from baton.server.run import Pulse, bind, url_of
 
 TESTS = Path(__file__).parents[1]
 Start = Callable[[float, float], tuple["subprocess.Popen[str]", str]]
@@ -148,3 +150,42 @@ def test_client_that_reads_nothing_does_not_hold_up_the_end(start: Start) -> Non
 def _send_in_background(client: httpx.Client, request: httpx.Request) -> Callable[[], httpx.Response]:
     pool = ThreadPoolExecutor(1)
     return pool.submit(client.send, request).result
+
+
+async def test_an_event_loop_that_stands_still_is_seen_from_another_thread() -> None:
+    pulse = Pulse(asyncio.get_running_loop())
+    time.sleep(0.1)
+    assert pulse.silent() >= 0.1
+    await asyncio.sleep(0.01)
+    assert pulse.silent() < 0.1
+
+
+def test_a_server_whose_event_loop_hangs_ends_itself() -> None:
+    """In a process of its own: a handler never comes back."""
+    path = os.pathsep.join([str(TESTS), str(Path(baton.__file__).parents[1])])
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HANGS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    with contextlib.suppress(httpx.HTTPError):
+        httpx.get(f"{url}/ready", timeout=20)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 70
+    assert "no sign of the event loop" in err and "this process ends with status 70" in err
+
+
+_HANGS = """
+import time
+from baton.limits import Limits
+from baton.server.run import Hang, bind, serve
+from server.scripted import ScriptedLoop, app_of
+loop = ScriptedLoop()
+loop.not_ready = lambda: time.sleep(60)
+serve(app_of(loop), bind("127.0.0.1", 0), drain=loop.drain, drain_timeout_seconds=0.0, limits=Limits(),
+      hang=Hang(0.2, 0.5, lambda: 0.0), on_started=lambda url: print(url, flush=True))
+"""

@@ -27,6 +27,7 @@ from baton.engine.port import Tokenizer as Tokenizer
 from baton.engine.port import Tool as Tool
 from baton.engine.post import Listener, Post
 from baton.engine.post import size_of as size_of
+from baton.engine.watchdog import Watchdog as Watchdog
 from baton.errors import (
     ContextLengthExceeded,
     DeadlinePassed,
@@ -216,6 +217,10 @@ class Client:
     def stats(self) -> Stats:
         return self._loop.stats()
 
+    def stuck_seconds(self) -> float:
+        """For how long the engine has had work and has not come round; 0 where all is well."""
+        return self._loop.stuck_seconds()
+
     def not_ready(self) -> str | None:
         """Why the engine should get no queries now; None if it should."""
         return self._loop.not_ready()
@@ -246,7 +251,8 @@ class Client:
                 raise DeadlinePassed(why)
 
     def prepare(self) -> None:
-        """Does now what the first answer with a form would have all others wait for."""
+        """Does now what the first answers would have all others wait for; threads that are needed run from here on."""
+        self._post.begin()
         if self._compiler is not None:
             self._compiler.prepare()
 

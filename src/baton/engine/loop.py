@@ -69,6 +69,9 @@ class EngineLoop:
     def stats(self) -> Stats:
         return replace(self._stats, last_iteration_age_seconds=self._clock() - self._beat)
 
+    def stuck_seconds(self) -> float:
+        return self._stuck()
+
     def not_ready(self) -> str | None:
         if (stopped := self._stopped()) is not None:
             return stopped

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -19,6 +20,7 @@ from baton.engine.inbox import Deliver
 from baton.errors import BatonError, SlowReader
 from baton.events import Update
 
+_AGAIN_SECONDS = 0.05
 # What an update takes in memory, about: by itself, for each token, and for each log-probability that is told.
 _UPDATE_BYTES, _TOKEN_BYTES, _LOGPROB_BYTES = 400, 40, 130
 
@@ -120,11 +122,15 @@ class Post:
         self._closed = False
         self._listening: dict[Listener, asyncio.AbstractEventLoop] = {}
 
-    def to(self, listener: Listener) -> Deliver:
-        """What delivers to a listener on the running event loop. In order, from any one thread."""
+    def begin(self) -> None:
+        """Has its thread run from now on, and not from the first listener on."""
         with self._lock:
             if self._thread.ident is None and not self._closed:
                 self._thread.start()
+
+    def to(self, listener: Listener) -> Deliver:
+        """What delivers to a listener on the running event loop. In order, from any one thread."""
+        self.begin()
         return partial(self._put, asyncio.get_running_loop(), listener)
 
     @contextlib.contextmanager
@@ -158,18 +164,33 @@ class Post:
     def _carried(self) -> bool:
         """Waits for something to carry, and takes it and all behind it; answers whether more may come."""
         parcels = [self._parcels.get()]
-        with contextlib.suppress(queue.Empty):
+        # What there is no memory for now is carried the next time.
+        with contextlib.suppress(queue.Empty, MemoryError):
             while True:
                 parcels.append(self._parcels.get_nowait())
         by_loop: dict[asyncio.AbstractEventLoop, list[_Parcel]] = {}
         for parcel in parcels:
             if parcel is not None:
-                by_loop.setdefault(parcel[0], []).append(parcel)
+                _patiently(partial(_sorted_in, by_loop, parcel))
         for loop, some in by_loop.items():
             # Whoever asked is gone with a loop that is closed.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_arrive, some)
+                _patiently(partial(loop.call_soon_threadsafe, _arrive, some))
         return None not in parcels
+
+
+def _sorted_in(by_loop: dict[asyncio.AbstractEventLoop, list[_Parcel]], parcel: _Parcel) -> None:
+    by_loop.setdefault(parcel[0], []).append(parcel)
+
+
+def _patiently(act: Callable[[], object]) -> None:
+    """Again and again while there is no memory for it: else all streams would stand still for ever."""
+    while True:
+        try:
+            act()
+            return
+        except MemoryError:
+            time.sleep(_AGAIN_SECONDS)
 
 
 def _arrive(parcels: Sequence[_Parcel]) -> None:

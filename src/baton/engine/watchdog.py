@@ -1,11 +1,15 @@
-"""Looks after the engine's thread from a thread of its own: says once per hang where every thread is, and its end.
+"""Looks after another thread from one of its own: says once per hang where every thread is, and its end.
+
+A server that cannot be saved it ends, so that whoever looks after the process starts it again.
 
 It needs Python's lock to say anything: what hangs in native code that keeps the lock is not seen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -13,14 +17,32 @@ from collections.abc import Callable
 
 log = logging.getLogger("baton.engine")
 
+GIVEN_UP = 70
+"""The status of a process that ends itself."""
 _LOOKS = 4
 _MOST_SECONDS = 1.0
 
 
 class Watchdog:
-    """`stuck` answers for how many seconds the engine has had work and has not come round; 0 where all is well."""
+    """`stuck` answers for how many seconds the engine has had work and has not come round; 0 where all is well.
 
-    def __init__(self, stuck: Callable[[], float], limit_seconds: float) -> None:
+    `what`: what is missing then. `ends_after`: seconds after which the process is ended (0: never), at the fourth look
+    in a row, so that one that was stopped and goes on is not.
+    """
+
+    def __init__(
+        self,
+        stuck: Callable[[], float],
+        limit_seconds: float,
+        *,
+        what: str = "no iteration",
+        ends_after: float = 0.0,
+        end: Callable[[int], object] = os._exit,
+    ) -> None:
+        self._what = what
+        self._ends_after = ends_after
+        self._end = end
+        self._beyond = 0
         self._stuck = stuck
         self._limit_seconds = limit_seconds
         self._longest = 0.0
@@ -35,20 +57,33 @@ class Watchdog:
         self._over.set()
 
     def look(self) -> None:
-        """Says what there is to say now."""
+        """Says what there is to say now, and does what there is to do."""
         seconds = self._stuck()
+        self._beyond = self._beyond + 1 if self._ends_after and seconds > self._ends_after else 0
+        if self._beyond >= _LOOKS:
+            self._give_up(seconds)
         if seconds > self._limit_seconds:
             if not self._longest:
-                message = "no iteration for %.1f s (--hang-timeout %g); where all threads are:\n%s"
-                log.error(message, seconds, self._limit_seconds, _stacks())
+                message = "%s for %.1f s (--hang-timeout %g); where all threads are:\n%s"
+                log.error(message, self._what, seconds, self._limit_seconds, _stacks())
             self._longest = seconds
         elif self._longest:
-            log.warning("the engine goes on after more than %.1f s without an iteration", self._longest)
+            log.warning("it goes on after more than %.1f s with %s", self._longest, self._what)
             self._longest = 0.0
+
+    def _give_up(self, seconds: float) -> None:
+        """Whatever is short, the process ends."""
+        try:
+            message = "%s for %.0f s: this process ends with status %d, to be started again (--hang-exit)"
+            log.critical(message, self._what, seconds, GIVEN_UP)
+        finally:
+            self._end(GIVEN_UP)
 
     def _watch(self) -> None:
         while not self._over.wait(min(self._limit_seconds / _LOOKS, _MOST_SECONDS)):
-            self.look()
+            # Memory may be short just now, and who looks must not die of it.
+            with contextlib.suppress(MemoryError):
+                self.look()
 
 
 def _stacks() -> str:

@@ -6,21 +6,27 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from baton.engine.client import Watchdog
 from baton.errors import SettingError
 from baton.limits import Limits
 from baton.server.connection import Connection
 from baton.server.crowd import ACCEPTED_AT_ONCE, Crowd, fitting
+from baton.threads import started
 
 try:
     import resource
@@ -38,6 +44,42 @@ _log = logging.getLogger("baton.server")
 
 Drain = Callable[[float], bool]
 """`Client.drain`: admits nothing more, waits so many seconds for live queries, ends the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """When a server that hangs says so, and ends itself: after so many seconds (0: never).
+
+    `engine`: for how long the engine has been stuck. What hangs cannot be ended but with its process.
+    """
+
+    told_after: float
+    ends_after: float
+    engine: Callable[[], float]
+
+    def watchdogs(self, loop: asyncio.AbstractEventLoop) -> list[Watchdog]:
+        """One for the event loop, one for the engine, which has another to say that it hangs."""
+        return [
+            Watchdog(Pulse(loop).silent, self.told_after, what="no sign of the event loop", ends_after=self.ends_after),
+            Watchdog(self.engine, math.inf, ends_after=self.ends_after),
+        ]
+
+
+class Pulse:
+    """Asks an event loop, from another thread, to show that it goes round."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._shown = time.monotonic()
+
+    def silent(self) -> float:
+        """Seconds since it was seen to go round."""
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._show)
+        return time.monotonic() - self._shown
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -92,6 +134,7 @@ def serve(
     drain: Drain,
     drain_timeout_seconds: float,
     limits: Limits,
+    hang: Hang | None = None,
     on_started: Callable[[str], None] | None = None,
 ) -> None:
     """Answers requests on a bound socket until SIGINT, SIGTERM or SIGHUP, and then returns when all is at its end.
@@ -101,8 +144,10 @@ def serve(
     `on_started` is told the address once requests are taken. Must run in the main thread.
     """
     raise_file_limit()
+    # Before anything is served: see `baton.threads`.
+    threads = started(2, "baton-drain")
     crowd = Crowd(fitting(limits.max_connections))
-    server = _Server(server_config(app, limits, crowd), app, crowd, drain, drain_timeout_seconds)
+    server = _Server(server_config(app, limits, crowd), app, crowd, drain, drain_timeout_seconds, hang, threads)
     asyncio.run(server.run_until_told(bound, on_started))
 
 
@@ -126,13 +171,22 @@ class _Server(uvicorn.Server):
     """uvicorn, with signals that drain the engine first and leave exit status 0."""
 
     def __init__(
-        self, config: uvicorn.Config, app: FastAPI, crowd: Crowd, drain: Drain, timeout_seconds: float
+        self,
+        config: uvicorn.Config,
+        app: FastAPI,
+        crowd: Crowd,
+        drain: Drain,
+        timeout_seconds: float,
+        hang: Hang | None,
+        threads: ThreadPoolExecutor,
     ) -> None:
         super().__init__(config)
         # asyncio takes as many connections at once as it is told may wait for that.
         config.backlog = ACCEPTED_AT_ONCE
         self._app = app
         self._crowd = crowd
+        self._hang = hang
+        self._threads = threads
         self._drain = drain
         self._timeout_seconds = timeout_seconds
         self._drains: list[asyncio.Task[None]] = []
@@ -146,7 +200,14 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(signal.SIGHUP, self._told_to_end, False)
         self._on_started = on_started
         self._url = url_of(bound)
-        await self.serve(sockets=[bound])
+        dogs = [] if self._hang is None else self._hang.watchdogs(loop)
+        for dog in dogs:
+            dog.start()
+        try:
+            await self.serve(sockets=[bound])
+        finally:
+            for dog in dogs:
+                dog.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._crowd.watch(asyncio.get_running_loop())
@@ -179,7 +240,7 @@ class _Server(uvicorn.Server):
 
     async def _end(self, timeout_seconds: float) -> None:
         try:
-            await asyncio.to_thread(self._drain, timeout_seconds)
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._drain, timeout_seconds)
         except Exception:
             _log.exception("the engine did not drain")
         self.should_exit = True
