@@ -1,0 +1,49 @@
+"""Which versions of transformers the exactness tests are run on beside the installed one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import exact_on_versions
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout=text))
+
+
+def test_the_oldest_that_is_taken_and_the_newest_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered(monkeypatch, "transformers (9.9.1)\nAvailable versions: 9.9.1, 9.10.0, 5.17.1, 5.17.0, 5.16.0, 4.2.0\n")
+    assert exact_on_versions.found() == ["5.17.0", "9.10.0"]
+
+
+def test_the_installed_one_is_left_to_the_tests_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered(monkeypatch, f"Available versions: {version('transformers')}, 5.17.0\n")
+    assert exact_on_versions.found() == ["5.17.0"]
+
+
+def test_without_a_network_it_says_so_and_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered(monkeypatch, "")
+    monkeypatch.setattr(sys, "argv", ["exact_on_versions.py"])
+    exact_on_versions.main()
+    assert "no network" in capsys.readouterr().out
+
+
+def test_what_failed_is_named_by_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    came = {"crowd[llama-baton]": "passed", "crowd[mamba-baton]": "failure", "crowd[phi3-baton]": "skipped"}
+    monkeypatch.setattr(exact_on_versions, "results_of", lambda one: came)
+    monkeypatch.setattr(sys, "argv", ["exact_on_versions.py", "5.99.0"])
+    with pytest.raises(SystemExit):
+        exact_on_versions.main()
+    told = capsys.readouterr().out
+    assert "transformers 5.99.0" in told and "3 tests, 1 failed, 1 skipped" in told
+    assert "failure crowd[mamba-baton]" in told and "llama" not in told
