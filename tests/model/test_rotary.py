@@ -195,6 +195,20 @@ def test_a_stock_model_forgets_what_a_longer_text_left() -> None:
     torch.testing.assert_close(alone(model, query)[1], right[1])
 
 
+def test_a_rotation_that_fails_in_long_texts_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama_longrope")
+    stock = type(model.model.rotary_emb).forward
+
+    def forward(self: nn.Module, x: Tensor, position_ids: Tensor) -> object:
+        if position_ids.max() >= LIMIT:
+            raise UnboundLocalError("long_inv_freq")
+        return stock(self, x, position_ids)
+
+    monkeypatch.setattr(type(model.model.rotary_emb), "forward", forward)
+    with pytest.raises(LoadError, match=rf"model.rotary_emb fails beyond {LIMIT} tokens \(UnboundLocalError"):
+        hook(model)
+
+
 class Longest(nn.Module):
     """Rotates by the longest text in a way of its own, as code that comes with a model does."""
 

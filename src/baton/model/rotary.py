@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,11 +94,13 @@ def as_made(model: PreTrainedModel) -> None:
 def rotate_by_row(model: PreTrainedModel, lengths: Lengths) -> None:
     """Has rotary embeddings take each token's length for that of the batch.
 
-    Raises LoadError for one whose result depends on the batch's in a way that is not known.
+    Raises LoadError for one whose result depends on the batch's in a way that is not known, and for one that fails
+    where texts are long.
     """
     known = dict(_rotaries(model))
     for name, module in model.named_modules():
         if module in known:
+            _try_beyond(name, module, known[module])
             module.forward = _by_row(module, known[module], lengths)  # type: ignore[method-assign]
         elif _looks_at_the_longest(module):
             raise LoadError(f"{name} ({type(module).__name__}) rotates all rows by the longest text of a batch")
@@ -152,6 +155,21 @@ def _by_row(module: nn.Module, kinds: dict[str | None, _Kind], lengths: Lengths)
         return found if isinstance(out, tuple) else found[0]
 
     return forward
+
+
+def _try_beyond(name: str, module: Any, kinds: dict[str | None, _Kind]) -> None:
+    """Rotates twice beyond each limit: older transformers raise the second time, where longrope is by layer type."""
+    twin = copy.deepcopy(module)
+    twin.forward = partial(type(module).forward, twin)
+    device = next(module.buffers()).device
+    for layer_type, kind in kinds.items() if device.type != "meta" else ():
+        more = {} if layer_type is None else {"layer_type": layer_type}
+        positions = torch.full((1, 1), kind.limit, device=device)
+        try:
+            for _ in range(2):
+                twin(torch.zeros(1, device=device), positions, **more)
+        except Exception as error:
+            raise LoadError(own_words(f"{name} fails beyond {kind.limit} tokens", error)) from error
 
 
 def _looks_at_the_longest(module: Any) -> bool:
