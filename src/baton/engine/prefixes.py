@@ -78,7 +78,7 @@ class Prefixes:
         if self._store is None or space is None or segment.cached or query.params.prompt_logprobs is not None:
             return 0
         try:
-            found = self._store.find(segment.tokens, space)
+            found = self._store.find(segment.tokens, space) if space else self._store.find(segment.tokens)
         except Exception:
             # It is only a way to save work: there may be no memory to put the pieces together.
             log.exception("the stored prefix of query %s could not be used", query.id)
