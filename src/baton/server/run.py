@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from baton.engine.client import Watchdog
+from baton.engine.client import Held, Watchdog
 from baton.errors import SettingError
 from baton.limits import Limits
 from baton.server.connection import Connection
@@ -111,7 +111,9 @@ def url_of(bound: socket.socket) -> str:
 def server_config(app: FastAPI, limits: Limits, crowd: Crowd | None = None) -> uvicorn.Config:
     """uvicorn as this server runs it: HTTP/1.1 by our own `Connection`."""
     crowd = crowd or Crowd(limits.max_connections)
-    connection: Any = partial(Connection, limits=limits, crowd=crowd, answers=app.state.answers)
+    # Any application is served; one that holds answers by itself shares the sum.
+    answers = getattr(app.state, "answers", None) or Held(limits.max_answers_bytes)
+    connection: Any = partial(Connection, limits=limits, crowd=crowd, answers=answers)
     return uvicorn.Config(
         app,
         http=connection,
