@@ -32,4 +32,4 @@ def test_a_server_without_threads_says_so_and_ends() -> None:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr and "terminate" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("baton: an engine with 2 computing threads takes 19 threads, and this process can start ")
+    assert last.startswith("baton: an engine with 2 computing threads takes 39 threads, and this process can start ")

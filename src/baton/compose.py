@@ -70,8 +70,8 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 # Their prompts are fed in the iteration itself: a stream beside it is not for them.
 _IN_THE_ITERATION = ("orca", "run_to_completion")
 BUILTIN_NAME = "baton-builtin"
-OTHER_THREADS = 16
-"""At most, beside those that compute: the engine's, its helpers', and those of a server that read requests."""
+OTHER_THREADS = 20
+"""At most, beside those that compute or wait for a grammar: the engine's, its helpers', and a server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +316,7 @@ def set_threads(config: Config) -> None:
     """Torch's threads, and the native pool's, which has as many. Raises SettingError; LoadError if too few start."""
     count = threads(config, cores())
     # Torch has a pool for each of the two threads that call it while loading and while serving.
-    wanted = 3 * (count - 1) + OTHER_THREADS
+    wanted = 3 * (count - 1) + OTHER_THREADS + config.max_compiling
     if (can := threads_that_start(wanted)) < wanted:
         raise LoadError(
             f"an engine with {count} computing threads takes {wanted} threads, and this process can start {can}: "
