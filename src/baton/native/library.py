@@ -189,6 +189,13 @@ def _made(address: int | None, function: object, arguments: object) -> int | Non
     return address
 
 
+def _measured(size: int, function: object, arguments: object) -> int:
+    """Of a function that returns a negative size if it failed."""
+    if size < 0:
+        _raise(_INVALID)
+    return size
+
+
 # Of each function: what it returns, and what it takes. Addresses are c_void_p, as torch's data_ptr gives them.
 # All that can fail raise MemoryError, LoadError (threads), ValueError (arguments) or RuntimeError.
 _FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
@@ -218,6 +225,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
     "baton_time_parts": (_checked, (c_void_p, c_int32)),
     "baton_parts": (_checked, (c_void_p, c_void_p)),
 }
+_MEASURES = ("baton_weight_bytes", "baton_scale_count")
 _MAKERS = ("baton_pool_new", "baton_program_new")
 
 
@@ -287,6 +295,8 @@ def _loaded() -> tuple[CDLL | None, str]:
             function.restype, function.argtypes = answers, takes
         for name in _MAKERS:
             getattr(found, name).errcheck = _made
+        for name in _MEASURES:
+            getattr(found, name).errcheck = _measured
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be used ({error}); reinstall baton"
     return found, ""

@@ -1,5 +1,6 @@
 // What Python calls: the choice of the instruction set, and kernels by themselves for tests.
 #include "buffer.h"
+#include "check.h"
 #include "guard.h"
 #include "kernels.h"
 #include "program.h"
@@ -66,21 +67,38 @@ API const Kernels* baton_kernels(const char* name) {
 
 API const char* baton_name(const Kernels* kernels) { return kernels->name; }
 
+// -1 for sizes that no weight has.
 API int64_t baton_weight_bytes(const Kernels* k, int32_t kind, int64_t outputs, int64_t inputs) {
-    return k->weight_bytes(kind, outputs, inputs);
+    int64_t found = -1;
+    guarded([&] {
+        check_sizes(kind, outputs, inputs);
+        found = k->weight_bytes(kind, outputs, inputs);
+    });
+    return found;
 }
 
 API int64_t baton_scale_count(const Kernels* k, int32_t kind, int64_t outputs, int64_t inputs) {
-    return k->scale_count(kind, outputs, inputs);
+    int64_t found = -1;
+    guarded([&] {
+        check_sizes(kind, outputs, inputs);
+        found = k->scale_count(kind, outputs, inputs);
+    });
+    return found;
 }
 
 API int32_t baton_pack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, const void* piece,
                        int32_t from) {
-    return guarded([&] { k->pack(weight, first, count, piece, from); });
+    return guarded([&] {
+        check(*weight, first, count);
+        need(within(from, FLOAT32, BFLOAT16) && (piece || !count));
+        k->pack(weight, first, count, piece, from);
+    });
 }
 
 API int32_t baton_unpack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, float* to) {
     return guarded([&] {
+        check(*weight, first, count);
+        need(to || !count);
         for (int64_t i = 0; i < count; i++) k->unpack(weight, first + i, to + i * weight->inputs);
     });
 }
@@ -89,6 +107,11 @@ API int32_t baton_unpack(const Kernels* k, const Weight* weight, int64_t first, 
 API int32_t baton_product(const Kernels* k, const Weight* weight, const float* x, int64_t rows, const float* bias,
                           float* y) {
     return guarded([&] {
+        check(*weight);
+        check_sizes(rows, weight->inputs);
+        check_sizes(rows, weight->outputs);
+        if (!rows) return;
+        need(x && y);
         Memory ready, scratch;
         ready.need(k->ready_bytes(weight, rows));
         scratch.floats(k->product_scratch(weight, rows));
@@ -101,6 +124,7 @@ API int32_t baton_product(const Kernels* k, const Weight* weight, const float* x
 // One layer's attention by itself, on the calling thread; `partial` is ours.
 API int32_t baton_attend(const Kernels* k, const Attention* asked) {
     return guarded([&] {
+        check(*asked);
         Attention call = *asked;
         Memory scratch, partial;
         scratch.floats(k->attention_scratch(&call));

@@ -6,6 +6,7 @@
 #include "program.h"
 
 #include "buffer.h"
+#include "check.h"
 #include "guard.h"
 #include "pool.h"
 #include "rowwise.h"
@@ -14,6 +15,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <new>
@@ -48,6 +50,22 @@ void convert(const float* from, int64_t stride, int64_t count, int32_t kind, cha
 struct alignas(64) Counter {
     std::atomic<int64_t> next{0};
 };
+
+void check_lengths(std::initializer_list<int64_t> all) {
+    for (int64_t one : all) need(within(one, 0, MOST_WIDTH * MOST_WIDTH));
+}
+
+// That each instruction is one, and names what is there.
+void check(const Instruction* code, int64_t count, int64_t tables, int64_t layers, int64_t looks) {
+    for (int64_t i = 0; i < count; i++) {
+        const Instruction& one = code[i];
+        need(within(one.does, 0, DOES_COUNT - 1) && within(one.op.operands, 0, MOST_OPERANDS));
+        if (one.does == ROWWISE) need(within(one.op.code, 0, ROWWISE_COUNT - 1));
+        if (one.does == EMBED || one.does == READY || one.does == PRODUCT) need(within(one.weight, 0, tables - 1));
+        if (one.does == KEEP) need(within(one.layer, 0, layers - 1));
+        if (one.does == ATTEND) need(within(one.look, 0, looks - 1));
+    }
+}
 
 bool by_token(const Instruction& one) { return one.does != PRODUCT && one.does != ATTEND && one.does != PICK; }
 
@@ -395,6 +413,9 @@ API Program* baton_program_new(const Kernels* kernels, Pool* pool, const Outline
                                int64_t count, const Table* tables, int64_t table_count, const Layer* layers,
                                int64_t layer_count, const Look* looks, int64_t look_count) {
     return made([&] {
+        check_lengths({count, table_count, layer_count, look_count});
+        check(code, count, table_count, layer_count, look_count);
+        for (int64_t i = 0; i < look_count; i++) need(within(looks[i].layer, 0, layer_count - 1));
         return new Program(kernels, pool, *outline, code, count, tables, table_count, layers, layer_count, looks,
                            look_count);
     });
