@@ -412,7 +412,7 @@ def _judge(seen: Seen, outcomes: dict[str, float], base: dict[str, int], now: di
         seen.breach(f"{count['failed']} queries failed")
     if not seen.read <= count["finished"]:
         seen.breach(f"{seen.read} answers were read, and {count['finished']} finished")
-    for name, most in (("files", 8), ("threads", 16), ("RSS", RSS_GROWTH)):
+    for name, most in (("files", 16), ("threads", 16), ("RSS", RSS_GROWTH)):
         if now[name] > base[name] + most:
             seen.breach(f"{name}: {base[name]:,} before, {now[name]:,} after")
     if max(seen.health, default=0) > HEALTH_SECONDS:
