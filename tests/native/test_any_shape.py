@@ -58,7 +58,7 @@ def wide(x: Array) -> Array:
 def packed(kernels: int, kind: int, weight: Array, dice: np.random.Generator) -> tuple[Weight, list[Array]]:
     assert library is not None
     outputs, inputs = weight.shape
-    data = room(library.baton_weight_bytes(kernels, kind, outputs, inputs), np.uint8, dice)
+    data = room(library.baton_weight_bytes(kernels, kind, outputs, inputs) // 4, np.float32, dice)
     scales = room(library.baton_scale_count(kernels, kind, outputs, inputs), np.float32, dice)
     found = Weight(kind, outputs, inputs, data.ctypes.data, scales.ctypes.data if len(scales) else None)
     cut = int(dice.integers(0, outputs + 1))
