@@ -17,7 +17,8 @@ import pytest
 from baton.native import library as native
 from baton.native.library import BFLOAT16, FLOAT32, INT8, Attention, Columns, Span, Weight
 
-SECONDS = float(os.environ.get("BATON_FUZZ_SECONDS", "1"))
+SECONDS = float(os.environ.get("BATON_FUZZ_SECONDS", "0"))
+ROUNDS = 40  # and more while there is time
 SIZES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130)
 Array = np.ndarray
 library = native.library
@@ -25,10 +26,10 @@ pytestmark = pytest.mark.skipif(library is None, reason=native.describe())
 
 
 def rounds(seed: int) -> Iterator[np.random.Generator]:
-    """As many as there is time for, at least twenty."""
+    """At least as many as everywhere, then as many as there is time for."""
     end = time.monotonic() + SECONDS
     for number in range(10**9):
-        if number >= 20 and time.monotonic() > end:
+        if number >= ROUNDS and time.monotonic() > end:
             return
         yield np.random.default_rng([seed, number])
 
@@ -81,9 +82,10 @@ def test_products_of_any_shape(kernels: int, kind: int) -> None:
         library.baton_unpack(kernels, struct, 0, outputs, back.ctypes.data)
         y = room(rows * outputs, np.float32, dice).reshape(rows, outputs)
         library.baton_product(kernels, struct, x.ctypes.data, rows, bias.ctypes.data, y.ctypes.data)
-        scale = np.abs(x) @ np.abs(weight).T + 1
-        assert (np.abs(y - (x @ weight.T + bias)) <= 0.02 * scale).all(), (kind, rows, outputs, inputs)
-        assert (np.abs(back - weight) <= 0.02 * np.abs(weight).max()).all()
+        # Of what was packed; activations of the products in 16 bits are rounded, too.
+        size = np.abs(x) @ np.abs(back).T + np.abs(x).max(initial=0) * np.abs(back).sum(axis=1) / 200 + 1e-3
+        assert (np.abs(y - (x @ back.T + bias)) <= 0.01 * size).all(), (kind, rows, outputs, inputs)
+        assert (np.abs(back - weight) <= 0.005 * np.abs(weight).max(axis=1, keepdims=True)).all()
         assert held
 
 
