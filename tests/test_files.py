@@ -141,3 +141,12 @@ def test_a_report_without_contenders_is_none(tmp_path: Path) -> None:
     path.write_text(json.dumps({"baton_bench": 1}))
     with pytest.raises(SettingError, match="no report of baton bench"):
         read_report(path)
+
+
+def test_a_reader_of_stderr_that_leaves_does_not_end_a_server() -> None:
+    program = "from baton.commands import _errors\nfor _ in range(3): _errors.print('x' * 2**17)\nprint('here')"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writing, timeout=60)
+    os.close(writing)
+    assert done.stdout == b"here\n"

@@ -47,6 +47,10 @@ class _Errors(Console):
         with contextlib.suppress(OSError):
             super().print(*args, **kw)
 
+    def on_broken_pipe(self) -> None:
+        """Ends the process by itself otherwise."""
+        self.quiet = True
+
 
 _errors = _Errors(stderr=True, highlight=False, soft_wrap=True)
 
