@@ -71,6 +71,7 @@ def build(name: str, device: torch.device, tiny: bool, *, float8: bool = False) 
         tokenizer=ModelTokenizer(tokenizer(config.vocab_size), config.vocab_size),
         end_ids=(),
         context_tokens=config.max_position_embeddings,
+        context_source="max_position_embeddings in its config",
         dtype=dtype,
         device=device,
         parameters=sum(p.numel() for p in model.parameters()),

@@ -76,6 +76,14 @@ def test_idle_server_ends_cleanly(start: Start, number: signal.Signals) -> None:
     assert (process.returncode, out.strip(), err) == (0, "clean", "")
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_heard() -> Iterator[None]:
+    """Tests that nohup started ignore them, and so would the servers that they start."""
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, ours)
+
+
 def _signal_with_a_stream(start: Start, *numbers: signal.Signals) -> tuple[int, str]:
     """How the process ends that gets these signals while a stream is open, and what the stream said."""
     process, url = start(0, 2.0)

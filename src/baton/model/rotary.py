@@ -94,16 +94,22 @@ def as_made(model: PreTrainedModel) -> None:
 def rotate_by_row(model: PreTrainedModel, lengths: Lengths) -> None:
     """Has rotary embeddings take each token's length for that of the batch.
 
-    Raises LoadError for one whose result depends on the batch's in a way that is not known, and for one that fails
-    where texts are long.
+    Raises LoadError for one whose result depends on the batch's in a way that is not known.
     """
     known = dict(_rotaries(model))
     for name, module in model.named_modules():
         if module in known:
-            _try_beyond(name, module, known[module])
             module.forward = _by_row(module, known[module], lengths)  # type: ignore[method-assign]
         elif _looks_at_the_longest(module):
             raise LoadError(f"{name} ({type(module).__name__}) rotates all rows by the longest text of a batch")
+
+
+def must_rotate_beyond(model: PreTrainedModel) -> None:
+    """Raises LoadError for a rotary embedding that fails where texts are long, as stock itself would there."""
+    known = dict(_rotaries(model))
+    for name, module in model.named_modules():
+        if module in known:
+            _try_beyond(name, module, known[module])
 
 
 def _rotaries(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str | None, _Kind]]]:
@@ -176,6 +182,8 @@ def _looks_at_the_longest(module: Any) -> bool:
     """Whether a rotary embedding of another kind rotates a token otherwise where a text is longer."""
     if not hasattr(module, "inv_freq") or "position_ids" not in inspect.signature(module.forward).parameters:
         return False
+    if module.inv_freq.device.type == "meta":
+        return False  # there are no numbers to compare
     try:
         device = module.inv_freq.device
         positions = torch.arange(_ASKED, device=device)[None]

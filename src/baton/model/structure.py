@@ -21,6 +21,7 @@ from baton.model.forward import Forward
 from baton.model.lengths import lengths_of
 from baton.model.lifted import can_be_lifted, layers_of_all_kinds, lifted
 from baton.model.probe import call, own_words, probe
+from baton.model.rotary import must_rotate_beyond
 from baton.model.selfcheck import (
     SHORTEST_PROMPT,
     STEPS,
@@ -62,6 +63,7 @@ def structure(model: PreTrainedModel, columns: int, tolerance: float | None = No
 
     `tolerance`: of logits, for models that cannot be float32; that of their number format if left out.
     """
+    must_rotate_beyond(model)
     layers, every = layers_of_all_kinds(model)
     stock = model.config.get_text_config()._attn_implementation
     try:
@@ -77,7 +79,12 @@ def structure(model: PreTrainedModel, columns: int, tolerance: float | None = No
             except Exception:
                 log.info("the model does not run in float32: ways are compared in its own number format", exc_info=True)
         texts, unchecked = _texts(model, columns, every)
-        return _found(model, texts, stock_logits(model, texts), unchecked, columns, stock, tolerance)
+        try:
+            expected = stock_logits(model, texts)
+        except Exception as error:
+            # Beyond some length its own code may fail, and there is nothing to compare with.
+            raise LoadError(own_words("it does not run with a stock cache", error)) from error
+        return _found(model, texts, expected, unchecked, columns, stock, tolerance)
     finally:
         model.set_attn_implementation(stock)
 
