@@ -25,16 +25,17 @@ from typing import Any
 
 from report import flags, parsed, table, tell
 
-from baton import builtin, trials
+from baton import builtin
 from baton.bench.compare import Verdict, differences, verdicts
+from baton.bench.interleave import meet
 from baton.bench.table import report
-from baton.bench.turns import meet
 from baton.bench.workload import make_workload
 from baton.compose import set_threads
-from baton.config import Config
+from baton.core.config import Config
 from baton.engine.engine import Engine
-from baton.model.load import load
-from baton.model.sample import Sampler
+from baton.loader.load import load
+from baton.measure import trials
+from baton.sampling.sampler import Sampler
 
 CONTENDER = trials.Contender("baton", {"policy": "baton"})
 SAME, SLOW, FLIP = "same", "slow", "flip"
@@ -55,7 +56,7 @@ def main() -> None:
     if args.keep and args.keep.exists():
         found = json.loads(args.keep.read_text())
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["baton.trials"])
+    processes.set_forkserver_preload(["baton.measure.trials"])
     # Mixed, so that each kind meets the machine at all times.
     left = {SAME: args.same, SLOW: args.slow, FLIP: args.flips}
     for _ in range(sum(left.values())):

@@ -16,12 +16,13 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from baton.cuda import compiled_layers as regions
+from baton.cuda.decode_steps import Slot, Steps
+from baton.cuda.ragged_attention import InTorch
 from baton.kv.rectangle import Rectangle
-from baton.model import hooked, regions
-from baton.model.choose import hook
+from baton.loader.choose import hook
+from baton.model import hooked
 from baton.model.forward import Forward
-from baton.model.ragged import InTorch
-from baton.model.steps import Slot, Steps
 
 SIZES = (1, 2, 4, 8)
 TOKENS = 39

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baton.compose import POLICIES, open_house
-from baton.config import Config
-from baton.events import Event, IterationDone, QueryMoved
+from baton.core.config import Config
+from baton.core.events import Event, IterationDone, QueryMoved
+from baton.core.query import SamplingParams, State
 from baton.policy.baton import Baton
-from baton.query import SamplingParams, State
 
 TRACE = Path(__file__).parent / "azure_conversations.csv"
 

@@ -30,18 +30,18 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from baton import builtin
-from baton.clock import monotonic
 from baton.compose import POLICIES, facts_of, make_engine, set_threads
-from baton.config import Config, resolve
+from baton.core.clock import monotonic
+from baton.core.config import Config, resolve
+from baton.core.query import Query, SamplingParams
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.kv.rectangle import LayerShape
-from baton.model.feeder import Ran
-from baton.model.look import Span
-from baton.model.sample import Draw, Sampler
+from baton.model.port import Ran
 from baton.model.tokenizer import ModelTokenizer
+from baton.model.visibility import Span
 from baton.observe.metrics import Metrics
-from baton.query import Query, SamplingParams
+from baton.sampling.sampler import Draw, Sampler
 
 # The 135M shape: 30 layers of 3 KV heads of 64 numbers.
 LAYERS = [LayerShape(3, 64, 64)] * 30

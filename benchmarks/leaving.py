@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import torch
 
-from baton.kv.copies import Copies
-from baton.kv.lane import LateLane
-from baton.kv.packed import Packed
-from baton.kv.pinned import HostMemory
+from baton.cuda.copy_stream import LateLane
+from baton.cuda.offload import Copies
+from baton.cuda.packed_rows import Packed
+from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle
 

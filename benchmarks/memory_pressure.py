@@ -32,12 +32,12 @@ from stage import Stage, load, prompts
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
-from baton.clock import monotonic
 from baton.compose import facts_of
-from baton.config import Config, Settings, resolve
-from baton.events import Event, IterationDone, QueryMoved
-from baton.model.load import Loaded
-from baton.query import State
+from baton.core.clock import monotonic
+from baton.core.config import Config, Settings, resolve
+from baton.core.events import Event, IterationDone, QueryMoved
+from baton.core.query import State
+from baton.loader.load import Loaded
 
 MIB = 2**20
 TRACE = Path(__file__).parent / "azure_conversations.csv"

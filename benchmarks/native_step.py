@@ -26,9 +26,9 @@ from report import command, machine, table, write_section
 from transformers import AutoModelForCausalLM
 
 from baton.kv.rectangle import Rectangle
+from baton.loader.load import hook
 from baton.model.forward import Forward
-from baton.model.load import hook
-from baton.model.look import Span
+from baton.model.visibility import Span
 
 TURNS = 21
 WARM = 4

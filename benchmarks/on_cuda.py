@@ -34,7 +34,7 @@ from gpu.results import Results
 from gpu.steps import backend, steps
 from gpu.throughput import offline
 
-from baton.model.load import Loaded
+from baton.loader.load import Loaded
 
 SHOWN = ("machine", "exact", "steps", "offline", "online", "memory")
 """What is shown of a GPU."""

@@ -39,8 +39,8 @@ from tqdm import tqdm
 
 from baton.bench.drive import Mode
 from baton.bench.workload import Workload, make_workload
-from baton.config import Config
-from baton.model.load import Loaded
+from baton.core.config import Config
+from baton.loader.load import Loaded
 
 ALIKE, MIXED = "alike", "mixed"
 

@@ -25,9 +25,9 @@ from stage import Stage, load, prompts
 from tqdm import tqdm
 
 from baton.bench.drive import Heard
-from baton.clock import monotonic
-from baton.config import Config, Settings
-from baton.model.load import Loaded
+from baton.core.clock import monotonic
+from baton.core.config import Config, Settings
+from baton.loader.load import Loaded
 
 POLICIES = ("priority", "baton")
 URGENT, LESS_URGENT = 0, 10

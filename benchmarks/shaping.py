@@ -12,7 +12,7 @@ import statistics
 import torch
 from report import flags, parsed, table, tell
 
-from baton.clock import monotonic
+from baton.core.clock import monotonic
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import LayerShape, Rectangle
 

@@ -18,13 +18,13 @@ from baton import builtin
 from baton.bench.costmodel import middle
 from baton.bench.figures import Figures
 from baton.bench.workload import Workload, make_workload
-from baton.calibrate import Calibration
 from baton.compose import facts_of, set_threads
-from baton.config import Config, resolve
+from baton.core.config import Config, resolve
 from baton.kv.rectangle import footprint
-from baton.model.load import Loaded, load
-from baton.simulate import simulated
-from baton.trials import Contender, settings_of, trials
+from baton.loader.load import Loaded, load
+from baton.measure.calibrate import Calibration
+from baton.measure.simulate import simulated
+from baton.measure.trials import Contender, settings_of, trials
 
 WORKLOADS = {
     "mixed": {"prompt": "lognormal:100,0.8", "answer": "lognormal:60,0.8"},

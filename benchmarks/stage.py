@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from baton import builtin
 from baton.bench.drive import Heard
 from baton.builtin import tasks
-from baton.clock import monotonic
 from baton.compose import POLICIES, facts_of, make_engine, model_name, set_threads
-from baton.config import Config, Settings, resolve
-from baton.events import Sink, Update
-from baton.model.load import Loaded
-from baton.model.load import load as load_model
-from baton.query import Query, SamplingParams
+from baton.core.clock import monotonic
+from baton.core.config import Config, Settings, resolve
+from baton.core.events import Sink, Update
+from baton.core.query import Query, SamplingParams
+from baton.loader.load import Loaded
+from baton.loader.load import load as load_model
 
 
 class Stage:

@@ -24,10 +24,10 @@ from stage import Stage, load, prompts
 from tqdm import tqdm
 
 from baton.bench.drive import Heard
-from baton.clock import monotonic
-from baton.config import Config, Settings
-from baton.events import Event, IterationDone
-from baton.model.load import Loaded
+from baton.core.clock import monotonic
+from baton.core.config import Config, Settings
+from baton.core.events import Event, IterationDone
+from baton.loader.load import Loaded
 
 POLICIES = ("baton", "orca")
 

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from baton.model import triton_decode, triton_kernels
+from baton.cuda import triton_decode, triton_kernels
 
 SHAPES = [("bf16", 64), ("bf16", 80), ("bf16", 128), ("bf16", 256), ("fp16", 128), ("fp32", 64), ("fp32", 128)]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from baton.errors import LoadError
-from baton.model.load import hook
+from baton.core.errors import LoadError
+from baton.loader.load import hook
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,

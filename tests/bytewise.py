@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from baton.model.selfcheck import use_reference_attention
+from baton.loader.selfcheck import use_reference_attention
 from families import Family, bare_model
 
 SIZE = 300

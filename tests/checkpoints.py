@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from baton.config import Config
-from baton.errors import LoadError
-from baton.model.hub import find
-from baton.model.load import Loaded, load
-from baton.model.stock import read_config
+from baton.core.config import Config
+from baton.core.errors import LoadError
+from baton.loader.hub import find
+from baton.loader.load import Loaded, load
+from baton.loader.stock import read_config
 
 WEIGHTS = "model.safetensors"
 Weights = dict[str, Tensor]

@@ -14,37 +14,37 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from baton.batch.batch import RectangleBatch
-from baton.clock import ManualClock
-from baton.config import Settings
+from baton.batch.prefill import PrefillHere
+from baton.batch.rows import Rows
+from baton.core.clock import ManualClock
+from baton.core.config import Settings
+from baton.core.events import Update
+from baton.core.query import Query, SamplingParams
+from baton.core.text import TextStream
+from baton.cuda.async_rows import RowsAhead
+from baton.cuda.copy_stream import LateLane
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.offload import Copies
+from baton.cuda.page_layout import Layout
+from baton.cuda.pinned_memory import Extent, HostMemory
+from baton.cuda.prefill_stream import RowsBeside, Side
+from baton.cuda.ragged_attention import InTorch, Places
+from baton.cuda.varlen_prefill import Varlen
+from baton.cuda.virtual_memory import Driver
 from baton.engine.engine import Engine
-from baton.engine.talk import Talks
-from baton.events import Update
+from baton.engine.output import Talks
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
-from baton.kv.copies import Copies
-from baton.kv.driver import Driver
-from baton.kv.lane import LateLane
-from baton.kv.layout import Layout
-from baton.kv.mapped import MappedRectangle
-from baton.kv.pinned import Extent, HostMemory
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.model.ahead import RowsAhead
+from baton.loader.choose import hook
 from baton.model.aligned import AlignedForward
-from baton.model.beside import RowsBeside, Side
-from baton.model.choose import hook
+from baton.model.execution import Prompts
 from baton.model.forward import Forward
-from baton.model.look import Look
-from baton.model.packed import Varlen
-from baton.model.ragged import InTorch, Places
-from baton.model.rows import Rows
-from baton.model.sample import Draw, Sampler
-from baton.model.way import Prompts
+from baton.model.visibility import Look
+from baton.policy.memory_guard import Within
 from baton.policy.port import SURE_TOKENS, Plan, Policy, View
-from baton.policy.within import Within
-from baton.prefill.here import PrefillHere
-from baton.query import Query, SamplingParams
-from baton.text import TextStream
+from baton.sampling.sampler import Draw, Sampler
 from families import CONTEXT, VOCABULARY
 from later import Aside
 from varlen import varlen_attn

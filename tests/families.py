@@ -12,7 +12,7 @@ import transformers
 from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from baton.model.selfcheck import use_reference_attention
+from baton.loader.selfcheck import use_reference_attention
 
 VOCABULARY = 160
 CONTEXT = 192

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from baton.model.occupant import Running
+from baton.batch.row_state import Running
 
 
 class Later:

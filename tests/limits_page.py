@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from baton.limits import Limits, flag_of
+from baton.core.limits import Limits, flag_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "server.md"
 PLACE = re.compile(r"(<!-- limits: begin -->\n).*(<!-- limits: end -->)", re.DOTALL)

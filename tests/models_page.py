@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import transformers
 
+from baton.loader.load import hook
 from baton.model.forward import Forward
-from baton.model.load import hook
 from families import FAMILIES, model_of
 
 POLICIES = ("run_to_completion", "orca", "baton")

@@ -17,12 +17,12 @@ import httpx
 import uvicorn
 
 from baton import builtin
-from baton.clock import monotonic
 from baton.compose import facts_of, start
-from baton.config import make_config, resolve
+from baton.core.clock import monotonic
+from baton.core.config import make_config, resolve
 from baton.engine.client import Client, Stats
 from baton.faults import Faults
-from baton.model.load import Loaded, load
+from baton.loader.load import Loaded, load
 from baton.observe.metrics import Metrics
 from baton.policy.baton import Baton
 from baton.server.app import create_app

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from baton.compose import POLICIES
-from baton.query import Query, SamplingParams
+from baton.core.query import Query, SamplingParams
 from families import CONTEXT, VOCABULARY
 
 POISON = 3

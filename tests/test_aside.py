@@ -10,15 +10,15 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from baton.batch.rows import Rows
 from baton.compose import POLICIES
-from baton.kv import copies as moving
-from baton.kv.copies import Copies
-from baton.kv.lane import LateLane
+from baton.core.query import Query
+from baton.core.step import Feeding
+from baton.cuda import offload as moving
+from baton.cuda.copy_stream import LateLane
+from baton.cuda.offload import Copies
 from baton.kv.segment import arrived
-from baton.model.rows import Rows
 from baton.policy.baton import Baton
-from baton.query import Query
-from baton.work import Feeding
 from crowd import Crowd, Shaken, Spoiled, alone, crowd_of, late_copies, query_of, some_queries
 from families import CONTEXT, VOCABULARY, model_of
 
@@ -74,8 +74,8 @@ def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, ahead: bo
 
 
 def test_the_comparison_notices_rows_that_are_read_before_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.kv.lane._LateMark.join", lambda self: None)
-    monkeypatch.setattr("baton.kv.lane._LateMark.done", lambda self: True)
+    monkeypatch.setattr("baton.cuda.copy_stream._LateMark.join", lambda self: None)
+    monkeypatch.setattr("baton.cuda.copy_stream._LateMark.done", lambda self: True)
     queries, expected = queries_of("llama")
     dice = random.Random(1)
     crowd = crowd_apart("llama", Shaken(Baton(), dice), late_copies())
@@ -171,7 +171,7 @@ def test_where_there_is_no_memory_to_copy_a_row_stays_or_does_not_come(monkeypat
     expected = [part.clone() for part in rows.peek("a").parts]
     short = torch.OutOfMemoryError("no")
     with monkeypatch.context() as patched:
-        patched.setattr("baton.kv.copies.gather", Mock(side_effect=short))
+        patched.setattr("baton.cuda.offload.gather", Mock(side_effect=short))
         with pytest.raises(torch.OutOfMemoryError):
             rows.lift("a", copy=True)
     assert all(map(torch.equal, rows.peek("a").parts, expected))

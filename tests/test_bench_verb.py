@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from baton import trials
 from baton.bench.compare import differences, verdicts
-from baton.cli import cli
-from baton.errors import BatonError, CheckFailed, SettingError
-from baton.trials import contenders
+from baton.cli.main import cli
+from baton.core.errors import BatonError, CheckFailed, SettingError
+from baton.measure import trials
+from baton.measure.trials import contenders
 
 SMALL = ["--queries", "5", "--prompt", "uniform:5,20", "--answer", "uniform:3,8", "--repeat", "2", "--alone", "3"]
 
@@ -137,7 +137,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
 
 def test_no_page_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("baton.benchmark.load", lambda *given: pytest.fail("it was begun"))
+    monkeypatch.setattr("baton.cli.bench.load", lambda *given: pytest.fail("it was begun"))
     done = run("--html", str(tmp_path / "report.html"))
     assert isinstance(done.exception, SettingError) and "[bench]" in str(done.exception)
 
@@ -145,7 +145,7 @@ def test_no_page_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_an_answer_that_is_not_as_alone_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control."""
     right = trials.by_themselves
-    monkeypatch.setattr("baton.benchmark.by_themselves", lambda *given: {0: [1, 2, 3], **right(*given)} | {0: [1]})
+    monkeypatch.setattr("baton.cli.bench.by_themselves", lambda *given: {0: [1, 2, 3], **right(*given)} | {0: [1]})
     assert isinstance(run("--policies", "baton").exception, CheckFailed)
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 
 from baton import builtin
-from baton.calibrate import Calibration, Turn, Turns
 from baton.compose import facts_of
-from baton.config import make_config, resolve
-from baton.errors import CheckFailed
-from baton.events import IterationDone, QueryEnded, Slots, Usage
+from baton.core.config import make_config, resolve
+from baton.core.errors import CheckFailed
+from baton.core.events import IterationDone, QueryEnded, Slots, Usage
+from baton.core.query import State
 from baton.kv.rectangle import footprint
-from baton.model.load import load
-from baton.query import State
+from baton.loader.load import load
+from baton.measure.calibrate import Calibration, Turn, Turns
 
 ITERATION = IterationDone(
     index=0,

@@ -25,10 +25,10 @@ from baton.chat.conversation import SETTABLE, changed
 from baton.chat.events import events
 from baton.chat.lines import question
 from baton.chat.remote import base_of, may_be_sent
-from baton.cli import main
-from baton.errors import QueueFull, SettingError
-from baton.query import SamplingParams
-from baton.server.access import Access
+from baton.cli.main import main
+from baton.core.errors import QueueFull, SettingError
+from baton.core.query import SamplingParams
+from baton.server.auth import Access
 from saved import save_tiny
 from server.listening import listening
 from server.scripted import MODEL, ScriptedLoop, app_of

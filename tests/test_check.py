@@ -10,14 +10,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from baton.check import DETERMINISTIC, SCENARIOS, SIZE, Outcome, check
-from baton.cli import cli
-from baton.config import Config
-from baton.errors import CheckFailed
+from baton.cli.main import cli
+from baton.core.config import Config
+from baton.core.errors import CheckFailed
+from baton.loader.load import Loaded, load
+from baton.loader.oracle import Oracle
+from baton.measure.check import DETERMINISTIC, SCENARIOS, SIZE, Outcome, check
 from baton.model.attention import Decode, Fill
-from baton.model.load import Loaded, load
-from baton.model.look import Look, Span
-from baton.model.oracle import Oracle
+from baton.model.visibility import Look, Span
 from families import FAMILIES, Family, bare_model, model_of
 from saved import save_tiny, save_tokenizer
 
@@ -136,7 +136,7 @@ def test_the_command_says_so_and_ends_with_its_status(tmp_path: Path, monkeypatc
     status, told = run(folder)
     assert (status, told["passed"], told["way"], told["dtype"]) == (0, True, "rectangle", "float32")
     assert len(told["scenarios"]) == len(SCENARIOS) + 2
-    monkeypatch.setattr("baton.model.oracle.TOLERANCE", {torch.float32: -1.0})
+    monkeypatch.setattr("baton.loader.oracle.TOLERANCE", {torch.float32: -1.0})
     status, told = run(folder)
     assert (status, told["passed"]) == (1, False)
 

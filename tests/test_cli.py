@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from baton.cli import main
+from baton.cli.main import main
 from crowd import alone, query_of
 from saved import CONTEXT, VOCABULARY, save_model, save_tiny, save_tokenizer
 
@@ -353,7 +353,7 @@ def test_what_is_on_by_itself_can_be_turned_off(
     flags: list[str], kept: bool, baton: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr("baton.commands.run_generate", lambda config, *_, **__: asked.append(config.prefix_cache))
+    monkeypatch.setattr("baton.cli.serve.run_generate", lambda config, *_, **__: asked.append(config.prefix_cache))
     assert baton("generate", "-p", "Hi", *flags).status == 0
     assert asked == [kept]
 
@@ -368,7 +368,7 @@ def test_the_command_answers_and_refuses_without_importing_torch() -> None:
     """In a process of its own, as a user starts it: help and bad settings need not wait for torch."""
     script = (
         "import sys\n"
-        "from baton.cli import main\n"
+        "from baton.cli.main import main\n"
         "try:\n"
         "    main()\n"
         "finally:\n"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from baton.compose import facts_of, make_engine, open_house
-from baton.config import Config, resolve
-from baton.errors import LoadError, SettingError
-from baton.kv.driver import HostDriver
-from baton.kv.mapped import MappedRectangle
-from baton.model.load import Loaded, load
+from baton.core.config import Config, resolve
+from baton.core.errors import LoadError, SettingError
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.virtual_memory import HostDriver
+from baton.loader.load import Loaded, load
+from baton.measure.trials import Contender, settings_of
 from baton.policy.baton import Baton
-from baton.trials import Contender, settings_of
 from crowd import query_of
 from families import model_of
 from saved import save_tokenizer

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.config import AUTO, NOT_SETTINGS, Config, Facts, load_config, make_config, parse_bytes, resolve
-from baton.errors import SettingError
-from baton.footprint import Columns, Footprint
+from baton.core.config import AUTO, NOT_SETTINGS, Config, Facts, load_config, make_config, parse_bytes, resolve
+from baton.core.errors import SettingError
+from baton.core.footprint import Columns, Footprint
 
 FACTS = Facts(
     context_tokens=1000,

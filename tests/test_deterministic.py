@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from baton import LLM, SamplingParams
+from baton.core.query import Query
 from baton.native import library
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.policy.run_to_completion import RunToCompletion
-from baton.query import Query
 from crowd import Crowd, Shaken, crowd_of, some_queries
 from families import model_of
 

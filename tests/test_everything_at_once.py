@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 import torch
 
-from baton.clock import ManualClock
 from baton.compose import POLICIES
-from baton.events import TokenLogprobs
+from baton.core.clock import ManualClock
+from baton.core.events import TokenLogprobs
+from baton.core.query import Query, SamplingParams
 from baton.kv.budget import SPARE_BYTES, Budget
 from baton.kv.rectangle import Rectangle
 from baton.native import library as native
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
-from baton.query import Query, SamplingParams
 from crowd import Crowd, Shaken, alone, crowd_of, late_copies
 from families import CONTEXT, model_of
 from story import FAMILIES, POISON, Story

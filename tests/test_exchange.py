@@ -9,9 +9,9 @@ import torch
 
 from baton.compose import POLICIES
 from baton.kv.rectangle import Rectangle
+from baton.loader.load import hook
 from baton.model.forward import Forward
-from baton.model.load import hook
-from baton.model.look import Span
+from baton.model.visibility import Span
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of
 

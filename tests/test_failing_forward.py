@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from baton.model.program import Program
+from baton.core.query import Query
 from baton.native import library as native
+from baton.native.program import Program
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.policy.run_to_completion import RunToCompletion
-from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of
 

@@ -17,10 +17,10 @@ import pytest
 
 import baton
 from baton import LLM, SamplingParams
-from baton.commands import run_generate
+from baton.cli.serve import run_generate
 from baton.compose import open_house
-from baton.config import make_config
-from baton.errors import QueryFailed, SettingError
+from baton.core.config import make_config
+from baton.core.errors import QueryFailed, SettingError
 from baton.faults import Faults, InjectedFault, from_environment
 from baton.observe.trace import read_trace
 from promises import Served, Streams, a_query, serving, until

@@ -13,11 +13,11 @@ import pytest
 
 from baton.bench.compare import read_report
 from baton.bench.costmodel import read_costs
-from baton.config import Config, load_config
-from baton.errors import SettingError
-from baton.files import check_writable, read_text, write_text
+from baton.core.config import Config, load_config
+from baton.core.errors import SettingError
+from baton.core.files import check_writable, read_text, write_text
 from baton.observe.trace import TraceFile, read_trace
-from baton.server.access import access_of
+from baton.server.auth import access_of
 
 Place = Callable[[Path], str]
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -144,7 +144,7 @@ def test_a_report_without_contenders_is_none(tmp_path: Path) -> None:
 
 
 def test_a_reader_of_stderr_that_leaves_does_not_end_a_server() -> None:
-    program = "from baton.commands import _errors\nfor _ in range(3): _errors.print('x' * 2**17)\nprint('here')"
+    program = "from baton.cli.serve import _errors\nfor _ in range(3): _errors.print('x' * 2**17)\nprint('here')"
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=writing, timeout=60)

@@ -13,11 +13,11 @@ import psutil
 import pytest
 import torch
 
-from baton import host
 from baton.compose import set_threads
-from baton.config import Config
-from baton.errors import LoadError, SettingError
-from baton.host import cores, free_memory_bytes, threads_that_start
+from baton.core import host
+from baton.core.config import Config
+from baton.core.errors import LoadError, SettingError
+from baton.core.host import cores, free_memory_bytes, threads_that_start
 
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

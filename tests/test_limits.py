@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from baton.config import Config, make_config
-from baton.errors import SettingError
-from baton.limits import LimitExceeded, Limits, flag_of, table
-from baton.query import SamplingParams
+from baton.core.config import Config, make_config
+from baton.core.errors import SettingError
+from baton.core.limits import LimitExceeded, Limits, flag_of, table
+from baton.core.query import SamplingParams
 
 LIMITS = Limits()
 

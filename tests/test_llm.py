@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import baton
 from baton import LLM, AsyncLLM, SamplingParams
-from baton.errors import (
+from baton.core.errors import (
     ContextLengthExceeded,
     DeadlinePassed,
     EngineUnhealthy,
@@ -23,7 +23,7 @@ from baton.errors import (
     SettingError,
     Unsupported,
 )
-from baton.events import SLOT_KINDS
+from baton.core.events import SLOT_KINDS
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, View
 from crowd import alone, query_of
@@ -468,7 +468,7 @@ async def test_closing_the_iterator_cancels_its_query(engine: AsyncLLM) -> None:
 async def test_what_cannot_be_honoured_is_refused_when_the_iterator_is_advanced(engine: AsyncLLM) -> None:
     with pytest.raises(ContextLengthExceeded):
         await anext(engine.generate("x" * CONTEXT, GREEDY))
-    with pytest.raises(baton.errors.Unsupported):
+    with pytest.raises(baton.core.errors.Unsupported):
         await anext(engine.generate("hello", GREEDY, priority=3))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from baton.footprint import Columns, Footprint
-from baton.machine import machine_of, read_bytes_per_second
+from baton.cli.live import machine_of, read_bytes_per_second
+from baton.core.footprint import Columns, Footprint
 
 FOOTPRINT = Footprint((Columns(token_bytes=64, count=4),))
 

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from baton.errors import InvalidValue
-from baton.query import MAX_USER_CHARACTERS, NO_TERMS, Query, SamplingParams, State, Terms
+from baton.core.errors import InvalidValue
+from baton.core.query import MAX_USER_CHARACTERS, NO_TERMS, Query, SamplingParams, State, Terms
 
 
 @pytest.mark.parametrize(

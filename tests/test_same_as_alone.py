@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from baton.compose import POLICIES
+from baton.core.query import Query
 from baton.kv import aligned
 from baton.model.aligned import Aligned
 from baton.model.attention import Decode, Fill
 from baton.policy.baton import Baton
-from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import CONTEXT, FAMILIES, FURTHER, model_of
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from baton.batch import rows
 from baton.compose import POLICIES
-from baton.events import TokenLogprobs
-from baton.model import rows
+from baton.core.events import TokenLogprobs
+from baton.core.query import Query
 from baton.policy.baton import Baton
-from baton.query import Query
 from crowd import Crowd, Shaken, crowd_of, query_of
 from families import VOCABULARY, model_of
 from toy import NAN, prompt_of, toy_crowd

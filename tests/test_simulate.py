@@ -14,14 +14,14 @@ from baton import builtin
 from baton.bench.costmodel import MeasuredCosts, at, in_passes, middle, read_costs, rising, save
 from baton.bench.drive import Mode
 from baton.bench.workload import Ask, Workload, make_workload
-from baton.cli import cli
-from baton.config import Settings, make_config
-from baton.errors import BatonError, SettingError
-from baton.footprint import Columns, Footprint
+from baton.cli.main import cli
+from baton.core.config import Settings, make_config
+from baton.core.errors import BatonError, SettingError
+from baton.core.footprint import Columns, Footprint
 from baton.kv.rectangle import footprint
-from baton.model.load import load
-from baton.simulate import Simulation, simulated
-from baton.trials import Contender, settings_of, trials
+from baton.loader.load import load
+from baton.measure.simulate import Simulation, simulated
+from baton.measure.trials import Contender, settings_of, trials
 
 COSTS = MeasuredCosts(
     decode=((1, 0.010), (8, 0.017)),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.text import TextStream
+from baton.core.text import TextStream
 
 
 class Pieces:

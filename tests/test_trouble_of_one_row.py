@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from baton.model import rows, sample
-from baton.model.sample import Sampler
-from baton.model.way import Prompts
+from baton.batch import rows
+from baton.core.query import Query, State
+from baton.model.execution import Prompts
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.run_to_completion import RunToCompletion
-from baton.query import Query, State
+from baton.sampling import sampler as sample
+from baton.sampling.sampler import Sampler
 from crowd import crowd_of, query_of
 from families import model_of
 

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from baton.bench.costmodel import MeasuredCosts, read_costs
-from baton.cli import cli
-from baton.tune import advice, choices, chunk_for
+from baton.cli.main import cli
+from baton.measure.tune import advice, choices, chunk_for
 
 # Steps cost the same up to 8 rows, and in proportion beyond: more rows than 8 bring nothing.
 COSTS = MeasuredCosts(

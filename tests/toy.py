@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from baton.batch.batch import RectangleBatch
-from baton.clock import Clock, ManualClock
-from baton.config import Settings
+from baton.batch.prefill import PrefillHere
+from baton.batch.rows import Rows
+from baton.core.clock import Clock, ManualClock
+from baton.core.config import Settings
+from baton.core.events import Sink
+from baton.core.footprint import Columns, Footprint
+from baton.core.query import Query
+from baton.core.text import TextStream
 from baton.engine.engine import Engine
-from baton.engine.talk import Talks, TextOf
-from baton.events import Sink
-from baton.footprint import Columns, Footprint
+from baton.engine.output import Talks, TextOf
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
@@ -27,12 +31,8 @@ from baton.kv.segment import KVSegment, arrived
 from baton.model import attention
 from baton.model.aligned import Aligned, AlignedForward
 from baton.model.attention import Shape, Span
-from baton.model.rows import Rows
+from baton.policy.memory_guard import Within
 from baton.policy.port import SURE_TOKENS, Policy
-from baton.policy.within import Within
-from baton.prefill.here import PrefillHere
-from baton.query import Query
-from baton.text import TextStream
 from crowd import Crowd, NoText, Recorder
 
 VOCABULARY = 50

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from baton.core.events import Event, IterationDone, QueryEnded
+from baton.core.query import Query
 from baton.engine.engine import Engine
-from baton.events import Event, IterationDone, QueryEnded
 from baton.policy.port import Plan, View
-from baton.query import Query
 from crowd import Crowd, query_of
 from toy import prompt_of
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from baton.footprint import Columns, Footprint
+from baton.core.footprint import Columns, Footprint
+from baton.core.query import State
 from baton.policy.port import SURE_TOKENS, Costs, Plan, Standing, View
-from baton.query import State
 
 BYTES = 10
 """What each standing here reserves, unless told."""

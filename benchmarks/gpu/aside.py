@@ -12,17 +12,17 @@ from typing import Any
 import torch
 
 from baton.compose import POLICIES, make_engine
-from baton.config import Settings
+from baton.core.config import Settings
+from baton.core.query import Query, SamplingParams
+from baton.cuda.copy_stream import CudaLane, Lane, LateLane
+from baton.cuda.decode_steps import Steps
+from baton.cuda.offload import Copies
+from baton.cuda.packed_rows import Packed
+from baton.cuda.pinned_memory import SLAB_BYTES, HostMemory, pin
+from baton.cuda.slots import Slot, follows
 from baton.engine.engine import Engine
-from baton.kv.copies import Copies
-from baton.kv.lane import CudaLane, Lane, LateLane
-from baton.kv.packed import Packed
-from baton.kv.pinned import SLAB_BYTES, HostMemory, pin
 from baton.kv.rectangle import Rectangle, footprint
-from baton.model.load import Loaded
-from baton.model.slots import Slot, follows
-from baton.model.steps import Steps
-from baton.query import Query, SamplingParams
+from baton.loader.load import Loaded
 
 from .asks import prompt_of
 from .engine import Heard

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from baton.cuda.decode_steps import Steps
+from baton.cuda.slots import Chance, Slot
 from baton.kv.rectangle import Rectangle
-from baton.model.draw_device import Kind
-from baton.model.load import Loaded
-from baton.model.slots import Chance, Slot
-from baton.model.steps import Steps
+from baton.loader.load import Loaded
+from baton.sampling.on_device import Kind
 
 from .models import collect
 from .timing import seconds_of

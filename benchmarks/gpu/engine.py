@@ -11,12 +11,12 @@ from typing import Any
 from report import percentile
 
 from baton.compose import POLICIES, make_engine
-from baton.config import Settings
+from baton.core.config import Settings
+from baton.core.events import Event, IterationDone, QueryEnded, Update
+from baton.core.query import Query, SamplingParams, State
 from baton.engine.engine import Engine
-from baton.events import Event, IterationDone, QueryEnded, Update
-from baton.model.load import Loaded
-from baton.model.way import Prompts
-from baton.query import Query, SamplingParams, State
+from baton.loader.load import Loaded
+from baton.model.execution import Prompts
 
 from .asks import Ask
 from .models import free

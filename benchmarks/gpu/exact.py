@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baton.model.load import Loaded
-from baton.model.selfcheck import check_texts, self_check, stock_logits
+from baton.loader.load import Loaded
+from baton.loader.selfcheck import check_texts, self_check, stock_logits
 
 from .models import stock
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from baton.cuda.decode_steps import Steps
+from baton.cuda.slots import Slot
 from baton.kv.rectangle import Rectangle, footprint
+from baton.loader.load import Loaded
 from baton.model.hooked import BY_TOKEN, EXPERTS
-from baton.model.load import Loaded
-from baton.model.slots import Slot
-from baton.model.steps import Steps
 
 from .models import MIXTURE, build, collect
 from .timing import seconds_of

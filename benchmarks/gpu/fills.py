@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from baton.kv.rectangle import Rectangle
+from baton.loader.load import Loaded
+from baton.model.execution import Prompts
 from baton.model.forward import Forward
-from baton.model.load import Loaded
-from baton.model.look import Span
-from baton.model.way import Prompts
+from baton.model.visibility import Span
 
 from .asks import Ask
 from .engine import engine_run

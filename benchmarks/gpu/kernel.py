@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from baton.kv.driver import CudaDriver, HostDriver
-from baton.kv.mapped import MappedRectangle
-from baton.model import ragged
-from baton.model.load import Loaded
-from baton.model.look import EVERYTHING
+from baton.cuda import ragged_attention as ragged
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.virtual_memory import CudaDriver, HostDriver
+from baton.loader.load import Loaded
+from baton.model.visibility import EVERYTHING
 
 from .asks import Ask, lengths_of
 from .timing import replayed

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from baton.model import ragged
+from baton.cuda import ragged_attention as ragged
 
 from .timing import seconds_of
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from baton.kv.driver import CudaDriver, Driver, HostDriver
+from baton.cuda.virtual_memory import CudaDriver, Driver, HostDriver
 from baton.kv.rectangle import footprint
-from baton.model.load import Loaded
-from baton.model.mapping import check
+from baton.loader.load import Loaded
+from baton.loader.mapping import check
 
 from .asks import Ask, prompt_of
 from .engine import engine_run

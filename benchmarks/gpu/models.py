@@ -12,10 +12,10 @@ import torch
 from make_shape import tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
-from baton.model import ragged
-from baton.model.float8 import quantize
-from baton.model.load import Loaded, hook
-from baton.model.selfcheck import INT8_TOLERANCE
+from baton.cuda import ragged_attention as ragged
+from baton.cuda.float8 import quantize
+from baton.loader.load import Loaded, hook
+from baton.loader.selfcheck import INT8_TOLERANCE
 from baton.model.tokenizer import ModelTokenizer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from baton.model.load import Loaded
+from baton.loader.load import Loaded
 
 from .asks import Ask
 from .models import stock

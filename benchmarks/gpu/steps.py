@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from baton.cuda.decode_steps import Steps
+from baton.cuda.float8 import Float8Linear
+from baton.cuda.slots import Slot, follows
 from baton.kv.rectangle import Rectangle, footprint
-from baton.model.float8 import Float8Linear
-from baton.model.load import Loaded
-from baton.model.slots import Slot, follows
-from baton.model.steps import Steps
+from baton.loader.load import Loaded
 
 from .asks import Ask, lengths_of
 from .models import collect

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from baton.model.load import Loaded
+from baton.loader.load import Loaded
 
 from .asks import Ask
 from .engine import engine_run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from report import percentile
 
-from baton.events import SLOT_KINDS
+from baton.core.events import SLOT_KINDS
 
 from .methods import COMPLETION, LITERAL, ORCA, RAGGED, Measured
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from stage import Stage, prompts
 
-from baton.clock import monotonic
-from baton.config import Config
-from baton.model.load import Loaded
-from baton.trials import Contender, settings_of
+from baton.core.clock import monotonic
+from baton.core.config import Config
+from baton.loader.load import Loaded
+from baton.measure.trials import Contender, settings_of
 
 LESS_URGENT = 10
 

@@ -10,7 +10,7 @@ from job import Answer, Ask, Job, Unsupported, answer
 
 import baton
 from baton import LLM, SamplingParams
-from baton.errors import SettingError
+from baton.core.errors import SettingError
 
 
 class Baton:

@@ -14,13 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
+    from baton.core.query import SamplingParams
     from baton.llm import LLM, AsyncLLM
-    from baton.query import SamplingParams
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": "baton.llm", "AsyncLLM": "baton.llm", "SamplingParams": "baton.query"}
+_HOMES = {"LLM": "baton.llm", "AsyncLLM": "baton.llm", "SamplingParams": "baton.core.query"}
 
 
 def __getattr__(name: str) -> object:

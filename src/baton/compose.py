@@ -17,46 +17,46 @@ import torch
 
 from baton import builtin
 from baton.batch.batch import RectangleBatch
-from baton.clock import Clock, monotonic
-from baton.config import ALIGNED, Config, Facts, Settings, resolve, threads
+from baton.batch.prefill import PrefillHere
+from baton.batch.rows import Rows
+from baton.core.clock import Clock, monotonic
+from baton.core.config import ALIGNED, Config, Facts, Settings, resolve, threads
+from baton.core.errors import LoadError, SettingError
+from baton.core.events import Sink
+from baton.core.host import cores, free_memory_bytes, threads_that_start
+from baton.core.query import Query
+from baton.core.text import IncrementalDecoder, TextStream
+from baton.cuda.async_rows import RowsAhead
+from baton.cuda.copy_stream import CudaLane
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.offload import Copies, trial
+from baton.cuda.page_layout import Layout
+from baton.cuda.pinned_memory import HostMemory
+from baton.cuda.prefill_stream import RowsBeside, fastest
+from baton.cuda.streams import Streams
 from baton.engine.client import Client
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
-from baton.engine.talk import Talks
-from baton.errors import LoadError, SettingError
-from baton.events import Sink
+from baton.engine.output import Talks
 from baton.faults import Faults
 from baton.faults import from_environment as faults_of
 from baton.grammar.compiler import Grammars
-from baton.host import cores, free_memory_bytes, threads_that_start
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
-from baton.kv.copies import Copies, trial
-from baton.kv.lane import CudaLane
-from baton.kv.layout import Layout
-from baton.kv.mapped import MappedRectangle
-from baton.kv.pinned import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
-from baton.model.ahead import RowsAhead
+from baton.loader.load import Loaded, Told, load
 from baton.model.aligned import AlignedForward
-from baton.model.beside import RowsBeside, fastest
-from baton.model.load import Loaded, Told, load
-from baton.model.rows import Rows
-from baton.model.sample import Sampler
-from baton.model.streams import Streams
-from baton.model.way import Prompts
+from baton.model.execution import Prompts
 from baton.observe.trace import TraceFile
 from baton.policy.baton import Baton
+from baton.policy.memory_guard import Within
 from baton.policy.orca import Orca
 from baton.policy.port import Policy, honours
 from baton.policy.priority import Priority
 from baton.policy.run_to_completion import RunToCompletion
 from baton.policy.slo import Slo
-from baton.policy.within import Within
-from baton.prefill.here import PrefillHere
-from baton.query import Query
-from baton.text import IncrementalDecoder, TextStream
+from baton.sampling.sampler import Sampler
 
 log = logging.getLogger("baton.kv")
 

@@ -30,9 +30,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from baton.errors import SettingError
-from baton.model.sample import Draw, Sampler
-from baton.text import IncrementalDecoder
+from baton.core.errors import SettingError
+from baton.core.text import IncrementalDecoder
+from baton.sampling.sampler import Draw, Sampler
 
 log = logging.getLogger("baton.faults")
 

@@ -14,12 +14,12 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from baton.compose import House, open_house
-from baton.config import Config, make_config
+from baton.core.config import Config, make_config
+from baton.core.errors import DeadlinePassed, EngineUnhealthy, Infeasible, InvalidValue, QueryFailed, Unsupported
+from baton.core.events import Slots, TokenLogprobs, Update, Usage
+from baton.core.query import NO_TERMS, Query, SamplingParams, Terms
 from baton.engine.client import Client, Message, Tokenizer
-from baton.errors import DeadlinePassed, EngineUnhealthy, Infeasible, InvalidValue, QueryFailed, Unsupported
-from baton.events import Slots, TokenLogprobs, Update, Usage
 from baton.policy.port import Policy
-from baton.query import NO_TERMS, Query, SamplingParams, Terms
 
 log = logging.getLogger("baton.llm")
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.batch.batch import RectangleBatch
-from baton.errors import Refused
-from baton.events import Slots
+from baton.batch.prefill import PrefillHere
+from baton.batch.rows import Rows
+from baton.core.errors import Refused
+from baton.core.events import Slots
+from baton.core.query import Query
+from baton.core.step import ALL_PENDING, Chunk, Feeding
 from baton.kv.segment import KVSegment, arrived
-from baton.model.rows import Rows
-from baton.prefill.here import PrefillHere
-from baton.query import Query
-from baton.work import ALL_PENDING, Chunk, Feeding
 from crowd import query_of
 from toy import (
     COLUMNS,

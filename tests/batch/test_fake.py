@@ -9,22 +9,22 @@ from dataclasses import replace
 import pytest
 
 from baton.batch.fake import CostModel, FakeBatch, FakeDevice, FakePrefill
-from baton.clock import ManualClock
 from baton.compose import POLICIES
-from baton.config import Settings
+from baton.core.clock import ManualClock
+from baton.core.config import Settings
+from baton.core.errors import Refused
+from baton.core.events import Event, IterationDone
+from baton.core.footprint import Columns, Footprint
+from baton.core.query import Query
+from baton.core.step import ALL_PENDING, Chunk, Feeding
+from baton.core.text import TextStream
 from baton.engine.engine import Engine
-from baton.engine.talk import Talks
-from baton.errors import Refused
-from baton.events import Event, IterationDone
-from baton.footprint import Columns, Footprint
+from baton.engine.output import Talks
 from baton.kv.budget import Budget
 from baton.kv.segment import KVSegment, arrived
 from baton.policy.baton import Baton
+from baton.policy.memory_guard import Within
 from baton.policy.port import Policy
-from baton.policy.within import Within
-from baton.query import Query
-from baton.text import TextStream
-from baton.work import ALL_PENDING, Chunk, Feeding
 from crowd import Crowd, NoText, Recorder, Shaken, query_of
 from toy import hashed, prompt_of, toy_alone, toy_crowd, toy_settings
 

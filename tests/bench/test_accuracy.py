@@ -8,7 +8,7 @@ import pytest
 
 from baton.bench.accuracy import loss, mcnemar
 from baton.bench.compare import losses
-from baton.errors import SettingError
+from baton.core.errors import SettingError
 
 
 def answers(right: int, asked: int = 100) -> dict[str, list[bool]]:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from baton.bench.chance import interval, interval_of_ratio, permutation_chance, sign_chance
 from baton.bench.compare import differences, read_report, verdicts
-from baton.cli import cli
-from baton.errors import CheckFailed, SettingError
+from baton.bench.statistics import interval, interval_of_ratio, permutation_chance, sign_chance
+from baton.cli.main import cli
+from baton.core.errors import CheckFailed, SettingError
 
 FIGURES = ("first_token", "per_token", "inter_token", "end_to_end")
 

@@ -7,7 +7,7 @@ import pytest
 from baton.bench.drive import Heard, Run
 from baton.bench.figures import Figures, Goal, figures, spread
 from baton.bench.table import LINES, equality, table_of
-from baton.events import Slots
+from baton.core.events import Slots
 
 RUN = Run(
     seconds=4.0,

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from baton.bench.drive import TURN_BEFORE_FAILED, Run
+from baton.bench.interleave import NO_TURNS, OwnTime
 from baton.bench.lockstep import drive_in_turn
-from baton.bench.turns import NO_TURNS, OwnTime
 from baton.bench.workload import make_workload
-from baton.clock import ManualClock
-from baton.events import Update
-from baton.query import Query
+from baton.core.clock import ManualClock
+from baton.core.events import Update
+from baton.core.query import Query
 
 
 class Counting:

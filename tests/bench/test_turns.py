@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from baton.bench.turns import OtherIsGone, OwnTime, TurnsOfTwo, meet
-from baton.clock import ManualClock
-from baton.errors import SettingError
+from baton.bench.interleave import OtherIsGone, OwnTime, TurnsOfTwo, meet
+from baton.core.clock import ManualClock
+from baton.core.errors import SettingError
 
 Both = tuple[TurnsOfTwo, TurnsOfTwo]
 

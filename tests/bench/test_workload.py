@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from baton.bench.workload import Ask, Workload, make_workload, read_trace_of_queries
-from baton.errors import SettingError
+from baton.core.errors import SettingError
 
 _AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 AZURE_2023 = _AZURE + "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from baton.clock import monotonic
+from baton.core.clock import monotonic
+from baton.core.query import State
 from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
-from baton.query import State
 from engine.test_loop import PATIENCE_SECONDS, Asker
 from engine.test_time_limits import WAYS, asked, brought, settle
 from toy import hashed, toy_alone, toy_crowd

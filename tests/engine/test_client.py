@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from baton.clock import ManualClock, monotonic
+from baton.core.clock import ManualClock, monotonic
+from baton.core.errors import ContextLengthExceeded, InvalidValue, QueueFull, ShuttingDown, Unsupported
+from baton.core.events import Update
+from baton.core.query import Query, SamplingParams, Terms
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
-from baton.errors import ContextLengthExceeded, InvalidValue, QueueFull, ShuttingDown, Unsupported
-from baton.events import Update
 from baton.policy.baton import Baton
-from baton.query import Query, SamplingParams, Terms
 from crowd import Crowd
 from toy import COLUMNS, VOCABULARY, Say, hashed, prompt_of, toy_alone, toy_crowd, toy_settings
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from baton.clock import ManualClock
+from baton.batch import rows as rows_module
 from baton.compose import POLICIES
+from baton.core.clock import ManualClock
+from baton.core.query import Query, State
 from baton.kv.budget import SPARE_BYTES, Budget
 from baton.kv.prefix import PrefixStore
-from baton.model import rows as rows_module
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan
-from baton.query import Query, State
 from crowd import Crowd, alone, crowd_of, query_of
 from families import model_of
 from toy import BYTES_PER_TOKEN, COLUMNS, prompt_of, toy_alone, toy_crowd

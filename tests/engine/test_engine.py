@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from baton.clock import ManualClock
 from baton.compose import POLICIES
+from baton.core.clock import ManualClock
+from baton.core.errors import Refused
+from baton.core.events import Event, QueryMoved
+from baton.core.query import Query, State
+from baton.core.text import TextStream
 from baton.engine.engine import Engine
-from baton.errors import Refused
-from baton.events import Event, QueryMoved
 from baton.policy.baton import Baton
 from baton.policy.port import Chunk, Plan
 from baton.policy.run_to_completion import RunToCompletion
-from baton.query import Query, State
-from baton.text import TextStream
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import model_of
 from toy import BYTES_PER_TOKEN, NAN, Say, hashed, toy_alone, toy_crowd

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from baton.clock import ManualClock
+from baton.core.clock import ManualClock
+from baton.core.events import Event, QueryEnded, QueryMoved
+from baton.core.footprint import Columns, Footprint
+from baton.core.query import Query, State
 from baton.engine.lifecycle import MOVES, IllegalMove, Lifecycle
-from baton.events import Event, QueryEnded, QueryMoved
-from baton.footprint import Columns, Footprint
 from baton.policy.port import Standing
-from baton.query import Query, State
 from crowd import query_of
 
 LIVE = [state for state in State if state.live]

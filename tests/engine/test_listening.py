@@ -11,9 +11,9 @@ import pytest
 
 import baton.engine.client as client_module
 import baton.engine.loop as loop_module
-from baton.errors import DeadlinePassed, ShuttingDown, SlowReader
+from baton.core.errors import DeadlinePassed, ShuttingDown, SlowReader
+from baton.core.query import Query, SamplingParams, Terms
 from baton.llm import LLM
-from baton.query import Query, SamplingParams, Terms
 from engine.test_client import Opened
 from engine.test_loop import Gate, until
 from toy import hashed, prompt_of, toy_alone

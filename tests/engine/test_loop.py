@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from baton.clock import Clock, ManualClock, monotonic
 from baton.compose import POLICIES
+from baton.core.clock import Clock, ManualClock, monotonic
+from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.events import Event, QueryRejected, Update
+from baton.core.query import Query
+from baton.core.text import TextStream
 from baton.engine.inbox import Inbox
 from baton.engine.loop import EngineLoop
-from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
-from baton.events import Event, QueryRejected, Update
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, Policy, View
-from baton.query import Query
-from baton.text import TextStream
 from crowd import NoText, query_of
 from toy import hashed, prompt_of, toy_alone, toy_crowd
 

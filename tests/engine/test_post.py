@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from baton.engine.post import Listener, Post
-from baton.errors import ShuttingDown, SlowReader
-from baton.events import TokenLogprobs, Update
+from baton.core.errors import ShuttingDown, SlowReader
+from baton.core.events import TokenLogprobs, Update
+from baton.engine.delivery import Listener, Post
 
 
 @pytest.fixture

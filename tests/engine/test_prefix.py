@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baton.compose import POLICIES
+from baton.core.events import Event, IterationDone, QueryEnded
+from baton.core.query import Query, SamplingParams, State, Terms
 from baton.engine.client import Client
-from baton.events import Event, IterationDone, QueryEnded
 from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
-from baton.query import Query, SamplingParams, State, Terms
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import VOCABULARY as TINY_VOCABULARY
 from families import model_of

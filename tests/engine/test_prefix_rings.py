@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from baton.compose import POLICIES
-from baton.events import Event, IterationDone
+from baton.core.events import Event, IterationDone
+from baton.core.query import Query
 from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
-from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import VOCABULARY, WINDOW, model_of
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from baton.engine.talk import Talks
-from baton.events import TokenLogprobs, Update, Usage
-from baton.query import Query, SamplingParams
-from baton.text import TextStream
+from baton.core.events import TokenLogprobs, Update, Usage
+from baton.core.query import Query, SamplingParams
+from baton.core.text import TextStream
+from baton.engine.output import Talks
 
 USAGE = Usage(1, 1, 1, 0, 0.0, 0.0, 0.0, None, 0)
 END = 2

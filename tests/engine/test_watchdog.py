@@ -13,11 +13,11 @@ import pytest
 
 import baton.engine.loop as loop_module
 import baton.engine.watchdog as watchdog_module
-from baton.clock import monotonic
+from baton.core.clock import monotonic
+from baton.core.errors import EngineUnhealthy, QueueFull
+from baton.core.events import Event, QueryRejected
 from baton.engine.loop import EngineLoop
 from baton.engine.watchdog import GIVEN_UP, Watchdog
-from baton.errors import EngineUnhealthy, QueueFull
-from baton.events import Event, QueryRejected
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, View
 from engine.test_loop import PATIENCE_SECONDS, Asker, Gate, asked, until

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from baton.constraint import CALLS, Form
-from baton.errors import InvalidValue
+from baton.core.constraint import CALLS, Form
+from baton.core.errors import InvalidValue
 from baton.grammar.matcher import Vocabulary, compiled
 from bytewise import END, SIZE, TAGS, backend, tokens_of
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from baton.constraint import JSON, Constraint, Form
-from baton.errors import InvalidValue, QueueFull, Unsupported
+from baton.core.constraint import JSON, Constraint, Form
+from baton.core.errors import InvalidValue, QueueFull, Unsupported
+from baton.core.limits import LimitExceeded, Limits
 from baton.grammar import compiler
 from baton.grammar.compiler import Grammars
 from baton.grammar.matcher import Vocabulary
-from baton.limits import LimitExceeded, Limits
 from bytewise import END, Words
 
 PATIENCE = 20

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from baton import builtin
-from baton.constraint import GRAMMAR, JSON, REGEX, Form
-from baton.errors import Infeasible, InvalidValue, QueryFailed, Unsupported
+from baton.core.constraint import GRAMMAR, JSON, REGEX, Form
+from baton.core.errors import Infeasible, InvalidValue, QueryFailed, Unsupported
 from baton.grammar.matcher import Grammar, Vocabulary, compiled
 from bytewise import END, SIZE, backend, bytes_of, tokens_of
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.footprint import ALIGNED_SPARE
+from baton.core.footprint import ALIGNED_SPARE
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.rectangle import LayerShape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baton.clock import ManualClock
+from baton.core.clock import ManualClock
 from baton.kv.budget import SPARE_BYTES, Budget, out_of_memory
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from baton.kv.copies import Copies, trial
-from baton.kv.lane import LateLane
-from baton.kv.packed import Packed
-from baton.kv.pinned import HostMemory
+from baton.cuda.copy_stream import LateLane
+from baton.cuda.offload import Copies, trial
+from baton.cuda.packed_rows import Packed
+from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import PrefixStore, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 from crowd import Spoiled, late_copies
@@ -129,7 +129,7 @@ def test_who_reads_before_it_is_there_reads_no_number(monkeypatch: pytest.Monkey
     rectangle, copies = rectangle_of(*uniform(1)), late_copies()
     rectangle.lens[:2] = [9, 9]
     packed = Packed(copies.out(rectangle.view(0)).pieces)
-    monkeypatch.setattr("baton.kv.lane._LateMark.join", lambda self: None)
+    monkeypatch.setattr("baton.cuda.copy_stream._LateMark.join", lambda self: None)
     copies.into(packed, rectangle.view(1)).land()
     assert all(part.isnan().all() for part in rectangle.view(1))
 
@@ -149,7 +149,7 @@ def test_a_row_leaves_and_comes_in_as_many_launches_for_any_number_of_layers() -
 
 
 def test_much_is_copied_bit_by_bit_so_that_others_get_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.kv.copies.AT_ONCE_BYTES", 1000)
+    monkeypatch.setattr("baton.cuda.offload.AT_ONCE_BYTES", 1000)
     rectangle, copies = rectangle_of(*uniform(3)), late_copies(0)
     rectangle.lens[:2] = [100, 100]
     with Launches() as launches:
@@ -237,7 +237,7 @@ def test_where_there_is_no_memory_to_gather_nothing_is_kept_of_it(monkeypatch: p
     def out_of_memory(*args: object) -> None:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("baton.kv.copies.gather", out_of_memory)
+    monkeypatch.setattr("baton.cuda.offload.gather", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         copies.out(rectangle.view(0))
     with pytest.raises(torch.OutOfMemoryError):
@@ -280,10 +280,10 @@ def test_the_trial_says_what_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     copies = late_copies()
     assert trial(copies, CPU) == "" and copies.host.used_bytes == 0
     with monkeypatch.context() as patched:
-        patched.setattr("baton.kv.lane._LateMark.join", lambda self: None)
+        patched.setattr("baton.cuda.copy_stream._LateMark.join", lambda self: None)
         assert trial(late_copies(), CPU) == "what came back is not what left"
     with monkeypatch.context() as patched:
-        patched.setattr("baton.kv.copies.finite", lambda form, staging: torch.ones(len(staging), dtype=torch.bool))
+        patched.setattr("baton.cuda.offload.finite", lambda form, staging: torch.ones(len(staging), dtype=torch.bool))
         assert trial(late_copies(), CPU) == "what came back is not what left"
-    monkeypatch.setattr("baton.kv.copies.scatter", Mock(side_effect=RuntimeError("no such kernel\nat all")))
+    monkeypatch.setattr("baton.cuda.offload.scatter", Mock(side_effect=RuntimeError("no such kernel\nat all")))
     assert trial(late_copies(), CPU) == "RuntimeError: no such kernel"

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baton.errors import SettingError
-from baton.kv.driver import HostDriver, trial
-from baton.kv.layout import Layout
-from baton.kv.mapped import MappedRectangle
+from baton.core.errors import SettingError
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.page_layout import Layout
+from baton.cuda.virtual_memory import HostDriver, trial
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")

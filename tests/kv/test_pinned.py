@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.kv import pinned
-from baton.kv.pinned import Extent, HostMemory
+from baton.cuda import pinned_memory as pinned
+from baton.cuda.pinned_memory import Extent, HostMemory
 
 SLAB = 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baton.errors import Refused
+from baton.core.errors import Refused
 from baton.kv.pool import SegmentPool
 from baton.kv.segment import KVSegment, arrived
 from crowd import query_of

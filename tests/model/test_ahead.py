@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from baton.compose import POLICIES
-from baton.events import Event, IterationDone
+from baton.core.events import Event, IterationDone
+from baton.core.query import Query
+from baton.core.step import Feeding
+from baton.cuda import async_rows as ahead
+from baton.cuda.async_rows import RowsAhead
+from baton.cuda.decode_steps import Steps
+from baton.cuda.slots import Slot
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import arrived
-from baton.model import ahead
-from baton.model.ahead import RowsAhead
+from baton.model.execution import Prompts
 from baton.model.forward import Forward
-from baton.model.look import Span
-from baton.model.slots import Slot
-from baton.model.steps import Steps
-from baton.model.way import Prompts
+from baton.model.visibility import Span
 from baton.policy.baton import Baton
-from baton.query import Query
-from baton.work import Feeding
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import model_of
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from baton.errors import LoadError
-from baton.model.asked import length_matters
-from baton.model.load import hook
-from baton.model.selfcheck import check_texts, self_check, stock_logits, whatever_the_size
-from baton.model.way import Way
+from baton.core.errors import LoadError
+from baton.loader.cache_length import length_matters
+from baton.loader.load import hook
+from baton.loader.selfcheck import check_texts, self_check, stock_logits, whatever_the_size
+from baton.model.execution import Way
 from families import Family, bare_model, model_of
 
 WIDE = 131072

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
+from baton.core.errors import Refused
+from baton.core.events import Event, IterationDone
+from baton.core.query import Query
+from baton.core.step import Feeding
+from baton.cuda.prefill_stream import RowsBeside, fastest
 from baton.engine.costs import CostMeter
-from baton.errors import Refused
-from baton.events import Event, IterationDone
 from baton.kv.segment import arrived
-from baton.model.beside import RowsBeside, fastest
+from baton.model.execution import WHERE, Prompts
 from baton.model.forward import Forward
-from baton.model.way import WHERE, Prompts
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
-from baton.query import Query
-from baton.work import Feeding
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import model_of
 from later import Aside

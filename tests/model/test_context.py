@@ -10,10 +10,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from baton import LLM, SamplingParams
-from baton.config import Config
-from baton.errors import SettingError
-from baton.model.context import DEFAULT_TOKENS, context
-from baton.model.load import load
+from baton.core.config import Config
+from baton.core.errors import SettingError
+from baton.loader.context import DEFAULT_TOKENS, context
+from baton.loader.load import load
 from checkpoints import config_of
 from crowd import alone, query_of
 from families import Family, bare_model

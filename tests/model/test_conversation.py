@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from baton.errors import InvalidValue
+from baton.core.errors import InvalidValue
 from baton.model.tokenizer import ModelTokenizer
 from baton.server.schema import ChatRequest
 from bytewise import SIZE, backend

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from baton.kv.driver import CudaDriver, trial
-from baton.kv.mapped import MappedRectangle
+from baton.cuda.async_rows import RowsAhead
+from baton.cuda.decode_steps import Steps
+from baton.cuda.graphs import Graphs
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.prefill_stream import RowsBeside
+from baton.cuda.slots import Chance, Slot, follows
+from baton.cuda.streams import Streams
+from baton.cuda.virtual_memory import CudaDriver, trial
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.model.ahead import RowsAhead
-from baton.model.beside import RowsBeside
-from baton.model.choose import hook
-from baton.model.graphs import Graphs
-from baton.model.slots import Chance, Slot, follows
-from baton.model.steps import Steps
-from baton.model.streams import Streams
+from baton.loader.choose import hook
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.kv.copies import Copies
-from baton.kv.lane import CudaLane
-from baton.kv.packed import Packed
-from baton.kv.pinned import HostMemory
+from baton.cuda.copy_stream import CudaLane
+from baton.cuda.offload import Copies
+from baton.cuda.packed_rows import Packed
+from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 from baton.policy.baton import Baton

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from baton.errors import SettingError
-from baton.model import ragged
-from baton.model.choose import go_resident, hook
+from baton.core.errors import SettingError
+from baton.cuda import ragged_attention as ragged
+from baton.loader.choose import go_resident, hook
+from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
 from baton.model.device import Device, device_of
-from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention
 from families import model_of
 
 CPU, MPS = Device("cpu"), Device("mps")

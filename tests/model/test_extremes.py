@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.model.draw import Draw
-from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, drawn
-from baton.model.logprobs import token_logprobs
-from baton.model.sample import Sampler
-from baton.model.slots import GREEDY, Slot, chance_of, chances_of, told
-from baton.query import SamplingParams
+from baton.core.query import SamplingParams
+from baton.cuda.slots import GREEDY, Slot, chance_of, chances_of, told
+from baton.sampling.draw import Draw
+from baton.sampling.logprobs import token_logprobs
+from baton.sampling.on_device import LOOK_AGAIN, NOT_FINITE, drawn
+from baton.sampling.sampler import Sampler
 
 SAMPLER = Sampler(end_ids=(1,))
 COLD = [5e-324, 1e-320, 1e-45, 1e-38, 2.0**-126, 5.167657014254439e-38, 1e-30]

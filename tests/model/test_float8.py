@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from baton.errors import LoadError
-from baton.model.choose import hook
-from baton.model.float8 import FLOAT8, Float8Linear, in_torch, quantize
-from baton.model.selfcheck import INT8_TOLERANCE, check_texts, stock_logits
+from baton.core.errors import LoadError
+from baton.cuda.float8 import FLOAT8, Float8Linear, in_torch, quantize
+from baton.loader.choose import hook
+from baton.loader.selfcheck import INT8_TOLERANCE, check_texts, stock_logits
 from baton.policy.baton import Baton
 from crowd import Shaken, alone, crowd_of, some_queries
 from families import model_of

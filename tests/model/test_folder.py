@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from baton.errors import LoadError
-from baton.model.survey import survey
+from baton.core.errors import LoadError
+from baton.loader.survey import survey
 from checkpoints import WEIGHTS, edited, loaded_of, refusal
 from saved import save_tiny
 

@@ -17,16 +17,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from baton.core.query import Query
+from baton.cuda import async_rows as ahead
+from baton.cuda import decode_steps as steps
+from baton.cuda import graphs
+from baton.cuda.decode_steps import Steps
+from baton.cuda.ragged_attention import InTorch
+from baton.cuda.slots import Chance, Slot
 from baton.kv.rectangle import Rectangle
-from baton.model import ahead, graphs, steps
-from baton.model.choose import hook
+from baton.loader.choose import hook
 from baton.model.device import Device
-from baton.model.draw_device import Kind
-from baton.model.ragged import InTorch
-from baton.model.slots import Chance, Slot
-from baton.model.steps import Steps
 from baton.policy.baton import Baton
-from baton.query import Query
+from baton.sampling.on_device import Kind
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import CONTEXT, model_of
 

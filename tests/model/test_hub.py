@@ -14,12 +14,12 @@ import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from baton.config import Config
-from baton.errors import LoadError
-from baton.model import hub as hub_module
-from baton.model.hub import Place, find
-from baton.model.load import load
-from baton.model.survey import survey
+from baton.core.config import Config
+from baton.core.errors import LoadError
+from baton.loader import hub as hub_module
+from baton.loader.hub import Place, find
+from baton.loader.load import load
+from baton.loader.survey import survey
 from hub import MODEL, REVISION, Hub, hub_of
 from saved import save_tiny
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from baton.config import Config
-from baton.errors import LoadError, SettingError
+from baton.core.config import Config
+from baton.core.errors import LoadError, SettingError
 from baton.kv.rectangle import footprint
+from baton.loader.load import Loaded, context_of, hook, load
+from baton.loader.survey import survey
 from baton.model.device import Device
-from baton.model.load import Loaded, context_of, hook, load
-from baton.model.survey import survey
 from checkpoints import config_of
 from families import FAMILIES, REFUSED, bare_model
 from saved import CONTEXT, VOCABULARY, save_tiny, save_tokenizer
@@ -121,10 +121,10 @@ def test_a_broken_file_is_refused_in_one_line(
 
 
 def test_what_is_left_to_us_is_computed_in_16_bits_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device("cuda", (9, 0)))
+    monkeypatch.setattr("baton.loader.load.device_of", lambda device: Device("cuda", (9, 0)))
     assert loaded_of(folder).dtype == torch.bfloat16
     assert loaded_of(folder, dtype="float32").dtype == torch.float32
-    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device("cuda", (7, 5)))
+    monkeypatch.setattr("baton.loader.load.device_of", lambda device: Device("cuda", (7, 5)))
     assert loaded_of(folder).dtype == torch.float16
     with pytest.raises(SettingError, match="take float16 or float32"):
         loaded_of(folder, dtype="bfloat16")
@@ -136,7 +136,7 @@ def test_float8_is_for_gpus_that_have_it_and_computes_in_bfloat16(
     with pytest.raises(SettingError, match="--quantize float8 needs an NVIDIA GPU"):
         loaded_of(folder, quantize="float8")
     # On a CPU that is taken for such a GPU: the product is the same.
-    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device("cuda", (9, 0)))
+    monkeypatch.setattr("baton.loader.load.device_of", lambda device: Device("cuda", (9, 0)))
     found = loaded_of(folder, quantize="float8")
     assert (found.dtype, found.eight_bits) == (torch.bfloat16, True)
     assert "linear layers in float8" in found.forward.description
@@ -157,7 +157,7 @@ def test_float8_is_for_gpus_that_have_it_and_computes_in_bfloat16(
 def test_a_compiler_of_steps_that_are_not_compiled_is_refused(
     kind: str, settings: dict[str, object], words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.model.load.device_of", lambda device: Device(kind, (9, 0)))
+    monkeypatch.setattr("baton.loader.load.device_of", lambda device: Device(kind, (9, 0)))
     with pytest.raises(SettingError, match=f"--step-compiler inductor: .*{words}") as caught:
         loaded_of(folder, step_compiler="inductor", **settings)
     assert caught.value.param == "step_compiler"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from baton.errors import LoadError
-from baton.model.load import hook
+from baton.core.errors import LoadError
+from baton.loader.load import hook
 from families import REFUSED, bare_model
 
 

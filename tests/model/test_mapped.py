@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from baton.errors import LoadError
-from baton.kv.driver import HostDriver
-from baton.model.load import hook
-from baton.model.mapping import check, mapping
+from baton.core.errors import LoadError
+from baton.cuda.virtual_memory import HostDriver
+from baton.loader.load import hook
+from baton.loader.mapping import check, mapping
 from crowd import RowByRow
 from families import model_of
 from mapped_crowds import CROWDS

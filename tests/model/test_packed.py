@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
+from baton.cuda import varlen_prefill as packed
+from baton.cuda.varlen_prefill import Packed, Varlen, bounds, of_torch, one_behind_the_other
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.model import attention, packed
-from baton.model.choose import go_packed, hook
+from baton.loader.choose import go_packed, hook
+from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
+from baton.model import attention
 from baton.model.forward import Forward
-from baton.model.look import Look, Span
-from baton.model.packed import Packed, Varlen, bounds, of_torch, one_behind_the_other
-from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention
+from baton.model.visibility import Look, Span
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy

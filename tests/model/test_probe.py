@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape
+from baton.loader.load import hook
+from baton.loader.selfcheck import check_texts, self_check, stock_logits
 from baton.model.attention import Decode, Look
+from baton.model.execution import Way
 from baton.model.forward import Forward
-from baton.model.load import hook
 from baton.model.probe import probe
-from baton.model.selfcheck import check_texts, self_check, stock_logits
-from baton.model.way import Way
 from families import WINDOW, Family, bare_model, model_of
 
 ALL = Look()
@@ -81,8 +81,8 @@ def test_a_length_of_the_config_beyond_what_was_checked_is_told(monkeypatch: pyt
     family = Family("mistral", "mistral", {"sliding_window": 100})
     checked = hook(bare_model(family))
     assert (checked.checked_tokens > 100, "not checked" in checked.description) == (True, False)
-    monkeypatch.setattr("baton.model.selfcheck.MOST_OPERATIONS", 1)
-    monkeypatch.setattr("baton.model.structure.MOST_OPERATIONS", 1)
+    monkeypatch.setattr("baton.loader.selfcheck.MOST_OPERATIONS", 1)
+    monkeypatch.setattr("baton.loader.structure.MOST_OPERATIONS", 1)
     told = hook(bare_model(family)).description
     assert "not checked beyond 28 tokens: sliding_window 100 (baton check does)" in told
 

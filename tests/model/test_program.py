@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle
+from baton.loader.load import hook
+from baton.loader.selfcheck import stock_logits
 from baton.model import forward as forward_module
-from baton.model.draft import Draft, Ref
 from baton.model.forward import Forward
-from baton.model.load import hook
-from baton.model.look import Span, cut
-from baton.model.lower import lower
-from baton.model.record import record
-from baton.model.selfcheck import stock_logits
+from baton.model.visibility import Span, cut
 from baton.native import library as native
+from baton.native.graph import Draft, Ref
+from baton.native.lower import lower
+from baton.native.record import record
 from families import CONTEXT, FAMILIES, VOCABULARY, WINDOW, Family, bare_model, model_of
 
 pytestmark = pytest.mark.skipif(native.library is None, reason=native.describe())

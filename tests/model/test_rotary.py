@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from baton.errors import LoadError
-from baton.model.choose import hook
+from baton.core.errors import LoadError
+from baton.core.query import Query
+from baton.loader.choose import hook
 from baton.model.rotary import anew_limit, as_made, near_limit
 from baton.policy.baton import Baton
 from baton.policy.port import Plan
-from baton.query import Query
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import _LOCAL_MOE, _LONGROPE, _MAMBA2, _MLA, VOCABULARY, WINDOW, Family, model_from, model_of
 from turns import Scripted

@@ -23,13 +23,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from baton.model import draw_device, draw_host
-from baton.model.draw_device import _gumbel
-from baton.model.logprobs import token_logprobs
-from baton.model.occupant import Occupant
-from baton.model.sample import Draw, Sampler
-from baton.model.seen import Seen
-from baton.query import Query, SamplingParams
+from baton.batch.row_state import Occupant
+from baton.core.query import Query, SamplingParams
+from baton.sampling import on_device as draw_device
+from baton.sampling import on_host as draw_host
+from baton.sampling.logprobs import token_logprobs
+from baton.sampling.on_device import _gumbel
+from baton.sampling.sampler import Draw, Sampler
+from baton.sampling.seen_tokens import Seen
 
 VOCABULARY = 12
 SAMPLER = Sampler(end_ids=())
@@ -402,8 +403,8 @@ def test_a_row_counts_its_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
             counted.append(len(tokens))
             super().__init__(tokens, prompt_tokens)
 
-    monkeypatch.setattr("baton.model.occupant.Seen", Counting)
-    monkeypatch.setattr("baton.model.sample.Seen", Counting)
+    monkeypatch.setattr("baton.batch.row_state.Seen", Counting)
+    monkeypatch.setattr("baton.sampling.sampler.Seen", Counting)
     params = SamplingParams(max_tokens=None, frequency_penalty=0.5, repetition_penalty=1.2)
     query = Query(id="a", prompt=(1, 2, 3), params=params, seed=1, limit_tokens=900, arrived=0.0)
     found, logits = Occupant(query, [1, 2, 3], 3), noise(1)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from baton.config import Config, special_in_text
-from baton.errors import InvalidValue
+from baton.core.config import Config, special_in_text
+from baton.core.errors import InvalidValue
 from baton.model.template import ChatTemplate
 from baton.model.tokenizer import ModelTokenizer
 from baton.server.schema import ChatRequest

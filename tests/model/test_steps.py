@@ -14,24 +14,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
+from baton.core.query import SamplingParams
+from baton.cuda.compiled_layers import CompiledLayers
+from baton.cuda.decode_steps import Launched, Resident, Steps
+from baton.cuda.ragged_attention import InTorch
+from baton.cuda.slots import Chance, Slot, chance_of, chances_of, follows, told
 from baton.kv.rectangle import Rectangle
-from baton.model import choose, hooked
-from baton.model.choose import go_resident, hook
+from baton.loader import choose
+from baton.loader.choose import go_resident, hook
+from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
+from baton.model import hooked
 from baton.model.device import Device
-from baton.model.draw import Draw
-from baton.model.draw_device import LOOK_AGAIN, NOT_FINITE, Kind, drawn
+from baton.model.execution import Way
 from baton.model.forward import Forward
 from baton.model.hooked import BY_TOKEN, Hooked
-from baton.model.look import Span
-from baton.model.ragged import InTorch
-from baton.model.regions import CompiledLayers
-from baton.model.sample import Sampler
-from baton.model.selfcheck import check_texts, stock_logits, use_reference_attention
-from baton.model.slots import Chance, Slot, chance_of, chances_of, follows, told
-from baton.model.steps import Launched, Resident, Steps
-from baton.model.way import Way
-from baton.query import SamplingParams
+from baton.model.visibility import Span
+from baton.sampling.draw import Draw
+from baton.sampling.on_device import LOOK_AGAIN, NOT_FINITE, Kind, drawn
+from baton.sampling.sampler import Sampler
 from families import _COMMON, CONTEXT, FAMILIES, model_of
 
 FIRST_LIGHT = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from baton.cuda import streams
+from baton.cuda.decode_steps import Launched
+from baton.cuda.prefill_stream import RowsBeside
+from baton.cuda.streams import Streams
 from baton.kv.rectangle import Rectangle
-from baton.model import streams
-from baton.model.beside import RowsBeside
-from baton.model.steps import Launched
-from baton.model.streams import Streams
 from baton.policy.baton import Baton
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of

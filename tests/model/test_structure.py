@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from baton.errors import LoadError
-from baton.model.lengths import lengths_of
-from baton.model.lifted import can_be_lifted, kept_to, layers_of_all_kinds, lifted
-from baton.model.load import hook
-from baton.model.selfcheck import TOLERANCE, check_texts, stock_logits, tolerance_of
-from baton.model.structure import structure
-from baton.model.way import Way
+from baton.core.errors import LoadError
+from baton.loader.lengths import lengths_of
+from baton.loader.load import hook
+from baton.loader.selfcheck import TOLERANCE, check_texts, stock_logits, tolerance_of
+from baton.loader.structure import structure
+from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
+from baton.model.execution import Way
 from families import Family, bare_model, model_of
 
 HALF = (torch.bfloat16, torch.float16)
@@ -62,7 +62,7 @@ def test_what_begins_beyond_a_length_of_the_config_is_seen() -> None:
 
 
 def test_lengths_that_cost_too_much_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.model.structure.MOST_OPERATIONS", 1)
+    monkeypatch.setattr("baton.loader.structure.MOST_OPERATIONS", 1)
     forward = hook(doge(keep=40))
     assert forward.unchecked == ("keep_window_size 40",)
     assert "not checked beyond 28 tokens: keep_window_size 40 (baton check does)" in forward.description
@@ -121,7 +121,7 @@ def test_noise_is_measured_and_a_few_times_of_it_allowed(monkeypatch: pytest.Mon
     whole = tolerance_of(model, texts, prompts, expected)
     assert whole is not None
     assert 2 * torch.finfo(torch.bfloat16).eps <= whole < TOLERANCE[torch.bfloat16]
-    monkeypatch.setattr("baton.model.selfcheck.can_be_lifted", lambda model, layers: layers < 3)
+    monkeypatch.setattr("baton.loader.selfcheck.can_be_lifted", lambda model, layers: layers < 3)
     some = tolerance_of(model, texts, prompts, expected)
     assert some is not None
     assert 0.3 * whole < some < 3 * whole
@@ -129,7 +129,7 @@ def test_noise_is_measured_and_a_few_times_of_it_allowed(monkeypatch: pytest.Mon
 
 def test_what_cannot_be_lifted_is_compared_in_its_own_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama").to(torch.bfloat16)
-    monkeypatch.setattr("baton.model.lifted.MOST_LIFTED_BYTES", 0)
+    monkeypatch.setattr("baton.loader.upcast.MOST_LIFTED_BYTES", 0)
     assert not can_be_lifted(model, 3)
-    monkeypatch.setattr("baton.model.structure.can_be_lifted", lambda model, layers: False)
+    monkeypatch.setattr("baton.loader.structure.can_be_lifted", lambda model, layers: False)
     assert structure(model, 0).ways[0] == (Way.RECTANGLE, False)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from baton.errors import InvalidValue, Unsupported
-from baton.limits import LimitExceeded, Limits
+from baton.core.errors import InvalidValue, Unsupported
+from baton.core.limits import LimitExceeded, Limits
 from baton.model.tokenizer import ModelTokenizer
 from bytewise import SIZE, backend, tokens_of
 

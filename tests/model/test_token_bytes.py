@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from baton import builtin
-from baton.errors import ContextLengthExceeded
-from baton.limits import Limits
+from baton.core.errors import ContextLengthExceeded
+from baton.core.limits import Limits
 from baton.model.tokenizer import ModelTokenizer
 
 SPACES = 16

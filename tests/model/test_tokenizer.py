@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from baton.errors import InvalidValue, Unsupported
+from baton.core.errors import InvalidValue, Unsupported
 from baton.model.tokenizer import ModelTokenizer, PlainDecoder
 from bytewise import SIZE, backend, tokens_of
 from saved import VOCABULARY, save_tokenizer

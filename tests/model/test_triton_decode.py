@@ -20,23 +20,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.kv.driver import HostDriver
-from baton.kv.layout import Layout
-from baton.kv.mapped import MappedRectangle
+from baton.cuda.decode_steps import Steps
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.page_layout import Layout
+from baton.cuda.ragged_attention import InTorch, InTriton, Places
+from baton.cuda.slots import Slot, follows
+from baton.cuda.virtual_memory import HostDriver
 from baton.kv.rectangle import Rectangle
+from baton.loader.load import hook
 from baton.model.forward import Forward
-from baton.model.load import hook
-from baton.model.look import EVERYTHING, Look
-from baton.model.ragged import InTorch, InTriton, Places
-from baton.model.slots import Slot, follows
-from baton.model.steps import Steps
+from baton.model.visibility import EVERYTHING, Look
 from families import model_of
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from triton.runtime import interpreter  # noqa: E402
 
-from baton.model import float8, triton_decode  # noqa: E402
+from baton.cuda import float8, triton_decode  # noqa: E402
 
 COLUMNS, CAPACITY = 200, 6
 # A row that ends in the first block, one that fills all columns, one of nobody, one in between, a first token.

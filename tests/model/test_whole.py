@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from baton import LLM
-from baton.errors import InvalidValue, LoadError
-from baton.model.survey import survey
+from baton.core.errors import InvalidValue, LoadError
+from baton.loader.survey import survey
 from checkpoints import WEIGHTS, Weights, edited, loaded_of, refusal
 from saved import VOCABULARY, save_tiny, save_tokenizer
 

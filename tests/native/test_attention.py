@@ -11,7 +11,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from baton.model.look import EVERYTHING, NOBODY, Look
+from baton.model.visibility import EVERYTHING, NOBODY, Look
 from baton.native import library as native
 
 Array = np.ndarray

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import baton
-from baton.errors import SettingError
+from baton.core.errors import SettingError
 from baton.native import library as native
 
 Ask = Callable[..., str]
@@ -49,8 +49,8 @@ def test_it_can_be_switched_off(ask: Ask) -> None:
 
 def test_an_install_without_the_library_says_so_and_does_without(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "baton").mkdir()
-    for name in ("__init__.py", "errors.py"):
-        shutil.copy(PACKAGE / name, tmp_path / "baton")
+    shutil.copy(PACKAGE / "__init__.py", tmp_path / "baton")
+    shutil.copytree(PACKAGE / "core", tmp_path / "baton" / "core")
     shutil.copytree(PACKAGE / "native", tmp_path / "baton" / "native", ignore=shutil.ignore_patterns("_kernels.so*"))
     place = {"PYTHONPATH": str(tmp_path), "BATON_NATIVE_LIBRARY": ""}
     found = ask(**place)

@@ -8,10 +8,10 @@ import subprocess
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from baton.clock import ManualClock
+from baton.core.clock import ManualClock
+from baton.core.query import State
 from baton.observe.catalog import FAMILIES
 from baton.observe.metrics import Metrics
-from baton.query import State
 from metrics_page import PAGE, text
 from observe.test_metrics import STATS, ended, iteration, moved
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from baton.clock import ManualClock
-from baton.events import IterationDone, QueryMoved, QueryRejected, Slots
+from baton.core.clock import ManualClock
+from baton.core.events import IterationDone, QueryMoved, QueryRejected, Slots
+from baton.core.query import State
 from baton.observe.bottleneck import Machine, diagnose
 from baton.observe.live import Live
 from baton.observe.timeline import MOST_STAYS, Bucket, Timeline, percentile
 from baton.policy.baton import Baton
 from baton.policy.port import NO_COSTS, Costs
-from baton.query import State
 from crowd import Shaken, query_of
 from observe.test_metrics import STATS, ended, iteration
 from toy import prompt_of, toy_crowd

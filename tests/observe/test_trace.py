@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from baton.errors import InvalidValue, SettingError
-from baton.events import Event, QueryRejected
-from baton.observe.beside import Beside
+from baton.core.errors import InvalidValue, SettingError
+from baton.core.events import Event, QueryRejected
+from baton.observe.background import Beside
 from baton.observe.explain import explain, find, queries_of, run_explain
 from baton.observe.metrics import Metrics
 from baton.observe.trace import TraceFile, read_trace

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.core.step import Chunk, Feeding
 from baton.policy.baton import LARGEST_CHUNK, SMALLEST_CHUNK, Baton
 from baton.policy.port import Costs, View
-from baton.work import Chunk, Feeding
 from views import aside, prefilling, ready, running, standing, view, waiting
 
 plan = Baton().plan

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from baton.core.step import ALL_PENDING, Feeding
 from baton.policy.orca import Orca
-from baton.work import ALL_PENDING, Feeding
 from views import BYTES, ready, running, standing, view, waiting
 
 plan = Orca().plan

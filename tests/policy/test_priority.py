@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.core.query import State
+from baton.core.step import Chunk
 from baton.policy.baton import Baton
 from baton.policy.port import Costs, Standing, View, honours
 from baton.policy.priority import Priority, by_priority
-from baton.query import State
-from baton.work import Chunk
 from views import aside, check_carried_out, crowd, prefilling, ready, running, some, standing, view, waiting
 
 plan = Priority().plan

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from baton.core.step import ALL_PENDING, Feeding
 from baton.policy.run_to_completion import RunToCompletion
-from baton.work import ALL_PENDING, Feeding
 from views import BYTES, ready, running, view, waiting
 
 plan = RunToCompletion().plan

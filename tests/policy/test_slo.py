@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baton.core.query import State
+from baton.core.step import Chunk
 from baton.policy.port import Costs, Standing, View, honours
 from baton.policy.slo import SETTLED_TOKENS, Slo, is_pressed, needs, slack
-from baton.query import State
-from baton.work import Chunk
 from views import aside, check_carried_out, crowd, ready, running, some, standing, view, waiting
 
 plan = Slo().plan

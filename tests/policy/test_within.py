@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from baton.core.query import State
+from baton.core.step import Chunk
+from baton.policy.memory_guard import Within
 from baton.policy.port import Plan, Standing, View
-from baton.policy.within import Within
-from baton.query import State
-from baton.work import Chunk
 from views import aside, prefilling, ready, running, standing, view, waiting
 
 

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.batch.batch import RectangleBatch
-from baton.errors import Refused
-from baton.events import Slots
+from baton.batch.prefill import PrefillHere
+from baton.core.errors import Refused
+from baton.core.events import Slots
+from baton.core.query import Query
+from baton.core.step import Chunk, Feeding
 from baton.kv.segment import arrived
-from baton.prefill.here import PrefillHere
-from baton.query import Query
-from baton.work import Chunk, Feeding
 from crowd import query_of
 from toy import COLUMNS, NAN, Say, ToyForward, hashed, prompt_of, toy_alone, toy_rows, toy_segment
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from baton.limits import Limits
+from baton.core.limits import Limits
 from baton.server.run import bind, server_config, url_of
 
 

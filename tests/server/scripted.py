@@ -10,14 +10,14 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from baton.clock import monotonic
-from baton.config import Settings
-from baton.constraint import Constraint, Form
+from baton.core.clock import monotonic
+from baton.core.config import Settings
+from baton.core.constraint import Constraint, Form
+from baton.core.errors import InvalidValue
+from baton.core.events import Slots, TokenLogprobs, Update, Usage
+from baton.core.limits import Limits
+from baton.core.query import Query
 from baton.engine.client import Client, Stats
-from baton.errors import InvalidValue
-from baton.events import Slots, TokenLogprobs, Update, Usage
-from baton.limits import Limits
-from baton.query import Query
 from baton.server.app import create_app
 
 MODEL = "lab/letters"

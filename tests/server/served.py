@@ -10,7 +10,7 @@ import json
 import sys
 
 import baton.server.run
-from baton.limits import Limits
+from baton.core.limits import Limits
 from baton.server.run import bind, serve
 from server.scripted import ScriptedLoop, app_of
 

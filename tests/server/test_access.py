@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.config import Config, load_config, make_config
-from baton.errors import SettingError
-from baton.server.access import Access, access_of
+from baton.core.config import Config, load_config, make_config
+from baton.core.errors import SettingError
 from baton.server.app import PAGE_FILES
+from baton.server.auth import Access, access_of
 from server.scripted import ScriptedLoop, app_of
 
 ORIGIN = "https://pages.example"

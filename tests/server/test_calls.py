@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.server.calls import HERMES, LLAMA, Style, parser_of
+from baton.server.tool_calls import HERMES, LLAMA, Style, parser_of
 
 TOOLS = ("f", "g_2")
 Parsed = tuple[str, list[tuple[str, object]]]

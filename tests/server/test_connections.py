@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 import baton.server.connection
-from baton.limits import Limits
+from baton.core.limits import Limits
 from baton.server.connection import LingeringTransport
 from server.listening import listening
 from server.scripted import ScriptedLoop, app_of

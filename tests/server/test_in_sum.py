@@ -22,8 +22,8 @@ import pytest
 from starlette.requests import ClientDisconnect
 
 import baton
+from baton.core.limits import Limits
 from baton.engine.held import Held
-from baton.limits import Limits
 from baton.server.crowd import _SHORT, Crowd
 from baton.server.stream import InSlices
 from promises import Mute, until

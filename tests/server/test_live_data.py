@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.server.access import Access
-from baton.server.watching import LiveView
+from baton.server.auth import Access
+from baton.server.live import LiveView
 from server.scripted import ScriptedLoop, app_of
 from server.watched import SIGHT, live_of
 

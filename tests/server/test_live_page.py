@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from baton.clock import monotonic
-from baton.query import State
-from baton.server.access import Access
+from baton.core.clock import monotonic
+from baton.core.query import State
+from baton.server.auth import Access
 from observe.test_metrics import iteration
 from observe.test_timeline import moved
 from server.listening import listening

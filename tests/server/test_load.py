@@ -19,9 +19,9 @@ from baton.bench.compare import differences, verdicts
 from baton.bench.drive import Mode
 from baton.bench.over_http import LoadError, Target, drive_over_http, find_target, slots_of, vocabulary_of
 from baton.bench.workload import Workload, make_workload
-from baton.cli import cli
-from baton.clock import monotonic
-from baton.errors import BatonError, QueueFull, SettingError
+from baton.cli.main import cli
+from baton.core.clock import monotonic
+from baton.core.errors import BatonError, QueueFull, SettingError
 from baton.server.app import create_app
 from server.listening import listening
 from server.scripted import MODEL, ScriptedLoop, usage_body

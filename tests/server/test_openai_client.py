@@ -7,7 +7,7 @@ import socket
 import openai
 import pytest
 
-from baton.errors import QueueFull, ShuttingDown
+from baton.core.errors import QueueFull, ShuttingDown
 from server.scripted import CONTEXT, MODEL, ScriptedLoop
 
 PATIENCE = 20

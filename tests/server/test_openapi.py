@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.limits import Limits
-from baton.server.access import Access
+from baton.core.limits import Limits
+from baton.server.auth import Access
 from baton.server.openapi import described
 from server.scripted import CONTEXT, MODEL, Letters, ScriptedLoop, app_of, client_of
 

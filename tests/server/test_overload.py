@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.errors import QueueFull
+from baton.core.errors import QueueFull
 from promises import ROWS, Answer, Served, Streams, a_query, until
 from server.scripted import ScriptedLoop
 

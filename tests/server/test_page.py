@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from baton import LLM
-from baton.errors import InvalidValue, QueueFull, Unsupported
-from baton.server.access import Access
+from baton.core.errors import InvalidValue, QueueFull, Unsupported
 from baton.server.app import PAGE_FILES, PAGE_HEADERS, create_app
+from baton.server.auth import Access
 from server.listening import listening
 from server.scripted import MODEL, Letters, ScriptedLoop, app_of
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
-from baton.limits import Limits
-from baton.server.access import Access
+from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.limits import Limits
+from baton.server.auth import Access
 from server.scripted import MODEL, ScriptedLoop, app_of
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}

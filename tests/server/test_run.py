@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 import baton
-from baton.errors import SettingError
+from baton.core.errors import SettingError
 from baton.server.run import Pulse, bind, url_of
 
 TESTS = Path(__file__).parents[1]
@@ -189,7 +189,7 @@ def test_a_server_whose_event_loop_hangs_ends_itself() -> None:
 
 _HANGS = """
 import time
-from baton.limits import Limits
+from baton.core.limits import Limits
 from baton.server.run import Hang, bind, serve
 from server.scripted import ScriptedLoop, app_of
 loop = ScriptedLoop()

@@ -16,9 +16,9 @@ import httpx
 import pytest
 import uvicorn
 
-from baton.errors import QueueFull
-from baton.events import Update
-from baton.limits import Limits
+from baton.core.errors import QueueFull
+from baton.core.events import Update
+from baton.core.limits import Limits
 from baton.server.run import bind, server_config, url_of
 from promises import Mute, until
 from server.scripted import ScriptedLoop, app_of

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.events import Update
+from baton.core.events import Update
 from baton.server.stream import until_gone
 from server.scripted import ScriptedLoop, app_of, usage_body
 

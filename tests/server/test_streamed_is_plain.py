@@ -12,7 +12,7 @@ import httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.events import Update
+from baton.core.events import Update
 from server.scripted import CONTEXT, ScriptedLoop, app_of
 
 TEXTS = st.text('a\u00e9\u65e5\U0001f98a\n\r"\\ \u2028:', min_size=1, max_size=12)

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from baton.compose import House, open_house
-from baton.config import make_config
+from baton.core.config import make_config
 from baton.server.app import create_app
 from baton.server.run import bind, url_of
 from bytewise import backend, save_speaking

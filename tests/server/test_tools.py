@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from baton.constraint import CALLS
+from baton.core.constraint import CALLS
 from server.scripted import MODEL, ScriptedLoop
 
 PATH = "/v1/chat/completions"

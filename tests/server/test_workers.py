@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.errors import QueueFull, ShuttingDown
-from baton.limits import Limits
-from baton.server.calls import _Reader
+from baton.core.errors import QueueFull, ShuttingDown
+from baton.core.limits import Limits
+from baton.server.tool_calls import _Reader
 from baton.server.workers import LARGE_BYTES, LIGHT
 from baton.server.written import written
 from server.scripted import Letters, ScriptedLoop, app_of

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from baton.clock import Clock, monotonic
+from baton.core.clock import Clock, monotonic
+from baton.core.events import Slots
+from baton.core.query import State
 from baton.engine.client import Stats
-from baton.events import Slots
 from baton.observe.bottleneck import Machine
 from baton.observe.live import Live
 from baton.observe.timeline import Timeline
-from baton.query import State
 from observe.test_metrics import STATS, ended, iteration
 from observe.test_timeline import moved
 

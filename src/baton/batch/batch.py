@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 
-from baton.errors import Refused
-from baton.footprint import Footprint
+from baton.batch.rows import Rows
+from baton.core.errors import Refused
+from baton.core.footprint import Footprint
+from baton.core.step import Feeding, Stepped
 from baton.kv.segment import KVSegment
-from baton.model.rows import Rows
-from baton.work import Feeding, Stepped
 
 
 class RectangleBatch:

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import torch
 
-from baton.clock import ManualClock
-from baton.errors import Refused
-from baton.footprint import Footprint
+from baton.core.clock import ManualClock
+from baton.core.errors import Refused
+from baton.core.footprint import Footprint
+from baton.core.step import Chunk, Effort, Feeding, Stepped
 from baton.kv.segment import KVSegment
-from baton.work import Chunk, Effort, Feeding, Stepped
 
 
 class Costs(Protocol):
@@ -204,7 +204,7 @@ class FakeBatch(_Places):
 
 
 class FakePrefill(_Places):
-    """See `prefill/port.py`: so many `places` on the batch's own device, or on one that is apart from it."""
+    """See `batch/port.py`: so many `places` on the batch's own device, or on one that is apart from it."""
 
     def __init__(self, device: FakeDevice, places: int, *, beside_batch: bool = True) -> None:
         super().__init__(device)

@@ -1,12 +1,12 @@
-"""The seam between the engine and whatever computes: five verbs."""
+"""The seams between the engine and whatever computes: a batch of five verbs, and a prefiller beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
+from baton.core.step import Chunk, Feeding, Stepped
 from baton.kv.segment import KVSegment
-from baton.work import Feeding, Stepped
 
 
 class Batch(Protocol):
@@ -52,10 +52,43 @@ class Batch(Protocol):
     ) -> Stepped:
         """Feeds each row up to `feed` pending tokens; rows that ran out draw their next token.
 
-        Where steps are begun ahead (`model/ahead.py`), a row that is new may be fed nothing, once; where prompts are
-        computed beside them (`model/beside.py`), one of `beside` is fed nothing until its part is done.
+        If steps begin ahead (`cuda/async_rows.py`), a new row may be fed nothing, once. If prompts are computed
+        beside them (`cuda/prefill_stream.py`), one of `beside` is fed nothing until its part is done.
         `done`: queries that are finished and keep their row all the same (batch-wise inference): their row is computed
         and what comes of it dropped. `beside`: queries of a prefiller that shares the batch's rectangle, and how many
         tokens of each ride in the same forward. Refuses an empty batch, and to feed
         less than one token.
         """
+
+
+class Prefiller(Protocol):
+    """Holds segments while they are made ready. Each verb happens whole, or raises Refused and changes nothing."""
+
+    beside_batch: bool
+    """Whether its queries may be fed in the batch's own step, as `beside`."""
+
+    @property
+    def room(self) -> int:
+        """How many more segments it can hold."""
+
+    @property
+    def bytes_used(self) -> int: ...
+
+    @property
+    def lens(self) -> Mapping[str, int]:
+        """Cached tokens of each query that is in."""
+
+    def start(self, segment: KVSegment) -> None:
+        """Takes a segment. Refuses where there is no room, or it is in already."""
+
+    def advance(self, chunks: Sequence[Chunk]) -> Stepped:
+        """Feeds these chunks in one forward; a segment that ran out of pending tokens draws its next token.
+
+        Where some were begun beside a step, those are waited for, and told of first.
+        """
+
+    def peek(self, query_id: str) -> KVSegment:
+        """The query's segment, which stays in: its parts are the row itself, to be copied from before it is fed."""
+
+    def take(self, query_id: str) -> KVSegment:
+        """Hands the segment over, however far it is. Its keys and values stay in place until it is released."""

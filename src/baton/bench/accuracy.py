@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from baton.errors import SettingError
+from baton.core.errors import SettingError
 
 ALPHA = 0.05
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from baton.bench.accuracy import loss
-from baton.bench.chance import (
+from baton.bench.statistics import (
     interval,
     interval_of_ratio,
     mean,
@@ -25,8 +25,8 @@ from baton.bench.chance import (
     ratio_of_medians,
     sign_chance,
 )
-from baton.errors import SettingError
-from baton.files import read_object
+from baton.core.errors import SettingError
+from baton.core.files import read_object
 
 TOLERANCE = 0.03
 ALPHA = 0.01

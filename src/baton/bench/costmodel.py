@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baton.errors import SettingError
-from baton.files import read_object, write_text
-from baton.work import Effort
+from baton.core.errors import SettingError
+from baton.core.files import read_object, write_text
+from baton.core.step import Effort
 
 Curve = tuple[tuple[int, float], ...]
 """Seconds by a count, counts rising."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from baton.bench.workload import Ask, Workload
-from baton.clock import Clock
+from baton.core.clock import Clock
+from baton.core.errors import BatonError
+from baton.core.events import Usage
+from baton.core.query import SamplingParams
 from baton.engine.client import Client
-from baton.errors import BatonError
-from baton.events import Usage
-from baton.query import SamplingParams
 
 TURN_BEFORE_FAILED = "the turn before it failed"
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from baton.bench.drive import Heard, Run
-from baton.events import SLOT_KINDS, Slots
+from baton.core.events import SLOT_KINDS, Slots
 
 PERCENTILES = (50, 90, 99)
 

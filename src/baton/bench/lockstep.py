@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from baton.bench.drive import TURN_BEFORE_FAILED, Heard, Run
-from baton.bench.turns import OwnTime, Turns
+from baton.bench.interleave import OwnTime, Turns
 from baton.bench.workload import Workload
+from baton.core.events import Update
+from baton.core.query import Query, SamplingParams
 from baton.engine.engine import Engine
-from baton.events import Update
-from baton.query import Query, SamplingParams
 
 
 def drive_in_turn(

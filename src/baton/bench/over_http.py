@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 
 from baton.bench.drive import TURN_BEFORE_FAILED, Heard, Mode, Run
-from baton.bench.wire import BROKEN, Wire
+from baton.bench.sse_client import BROKEN, Wire
 from baton.bench.workload import Workload
-from baton.clock import Clock
-from baton.errors import BatonError
+from baton.core.clock import Clock
+from baton.core.errors import BatonError
 
 _SAFE_VOCABULARY = 1000
 _BEAT_SECONDS = 0.02

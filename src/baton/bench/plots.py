@@ -15,8 +15,8 @@ from typing import Any
 
 from baton.bench.figures import Figures
 from baton.bench.picture import Picture
-from baton.errors import SettingError
-from baton.events import SLOT_KINDS
+from baton.core.errors import SettingError
+from baton.core.events import SLOT_KINDS
 
 Runs = Mapping[str, Sequence[Figures]]
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from baton.bench.accuracy import Right
 from baton.bench.compare import Verdict, read_report
 from baton.bench.figures import Figures
-from baton.errors import SettingError
-from baton.events import SLOT_KINDS
+from baton.core.errors import SettingError
+from baton.core.events import SLOT_KINDS
 
 Shown = tuple[str, Callable[[Figures], float | None], str]
 Cell = tuple[str, str]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from baton.errors import SettingError
+from baton.core.errors import SettingError
 
 MOONCAKE_BLOCK = 512
 """Tokens that one hash of a Mooncake trace stands for (Qin et al., arXiv 2407.00079)."""

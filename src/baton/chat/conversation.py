@@ -12,9 +12,9 @@ from typing import Any
 from baton.chat.lines import from_pipe, from_terminal, question
 from baton.chat.port import Answerer, Message, Piece
 from baton.chat.screen import Plain, Screen, Terminal
-from baton.clock import monotonic
-from baton.errors import BatonError, RequestError, SettingError
-from baton.query import SamplingParams
+from baton.core.clock import monotonic
+from baton.core.errors import BatonError, RequestError, SettingError
+from baton.core.query import SamplingParams
 
 HELP = """\
 /new                   forget what was said

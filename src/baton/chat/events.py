@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from baton.errors import BatonError
+from baton.core.errors import BatonError
 
 _MOST_BYTES = 16 * 2**20
 

@@ -13,7 +13,7 @@ import httpx
 from baton.chat.clean import one_line
 from baton.chat.events import events
 from baton.chat.port import Message, Piece
-from baton.errors import BatonError, SettingError
+from baton.core.errors import BatonError, SettingError
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 600.0
 

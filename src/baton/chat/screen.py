@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.status import Status
 
 from baton.chat.clean import clean
-from baton.errors import BatonError
+from baton.core.errors import BatonError
 
 
 class Screen(Protocol):

@@ -16,19 +16,10 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 
-from baton.clock import Clock
-from baton.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
-from baton.constraint import Constraint, Form
-from baton.engine.held import Held as Held
-from baton.engine.port import Compiler, Loop
-from baton.engine.port import Message as Message
-from baton.engine.port import Stats as Stats
-from baton.engine.port import Tokenizer as Tokenizer
-from baton.engine.port import Tool as Tool
-from baton.engine.post import Listener, Post
-from baton.engine.post import size_of as size_of
-from baton.engine.watchdog import Watchdog as Watchdog
-from baton.errors import (
+from baton.core.clock import Clock
+from baton.core.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
+from baton.core.constraint import Constraint, Form
+from baton.core.errors import (
     ContextLengthExceeded,
     DeadlinePassed,
     InvalidValue,
@@ -38,9 +29,18 @@ from baton.errors import (
     Unsupported,
     quoted,
 )
-from baton.events import Update
+from baton.core.events import Update
+from baton.core.query import NO_TERMS, Query, SamplingParams, Terms
+from baton.engine.delivery import Listener, Post
+from baton.engine.delivery import size_of as size_of
+from baton.engine.held import Held as Held
+from baton.engine.port import Compiler, Loop
+from baton.engine.port import Message as Message
+from baton.engine.port import Stats as Stats
+from baton.engine.port import Tokenizer as Tokenizer
+from baton.engine.port import Tool as Tool
+from baton.engine.watchdog import Watchdog as Watchdog
 from baton.policy.port import Costs as Costs
-from baton.query import NO_TERMS, Query, SamplingParams, Terms
 
 # After so long a listener gives up a query that is overdue by itself.
 _GRACE_SECONDS = 5.0

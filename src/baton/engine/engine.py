@@ -7,25 +7,24 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from baton.batch.port import Batch
-from baton.clock import Clock
-from baton.config import Settings
+from baton.batch.port import Batch, Prefiller
+from baton.core.clock import Clock
+from baton.core.config import Settings
+from baton.core.events import Sink
+from baton.core.footprint import Footprint
+from baton.core.query import Query, State
 from baton.engine.costs import AnswerMeter, CostMeter
-from baton.engine.forwards import Forwards, RowLimit
+from baton.engine.executor import Forwards, RowLimit
 from baton.engine.inbox import Deliver
 from baton.engine.iteration import Iteration, Totals, done
 from baton.engine.lifecycle import Lifecycle
+from baton.engine.output import Talks
 from baton.engine.prefixes import Prefixes
 from baton.engine.queries import Queries
-from baton.engine.talk import Talks
-from baton.events import Sink
-from baton.footprint import Footprint
 from baton.kv.budget import Budget, out_of_memory
 from baton.kv.pool import SegmentPool
 from baton.kv.prefix import PrefixStore
 from baton.policy.port import SURE_TOKENS, Chunk, Costs, Policy, Standing, View
-from baton.prefill.port import Prefiller
-from baton.query import Query, State
 
 log = logging.getLogger("baton.engine")
 

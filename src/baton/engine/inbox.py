@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from baton.events import Update
-from baton.query import Query
+from baton.core.events import Update
+from baton.core.query import Query
 
 Deliver = Callable[[list[Update]], None]
 """Called in the engine's thread, once per iteration, with all updates that are for one listener."""

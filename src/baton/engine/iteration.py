@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from baton.clock import Clock
+from baton.core.clock import Clock
+from baton.core.events import IterationDone, Slots
+from baton.core.query import State
 from baton.engine.queries import Queries
-from baton.events import IterationDone, Slots
 from baton.policy.port import Plan
-from baton.query import State
 
 _KINDS = {(True, True): "both", (True, False): "decode", (False, True): "prefill", (False, False): "none"}
 

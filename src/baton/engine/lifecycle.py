@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from baton.clock import Clock
-from baton.events import QueryEnded, QueryMoved, Sink, Usage
-from baton.footprint import NOTHING, Footprint
+from baton.core.clock import Clock
+from baton.core.events import QueryEnded, QueryMoved, Sink, Usage
+from baton.core.footprint import NOTHING, Footprint
+from baton.core.query import Query, State
 from baton.policy.port import Standing
-from baton.query import Query, State
 
 MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.PREFILLING, State.RUNNING}),

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baton.clock import Clock
+from baton.core.clock import Clock
+from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.events import QueryRejected, Sink, Update
+from baton.core.query import Query, State
 from baton.engine.engine import Engine
 from baton.engine.inbox import Deliver, Inbox
 from baton.engine.port import Stats
 from baton.engine.watchdog import Watchdog
-from baton.errors import EngineUnhealthy, QueueFull, ShuttingDown
-from baton.events import QueryRejected, Sink, Update
-from baton.query import Query, State
 
 log = logging.getLogger("baton.engine")
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from baton.constraint import Constraint, Form
+from baton.core.constraint import Constraint, Form
+from baton.core.events import Slots
+from baton.core.query import Query
 from baton.engine.inbox import Deliver
-from baton.events import Slots
 from baton.policy.port import NO_COSTS, Costs
-from baton.query import Query
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `role` and `content`, and what else a chat template knows."""

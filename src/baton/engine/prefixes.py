@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
+from baton.core.query import Query
 from baton.kv.prefix import PrefixStore
 from baton.kv.segment import KVSegment
-from baton.query import Query
 
 log = logging.getLogger("baton.engine")
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from baton.batch.port import Batch
+from baton.batch.port import Batch, Prefiller
+from baton.core.errors import Refused
+from baton.core.query import Query, State
 from baton.engine.inbox import Deliver
 from baton.engine.lifecycle import Lifecycle
+from baton.engine.output import Talks
 from baton.engine.prefixes import Prefixes
-from baton.engine.talk import Talks
-from baton.errors import Refused
 from baton.kv.budget import out_of_memory
 from baton.kv.pool import SegmentPool
 from baton.kv.segment import KVSegment, arrived
-from baton.prefill.port import Prefiller
-from baton.query import Query, State
 
 MEMORY = "memory"
 """Why a query lost its row or what it kept, where there was no memory for it."""

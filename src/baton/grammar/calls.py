@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from baton.constraint import literal
+from baton.core.constraint import literal
 from baton.grammar.closed import closed
 from baton.grammar.schema import check_schema, without_remarks
 

@@ -11,11 +11,11 @@ from concurrent.futures import TimeoutError as Late
 from functools import partial
 from typing import Protocol
 
-from baton.constraint import Constraint, Form
-from baton.errors import QueueFull, RequestError, Unsupported
+from baton.core.constraint import Constraint, Form
+from baton.core.errors import QueueFull, RequestError, Unsupported
+from baton.core.limits import LimitExceeded, Limits, flag_of
+from baton.core.threads import started
 from baton.grammar.matcher import Vocabulary, available, compiled
-from baton.limits import LimitExceeded, Limits, flag_of
-from baton.threads import started
 
 _KEPT = 64
 _THREADS = 2

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from baton.constraint import CALLS, JSON, REGEX, Form
-from baton.errors import Infeasible, InvalidValue, RequestError, Unsupported
+from baton.core.constraint import CALLS, JSON, REGEX, Form
+from baton.core.errors import Infeasible, InvalidValue, RequestError, Unsupported
 from baton.grammar.calls import calls_grammar
 from baton.grammar.closed import closed
 from baton.grammar.schema import check_schema, without_remarks

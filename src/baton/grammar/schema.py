@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from baton.errors import InvalidValue, quoted
+from baton.core.errors import InvalidValue, quoted
 
 _SCHEMA = {"items", "additionalProperties"}
 _SCHEMAS = {"anyOf", "oneOf", "allOf", "prefixItems"}

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from baton.footprint import ALIGNED_SPARE
+from baton.core.footprint import ALIGNED_SPARE
 from baton.kv.rectangle import LayerShape, Rectangle
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from baton.clock import Clock
+from baton.core.clock import Clock
 
 log = logging.getLogger("baton.kv")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from baton.errors import Refused
+from baton.core.errors import Refused
 from baton.kv.segment import KVSegment
 
 

@@ -11,8 +11,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from baton.kv.copies import Copies, Leaving
-from baton.kv.packed import Packed, Piece
+from baton.cuda.offload import Copies, Leaving
+from baton.cuda.packed_rows import Packed, Piece
 from baton.kv.rectangle import Rectangle
 
 BLOCK_TOKENS = 32

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baton.errors import SettingError
-from baton.footprint import Columns, Footprint
+from baton.core.errors import SettingError
+from baton.core.footprint import Columns, Footprint
 
 _PAGE = mmap.PAGESIZE
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -70,7 +70,7 @@ class Rectangle:
     `keys[l]`, `values[l]`, `states[l]` are those of layer l; `rings[l]` is its number of columns where it is a
     ring, or 0.
     On the CPU the memory is only address space until a row grows into it, and a cleared row's pages go back to the
-    system. On other devices it is allocated at once, or mapped as rows grow (`kv/mapped.py`).
+    system. On other devices it is allocated at once, or mapped as rows grow (`cuda/mapped_rectangle.py`).
     """
 
     mapped = False

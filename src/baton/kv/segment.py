@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from baton.kv.packed import Packed
-from baton.query import Query
+from baton.core.query import Query
+from baton.cuda.packed_rows import Packed
 
 
 @dataclass(slots=True)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import Rectangle
 from baton.model.attention import Padded
-from baton.model.feeder import Ran
 from baton.model.forward import Forward
-from baton.model.look import Look, Span
+from baton.model.port import Ran
 from baton.model.sdpa import attention
+from baton.model.visibility import Look, Span
 
 
 @dataclass(slots=True)

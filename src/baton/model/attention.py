@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
-from baton.model.look import EVERYTHING, Look, Span
+from baton.model.layout import Shape, on_device
 from baton.model.sdpa import attention
-from baton.model.shape import Shape, on_device
+from baton.model.visibility import EVERYTHING, Look, Span
 
 # One SDPA call costs about as much as reading this many bytes of K and V (lab-notes 2026-11-21, "attention calls").
 CALL_BYTES = 128 * 1024

@@ -15,7 +15,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle, StateShape
 from baton.model.attention import Own, Shape
 

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 from jinja2 import Undefined
 
-from baton.errors import InvalidValue
-from baton.limits import LimitExceeded
-from baton.text import ArgumentsText, PartedText
+from baton.core.errors import InvalidValue
+from baton.core.limits import LimitExceeded
+from baton.core.text import ArgumentsText, PartedText
 
 Write = Callable[[Sequence[Mapping[str, Any]]], str]
 """Renders messages."""

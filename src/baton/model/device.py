@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from baton.config import AUTO
-from baton.errors import SettingError
+from baton.core.config import AUTO
+from baton.core.errors import SettingError
 
 # NVIDIA's Ampere: the first GPUs with bfloat16, and the oldest that the kernels' products are compiled for.
 _AMPERE = (8, 0)

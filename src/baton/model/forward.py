@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
+from baton.cuda.decode_steps import BUCKETS, Steps
+from baton.cuda.float8 import Float8Linear
+from baton.cuda.ragged_attention import Ragged
+from baton.cuda.slots import Slot
+from baton.cuda.varlen_prefill import Varlen, packed
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
 from baton.model.attention import Padded, Shape
 from baton.model.device import device_of
-from baton.model.draw_device import exact
-from baton.model.feeder import Call, Ran, together
-from baton.model.float8 import Float8Linear
+from baton.model.execution import DESCRIPTIONS, WHERE, Prompts, Way
 from baton.model.hooked import EXPERTS, Hooked
-from baton.model.look import Span, cut, wanted_tokens, with_padding
-from baton.model.packed import Varlen, packed
+from baton.model.layout import on_device
+from baton.model.port import Call, Ran, together
 from baton.model.probe import Geometry
-from baton.model.program import Program
-from baton.model.ragged import Ragged
-from baton.model.shape import on_device
-from baton.model.slots import Slot
-from baton.model.steps import BUCKETS, Steps
-from baton.model.way import DESCRIPTIONS, WHERE, Prompts, Way
+from baton.model.visibility import Span, cut, wanted_tokens, with_padding
+from baton.native.program import Program
+from baton.sampling.on_device import exact
 
 # Tokens of a prompt that are fed at once where shapes are fixed.
 GRID = 64
@@ -162,7 +162,7 @@ class Forward:
     def go_resident(
         self, ragged: Ragged | None, why_not: str = "", *, compiled: str | None = None, experts: str | None = None
     ) -> None:
-        """From now on decode steps are of constant shape, see `model/steps.py`; or, with None, they are not any more.
+        """From now on decode steps have constant shapes (`cuda/decode_steps.py`); with None, not any more.
 
         `why_not`: why none that is faster. `compiled`: a backend of torch.compile. `experts`: other than as ever.
         Raises LoadError where the model's rows cannot be fed so.

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
+from baton.cuda.compiled_layers import CompiledLayers, OutsideCache, outside
 from baton.model.attention import Own, Padded, Shape
 from baton.model.cache import Current, StateLayer, Step, layers_of
-from baton.model.look import Look
 from baton.model.probe import Geometry, call, own_words, use_attention
-from baton.model.regions import CompiledLayers, OutsideCache, outside
 from baton.model.rotary import anew_limit, near_limit, rotate_by_row
+from baton.model.visibility import Look
 
 BY_TOKEN = "batched_mm"
 EXPERTS = {

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape, StateShape
 from baton.model.cache import StateLayer, keeps_columns, keeps_states, stock_layers
-from baton.model.look import EVERYTHING, Look
+from baton.model.visibility import EVERYTHING, Look
 
 PROBE = "baton_probe"
 PROBE_TOKENS = 4

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from baton.errors import LoadError
+from baton.core.errors import LoadError
 from baton.model.probe import cache_name, own_words
 
 Lengths = Callable[[], tuple[Sequence[int], Callable[[Tensor], Tensor]] | None]

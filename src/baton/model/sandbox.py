@@ -21,7 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace, _PassArg
 from markupsafe import EscapeFormatter, Markup
 
-from baton.limits import LimitExceeded, Limits, exceeded, flag_of
+from baton.core.limits import LimitExceeded, Limits, exceeded, flag_of
 from baton.model import sizes
 from baton.model.sizes import ELEMENT
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from baton.errors import InvalidValue
-from baton.text import ArgumentsText, PartedText
+from baton.core.errors import InvalidValue
+from baton.core.text import ArgumentsText, PartedText
 
 Encode = Callable[[str], list[int]]
 Message = Mapping[str, Any]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Template, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from baton.limits import Limits
+from baton.core.limits import Limits
 from baton.model.conversation import is_none, rendered
 from baton.model.sandbox import Sandbox, Watch, hooked
 

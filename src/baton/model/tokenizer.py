@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from baton.errors import ContextLengthExceeded, InvalidValue, RequestError, Unsupported
-from baton.limits import Limits
+from baton.core.errors import ContextLengthExceeded, InvalidValue, RequestError, Unsupported
+from baton.core.limits import Limits
 from baton.model.detokenizer import BYTE_OF, FastDecoder, PlainDecoder, TokenTexts, bytes_named
 from baton.model.special_text import SpecialText
 from baton.model.template import ChatTemplate

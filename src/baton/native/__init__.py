@@ -1,3 +1,3 @@
-"""Native CPU kernels behind ctypes: compiled when baton is installed where a compiler is, else absent and said so.
+"""The CPU's fast path: a stock model's step is recorded once and carried out as one native call.
 
-May never import torch or anything above the ground; knows addresses, shapes and strides, not tensors or models."""
+May never be imported by the model, and its kernels may never know torch; without a compiler it says so."""

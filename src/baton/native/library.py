@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from baton.errors import LoadError, SettingError
+from baton.core.errors import LoadError, SettingError
 
 ABI = 2  # see baton_abi in source/main.cpp
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
-from baton.errors import InvalidValue
-from baton.events import Event, IterationDone, QueryEnded, QueryMoved
+from baton.core.errors import InvalidValue
+from baton.core.events import Event, IterationDone, QueryEnded, QueryMoved
+from baton.core.query import State
 from baton.observe.trace import Trace, read_trace
-from baton.query import State
 
 _WORDS = {
     (None, State.WAITING): "arrived",

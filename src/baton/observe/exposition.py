@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from baton.observe.catalog import Family, Kind
-from baton.observe.tally import Histogram
+from baton.observe.counters import Histogram
 
 Values = Mapping[str, float | Histogram]
 """By the value of the family's label, "" where it has none."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from baton.clock import Clock
+from baton.core.clock import Clock
 from baton.engine.client import Stats
 from baton.observe.bottleneck import Machine, diagnose
 from baton.observe.timeline import WINDOW_SECONDS, Bucket, Stay, Timeline, percentile

@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from baton.clock import Clock
+from baton.core.clock import Clock
+from baton.core.events import SLOT_KINDS, Event, IterationDone, QueryEnded, QueryMoved, QueryRejected
+from baton.core.query import State
 from baton.engine.client import Stats
-from baton.events import SLOT_KINDS, Event, IterationDone, QueryEnded, QueryMoved, QueryRejected
 from baton.observe.catalog import FAMILIES
 from baton.observe.compat import vllm
+from baton.observe.counters import Histogram, LastMinute, Tally
 from baton.observe.exposition import Values, page
 from baton.observe.replicas import Load
-from baton.observe.tally import Histogram, LastMinute, Tally
-from baton.query import State
 
 _QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)

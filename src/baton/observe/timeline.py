@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from baton.events import SLOT_KINDS, Event, IterationDone, QueryEnded, QueryMoved, QueryRejected
-from baton.query import State
+from baton.core.events import SLOT_KINDS, Event, IterationDone, QueryEnded, QueryMoved, QueryRejected
+from baton.core.query import State
 
 WINDOW_SECONDS = 120.0
 BUCKET_SECONDS = 0.25

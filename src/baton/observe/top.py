@@ -13,7 +13,7 @@ import httpx
 from rich.console import Console
 from rich.live import Live
 
-from baton.errors import BatonError, SettingError
+from baton.core.errors import BatonError, SettingError
 from baton.observe.terminal import Seen, plain, screen
 
 try:

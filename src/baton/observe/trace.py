@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baton.errors import SettingError
-from baton.events import Event, IterationDone, QueryEnded, QueryMoved, QueryRejected, Slots, Usage
-from baton.files import named, open_to_write
-from baton.observe.beside import Beside
-from baton.query import State
+from baton.core.errors import SettingError
+from baton.core.events import Event, IterationDone, QueryEnded, QueryMoved, QueryRejected, Slots, Usage
+from baton.core.files import named, open_to_write
+from baton.core.query import State
+from baton.observe.background import Beside
 
 FORMAT = 1
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from baton.footprint import NOTHING, Footprint
-from baton.query import State
-from baton.work import ALL_PENDING, Chunk, Feeding
+from baton.core.footprint import NOTHING, Footprint
+from baton.core.query import State
+from baton.core.step import ALL_PENDING, Chunk, Feeding
 
 SURE_TOKENS = 64
 """So many tokens a query may generate, once inserted, before it may lose its row for want of memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from baton.policy.baton import READY_AHEAD
 from baton.policy.port import Plan, Standing, View
-from baton.policy.urgency import UrgentFirst, everyone, shares, stage
+from baton.policy.preemptive import UrgentFirst, everyone, shares, stage
 
 
 class Priority:

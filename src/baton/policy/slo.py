@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+from baton.core.query import State
 from baton.policy.baton import READY_AHEAD
 from baton.policy.port import Plan, Standing, View
-from baton.policy.urgency import UrgentFirst, everyone, shares, stage
-from baton.query import State
+from baton.policy.preemptive import UrgentFirst, everyone, shares, stage
 
 # Who has a row keeps it for so many tokens against its equals: what is measured moves, rows should not with it.
 SETTLED_TOKENS = 8

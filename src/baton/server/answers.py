@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from baton.events import Usage
-from baton.server.calls import Call
+from baton.core.events import Usage
+from baton.server.tool_calls import Call
 
 
 class BatonUsage(BaseModel):

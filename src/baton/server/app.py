@@ -13,10 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from baton.core.errors import BatonError, RequestError
+from baton.core.limits import Limits
 from baton.engine.client import Client, Held
-from baton.errors import BatonError, RequestError
-from baton.limits import Limits
-from baton.server.access import OPEN, Access, Origins
 from baton.server.answers import (
     ChatCompletion,
     Completion,
@@ -29,13 +28,14 @@ from baton.server.answers import (
     Tokens,
     Version,
 )
-from baton.server.door import Door, Guard
+from baton.server.auth import OPEN, Access, Origins
 from baton.server.errors import answer_http_exception, error_response, internal_error
 from baton.server.generate import Generating
+from baton.server.live import DESCRIBED, Watching
+from baton.server.middleware import Door, Guard
 from baton.server.openapi import described
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from baton.server.status import Telling
-from baton.server.watching import DESCRIBED, Watching
 from baton.server.workers import Line, Workers
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

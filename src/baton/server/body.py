@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from baton.core.errors import Overloaded
+from baton.core.limits import Limits, exceeded, flag_of
+from baton.core.strict_json import RepeatedName, unrepeated
 from baton.engine.client import Held
-from baton.errors import Overloaded
-from baton.limits import Limits, exceeded, flag_of
 from baton.server.errors import InvalidJson, PayloadTooLarge, RequestTimeout, UnsupportedMediaType
-from baton.strict_json import RepeatedName, unrepeated
 
 _UNREAD = object()
 _CHARSETS = ("utf-8", "utf8", "us-ascii")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from baton.events import Update, Usage
-from baton.query import Query
-from baton.server.calls import Call, Parser
+from baton.core.events import Update, Usage
+from baton.core.query import Query
 from baton.server.logprobs import Body, ChatLogprobs, CompletionLogprobs
+from baton.server.tool_calls import Call, Parser
 
 
 class Piece(NamedTuple):

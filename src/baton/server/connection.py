@@ -15,12 +15,12 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from baton.core.errors import BatonError, Overloaded, RequestError
+from baton.core.limits import Limits, exceeded, flag_of
 from baton.engine.client import Held
-from baton.errors import BatonError, Overloaded, RequestError
-from baton.limits import Limits, exceeded, flag_of
 from baton.server.crowd import Crowd
-from baton.server.door import request_id, stamps
 from baton.server.errors import HeadersTooLarge, MethodNotAllowed, PayloadTooLarge, RequestTimeout, error_response
+from baton.server.middleware import request_id, stamps
 
 LINGER_SECONDS = 5.0
 """How long a client that was answered early may go on sending, before it is cut off and may lose the answer."""

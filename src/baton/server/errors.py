@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from baton.errors import (
+from baton.core.errors import (
     BatonError,
     DeadlinePassed,
     Infeasible,
@@ -24,7 +24,7 @@ from baton.errors import (
     Unsupported,
     quoted,
 )
-from baton.events import Update
+from baton.core.events import Update
 
 MAX_MESSAGE_CHARACTERS = 240
 """At six bytes for an escaped character, this and a field's name stay below the 2 KB of an error body."""

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from baton.errors import Unsupported
+from baton.core.errors import Unsupported
 from baton.server.errors import from_validation
 
 NEUTRAL: Mapping[str, tuple[object, ...]] = {

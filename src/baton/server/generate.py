@@ -11,11 +11,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from baton.core.errors import ModelNotFound, Overloaded, RequestError
+from baton.core.events import Update, Usage
 from baton.engine.client import Client, Held, size_of
-from baton.errors import ModelNotFound, Overloaded, RequestError
-from baton.events import Update, Usage
-from baton.server.access import asker
 from baton.server.answers import UsageBody, dump_usage, tool_call, usage_body
+from baton.server.auth import asker
 from baton.server.body import parse_object
 from baton.server.choices import Choice, Piece
 from baton.server.errors import failure

@@ -6,8 +6,8 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from baton.core.events import TokenLogprobs
 from baton.engine.client import Tokenizer
-from baton.events import TokenLogprobs
 
 Body = dict[str, list[Any]]
 """`logprobs` of a choice, or of a piece of it."""

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, ValidationError
 
-from baton.errors import InvalidValue, Unsupported
+from baton.core.errors import InvalidValue, Unsupported
+from baton.core.text import ArgumentsText, PartedText
 from baton.server.fields import MESSAGE_NEUTRAL, Strict, without_neutral
-from baton.text import ArgumentsText, PartedText
 
 
 class TextPart(Strict):

@@ -21,12 +21,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from baton.core.errors import SettingError
+from baton.core.limits import Limits
+from baton.core.threads import started
 from baton.engine.client import Held, Watchdog
-from baton.errors import SettingError
-from baton.limits import Limits
 from baton.server.connection import Connection
 from baton.server.crowd import ACCEPTED_AT_ONCE, Crowd, fitting
-from baton.threads import started
 
 try:
     import resource
@@ -146,7 +146,7 @@ def serve(
     `on_started` is told the address once requests are taken. Must run in the main thread.
     """
     raise_file_limit()
-    # Before anything is served: see `baton.threads`.
+    # Before anything is served: see `baton.core.threads`.
     threads = started(2, "baton-drain")
     crowd = Crowd(fitting(limits.max_connections))
     server = _Server(server_config(app, limits, crowd), app, crowd, drain, drain_timeout_seconds, hang, threads)

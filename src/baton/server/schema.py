@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_validator
 
+from baton.core.errors import InvalidValue, RequestError, Unsupported
+from baton.core.limits import Limits
+from baton.core.query import SamplingParams, Terms
 from baton.engine.client import Tokenizer
-from baton.errors import InvalidValue, RequestError, Unsupported
-from baton.limits import Limits
-from baton.query import SamplingParams, Terms
 from baton.server.fields import STREAM_NEUTRAL, Strict, without_neutral
 from baton.server.messages import Messages, turns_of
 from baton.server.tools import ToolNamed, ToolOffered, Tools, chosen

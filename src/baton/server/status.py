@@ -8,8 +8,8 @@ from collections.abc import Callable
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from baton.core.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
 from baton.engine.client import Client, Held
-from baton.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
 from baton.server.answers import Load, ModelCard, ModelList, TokenizerInfo
 from baton.server.body import parse_object
 from baton.server.messages import check_template

@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from baton.core.errors import BatonError, SlowReader
+from baton.core.events import Update, Usage
 from baton.engine.client import Client, Held
-from baton.errors import BatonError, SlowReader
-from baton.events import Update, Usage
 from baton.server.answers import UsageBody, dump_usage, tool_call
 from baton.server.body import end_now
 from baton.server.choices import Choice, Piece

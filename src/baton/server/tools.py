@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from baton.constraint import CALLS, NAME, Form
+from baton.core.constraint import CALLS, NAME, Form
+from baton.core.errors import InvalidValue, Unsupported
 from baton.engine.client import Tokenizer
-from baton.errors import InvalidValue, Unsupported
-from baton.server.calls import HERMES, LLAMA, Parser, Style, parser_of
 from baton.server.fields import Strict
+from baton.server.tool_calls import HERMES, LLAMA, Parser, Style, parser_of
 
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 # What tells a style from a chat template: the tag, and how it has the model write the arguments.

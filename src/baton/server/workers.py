@@ -12,11 +12,11 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from baton.core.events import TokenLogprobs, Update
+from baton.core.limits import Limits
+from baton.core.threads import started
 from baton.engine.client import Client, Held
-from baton.events import TokenLogprobs, Update
-from baton.limits import Limits
 from baton.server.body import body_of
-from baton.threads import started
 
 LARGE_BYTES = 64 * 2**10
 """A body above this waits with its like: its text may take seconds to encode."""

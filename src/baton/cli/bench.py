@@ -1,0 +1,162 @@
+"""The verb `baton bench`: one workload through several policies and settings, as a table, as JSON and as a page."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from tqdm import tqdm
+
+from baton import builtin
+from baton.bench import plots
+from baton.bench.commands import workload_of
+from baton.bench.drive import Mode
+from baton.bench.figures import Figures, Goal
+from baton.bench.interleave import Turns, meet
+from baton.bench.page import page
+from baton.bench.picture import Picture
+from baton.bench.table import report, runs_before, table_of
+from baton.bench.workload import Workload
+from baton.builtin.tasks import CHECKABLE_TASKS
+from baton.compose import POLICIES, model_name, set_threads
+from baton.core.config import Config
+from baton.core.errors import CheckFailed, SettingError
+from baton.core.files import check_writable, write_text
+from baton.loader.load import Loaded, load
+from baton.measure.testbed import about_machine
+from baton.measure.trials import Contender, by_themselves, contenders, right_answers, settings_of, trials
+
+Asked = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the runs came to, by contender: all of them, the last one's picture, answers to questions."""
+
+    runs: dict[str, list[Figures]]
+    pictures: dict[str, Picture]
+    right: dict[str, dict[str, list[bool]]]
+
+
+def run_bench(config: Config, asked: Asked) -> None:
+    """Runs the trials and writes the reports. Exits with 1 where an answer is not as alone."""
+    some = contenders(asked["policies"].split(","), asked["vary"])
+    workload = workload_of(asked)
+    _refuse(config, asked, some)
+    set_threads(config)
+    name = model_name(config)
+    loaded = load(config, config.model or str(builtin.path()), name)
+    about = {"model": name, "dtype": str(loaded.dtype), "workload": workload.about, **about_machine()}
+    earlier = runs_before(asked["json_file"], about, [one.name for one in some]) if asked["append"] else {}
+    settings = {one.name: dataclasses.asdict(settings_of(config, loaded, one)) for one in some}
+    with _turns(asked, about, some) as turns:
+        found = _measure(loaded, config, some, workload, asked, turns)
+    for one, runs in earlier.items():
+        found.runs[one][:0] = runs
+    console = Console(highlight=False)
+    console.print(f"{workload.about}\n{name}, {loaded.dtype} on {loaded.device}, {asked['repeat']} alternated runs")
+    console.print(table_of(found.runs, found.right))
+    if asked["json_file"]:
+        whole = report(about, found.runs, settings, found.right)
+        write_text("--json", asked["json_file"], json.dumps(whole), param="json")
+    if asked["html_file"]:
+        write_text("--html", asked["html_file"], _page(about, loaded, found, settings, asked), param="html")
+    if any(one.different for runs in found.runs.values() for one in runs):
+        raise CheckFailed("an answer is not what its query gives alone")
+
+
+def _refuse(config: Config, asked: Asked, some: Sequence[Contender]) -> None:
+    """Raises SettingError for what could not be honoured in the end, before anything is run."""
+    for one in some:
+        if one.changes["policy"] not in POLICIES:
+            raise SettingError(f"--policies {one.changes['policy']}: there is {', '.join(POLICIES)}", param="policies")
+    if asked["accuracy"] and config.model:
+        message = f"--accuracy asks the built-in model's questions, which {config.model} was not made for"
+        raise SettingError(message, param="accuracy")
+    if asked["append"] and not asked["json_file"]:
+        raise SettingError("--append adds to a --json file, and none is named", param="append")
+    if asked["in_turn"] and asked["mode"] == "timed":
+        raise SettingError("--in-turn has a clock of its own: --mode timed cannot be kept", param="in_turn")
+    if asked["html_file"]:
+        plots.check_installed()
+    for name in ("json", "html"):
+        if asked[f"{name}_file"]:
+            check_writable(f"--{name}", asked[f"{name}_file"], param=name)
+
+
+@contextlib.contextmanager
+def _turns(asked: Asked, about: Mapping[str, Any], some: Sequence[Contender]) -> Iterator[Turns | None]:
+    """With the other bench of the same work, which `--in-turn` says where to meet. Raises SettingError, OtherIsGone."""
+    if asked["in_turn"] is None:
+        yield None
+        return
+    same = {name: about[name] for name in ("model", "dtype", "workload")}
+    runs = asked["repeat"] * len(some)
+    with contextlib.closing(meet(asked["in_turn"], {**same, "number of runs": runs})) as turns:
+        yield turns
+
+
+def _measure(
+    loaded: Loaded,
+    config: Config,
+    some: Sequence[Contender],
+    workload: Workload,
+    asked: Asked,
+    turns: Turns | None,
+) -> _Found:
+    questions = (asked["accuracy"] or 0) * len(CHECKABLE_TASKS)
+    total = len(workload.asks) * len(some) * asked["repeat"] + asked["alone"] + questions * len(some)
+    found = _Found({one.name: [] for one in some}, {}, {})
+    with tqdm(total=total, unit="query", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def told() -> None:
+            bar.update()
+
+        alone = by_themselves(loaded, config, workload, asked["alone"], told) if asked["alone"] else {}
+        for trial in trials(
+            loaded,
+            config,
+            some,
+            workload,
+            repeat=asked["repeat"],
+            mode=Mode(asked["mode"]),
+            at_once=asked["at_once"],
+            goal=Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"]),
+            alone=alone,
+            told=told,
+            turns=turns,
+        ):
+            found.runs[trial.contender].append(trial.figures)
+            found.pictures[trial.contender] = trial.picture
+            bar.set_postfix_str(f"{trial.contender}: {trial.figures.tokens_per_second:.0f} tokens/s")
+        if asked["accuracy"]:
+            for one in some:
+                found.right[one.name] = right_answers(loaded, config, one, asked["accuracy"], told)
+    return found
+
+
+def _page(
+    about: Mapping[str, Any], loaded: Loaded, found: _Found, settings: Mapping[str, Mapping[str, Any]], asked: Asked
+) -> str:
+    facts = {
+        "model": about["model"],
+        "dtype and device": f"{loaded.dtype}, {loaded.device}",
+        "workload": about["workload"],
+        "mode": asked["mode"] + (f", {asked['at_once']} at once" if asked["mode"] == "closed" else ""),
+        "machine": f"{about['cores']} cores, {about['processor']}, {about['system']}",
+        "versions": about["versions"],
+        "machine's speed in each run": ", ".join(
+            "in turn with another" if one.pair else f"{one.machine_speed:.2f}"
+            for runs in found.runs.values()
+            for one in runs
+        ),
+    }
+    command = shlex.join(["baton", *sys.argv[1:]])
+    return page(found.runs, found.pictures, facts=facts, settings=settings, accuracy=found.right, command=command)

@@ -1,0 +1,62 @@
+"""What this machine reads a second, measured when the engine starts, and the live view that goes by it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from baton.compose import House
+from baton.core.clock import monotonic
+from baton.core.footprint import Footprint
+from baton.loader.load import Loaded
+from baton.observe.bottleneck import Machine
+from baton.observe.live import Live
+from baton.observe.timeline import Timeline
+
+# Far above the caches of any core, and of most machines; read in 10 ms by one with 10 GB/s.
+_BUFFER_BYTES = 96 * 2**20
+_READS = 3
+# Settings of models whose steps read only some of the weights: which, depends on the tokens.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def read_bytes_per_second() -> float:
+    """Bytes a second that all of torch's threads read of memory together, the best of a few reads; some 0.1 s."""
+    buffer = torch.zeros(_BUFFER_BYTES // 8, dtype=torch.int64)
+    best = float("inf")
+    for _ in range(_READS):
+        began = time.perf_counter()
+        buffer.sum()
+        best = min(best, time.perf_counter() - began)
+    return _BUFFER_BYTES / best
+
+
+def machine_of(loaded: Loaded, footprint: Footprint, read_bytes: float) -> Machine:
+    """With 0 for what was read where it says nothing: on other devices, and of models of experts."""
+    config = loaded.model.config.get_text_config()
+    known = loaded.device.type == "cpu" and not any(getattr(config, name, None) for name in _EXPERTS)
+    # Of an embedding that is not the output's too, a step reads one row a token.
+    apart = not getattr(config, "tie_word_embeddings", True)
+    embedding = getattr(config, "vocab_size", 0) * getattr(config, "hidden_size", 0) if apart else 0
+    size = 1 if loaded.eight_bits else loaded.dtype.itemsize
+    return Machine(
+        read_bytes=read_bytes if known else 0.0,
+        weight_bytes=(loaded.parameters - embedding) * size,
+        kv_token_bytes=footprint.token_bytes,
+    )
+
+
+def live_view(house: House, timeline: Timeline, read_bytes: float) -> Callable[[int, float], bytes]:
+    """What /live/data answers for a serial and a time. `timeline`: a sink of the engine's events."""
+    settings, facts = house.settings, house.facts
+    view = Live(
+        timeline,
+        monotonic,
+        model_name=house.client.model_name,
+        machine=machine_of(house.loaded, facts.footprint, read_bytes),
+        max_rows=settings.max_rows,
+        settings={"policy": settings.policy, "device": facts.device, "dtype": facts.dtype},
+    )
+    return lambda serial, time: view.data(house.client.stats(), serial, time)

@@ -1,0 +1,384 @@
+"""What was asked (`Config`, with "auto"), what the machine and the model are (`Facts`), what holds (`Settings`).
+
+`resolve(config, facts)` is the only place where "auto" becomes a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+
+from baton.core.errors import SettingError
+from baton.core.files import named, read_text
+from baton.core.footprint import Footprint
+from baton.core.limits import Limits, flag_of, setting
+
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
+FLOAT8 = "float8"
+QUANTIZE = ("none", "int8", FLOAT8)
+ALIGNED = "aligned"
+SHAPING = ("ragged", ALIGNED)
+NO_COMPILER = "none"
+STEP_COMPILERS = (NO_COMPILER, "inductor")
+SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT = "all", "key", "salt"
+PREFIX_SHARING = (AUTO, SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT)
+DEVICES = (AUTO, "cpu", "cuda", "mps")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ENVIRONMENT_PREFIX = "BATON_"
+# Of the process, not of an engine: read by native/library.py, hatch_build.py and compose.py.
+NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE", "BATON_FAULTS", "BATON_TEST_MODE"}
+# Where KV memory is allocated at once, activations need the rest.
+MOST_THREADS = 1024
+MOST_CONFIG_BYTES = 2**20
+_AT_ONCE_SHARE = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Limits):
+    """What was asked for. Each field is a flag, a `BATON_*` variable and a key of `--config file.toml`."""
+
+    model: str | None = setting(None, "Hub id or local folder; the built-in model if left out.")
+    served_model_name: str | None = setting(None, "Name that requests use for the model.")
+    host: str = setting("127.0.0.1", "Address to listen on.")
+    port: int = setting(8000, "Port to listen on.", low=0, high=65535)
+    api_key: tuple[str, ...] = setting((), "Key that requests must send as a bearer token; several with commas.")
+    api_key_file: str | None = setting(None, "File with such keys, one a line; # begins a comment.")
+    allowed_host: tuple[str, ...] = setting((), "Name that requests may have as their Host; * for any.")
+    cors_origin: tuple[str, ...] = setting((), "Origin whose pages may read answers (https://example.org); * for any.")
+    dtype: str = setting(AUTO, "Number format of weights and KV; auto: as saved, on GPUs in 16 bits.", choices=DTYPES)
+    device: str = setting(AUTO, "Where the model runs.", choices=DEVICES)
+    quantize: str = setting(
+        "none", "Weights of linear layers in 8 bits: int8 on the CPU, float8 on newer NVIDIA GPUs.", choices=QUANTIZE
+    )
+    compile: bool = setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
+    step_compiler: str = setting(
+        NO_COMPILER,
+        "What layers are compiled with for decode steps on CUDA; starting then takes longer.",
+        choices=STEP_COMPILERS,
+    )
+    max_batch_size: str = setting(AUTO, "Most rows of the running batch: a number, or auto.")
+    max_model_len: str = setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
+    kv_memory: str = setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
+    kv_mapping: bool = setting(
+        False, "Memory for keys and values is mapped as rows grow (CUDA), not allocated at once; never for padded rows."
+    )
+    pool_memory: str = setting(AUTO, "Most memory outside all rows, the host's on CUDA: a size, 0 for none, or auto.")
+    policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
+    shaping: str = setting(
+        "ragged",
+        "How the batch's rows lie: each by itself, or aligned at their ends as the paper draws it (slow, for study).",
+        choices=SHAPING,
+    )
+    prefix_cache: bool = setting(
+        True, "Prompts that begin as earlier texts did are computed from there; never by run_to_completion."
+    )
+    prefix_sharing: str = setting(
+        AUTO,
+        "Whose stored prefixes a prompt may begin with: of all, of the same API key, or of the same cache_salt alone; "
+        "auto: key where there are keys, else all.",
+        choices=PREFIX_SHARING,
+    )
+    deterministic: bool = setting(
+        False, "Results equal to the bit in any company: steps of a fixed shape, slower; no prefix cache."
+    )
+    prefill_chunk: str = setting(AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.")
+    max_stall_ms: int = setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
+    drain_timeout: float = setting(30.0, "Seconds that running queries get to finish at shutdown.", low=0)
+    hang_timeout: float = setting(60.0, "Seconds of an iteration after which the engine is said to hang.", low=0.1)
+    hang_exit: float = setting(
+        5.0, "Times --hang-timeout after which a server that hangs ends itself, to be started again; 0: never.", low=0
+    )
+    threads: str = setting(AUTO, "Compute threads: a number, or auto (one for each core that this process may use).")
+    seed: int = setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model.")
+    special_in_text: bool | None = setting(
+        None,
+        "Special tokens in what a conversation says are those tokens, not text; by itself where there are no keys.",
+    )
+    metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
+    trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
+    log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it.
+
+    `pool_free_bytes`: what is free of the memory that queries set aside and stored prefixes live in, where that is not
+    the rows'; None where it is.
+    `context_source`: where the context's number comes from, for people.
+    `mapped_footprint`: a query's where a device's memory is mapped as rows grow; None where it is not.
+    """
+
+    context_tokens: int
+    footprint: Footprint
+    free_bytes: int
+    device: str
+    dtype: str
+    cores: int
+    lazy_memory: bool
+    policies: tuple[str, ...]
+    pool_free_bytes: int | None = None
+    mapped_footprint: Footprint | None = None
+    context_source: str = "its config"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds, in numbers.
+
+    `has_keys`: requests need an API key. `kv_mapping`: memory for keys and values is mapped as rows grow.
+    """
+
+    policy: str
+    max_rows: int
+    max_model_len: int
+    kv_bytes: int
+    prefill_chunk: int | None
+    max_stall_seconds: float
+    max_waiting: int
+    seed: int
+    pool_bytes: int = 0
+    shaping: str = "ragged"
+    prefix_cache: bool = True
+    prefix_sharing: str = SHARE_ALL
+    has_keys: bool = False
+    deterministic: bool = False
+    hang_seconds: float = 60.0
+    kv_mapping: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+
+def longest_asked(config: Config, auto: int) -> int:
+    """Most tokens of a query, as asked. Raises SettingError for what is no number."""
+    return _number("max_model_len", config.max_model_len, auto)
+
+
+def resolve(config: Config, facts: Facts) -> Settings:
+    """Turns "auto" into numbers. Raises SettingError for what cannot be honoured, naming the setting."""
+    if config.policy not in facts.policies:
+        raise SettingError(f"--policy {config.policy}: there is {', '.join(facts.policies)}", param="policy")
+    facts, mapped = _laid_out(config, facts)
+    rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
+    # What is allocated at once holds the batch's rows, and as many and one more beside it for prefill.
+    at_once = 1 if facts.lazy_memory else 2 * rows + 1
+    fitting = int(facts.free_bytes * _AT_ONCE_SHARE) // (at_once * max(facts.footprint.token_bytes, 1))
+    auto = facts.context_tokens if facts.lazy_memory else max(1, min(facts.context_tokens, fitting))
+    length = longest_asked(config, auto)
+    if not facts.lazy_memory and length > fitting:
+        message = f"{rows} rows of {length} tokens do not fit this device: lower --max-batch-size or --max-model-len"
+        raise SettingError(message, param="max_model_len")
+    if length > facts.context_tokens:
+        message = (
+            f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens "
+            f"({facts.context_source}): lower it, or put the rope scaling that the model's card names into config.json"
+        )
+        raise SettingError(message, param="max_model_len")
+    _check_shaping(config)
+    held = facts.footprint.aligned(length) if config.shaping == ALIGNED else facts.footprint
+    row_bytes = held.of(length)
+    if config.kv_memory == AUTO:
+        # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
+        share = _AT_ONCE_SHARE if mapped else 0.5
+        kv_bytes = min(2 * rows * row_bytes, int(facts.free_bytes * share))
+    else:
+        kv_bytes = parse_bytes(config.kv_memory, "kv_memory")
+    if kv_bytes < row_bytes:
+        message = (
+            f"{kv_bytes / 2**20:.0f} MiB for keys and values cannot hold one query of {length} tokens "
+            f"({row_bytes / 2**20:.0f} MiB): raise --kv-memory or lower --max-model-len"
+        )
+        raise SettingError(message, param="kv_memory")
+    if config.pool_memory == AUTO:
+        # Half of what rows may take, where half of what is then left has room for it.
+        taken = kv_bytes if facts.lazy_memory else at_once * row_bytes
+        apart = None if config.shaping == ALIGNED else facts.pool_free_bytes
+        left = facts.free_bytes - taken if apart is None else apart
+        pool_bytes = min(kv_bytes, max(0, left)) // 2
+    else:
+        pool_bytes = parse_bytes(config.pool_memory, "pool_memory")
+    chunk = None if config.prefill_chunk == AUTO else _number("prefill_chunk", config.prefill_chunk, 0)
+    return Settings(
+        policy=config.policy,
+        max_rows=rows,
+        max_model_len=length,
+        kv_bytes=kv_bytes,
+        prefill_chunk=chunk,
+        max_stall_seconds=config.max_stall_ms / 1000,
+        max_waiting=config.max_waiting,
+        seed=config.seed,
+        pool_bytes=pool_bytes,
+        shaping=config.shaping,
+        # The baseline computes every prompt, and never has one wait for another; where bits count, a prompt is always
+        # fed in the same pieces.
+        prefix_cache=config.prefix_cache and config.policy != "run_to_completion" and not config.deterministic,
+        prefix_sharing=_prefix_sharing(config),
+        has_keys=has_keys(config),
+        deterministic=config.deterministic,
+        hang_seconds=config.hang_timeout,
+        kv_mapping=mapped,
+        limits=Limits(**{known.name: getattr(config, known.name) for known in dataclasses.fields(Limits)}),
+    )
+
+
+def _laid_out(config: Config, facts: Facts) -> tuple[Facts, bool]:
+    """What is the case for these settings, and whether memory is mapped as rows grow.
+
+    Not where rows are padded or aligned: others' columns are read with theirs then.
+    """
+    if facts.mapped_footprint is None or config.policy == "run_to_completion" or config.shaping == ALIGNED:
+        return facts, False
+    return dataclasses.replace(facts, footprint=facts.mapped_footprint, lazy_memory=True), True
+
+
+def _prefix_sharing(config: Config) -> str:
+    if config.prefix_sharing != AUTO:
+        return config.prefix_sharing
+    return SHARE_BY_KEY if has_keys(config) else SHARE_ALL
+
+
+def special_in_text(config: Config) -> bool:
+    """Whether special tokens in what a conversation says are those tokens."""
+    return not has_keys(config) if config.special_in_text is None else config.special_in_text
+
+
+def has_keys(config: Config) -> bool:
+    """Whether requests need a key, so that they come from people who need not trust one another."""
+    return bool(config.api_key or config.api_key_file)
+
+
+def _check_shaping(config: Config) -> None:
+    """Raises SettingError for what aligned rows cannot be combined with."""
+    if config.shaping != ALIGNED:
+        return
+    if config.policy == "orca":
+        message = "--shaping aligned: orca's selective batching aligns no rows; take baton or run_to_completion"
+        raise SettingError(message, param="shaping")
+    if config.deterministic:
+        message = "--shaping aligned: its shapes change with the batch, --deterministic's must not"
+        raise SettingError(message, param="shaping")
+
+
+def threads(config: Config, cores: int) -> int:
+    """How many threads compute, where the process may use so many cores. Raises SettingError."""
+    found = _number("threads", config.threads, cores)
+    if found > MOST_THREADS:
+        raise SettingError(f"--threads {config.threads}: at most {MOST_THREADS}", param="threads")
+    return found
+
+
+def load_config(
+    flags: Mapping[str, object], *, file: str | None = None, environment: Mapping[str, str] = os.environ
+) -> Config:
+    """Flags over environment over file. Raises SettingError by the name of what is unknown or has a bad value."""
+    values: dict[str, object] = {}
+    if file is not None:
+        values.update(_from_file(file))
+    values.update(_from_environment(environment, {f.name for f in dataclasses.fields(Config)}))
+    values.update({name: value for name, value in flags.items() if value not in (None, ())})
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, object]) -> Config:
+    """A Config of these values, each checked against its field. Raises SettingError."""
+    known = {f.name: f for f in dataclasses.fields(Config)}
+    hints = typing.get_type_hints(Config)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise SettingError(f"unknown setting: {', '.join(unknown)}", param=unknown[0])
+    checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
+    return Config(**checked)  # type: ignore[arg-type]
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """Bytes of a size like "4GiB", "500MB" or "1048576". Raises SettingError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not found:
+        raise SettingError(f"{flag_of(name)} {text}: not a size like 4GiB or 500MB", param=name)
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
+
+
+def _number(name: str, text: str, auto: int) -> int:
+    if text == AUTO:
+        return auto
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
+        raise SettingError(f"{flag_of(name)} {text}: must be a whole number above 0, or auto", param=name)
+    return int(text)
+
+
+def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: object) -> object:
+    flag = flag_of(known.name)
+    plain = next(k for k in (typing.get_args(kind) or (kind,)) if k is not types.NoneType)
+    try:
+        if typing.get_origin(kind) is tuple:
+            value = _texts(value)
+        elif plain is bool:
+            value = _boolean(value)
+        elif known.metadata.get("size"):
+            value = parse_bytes(str(value), known.name)
+        elif plain is str and isinstance(value, (str, int)) and not isinstance(value, bool):
+            value = str(value)
+        elif plain in (int, float) and not isinstance(value, bool):
+            number = plain(value)  # type: ignore[call-overload]
+            if not math.isfinite(number) or (isinstance(value, float) and number != value):
+                raise ValueError
+            value = number
+        else:
+            raise ValueError
+    except (ValueError, TypeError):
+        if known.default == ():  # of keys, a value that is wrong may still be a secret
+            raise SettingError(f"{flag}: must be texts, none of them empty", param=known.name) from None
+        raise SettingError(f"{flag} {value!r}: must be of type {plain.__name__}", param=known.name) from None
+    choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise SettingError(f"{flag} {value}: must be one of {', '.join(choices)}", param=known.name)
+    if (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
+        raise SettingError(f"{flag} {value}: must be between {low} and {high or 'any number'}", param=known.name)
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """Of one text, parted at its commas, or of a list of such."""
+    found = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+    if not isinstance(found, (list, tuple)):
+        raise TypeError
+    texts = tuple(text.strip() for one in found for text in str(one).split(","))
+    if not all(texts):
+        raise ValueError
+    return texts
+
+
+def _boolean(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if str(value).lower() not in words:
+        raise ValueError
+    return words[str(value).lower()]
+
+
+def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[str, object]:
+    ours = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
+    found = {key: value for key, value in ours.items() if key not in NOT_SETTINGS}
+    named = {key: key[len(ENVIRONMENT_PREFIX) :].lower() for key in found}
+    unknown = sorted(key for key, name in named.items() if name not in known)
+    if unknown:
+        names = ", ".join(f"{named[key]} (environment variable {key})" for key in unknown)
+        raise SettingError(f"unknown setting: {names}", param=named[unknown[0]])
+    return {named[key]: value for key, value in found.items()}
+
+
+def _from_file(file: str) -> dict[str, object]:
+    text = read_text("--config", file, param="config", most_bytes=MOST_CONFIG_BYTES)
+    with named("--config", file, param="config"):
+        values = tomllib.loads(text)
+    return {key.replace("-", "_"): value for key, value in values.items()}

@@ -1,0 +1,185 @@
+"""What happened, as frozen records: the engine tells, sinks and clients listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+
+from baton.core.query import State
+
+
+@dataclass(slots=True)
+class Slots:
+    """Token slots that forwards computed, by what became of them, and the KV columns attention read beside them.
+
+    A slot is one token position that went through the model's layers. `useful` slots are those that a query needed,
+    once per token; all others are idle computation, by kind:
+    `empty_row` no query in the row; `finished_row` its query was done; `padding` a position that aligns a row with
+    longer ones; `recomputed` a token that had been computed before and was forgotten.
+    `columns_needed` and `columns_padding` count KV columns read per row and forward.
+    """
+
+    useful: int = 0
+    empty_row: int = 0
+    finished_row: int = 0
+    padding: int = 0
+    recomputed: int = 0
+    columns_needed: int = 0
+    columns_padding: int = 0
+
+    def add(self, other: Slots) -> None:
+        for name in _SLOT_FIELDS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def idle(self) -> int:
+        return self.empty_row + self.finished_row + self.padding + self.recomputed
+
+    @property
+    def idle_ratio(self) -> float:
+        """1 - useful / all; 0 where nothing was computed."""
+        total = self.useful + self.idle
+        return self.idle / total if total else 0.0
+
+    def by_kind(self) -> dict[str, int]:
+        """The token slots alone, under the names of `baton_token_slots_total{kind}`."""
+        return {kind: getattr(self, kind) for kind in SLOT_KINDS}
+
+
+SLOT_KINDS = ("useful", "empty_row", "finished_row", "padding", "recomputed")
+_SLOT_FIELDS = tuple(f.name for f in fields(Slots))
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one query took. Seconds are of the engine's clock.
+
+    `cached_tokens`: prompt tokens that it did not have to compute, because an earlier query's text began with them.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    useful_slots: int
+    idle_slots: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    first_token_seconds: float | None
+    preemptions: int
+    cached_tokens: int = 0
+
+    @property
+    def idle_ratio(self) -> float:
+        total = self.useful_slots + self.idle_slots
+        return self.idle_slots / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model thought of a token, as log-softmax of its raw logits: natural logarithms, at most 0.
+
+    `rank`: 1 for the likeliest token. `best`: the likeliest token ids with theirs, best first, as many as asked for.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    best: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """News for whoever asked: tokens and text since the last update, and on the last one how it ended.
+
+    `text` never ends inside a character and never holds part of a stop string.
+    `finish_reason` is "stop", "length", "cancelled", "expired" or "error"; `error` says what went wrong in the
+    last two cases.
+    `logprobs`: where asked for, one for each of `token_ids`. `prompt_logprobs`: where asked for, one for each prompt
+    token but the first, all in the update that brings the first token. `infeasible`: the error is the asker's own,
+    because what was asked for turned out to be impossible.
+    """
+
+    query_id: str
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    finish_reason: str | None = None
+    error: str | None = None
+    usage: Usage | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    infeasible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QueryMoved:
+    """A query came in (`was` None), or went from one state to another."""
+
+    time: float
+    query_id: str
+    was: State | None
+    now: State
+    why: str
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueryEnded:
+    """A query left the engine; `outcome` is its last state. Seconds count from its arrival."""
+
+    time: float
+    query_id: str
+    outcome: State
+    finish_reason: str
+    usage: Usage
+    end_to_end_seconds: float
+    inter_token_seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRejected:
+    """A query was not admitted; `reason` is the error code of the answer."""
+
+    time: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IterationDone:
+    """One turn of the engine: what was planned, what it cost, what the batch looks like after it.
+
+    `kind`: what was computed: "decode", "prefill", "both" or "none" (moves only).
+    `stall_seconds`: how long running rows waited for something else than their own step, by cause.
+    `kv_bytes_used` of `kv_bytes_budget`: what all rows take; `pool_bytes_used`: what is kept of queries set aside.
+    `fed`: tokens of each query that were computed in it, idle ones too.
+    """
+
+    index: int
+    time: float
+    seconds: float
+    kind: str
+    why: str
+    rows: int
+    occupied: int
+    columns: int
+    slots: Slots
+    generated_tokens: int
+    prefilled_tokens: int
+    inserted: tuple[str, ...]
+    detached: tuple[str, ...]
+    resized_to: int | None
+    waiting: int
+    prefilling: int
+    ready: int
+    preempted: int
+    kv_bytes_used: int
+    step_seconds: float
+    stall_seconds: Mapping[str, float] = field(default_factory=dict)
+    kv_bytes_budget: int = 0
+    pool_bytes_used: int = 0
+    fed: Mapping[str, int] = field(default_factory=dict)
+
+
+Event = QueryMoved | QueryEnded | QueryRejected | IterationDone
+Sink = Callable[[Event], None]
+"""Called in the engine's thread: it must be quick and must not raise."""

@@ -1,0 +1,88 @@
+"""What is computed and what came of it: the words that plans, batches and prefillers share."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from baton.core.events import Slots, TokenLogprobs
+
+ALL_PENDING = 2**31
+"""Feed a row everything that it has left to feed."""
+
+
+class Feeding(StrEnum):
+    """How a step's tokens are laid out for the model; a method of batching is a policy and one of these.
+
+    PADDED: rows aligned to the longest, as batch-wise inference does.
+    SELECTIVE: tokens flat for the linear layers, attention request by request (Orca, Yu et al., OSDI 2022, section 3).
+    RAGGED: one token per row, rows of any length attended together where that is faster.
+    """
+
+    PADDED = "padded"
+    SELECTIVE = "selective"
+    RAGGED = "ragged"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a forward computes: rows, token slots, and the columns that rows read.
+
+    `single_columns`: those of rows that were fed one token; `pairs`: of all other rows, each token with each column
+    that it attends to. `finished`: how many of the rows are of queries that were done before.
+    """
+
+    rows: int
+    slots: int
+    columns: int
+    single_columns: int = 0
+    pairs: float = 0.0
+    finished: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Feed up to `tokens` more of this query's pending tokens."""
+
+    query_id: str
+    tokens: int
+
+
+@dataclass(slots=True)
+class Stepped:
+    """What a forward did. `tokens`: the token drawn, by query; those with more left to feed drew none.
+
+    `failed`: queries that cannot go on, with the reason: their logits are not finite, or what was done for them raised.
+    `infeasible`: those that cannot go on as they were asked, which is their askers' fault. Both are still in and must
+    be removed.
+    `slots`: all token slots computed, by kind; `shares`: useful and idle slots of each query.
+    `logprobs`: of the token drawn, `prompt_logprobs`: of the prompt tokens that follow those fed; for queries that ask.
+    `beside`: prompts were computed beside it, which made it longer; `fill_seconds`: how long that took them, where it
+    tells of them.
+    """
+
+    tokens: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    infeasible: dict[str, str] = field(default_factory=dict)
+    slots: Slots = field(default_factory=Slots)
+    shares: dict[str, tuple[int, int]] = field(default_factory=dict)
+    logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    beside: bool = False
+    fill_seconds: float | None = None
+
+    @property
+    def ended(self) -> Set[str]:
+        """Queries that cannot go on."""
+        return self.failed.keys() | self.infeasible.keys()
+
+    def add(self, part: Stepped) -> None:
+        """What was done to other queries, apart from `beside` and `fill_seconds`."""
+        self.tokens |= part.tokens
+        self.failed |= part.failed
+        self.infeasible |= part.infeasible
+        self.shares |= part.shares
+        self.logprobs |= part.logprobs
+        self.prompt_logprobs |= part.prompt_logprobs
+        self.slots.add(part.slots)

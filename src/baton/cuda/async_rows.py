@@ -1,0 +1,223 @@
+"""Rows whose next decode step is begun before the host has read what the last one drew, so that a device never waits.
+
+A step that was begun so serves those of its rows that are still there and drew what it was fed; a row's result is its
+own, whoever is beside it. A row that ended meanwhile was computed once for nobody, which is counted; one that came
+meanwhile joins the step after. Nothing of a step that was begun is to be seen until a feed asks for it: it wrote
+only behind the rows' ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from baton.batch.row_state import Drawing, Occupant
+from baton.batch.rows import Rows
+from baton.core.step import Feeding, Stepped
+from baton.cuda.decode_steps import BUCKETS, Launched, Steps
+from baton.cuda.offload import Copies
+from baton.cuda.slots import GREEDY, Chance, Slot, chance_of, follows
+from baton.kv.rectangle import Rectangle
+from baton.kv.segment import KVSegment
+from baton.model.execution import Prompts
+from baton.model.forward import Forward
+from baton.model.visibility import Span
+from baton.sampling.grammar_masks import Mask
+from baton.sampling.on_device import LOOK_AGAIN, Kind
+from baton.sampling.sampler import Sampler
+
+log = logging.getLogger("baton.model")
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A step that runs: at which slot each place is. `fed`: what each slot was fed, once that is known."""
+
+    launched: Launched
+    slot_of: dict[int, int]
+    fed: list[int] = field(default_factory=list)
+
+    def serves(self, wanted: Slot) -> bool:
+        at = self.slot_of.get(wanted.place)
+        if at is None:
+            return False
+        slot = self.launched.slots[at]
+        return (slot.stop, slot.chance, self.fed[at]) == (wanted.stop, wanted.chance, wanted.token)
+
+
+class RowsAhead(Rows):
+    """Rows over a forward that has steps of constant shape."""
+
+    def __init__(
+        self,
+        rectangle: Rectangle,
+        forward: Forward,
+        sampler: Sampler,
+        stamp: str,
+        steps: Steps,
+        *,
+        copies: Copies | None = None,
+    ) -> None:
+        super().__init__(rectangle, forward, sampler, stamp, copies=copies)
+        self.prompts = Prompts.BEHIND
+        self._steps = steps
+        self._begun: _Begun | None = None
+        # Slots that were computed for nobody, and not told of yet.
+        self._surplus = 0
+
+    def place(self, segment: KVSegment, among: range) -> None:
+        super().place(segment, among)
+        # Whoever was there before, the step that runs knows nothing of this one.
+        if self._begun is not None:
+            self._begun.slot_of.pop(self.rectangle.places[self._row_of[segment.query.id]], None)
+
+    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
+        """As `Rows._once`; a row that came while a step was running may be fed nothing, once."""
+        return self._step(self._spans(self._landed(most), done), how, done)
+
+    def _step(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
+        single = [span for span in spans if span.count == 1]
+        if len(single) > BUCKETS[-1] or any(span.every for span in single):
+            # Steps of the forward's own would come between.
+            self._forget()
+            return self._feed(spans, how, done)
+        if not single:
+            return self._feed(spans, how, done)
+        wanted = {span: self._slot(span, done) for span in single}
+        fused = self.prompts is Prompts.FUSED and how is Feeding.RAGGED and len(single) < len(spans)
+        if fused and not any(map(self._is_begun, wanted.values())):
+            self._forget()
+            return self._feed(spans, how, done)
+        if fused:
+            # The step that runs is heard first, and none is begun behind it: prompts go with the next.
+            spans = single
+        begun, served = self._served(wanted)
+        waiting = [span for span in wanted if span not in served]
+        others = [span for span in spans if span not in served]
+        if len(others) == len(waiting):
+            others = []
+        else:
+            waiting = []
+        stepped = self._feed(others, how, done) if others else Stepped()
+        try:
+            self._collect(begun, served, waiting, done, stepped, last=fused)
+        except Exception:
+            # The step after may have been launched, and left its tokens where this one's were.
+            self._forget()
+            if not others:
+                raise
+            # What came of the others is to be told of; rows that were fed nothing are fed by the next step.
+            log.warning("a step failed beside prompts that were fed", exc_info=True)
+        return stepped
+
+    def _served(self, wanted: Mapping[Span, Slot]) -> tuple[_Begun, list[Span]]:
+        """A step that runs, and whom it serves: the one that was begun ahead, or where it serves no one a new one."""
+        if self._begun is not None:
+            served = [span for span, slot in wanted.items() if self._begun.serves(slot)]
+            if served:
+                return self._begun, served
+        self._forget()
+        self._begun = self._launch([*wanted.values()])
+        self._begun.fed = [slot.token for slot in wanted.values()]
+        return self._begun, list(wanted)
+
+    def _forget(self) -> None:
+        """The step that was begun ahead was for nobody."""
+        if self._begun is not None:
+            self._surplus += len(self._begun.launched.slots)
+        self._begun = None
+
+    def _launch(self, slots: Sequence[Slot]) -> _Begun:
+        return _Begun(self._steps.launch(slots), {slot.place: at for at, slot in enumerate(slots)})
+
+    def _launched_ahead(self, slots: Sequence[Slot]) -> _Begun | None:
+        """None where it does not begin: rows have been fed by now, and it is the next feed that has to fail."""
+        try:
+            return self._launch(slots) if slots else None
+        except Exception:
+            return None
+
+    def _slot(self, span: Span, done: Set[str]) -> Slot:
+        found = self._occupants[span.row]
+        chance = None if found.query.id in done else self._chance(found)
+        return Slot(self.rectangle.places[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
+
+    def _chance(self, found: Occupant) -> Chance | None:
+        """None where its next token is not drawn on the device."""
+        return None if found.guide is not None else chance_of(found.draw(None))
+
+    def _is_begun(self, slot: Slot) -> bool:
+        return self._begun is not None and self._begun.serves(slot)
+
+    def _collect(
+        self,
+        begun: _Begun,
+        served: Sequence[Span],
+        waiting: Sequence[Span],
+        done: Set[str],
+        stepped: Stepped,
+        *,
+        last: bool,
+    ) -> None:
+        """Begins the step after, unless this is the `last`, waits for this one, and tells what came of it."""
+        masks = self._begin_masks(served, done)
+        launched = begun.launched
+        slots = [begun.slot_of[self.rectangle.places[span.row]] for span in served]
+        ahead = [] if last else self._ahead(begun, served, waiting, done)
+        logits = launched.logits
+        if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
+            # Some may have to be looked at again, when the next step has left its own there.
+            logits = logits.clone()
+        following = self._launched_ahead(ahead)
+        self._meanwhile()
+        codes = launched.tokens()
+
+        def draw(
+            logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
+        ) -> list[int | None]:
+            told = {
+                index: codes[slots[index]]
+                for index, found in drawing
+                if self._chance(found) is not None and codes[slots[index]] != LOOK_AGAIN
+            }
+            rest = [(slots[index], found) for index, found in drawing if index not in told]
+            others = iter(self._draw(logits, rest, masks, stepped) if rest else [])
+            # Below 0 is NOT_FINITE.
+            return [
+                (told[index] if told[index] >= 0 else None) if index in told else next(others) for index, _ in drawing
+            ]
+
+        mine = self._count(served, done, 0)
+        mine.slots.empty_row = launched.empty_slots
+        mine.slots.finished_row += self._surplus + len(launched.slots) - len(served)
+        self._advance(served, done, logits, mine, masks, lambda: None, draw)
+        self._surplus = 0
+        if following is not None:
+            following.fed = [slot.token if slot.token >= 0 else codes[-1 - slot.token] for slot in ahead]
+        self._begun = following
+        stepped.add(mine)
+
+    def _meanwhile(self) -> None:
+        """What the host may do while the device has steps enough."""
+
+    def _ahead(self, begun: _Begun, served: Sequence[Span], waiting: Sequence[Span], done: Set[str]) -> list[Slot]:
+        """The slots of the step after this one, as far as can be known before it; none where that is not enough."""
+        slots = []
+        for span in served:
+            found = self._occupants[span.row]
+            if found.query.id in done:
+                slots.append(self._slot(span, done))
+                continue
+            chance = self._chance(found)
+            if chance is None or span.stop < len(found.tokens):
+                return []
+            generated = len(found.tokens) - len(found.query.prompt)
+            if generated + 1 < found.query.limit_tokens and span.stop < self.rectangle.columns:
+                place = self.rectangle.places[span.row]
+                slots.append(Slot(place, follows(begun.slot_of[place]), span.stop + 1, chance))
+        if all(slot.token >= 0 for slot in slots):
+            return []
+        return [*slots, *(self._slot(span, done) for span in waiting)]

@@ -1,0 +1,149 @@
+"""A fill whose attention is one call per layer for all its rows: torch's flash attention over packed sequences.
+
+Keys and values are read where they lie. In memory the rectangle's rows are one behind the other, so to the kernel each
+is a sequence, and what lies between two rows' keys is a sequence of which nothing is asked: it is never looked at.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baton.core.errors import LoadError
+from baton.kv.rectangle import Rectangle
+from baton.model.attention import Fill, places
+from baton.model.layout import on_device
+from baton.model.visibility import Look, Span
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None  # type: ignore[assignment]
+
+# What flash attention is built for.
+_MOST_DIM, _DIM_STEP = 256, 8
+# How far one call may be from calls request by request, relative to the largest number.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(slots=True)
+class Varlen:
+    """Attention over packed sequences, called as torch's `varlen_attn` is. `calls`: how often it was.
+
+    `proving`: each call is held against attention request by request.
+    """
+
+    function: Callable[..., Any]
+    proving: bool = False
+    calls: int = 0
+
+
+def of_torch(device: torch.device, dtype: torch.dtype) -> Varlen:
+    """Torch's own. Raises LoadError where it has none for such numbers there."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        raise LoadError(f"flash attention is for half precision on CUDA, not for {dtype} on {device.type}")
+    known = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}
+    if not {"scale", "window_size"} <= known.keys():
+        raise LoadError(f"torch {torch.__version__} has none that knows windows")
+    # Until 2.11 fewer key heads than query heads need no leave.
+    leave: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
+    return Varlen(partial(varlen_attn, **leave))
+
+
+@dataclass(slots=True)
+class Packed(Fill):
+    """As a Fill; layers that flash attention cannot do (softcaps, sinks, chunks) go request by request."""
+
+    varlen: Varlen | None = None
+    # Of each kind of layer: where sequences of queries and of keys begin and end.
+    _bounds: dict[tuple[int, Look | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+    ) -> Tensor:
+        """q `[1, Hq, N, D]`, keys and values `[R, C, H, D]` -> `[1, N, Hq, D]`."""
+        if self.varlen is None or sinks is not None or not _takes(keys, values, look):
+            return Fill.attend(self, q, keys, values, scale, look, sinks)
+        self.varlen.calls += 1
+        found: Tensor = self.varlen.function(
+            q[0].transpose(0, 1),
+            *self._sequences(keys, values, look),
+            # With 1, kernels take each sequence to have a query.
+            max(2, *(span.count for span in self.spans)),
+            max(span.stop for span in self.spans),
+            scale=scale,
+            window_size=(look.window - 1, 0),
+        )[None]
+        if self.varlen.proving:
+            _compare(found, Fill.attend(self, q, keys, values, scale, look))
+        return found
+
+    def _sequences(self, keys: Tensor, values: Tensor, look: Look) -> tuple[Tensor, ...]:
+        """Keys and values `[tokens, H, D]`, and where sequences of queries and of keys begin and end."""
+        rows = [span.row for span in self.spans]
+        ring = keys.shape[1] < self.rectangle.columns
+        if not ring and all(row < following for row, following in itertools.pairwise(rows)):
+            pitch = keys.stride(0) // keys.stride(1)
+            numbers = self._on_device((pitch, None), lambda: bounds(self.spans, pitch))
+            return one_behind_the_other(keys), one_behind_the_other(values), *numbers
+        # A ring's tokens must be in the order of the text: what each span sees, copied.
+        pieces = [torch.cat([self._seen_by(some, span, look) for span in self.spans]) for some in (keys, values)]
+        return *pieces, *self._on_device((0, look), lambda: bounds_seen(self.spans, look))
+
+    def _on_device(
+        self, kind: tuple[int, Look | None], find: Callable[[], tuple[list[int], list[int]]]
+    ) -> tuple[Tensor, Tensor]:
+        if kind not in self._bounds:
+            queries, keys = (on_device(some, self.cols.device, torch.int32) for some in find())
+            self._bounds[kind] = (queries, keys)
+        return self._bounds[kind]
+
+
+def _takes(keys: Tensor, values: Tensor, look: Look) -> bool:
+    dim = keys.shape[-1]
+    alike = keys.shape == values.shape and keys.stride() == values.stride()
+    return alike and not (look.softcap or look.chunk) and dim <= _MOST_DIM and dim % _DIM_STEP == 0
+
+
+def packed(spans: Sequence[Span], rectangle: Rectangle, varlen: Varlen) -> Packed:
+    """All tokens of all spans, one behind the other, attended together."""
+    return Packed(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans), varlen=varlen)
+
+
+def bounds(spans: Sequence[Span], pitch: int) -> tuple[list[int], list[int]]:
+    """Where sequences of queries and of keys begin and end, `[2 spans + 1]` each: a gap, a span, a gap, a span.
+
+    Keys of row r begin at r * `pitch`. Spans are in the order of their rows.
+    """
+    queries, keys = [0], [0]
+    for span in spans:
+        first = span.row * pitch
+        queries += [queries[-1], queries[-1] + span.count]
+        keys += [first, first + span.stop]
+    return queries, keys
+
+
+def bounds_seen(spans: Sequence[Span], look: Look) -> tuple[list[int], list[int]]:
+    """The same where keys are only those that the spans see, one span's behind the other's: `[spans + 1]` each."""
+    seen = (span.stop - look.lowest(span.start) for span in spans)
+    return [*itertools.accumulate((span.count for span in spans), initial=0)], [*itertools.accumulate(seen, initial=0)]
+
+
+def one_behind_the_other(buffer: Tensor) -> Tensor:
+    """`[R, C, H, D]` -> `[tokens, H, D]` in the same memory: token c of row r is at r * pitch + c."""
+    pitch = buffer.stride(0) // buffer.stride(1)
+    tokens = (buffer.shape[0] - 1) * pitch + buffer.shape[1]
+    return buffer.as_strided((tokens, *buffer.shape[2:]), buffer.stride()[1:])
+
+
+def _compare(found: Tensor, expected: Tensor) -> None:
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if not error <= _TOLERANCE.get(found.dtype, 2e-2):
+        raise LoadError(f"one call for all prompts differs from calls request by request by {error:.1e}")

@@ -1,0 +1,234 @@
+"""Forwards and what comes of them: a failed one is tried again with less, until whose fault it was is known."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from baton.core.clock import Clock
+from baton.core.query import State
+from baton.core.step import Chunk, Stepped
+from baton.engine.costs import AnswerMeter, CostMeter
+from baton.engine.iteration import Iteration
+from baton.engine.queries import MEMORY, Queries
+from baton.kv.budget import out_of_memory
+
+log = logging.getLogger("baton.engine")
+
+GOOD_STEPS = 32
+"""After so many steps with memory enough the batch may have one row more again."""
+
+
+class RowLimit:
+    """How many rows the batch may have: all, or fewer for a while after memory ran out."""
+
+    def __init__(self, most: int) -> None:
+        self.rows = self._most = most
+        self._good = 0
+
+    def cut(self, rows: int) -> None:
+        self.rows, self._good = max(1, rows), 0
+
+    def good(self) -> None:
+        """A step went well."""
+        self._good += self.rows < self._most
+        if self._good >= GOOD_STEPS:
+            self.rows, self._good = self.rows + 1, 0
+
+
+class Forwards:
+    """Prefills and steps of the queries that are where `Queries` says. A forward that raises has fed nothing."""
+
+    def __init__(self, queries: Queries, costs: CostMeter, answers: AnswerMeter, limit: RowLimit, clock: Clock) -> None:
+        self._queries = queries
+        self._costs = costs
+        self._answers = answers
+        self._limit = limit
+        self._clock = clock
+
+    def prefill(self, chunks: Sequence[Chunk], now: Iteration) -> None:
+        """Chunks in a forward of their own; running rows wait for it."""
+        chunks = [chunk for chunk in chunks if chunk.query_id in self._queries.lifecycle.live]
+        if not chunks:
+            return
+        with now.stalling("prefill"):
+            began = self._clock()
+            stepped = self._advance(chunks, now)
+            if stepped.shares:
+                seconds = stepped.fill_seconds or self._clock() - began
+                now.prefilled_tokens += self._filled(stepped, list(stepped.shares), seconds)
+            self._apply(stepped, now)
+
+    def step(self, now: Iteration) -> None:
+        """One step of the batch, prompts `beside` in it. Memory that runs out costs rows, not queries."""
+        plan, queries = now.plan, self._queries
+        while queries.batch.lens:
+            began = self._clock()
+            try:
+                stepped = queries.batch.step(plan.feed, plan.how, queries.held.keys(), now.beside)
+            except Exception as error:
+                self._step_failed(error, now)
+                continue
+            now.step_seconds = self._clock() - began
+            self._limit.good()
+            self._measure(stepped, now)
+            self._apply(stepped, now)
+            return
+
+    # Where a forward fails
+
+    def _step_failed(self, error: Exception, now: Iteration) -> None:
+        """Leaves less to step: without the prompts, with fewer rows, or with none."""
+        queries, short = self._queries, out_of_memory(error)
+        running = self._running()
+        log.warning("a step of %d rows failed", len(queries.batch.lens), exc_info=None if short else error)
+        if now.beside:
+            # Whose fault it was shows when the batch and each prompt go by themselves.
+            chunks = [Chunk(query_id, tokens) for query_id, tokens in now.beside.items()]
+            now.beside = {}
+            self.prefill(chunks, now)
+        elif short and queries.prefixes.let_go():
+            log.warning("out of memory in a step: stored prefixes were let go")
+        elif short and queries.held:
+            queries.release_held()
+        elif short and len(running) > 1:
+            self._shrink(now)
+        elif short and (self._free_all_beside() or now.try_once_more()):
+            pass
+        else:
+            why = "out of memory, even by itself" if short else f"the step failed: {type(error).__name__}"
+            for query_id in running:
+                queries.fail(query_id, why)
+            queries.release_held()
+
+    def _shrink(self, now: Iteration) -> None:
+        """At least half of the rows are set aside, the latest to arrive first."""
+        victims = self._running()
+        victims = victims[: (len(victims) + 1) // 2]
+        for query_id in victims:
+            self._queries.set_aside(query_id, MEMORY)
+            now.detached.append(query_id)
+        self._limit.cut(len(self._queries.batch.lens))
+        log.warning("out of memory in a step: %d rows go on", self._limit.rows)
+
+    def _free_all_beside(self) -> bool:
+        """Forgets everyone who keeps anything outside the batch; answers whether there was anyone."""
+        queries = self._queries
+        keeps = [
+            query_id
+            for query_id, life in queries.lifecycle.live.items()
+            if life.state in (State.PREFILLING, State.READY)
+        ]
+        for query_id in keeps:
+            queries.forget(query_id, MEMORY)
+        return bool(keeps)
+
+    def _running(self) -> list[str]:
+        """Those that run, in the order in which they lose their rows."""
+        lives = [life for life in self._queries.lifecycle.live.values() if life.state is State.RUNNING]
+        return [life.query.id for life in sorted(reversed(lives), key=lambda life: -life.query.priority)]
+
+    def _advance(self, chunks: Sequence[Chunk], now: Iteration) -> Stepped:
+        """Prefills the chunks together; where that fails, one by one, so that only the culprit's query fails."""
+        try:
+            return self._queries.prefiller.advance(chunks)
+        except Exception as error:
+            if len(chunks) > 1:
+                return _joined(self._advance([chunk], now) for chunk in chunks)
+            if not out_of_memory(error):
+                log.exception("prefill of query %s failed", chunks[0].query_id)
+                self._queries.fail(chunks[0].query_id, f"prefill failed: {type(error).__name__}")
+                return Stepped()
+        return self._advance(chunks, now) if self._queries.prefixes.let_go() else self._less(chunks[0], now)
+
+    def _less(self, chunk: Chunk, now: Iteration) -> Stepped:
+        """Half of a chunk for which there was no memory; where that is nothing, its query waits for others to end."""
+        queries = self._queries
+        if chunk.tokens > 1:
+            pending = self._pending(chunk.query_id)
+            return self._advance([Chunk(chunk.query_id, min(chunk.tokens, pending) // 2 or 1)], now)
+        if queries.batch.lens or len(queries.prefiller.lens) > 1 or queries.pool.bytes_used:
+            queries.forget(chunk.query_id, MEMORY)
+        elif now.try_once_more():
+            return self._advance([chunk], now)
+        else:
+            queries.fail(chunk.query_id, "out of memory, even by itself")
+        return Stepped()
+
+    def _pending(self, query_id: str) -> int:
+        life = self._queries.lifecycle.live[query_id]
+        return len(life.query.prompt) + life.generated - life.cached
+
+    # What comes of a forward
+
+    def _filled(self, stepped: Stepped, prompts: Iterable[str], seconds: float) -> int:
+        """Measures what these prompts' chunks cost; answers how many tokens they were."""
+        tokens, columns = 0, 0.0
+        for query_id in prompts:
+            fed = sum(stepped.shares[query_id])
+            tokens += fed
+            columns += fed * (self._queries.lifecycle.live[query_id].cached + fed / 2)
+        if tokens:
+            self._costs.filled(tokens, columns, seconds)
+        return tokens
+
+    def _measure(self, stepped: Stepped, now: Iteration) -> None:
+        """What the step cost; where prompts were in it, rows that only decode waited for what it took longer."""
+        usual = self._costs.costs.step_seconds
+        slots = {query_id: useful + idle for query_id, (useful, idle) in stepped.shares.items()}
+        extra_tokens = sum(slots.values()) - sum(query_id not in now.beside for query_id in slots)
+        if not extra_tokens and not stepped.beside:
+            if slots:
+                self._costs.stepped(now.step_seconds, len(slots))
+            return
+        now.prefilled_tokens += extra_tokens
+        extra = max(0.0, now.step_seconds - (usual or 0.0))
+        if usual is not None:
+            now.stalled("prefill", extra)
+        if stepped.beside and stepped.fill_seconds is None:
+            # Prompts that are not told of yet made it longer, not those few tokens that rode in the step.
+            return
+        seconds = extra if stepped.fill_seconds is None else stepped.fill_seconds
+        self._filled(stepped, [query_id for query_id in slots if query_id in now.beside], seconds)
+
+    def _apply(self, stepped: Stepped, now: Iteration) -> None:
+        """Counts slots and tokens, and ends what is finished, in the same iteration."""
+        queries, lifecycle = self._queries, self._queries.lifecycle
+        now.slots.add(stepped.slots)
+        if stepped.shares:
+            now.went_well()
+        lens, ended = {**queries.batch.lens, **queries.prefiller.lens}, stepped.ended
+        for query_id, (useful, idle) in stepped.shares.items():
+            now.fed[query_id] = now.fed.get(query_id, 0) + useful + idle
+            if query_id in ended:
+                lifecycle.fed(query_id, lens[query_id], useful, idle)
+            else:
+                queries.fed(query_id, lens[query_id], useful, idle)
+        for query_id, told in stepped.prompt_logprobs.items():
+            queries.talks.hear_prompt(query_id, told)
+        for query_id, token in stepped.tokens.items():
+            if lifecycle.live[query_id].state is State.PREFILLING:
+                lifecycle.move(query_id, State.READY, "prefilled")
+            now.generated_tokens += 1
+            lifecycle.token(query_id)
+            try:
+                reason = queries.talks.hear(query_id, token, stepped.logprobs.get(query_id))
+            except Exception as error:
+                log.exception("the text of query %s failed", query_id)
+                queries.fail(query_id, f"its text could not be made: {type(error).__name__}")
+                continue
+            if reason is not None:
+                life = lifecycle.live[query_id]
+                self._answers.finished(life.generated, life.query.limit_tokens)
+                queries.end(query_id, State.FINISHED, reason, hold=now.plan.hold_finished)
+        for query_id, why in stepped.failed.items():
+            queries.fail(query_id, why)
+        for query_id, why in stepped.infeasible.items():
+            queries.give_up(query_id, why)
+
+
+def _joined(parts: Iterable[Stepped]) -> Stepped:
+    whole = Stepped()
+    for part in parts:
+        whole.add(part)
+    return whole

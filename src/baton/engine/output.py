@@ -1,0 +1,103 @@
+"""What a query's asker hears: tokens become text, ends are recognised, updates are gathered for one crossing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from baton.core.events import TokenLogprobs, Update, Usage
+from baton.core.query import Query
+from baton.core.text import TextStream
+from baton.engine.inbox import Deliver
+
+STOP, LENGTH = "stop", "length"
+TextOf = Callable[[Query], TextStream]
+
+
+@dataclass(slots=True)
+class Talk:
+    """One query's stream, and what of it was not delivered yet."""
+
+    query: Query
+    text: TextStream
+    deliver: Deliver
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    generated: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def hear(self, token: int, end_ids: Collection[int], logprobs: TokenLogprobs | None = None) -> str | None:
+        """Takes the next token; answers the finish reason if it was the last."""
+        params = self.query.params
+        self.tokens.append(token)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        self.generated += 1
+        ends = token in params.stop_token_ids or (token in end_ids and not params.ignore_eos)
+        if not ends:
+            self.pieces.append(self.text.push(token, may_stop=self.generated > params.min_tokens))
+            if self.text.stopped:
+                return STOP
+        if ends or self.generated >= self.query.limit_tokens:
+            self.pieces.append(self.text.finish())
+            return STOP if ends or self.text.stopped else LENGTH
+        return None
+
+    def update(
+        self,
+        reason: str | None = None,
+        error: str | None = None,
+        usage: Usage | None = None,
+        *,
+        infeasible: bool = False,
+    ) -> Update:
+        """All that is new since the last update."""
+        found = Update(
+            self.query.id,
+            tuple(self.tokens),
+            "".join(self.pieces),
+            reason,
+            error,
+            usage,
+            tuple(self.logprobs),
+            tuple(self.prompt_logprobs),
+            infeasible,
+        )
+        for told in (self.tokens, self.pieces, self.logprobs, self.prompt_logprobs):
+            told.clear()
+        return found
+
+
+class Talks:
+    """All live talks. `hand_over` is the one crossing per iteration and listener."""
+
+    def __init__(self, text_of: TextOf, end_ids: Collection[int]) -> None:
+        self._text_of = text_of
+        self._end_ids = frozenset(end_ids)
+        self._live: dict[str, Talk] = {}
+        self._out: dict[Deliver, list[Update]] = {}
+
+    def open(self, query: Query, deliver: Deliver) -> None:
+        self._live[query.id] = Talk(query, self._text_of(query), deliver)
+
+    def hear(self, query_id: str, token: int, logprobs: TokenLogprobs | None = None) -> str | None:
+        """Takes the query's next token; answers the finish reason if it was the last. Raises what the decoder does."""
+        return self._live[query_id].hear(token, self._end_ids, logprobs)
+
+    def hear_prompt(self, query_id: str, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Takes those of the next prompt tokens; they are delivered with the first token."""
+        self._live[query_id].prompt_logprobs.extend(logprobs)
+
+    def close(self, query_id: str, reason: str, error: str | None, usage: Usage, *, infeasible: bool = False) -> None:
+        talk = self._live.pop(query_id)
+        self._out.setdefault(talk.deliver, []).append(talk.update(reason, error, usage, infeasible=infeasible))
+
+    def hand_over(self) -> None:
+        """Delivers everything that is new, once per listener."""
+        for talk in self._live.values():
+            if talk.tokens:
+                self._out.setdefault(talk.deliver, []).append(talk.update())
+        out, self._out = self._out, {}
+        for deliver, updates in out.items():
+            deliver(updates)

@@ -1,0 +1,161 @@
+"""Where a model is: a folder, or a snapshot in the hub's cache, brought there where it is not.
+
+One look at the hub says which revision is the newest and which files it has. All that is loaded, config, tokenizer and
+weights, then comes out of that revision's one folder. Where the hub cannot be asked, the cache is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+from baton.core.errors import LoadError
+from baton.loader.folder import ADAPTER, CONFIG, check_names, file_is, names_in
+
+log = logging.getLogger("baton.model")
+
+_LOOK_SECONDS = 5.0
+# What configs and tokenizers are in; weights are named by their index.
+_SMALL = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".vocab", ".bpe", ".codes"}
+_WAY_OUT = "give a folder, or the id as the hub has it (owner/name)"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A model's folder. `listed`: all files that the hub has of it; None where only those count that are here.
+
+    `cached`: the folder is the cache's, and the hub was not asked.
+    """
+
+    source: str
+    folder: Path
+    listed: frozenset[str] | None = None
+    cached: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        return names_in(self.folder, self.source) if self.listed is None else self.listed
+
+    def bring(self, files: Collection[str]) -> None:
+        """Downloads those of these files that are not here. Raises LoadError where that fails."""
+        if self.listed is not None and not _all_there(self.folder, files):
+            _download(self.source, files, revision=self.folder.name)
+
+
+def find(source: str, *, code: bool = False) -> Place:
+    """The place of a model by its folder or hub id, with all but the weights. Raises LoadError.
+
+    `code`: with the Python files that come with it.
+    """
+    folder = Path(source).expanduser()
+    try:
+        here = folder.exists()
+    except (OSError, ValueError):
+        here = False
+    if here and not folder.is_dir():
+        raise LoadError(file_is(folder, source))
+    if here:
+        return Place(source, folder)
+    if "://" in source:
+        raise LoadError(f"{source} is an address: give the model's hub id, {'/'.join(source.split('/')[3:5])}")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
+        raise LoadError(f"{source}: no such folder")
+    return _on_the_hub(source, code)
+
+
+def _on_the_hub(source: str, code: bool) -> Place:
+    cached = _cached(source)
+    if is_offline_mode():
+        if cached is None:
+            raise LoadError(
+                f"{source}: no such folder here, nor is it in the hub's cache ({constants.HF_HUB_CACHE}), and"
+                f" HF_HUB_OFFLINE is set: unset it to download, or {_WAY_OUT}"
+            )
+        return Place(source, cached, cached=True)
+    try:
+        look = _look(source, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _LOOK_SECONDS))
+    except Exception as error:
+        why, todo = _why(error)
+        if cached is None:
+            raise LoadError(f"{source}: no such folder here, and {why}: {todo}") from error
+        log.warning("%s: %s; served from the cache, revision %s", source, why, cached.name[:12])
+        return Place(source, cached, cached=True)
+    listed = frozenset(one.rfilename for one in look.siblings or ())
+    check_names(listed, source)
+    small = [name for name in listed if "/" not in name and Path(name).suffix in _SMALL]
+    small += [name for name in listed if code and name.endswith(".py")]
+    if cached is None or cached.name != look.sha or not _all_there(cached, small):
+        cached = _download(source, small)
+    return Place(source, cached, listed)
+
+
+def _all_there(folder: Path, files: Collection[str]) -> bool:
+    return all((folder / file).exists() for file in files)
+
+
+def _cached(source: str) -> Path | None:
+    """The snapshot in the cache that the hub's main branch was when it was last asked."""
+    try:
+        found = [try_to_load_from_cache(source, name) for name in (CONFIG, ADAPTER)]
+    except (HFValidationError, OSError, ValueError):
+        return None
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+
+
+def _look(source: str, seconds: float) -> Any:
+    """What the hub has of a model now. Raises what the hub's client raises, and TimeoutError."""
+    answer: SimpleQueue[Any] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(HfApi().model_info(source, timeout=seconds))
+        except Exception as error:
+            answer.put(error)
+
+    # In a thread, because nothing bounds how long names are looked up, nor how many addresses are tried.
+    threading.Thread(target=ask, name="baton-hub", daemon=True).start()
+    try:
+        found = answer.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError from None
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _download(source: str, files: Collection[str], revision: str | None = None) -> Path:
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=[escape(file) for file in files]))
+    except Exception as error:
+        why, todo = _why(error)
+        raise LoadError(f"{source} could not be downloaded, {why}: {todo}") from error
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """Why the hub did not give what it was asked for, and what to do."""
+    token = "with a token (HF_TOKEN, or `hf auth login`)"
+    if isinstance(error, HFValidationError):
+        return "it is no hub id either", _WAY_OUT
+    if isinstance(error, GatedRepoError):
+        return "the hub gives it only to those who accepted its terms", f"accept them on its page, and load it {token}"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model", f"look at its spelling, or load it {token} if it is private"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        return f"the hub refused with status {status}", f"load it {token}" if status in (401, 403) else "try later"
+    if isinstance(error, TimeoutError):
+        return "the hub did not answer in time", "look at the network, or raise HF_HUB_ETAG_TIMEOUT (seconds)"
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename} cannot be written ({error.strerror})", "look at HF_HOME"
+    text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return f"the hub could not be reached ({text})", "look at the network, or give a folder"

@@ -1,0 +1,216 @@
+"""A model from the hub, from a folder or built in: loaded, probed, checked against its own stock attention."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from baton.core.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config, longest_asked, special_in_text
+from baton.core.errors import LoadError, SettingError
+from baton.cuda.float8 import quantize
+from baton.cuda.virtual_memory import Driver
+from baton.loader.checkpoint import few
+from baton.loader.choose import hook
+from baton.loader.context import context
+from baton.loader.hub import find
+from baton.loader.mapping import mapping
+from baton.loader.selfcheck import INT8_TOLERANCE, use_reference_attention
+from baton.loader.stock import read_config, read_model, read_tokenizer, tell_of_tokens
+from baton.loader.structure import Structure, structure
+from baton.loader.whole import not_finite
+from baton.model.device import Device, device_of
+from baton.model.forward import Forward
+from baton.model.probe import Geometry
+from baton.model.tokenizer import ModelTokenizer
+
+Told = Callable[[str, float], None]
+"""Called with a phase's name and the seconds it took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to be run. `driver`: what maps memory as rows grow; where it was asked for, or `why_not_mapped`."""
+
+    name: str
+    model: PreTrainedModel
+    forward: Forward
+    geometry: Geometry
+    tokenizer: ModelTokenizer
+    end_ids: tuple[int, ...]
+    context_tokens: int
+    context_source: str
+    dtype: torch.dtype
+    device: torch.device
+    parameters: int
+    stamp: str
+    eight_bits: bool = False
+    driver: Driver | None = None
+    why_not_mapped: str = ""
+
+
+def load(
+    config: Config,
+    source: str,
+    name: str,
+    *,
+    told: Told = lambda phase, seconds: None,
+    before: Callable[[PreTrainedModel], None] | None = None,
+) -> Loaded:
+    """Loads `source` (hub id or folder). Raises LoadError in one line that says what to do.
+
+    `before` is called with the model while it is still as stock makes it.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = device_asked(config.device)
+    facts = device_of(device)
+    compiled = _compiler(config, facts)
+    if config.quantize == FLOAT8 and not facts.float8:
+        message = "--quantize float8 needs an NVIDIA GPU of compute capability 8.9 or newer; the CPU has int8"
+        raise SettingError(message, param="quantize")
+    code = config.trust_remote_code
+    with _phase("tokenizer", told):
+        place = find(source, code=code)
+        stock = read_config(place, trust_remote_code=code)
+        tokenizer = read_tokenizer(place, trust_remote_code=code)
+    with _phase("weights", told):
+        model = read_model(place, stock, dtype=_dtype(config, stock, facts), trust_remote_code=code)
+        parameters = sum(p.numel() for p in model.parameters())
+        columns, found_ways = longest_asked(config, context_of(model.config)), None
+        if config.quantize == FLOAT8:
+            # What 8 bits lose would hide which way is exact.
+            found_ways = _ways(model.eval().requires_grad_(False), columns, name, config)
+            quantize(model, device)
+        model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    if before is not None:
+        use_reference_attention(model)
+        with _phase("alone", told):
+            before(model)
+    with _phase("self-check", told):
+        try:
+            # Rows that are aligned are torch's: native steps find each row where it lies.
+            why_not = "--shaping aligned" if config.shaping == ALIGNED else "--no-compile"
+            native = config.compile and config.shaping != ALIGNED
+            forward = hook(
+                model,
+                native=native,
+                why_not=why_not,
+                int8=config.quantize == "int8",
+                release=True,
+                compiled=compiled,
+                tolerance=INT8_TOLERANCE if config.quantize == FLOAT8 else None,
+                columns=columns,
+                found=found_ways,
+            )
+        except LoadError as error:
+            raise LoadError(_why_not(model, name, error, config)) from error
+        driver, why_not_mapped = mapping(model, forward) if config.kv_mapping else (None, "")
+    found = context(model.config)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tell_of_tokens(tokenizer, vocabulary, name)
+    return Loaded(
+        name=name,
+        model=model,
+        forward=forward,
+        geometry=forward.geometry,
+        tokenizer=ModelTokenizer(tokenizer, vocabulary, config, special_in_text=special_in_text(config)),
+        end_ids=end_ids(model, tokenizer),
+        context_tokens=found.asked(longest_asked(config, 0)),
+        context_source=found.source,
+        dtype=model.dtype,
+        device=device,
+        parameters=parameters,
+        stamp=f"{name}:{model.dtype}:{config.quantize}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
+        eight_bits=config.quantize != "none",
+        driver=driver,
+        why_not_mapped=why_not_mapped,
+    )
+
+
+def _ways(model: PreTrainedModel, columns: int, name: str, config: Config) -> Structure:
+    use_reference_attention(model)
+    try:
+        return structure(model, columns)
+    except LoadError as error:
+        raise LoadError(_why_not(model, name, error, config)) from error
+
+
+def _why_not(model: PreTrainedModel, name: str, error: LoadError, config: Config) -> str:
+    broken = not_finite(model)
+    if broken:
+        return f"{name} has weights that are NaN or infinite, {few(broken)}: take another checkpoint"
+    why = f"{name} cannot be batched exactly: {error.message}"
+    if config.quantize != "none":
+        return why
+    return f"{why}; so it is not served: run {model.config.model_type} models with transformers' own generate"
+
+
+def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that end a text: the generation config's, and the tokenizer's."""
+    found = model.generation_config.eos_token_id if model.generation_config else None
+    ids = list(found) if isinstance(found, (list, tuple)) else [found]
+    ids.append(getattr(tokenizer, "eos_token_id", None))
+    return tuple(sorted({int(i) for i in ids if i is not None}))
+
+
+def context_of(config: Any) -> int:
+    """The longest text that the model was made for, in tokens."""
+    return context(config).tokens
+
+
+def saved_dtype(config: Any) -> str:
+    """The number format of a checkpoint with this stock config, by name."""
+    saved = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None) or "float32"
+    return str(saved).removeprefix("torch.")
+
+
+def _dtype(config: Config, stock: Any, facts: Device) -> str:
+    """The number format that weights are loaded in. Raises SettingError for one that the device has not."""
+    if config.dtype == AUTO and facts.kind != "cuda":
+        return AUTO
+    if config.dtype == AUTO and getattr(stock, "quantization_config", None):
+        return AUTO
+    if config.dtype == AUTO and config.quantize == FLOAT8:
+        return "bfloat16"
+    return facts.dtype(config.dtype, saved_dtype(stock))
+
+
+def _compiler(config: Config, facts: Device) -> str | None:
+    """The backend of torch.compile for decode steps. Raises SettingError where there are none that it compiles."""
+    if config.step_compiler == NO_COMPILER:
+        return None
+    why = {
+        f"decode steps are compiled on CUDA, not on {facts.kind}": not facts.captures,
+        "steps must be of constant shape, without --no-compile": not config.compile,
+        "aligned rows have no steps of constant shape": config.shaping == ALIGNED,
+        "--deterministic fixes shapes in its own way": config.deterministic,
+    }
+    for reason, holds in why.items():
+        if holds:
+            raise SettingError(f"--step-compiler {config.step_compiler}: {reason}", param="step_compiler")
+    return config.step_compiler
+
+
+def device_asked(asked: str) -> torch.device:
+    """The device of this name, or the best there is. Raises SettingError for one that is not there."""
+    if asked == AUTO:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SettingError("--device cuda: torch finds no CUDA device here", param="device")
+    if asked == "mps" and not torch.backends.mps.is_available():
+        raise SettingError("--device mps: torch finds no MPS device here", param="device")
+    return torch.device(asked)
+
+
+@contextmanager
+def _phase(name: str, told: Told) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    told(name, time.perf_counter() - began)

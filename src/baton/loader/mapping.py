@@ -1,0 +1,45 @@
+"""Whether a model's rows may lie in memory that is mapped as they grow: tried, before any query comes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from transformers import PreTrainedModel
+
+from baton.core.errors import LoadError
+from baton.cuda.mapped_rectangle import MappedRectangle
+from baton.cuda.page_layout import Layout
+from baton.cuda.virtual_memory import CudaDriver, Driver, trial
+from baton.loader.selfcheck import check_texts, our_logits, self_check
+from baton.model.execution import Way
+from baton.model.forward import Forward
+from baton.model.probe import own_words
+
+
+def mapping(model: PreTrainedModel, forward: Forward) -> tuple[Driver | None, str]:
+    """What maps memory on the model's device; or None, and why not."""
+    if model.device.type != "cuda":
+        return None, f"{model.device.type} has no such calls"
+    try:
+        driver = CudaDriver(model.device)
+        check(model, forward, driver)
+        return driver, ""
+    except LoadError as error:
+        return None, error.message
+    except Exception as error:
+        return None, own_words("the trial failed", error)
+
+
+def check(model: PreTrainedModel, forward: Forward, driver: Driver) -> None:
+    """Raises where the driver does not do what it says, or the model gives other logits on such memory."""
+    if forward.way is Way.MASKED:
+        raise LoadError("its own attention reads all rows as far as the longest")
+    trial(driver)
+    texts = check_texts(model)
+    columns = max(map(len, texts))
+    layout = Layout(forward.geometry.shapes, columns, model.dtype, driver.granularity, page_tokens=1)
+    expected = our_logits(model, forward, texts)
+    make = partial(MappedRectangle, driver=driver, layout=layout)
+    self_check(model, forward, texts, expected, make=make)
+    # An address that is not mapped shows when the device gets there.
+    driver.settle()

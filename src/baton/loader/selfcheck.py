@@ -1,0 +1,207 @@
+"""Proof at load that rows of a rectangle give what the stock model gives: refuses by name what does not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from baton.core.errors import LoadError
+from baton.kv.rectangle import Rectangle, is_lazy
+from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
+from baton.model.forward import Forward
+from baton.model.probe import call
+from baton.model.rotary import as_made
+from baton.model.visibility import Span
+
+SHORTEST_PROMPT = 24
+# A longer prompt, for a longer window, costs so many operations at most; else `baton check` is where it is checked.
+MOST_OPERATIONS = 3e11
+STEPS = 4
+# Two ways of computing are each about as far from float32 as the noise; on other tokens than those it was measured on.
+TIMES_NOISE = 4
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+# Weights in 8 bits are other weights: this finds what is broken, `baton check` says how far off they are.
+INT8_TOLERANCE = 2e-1
+
+
+def check_texts(model: PreTrainedModel) -> list[Tensor]:
+    """Two texts of different lengths, each `[tokens]`; one is longer than the smallest window, if that is cheap."""
+    config = model.config.get_text_config()
+    long = max(SHORTEST_PROMPT, min(windows_of(config), default=0) + 8)
+    if 2 * sum(p.numel() for p in model.parameters()) * long > MOST_OPERATIONS:
+        long = SHORTEST_PROMPT
+    generator = torch.Generator().manual_seed(0)
+    lengths = (long + STEPS, SHORTEST_PROMPT - 7 + STEPS)
+    return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def short_texts(config: Any) -> list[Tensor]:
+    """Two of different lengths, each `[tokens]`, that any model takes."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = (SHORTEST_PROMPT + STEPS, SHORTEST_PROMPT - 7 + STEPS)
+    return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def windows_of(config: Any) -> list[int]:
+    """The sizes of windows that a text config names."""
+    return [size for name in _WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
+
+
+# The names that families have for it in their configs.
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+
+
+def use_reference_attention(model: PreTrainedModel) -> None:
+    """Older transformers leave out the softcap, without a word, where attention is not their eager one."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")
+
+
+def stock_logits(model: PreTrainedModel, texts: list[Tensor]) -> list[Tensor]:
+    """What the model itself gives for each text alone: float32 `[STEPS + 1, vocabulary]` of its last tokens.
+
+    As `generate` does it: all but the last tokens at once, those one by one, with a stock cache.
+    """
+    return [alone(model, text, len(text) - STEPS) for text in texts]
+
+
+def alone(model: PreTrainedModel, text: Tensor, prompt: int) -> Tensor:
+    """What the model gives for a text `[tokens]`, as `generate` does it: float32 `[answered + 1, vocabulary]`."""
+    cache, text = DynamicCache(config=model.config), text.to(model.device)
+    positions = torch.arange(len(text), device=text.device)
+    as_made(model)
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    found = []
+    with torch.inference_mode():
+        for start, stop in [(0, prompt), *((at, at + 1) for at in range(prompt, len(text)))]:
+            out = call(model, text[None, start:stop], positions[None, start:stop], cache, **last)
+            found.append(out.logits[0, -1].float())
+    return torch.stack(found)
+
+
+def tolerance_of(
+    model: PreTrainedModel, texts: Sequence[Tensor], prompts: Sequence[int], expected: Sequence[Tensor]
+) -> float | None:
+    """How far logits may be off in the model's number format: a few times as far as stock is from itself in float32.
+
+    Measured on as many of its layers as there is memory for, and in proportion; None where its numbers cannot be
+    float32. `expected`: what `alone` gives for the texts.
+    """
+    some, every = layers_of_all_kinds(model)
+    # All layers, or where that would take too much, one of each kind.
+    layers = next((count for count in (every, some) if can_be_lifted(model, count)), 0)
+    if not layers:
+        return None
+    pairs = list(zip(texts, prompts, strict=True))
+    if layers < every:
+        with kept_to(model, layers):
+            expected = [alone(model, *pair) for pair in pairs]
+    with lifted(model, layers):
+        exact = [alone(model, *pair) for pair in pairs]
+    return max(TIMES_NOISE * every / layers * largest(expected, exact), 2 * torch.finfo(model.dtype).eps)
+
+
+def largest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of logits, relative to the largest of each text's."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def self_check(
+    model: PreTrainedModel,
+    forward: Forward,
+    texts: list[Tensor],
+    expected: list[Tensor],
+    *,
+    tolerance: float | None = None,
+    make: Callable[..., Rectangle] = Rectangle,
+    columns: int = 0,
+) -> float:
+    """Compares a fill in two chunks and a few decode steps, a row for each text, with what each gives alone.
+
+    Answers the largest difference of logits relative to their largest; raises LoadError above the tolerance, that of
+    the model's dtype if none is given. `make`: makes the rectangle, of so many `columns` at least.
+    """
+    found = our_logits(model, forward, texts, make, columns=columns)
+    error = largest(found, expected)
+    if not error <= (tolerance or TOLERANCE.get(model.dtype, 1e-1)):
+        raise LoadError(f"its logits differ from those of the model alone by {error:.1e} of their size")
+    return error
+
+
+def whatever_the_size(model: PreTrainedModel, forward: Forward, texts: list[Tensor], columns: int) -> None:
+    """Raises LoadError where logits are not the same to the bit in a rectangle of so many columns and in another one.
+
+    Both as the engine's, or on devices where that memory would be taken at once, as wide as the texts are long.
+    """
+    longest = max(len(text) for text in texts)
+    columns = max(columns if is_lazy(model.device) else 0, longest)
+    other = another_size(columns, longest, forward.geometry.windows)
+    if other is None:
+        return
+    found, again = (our_logits(model, forward, texts, columns=size, steps=1) for size in (columns, other))
+    if not all(a.equal(b) for a, b in zip(found, again, strict=True)):
+        raise LoadError("its logits depend on how many columns the rectangle has")
+
+
+def another_size(columns: int, least: int, windows: Sequence[int]) -> int | None:
+    """Another number of columns, `least` at least, in which the same layers are rings: their order differs."""
+    found = (columns + 64, columns + 1, columns - 1)
+    return next((n for n in found if n >= least and all((w < n) == (w < columns) for w in windows)), None)
+
+
+def our_logits(
+    model: PreTrainedModel,
+    forward: Forward,
+    texts: list[Tensor],
+    make: Callable[..., Rectangle] = Rectangle,
+    *,
+    columns: int = 0,
+    steps: int = STEPS,
+) -> list[Tensor]:
+    """Logits `[steps + 1, vocabulary]` of each text's last tokens: filled in chunks, then decoded together."""
+    rectangle = make(
+        forward.geometry.shapes,
+        capacity=len(texts),
+        columns=max(columns if is_lazy(model.device) else 0, *(len(text) for text in texts)),
+        dtype=model.dtype,
+        device=model.device,
+    )
+    filled = [len(text) - STEPS for text in texts]
+    halves = [0 if forward.whole_prompts else count // 2 + 1 for count in filled]
+    rows = range(len(texts))
+    found: list[list[Tensor]] = [[] for _ in rows]
+    for starts, stops in (([0] * len(texts), halves), (halves, filled)):
+        if starts != stops:
+            spans = [Span(row, starts[row], stops[row] - starts[row], filled[row]) for row in rows]
+            tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
+            logits, ran = forward.fill(rectangle, spans, tokens)
+            ran.commit()
+    for step in range(steps + 1):
+        for row in rows:
+            found[row].append(logits[row])
+        if step < steps:
+            spans = [Span(row, filled[row] + step, 1, filled[row]) for row in rows]
+            tokens = [int(texts[row][filled[row] + step]) for row in rows]
+            logits, ran = forward.decode(rectangle, spans, tokens)
+            ran.commit()
+    return [torch.stack(some) for some in found]
+
+
+def mixed_fills(model: PreTrainedModel, forward: Forward) -> None:
+    """Runs fills in which rows with several tokens, with one, and with none stand beside each other; answers nothing.
+
+    For layouts that compare their own attention.
+    """
+    rectangle = Rectangle(forward.geometry.shapes, capacity=4, columns=32, dtype=model.dtype, device=model.device)
+    for spans in (
+        [Span(0, 0, 5), Span(2, 0, 1), Span(3, 0, 7)],
+        [Span(0, 5, 1), Span(2, 1, 9), Span(3, 7, 1)],
+        [Span(0, 6, 1), Span(3, 8, 1)],
+    ):
+        forward.fill(rectangle, spans, range(3, 3 + sum(span.count for span in spans)))[1].commit()

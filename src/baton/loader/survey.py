@@ -1,0 +1,81 @@
+"""What a model is, from its config alone: no weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from baton.core.errors import LoadError
+from baton.core.footprint import Footprint
+from baton.kv.rectangle import LayerShape, footprint
+from baton.loader.context import context
+from baton.loader.hub import find
+from baton.loader.load import saved_dtype
+from baton.loader.stock import build, read_config
+from baton.model.probe import Geometry, own_words, probe
+
+# The meta kernels of grouped matrix products know bfloat16 only; shapes do not depend on it.
+_SURVEYED = torch.bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Shapes and sizes. `refused`: why the model would not be batched, or None."""
+
+    family: str
+    parameters: int
+    layers: int
+    vocabulary: int
+    context_tokens: int
+    context_source: str
+    saved_dtype: str
+    geometry: Geometry | None
+    refused: str | None
+
+    def footprint(self, dtype: torch.dtype) -> Footprint:
+        """What a query of the whole context takes on the CPU; nothing where the model is refused."""
+        shapes = [_in(dtype, shape) for shape in self.geometry.shapes] if self.geometry else []
+        return footprint(shapes, self.context_tokens, dtype, torch.device("cpu"))
+
+
+def _in(dtype: torch.dtype, shape: LayerShape) -> LayerShape:
+    """States that have the dtype in which the model was surveyed are kept in the model's, whatever it is."""
+    states = [replace(s, dtype=dtype if s.dtype is _SURVEYED else s.dtype) for s in shape.states]
+    return replace(shape, states=tuple(states))
+
+
+def _probed(model: PreTrainedModel) -> tuple[Geometry | None, str | None]:
+    """What its layers keep, or why that could not be found. Whether it is exact shows when it is loaded."""
+    reason = None
+    for interface in (True, False):
+        try:
+            return probe(model, interface=interface), None
+        except LoadError as error:
+            reason = error.message
+        except Exception as error:
+            reason = own_words("it does not run with our cache", error)
+    return None, reason
+
+
+def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
+    """Builds the model without memory, on torch's meta device, and probes it there. Raises LoadError."""
+    place = find(source, code=trust_remote_code)
+    config = read_config(place, trust_remote_code=trust_remote_code)
+    # Building the model writes into its config.
+    text, saved = config.get_text_config(), saved_dtype(config)
+    model = build(place, config, dtype=_SURVEYED, trust_remote_code=trust_remote_code)
+    geometry, refused = _probed(model)
+    found = context(config)
+    return Survey(
+        family=config.model_type,
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+        context_tokens=found.tokens,
+        context_source=found.source,
+        saved_dtype=saved,
+        geometry=geometry,
+        refused=refused,
+    )

@@ -1,0 +1,332 @@
+"""`baton check`: for this model, dtype and device, does each query give in any company what it gives alone?
+
+The oracle is stock `generate` with stock attention, one query at a time, on the same weights before they are hooked.
+Then the engine runs the same queries in each way that could change a result, and tokens and logits are compared.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from baton.compose import facts_of, make_engine
+from baton.core.config import ALIGNED, Config, Settings, resolve
+from baton.core.errors import LoadError, Refused
+from baton.core.events import Update
+from baton.core.query import Query, SamplingParams
+from baton.engine.engine import Engine
+from baton.kv.rectangle import is_lazy
+from baton.loader.load import Loaded
+from baton.loader.oracle import Case, Oracle
+from baton.loader.selfcheck import INT8_TOLERANCE, another_size
+from baton.policy.baton import Baton
+from baton.policy.orca import Orca
+from baton.policy.port import Plan, Policy, View
+from baton.policy.run_to_completion import RunToCompletion
+from baton.sampling.sampler import Draw, Sampler
+
+ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one way of running compared. `difference`: of logits, relative to the largest logit of the query.
+
+    `diverged`: query and position of the first token that is another one, though the two were not a near tie; `ties`:
+    queries whose tokens part where the model itself hardly prefers one. `skipped`: why there was nothing to compare.
+    """
+
+    name: str
+    what: str
+    queries: int = 0
+    tokens: int = 0
+    difference: float = 0.0
+    diverged: tuple[int, int] | None = None
+    ties: int = 0
+    evidence: str = ""
+    skipped: str | None = None
+    tolerance: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.skipped is not None or (self.diverged is None and self.difference <= self.tolerance)
+
+
+@dataclass(slots=True)
+class Disturbed:
+    """A policy whose plans are disturbed in one way; `moves` counts how often."""
+
+    inner: Policy
+    disturb: Callable[[View, Plan, Disturbed], Plan]
+    moves: int = 0
+    seen: set[str] = field(default_factory=set)
+    dice: random.Random = field(default_factory=lambda: random.Random(1))
+
+    def plan(self, view: View) -> Plan:
+        return self.disturb(view, self.inner.plan(view), self)
+
+
+def _taken_out(view: View, plan: Plan, by: Disturbed) -> Plan:
+    """Each query once, after its third token: lifted out of its row with its keys and values, and put back later."""
+    chosen = tuple(q.id for q in view.running if q.generated >= 3 and q.id not in by.seen)
+    by.seen.update(chosen)
+    by.moves += len(chosen)
+    return replace(plan, detach=(*plan.detach, *chosen))
+
+
+def _forgotten(view: View, plan: Plan, by: Disturbed) -> Plan:
+    taken = _taken_out(view, plan, by)
+    return replace(taken, forget=(*taken.forget, *taken.detach))
+
+
+def _moved(view: View, plan: Plan, by: Disturbed) -> Plan:
+    """Two that run change places, every third iteration."""
+    pair = tuple(q.id for q in view.running)[:2]
+    if view.costs.step_seconds is None or len(pair) < 2 or by.dice.random() > 1 / 3:
+        return plan
+    by.moves += 1
+    return replace(plan, detach=pair, insert=(*reversed(pair), *plan.insert)[: view.rows - len(view.running) + 2])
+
+
+def _resized(view: View, plan: Plan, by: Disturbed) -> Plan:
+    need = max(1, len(view.running) + len(plan.insert))
+    rows = by.dice.randint(need, max(need, view.max_rows))
+    by.moves += rows != view.rows
+    return replace(plan, resize=rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One way of running the cases. `late`: iterations between arrivals; `chunk`: most prompt tokens per iteration.
+
+    `prefixes`: and those that continue one. `long`: the long ones among the short.
+    """
+
+    name: str
+    what: str
+    policy: Callable[[], Policy]
+    rows: int = ROWS
+    late: int = 0
+    chunk: int | None = None
+    prefixes: bool = False
+    long: bool = False
+
+
+def _with(disturb: Callable[[View, Plan, Disturbed], Plan]) -> Callable[[], Policy]:
+    return lambda: Disturbed(Baton(), disturb)
+
+
+SCENARIOS = (
+    Scenario("solo", "one row, one query after the other", Baton, rows=1),
+    Scenario("crowd", "all at once", Baton),
+    Scenario("late", "each joins while others run", Baton, late=3),
+    Scenario("chunked", "prompts in pieces of 7 tokens", Baton, late=2, chunk=7),
+    Scenario("apart", "prompts in a forward of their own", lambda: Baton(fused=False), late=2, chunk=16),
+    Scenario("kept", "taken out and put back", _with(_taken_out)),
+    Scenario("forgotten", "taken out, forgotten, computed again", _with(_forgotten)),
+    Scenario("moved", "running queries change rows", _with(_moved)),
+    Scenario("resized", "rows grow and shrink", _with(_resized), late=2),
+    Scenario("prefix", "begins as an earlier text did", Baton, prefixes=True),
+    Scenario("long", "long texts and short ones", Baton, late=2, long=True),
+    Scenario("orca", "policy orca", Orca, late=3),
+    Scenario("run_to_completion", "policy run_to_completion", RunToCompletion),
+)
+
+
+SIZE = "size"
+_OTHER_SIZE = "as many columns as the engine has, and another number: the same bits"
+DETERMINISTIC = "deterministic"
+_SAME_BITS = "--deterministic: the same bits in a crowd"
+
+
+_Rows = dict[tuple[int, int], Tensor]
+"""Logits by query and position."""
+
+
+class _Keeping(Sampler):
+    """Keeps each row of logits that is drawn from, by query and position."""
+
+    def __init__(self) -> None:
+        super().__init__(end_ids=())
+        self.kept: _Rows = {}
+
+    def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        for row, draw in zip(logits, draws, strict=True):
+            self.kept[draw.seed, len(draw.tokens)] = row.clone()
+        return super().__call__(logits, draws)
+
+
+class _Listening(Sampler):
+    """Compares each row of logits that is drawn from with the oracle's; queries are told apart by their seeds."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        super().__init__(end_ids=())
+        self._cases = cases
+        self.differences = [0.0] * len(cases)
+        self.compared = 0
+
+    def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        drawn = super().__call__(logits, draws)
+        for row, draw in zip(logits, draws, strict=True):
+            case, at = self._cases[draw.seed], len(draw.tokens) - draw.prompt_tokens
+            # After another token the two texts have nothing to compare.
+            if tuple(draw.tokens[draw.prompt_tokens :]) == case.tokens[:at]:
+                expected = case.logits[at].to(row.device)
+                difference = float((row - expected).abs().max() / case.logits.abs().max())
+                self.differences[draw.seed] = max(self.differences[draw.seed], difference)
+                self.compared += 1
+        return drawn
+
+
+def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
+    """Runs every scenario; yields how each compared, as it is done.
+
+    In a rectangle as wide as the engine's; or, where its memory would be taken at once, as wide as the texts are long.
+    """
+    longest = max(len(case.prompt) + oracle.answer for case in [*oracle.cases, *oracle.further, *oracle.long])
+    columns = config.max_model_len if is_lazy(loaded.device) else str(longest)
+    asked = replace(config, max_model_len=columns, max_batch_size=str(ROWS), policy="baton")
+    settings = resolve(asked, facts_of(loaded))
+    aligned = settings.shaping == ALIGNED
+    for scenario in SCENARIOS:
+        if aligned and scenario.name == "orca":
+            yield Outcome(scenario.name, scenario.what, skipped="selective batching aligns no rows")
+        else:
+            yield _run(scenario, loaded, oracle, settings)
+    yield _any_size(loaded, oracle, settings)
+    # Last, because a forward whose shapes are fixed stays so.
+    if aligned:
+        yield Outcome(DETERMINISTIC, _SAME_BITS, skipped="shapes of aligned rows change with the batch")
+    else:
+        yield _same_bits(loaded, oracle, replace(settings, deterministic=True, prefix_cache=False))
+
+
+def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
+    cases = [*oracle.cases, *(oracle.further if scenario.prefixes else oracle.long if scenario.long else [])]
+    if scenario.long and not oracle.long:
+        return Outcome(scenario.name, scenario.what, skipped="the context, or --longest, has no room for one")
+    policy, listening = scenario.policy(), _Listening(cases)
+    held = replace(
+        settings, max_rows=scenario.rows, prefill_chunk=scenario.chunk, prefix_cache=scenario.prefixes, policy="check"
+    )
+    engine = make_engine(loaded, held, policy, sampler=listening)
+    found: dict[str, list[int]] = {str(i): [] for i in range(len(cases))}
+
+    def hear(updates: list[Update]) -> None:
+        for update in updates:
+            if update.error is not None:
+                raise Refused(f"query {update.query_id} failed: {update.error}")
+            found[update.query_id].extend(update.token_ids)
+
+    queries = [_query(i, case) for i, case in enumerate(cases)]
+    first = len(oracle.cases) if scenario.prefixes else len(cases)
+    for some in (queries[:first], queries[first:]):
+        _drive(engine, some, scenario.late, hear)
+    tolerance = INT8_TOLERANCE if loaded.eight_bits else oracle.tolerance
+    outcome = _compared(scenario, cases, list(found.values()), listening, tolerance)
+    return _evident(outcome, scenario, policy, engine)
+
+
+def _same_bits(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
+    """With fixed shapes: one query after the other against all in a crowd that is disturbed, bit by bit."""
+    outcome = Outcome(DETERMINISTIC, _SAME_BITS, queries=len(oracle.cases))
+    queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
+    try:
+        alone = _kept(loaded, settings, Baton(), [[query] for query in queries])
+        crowd = _kept(loaded, settings, Disturbed(Baton(), _taken_out), [queries])
+    except LoadError as error:
+        return replace(outcome, skipped=error.message)
+    return _bit_by_bit(outcome, oracle, alone, crowd)
+
+
+def _any_size(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
+    """In rectangles of two sizes, all else alike: bit by bit."""
+    outcome = Outcome(SIZE, _OTHER_SIZE, queries=len(oracle.cases))
+    queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
+    least = max(len(case.prompt) + oracle.answer for case in oracle.cases)
+    columns = settings.max_model_len
+    other = another_size(columns, least, loaded.geometry.windows)
+    if other is None or settings.shaping == ALIGNED:
+        return replace(outcome, skipped="there is no other size with the same rings, or rows are aligned")
+    # Its batches do not depend on what steps cost.
+    found = [
+        _kept(loaded, replace(settings, max_model_len=size, prefix_cache=False), RunToCompletion(), [queries])
+        for size in (columns, other)
+    ]
+    return replace(_bit_by_bit(outcome, oracle, *found), evidence=f"{columns} and {other}")
+
+
+def _kept(loaded: Loaded, settings: Settings, policy: Policy, arriving: Sequence[Sequence[Query]]) -> _Rows:
+    keeping = _Keeping()
+    engine = make_engine(loaded, settings, policy, sampler=keeping)
+    for some in arriving:
+        _drive(engine, some, late=2, hear=lambda updates: None)
+    return keeping.kept
+
+
+def _bit_by_bit(outcome: Outcome, oracle: Oracle, one: _Rows, another: _Rows) -> Outcome:
+    other = [at for at in one if at not in another or not one[at].equal(another[at])]
+    difference = max((float((one[at] - another[at]).abs().max()) for at in other if at in another), default=0.0)
+    first = min(other, default=None)
+    prompts = [len(case.prompt) for case in oracle.cases]
+    diverged = None if first is None else (first[0], first[1] - prompts[first[0]])
+    return replace(outcome, tokens=len(one), difference=difference, diverged=diverged)
+
+
+def _query(index: int, case: Case) -> Query:
+    count = len(case.tokens)
+    params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
+    return Query(id=str(index), prompt=case.prompt, params=params, seed=index, limit_tokens=count, arrived=0.0)
+
+
+def _drive(engine: Engine, queries: Sequence[Query], late: int, hear: Callable[[list[Update]], None]) -> None:
+    """Lets the queries arrive, and iterates until none is left."""
+    waiting, turn = list(queries), 0
+    while waiting or engine.busy:
+        while waiting and turn >= late * (len(queries) - len(waiting)):
+            engine.accept(waiting.pop(0), hear)
+        engine.iterate()
+        engine.hand_over()
+        turn += 1
+
+
+def _compared(
+    scenario: Scenario, cases: Sequence[Case], found: Sequence[list[int]], listening: _Listening, tolerance: float
+) -> Outcome:
+    diverged, ties = None, 0
+    for index, (case, tokens) in enumerate(zip(cases, found, strict=True)):
+        at = next((i for i, pair in enumerate(zip(tokens, case.tokens, strict=True)) if pair[0] != pair[1]), None)
+        if at is None:
+            continue
+        best = case.logits[at].topk(2).values
+        if float(best[0] - best[1]) <= 2 * tolerance * float(case.logits.abs().max()):
+            ties += 1
+        elif diverged is None:
+            diverged = (index, at)
+    return Outcome(
+        name=scenario.name,
+        what=scenario.what,
+        queries=len(cases),
+        tokens=listening.compared,
+        difference=max(listening.differences),
+        diverged=diverged,
+        ties=ties,
+        tolerance=tolerance,
+    )
+
+
+def _evident(outcome: Outcome, scenario: Scenario, policy: Policy, engine: Engine) -> Outcome:
+    """Says how often what is to be checked took place; where it never did, nothing was shown."""
+    if isinstance(policy, Disturbed):
+        if not policy.moves:
+            return replace(outcome, skipped="never took place: give longer answers (--tokens)")
+        return replace(outcome, evidence=f"{policy.moves} times")
+    if scenario.prefixes:
+        reused = engine.lifecycle.prefix_cached_tokens
+        if not reused:
+            return replace(outcome, skipped="no prefix of this model's is reused")
+        return replace(outcome, evidence=f"{reused} tokens reused")
+    return outcome

@@ -1,0 +1,228 @@
+"""The verb `baton simulate`: workloads and policies against measured costs, without a device.
+
+The engine, the policies and the accounts are those that serve; only the forward is a number of seconds, by which a
+clock is moved (`batch/fake.py`). So what cannot be run here can be tried: thousands of queries, other costs, more rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from tqdm import tqdm
+
+from baton.batch.fake import FakeBatch, FakeDevice, FakePrefill
+from baton.bench.commands import workload_of
+from baton.bench.costmodel import MeasuredCosts, read_costs
+from baton.bench.drive import Heard, Mode, Run
+from baton.bench.figures import NO_GOAL, Figures, Goal, figures
+from baton.bench.table import report, table_of
+from baton.bench.workload import Workload
+from baton.compose import POLICIES
+from baton.core.clock import ManualClock
+from baton.core.config import Config, Facts, Settings, resolve
+from baton.core.errors import SettingError
+from baton.core.events import Update
+from baton.core.files import check_writable, write_text
+from baton.core.footprint import Columns, Footprint
+from baton.core.query import Query, SamplingParams
+from baton.core.text import TextStream
+from baton.engine.engine import Engine
+from baton.engine.output import Talks
+from baton.kv.budget import Budget
+from baton.kv.prefix import PrefixStore
+from baton.measure.trials import Tally, changed, check_lengths, contenders
+from baton.policy.memory_guard import Within
+
+_PAUSE_SECONDS = 0.002  # as the engine's loop pauses where a policy has nothing to do
+# Prompts are random token ids, so that they share what the workload says and nothing else; all answers are one word.
+_VOCABULARY = 50_000
+_WORD = 7
+
+
+class _Silent:
+    """A decoder of tokens that mean nothing."""
+
+    def step(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+class Simulation:
+    """One engine on a device that only takes time."""
+
+    def __init__(self, settings: Settings, costs: MeasuredCosts, footprint: Footprint) -> None:
+        self.clock = ManualClock()
+        self.tally = Tally()
+        self._query_seconds = costs.query_seconds
+        device = FakeDevice(
+            say=lambda tokens: _WORD,
+            costs=costs,
+            clock=self.clock,
+            columns=settings.max_model_len,
+            footprint=footprint,
+        )
+        self.engine = Engine(
+            batch=FakeBatch(device, settings.max_rows),
+            prefiller=FakePrefill(device, settings.max_rows + 1),
+            policy=Within(POLICIES[settings.policy]()),
+            settings=settings,
+            talks=Talks(lambda query: TextStream(_Silent()), ()),
+            footprint=footprint,
+            stamp=device.stamp,
+            budget=Budget(
+                settings.kv_bytes,
+                settings.pool_bytes,
+                floor_bytes=footprint.of(settings.max_model_len),
+                free_bytes=lambda: 2**62,
+                clock=self.clock,
+            ),
+            clock=self.clock,
+            sinks=[self.tally],
+            prefix_store=_prefix_store(footprint) if settings.prefix_cache else None,
+        )
+
+    def run(
+        self,
+        workload: Workload,
+        *,
+        mode: Mode = Mode.OFFLINE,
+        at_once: int = 8,
+        told: Callable[[], object] = lambda: None,
+    ) -> Run:
+        """As `bench.drive.drive`, in no time. `told` is called when a query is done."""
+        asks, clock = workload.asks, self.clock
+        prompts = workload.prompts(_VOCABULARY, self.engine.settings.seed)
+        heard = [Heard(ask.at if mode is Mode.TIMED else 0.0) for ask in asks]
+        coming = deque(number for number, ask in enumerate(asks) if ask.after is None)
+        later = {ask.after: number for number, ask in enumerate(asks) if ask.after is not None}
+        most = at_once if mode is Mode.CLOSED else self.engine.settings.max_waiting
+        live = 0
+
+        def hear(updates: list[Update]) -> None:
+            nonlocal live
+            for update in updates:
+                one, number = heard[int(update.query_id)], int(update.query_id)
+                one.tokens += update.token_ids
+                one.times += [clock.now] * len(update.token_ids)
+                one.usage, one.error = update.usage or one.usage, update.error or one.error
+                if update.finish_reason is None:
+                    continue
+                live -= 1
+                one.cached_tokens = update.usage.cached_tokens if update.usage else 0
+                told()
+                if number in later:
+                    turn = later[number]
+                    heard[turn].asked = clock.now
+                    prompts[turn] = [*prompts[number], *one.tokens, *prompts[turn]]
+                    coming.appendleft(turn)
+
+        while coming or self.engine.busy:
+            while coming and (heard[coming[0]].asked <= clock.now if mode is Mode.TIMED else live < most):
+                number = coming.popleft()
+                if mode is not Mode.TIMED:
+                    heard[number].asked = clock.now
+                heard[number].prompt_tokens = len(prompts[number])
+                query = _query(number, prompts[number], asks[number].answer_tokens, clock.now)
+                clock.advance(self._query_seconds)
+                self.engine.accept(query, hear)
+                live += 1
+            if not self.engine.busy:
+                clock.now = max(clock.now, heard[coming[0]].asked)
+                continue
+            computed = self.engine.iterate()
+            self.engine.hand_over()
+            if not computed and self.engine.busy:
+                clock.advance(_PAUSE_SECONDS)
+        return Run(max((one.times[-1] for one in heard if one.times), default=0.0), heard)
+
+
+def _prefix_store(footprint: Footprint) -> PrefixStore:
+    """As `kv.prefix.prefix_store` makes one: rows that keep states cannot be cut, others until a window is full."""
+    window = min((columns.most for columns in footprint.columns if columns.most), default=sys.maxsize)
+    return PrefixStore(0, divisible_tokens=0 if footprint.state_bytes else window)
+
+
+def _query(number: int, prompt: Sequence[int], answer_tokens: int, now: float) -> Query:
+    params = SamplingParams(temperature=0, max_tokens=answer_tokens, ignore_eos=True)
+    return Query(
+        id=str(number),
+        prompt=tuple(prompt),
+        params=params,
+        seed=0,
+        limit_tokens=answer_tokens,
+        arrived=now,
+    )
+
+
+def simulated(
+    settings: Settings,
+    costs: MeasuredCosts,
+    footprint: Footprint,
+    workload: Workload,
+    *,
+    mode: Mode = Mode.OFFLINE,
+    at_once: int = 8,
+    goal: Goal = NO_GOAL,
+    told: Callable[[], object] = lambda: None,
+) -> Figures:
+    """The figures that `baton bench` would have measured."""
+    simulation = Simulation(settings, costs, footprint)
+    run = simulation.run(workload, mode=mode, at_once=at_once, told=told)
+    tally = simulation.tally
+    return figures(run, tally.slots, preemptions=tally.preemptions, kv_bytes_most=tally.kv_bytes_most, goal=goal)
+
+
+def run_simulate(config: Config, asked: dict[str, Any]) -> None:
+    """Runs the contenders one after the other and shows their figures. Raises SettingError."""
+    if asked["json_file"]:
+        check_writable("--json", asked["json_file"], param="json")
+    costs, more = read_costs(asked["costs"])
+    shape, context = _shape(more, asked["costs"])
+    facts = Facts(context, shape, asked["memory"], "cpu", "float32", 1, True, tuple(POLICIES))
+    some = contenders(asked["policies"].split(","), asked["vary"])
+    workload = workload_of(asked)
+    settings = {one.name: resolve(changed(config, one), facts) for one in some}
+    check_lengths(workload, min(one.max_model_len for one in settings.values()))
+    found: dict[str, list[Figures]] = {}
+    with tqdm(
+        total=len(some) * len(workload.asks), unit="query", file=sys.stderr, disable=not sys.stderr.isatty()
+    ) as bar:
+        for one in some:
+            bar.set_postfix_str(one.name)
+            goal = Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"])
+            figures = simulated(
+                settings[one.name],
+                costs,
+                shape,
+                workload,
+                mode=Mode(asked["mode"]),
+                at_once=asked["at_once"],
+                goal=goal,
+                told=bar.update,
+            )
+            found[one.name] = [figures]
+    console = Console(highlight=False)
+    console.print(f"{workload.about}\nsimulated with the costs of {costs.about or asked['costs']}")
+    console.print(table_of(found))
+    if asked["json_file"]:
+        about = {"model": "simulated", "dtype": "none", "workload": workload.about}
+        shown = {name: dataclasses.asdict(one) for name, one in settings.items()}
+        write_text("--json", asked["json_file"], json.dumps(report(about, found, shown)), param="json")
+
+
+def _shape(more: Mapping[str, Any], path: str) -> tuple[Footprint, int]:
+    """What a query takes in memory, and the context, as `baton tune` wrote them."""
+    try:
+        shape = more["footprint"]
+        columns = tuple(Columns(**one) for one in shape["columns"])
+        return Footprint(columns, int(shape["state_bytes"]), int(shape["page"])), int(more["context_tokens"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(f"{path} has no footprint and context_tokens as baton tune writes: {error!r}") from None

@@ -1,0 +1,84 @@
+"""The port behind which a forward stands: what rows are fed by, and calls of a model that feed them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from baton.kv.rectangle import Rectangle
+from baton.model.layout import Shape
+from baton.model.visibility import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a forward was laid out: KV columns that attention read, and slots per row where rows were padded, or 0.
+
+    `empty_rows`: slots that were computed for no row at all. `commit` makes the result last: until it is called, what
+    rows hold is as before, and the forward may be repeated.
+    """
+
+    columns_read: int
+    padded_to: int
+    empty_rows: int
+    commit: Callable[[], None]
+
+
+class Feeder(Protocol):
+    """What rows are fed by. One thread calls it, its engine's.
+
+    `exchanges`: whether rows are found by `Rectangle.places`, so that two of them may be exchanged.
+    `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
+    `near_limit`: the keys of longer texts depend on what the text began with, and spans tell it; None for most.
+    `anew_limit`: a row whose text grows longer than so many tokens is to be computed anew; None for most.
+    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fix_shapes`.
+    """
+
+    @property
+    def exchanges(self) -> bool: ...
+    @property
+    def whole_prompts(self) -> bool: ...
+    @property
+    def near_limit(self) -> int | None: ...
+    @property
+    def anew_limit(self) -> int | None: ...
+    @property
+    def grid(self) -> int: ...
+
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """One token per row: logits `[n, vocabulary]` in float32."""
+
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """Any number of tokens per row: logits `[kept, vocabulary]` in float32 of each span's last.
+
+        Of all tokens of a span that wants `every`.
+        """
+
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+        """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the model that is ready to be made: answers logits, and what makes its result last."""
+
+    shape: Shape
+    run: Callable[[], tuple[Tensor, Callable[[], None]]]
+
+
+def together(calls: Sequence[Call]) -> tuple[Tensor, Ran]:
+    """Makes all calls; what could not be taken back waits for `commit`."""
+    found = [one.run() for one in calls]
+    logits = torch.cat([logits for logits, _ in found]) if len(found) > 1 else found[0][0]
+
+    def commit() -> None:
+        for _, last in found:
+            last()
+
+    columns = sum(one.shape.columns_read for one in calls)
+    empty = sum(one.shape.empty_rows for one in calls)
+    return logits, Ran(columns, max(one.shape.padded_to for one in calls), empty, commit)

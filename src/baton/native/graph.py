@@ -1,0 +1,266 @@
+"""A step's program while it is written: values, the rows of numbers that they lie in, and instructions.
+
+Everything is float32 here, token ids and positions too (exact up to 2^24).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from baton.core.errors import LoadError
+from baton.native.record import ROWS
+
+MOST_DIMS = 4
+
+
+class Space(Enum):
+    """Where a buffer lies; see `Space` in native/source/program.h."""
+
+    CONSTANT = 0
+    VALUES = 1
+    LATE = 2
+    ATTENDED = 3
+    LOGITS = 4
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """So many numbers of each token. `offset`: where in the token's row they lie, in floats; laid out last."""
+
+    size: int
+    space: Space
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor `[ROWS, ...]` of the recorded step: `view`, on the meta device, says how it lies in its buffer."""
+
+    buffer: Buffer
+    view: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.view.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An operand: a buffer or, where that is None, the memory of a constant; `offset` and `strides` in floats."""
+
+    buffer: Buffer | None
+    offset: int
+    strides: tuple[int, ...]
+    constant: Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.offset == 0
+
+
+@dataclass(slots=True)
+class Line:
+    """One instruction, see native/source/program.h."""
+
+    does: str
+    code: str = ""
+    sizes: tuple[int, ...] = (1,) * MOST_DIMS
+    out: Ref | None = None
+    inputs: tuple[Ref, ...] = ()
+    numbers: tuple[float, ...] = ()
+    table: int = 0
+    layer: int = 0
+    look: int = 0
+    bias: Tensor | None = None
+    # Every number of the result depends on the operands' numbers at the same place alone.
+    by_number: bool = False
+
+
+@dataclass(slots=True)
+class TableDraft:
+    """A weight `[outputs, inputs]` as the model has it, until it is built; `packed`: products read it, packed."""
+
+    weight: Tensor | None
+    packed: bool = False
+
+
+@dataclass(slots=True)
+class LookDraft:
+    """One attention of the step. `module` numbers the model's attention layers, `layer` its cache layers."""
+
+    module: int
+    layer: int
+    heads: int
+    scale: float
+    sinks: Tensor | None
+
+
+@dataclass(slots=True)
+class Draft:
+    """A program that can be built. `layers`: heads, key and value dimensions of each layer that keeps columns."""
+
+    token: Buffer
+    position: Buffer
+    lines: list[Line] = field(default_factory=list)
+    tables: list[TableDraft] = field(default_factory=list)
+    looks: list[LookDraft] = field(default_factory=list)
+    layers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    row_floats: int = 0
+    late_floats: int = 0
+    attended_floats: int = 0
+    vocabulary: int = 0
+
+
+def refuse(why: str) -> LoadError:
+    return LoadError(f"its step cannot be carried out natively: {why}")
+
+
+def ref(operand: Value | Tensor | float, shape: Sequence[int]) -> Ref:
+    """An operand as an operation of this shape `[ROWS, ...]` reads it."""
+    if isinstance(operand, Value):
+        view = operand.view.expand(shape)
+        if view.stride(0) != operand.buffer.size or view.storage_offset() >= max(operand.buffer.size, 1):
+            raise refuse("an operation mixes rows")
+        return Ref(operand.buffer, int(view.storage_offset()), tuple(view.stride()[1:]))
+    constant = torch.as_tensor(operand).detach().to(torch.float32)
+    if constant.dim() == len(shape) and constant.shape[0] == ROWS:
+        if not (constant == constant[:1]).all():
+            raise refuse("a constant differs from row to row")
+        constant = constant[:1]
+    constant = constant.contiguous()
+    expanded = constant.expand(shape)
+    return Ref(None, 0, tuple(expanded.stride()[1:]), constant)
+
+
+def collapsed(
+    sizes: Sequence[int], operands: Iterable[Ref], *, keep_last: bool = False
+) -> tuple[tuple[int, ...], list[Ref]]:
+    """The same loop with as few dimensions as possible, filled up to MOST_DIMS in front.
+
+    `keep_last`: the last dimension is reduced or normalised, and stays by itself.
+    """
+    operands = list(operands)
+    if keep_last and not sizes:
+        sizes, operands = (1,), [_with(one, (0,)) for one in operands]
+    dims = [at for at, size in enumerate(sizes) if size != 1 or (keep_last and at == len(sizes) - 1)]
+    found_sizes = [sizes[at] for at in dims]
+    strides = [[one.strides[at] for at in dims] for one in operands]
+    at = len(found_sizes) - 2 - keep_last
+    while at >= 0:
+        if all(s[at] == s[at + 1] * found_sizes[at + 1] for s in strides):
+            found_sizes[at : at + 2] = [found_sizes[at] * found_sizes[at + 1]]
+            for s in strides:
+                del s[at]
+        at -= 1
+    if len(found_sizes) > MOST_DIMS:
+        raise refuse(f"an operation over {len(found_sizes)} dimensions")
+    fill = MOST_DIMS - len(found_sizes)
+    sized = (1,) * fill + tuple(found_sizes)
+    return sized, [_with(one, (0,) * fill + tuple(s)) for one, s in zip(operands, strides, strict=True)]
+
+
+def _with(one: Ref, strides: tuple[int, ...]) -> Ref:
+    return Ref(one.buffer, one.offset, strides, one.constant)
+
+
+def lay_out(draft: Draft) -> None:
+    """Gives each buffer its place in the tokens' rows: those that are not needed at the same time share one."""
+    _reuse_in_place(draft.lines)
+    lives = _lives(draft.lines)
+    for given in (draft.token, draft.position):
+        lives[given] = (-1, lives.get(given, (-1, -1))[1])
+    for space in (Space.VALUES, Space.LATE):
+        floats = _place([(buffer, *life) for buffer, life in lives.items() if buffer.space is space])
+        # Rows that begin at multiples of a page would crowd into the same few sets of the cache.
+        floats = -(-floats // 16) * 16
+        floats += 16 if floats % 1024 == 0 else 0
+        if space is Space.VALUES:
+            draft.row_floats = floats
+        else:
+            draft.late_floats = floats
+    attends = [at for at, line in enumerate(draft.lines) if line.does == "ATTEND"]
+    for buffer, (first, last) in lives.items():
+        if buffer.space is Space.ATTENDED:
+            draft.attended_floats = max(draft.attended_floats, buffer.size)
+            if any(first < at < last for at in attends):
+                raise refuse("what an attention answered is needed behind the next one")
+
+
+def _reuse_in_place(lines: list[Line]) -> None:
+    """An operation by number writes over an operand that nothing needs any more."""
+    last = {buffer: life[1] for buffer, life in _lives(lines).items()}
+    now: dict[Buffer, Buffer] = {}
+    written: set[Buffer] = set()
+    for at, line in enumerate(lines):
+        line.inputs = tuple(_moved(one, now) for one in line.inputs)
+        if line.out is None or line.out.buffer is None:
+            continue
+        out = line.out.buffer
+        if out not in written and line.by_number and line.out.whole:
+            for one in line.inputs:
+                buffer = one.buffer
+                if (
+                    buffer is not None
+                    and last[buffer] == at
+                    and (buffer.space is out.space or out.space is Space.LOGITS)
+                    and buffer.space in (Space.VALUES, Space.LATE)
+                    and buffer.size == out.size
+                    and one.whole
+                    and one.strides == line.out.strides
+                    and math.prod(line.sizes) == out.size
+                ):
+                    if out.space is Space.LOGITS:
+                        buffer.space = Space.LOGITS
+                    now[out] = buffer
+                    last[buffer] = last[out]
+                    break
+        written.add(out)
+        line.out = _moved(line.out, now)
+
+
+def _moved(one: Ref, now: dict[Buffer, Buffer]) -> Ref:
+    buffer = one.buffer
+    while buffer in now:
+        buffer = now[buffer]
+    return one if buffer is one.buffer else Ref(buffer, one.offset, one.strides, one.constant)
+
+
+def _lives(lines: list[Line]) -> dict[Buffer, tuple[int, int]]:
+    """The first and the last line that each buffer is in.
+
+    Picks happen all at once; so do products and making ready what they read, each thread at its own pace.
+    """
+    picks = [at for at, line in enumerate(lines) if line.does == "PICK"]
+    lives: dict[Buffer, tuple[int, int]] = {}
+    for at, line in enumerate(lines):
+        first, end = (picks[0], picks[-1]) if line.does == "PICK" else (at, at)
+        while line.does == "READY" and end + 1 < len(lines) and lines[end + 1].does == "PRODUCT":
+            end += 1
+        for one in (*line.inputs, *([line.out] if line.out else [])):
+            if one.buffer is not None:
+                known = lives.get(one.buffer, (first, end))
+                lives[one.buffer] = (min(known[0], first), max(known[1], end))
+    return lives
+
+
+def _place(lives: list[tuple[Buffer, int, int]]) -> int:
+    """First fit, in the order in which buffers come to life; answers the floats that are needed."""
+    placed: list[tuple[Buffer, int, int]] = []
+    total = 0
+    for buffer, first, last in sorted(lives, key=lambda one: one[1]):
+        placed = [one for one in placed if one[2] >= first]
+        at = 0
+        for other, _, _ in sorted(placed, key=lambda one: one[0].offset):
+            if at + buffer.size <= other.offset:
+                break
+            at = max(at, -(-(other.offset + other.size) // 16) * 16)
+        buffer.offset = at
+        total = max(total, at + buffer.size)
+        placed.append((buffer, first, last))
+    return total

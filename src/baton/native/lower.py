@@ -1,0 +1,196 @@
+"""A recorded step becomes a program: its graph is walked once, and each operation is written as native instructions.
+
+Views cost nothing: they are ways to look at a buffer, and torch itself says how (on the meta device). Constants are
+computed here, once. Linear products that read the same numbers stand together. Behind the last attention only those
+tokens go on whose logits are wanted. What is not known raises LoadError, and the model is run as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from baton.native.emit import Emitter, Kept
+from baton.native.graph import Buffer, Draft, Line, Space, Value, collapsed, lay_out, ref, refuse
+from baton.native.operations import HANDLERS, RESHAPES, VIEWS
+from baton.native.record import ATTEND, KEEP, ROWS, Recorded
+
+aten = torch.ops.aten
+
+
+def lower(recorded: Recorded) -> Draft:
+    """Raises LoadError, with the reason, where the step holds what native code does not do."""
+    return _Lowering(recorded).run()
+
+
+class _Lowering:
+    def __init__(self, recorded: Recorded) -> None:
+        self._graph = recorded.graph
+        self._draft = Draft(Buffer(1, Space.VALUES), Buffer(1, Space.VALUES))
+        self._known: dict[Node, Any] = {}
+        self._products: dict[Node, Value] = {}
+        self._to = Emitter(self._draft)
+
+    def run(self) -> Draft:
+        nodes = list(self._graph.graph.nodes)
+        needed = _needed(nodes)
+        before = _before_attention(nodes)
+        inputs = iter((self._draft.token, self._draft.position))
+        for node in nodes:
+            if node.op == "placeholder":
+                self._known[node] = Value(next(inputs), torch.empty(ROWS, 1, device="meta"))
+        work = [node for node in nodes if node in needed and node.op in ("get_attr", "call_function")]
+        self._groups = _groups(work, before)
+        for late in (False, True):
+            self._to.late = late
+            if late:
+                early, self._to.lines = self._to.lines, []
+            for node in work:
+                if node.op == "get_attr":
+                    self._known[node] = getattr(self._graph, str(node.target))
+                elif (node not in before) == late:
+                    self._known[node] = self._lowered(node)
+        self._answer(self._known[nodes[-1].args[0]])
+        self._draft.lines = early + self._to.pick_lines + self._to.lines
+        lay_out(self._draft)
+        return self._draft
+
+    def _answer(self, logits: object) -> None:
+        if not isinstance(logits, Value) or logits.shape[:-1].numel() != ROWS or not self._to.late:
+            raise refuse("its logits are not one row per token")
+        size, view = logits.shape[-1], logits.view
+        whole = logits.buffer.size == size and not view.storage_offset() and view.stride(-1) == 1
+        if not whole or logits.buffer.space is not Space.LATE:
+            logits = self._to.by_number("COPY", logits)
+        logits.buffer.space = Space.LOGITS
+        self._draft.vocabulary = size
+
+    def _lowered(self, node: Node) -> object:
+        args = torch.fx.node.map_arg(node.args, lambda one: self._known[one])
+        kwargs = torch.fx.node.map_arg(node.kwargs, lambda one: self._known[one])
+        values = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, (Value, Kept))]
+        if node in self._products:
+            return self._products[node]
+        if not values:
+            with torch.no_grad():
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        target: Any = node.target
+        if target in (aten.mm.default, aten.addmm.default):
+            return self._multiplied(node, args)
+        if target in VIEWS:
+            return self._viewed(target, args, kwargs)
+        handler = HANDLERS.get(target)
+        if handler is None:
+            raise refuse(f"{target}")
+        return handler(self._to, *args, **kwargs)
+
+    def _multiplied(self, node: Node, args: tuple[Any, ...]) -> Value:
+        """This product, and with it all others that read the same numbers."""
+        source = args[-2]
+        if not isinstance(source, Value) or not isinstance(args[-1], Tensor):
+            raise refuse("a product of two computed values")
+        source = self._to.dense(source)
+        first = True
+        for other in self._groups.get(node, [node]):
+            bias, weight = self._constants(other)
+            table = self._to.table(weight.t(), packed=True)
+            if first:
+                _, (operand,) = collapsed(source.shape[1:], [ref(source, source.shape)], keep_last=True)
+                self._to.lines.append(Line("READY", inputs=(operand,), table=table))
+                first = False
+            out = self._to.new((ROWS, weight.shape[1]))
+            sizes, (written,) = collapsed(out.shape[1:], [ref(out, out.shape)], keep_last=True)
+            self._to.lines.append(Line("PRODUCT", sizes=sizes, out=written, table=table, bias=bias))
+            self._products[other] = out
+        return self._products[node]
+
+    def _constants(self, node: Node) -> tuple[Tensor | None, Tensor]:
+        """A product's bias and weight `[inputs, outputs]`."""
+        found = [self._constant(one) for one in node.args if isinstance(one, Node)]
+        weight = found[-1]
+        if weight is None or (len(found) == 3 and (found[0] is None or node.kwargs)):
+            raise refuse("a product of two computed values")
+        bias = found[0] if len(found) == 3 else None
+        return (None if bias is None else bias.detach().float().contiguous()), weight
+
+    def _constant(self, node: Node) -> Tensor | None:
+        """What a node answers if it depends on constants alone."""
+        if node not in self._known and node.op == "get_attr":
+            self._known[node] = getattr(self._graph, str(node.target))
+        if (
+            node not in self._known
+            and node.op == "call_function"
+            and all(self._constant(one) is not None for one in node.all_input_nodes)
+        ):
+            self._known[node] = self._lowered(node)
+        found = self._known.get(node)
+        return found if isinstance(found, Tensor) else None
+
+    def _viewed(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        value = args[0]
+        if isinstance(value, Kept):
+            raise refuse("keys and values are looked at by more than attention")
+        try:
+            found = target(value.view, *args[1:], **kwargs)
+        except RuntimeError:
+            # A shape that these numbers cannot be seen in as they lie.
+            value = self._to.by_number("COPY", value)
+            found = target(value.view, *args[1:], **kwargs)
+        if isinstance(found, Tensor):
+            return Value(value.buffer, found)
+        return [Value(value.buffer, one) for one in found]
+
+
+def _flat(args: Iterable[Any]) -> Iterable[Any]:
+    for one in args:
+        if isinstance(one, (list, tuple)):
+            yield from _flat(one)
+        else:
+            yield one
+
+
+# Which nodes matter, and when
+
+
+def _needed(nodes: list[Node]) -> set[Node]:
+    """Those that the logits or the cache depend on, and those that change what others look at."""
+    roots = [node for node in nodes if node.op == "output" or node.target is KEEP or _changes(node)]
+    return _ancestors(roots)
+
+
+def _changes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _before_attention(nodes: list[Node]) -> set[Node]:
+    return _ancestors([node for node in nodes if node.target in (KEEP, ATTEND)])
+
+
+def _ancestors(roots: list[Node]) -> set[Node]:
+    found: set[Node] = set()
+    left = list(roots)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left.extend(node.all_input_nodes)
+    return found
+
+
+def _groups(nodes: list[Node], before: set[Node]) -> dict[Node, list[Node]]:
+    """Products that read the same numbers, for each of them; all of one group come with its first."""
+    found: dict[tuple[Node, int, bool], list[Node]] = {}
+    for node in nodes:
+        if node.target not in (aten.mm.default, aten.addmm.default):
+            continue
+        source: Any = node.args[-2]
+        width = source.meta["tensor_meta"].shape[-1]
+        while source.target in RESHAPES:
+            source = source.args[0]
+        found.setdefault((source, width, node in before), []).append(node)
+    return {node: group for group in found.values() for node in group}

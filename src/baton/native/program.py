@@ -1,0 +1,324 @@
+"""A model's step as one native call: weights packed, instructions laid out, run over any tokens of any rows.
+
+The order of a call is that of native/source/program.cpp. Its threads are the process's own pool, made once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterable, Sequence
+from ctypes import CDLL, byref, c_int64, c_size_t, c_void_p
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from baton.core.errors import LoadError
+from baton.kv.rectangle import Rectangle
+from baton.model.probe import Geometry
+from baton.model.visibility import NOBODY, Span
+from baton.native import library as native
+from baton.native.graph import Draft, Line, Ref, Space, TableDraft
+
+_KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16}
+_HUGE_PAGE = 2 << 20
+
+
+@cache
+def _pool(threads: int) -> int:
+    """The process's native threads; they live as long as it does. Raises LoadError if they cannot be started."""
+    assert native.library is not None
+    pool: int = native.library.baton_pool_new(threads)
+    return pool
+
+
+class Program:
+    """`dtype`: of keys and values, and of weights that are not quantised. One thread calls it.
+
+    `int8`: products' weights are kept in 8 bits, see native/source/kernels.h. `release`: parameters whose memory is
+    given back once they are packed, so that there is never a second copy of all; `restore` undoes it.
+    Raises LoadError where there is no native library, it does not compute in this dtype, or its threads cannot start.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        geometry: Geometry,
+        dtype: torch.dtype,
+        *,
+        threads: int,
+        int8: bool = False,
+        release: Iterable[nn.Parameter] = (),
+    ) -> None:
+        kernels = native.best()
+        if native.library is None or kernels is None:
+            raise LoadError(native.describe())
+        if dtype not in _KINDS:
+            raise LoadError(f"native kernels do not compute in {dtype}")
+        self._library = native.library
+        self._kernels = kernels
+        self._draft = draft
+        self._dtype = dtype
+        # First: once weights are released, there is no way back to the model's own.
+        self._pool = _pool(threads)
+        # What the native side points to lives as long as this does.
+        self._alive: list[Any] = []
+        self.weight_bytes = 0
+        self._arena = _Arena(sum(self._packed_bytes(one, int8) for one in draft.tables if one.packed))
+        self._alive.append(self._arena)
+        self._releasing = {parameter.data_ptr(): parameter for parameter in release}
+        self._released: list[tuple[nn.Parameter, native.Table, bool]] = []
+        tables = []
+        for one in draft.tables:
+            assert one.weight is not None
+            tables.append(self._table(one.weight, one.packed, int8))
+            one.weight = None
+        for parameter in self._releasing.values():
+            # Those that stay must not hold on to the file that all were loaded from.
+            parameter.data = parameter.data.clone()
+        self._releasing.clear()
+        self._tables = (native.Table * len(tables))(*tables)
+        code = (native.Instruction * len(draft.lines))(*(self._instruction(line) for line in draft.lines))
+        count = len(geometry.shapes)
+        layers = (native.Layer * count)(*(native.Layer(*draft.layers.get(at, (0, 0, 0))) for at in range(count)))
+        looks = (native.Look * len(draft.looks))()
+        for at, seen in enumerate(draft.looks):
+            look = geometry.looks[seen.module]
+            sinks = self._address(seen.sinks)
+            looks[at] = native.Look(seen.layer, seen.heads, seen.scale, look.softcap, look.window, look.chunk, sinks)
+        outline = native.Outline(
+            draft.row_floats,
+            draft.late_floats,
+            draft.attended_floats,
+            draft.vocabulary,
+            draft.token.offset,
+            draft.position.offset,
+            _KINDS[dtype],
+        )
+        self._alive += [code, layers, looks]
+        self._program: int = self._library.baton_program_new(
+            kernels,
+            self._pool,
+            byref(outline),
+            code,
+            len(code),
+            self._tables,
+            len(tables),
+            layers,
+            count,
+            looks,
+            len(looks),
+        )
+        self._columns: tuple[Rectangle, Any, Any, Any] | None = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_program", None):
+            self._library.baton_program_free(self._program)
+
+    @property
+    def description(self) -> str:
+        """For people."""
+        return f"a step is one native call ({self._library.baton_name(self._kernels).decode()})"
+
+    @property
+    def vocabulary(self) -> int:
+        return self._draft.vocabulary
+
+    def run(
+        self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int], kept: Sequence[int]
+    ) -> tuple[Tensor, Any]:
+        """Feeds the spans' tokens; answers logits `[kept, vocabulary]` in float32 of these, and what `commit` takes.
+
+        Tokens of NOBODY are computed like others, and kept nowhere. Raises MemoryError; nothing has changed then.
+        """
+        counts = [span.count for span in spans]
+        firsts = np.cumsum([0, *counts[:-1]])
+        # A span of NOBODY, -1, is in no place either.
+        at = [*rectangle.places, NOBODY]
+        placed = np.array(
+            [(at[s.row], s.start, s.count, first) for s, first in zip(spans, firsts, strict=True)], np.int64
+        )
+        ids = np.array(tokens, np.int64)
+        positions = (
+            np.concatenate([np.arange(span.start, span.stop) for span in spans])
+            if max(counts) > 1
+            else placed[:, 1].copy()
+        )
+        wanted = np.array(kept, np.int64)
+        logits = torch.empty(len(kept), self._draft.vocabulary)
+        keys, values, rings = self._of(rectangle)
+        step = native.Step(
+            len(ids),
+            ids.ctypes.data,
+            positions.ctypes.data,
+            placed.ctypes.data,
+            len(placed),
+            wanted.ctypes.data,
+            len(wanted),
+            keys,
+            values,
+            rings,
+            logits.data_ptr(),
+        )
+        self._library.baton_run(self._program, byref(step))
+        return logits, (step, ids, positions, placed, wanted)
+
+    def commit(self, ran: Any) -> None:
+        """What `run` answered becomes lasting; before the next run."""
+        self._library.baton_commit(self._program, byref(ran[0]))
+
+    def restore(self) -> None:
+        """Gives the model back the parameters that were released. Raises LoadError where they were quantised."""
+        for parameter, table, turned in self._released:
+            weight = table.weight
+            if weight.kind == native.INT8:
+                raise LoadError("its weights were quantised and are gone")
+            found = torch.empty(weight.outputs, weight.inputs)
+            self._library.baton_unpack(self._kernels, byref(weight), 0, weight.outputs, found.data_ptr())
+            found = found.to(parameter.dtype)
+            parameter.data = found.t().contiguous() if turned else found
+        self._released.clear()
+
+    def profile(self, on: bool) -> None:
+        """From now on, or no more, seconds are counted by instruction."""
+        self._library.baton_time_parts(self._program, on)
+
+    def parts(self) -> list[tuple[str, float]]:
+        """Each instruction's kind and its seconds since `profile`."""
+        seconds = np.zeros(len(self._draft.lines))
+        self._library.baton_parts(self._program, seconds.ctypes.data)
+        return [(line.does, float(took)) for line, took in zip(self._draft.lines, seconds, strict=True)]
+
+    def _of(self, rectangle: Rectangle) -> tuple[Any, Any, Any]:
+        """Where a rectangle's columns are, layer by layer."""
+        if self._columns is None or self._columns[0] is not rectangle:
+            count = len(rectangle.shapes)
+            keys = (native.Columns * count)(*(_columns(tensor) for tensor in rectangle.keys))
+            values = (native.Columns * count)(*(_columns(tensor) for tensor in rectangle.values))
+            self._columns = (rectangle, keys, values, (c_int64 * count)(*rectangle.rings))
+        return self._columns[1:]
+
+    # What the native side is handed
+
+    def _sizes(self, kind: int, outputs: int, inputs: int) -> tuple[int, int]:
+        """Bytes of a packed weight, and the number of its scales."""
+        size = self._library.baton_weight_bytes(self._kernels, kind, outputs, inputs)
+        return size, self._library.baton_scale_count(self._kernels, kind, outputs, inputs)
+
+    def _packed_bytes(self, one: TableDraft, int8: bool) -> int:
+        assert one.weight is not None
+        kind = native.INT8 if int8 else _KINDS.get(one.weight.dtype, native.FLOAT32)
+        size, scales = self._sizes(kind, *one.weight.shape)
+        return _aligned(size + 4 * scales)
+
+    def _table(self, weight: Tensor, packed: bool, int8: bool) -> native.Table:
+        kind, (outputs, inputs) = _KINDS.get(weight.dtype), weight.shape
+        if kind is None:
+            raise LoadError(f"native kernels do not compute with weights in {weight.dtype}")
+        if not packed:
+            weight = weight.detach().contiguous()
+            parameter = self._releasing.pop(weight.data_ptr(), None)
+            if parameter is not None:
+                weight = parameter.data = weight.clone()
+            self._alive.append(weight)
+            return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
+        packed_as = native.INT8 if int8 else kind
+        size, scales = self._sizes(packed_as, outputs, inputs)
+        address = self._arena.take(size + 4 * scales)
+        found = native.Weight(packed_as, outputs, inputs, address, address + size if scales else None)
+        self.weight_bytes += size + 4 * scales
+        # By pieces, so that a weight that lies otherwise in memory is never copied whole.
+        step = max(native.PANEL, (4 << 20) // max(1, inputs * weight.element_size()) // native.PANEL * native.PANEL)
+        for first in range(0, outputs, step):
+            piece = weight[first : first + step].detach().contiguous()
+            self._library.baton_pack(self._kernels, byref(found), first, len(piece), piece.data_ptr(), kind)
+        table = native.Table(found, 0)
+        parameter = self._releasing.pop(weight.data_ptr(), None)
+        if parameter is not None and parameter.numel() == weight.numel():
+            self._released.append((parameter, table, not weight.is_contiguous()))
+            _drop_pages(parameter.data)
+            parameter.data = parameter.data.new_empty(0)
+        return table
+
+    def _instruction(self, line: Line) -> native.Instruction:
+        found = native.Instruction()
+        found.does = _code(line.does)
+        found.weight, found.layer, found.look = line.table, line.layer, line.look
+        found.op.code = _code(line.code) if line.code else 0
+        found.op.dims = len(line.sizes)
+        found.op.sizes[:] = line.sizes
+        found.op.operands = len(line.inputs)
+        if line.out is not None:
+            found.out_space = self._operand(found.op.out, line.out)
+        for at, one in enumerate(line.inputs):
+            found.in_spaces[at] = self._operand(found.op.inputs[at], one)
+        found.op.numbers[: len(line.numbers)] = line.numbers
+        found.bias = self._address(line.bias)
+        return found
+
+    def _operand(self, to: native.Operand, one: Ref) -> int:
+        to.strides[:] = one.strides
+        if one.buffer is None:
+            to.data = self._address(one.constant)
+            return int(Space.CONSTANT.value)
+        to.data = 4 * (one.buffer.offset * (one.buffer.space in (Space.VALUES, Space.LATE)) + one.offset)
+        to.row_stride = one.buffer.size
+        return int(one.buffer.space.value)
+
+    def _address(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._alive.append(tensor)
+        return tensor.data_ptr()
+
+
+class _Arena:
+    """Memory for all packed weights together, in huge pages where the system has them: fewer pages to look up, and
+    prefetching does not end at each."""
+
+    def __init__(self, size: int) -> None:
+        # Private: memory that could be shared has no huge pages.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._memory = mmap.mmap(-1, size + _HUGE_PAGE, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        start = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+        self._next = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+
+    def take(self, size: int) -> int:
+        """The address of so many bytes, which begin at a cache line."""
+        found = self._next
+        self._next += _aligned(size)
+        return found
+
+
+def _drop_pages(tensor: Tensor) -> None:
+    """Gives back the memory of numbers that nobody needs any more, even where it is a part of a file in memory that
+    others still look at."""
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if hasattr(mmap, "MADV_DONTNEED") and start < stop and tensor.is_contiguous():
+        CDLL(None).madvise(c_void_p(start), c_size_t(stop - start), mmap.MADV_DONTNEED)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+@cache
+def _code(name: str) -> int:
+    assert native.library is not None
+    found: int = native.library.baton_code(name.encode())
+    if found < 0:
+        raise LoadError(f"the native library does not know {name}; reinstall baton")
+    return found
+
+
+def _columns(tensor: Tensor) -> native.Columns:
+    """A layer's keys or values `[rows, columns, heads, dim]`."""
+    row, column, head, _ = tensor.stride()
+    return native.Columns(tensor.data_ptr(), row, column, head)

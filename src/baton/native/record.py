@@ -1,0 +1,160 @@
+"""A stock model's step as a graph of torch's basic operations, recorded while the model runs once.
+
+The model is run over rows of one token each, and all that it does with tensors is written down (torch's `make_fx`). Two
+operations stand for what is ours: `keep`, where a cache layer takes new keys and values, and `attend`, where attention
+is called. What a model does in Python happens while it is recorded; where that depends on a tensor's values, recording
+fails, and the model is run as it is.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from baton.core.errors import LoadError
+from baton.model.cache import is_empty, keeps_states, stock_layers
+from baton.model.probe import call, use_attention
+
+ROWS = 7
+"""The rows of a recorded step: a number that is no model's dimension, so that it tells which dimension is the rows'."""
+
+_NAME = "baton_record"
+
+_LIBRARY = torch.library.Library("baton", "DEF")
+_LIBRARY.define("keep(Tensor keys, Tensor values, int layer) -> (Tensor, Tensor)")
+_LIBRARY.define("attend(Tensor q, Tensor keys, Tensor values, int module, float scale, Tensor? sinks) -> Tensor")
+
+
+def _keep(keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    return keys.clone(), values.clone()
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, module: int, scale: float, sinks: Tensor | None) -> Tensor:
+    return q.new_zeros(q.shape[0], q.shape[2], q.shape[1], values.shape[3])
+
+
+_LIBRARY.impl("keep", _keep, "CompositeExplicitAutograd")
+_LIBRARY.impl("attend", _attend, "CompositeExplicitAutograd")
+KEEP = torch.ops.baton.keep.default
+ATTEND = torch.ops.baton.attend.default
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """`graph` takes token ids and positions `[ROWS, 1]` and answers logits `[ROWS, 1, vocabulary]`; parameters are the
+    model's own."""
+
+    graph: GraphModule
+
+
+class _Columns(CacheLayerMixin):
+    """A cache layer that only says what it is given."""
+
+    is_sliding = False
+    is_compileable = True
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = torch.ops.baton.keep(key_states, value_states, self._layer)
+        return found
+
+    def lazy_initialization(self, *args: object, **kwargs: object) -> None:
+        """Keeps nothing."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        raise LoadError("it asks the cache how many columns it has")
+
+    def get_seq_length(self) -> int:
+        # Only models to which it does not matter are recorded.
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def record(model: PreTrainedModel) -> Recorded:
+    """Runs the model once. Raises LoadError where it cannot be recorded; the model's attention is then as before."""
+    text = model.config.get_text_config()
+    before = text._attn_implementation
+    stock = stock_layers(model.config)
+    if any(keeps_states(layer) for layer in stock):
+        raise LoadError("it has recurrent layers")
+
+    def step(ids: Tensor, positions: Tensor) -> Tensor:
+        layers: list[Any] = [layer if is_empty(layer) else _Columns(at) for at, layer in enumerate(stock)]
+        logits: Tensor = call(model, ids, positions, Cache(layers=layers)).logits
+        return logits
+
+    AttentionInterface.register(_NAME, _attention())
+    try:
+        use_attention(model, _NAME)
+        # Different tokens and positions: what is the same for all rows is then the same whatever they are.
+        ids = torch.arange(ROWS, device=model.device)[:, None]
+        with torch.no_grad(), _no_warnings(model), _no_collections():
+            return Recorded(make_fx(step)(ids, ids + ROWS))
+    except LoadError:
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:160]
+        raise LoadError(f"its step cannot be recorded ({type(error).__name__}: {first})") from error
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Recording makes many objects that stay, and Python's collector would look through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _no_warnings(model: PreTrainedModel) -> Iterator[None]:
+    """Stock looks for padding among the tokens, to warn of it: in Python, which cannot be recorded."""
+    name = "warn_if_padding_and_no_attention_mask"
+    warning = [module for module in model.modules() if hasattr(type(module), name)]
+    for module in warning:
+        setattr(module, name, lambda *args: None)
+    try:
+        yield
+    finally:
+        for module in warning:
+            delattr(module, name)
+
+
+def _attention() -> Callable[..., tuple[Tensor, None]]:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: object,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: object,
+    ) -> tuple[Tensor, None]:
+        scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
+        return torch.ops.baton.attend(query, key, value, module.layer_idx, scale, s_aux), None
+
+    return attend

@@ -1,0 +1,82 @@
+"""One row's draw, and the key of its noise.
+
+The noise of a draw is a function of (query's seed, position, token id) alone. So a row's draw does not depend on its
+neighbours, and no generator's state has to move with a row. `draw_host.py` and
+`draw_device.py` are two ways to the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from baton.core.query import SamplingParams
+from baton.sampling.grammar_masks import Mask
+from baton.sampling.seen_tokens import Seen
+
+# Filters look at this many best tokens first, and at more only when top-p or min-p is not reached among them.
+FIRST_LOOK = 128
+MORE = 8
+# splitmix64 (Steele, Lea, Flood 2014): what a number is spread by, and its finaliser's multipliers.
+SPREAD, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MASK = 2**64 - 1
+# The smallest normal float32. Logits that differ at all differ by so much more that what is colder draws the same, and
+# division by less would overflow, or be by nothing where a device takes smaller numbers for 0.
+_COLDEST = 2.0**-126
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One row's next draw: `tokens` so far (not copied), of which `prompt_tokens` were the prompt.
+
+    `mask`: what may be drawn at all; None for everything. `seen`: of these tokens; None: it is made where it is needed.
+    """
+
+    params: SamplingParams
+    seed: int
+    tokens: Sequence[int]
+    prompt_tokens: int
+    mask: Mask | None = None
+    seen: Seen | None = None
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by, at least the smallest number that any device divides by; 0 for the best token."""
+        asked = self.params.temperature
+        return max(asked, _COLDEST) if asked else 0.0
+
+    @property
+    def shapes(self) -> bool:
+        """Whether it changes logits before the best of them is looked for."""
+        params = self.params
+        return bool(self.penalises or params.logit_bias or len(self.tokens) - self.prompt_tokens < params.min_tokens)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which tokens there are already."""
+        params = self.params
+        return bool(params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty)
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens cannot be drawn."""
+        params = self.params
+        return bool(params.top_k or params.top_p < 1 or params.min_p)
+
+    @property
+    def key(self) -> int:
+        """The 64 bits that token ids are hashed with."""
+        return _mix(mixed_seed(self.seed) ^ len(self.tokens))
+
+
+def mixed_seed(seed: int) -> int:
+    """The 64 bits of a seed that its draws' keys are made of."""
+    return _mix(seed & _MASK)
+
+
+def _mix(x: int) -> int:
+    """splitmix64 of one 64-bit number."""
+    x = (x + SPREAD) & _MASK
+    x = ((x ^ (x >> 30)) * FIRST) & _MASK
+    x = ((x ^ (x >> 27)) * SECOND) & _MASK
+    return x ^ (x >> 31)

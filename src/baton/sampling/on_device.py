@@ -1,0 +1,185 @@
+"""Draws on devices, all rows together in torch.
+
+Sums and noise are in float64, on devices that have none (Apple's MPS) in float32: the same hash, so that draws differ
+between devices only where two tokens' scores are equal up to rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from baton.sampling.draw import FIRST, FIRST_LOOK, MORE, SECOND, SPREAD, Draw
+
+NOT_FINITE = -1
+"""In place of a token: the row's logits are not finite."""
+LOOK_AGAIN = -2
+"""In place of a token: filters left more tokens than were looked at; `random_tokens` looks at as many as it takes."""
+
+
+class Kind(IntEnum):
+    """What a step has to compute to draw for all of its rows."""
+
+    GREEDY = 0
+    FREE = 1
+    FILTERED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """How each of n rows draws, on the device. `temperature` `[n]`, 0: greedy; `top_k` `[n]`: the vocabulary for all;
+    `top_p` and `min_p` `[n]`; `keys` `[n]`: `Draw.key` of each."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    keys: Tensor
+
+
+def drawn(logits: Tensor, chances: Chances, kind: Kind) -> Tensor:
+    """The next token of each row of `[n, vocabulary]`, `[n]`, as `random_tokens` draws it, without asking the host.
+
+    NOT_FINITE and LOOK_AGAIN where there is none.
+    """
+    finite = logits.sum(-1).isfinite()
+    picks = logits.argmax(-1)
+    if kind is not Kind.GREEDY:
+        greedy = chances.temperature == 0
+        scaled = _scaled(logits, torch.where(greedy, 1.0, chances.temperature).float())
+        every = torch.arange(logits.shape[-1], device=logits.device).expand(len(logits), -1)
+        picks = torch.where(greedy, picks, (scaled + _noise(chances.keys, every)).argmax(-1))
+        if kind is Kind.FILTERED:
+            found = _held(scaled, chances)
+            free = (chances.top_k >= logits.shape[-1]) & (chances.top_p >= 1) & (chances.min_p <= 0)
+            picks = torch.where(greedy | free, picks, found)
+    return torch.where(finite, picks, NOT_FINITE)
+
+
+@functools.cache
+def exact(kind: str) -> bool:
+    """Whether a device of this kind hashes to the bits that the host hashes to; it is tried once."""
+    seeds, lengths, ids = torch.tensor([3, -(2**62) - 5]), torch.tensor([7, 2**20]), torch.tensor([[0, 2**17 - 3, 11]])
+    device = torch.device(kind)
+    try:
+        there = _hashed(keys_of(seeds.to(device), lengths.to(device)), ids.to(device)).cpu()
+    except (RuntimeError, TypeError):
+        return False
+    return torch.equal(there, _hashed(keys_of(seeds, lengths), ids))
+
+
+def _scaled(logits: Tensor, temperatures: Tensor) -> Tensor:
+    """`[n, vocabulary]` over temperatures `[n]`, counted from each row's best, so that what overflows is -inf."""
+    return (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
+
+
+def _held(logits: Tensor, chances: Chances) -> Tensor:
+    look = min(FIRST_LOOK, logits.shape[-1])
+    best, ids = logits.topk(look)
+    precise = _precise(logits.device)
+    whole = logits.to(precise).logsumexp(-1, keepdim=True)
+    limits = [one.to(precise)[:, None] for one in (chances.top_p, chances.min_p)]
+    kept = _kept(best, whole, chances.top_k[:, None], *limits)
+    held = best.masked_fill(~kept, -torch.inf)
+    chosen = (held + _noise(chances.keys, ids)).argmax(-1, keepdim=True)
+    enough = ~kept[:, -1] | (look == logits.shape[-1])
+    return torch.where(enough, ids.gather(-1, chosen)[:, 0], LOOK_AGAIN)
+
+
+def keys_of(seeds: Tensor, lengths: Tensor) -> Tensor:
+    """`Draw.key` of texts of these lengths, `[n]`, of `mixed_seed` as signed numbers."""
+    return _finalised((seeds ^ lengths) + _signed(SPREAD))
+
+
+def random_tokens(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Gumbel-max over `[m, vocabulary]`: adding such noise and taking the best draws from the softmax."""
+    logits = _scaled(logits, torch.tensor([draw.temperature for draw in draws], device=logits.device))
+    picks = torch.empty(len(draws), dtype=torch.int64, device=logits.device)
+    free = [i for i, draw in enumerate(draws) if not draw.filters]
+    if free:
+        every = torch.arange(logits.shape[-1], device=logits.device).expand(len(free), -1)
+        picks[free] = (logits[free] + _noise(_keys([draws[i] for i in free], logits.device), every)).argmax(-1)
+    held = [i for i, draw in enumerate(draws) if draw.filters]
+    if held:
+        some = [draws[i] for i in held]
+        best, ids = candidates(logits[held], some)
+        chosen = (best + _noise(_keys(some, logits.device), ids)).argmax(-1, keepdim=True)
+        picks[held] = ids.gather(-1, chosen)[:, 0]
+    return picks
+
+
+def candidates(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    """The best tokens of each row, best first, with those outside top-k, top-p and min-p at -inf: values and ids."""
+    vocabulary, device = logits.shape[-1], logits.device
+    top_k = torch.tensor([draw.params.top_k or vocabulary for draw in draws], device=device)[:, None]
+    precise = _precise(device)
+    top_p = torch.tensor([draw.params.top_p for draw in draws], dtype=precise, device=device)[:, None]
+    min_p = torch.tensor([draw.params.min_p for draw in draws], dtype=precise, device=device)[:, None]
+    whole = logits.to(precise).logsumexp(-1, keepdim=True)
+    # All of top-k must be in sight from the first, because top-p is a share of what top-k left.
+    look = min(max([FIRST_LOOK, *(draw.params.top_k for draw in draws)]), vocabulary)
+    while True:
+        best, ids = logits.topk(look)
+        keep = _kept(best, whole, top_k, top_p, min_p)
+        # Enough was looked at where the last one looked at is already out.
+        if look == vocabulary or not bool(keep[:, -1].any()):
+            return best.masked_fill(~keep, -torch.inf), ids
+        look = min(look * MORE, vocabulary)
+
+
+def _kept(best: Tensor, whole: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Which of each row's `best` logits `[m, look]` the limits `[m, 1]` leave; `whole` `[m, 1]`: all logits' sum."""
+    share = (best.to(whole.dtype) - whole).exp()
+    look = best.shape[-1]
+    rank = torch.arange(look, device=best.device)
+    # Probabilities after top-k are of what top-k left, as in the stock warpers' order.
+    left = torch.where(rank < top_k, share, 0.0)
+    total = torch.where(top_k <= look, left.sum(-1, keepdim=True), 1.0)
+    share = left / total
+    before = share.cumsum(-1) - share
+    # The best is left also where a share so small is taken for none.
+    return (rank < top_k) & (((before < top_p) & (share >= min_p * share[:, :1])) | (rank == 0))
+
+
+def _keys(draws: Sequence[Draw], device: torch.device) -> Tensor:
+    return torch.tensor([_signed(draw.key) for draw in draws], device=device)
+
+
+def _noise(keys: Tensor, ids: Tensor) -> Tensor:
+    """Gumbel noise `[m, k]` for these token ids: a hash of a row's key, `[m]`, and the token id."""
+    return _gumbel(_hashed(keys, ids), _precise(ids.device))
+
+
+def _hashed(keys: Tensor, ids: Tensor) -> Tensor:
+    """53 bits for each key, `[m]`, and token id, `[m, k]`."""
+    return (_finalised(ids * _signed(SPREAD) + keys[:, None]) >> 11) & (2**53 - 1)
+
+
+def _finalised(x: Tensor) -> Tensor:
+    """splitmix64's finaliser, in wrapping 64-bit arithmetic; `>>` keeps the sign, so the shifted-in bits are masked."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(FIRST)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(SECOND)
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _gumbel(bits: Tensor, precise: torch.dtype) -> Tensor:
+    """-log(-log u) of the uniform number u = (bits + 0.5) / 2^53."""
+    uniform = (bits.to(precise) + 0.5) / 2**53
+    if precise is torch.float64:
+        return -(-uniform.log()).log()
+    # Numbers near 1 would all be 1 in float32; what they lack to 1 is not.
+    lacking = ((2**53 - 1 - bits).to(precise) + 0.5) / 2**53
+    return -torch.where(bits < 2**52, -uniform.log(), -(-lacking).log1p()).log()
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >= 2**63 else x

@@ -1,0 +1,161 @@
+"""Who may ask: the keys, the names this server answers to, and the origins whose pages may read answers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
+
+from baton.core.config import Config
+from baton.core.errors import RequestError, SettingError
+from baton.core.files import named, read_text
+from baton.server.errors import error_response
+
+ANY = "*"
+_LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:[0-9]{1,5})?", re.IGNORECASE)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_MOST_KEY_BYTES = 2**20
+_SECRET = secrets.token_bytes(16)
+
+_log = logging.getLogger("baton.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """`keys`: one of them must come with a request, if there are any. `hosts`: names that a request's Host may have
+    beside addresses, None for any. `origins`: those whose pages may read answers, "*" for all."""
+
+    keys: tuple[str, ...] = ()
+    hosts: frozenset[str] | None = None
+    origins: tuple[str, ...] = ()
+
+
+OPEN = Access()
+"""Everyone may ask, under any name; no page of another origin may read the answers."""
+
+
+def access_of(config: Config, address: str) -> Access:
+    """What the settings ask for, where the server listens on this address. Raises SettingError; reads the key file."""
+    keys = (*config.api_key, *(_keys_in(config.api_key_file) if config.api_key_file else ()))
+    hosts: frozenset[str] | None = None
+    if ANY not in config.allowed_host and (config.allowed_host or (is_loopback(address) and not keys)):
+        hosts = frozenset(_LOCAL | {name.lower() for name in (config.host, *config.allowed_host)})
+    for origin in config.cors_origin:
+        if origin != ANY and not _ORIGIN.fullmatch(origin):
+            message = f"--cors-origin {origin}: must be * or an origin like https://example.org, without a path"
+            raise SettingError(message, param="cors_origin")
+    return Access(keys, hosts, config.cors_origin)
+
+
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+class Keys:
+    """API keys. Digests are compared, each with all, so that the time taken tells nothing about any."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def admit(self, authorization: bytes) -> bool:
+        """Whether an Authorization header has one of them as a bearer token."""
+        scheme, key = _parted(authorization)
+        sent = _digest(key)
+        found = [hmac.compare_digest(sent, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(found)
+
+
+def asker(scope: Scope) -> str:
+    """Whose request it is: the key that came with it, as a digest under a secret of this process; "" without one.
+
+    The key itself belongs nowhere else, and however its header is written it is the same asker.
+    """
+    # Of several such headers the one that `Guard` looks at.
+    _, key = _parted(dict(scope["headers"]).get(b"authorization", b""))
+    return hashlib.blake2b(key, key=_SECRET, digest_size=16).hexdigest() if key else ""
+
+
+class Hosts:
+    """The names that requests may be sent to; none of them may be one that a web page brought along.
+
+    A page can make its own name point to this machine and then read answers as if they were its own (DNS rebinding).
+    It cannot do so under an address, which is therefore always allowed.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+
+    def admit(self, host: bytes) -> bool:
+        found = _HOST.fullmatch(host.decode("latin-1"))
+        if not found:
+            return False
+        name = found[1].lower().removesuffix(".")
+        return name in self._names or name.endswith(".localhost") or _is_address(name.strip("[]"))
+
+
+class Origins(CORSMiddleware):
+    """Lets pages of these origins read answers, and answers what browsers ask beforehand. Never with credentials."""
+
+    def __init__(self, app: ASGIApp, *, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=(ANY,),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        refused = error_response(RequestError(bytes(response.body).decode()))
+        refused.headers["vary"] = response.headers["vary"]
+        return refused
+
+
+def _keys_in(name: str) -> tuple[str, ...]:
+    text = read_text("--api-key-file", name, param="api_key_file", most_bytes=_MOST_KEY_BYTES)
+    with named("--api-key-file", name, param="api_key_file"):
+        mode = os.stat(name).st_mode
+    lines = [line.strip() for line in text.splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise SettingError(f"--api-key-file {name}: has no key", param="api_key_file")
+    if os.name == "posix" and mode & (stat.S_IRGRP | stat.S_IROTH):
+        _log.warning("--api-key-file %s can be read by others: chmod 600 it", name)
+    return keys
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _parted(authorization: bytes) -> tuple[bytes, bytes]:
+    """The scheme and what follows it."""
+    scheme, _, key = authorization.partition(b" ")
+    return scheme, key.strip()
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
