@@ -27,7 +27,7 @@ from report import flags, parsed, table, tell
 
 from baton import builtin
 from baton.bench.compare import Verdict, differences, verdicts
-from baton.bench.interleave import meet
+from baton.bench.interleave import handshake
 from baton.bench.table import report
 from baton.bench.workload import make_workload
 from baton.compose import set_threads
@@ -100,7 +100,7 @@ def side(pipe: Connection, port: int, change: str, args: Mapping[str, Any]) -> N
     set_threads(config)
     loaded = load(config, config.model or str(builtin.path()), "model")
     workload = make_workload(args["queries"], prompt="lognormal:60,0.6", answer="lognormal:60,0.5", seed=args["seed"])
-    turns = meet(port, {})
+    turns = handshake(port, {})
     some = trials.trials(loaded, config, [CONTENDER], workload, repeat=args["pairs"], turns=turns)
     runs = [trial.figures for trial in some]
     turns.close()

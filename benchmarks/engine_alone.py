@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baton.compose import POLICIES, open_house
+from baton.compose import POLICIES, open_engine
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import SamplingParams, State
@@ -56,7 +56,7 @@ def main() -> None:
     waits = Waits()
     policy = Baton(fused=False) if args.apart else None
     config = Config(model=args.model, policy=args.policy, max_batch_size=str(args.rows))
-    client = open_house(config, policy=policy, sinks=[waits]).client
+    client = open_engine(config, policy=policy, sinks=[waits]).client
     with args.trace.open() as file:
         rows = list(itertools.islice(csv.DictReader(file), args.queries))
     queries = []

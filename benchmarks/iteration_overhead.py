@@ -37,7 +37,7 @@ from baton.core.query import Query, SamplingParams
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.kv.rectangle import LayerShape
-from baton.model.port import Ran
+from baton.model.port import ForwardStats
 from baton.model.tokenizer import ModelTokenizer
 from baton.model.visibility import Span
 from baton.observe.metrics import Metrics
@@ -104,9 +104,9 @@ class ReadyMade:
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
 
-    def decode(self, rectangle: object, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def decode(self, rectangle: object, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         time.sleep(SLEEP_SECONDS)
-        return self._logits[: len(spans)], Ran(sum(span.stop for span in spans), 0, 0, lambda: None)
+        return self._logits[: len(spans)], ForwardStats(sum(span.stop for span in spans), 0, 0, lambda: None)
 
     fill = padded = decode
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from baton.cuda.copy_stream import LateLane
-from baton.cuda.offload import Copies
+from baton.cuda.offload import HostOffload
 from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import prefix_store
@@ -30,7 +30,7 @@ def main() -> None:
     rectangle = Rectangle([LayerShape(1, 8, 8)] * LAYERS, capacity=2, **of)
     rectangle.claim(0, TOKENS)
     memory = HostMemory(2**28, pin=lambda size: torch.empty(size, dtype=torch.uint8))
-    copies = Copies(LateLane(10**9), memory, 2**28)
+    copies = HostOffload(LateLane(10**9), memory, 2**28)
 
     def out() -> None:
         copies.release(Packed(copies.out(rectangle.view(0)).pieces))

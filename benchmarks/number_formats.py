@@ -14,7 +14,7 @@ from typing import Any
 from report import flags, parsed, table, tell
 
 from baton import LLM, SamplingParams, builtin
-from baton.builtin.evaluate import Answerer, Tally
+from baton.builtin.evaluate import Answerer, CounterVec
 from baton.builtin.kinds import Question
 from baton.builtin.tasks import CHECKABLE_TASKS, questions
 
@@ -43,10 +43,10 @@ def main() -> None:
     tell(args, [f"{args.per_task} questions of each task.", "", *table(("weights", *CHECKABLE_TASKS), rows)], figures)
 
 
-def scores(asked: dict[str, list[Question]], answers: Callable[[list[str]], list[str]]) -> dict[str, Tally]:
+def scores(asked: dict[str, list[Question]], answers: Callable[[list[str]], list[str]]) -> dict[str, CounterVec]:
     found = {}
     for task, some in asked.items():
-        found[task] = Tally()
+        found[task] = CounterVec()
         for question, answer in zip(some, answers([question.text for question in some]), strict=True):
             found[task].add(question.text, answer)
     return found

@@ -24,7 +24,7 @@ from report import flags, machine, parsed, percentile, table, tell
 from stage import Stage, load, prompts
 from tqdm import tqdm
 
-from baton.bench.drive import Heard
+from baton.bench.drive import Responses
 from baton.core.clock import monotonic
 from baton.core.config import Config, Settings
 from baton.loader.load import Loaded
@@ -48,10 +48,10 @@ class Asked:
 class Run:
     policy: str
     seconds: float
-    answers: dict[str, Heard]
+    answers: dict[str, Responses]
     recomputed: int
 
-    def urgent(self) -> list[Heard]:
+    def urgent(self) -> list[Responses]:
         return [answer for name, answer in self.answers.items() if name.startswith("urgent")]
 
     @property
@@ -167,7 +167,7 @@ def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, 
     ]
 
 
-def _preemptions(answer: Heard) -> int:
+def _preemptions(answer: Responses) -> int:
     return answer.usage.preemptions if answer.usage else 0
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from baton.compose import POLICIES, House, open_house, start
+from baton.compose import POLICIES, EngineHandle, open_engine, start
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import SamplingParams, State
@@ -70,14 +70,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/rebatching.svg"))
     args = parser.parse_args()
-    house = open_house(Config(max_batch_size=str(ROWS)))
+    house = open_engine(Config(max_batch_size=str(ROWS)))
     house.client.close()
     watches = {policy: run(house, policy) for policy in ("run_to_completion", "baton")}
     args.out.write_text(svg(watches))
     print(f"{args.out}: " + ", ".join(f"{p} {w.step} iterations, idle {w.idle_ratio:.1%}" for p, w in watches.items()))
 
 
-def run(house: House, policy: str) -> Watch:
+def run(house: EngineHandle, policy: str) -> Watch:
     watch = Watch(hold=policy == "run_to_completion")
     client = start(house.loaded, house.settings, POLICIES[policy](), "picture", [watch])
     dice = random.Random(11)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel
 
 from baton import builtin
-from baton.bench.drive import Heard
+from baton.bench.drive import Responses
 from baton.builtin import tasks
 from baton.compose import POLICIES, facts_of, make_engine, model_name, set_threads
 from baton.core.clock import monotonic
@@ -34,10 +34,10 @@ class Stage:
         heard: Callable[[int], object] = lambda tokens: None,
     ) -> None:
         self.engine = make_engine(loaded, settings, POLICIES[policy](), sinks)
-        self.answers: dict[str, Heard] = {}
+        self.answers: dict[str, Responses] = {}
         self._heard = heard
 
-    def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Heard:
+    def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Responses:
         """A greedy query for exactly so many tokens comes in."""
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         query = Query(
@@ -49,7 +49,7 @@ class Stage:
             arrived=monotonic(),
             priority=priority,
         )
-        self.answers[name] = Heard(query.arrived)
+        self.answers[name] = Responses(query.arrived)
         self.engine.accept(query, self._hear)
         return self.answers[name]
 

@@ -23,7 +23,7 @@ from report import flags, machine, parsed, percentile, table, tell
 from stage import Stage, load, prompts
 from tqdm import tqdm
 
-from baton.bench.drive import Heard
+from baton.bench.drive import Responses
 from baton.core.clock import monotonic
 from baton.core.config import Config, Settings
 from baton.core.events import Event, IterationDone
@@ -81,7 +81,7 @@ def main() -> None:
         sys.exit("the victim's text differs from the one without attackers")
 
 
-def alone(args: argparse.Namespace, loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Heard:
+def alone(args: argparse.Namespace, loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Responses:
     """The victim by itself."""
     stage = Stage(loaded, settings, "baton")
     answer = stage.ask("victim", prompt, args.answer)
@@ -103,7 +103,7 @@ def attack(
     while len(victim.tokens) < args.before:
         stage.turn()
     began, calm, computed = monotonic(), len(victim.times), progress.tokens
-    attackers: list[Heard] = []
+    attackers: list[Responses] = []
     while victim.usage is None and monotonic() - began < args.seconds:
         for _ in range(args.attackers - sum(one.usage is None for one in attackers)):
             # Of random tokens: no two begin alike, so that no prompt can be taken from another.
@@ -123,7 +123,7 @@ def attack(
     )
 
 
-def figures_of(args: argparse.Namespace, lone: Heard, runs: Sequence[Attack]) -> dict[str, Any]:
+def figures_of(args: argparse.Namespace, lone: Responses, runs: Sequence[Attack]) -> dict[str, Any]:
     """Milliseconds, but for what says otherwise. `over`: the share of gaps longer than the bound and a usual step."""
     usual = percentile(lone.gaps, 50)
     bound = args.max_stall_ms / 1000 + usual

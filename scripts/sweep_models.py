@@ -37,7 +37,7 @@ COMMON: dict[str, Any] = {
     "pad_token_id": 0,
 }
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-LATENTS = {
+MLA = {
     "n_routed_experts": 4,
     "kv_lora_rank": 16,
     "q_lora_rank": 16,
@@ -60,7 +60,7 @@ OLDER = {
     "encoder_ffn_dim": 64,
 }
 VARIANTS = (
-    {**COMMON, **EXPERTS, **LATENTS},
+    {**COMMON, **EXPERTS, **MLA},
     {**COMMON, **EXPERTS, "head_dim": 16},
     {**COMMON, **OLDER},
     COMMON,

@@ -21,29 +21,29 @@ from baton.core.config import Settings
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
 from baton.core.text import TextStream
-from baton.cuda.async_rows import RowsAhead
+from baton.cuda.async_rows import AsyncRows
 from baton.cuda.copy_stream import LateLane
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.offload import Copies
-from baton.cuda.page_layout import Layout
+from baton.cuda.offload import HostOffload
+from baton.cuda.page_layout import PageLayout
 from baton.cuda.pinned_memory import Extent, HostMemory
-from baton.cuda.prefill_stream import RowsBeside, Side
+from baton.cuda.prefill_stream import PrefillStreamRows, Side
 from baton.cuda.ragged_attention import InTorch, Places
 from baton.cuda.varlen_prefill import Varlen
 from baton.cuda.virtual_memory import Driver
 from baton.engine.engine import Engine
-from baton.engine.output import Talks
+from baton.engine.output import OutputProcessor
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.loader.choose import hook
 from baton.model.aligned import AlignedForward
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 from baton.model.forward import Forward
-from baton.model.visibility import Look
-from baton.policy.memory_guard import Within
-from baton.policy.port import SURE_TOKENS, Plan, Policy, View
+from baton.model.visibility import Visibility
+from baton.policy.memory_guard import MemoryGuard
+from baton.policy.port import GUARANTEED_TOKENS, Plan, Policy, View
 from baton.sampling.sampler import Draw, Sampler
 from families import CONTEXT, VOCABULARY
 from later import Aside
@@ -116,10 +116,10 @@ class Spoiled(HostMemory):
         return found
 
 
-def late_copies(polls: int = 2, *, most: int = 2**24, staged: int = 2**20) -> Copies:
+def late_copies(polls: int = 2, *, most: int = 2**24, staged: int = 2**20) -> HostOffload:
     """As a device with memory of its own has them; copies happen when they are asked for the third time."""
     lane = LateLane(polls)
-    return Copies(lane, Spoiled(lane, most), staged)
+    return HostOffload(lane, Spoiled(lane, most), staged)
 
 
 def as_on_a_gpu(dice: random.Random) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def crowd_of(
     end_ids: Sequence[int] = (),
     kv_bytes: int = 2**30,
     pool_bytes: int = 2**30,
-    sure_tokens: int = SURE_TOKENS,
+    guaranteed_tokens: int = GUARANTEED_TOKENS,
     sinks: Sequence[object] = (),
     prefix_cache: bool = False,
     prefix_block: int = BLOCK_TOKENS,
@@ -184,11 +184,11 @@ def crowd_of(
     ahead: bool = False,
     aligned: bool = False,
     varlen: Varlen | None = None,
-    copies: Copies | None = None,
+    copies: HostOffload | None = None,
     driver: Driver | None = None,
     interleaved: bool = True,
     side: Callable[[Rectangle], Side] | None = None,
-    prompts: Prompts | None = None,
+    prompts: PrefillPlacement | None = None,
 ) -> Crowd:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
@@ -211,7 +211,7 @@ def crowd_of(
     of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make, "dtype": model.dtype, "side": side}
     shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
     if prompts is not None:
-        assert isinstance(shared, RowsAhead)
+        assert isinstance(shared, AsyncRows)
         shared.prompts = prompts
     rectangle = prefiller.rectangle
 
@@ -229,9 +229,9 @@ def crowd_of(
     engine = Engine(
         batch=batch,
         prefiller=prefiller,
-        policy=Within(policy),
+        policy=MemoryGuard(policy),
         settings=settings,
-        talks=Talks(lambda query: TextStream(NoText(), query.params.stop), end_ids),
+        talks=OutputProcessor(lambda query: TextStream(NoText(), query.params.stop), end_ids),
         footprint=batch.footprint,
         stamp="tiny",
         budget=Budget(
@@ -244,7 +244,7 @@ def crowd_of(
         clock=clock,
         sinks=sinks,  # type: ignore[arg-type]
         whole_prompts=forward.whole_prompts,
-        sure_tokens=sure_tokens,
+        guaranteed_tokens=guaranteed_tokens,
         prefix_store=(
             prefix_store(rectangle, block=prefix_block, longest=forward.near_limit, copies=copies)
             if prefix_cache
@@ -262,7 +262,7 @@ def bodies(
     end_ids: Sequence[int],
     *,
     aligned: bool = False,
-    copies: Copies | None = None,
+    copies: HostOffload | None = None,
     make: Callable[..., Rectangle] = Rectangle,
     dtype: torch.dtype = torch.float32,
     side: Callable[[Rectangle], Side] | None = None,
@@ -284,9 +284,9 @@ def bodies(
     if steps is None:
         both = Rows(rectangle, forward, recorder, "tiny", copies=copies)
     elif side is not None:
-        both = RowsBeside(rectangle, forward, Sampler(end_ids), "tiny", steps, side(rectangle), copies=copies)
+        both = PrefillStreamRows(rectangle, forward, Sampler(end_ids), "tiny", steps, side(rectangle), copies=copies)
     else:
-        both = RowsAhead(rectangle, forward, Sampler(end_ids), "tiny", steps, copies=copies)
+        both = AsyncRows(rectangle, forward, Sampler(end_ids), "tiny", steps, copies=copies)
     beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
     return both, RectangleBatch(both, range(rows), rows), beside
 
@@ -295,7 +295,7 @@ def mapped_rectangle(
     driver: Driver, most_bytes: int, interleaved: bool, shapes: Sequence[LayerShape], **of: Any
 ) -> MappedRectangle:
     """With pages of a few tokens."""
-    layout = Layout(
+    layout = PageLayout(
         shapes, of["columns"], of["dtype"], driver.granularity, interleaved=interleaved, page_tokens=TOKENS_OF_A_PAGE
     )
     return MappedRectangle(shapes, driver=driver, most_bytes=most_bytes, layout=layout, **of)
@@ -312,7 +312,13 @@ class RowByRow:
         InTorch().keep(new, kept, places)
 
     def attend(
-        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
+        self,
+        q: Tensor,
+        kept: tuple[Tensor, Tensor],
+        places: Places,
+        scale: float,
+        look: Visibility,
+        sinks: Tensor | None,
     ) -> Tensor:
         found = []
         for at, stop in enumerate(places.stops.tolist()):

@@ -6,16 +6,16 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from baton.batch.row_state import Running
+from baton.batch.row_state import PendingForward
 
 
 class Later:
     """Work of which nobody knows when it runs; asked whether it is ready, it says no a few times."""
 
-    def __init__(self, work: Callable[[], Running], asked: int, seconds: float) -> None:
+    def __init__(self, work: Callable[[], PendingForward], asked: int, seconds: float) -> None:
         self._work = work
         self._left = asked
-        self._found: Running | Exception | None = None
+        self._found: PendingForward | Exception | None = None
         self.seconds = seconds
 
     def ready(self) -> bool:
@@ -24,7 +24,7 @@ class Later:
             self._run()
         return self._found is not None
 
-    def result(self) -> Running:
+    def result(self) -> PendingForward:
         self._run()
         if isinstance(self._found, Exception):
             raise self._found
@@ -73,7 +73,7 @@ class Aside:
         finally:
             self.inside.pop()
 
-    def begin(self, work: Callable[[], Running], *, behind: bool) -> Later:
+    def begin(self, work: Callable[[], PendingForward], *, behind: bool) -> Later:
         assert self.inside == ["first"]
         self.flights += 1
         found = Later(work, self._dice.randint(0, self._longest), self._seconds)

@@ -91,7 +91,7 @@ class Story:
             priority=dice.choice([0, 0, 1, 2]),
             deadline=dice.choice([2.0, 6.0, 15.0]) if dice.random() < 0.15 else None,
             user=dice.choice(["", "a", "b"]),
-            choice_of=names[0] if together else "",
+            sibling_of=names[0] if together else "",
             constraint=Picky() if random.Random(100 * self.seed + number).random() < 0.25 else None,
         )
         queries = [replace(one, id=name, seed=one.seed + choice) for choice, name in enumerate(names)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from baton.compose import POLICIES
-from baton.cuda.prefill_stream import RowsBeside
+from baton.cuda.prefill_stream import PrefillStreamRows
 from crowd import Shaken, alone, as_on_a_gpu, crowd_of, some_queries
 from families import model_of
 
@@ -27,7 +27,7 @@ def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: s
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
     shaken, how = Shaken(POLICIES[policy](), dice), as_on_a_gpu(dice)
     crowd = crowd_of(model_of(family), shaken, prefix_cache=True, prefix_block=4, pool_bytes=2**22, **how)
-    assert isinstance(crowd.rows, RowsBeside)
+    assert isinstance(crowd.rows, PrefillStreamRows)
     crowd.run(queries, dice)
     assert {name: crowd.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0

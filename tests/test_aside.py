@@ -16,7 +16,7 @@ from baton.core.query import Query
 from baton.core.step import Feeding
 from baton.cuda import offload as moving
 from baton.cuda.copy_stream import LateLane
-from baton.cuda.offload import Copies
+from baton.cuda.offload import HostOffload
 from baton.kv.segment import arrived
 from baton.policy.baton import Baton
 from crowd import Crowd, Shaken, Spoiled, alone, crowd_of, late_copies, query_of, some_queries
@@ -36,17 +36,17 @@ def kindred(count: int, dice: random.Random) -> list[Query]:
         one = query_of(f"k{i}", [*dice.choice(stems), *more][: CONTEXT - 20], dice.randint(1, 16), seed=10 * i)
         found.append(one)
         if i % 4 == 0:
-            found[-1:] = [replace(one, id=f"{one.id}.{n}", seed=10 * i + n, choice_of=f"{one.id}.0") for n in range(3)]
+            found[-1:] = [replace(one, id=f"{one.id}.{n}", seed=10 * i + n, sibling_of=f"{one.id}.0") for n in range(3)]
     return found
 
 
-def is_empty(crowd: Crowd, copies: Copies) -> bool:
+def is_empty(crowd: Crowd, copies: HostOffload) -> bool:
     """Nothing is in rows, and of the host's memory no more is in use than what is stored of prefixes."""
     stored = crowd.engine.queries.prefixes.bytes_used
     return crowd.engine.kv_bytes_used == crowd.engine.pool_bytes_used == 0 and copies.host.used_bytes == stored
 
 
-def crowd_apart(family: str, policy: Any, copies: Copies, **more: Any) -> Crowd:
+def crowd_apart(family: str, policy: Any, copies: HostOffload, **more: Any) -> Crowd:
     return crowd_of(model_of(family), policy, native=False, copies=copies, prefix_cache=True, prefix_block=4, **more)
 
 
@@ -89,7 +89,7 @@ def test_little_memory_everywhere_changes_nobody_s_tokens(ahead: bool) -> None:
     queries, expected = queries_of("gemma3")
     dice = random.Random(7)
     lane = LateLane(2)
-    copies = Copies(lane, Spoiled(lane, 2**14), 2**13)
+    copies = HostOffload(lane, Spoiled(lane, 2**14), 2**13)
     crowd = crowd_apart("gemma3", Shaken(Baton(), dice), copies, ahead=ahead, kv_bytes=2**18, pool_bytes=2**15)
     crowd.run(queries, dice)
     assert {name: crowd.tokens(name) for name in expected} == expected
@@ -100,7 +100,7 @@ def test_little_memory_everywhere_changes_nobody_s_tokens(ahead: bool) -> None:
 def test_nothing_is_copied_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, expected = queries_of("llama")
     dice = random.Random(7)
-    monkeypatch.setattr(Copies, "out", None)
+    monkeypatch.setattr(HostOffload, "out", None)
     crowd = crowd_apart("llama", Shaken(Baton(), dice), late_copies(), pool_bytes=0)
     crowd.run(queries, dice)
     assert {name: crowd.tokens(name) for name in expected} == expected

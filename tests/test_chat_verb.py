@@ -37,7 +37,7 @@ PATIENCE = 30
 
 
 @dataclass(frozen=True)
-class Ran:
+class ForwardStats:
     status: int
     out: str
     err: str
@@ -50,7 +50,7 @@ class Ran:
         return line
 
 
-Chat = Callable[..., Ran]
+Chat = Callable[..., ForwardStats]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.delenv(name)
     handlers = list(logging.getLogger().handlers)
 
-    def runs(*arguments: str, stdin: str = "hi\n", **environment: str) -> Ran:
+    def runs(*arguments: str, stdin: str = "hi\n", **environment: str) -> ForwardStats:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["baton", "chat", *arguments])
@@ -69,7 +69,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit) as ended:
             main()
         said = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), said.out, said.err)
+        return ForwardStats(int(ended.value.code or 0), said.out, said.err)
 
     yield runs
     logging.getLogger().handlers[:] = handlers
@@ -96,7 +96,7 @@ def told(loop: ScriptedLoop) -> list[str]:
 
 def test_each_line_is_answered_and_remembered(chat: Chat, url: str, loop: ScriptedLoop) -> None:
     ran = chat(url, stdin="a\n\n  b \n")
-    assert ran == Ran(0, "hello\nhello\n", "")
+    assert ran == ForwardStats(0, "hello\nhello\n", "")
     assert told(loop) == ["<user>a", "<user>a<assistant>hello<user>b"]
 
 
@@ -284,7 +284,7 @@ SAID, DONE = [chunk("Grü"), chunk("ße 🦊")], [chunk(reason="stop"), "[DONE]"
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_streams_of_every_shape(size: int, body: bytes, chat: Chat, other: Other) -> None:
     other.answers = [(200, "text/event-stream", [body[at : at + size] for at in range(0, len(body), size)])]
-    assert chat(other.url) == Ran(0, "Grüße 🦊\n", "")
+    assert chat(other.url) == ForwardStats(0, "Grüße 🦊\n", "")
     assert other.asked[0]["model"] == "first" and other.asked[0]["stream_options"] == {"include_usage": True}
 
 

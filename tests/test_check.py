@@ -17,7 +17,7 @@ from baton.loader.load import Loaded, load
 from baton.loader.oracle import Oracle
 from baton.measure.check import DETERMINISTIC, SCENARIOS, SIZE, Outcome, check
 from baton.model.attention import Decode, Fill
-from baton.model.visibility import Look, Span
+from baton.model.visibility import Span, Visibility
 from families import FAMILIES, Family, bare_model, model_of
 from saved import save_tiny, save_tokenizer
 
@@ -79,7 +79,7 @@ def test_what_is_wrong_from_a_token_on_is_found(tmp_path: Path, monkeypatch: pyt
     loaded, config = loaded_with(saved("llama", tmp_path), before, native=False)
     right = Fill._seen_by
 
-    def wrong(self: Fill, buffer: torch.Tensor, span: Span, look: Look) -> torch.Tensor:
+    def wrong(self: Fill, buffer: torch.Tensor, span: Span, look: Visibility) -> torch.Tensor:
         seen = right(self, buffer, span, look)
         return torch.cat([torch.zeros_like(seen[:1]), seen[1:]]) if span.stop > 150 else seen
 
@@ -107,7 +107,7 @@ def test_a_wrong_mask_in_chunked_prompts_is_found(tmp_path: Path, monkeypatch: p
     loaded, config = loaded_with(saved("llama", tmp_path), before, native=False)
     right = Fill._mask
 
-    def wrong(self: Fill, span: Span, look: Look) -> torch.Tensor | None:
+    def wrong(self: Fill, span: Span, look: Visibility) -> torch.Tensor | None:
         mask = right(self, span, look)
         if mask is None:
             return None

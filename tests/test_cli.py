@@ -24,7 +24,7 @@ from saved import CONTEXT, VOCABULARY, save_model, save_tiny, save_tokenizer
 
 
 @dataclass(frozen=True)
-class Ran:
+class ForwardStats:
     """What a command left behind."""
 
     status: int
@@ -36,7 +36,7 @@ class Ran:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-Run = Callable[..., Ran]
+Run = Callable[..., ForwardStats]
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +58,21 @@ def baton(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     monkeypatch.setenv("BATON_THREADS", "1")
     handlers = list(logging.getLogger().handlers)
 
-    def runs(*arguments: object, stdin: str = "") -> Ran:
+    def runs(*arguments: object, stdin: str = "") -> ForwardStats:
         monkeypatch.setattr(sys, "argv", ["baton", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         said = capsys.readouterr()
-        return Ran(int(ended.value.code or 0), said.out, said.err)
+        return ForwardStats(int(ended.value.code or 0), said.out, said.err)
 
     yield runs
     # The command configures logging on this test's captured stderr.
     logging.getLogger().handlers[:] = handlers
 
 
-def one_line(ran: Ran, *words: str) -> bool:
+def one_line(ran: ForwardStats, *words: str) -> bool:
     """Whether the command said nothing but one line, on stderr, that has these words."""
     lines = ran.err.splitlines()
     return ran.out == "" and len(lines) == 1 and lines[0].startswith("baton: ") and all(w in lines[0] for w in words)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.compose import facts_of, make_engine, open_house
+from baton.compose import facts_of, make_engine, open_engine
 from baton.core.config import Config, resolve
 from baton.core.errors import LoadError, SettingError
 from baton.cuda.mapped_rectangle import MappedRectangle
@@ -36,13 +36,13 @@ def loaded(name: str, folder: Path, config: Config) -> Loaded:
 )
 def test_what_aligned_rows_cannot_be_combined_with_is_refused(more: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message) as refused:
-        open_house(Config(device="cpu", threads="1", shaping="aligned", **more))
+        open_engine(Config(device="cpu", threads="1", shaping="aligned", **more))
     assert refused.value.param == "shaping"
 
 
 def test_int8_weights_and_aligned_rows_exclude_each_other() -> None:
     with pytest.raises(LoadError, match="int8 needs native steps: leave out --shaping aligned"):
-        open_house(Config(device="cpu", threads="1", shaping="aligned", quantize="int8"))
+        open_engine(Config(device="cpu", threads="1", shaping="aligned", quantize="int8"))
 
 
 @pytest.mark.parametrize(

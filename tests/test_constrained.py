@@ -99,7 +99,7 @@ def lonely() -> Crowd:
 def by_itself(query: Query) -> tuple[list[int], str | None]:
     crowd = lonely()
     crowd.updates.clear()
-    crowd.run([replace(query, choice_of="")])
+    crowd.run([replace(query, sibling_of="")])
     return crowd.tokens(query.id), crowd.reason(query.id)
 
 
@@ -154,7 +154,7 @@ def test_every_policy_gives_what_each_gives_alone(policy: str) -> None:
 
 def test_choices_of_one_prompt_share_a_form() -> None:
     first = constrained("object-0", "object", 7, {"temperature": 1.3, "n": 3})
-    choices = [replace(first, id=f"object-{at}", seed=7 + at, choice_of="object-0") for at in range(3)]
+    choices = [replace(first, id=f"object-{at}", seed=7 + at, sibling_of="object-0") for at in range(3)]
     crowd = crowd_of(speaking_model(), Baton(), rows=3, end_ids=[END], prefix_cache=True)
     crowd.run(choices)
     check(crowd, choices)

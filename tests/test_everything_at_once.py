@@ -43,7 +43,7 @@ SEEDS = random.SystemRandom().sample(range(10**6), STORIES) if STORIES else USUA
 
 
 @dataclass
-class Told:
+class OnPhase:
     """What a query was told."""
 
     tokens: list[int]
@@ -52,11 +52,11 @@ class Told:
     prompt_logprobs: list[TokenLogprobs]
 
 
-def told(crowd: Crowd, name: str) -> Told:
+def told(crowd: Crowd, name: str) -> OnPhase:
     updates = crowd.updates[name]
     reasons = [update.finish_reason for update in updates if update.finish_reason]
     assert len(reasons) == 1, "each query ends, and is told so once"
-    return Told(
+    return OnPhase(
         crowd.tokens(name),
         reasons[0],
         [one for update in updates for one in update.logprobs],
@@ -77,11 +77,11 @@ def lonely(family: str) -> Crowd:
     return poisoned_crowd(family, Orca(), rows=1, chunk=None)[0]
 
 
-def by_itself(family: str, query: Query) -> Told:
+def by_itself(family: str, query: Query) -> OnPhase:
     """The oracle: in an engine of one row and nobody else; what is greedy and plain, through stock `generate` too."""
     crowd = lonely(family)
     crowd.updates.clear()
-    crowd.run([replace(query, deadline=None, choice_of="")])
+    crowd.run([replace(query, deadline=None, sibling_of="")])
     found, params = told(crowd, query.id), query.params
     plain = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=True)
     if query.constraint is not None:
@@ -98,7 +98,7 @@ def stock(family: str) -> Any:
     return model_of(family)
 
 
-class Telling:
+class StatusRoutes:
     """A story while it is told: `turn` by turn, until everyone has come and is gone."""
 
     def __init__(self, story: Story) -> None:
@@ -109,7 +109,7 @@ class Telling:
             Shaken(inner, self.dice) if story.shaken else inner,
             rows=story.rows,
             chunk=story.chunk,
-            sure_tokens=story.sure,
+            guaranteed_tokens=story.sure,
             prefix_cache=story.prefixes,
             prefix_block=story.block,
             clock=self.clock,
@@ -204,8 +204,8 @@ def assert_same(some: Sequence[TokenLogprobs], others: Sequence[TokenLogprobs]) 
     assert all(abs(a.logprob - b.logprob) < TOLD_TOLERANCE for a, b in zip(some, others, strict=True))
 
 
-def tell(seed: int) -> Telling:
-    telling = Telling(Story(seed))
+def tell(seed: int) -> StatusRoutes:
+    telling = StatusRoutes(Story(seed))
     telling.tell()
     assert is_idle(telling.engine)
     assert not telling.engine.queries.prefixes.bytes_held
@@ -227,7 +227,7 @@ def test_the_stories_have_everything_in_them() -> None:
     queries = [query for story in stories for ask in story.asks for query in ask.queries]
     has: list[Callable[[Query], object]] = [
         lambda query: POISON in query.prompt,
-        lambda query: query.choice_of,
+        lambda query: query.sibling_of,
         lambda query: query.deadline,
         lambda query: not query.params.greedy,
         lambda query: query.constraint,
@@ -257,7 +257,7 @@ def test_keys_and_values_that_are_moved_wrong_are_noticed(
     """The control: a story sees it where a row was moved or a prefix used."""
     if verb == "exchange" and native.library is None:
         pytest.skip("no row is exchanged without native steps")
-    telling = Telling(Story(seed))
+    telling = StatusRoutes(Story(seed))
     with monkeypatch.context() as patch:
         patch.setattr(Rectangle, verb, wrong)
         telling.tell()

@@ -18,7 +18,7 @@ import pytest
 import baton
 from baton import LLM, SamplingParams
 from baton.cli.serve import run_generate
-from baton.compose import open_house
+from baton.compose import open_engine
 from baton.core.config import make_config
 from baton.core.errors import QueryFailed, SettingError
 from baton.faults import Faults, InjectedFault, from_environment
@@ -259,7 +259,7 @@ def test_faults_are_refused_outside_test_mode(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("BATON_FAULTS", "step_fails@1")
     monkeypatch.delenv("BATON_TEST_MODE", raising=False)
     with pytest.raises(SettingError, match="BATON_FAULTS"):
-        open_house(make_config({}))
+        open_engine(make_config({}))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_faults_count_from_when_they_are_added() -> None:
 
 
 def test_an_engine_without_faults_has_nothing_of_them() -> None:
-    house = open_house(make_config({"max_batch_size": "1"}))
+    house = open_engine(make_config({"max_batch_size": "1"}))
     engine = house.client._loop._engine  # type: ignore[attr-defined]
     house.client.close()
     assert not {"iterate", "step", "insert", "resize", "advance"} & {*vars(engine), *vars(engine.batch)}

@@ -72,7 +72,7 @@ def test_a_house_that_keeps_the_rules_is_left_in_peace() -> None:
         engine__inbox="import baton.core.query\n",
         engine__client="",
         server__app="import fastapi\nfrom baton.engine.client import Client\n",
-        cli__main="def serve():\n    from baton.compose import open_house\n",
+        cli__main="def serve():\n    from baton.compose import open_engine\n",
         compose="from baton.batch.batch import RectangleBatch\nfrom baton.cuda.graphs import capture\nimport torch\n",
         cuda__graphs="import triton\n",
     )

@@ -486,10 +486,10 @@ async def test_a_query_that_is_not_done_in_time_raises_so(engine: AsyncLLM) -> N
 async def test_a_policy_that_goes_by_priorities_is_asked_with_them(
     folder: Path, stock: PreTrainedModel, own: bool
 ) -> None:
-    class Own(Baton):
+    class ModelAttention(Baton):
         honours = frozenset({"priority"})
 
-    engine = AsyncLLM(str(folder), device="cpu", threads=1, policy=Own() if own else "priority")
+    engine = AsyncLLM(str(folder), device="cpu", threads=1, policy=ModelAttention() if own else "priority")
     try:
         async for output in engine.generate("hello", GREEDY, priority=3, user="me"):
             last = output

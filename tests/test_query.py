@@ -8,7 +8,7 @@ import math
 import pytest
 
 from baton.core.errors import InvalidValue
-from baton.core.query import MAX_USER_CHARACTERS, NO_TERMS, Query, SamplingParams, State, Terms
+from baton.core.query import MAX_USER_CHARACTERS, NO_OPTIONS, Query, RequestOptions, SamplingParams, State
 
 
 @pytest.mark.parametrize(
@@ -140,14 +140,14 @@ def test_the_live_states_are_those_before_an_end() -> None:
 )
 def test_terms_out_of_their_limits_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(InvalidValue) as caught:
-        Terms(**{field: value})  # type: ignore[arg-type]
+        RequestOptions(**{field: value})  # type: ignore[arg-type]
     assert caught.value.param == field
     assert field in caught.value.message
 
 
 def test_terms_are_nothing_special_by_default_and_may_go_to_their_limits() -> None:
-    assert Terms(0, None, "") == NO_TERMS
-    assert Terms(-(2**31), 1, "x" * MAX_USER_CHARACTERS).priority == -(2**31)
+    assert RequestOptions(0, None, "") == NO_OPTIONS
+    assert RequestOptions(-(2**31), 1, "x" * MAX_USER_CHARACTERS).priority == -(2**31)
 
 
 NUMERIC = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -165,6 +165,6 @@ def test_numbers_of_hundreds_of_digits_are_refused_by_name(name: str, number: in
             SamplingParams(logit_bias=bias)
     for terms in ({"priority": number}, {"deadline_ms": number}):
         with pytest.raises(InvalidValue):
-            Terms(**terms)
+            RequestOptions(**terms)
     with pytest.raises(InvalidValue):
         SamplingParams(structured_outputs={"json": {"const": 10**5000}})

@@ -10,7 +10,7 @@ import torch
 
 from baton.batch import rows
 from baton.core.query import Query, State
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.run_to_completion import RunToCompletion
@@ -25,7 +25,7 @@ WAYS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "orca": (Orca, {}),
     "run_to_completion": (RunToCompletion, {}),
     "ahead": (Baton, {"ahead": True}),
-    "fused": (Baton, {"ahead": True, "prompts": Prompts.FUSED}),
+    "fused": (Baton, {"ahead": True, "prompts": PrefillPlacement.FUSED}),
 }
 
 

@@ -22,7 +22,7 @@ from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
-from baton.engine.output import Talks, TextOf
+from baton.engine.output import OutputProcessor, TextOf
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
@@ -30,9 +30,9 @@ from baton.kv.rectangle import LayerShape, Rectangle
 from baton.kv.segment import KVSegment, arrived
 from baton.model import attention
 from baton.model.aligned import Aligned, AlignedForward
-from baton.model.attention import Shape, Span
-from baton.policy.memory_guard import Within
-from baton.policy.port import SURE_TOKENS, Policy
+from baton.model.attention import Layout, Span
+from baton.policy.memory_guard import MemoryGuard
+from baton.policy.port import GUARANTEED_TOKENS, Policy
 from crowd import Crowd, NoText, Recorder
 
 VOCABULARY = 50
@@ -67,15 +67,15 @@ class ToyForward:
         self.say = say
         self.calls = {"decode": 0, "fill": 0, "padded": 0}
 
-    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Layout]:
         self.calls["decode"] += 1
         return self._logits(rectangle, spans, tokens), attention.decode(spans, rectangle)
 
-    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Layout]:
         self.calls["fill"] += 1
         return self._logits(rectangle, spans, tokens), attention.fill(spans, rectangle)
 
-    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Shape]:
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Layout]:
         self.calls["padded"] += 1
         return self._logits(rectangle, spans, tokens), attention.padded(spans, rectangle)
 
@@ -178,7 +178,7 @@ def toy_crowd(
     clock: Clock | None = None,
     text_of: TextOf = lambda query: TextStream(NoText(), query.params.stop),
     free_bytes: Callable[[], int] = lambda: 2**50,
-    sure_tokens: int = SURE_TOKENS,
+    guaranteed_tokens: int = GUARANTEED_TOKENS,
     prefix_store: PrefixStore | None = None,
     **settings: object,
 ) -> Crowd:
@@ -192,9 +192,9 @@ def toy_crowd(
     engine = Engine(
         batch=RectangleBatch(rows, mine, holds.max_rows),
         prefiller=PrefillHere(rows, beside, beside_batch=True),
-        policy=Within(policy),
+        policy=MemoryGuard(policy),
         settings=holds,
-        talks=Talks(text_of, end_ids),
+        talks=OutputProcessor(text_of, end_ids),
         footprint=FOOTPRINT,
         stamp=STAMP,
         budget=Budget(
@@ -206,7 +206,7 @@ def toy_crowd(
         ),
         clock=clock,
         sinks=sinks,
-        sure_tokens=sure_tokens,
+        guaranteed_tokens=guaranteed_tokens,
         prefix_store=prefix_store,
     )
     return Crowd(engine, recorder)

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import State
-from baton.policy.port import SURE_TOKENS, Costs, Plan, Standing, View
+from baton.policy.port import GUARANTEED_TOKENS, Costs, Plan, QueryView, View
 
 BYTES = 10
 """What each standing here reserves, unless told."""
 BYTE_A_TOKEN = Footprint((Columns(1),))
 
 
-def standing(name: str, state: State = State.WAITING, *, prompt: int = 20, cached: int = 0, **changes: Any) -> Standing:
+def standing(
+    name: str, state: State = State.WAITING, *, prompt: int = 20, cached: int = 0, **changes: Any
+) -> QueryView:
     values = {
         "generated": 0,
         "bytes_reserved": BYTES,
@@ -26,7 +28,7 @@ def standing(name: str, state: State = State.WAITING, *, prompt: int = 20, cache
         "deadline": None,
         **changes,
     }
-    return Standing(
+    return QueryView(
         id=name,
         state=state,
         prompt_tokens=prompt,
@@ -35,29 +37,29 @@ def standing(name: str, state: State = State.WAITING, *, prompt: int = 20, cache
     )
 
 
-def waiting(*names: str, **changes: Any) -> list[Standing]:
+def waiting(*names: str, **changes: Any) -> list[QueryView]:
     return [standing(name, State.WAITING, **changes) for name in names]
 
 
-def prefilling(*names: str, cached: int = 5, **changes: Any) -> list[Standing]:
+def prefilling(*names: str, cached: int = 5, **changes: Any) -> list[QueryView]:
     return [standing(name, State.PREFILLING, cached=cached, **changes) for name in names]
 
 
-def ready(*names: str, **changes: Any) -> list[Standing]:
+def ready(*names: str, **changes: Any) -> list[QueryView]:
     return [standing(name, State.READY, cached=20, **{"generated": 1, **changes}) for name in names]
 
 
-def aside(*names: str, **changes: Any) -> list[Standing]:
+def aside(*names: str, **changes: Any) -> list[QueryView]:
     """Those that were running and are kept outside all rows."""
     return [standing(name, State.READY, cached=25, **{"generated": 6, "set_aside": True, **changes}) for name in names]
 
 
-def running(*names: str, **changes: Any) -> list[Standing]:
+def running(*names: str, **changes: Any) -> list[QueryView]:
     return [standing(name, State.RUNNING, cached=25, **{"generated": 6, **changes}) for name in names]
 
 
 def view(
-    *queries: Standing,
+    *queries: QueryView,
     now: float = 0.0,
     rows: int = 4,
     max_rows: int = 4,
@@ -68,14 +70,14 @@ def view(
     held_bytes: int = 0,
     pool_left: int = 10**9,
     footprint: Footprint = BYTE_A_TOKEN,
-    sure_tokens: int = SURE_TOKENS,
+    guaranteed_tokens: int = GUARANTEED_TOKENS,
     answer_share: float = 1.0,
     whole_prompts: bool = False,
     prefill_chunk: int | None = None,
     max_stall_seconds: float = 0.2,
     costs: Costs | None = None,
 ) -> View:
-    def of(state: State) -> Sequence[Standing]:
+    def of(state: State) -> Sequence[QueryView]:
         return tuple(query for query in queries if query.state is state)
 
     return View(
@@ -96,7 +98,7 @@ def view(
         bytes_budget=bytes_budget,
         pool_left=pool_left,
         held_bytes=held_bytes,
-        sure_tokens=sure_tokens,
+        guaranteed_tokens=guaranteed_tokens,
         answer_share=answer_share,
         whole_prompts=whole_prompts,
     )
@@ -118,7 +120,7 @@ some = st.lists(
 )
 
 
-def crowd(drawn: list[tuple[Any, ...]]) -> list[Standing]:
+def crowd(drawn: list[tuple[Any, ...]]) -> list[QueryView]:
     """The queries that were drawn from `some`."""
     found = []
     for at, (state, priority, user, set_aside, waited, pending) in enumerate(drawn):

@@ -14,9 +14,9 @@ import torch
 from baton.compose import POLICIES, make_engine
 from baton.core.config import Settings
 from baton.core.query import Query, SamplingParams
-from baton.cuda.copy_stream import CudaLane, Lane, LateLane
+from baton.cuda.copy_stream import CopyStream, CudaLane, LateLane
 from baton.cuda.decode_steps import Steps
-from baton.cuda.offload import Copies
+from baton.cuda.offload import HostOffload
 from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import SLAB_BYTES, HostMemory, pin
 from baton.cuda.slots import Slot, follows
@@ -25,7 +25,7 @@ from baton.kv.rectangle import Rectangle, footprint
 from baton.loader.load import Loaded
 
 from .asks import prompt_of
-from .engine import Heard
+from .engine import Responses
 from .models import free
 from .results import Results
 
@@ -53,7 +53,7 @@ def copies(loaded: Loaded, tokens: Sequence[int]) -> list[dict[str, Any]]:
             began = time.perf_counter()
             host = _host(loaded, pinned, 2 * row_bytes)
             seconds = time.perf_counter() - began
-            moving = Copies(_lane(loaded), host, row_bytes)
+            moving = HostOffload(_lane(loaded), host, row_bytes)
             out, into = _there_and_back(moving, rectangle, loaded.device)
             found.append(
                 {
@@ -84,7 +84,7 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
     found = []
     for kind in ("alone", "beside copies", "beside pageable copies", "beside pinning"):
         host = _host(loaded, kind != "beside pageable copies", 4 * row_bytes)
-        moving = Copies(_lane(loaded), host, 2 * row_bytes)
+        moving = HostOffload(_lane(loaded), host, 2 * row_bytes)
         turn = _pinning(loaded) if kind == "beside pinning" else _ferry(moving, rectangle) if kind != "alone" else None
         times, moved = [], 0
         last = None
@@ -115,7 +115,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
     urgent = [_query(f"u{at}", prompt_of(prompt // 8, at), answer // 4) for at in range(ROWS)]
     found = []
     for pool in (2**33, 0):
-        heard = Heard()
+        heard = Responses()
         engine = make_engine(loaded, _settings(loaded, "priority", columns, pool), POLICIES["priority"]())
         asked, turn = time.perf_counter(), 0
         for query in patient:
@@ -176,7 +176,7 @@ def _rectangle(loaded: Loaded, capacity: int, columns: int) -> Rectangle:
     return made
 
 
-def _lane(loaded: Loaded) -> Lane:
+def _lane(loaded: Loaded) -> CopyStream:
     return CudaLane(loaded.device) if loaded.device.type == "cuda" else LateLane(0)
 
 
@@ -188,7 +188,7 @@ def _host(loaded: Loaded, pinned: bool, size: int) -> HostMemory:
 
 
 def _there_and_back(
-    moving: Copies, rectangle: Rectangle, device: torch.device
+    moving: HostOffload, rectangle: Rectangle, device: torch.device
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Medians of seconds: until the host goes on, and until it is there; out, and in."""
     outs, ins = [], []
@@ -219,7 +219,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _ferry(moving: Copies, rectangle: Rectangle) -> Iterator[int]:
+def _ferry(moving: HostOffload, rectangle: Rectangle) -> Iterator[int]:
     """Between two steps: begins the next copy when the last is done; how many rows' bytes were moved."""
     while True:
         leaving = moving.out(rectangle.view(ROWS))
@@ -271,7 +271,7 @@ def _query(name: str, prompt: Sequence[int], tokens: int, priority: int = 0) -> 
 
 def _first(engine: Engine, query: Query, times: list[float]) -> None:
     began = time.perf_counter()
-    heard = Heard()
+    heard = Responses()
     engine.accept(query, heard)
     while engine.busy:
         engine.iterate()

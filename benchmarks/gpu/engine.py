@@ -16,7 +16,7 @@ from baton.core.events import Event, IterationDone, QueryEnded, Update
 from baton.core.query import Query, SamplingParams, State
 from baton.engine.engine import Engine
 from baton.loader.load import Loaded
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 
 from .asks import Ask
 from .models import free
@@ -51,7 +51,7 @@ class Counted:
 
 
 @dataclass(eq=False)
-class Heard:
+class Responses:
     """What a client hears: how many tokens, and when some came for each query.
 
     Equal to itself alone, because the engine sorts what it hands over by whom it is for, in a mapping.
@@ -80,7 +80,7 @@ def engine_run(
     stall_seconds: float = 0.2,
     kv_bytes: int = 2**40,
     mapped: bool = False,
-    prompts: Prompts | None = None,
+    prompts: PrefillPlacement | None = None,
 ) -> dict[str, Any]:
     """All asks through an engine without a server; what had come after `cap` seconds where that is less.
 
@@ -100,7 +100,7 @@ def engine_run(
         prefix_cache=False,
         kv_mapping=mapped,
     )
-    counted, heard = Counted(), Heard()
+    counted, heard = Counted(), Responses()
     engine = make_engine(loaded, settings, POLICIES[policy](), [counted], prompts=prompts)
     due = list(arrivals) if arrivals is not None else [0.0] * len(asks)
     began, seconds, whole = _driven(engine, _queries(asks), due, heard, cap)
@@ -138,7 +138,7 @@ def _queries(asks: Sequence[Ask]) -> list[Query]:
 
 
 def _driven(
-    engine: Engine, queries: Sequence[Query], due: Sequence[float], heard: Heard, cap: float
+    engine: Engine, queries: Sequence[Query], due: Sequence[float], heard: Responses, cap: float
 ) -> tuple[float, float, bool]:
     """When it began, the seconds that it took, and whether all was answered by then."""
     began, sent = time.perf_counter(), 0

@@ -11,7 +11,7 @@ import torch
 
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import Loaded
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 from baton.model.forward import Forward
 from baton.model.visibility import Span
 
@@ -69,7 +69,7 @@ def _products(model: Any) -> list[torch.Tensor]:
 def streams(loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, cap: float) -> list[dict[str, Any]]:
     """The same queries at one stall bound, prompts wherever they may be computed; and what the start chooses."""
     found = []
-    for how in (*Prompts, None):
+    for how in (*PrefillPlacement, None):
         some = asks if how is not None else asks[:1]
         of: dict[str, Any] = {"rows": rows, "columns": columns, "cap": cap, "stall_seconds": STALL_SECONDS}
         ran = engine_run(loaded, some, prompts=how, **of)

@@ -26,18 +26,18 @@ from baton.core.events import Sink
 from baton.core.host import cores, free_memory_bytes, threads_that_start
 from baton.core.query import Query
 from baton.core.text import IncrementalDecoder, TextStream
-from baton.cuda.async_rows import RowsAhead
+from baton.cuda.async_rows import AsyncRows
 from baton.cuda.copy_stream import CudaLane
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.offload import Copies, trial
-from baton.cuda.page_layout import Layout
+from baton.cuda.offload import HostOffload, trial
+from baton.cuda.page_layout import PageLayout
 from baton.cuda.pinned_memory import HostMemory
-from baton.cuda.prefill_stream import RowsBeside, fastest
+from baton.cuda.prefill_stream import PrefillStreamRows, fastest
 from baton.cuda.streams import Streams
 from baton.engine.client import Client
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
-from baton.engine.output import Talks
+from baton.engine.output import OutputProcessor
 from baton.faults import Faults
 from baton.faults import from_environment as faults_of
 from baton.grammar.compiler import Grammars
@@ -45,12 +45,12 @@ from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
-from baton.loader.load import Loaded, Told, load
+from baton.loader.load import Loaded, OnPhase, load
 from baton.model.aligned import AlignedForward
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 from baton.observe.trace import TraceFile
 from baton.policy.baton import Baton
-from baton.policy.memory_guard import Within
+from baton.policy.memory_guard import MemoryGuard
 from baton.policy.orca import Orca
 from baton.policy.port import Policy, honours
 from baton.policy.priority import Priority
@@ -75,7 +75,7 @@ OTHER_THREADS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class EngineHandle:
     """A running engine and what it was made of."""
 
     client: Client
@@ -91,13 +91,13 @@ class House:
             self.trace.close()
 
 
-def open_house(
+def open_engine(
     config: Config,
     *,
     policy: Policy | None = None,
     sinks: Sequence[Sink] = (),
-    told: Told = lambda phase, seconds: None,
-) -> House:
+    told: OnPhase = lambda phase, seconds: None,
+) -> EngineHandle:
     """Loads the model and starts the engine's thread. Raises SettingError and LoadError."""
     faults = faults_of(os.environ)
     if config.policy not in POLICIES:
@@ -120,7 +120,7 @@ def open_house(
     client = start(loaded, settings, policy or POLICIES[settings.policy](), name, sinks, faults=faults)
     if loaded.forward.resident:
         told("steps", monotonic() - began)
-    return House(client, settings, facts, loaded, trace)
+    return EngineHandle(client, settings, facts, loaded, trace)
 
 
 def _about(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def make_engine(
     sampler: Sampler | None = None,
     faults: Faults | None = None,
     clock: Clock = monotonic,
-    prompts: Prompts | None = None,
+    prompts: PrefillPlacement | None = None,
 ) -> Engine:
     """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in.
 
@@ -176,7 +176,7 @@ def make_engine(
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
     if settings.policy in _IN_THE_ITERATION:
-        prompts = Prompts.BEHIND
+        prompts = PrefillPlacement.AFTER_DECODE
     copies = _copies(loaded, settings)
     batch, prefiller = _bodies(loaded, settings, sampler, copies, prompts)
     rectangle, footprint = prefiller.rectangle, batch.footprint
@@ -192,9 +192,9 @@ def make_engine(
     engine = Engine(
         batch=batch,
         prefiller=prefiller,
-        policy=Within(policy),
+        policy=MemoryGuard(policy),
         settings=settings,
-        talks=Talks(text_of, loaded.end_ids),
+        talks=OutputProcessor(text_of, loaded.end_ids),
         footprint=footprint,
         stamp=loaded.stamp,
         budget=Budget(
@@ -219,14 +219,14 @@ def make_engine(
     return engine
 
 
-def _copies(loaded: Loaded, settings: Settings) -> Copies | None:
+def _copies(loaded: Loaded, settings: Settings) -> HostOffload | None:
     """By which way rows leave a device whose memory is not the host's; None where they do not."""
     # Aligned rows are for study; their segments stay where they are.
     if loaded.device.type != "cuda" or settings.shaping == ALIGNED or not settings.pool_bytes:
         return None
     longest = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
     row_bytes = longest.of(settings.max_model_len)
-    copies = Copies(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
+    copies = HostOffload(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
     trouble = trial(copies, loaded.device)
     if trouble:
         log.warning("what is set aside or stored stays on the device (%s)", trouble)
@@ -234,7 +234,7 @@ def _copies(loaded: Loaded, settings: Settings) -> Copies | None:
 
 
 def _bodies(
-    loaded: Loaded, settings: Settings, sampler: Sampler, copies: Copies | None, prompts: Prompts | None
+    loaded: Loaded, settings: Settings, sampler: Sampler, copies: HostOffload | None, prompts: PrefillPlacement | None
 ) -> tuple[RectangleBatch, PrefillHere]:
     """The batch and the prefiller. Raises LoadError where the model's rows cannot be shaped as asked."""
     rows, places, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
@@ -257,7 +257,12 @@ def _bodies(
 
 
 def _rows(
-    rectangle: Rectangle, loaded: Loaded, most: int, sampler: Sampler, copies: Copies | None, prompts: Prompts | None
+    rectangle: Rectangle,
+    loaded: Loaded,
+    most: int,
+    sampler: Sampler,
+    copies: HostOffload | None,
+    prompts: PrefillPlacement | None,
 ) -> Rows:
     """Rows on a device that can be fed ahead begin each step before the last one is read."""
     forward = loaded.forward
@@ -265,11 +270,11 @@ def _rows(
     if steps is None or type(sampler) is not Sampler:
         return Rows(rectangle, forward, sampler, loaded.stamp, copies=copies)
     steps.warm(most)
-    ahead = RowsAhead(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)
-    if loaded.device.type == "cuda" and prompts is not Prompts.BEHIND:
-        beside = RowsBeside(rectangle, forward, sampler, loaded.stamp, steps, Streams(rectangle), copies=copies)
+    ahead = AsyncRows(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)
+    if loaded.device.type == "cuda" and prompts is not PrefillPlacement.AFTER_DECODE:
+        beside = PrefillStreamRows(rectangle, forward, sampler, loaded.stamp, steps, Streams(rectangle), copies=copies)
         ahead.prompts = prompts or fastest(beside, forward, most)
-        if ahead.prompts is Prompts.BESIDE:
+        if ahead.prompts is PrefillPlacement.SIDE_STREAM:
             return beside
     return ahead
 
@@ -289,7 +294,7 @@ def model_name(config: Config) -> str:
 def facts_of(loaded: Loaded) -> Facts:
     shapes, context, mapped = loaded.geometry.shapes, loaded.context_tokens, None
     if loaded.driver is not None:
-        mapped = Layout(shapes, context, loaded.dtype, loaded.driver.granularity).footprint
+        mapped = PageLayout(shapes, context, loaded.dtype, loaded.driver.granularity).footprint
         # What loading has left over is not to be taken for in use.
         loaded.driver.make_room()
     return Facts(

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from baton.compose import House, open_house
+from baton.compose import EngineHandle, open_engine
 from baton.core.config import Config, make_config
 from baton.core.errors import DeadlinePassed, EngineUnhealthy, Infeasible, InvalidValue, QueryFailed, Unsupported
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
-from baton.core.query import NO_TERMS, Query, SamplingParams, Terms
+from baton.core.query import NO_OPTIONS, Query, RequestOptions, SamplingParams
 from baton.engine.client import Client, Message, Tokenizer
 from baton.policy.port import Policy
 
@@ -94,7 +94,7 @@ class _Engine:
         if model is not None:
             named["model"] = model
         self.config: Config = make_config({**named, **settings})
-        self._house: House | None = open_house(self.config, policy=None if isinstance(policy, str) else policy)
+        self._house: EngineHandle | None = open_engine(self.config, policy=None if isinstance(policy, str) else policy)
         self._last: dict[str, Any] = {}
 
     @property
@@ -113,7 +113,7 @@ class _Engine:
             self._house.close()
             self._last = self.stats()
             self._house = None
-            gc.unfreeze()  # see open_house
+            gc.unfreeze()  # see open_engine
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
@@ -163,7 +163,7 @@ class LLM(_Engine):
         """
         some: Sequence[Any] = [prompts] if _is_one(prompts) else list(prompts)
         each = _each(_renamed(sampling_params, params), len(some))
-        terms = [Terms(cache_salt=_salt(prompt)) for prompt in some]
+        terms = [RequestOptions(cache_salt=_salt(prompt)) for prompt in some]
         return self._run([self._encode(prompt) for prompt in some], each, use_tqdm, terms)
 
     def chat(
@@ -179,14 +179,14 @@ class LLM(_Engine):
         talks = [several] if several and isinstance(several[0], Mapping) else list(several)
         each = _each(_renamed(sampling_params, params), len(talks))
         encoded = [(None, self.client.tokenizer.chat(talk)) for talk in talks]
-        return self._run(encoded, each, use_tqdm, [NO_TERMS] * len(talks))
+        return self._run(encoded, each, use_tqdm, [NO_OPTIONS] * len(talks))
 
     def _run(
         self,
         prompts: Sequence[tuple[str | None, list[int]]],
         params: Sequence[SamplingParams],
         use_tqdm: Bar,
-        terms: Sequence[Terms],
+        terms: Sequence[RequestOptions],
     ) -> list[RequestOutput]:
         outputs, asked = _prepare(self.client, prompts, params, terms)
         with _bar(use_tqdm, len(asked)) as bar:
@@ -218,7 +218,7 @@ class AsyncLLM(_Engine):
         Raises RequestError, QueueFull, and when all choices have ended the error of the first that failed: QueryFailed,
         or DeadlinePassed when it was not done `deadline_ms` from now. The last output has what each came to.
         """
-        terms = Terms(priority, deadline_ms, user, cache_salt=_salt(prompt))
+        terms = RequestOptions(priority, deadline_ms, user, cache_salt=_salt(prompt))
         each = _each(_renamed(sampling_params, params), 1)
         # Long prompts, and forms that are compiled, are work for a thread: others go on meanwhile.
         (output,), asked = await asyncio.to_thread(lambda: _prepare(self.client, [self._encode(prompt)], each, [terms]))
@@ -276,7 +276,7 @@ def _prepare(
     client: Client,
     prompts: Sequence[tuple[str | None, list[int]]],
     params: Sequence[SamplingParams],
-    terms: Sequence[Terms],
+    terms: Sequence[RequestOptions],
 ) -> tuple[list[RequestOutput], dict[str, _Asked]]:
     """Empty outputs, and by its id each query with the completion that it fills."""
     outputs: list[RequestOutput] = []

@@ -19,11 +19,11 @@ from baton.core.query import Query
 from baton.core.step import ALL_PENDING, Chunk, Feeding
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
-from baton.engine.output import Talks
+from baton.engine.output import OutputProcessor
 from baton.kv.budget import Budget
 from baton.kv.segment import KVSegment, arrived
 from baton.policy.baton import Baton
-from baton.policy.memory_guard import Within
+from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy
 from crowd import Crowd, NoText, Recorder, Shaken, query_of
 from toy import hashed, prompt_of, toy_alone, toy_crowd, toy_settings
@@ -52,9 +52,9 @@ def fake_crowd(policy: Policy, *, costs: CostModel = COSTS, sinks: Sequence[obje
     engine = Engine(
         batch=FakeBatch(stage, settings.max_rows),
         prefiller=FakePrefill(stage, settings.max_rows + 1),
-        policy=Within(policy),
+        policy=MemoryGuard(policy),
         settings=settings,
-        talks=Talks(lambda query: TextStream(NoText(), query.params.stop), ()),
+        talks=OutputProcessor(lambda query: TextStream(NoText(), query.params.stop), ()),
         footprint=FOOTPRINT,
         stamp="fake",
         budget=Budget(settings.kv_bytes, settings.pool_bytes, floor_bytes=320, free_bytes=lambda: 2**50, clock=clock),

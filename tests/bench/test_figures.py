@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from baton.bench.drive import Heard, Run
+from baton.bench.drive import Responses, Run
 from baton.bench.figures import Figures, Goal, figures, spread
 from baton.bench.table import LINES, equality, table_of
 from baton.core.events import Slots
@@ -12,9 +12,9 @@ from baton.core.events import Slots
 RUN = Run(
     seconds=4.0,
     heard=[
-        Heard(asked=0.0, tokens=[5, 6, 7], times=[1.0, 1.5, 3.0], prompt_tokens=2, cached_tokens=1),
-        Heard(asked=1.0, tokens=[8, 9], times=[3.5, 4.0], prompt_tokens=1),
-        Heard(asked=1.0, error="the queue is full", prompt_tokens=1),
+        Responses(asked=0.0, tokens=[5, 6, 7], times=[1.0, 1.5, 3.0], prompt_tokens=2, cached_tokens=1),
+        Responses(asked=1.0, tokens=[8, 9], times=[3.5, 4.0], prompt_tokens=1),
+        Responses(asked=1.0, error="the queue is full", prompt_tokens=1),
     ],
     late=0.25,
 )

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from baton.bench.interleave import OtherIsGone, OwnTime, TurnsOfTwo, meet
+from baton.bench.interleave import Interleaved, OtherIsGone, OwnTime, handshake
 from baton.core.clock import ManualClock
 from baton.core.errors import SettingError
 
-Both = tuple[TurnsOfTwo, TurnsOfTwo]
+Both = tuple[Interleaved, Interleaved]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def port() -> int:
 @pytest.fixture
 def both(port: int) -> Iterator[Both]:
     with ThreadPoolExecutor() as pool:
-        coming = [pool.submit(meet, port, {"work": 1}, patience_seconds=20) for _ in range(2)]
+        coming = [pool.submit(handshake, port, {"work": 1}, patience_seconds=20) for _ in range(2)]
         found = tuple(one.result() for one in coming)
     yield found[0], found[1]
     for one in found:
@@ -37,7 +37,7 @@ def played(both: Both, lengths: tuple[int, int]) -> tuple[str, str]:
     """What each wrote on one sheet of paper, each turn of a run of so many turns; and the run's name."""
     paper: list[str] = []
 
-    def play(one: TurnsOfTwo, mark: str, turns: int) -> str:
+    def play(one: Interleaved, mark: str, turns: int) -> str:
         name = one.begin()
         for _ in range(turns):
             one.take()
@@ -70,7 +70,7 @@ def test_whoever_has_more_to_do_goes_on_alone(both: Both) -> None:
 def test_other_work_is_refused_on_both_sides(port: int) -> None:
     def come(work: int) -> Any:
         try:
-            meet(port, {"work": work}, patience_seconds=20)
+            handshake(port, {"work": work}, patience_seconds=20)
         except SettingError as error:
             return error.message
 
@@ -87,7 +87,7 @@ def test_who_is_gone_is_not_waited_for(both: Both) -> None:
 
 def test_nobody_comes(port: int) -> None:
     with pytest.raises(OtherIsGone, match=str(port)):
-        meet(port, {}, patience_seconds=0.01)
+        handshake(port, {}, patience_seconds=0.01)
 
 
 def test_what_comes_is_no_bench(port: int) -> None:
@@ -104,7 +104,7 @@ def test_what_comes_is_no_bench(port: int) -> None:
     with ThreadPoolExecutor() as pool:
         visitor = pool.submit(visit)
         with pytest.raises(OtherIsGone, match="no bench"):
-            meet(port, {}, patience_seconds=20)
+            handshake(port, {}, patience_seconds=20)
         visitor.result()
 
 

@@ -106,7 +106,7 @@ class AnyOrder(RuleBasedStateMachine):
             kv_bytes=budget * BYTES_PER_TOKEN,
             pool_bytes=pool * BYTES_PER_TOKEN,
             free_bytes=lambda: self.free_bytes + SPARE_BYTES,
-            sure_tokens=sure,
+            guaranteed_tokens=sure,
             prefix_store=None if cut is None else PrefixStore(0, divisible_tokens=cut, block=4),
         )
         faulty(self.crowd, self.fails)
@@ -139,7 +139,7 @@ class AnyOrder(RuleBasedStateMachine):
             name = f"q{len(self.queries)}"
             query = query_of(name, tokens[:20], limit)
             shared = first if choices > 1 else ""
-            self.queries[name] = replace(query, deadline=ends, priority=priority, choice_of=shared)
+            self.queries[name] = replace(query, deadline=ends, priority=priority, sibling_of=shared)
             accept(self.crowd, self.queries[name])
 
     @rule(free=st.sampled_from([0, 10, 50, 2**40]))

@@ -12,7 +12,7 @@ import pytest
 from baton.core.clock import ManualClock, monotonic
 from baton.core.errors import ContextLengthExceeded, InvalidValue, QueueFull, ShuttingDown, Unsupported
 from baton.core.events import Update
-from baton.core.query import Query, SamplingParams, Terms
+from baton.core.query import Query, RequestOptions, SamplingParams
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
@@ -146,19 +146,19 @@ def test_tokens_outside_the_vocabulary_are_refused_by_their_fields_name(params: 
 
 def test_a_priority_that_the_policy_does_not_honour_is_refused() -> None:
     with pytest.raises(Unsupported) as caught:
-        client_of(None).queries([3], SamplingParams(), Terms(priority=1))
+        client_of(None).queries([3], SamplingParams(), RequestOptions(priority=1))
     assert caught.value.param == "priority"
 
 
 def test_a_query_carries_the_terms_that_it_was_asked_on() -> None:
     client = client_of(None, honours={"priority"})
-    for query in client.queries([3], SamplingParams(n=2), Terms(priority=-7, user="me")):
+    for query in client.queries([3], SamplingParams(n=2), RequestOptions(priority=-7, user="me")):
         assert (query.priority, query.user, query.deadline) == (-7, "me", None)
 
 
 def test_a_deadline_counts_from_now() -> None:
     client = client_of(None, clock=ManualClock(100.0))
-    (query,) = client.queries([3], SamplingParams(), Terms(deadline_ms=2500))
+    (query,) = client.queries([3], SamplingParams(), RequestOptions(deadline_ms=2500))
     assert (query.arrived, query.deadline) == (100.0, 102.5)
     assert client.queries([3], SamplingParams())[0].deadline is None
 

@@ -25,7 +25,7 @@ from turns import Scripted, accept, asked, faulty, is_idle, turn
 
 
 def choices(count: int, prompt: Sequence[int], limit: int) -> list[Query]:
-    return [replace(query_of(f"c{i}", prompt, limit, seed=i), choice_of="c0") for i in range(count)]
+    return [replace(query_of(f"c{i}", prompt, limit, seed=i), sibling_of="c0") for i in range(count)]
 
 
 def to_the_end(crowd: Crowd, most: int = 200) -> int:

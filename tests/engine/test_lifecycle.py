@@ -11,7 +11,7 @@ from baton.core.events import Event, QueryEnded, QueryMoved
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query, State
 from baton.engine.lifecycle import MOVES, IllegalMove, Lifecycle
-from baton.policy.port import Standing
+from baton.policy.port import QueryView
 from crowd import query_of
 
 LIVE = [state for state in State if state.live]
@@ -175,7 +175,7 @@ def test_standings_are_frozen_counts_in_the_order_of_arrival() -> None:
     assert ledger.lives.standings(State.RUNNING)[1].pending == 5
 
 
-def told_anew(lives: Lifecycle, state: State) -> tuple[Standing, ...]:
+def told_anew(lives: Lifecycle, state: State) -> tuple[QueryView, ...]:
     """What `standings` would say had it never said anything."""
     for life in lives.live.values():
         life.standing = None

@@ -12,7 +12,7 @@ import pytest
 import baton.engine.client as client_module
 import baton.engine.loop as loop_module
 from baton.core.errors import DeadlinePassed, ShuttingDown, SlowReader
-from baton.core.query import Query, SamplingParams, Terms
+from baton.core.query import Query, RequestOptions, SamplingParams
 from baton.llm import LLM
 from engine.test_client import Opened
 from engine.test_loop import Gate, until
@@ -53,7 +53,7 @@ async def test_an_engine_that_hangs_keeps_nobody_beyond_its_time(
     monkeypatch.setattr(client_module, "_GRACE_SECONDS", 0.05)
     gate = Gate()
     client = open_client(say=gate).client
-    (query,) = client.queries(prompt_of(3), greedy(), Terms(total_seconds=0.1))
+    (query,) = client.queries(prompt_of(3), greedy(), RequestOptions(total_seconds=0.1))
     with pytest.raises(DeadlinePassed, match="--query-timeout"):
         async for updates in client.batches([query], silence_seconds=0.02):
             assert updates == []

@@ -66,7 +66,7 @@ def test_queries_that_need_four_times_the_budget_all_finish_and_hardly_anything_
     need = sum(len(query.prompt) + query.limit_tokens for query in queries)
     budget, pool = bytes_for(need) // 4, bytes_for(need) // 8
     crowd = toy_crowd(
-        Baton(), kv_bytes=budget, pool_bytes=pool, max_rows=40, sinks=[watch], prefill_chunk=200, sure_tokens=3
+        Baton(), kv_bytes=budget, pool_bytes=pool, max_rows=40, sinks=[watch], prefill_chunk=200, guaranteed_tokens=3
     )
     crowd.run(queries, dice if arrive == "one after the other" else None)
     all_right(crowd, queries)
@@ -87,7 +87,7 @@ def test_in_any_budget_and_pool_every_query_gives_what_it_gives_alone(policy: st
         kv_bytes=bytes_for(COLUMNS + 20),
         pool_bytes=bytes_for(pool),
         max_rows=6,
-        sure_tokens=sure,
+        guaranteed_tokens=sure,
         sinks=[watch],
     )
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 25)) for i in range(25)]
@@ -115,7 +115,7 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
             kv_bytes=bytes_for(4 * COLUMNS),
             pool_bytes=0,
             max_rows=30,
-            sure_tokens=2,
+            guaranteed_tokens=2,
             sinks=[watch],
         )
         crowd.run([query_of(f"q{i}", prompt_of(4, i), 36, ignore_eos=False) for i in range(80)])
@@ -129,7 +129,7 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
 def test_each_query_makes_its_sure_progress_before_it_loses_its_row_for_memory() -> None:
     told: list[Event] = []
     crowd = toy_crowd(
-        Baton(), kv_bytes=bytes_for(60), pool_bytes=bytes_for(60), max_rows=8, sure_tokens=5, sinks=[told.append]
+        Baton(), kv_bytes=bytes_for(60), pool_bytes=bytes_for(60), max_rows=8, guaranteed_tokens=5, sinks=[told.append]
     )
     queries = [asked(f"q{i}", 3, 30) for i in range(12)]
     crowd.run(queries)
@@ -148,7 +148,7 @@ def test_each_query_makes_its_sure_progress_before_it_loses_its_row_for_memory()
 def test_those_that_lost_their_rows_come_back_in_the_order_of_arrival_before_others_begin() -> None:
     told: list[Event] = []
     crowd = toy_crowd(
-        Baton(), kv_bytes=bytes_for(50), pool_bytes=bytes_for(50), max_rows=8, sure_tokens=4, sinks=[told.append]
+        Baton(), kv_bytes=bytes_for(50), pool_bytes=bytes_for(50), max_rows=8, guaranteed_tokens=4, sinks=[told.append]
     )
     queries = [asked(f"q{i}", 2, 30) for i in range(8)]
     crowd.run(queries)
@@ -171,7 +171,7 @@ def test_those_that_lost_their_rows_come_back_in_the_order_of_arrival_before_oth
 
 
 def test_a_query_of_the_whole_budget_runs_by_itself() -> None:
-    crowd = toy_crowd(Baton(), kv_bytes=bytes_for(COLUMNS), pool_bytes=0, sure_tokens=2)
+    crowd = toy_crowd(Baton(), kv_bytes=bytes_for(COLUMNS), pool_bytes=0, guaranteed_tokens=2)
     queries = [asked("small"), asked("large", 20, 20), asked("last")]
     crowd.run(queries)
     all_right(crowd, queries)
@@ -197,7 +197,7 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
         chunk=40,
         kv_bytes=row * 5 // 4,
         pool_bytes=row * pool_rows,
-        sure_tokens=2,
+        guaranteed_tokens=2,
         sinks=[watch],
     )
     crowd.run(queries, dice)
@@ -221,7 +221,7 @@ def test_memory_that_others_take_while_queries_run_is_given_up_and_taken_back(po
         kv_bytes=bytes_for(160),
         pool_bytes=bytes_for(40),
         max_rows=8,
-        sure_tokens=4,
+        guaranteed_tokens=4,
         free_bytes=lambda: machine["free"] + SPARE_BYTES,
         sinks=[watch],
     )
@@ -247,7 +247,7 @@ def test_memory_that_others_take_while_queries_run_is_given_up_and_taken_back(po
     all_right(crowd, queries)
 
 
-# Forwards that run out of memory
+# Executor that run out of memory
 
 
 ALLOCATOR = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
@@ -266,7 +266,7 @@ def test_memory_that_runs_out_in_one_forward_loses_no_query(policy: str, at: int
 @EVERY_POLICY
 def test_memory_that_runs_out_now_and_then_loses_no_query(policy: str) -> None:
     dice = random.Random(policy)
-    crowd = toy_crowd(Shaken(POLICIES[policy](), dice), max_rows=5, sure_tokens=3, kv_bytes=bytes_for(100))
+    crowd = toy_crowd(Shaken(POLICIES[policy](), dice), max_rows=5, guaranteed_tokens=3, kv_bytes=bytes_for(100))
     fails = faulty(crowd, lambda number, rows, tokens: ALLOCATOR if rows > 1 and dice.random() < 0.3 else None)
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 20)) for i in range(20)]
     crowd.run(queries, dice)
@@ -424,7 +424,7 @@ def test_who_finds_no_row_because_there_was_no_memory_for_it_is_inserted_later(m
 def test_the_budget_bounds_what_rows_take_at_any_moment_of_an_iteration() -> None:
     """Not only when it is told: in the middle of a step, too, rows have grown no further than the plan saw."""
     budget = bytes_for(60)
-    crowd = toy_crowd(Baton(), kv_bytes=budget, pool_bytes=bytes_for(30), max_rows=8, sure_tokens=3)
+    crowd = toy_crowd(Baton(), kv_bytes=budget, pool_bytes=bytes_for(30), max_rows=8, guaranteed_tokens=3)
     most = 0
 
     def look(number: int, rows: int, tokens: int) -> None:
@@ -440,7 +440,7 @@ def test_the_budget_bounds_what_rows_take_at_any_moment_of_an_iteration() -> Non
 
 def test_a_query_that_expires_while_it_is_set_aside_leaves_nothing() -> None:
     clock = ManualClock()
-    crowd = toy_crowd(Baton(), clock=clock, kv_bytes=bytes_for(40), pool_bytes=bytes_for(40), sure_tokens=2)
+    crowd = toy_crowd(Baton(), clock=clock, kv_bytes=bytes_for(40), pool_bytes=bytes_for(40), guaranteed_tokens=2)
     accept(crowd, *(replace(asked(f"q{i}", 4, 30), deadline=5.0 if i else None) for i in range(3)))
     while not crowd.engine.lifecycle.preempted:
         turn(crowd)

@@ -14,12 +14,12 @@ import pytest
 
 from baton.core.errors import ShuttingDown, SlowReader
 from baton.core.events import TokenLogprobs, Update
-from baton.engine.delivery import Listener, Post
+from baton.engine.delivery import OutputDelivery, Subscriber
 
 
 @pytest.fixture
-def post() -> Iterator[Post]:
-    found = Post()
+def post() -> Iterator[OutputDelivery]:
+    found = OutputDelivery()
     yield found
     found.close()
 
@@ -28,8 +28,8 @@ def carriers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "baton-post"]
 
 
-async def test_each_listener_gets_its_own_in_order(post: Post) -> None:
-    listeners = [Listener() for _ in range(5)]
+async def test_each_listener_gets_its_own_in_order(post: OutputDelivery) -> None:
+    listeners = [Subscriber() for _ in range(5)]
     delivers = [post.to(listener) for listener in listeners]
 
     def engine() -> None:
@@ -47,7 +47,7 @@ async def test_each_listener_gets_its_own_in_order(post: Post) -> None:
     thread.join()
 
 
-async def test_what_is_there_at_once_wakes_the_loop_once(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_there_at_once_wakes_the_loop_once(post: OutputDelivery, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, woken = asyncio.get_running_loop(), []
     right = loop.call_soon_threadsafe
     held = threading.Event()
@@ -58,7 +58,7 @@ async def test_what_is_there_at_once_wakes_the_loop_once(post: Post, monkeypatch
         return right(*args)
 
     monkeypatch.setattr(loop, "call_soon_threadsafe", waking)
-    listeners = [Listener() for _ in range(8)]
+    listeners = [Subscriber() for _ in range(8)]
     delivers = [post.to(listener) for listener in listeners]
     delivers[0]([Update("first")])
     while not woken:
@@ -71,14 +71,14 @@ async def test_what_is_there_at_once_wakes_the_loop_once(post: Post, monkeypatch
     assert len(woken) == 2
 
 
-def test_a_loop_that_is_closed_takes_nothing_from_others(post: Post) -> None:
+def test_a_loop_that_is_closed_takes_nothing_from_others(post: OutputDelivery) -> None:
     async def ask() -> Any:
-        return post.to(Listener())
+        return post.to(Subscriber())
 
     gone = asyncio.run(ask())
 
     async def listen() -> list[Update]:
-        listener = Listener()
+        listener = Subscriber()
         deliver = post.to(listener)
         gone([Update("gone")])
         deliver([Update("here")])
@@ -90,7 +90,7 @@ def test_a_loop_that_is_closed_takes_nothing_from_others(post: Post) -> None:
 
 async def test_closing_delivers_what_was_said_and_ends_the_thread() -> None:
     before = set(carriers())
-    post, listener = Post(), Listener()
+    post, listener = OutputDelivery(), Subscriber()
     assert set(carriers()) == before, "a thread for nobody"
     deliver = post.to(listener)
     (mine,) = set(carriers()) - before
@@ -106,7 +106,7 @@ async def test_closing_delivers_what_was_said_and_ends_the_thread() -> None:
 
 
 async def test_all_that_is_there_is_taken_at_once() -> None:
-    listener = Listener(10**6)
+    listener = Subscriber(10**6)
     listener.put([Update("a", (1,))])
     listener.put([Update("a", (2,)), Update("b", (3,))])
     assert await listener.take() == [Update("a", (1,)), Update("a", (2,)), Update("b", (3,))]
@@ -115,7 +115,7 @@ async def test_all_that_is_there_is_taken_at_once() -> None:
 
 
 async def test_silence_is_told_as_often_as_it_lasts_and_loses_nothing() -> None:
-    listener = Listener()
+    listener = Subscriber()
     assert await asyncio.wait_for(listener.take(0.01), 20) == []
     assert await asyncio.wait_for(listener.take(0.01), 20) == []
     listener.put([Update("a", (1,))])
@@ -123,7 +123,7 @@ async def test_silence_is_told_as_often_as_it_lasts_and_loses_nothing() -> None:
 
 
 async def test_who_stops_waiting_misses_nothing() -> None:
-    listener = Listener()
+    listener = Subscriber()
     waiting = asyncio.create_task(listener.take(60.0))
     await asyncio.sleep(0)
     listener.put([Update("a", (1,))])
@@ -135,7 +135,7 @@ async def test_who_stops_waiting_misses_nothing() -> None:
 
 async def test_what_is_left_is_bounded_and_then_all_of_it_is_dropped() -> None:
     overflows: list[str] = []
-    listener = Listener(20_000, lambda: overflows.append("now"))
+    listener = Subscriber(20_000, lambda: overflows.append("now"))
     for turn in range(40):
         listener.put([Update("a", (turn,), "text")])
     assert not overflows and len(await listener.take()) == 40
@@ -149,7 +149,7 @@ async def test_what_is_left_is_bounded_and_then_all_of_it_is_dropped() -> None:
 
 
 async def test_a_reader_that_keeps_up_is_never_too_slow() -> None:
-    listener = Listener(2000, lambda: pytest.fail("it has read all"))
+    listener = Subscriber(2000, lambda: pytest.fail("it has read all"))
     for turn in range(1000):
         listener.put([Update("a", (turn,), "text")])
         assert await listener.take() == [Update("a", (turn,), "text")]
@@ -165,7 +165,7 @@ async def test_a_reader_that_keeps_up_is_never_too_slow() -> None:
     ],
 )
 async def test_large_updates_count_as_much_as_they_take(large: Update) -> None:
-    listener = Listener(20_000)
+    listener = Subscriber(20_000)
     listener.put([Update("a")])
     listener.put([large])
     with pytest.raises(SlowReader):
@@ -173,7 +173,7 @@ async def test_large_updates_count_as_much_as_they_take(large: Update) -> None:
 
 
 async def test_a_failed_listener_still_hears_what_came_before() -> None:
-    listener = Listener()
+    listener = Subscriber()
     listener.put([Update("a", (1,))])
     listener.fail(ShuttingDown("over"))
     assert await listener.take() == [Update("a", (1,))]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baton.compose import POLICIES
 from baton.core.events import Event, IterationDone, QueryEnded
-from baton.core.query import Query, SamplingParams, State, Terms
+from baton.core.query import Query, RequestOptions, SamplingParams, State
 from baton.engine.client import Client
 from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
@@ -49,7 +49,7 @@ def usage_of(crowd: Crowd, name: str) -> Any:
 def choices(name: str, prompt: Sequence[int], count: int, limit: int = 6, **params: Any) -> list[Query]:
     """Queries as the client makes them of one prompt."""
     one = query_of(name, prompt, limit, **params)
-    return [replace(one, id=f"{name}{i}", seed=one.seed + i, choice_of=f"{name}0") for i in range(count)]
+    return [replace(one, id=f"{name}{i}", seed=one.seed + i, sibling_of=f"{name}0") for i in range(count)]
 
 
 def accept(crowd: Crowd, *queries: Query) -> None:
@@ -268,7 +268,7 @@ def test_choices_compute_their_prompt_once_and_each_draws_its_own(policy: str, d
     assert crowd.engine.totals.slots.recomputed == 0
     assert [usage_of(crowd, query.id).cached_tokens for query in group] == [0, 10, 10, 10]
     apart = toy_crowd(Baton(), say=flat)
-    apart.run([replace(query, choice_of="") for query in group])
+    apart.run([replace(query, sibling_of="") for query in group])
     answers = [crowd.tokens(query.id) for query in group]
     assert answers == [apart.tokens(query.id) for query in group]
     assert len({tuple(answer) for answer in answers}) == len(group)
@@ -445,8 +445,8 @@ def test_the_client_says_who_may_share_a_prompt(
     params: dict[str, int], settings: dict[str, bool], shared: bool
 ) -> None:
     queries = client_of(crowd_with(), **settings).queries([3, 4, 5], SamplingParams(**params))  # type: ignore[arg-type]
-    assert {query.choice_of for query in queries} == {queries[0].id if shared else ""}
-    assert [query.pause_at for query in queries] == [2 if shared else 0] + [0] * (len(queries) - 1)
+    assert {query.sibling_of for query in queries} == {queries[0].id if shared else ""}
+    assert [query.fork_at for query in queries] == [2 if shared else 0] + [0] * (len(queries) - 1)
 
 
 # Memory
@@ -671,7 +671,7 @@ def test_the_client_says_who_shares_stored_prefixes(sharing: str, together: list
     spaces: dict[str, str | None] = {}
     for key in (0, 1):
         for at, salt in enumerate(salts):
-            (query,) = client.queries([3, 4], SamplingParams(), Terms(key=f"key{key}", cache_salt=salt))
+            (query,) = client.queries([3, 4], SamplingParams(), RequestOptions(key=f"key{key}", cache_salt=salt))
             spaces[f"{key}{at}"] = query.prefix_space
     named = {space for space in spaces.values() if space is not None}
     found = [" ".join(name for name, space in spaces.items() if space == one) for one in named]

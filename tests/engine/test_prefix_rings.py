@@ -158,7 +158,7 @@ def test_beyond_the_window_a_text_is_begun_with_whole_or_up_to_its_first_blocks(
 @pytest.mark.parametrize("length", [9, 12, 13, 30])
 def test_choices_of_a_prompt_begin_at_its_last_token_however_long_it_is(family: str, length: int) -> None:
     one = query_of("g0", [*STEM, *some(20, seed=2)][:length], 6, seed=1)
-    group = [replace(one, id=f"g{i}", seed=1 + i, choice_of="g0") for i in range(3)]
+    group = [replace(one, id=f"g{i}", seed=1 + i, sibling_of="g0") for i in range(3)]
     crowd = crowd_with(family)
     for query in group:
         crowd.engine.accept(query, crowd.hear)

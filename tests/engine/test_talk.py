@@ -7,7 +7,7 @@ import pytest
 from baton.core.events import TokenLogprobs, Update, Usage
 from baton.core.query import Query, SamplingParams
 from baton.core.text import TextStream
-from baton.engine.output import Talks
+from baton.engine.output import OutputProcessor
 
 USAGE = Usage(1, 1, 1, 0, 0.0, 0.0, 0.0, None, 0)
 END = 2
@@ -36,7 +36,7 @@ def query(name: str = "a", limit: int = 10, **params: object) -> Query:
     return Query(id=name, prompt=(1,), params=sampling, seed=0, limit_tokens=limit, arrived=0.0)
 
 
-class Listener:
+class Subscriber:
     """One asker: what it was told, crossing by crossing."""
 
     def __init__(self) -> None:
@@ -46,13 +46,13 @@ class Listener:
         self.heard.append(updates)
 
 
-def talks_of(late: bool = False) -> Talks:
-    return Talks(lambda query: TextStream(Letters(late), query.params.stop), {END})
+def talks_of(late: bool = False) -> OutputProcessor:
+    return OutputProcessor(lambda query: TextStream(Letters(late), query.params.stop), {END})
 
 
 def said(text: str, late: bool = False, **asked: object) -> tuple[str | None, Update, int]:
     """The finish reason, the one update at the end, and how many tokens were heard until it."""
-    talks, listener = talks_of(late), Listener()
+    talks, listener = talks_of(late), Subscriber()
     talks.open(query(**asked), listener)  # type: ignore[arg-type]
     reason, count = None, 0
     while reason is None and count < len(text):
@@ -106,7 +106,7 @@ def test_what_the_decoder_kept_comes_before_an_end_token_too() -> None:
 
 
 def test_each_listener_is_called_once_with_all_that_is_new_and_nothing_twice() -> None:
-    talks, one, other = talks_of(), Listener(), Listener()
+    talks, one, other = talks_of(), Subscriber(), Subscriber()
     talks.open(query("a"), one)
     talks.open(query("b"), one)
     talks.open(query("c"), other)
@@ -126,7 +126,7 @@ def test_each_listener_is_called_once_with_all_that_is_new_and_nothing_twice() -
 
 
 def test_logprobs_come_with_their_tokens_and_the_prompts_with_the_first() -> None:
-    talks, listener = talks_of(), Listener()
+    talks, listener = talks_of(), Subscriber()
     talks.open(query(), listener)
     told = [TokenLogprobs(token, -1.0, 1) for token in range(97, 103)]
     talks.hear_prompt("a", told[:2])
@@ -145,7 +145,7 @@ def test_logprobs_come_with_their_tokens_and_the_prompts_with_the_first() -> Non
 
 
 def test_a_query_that_ended_before_its_first_token_is_told_so() -> None:
-    talks, listener = talks_of(), Listener()
+    talks, listener = talks_of(), Subscriber()
     talks.open(query(), listener)
     talks.close("a", "cancelled", None, USAGE)
     talks.hand_over()

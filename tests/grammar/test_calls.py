@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from baton.core.constraint import CALLS, Form
+from baton.core.constraint import CALLS, OutputFormat
 from baton.core.errors import InvalidValue
 from baton.grammar.matcher import Vocabulary, compiled
 from bytewise import END, SIZE, TAGS, backend, tokens_of
@@ -31,7 +31,7 @@ def hermes(*calls: str) -> str:
     return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
 
 
-def form(tags: str, style: str = "hermes", **more: Any) -> Form:
+def form(tags: str, style: str = "hermes", **more: Any) -> OutputFormat:
     opening, closing, arguments = {
         "hermes": ("<tool_call>", "</tool_call>", "arguments"),
         "llama": ("<|python_tag|>", "", "parameters"),
@@ -39,14 +39,14 @@ def form(tags: str, style: str = "hermes", **more: Any) -> Form:
     ids = {} if tags == "letters" else {tag: backend(tags).token_to_id(tag) for tag in TAGS}
     usual = {"several": True, "forced": True, "tools": [WEATHER, CLOCK]}
     spec = {"opening": opening, "closing": closing, "arguments": arguments, "tokens": ids, **usual, **more}
-    return Form(CALLS, json.dumps(spec), "tools")
+    return OutputFormat(CALLS, json.dumps(spec), "tools")
 
 
-def fits(asked: Form, text: str, tags: str) -> bool:
+def fits(asked: OutputFormat, text: str, tags: str) -> bool:
     return said_by(asked, tokens_of(text, tags), tags)
 
 
-def said_by(asked: Form, tokens: list[int], tags: str) -> bool:
+def said_by(asked: OutputFormat, tokens: list[int], tags: str) -> bool:
     matcher, said = compiled(asked, Vocabulary(backend(tags).to_str(), SIZE, [END])).start(), []
     for token in [*tokens, END]:
         mask = matcher.allowed(list(said))

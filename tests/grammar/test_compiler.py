@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from baton.core.constraint import JSON, Constraint, Form
+from baton.core.constraint import JSON, Constraint, OutputFormat
 from baton.core.errors import InvalidValue, QueueFull, Unsupported
 from baton.core.limits import LimitExceeded, Limits
 from baton.grammar import compiler
@@ -28,7 +28,7 @@ class Slow:
     def __init__(self) -> None:
         self.go, self.count = threading.Event(), 0
 
-    def __call__(self, form: Form, vocabulary: Vocabulary) -> Constraint:
+    def __call__(self, form: OutputFormat, vocabulary: Vocabulary) -> Constraint:
         self.count += 1
         assert self.go.wait(PATIENCE)
         if form.text == "bad":
@@ -47,8 +47,8 @@ def slow() -> Iterator[Slow]:
     found.go.set()
 
 
-def form(text: str) -> Form:
-    return Form(JSON, text, "response_format")
+def form(text: str) -> OutputFormat:
+    return OutputFormat(JSON, text, "response_format")
 
 
 def grammars(slow: Slow, **limits: Any) -> Grammars:
@@ -123,7 +123,7 @@ def test_what_was_not_asked_for_lately_is_forgotten(slow: Slow, monkeypatch: pyt
     assert slow.count == 4, "b was forgotten for c, a was not"
 
 
-def heavy(factors: int, places: int) -> Form:
+def heavy(factors: int, places: int) -> OutputFormat:
     """A schema of a few kilobytes whose alternatives multiply."""
     of = [
         {"anyOf": [{"type": "object", "properties": {f"p{i}_{j}": {"type": "integer"}}} for j in range(8)]}

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from baton import builtin
-from baton.core.constraint import GRAMMAR, JSON, REGEX, Form
+from baton.core.constraint import GRAMMAR, JSON, REGEX, OutputFormat
 from baton.core.errors import Infeasible, InvalidValue, QueryFailed, Unsupported
 from baton.grammar.matcher import Grammar, Vocabulary, compiled
 from bytewise import END, SIZE, backend, bytes_of, tokens_of
@@ -22,7 +22,7 @@ def ids(mask: bytes) -> set[int]:
     return {at for at in range(len(mask) * 8) if mask[at // 8] >> at % 8 & 1}
 
 
-def fits(form: Form, text: str) -> bool:
+def fits(form: OutputFormat, text: str) -> bool:
     """Whether an answer may be this text: each of its tokens may come, and then the end."""
     matcher, said = compiled(form, VOCABULARY).start(), []
     for token in [*tokens_of(text), END]:
@@ -32,8 +32,8 @@ def fits(form: Form, text: str) -> bool:
     return True
 
 
-def schema(value: Any) -> Form:
-    return Form(JSON, json.dumps(value), "response_format")
+def schema(value: Any) -> OutputFormat:
+    return OutputFormat(JSON, json.dumps(value), "response_format")
 
 
 PERSON = {
@@ -60,11 +60,11 @@ PERSON = {
         (schema({"type": "object"}), ["{}", '{"a": [1, {"b": null}]}'], ["3", "[]", '{"a": }', "{} {}"]),
         (schema({"enum": ["a", 2]}), ['"a"', "2"], ["3", "a"]),
         (schema({"$ref": "#/$defs/x", "$defs": {"x": {"const": True}}}), ["true"], ["false"]),
-        (Form(REGEX, "[ab]+c?", "p"), ["a", "bac"], ["", "c", "acc"]),
-        (Form(GRAMMAR, 'start: "yes" | "no"', "p"), ["yes", "no"], ["yesno", "y"]),
+        (OutputFormat(REGEX, "[ab]+c?", "p"), ["a", "bac"], ["", "c", "acc"]),
+        (OutputFormat(GRAMMAR, 'start: "yes" | "no"', "p"), ["yes", "no"], ["yesno", "y"]),
     ],
 )
-def test_what_fits_may_be_said_and_nothing_else(form: Form, good: list[str], bad: list[str]) -> None:
+def test_what_fits_may_be_said_and_nothing_else(form: OutputFormat, good: list[str], bad: list[str]) -> None:
     assert [text for text in good if not fits(form, text)] == []
     assert [text for text in bad if fits(form, text)] == []
 
@@ -91,7 +91,7 @@ def test_an_answer_that_breaks_its_form_is_noticed() -> None:
 
 def test_ids_that_stand_for_nothing_and_ends_are_never_allowed_inside() -> None:
     """The vocabulary has more ids than the tokenizer has tokens; and special tokens are no text."""
-    free = compiled(Form(REGEX, "(.|\n)*x", "p"), VOCABULARY).start()
+    free = compiled(OutputFormat(REGEX, "(.|\n)*x", "p"), VOCABULARY).start()
     inside = ids(free.allowed([]))
     named = set(range(backend().get_vocab_size(), SIZE)) | {END} | set(range(3))
     assert not inside & named
@@ -103,7 +103,7 @@ def test_all_ends_are_ends() -> None:
     assert {END, 1} <= ids(compiled(schema({"const": 1}), both).start().allowed(tokens_of("1")))
 
 
-REFUSED: Iterable[tuple[Form, str]] = [
+REFUSED: Iterable[tuple[OutputFormat, str]] = [
     (schema({"type": "string", "minLenght": 3}), "minLenght"),
     (schema({"type": "object", "x-guidance": {"lenient": True}}), "x-guidance"),
     (schema({"items": {"not": {"type": "string"}}}), "not"),
@@ -120,12 +120,12 @@ REFUSED: Iterable[tuple[Form, str]] = [
     (schema({"type": "king"}), "king"),
     (schema({"properties": {"a": 5}}), "5"),
     (schema({"enum": []}), "empty"),
-    (Form(REGEX, "a(", "p"), "regex"),
-    (Form(REGEX, "a(?=b)", "p"), "look"),
-    (Form(GRAMMAR, "start: nothing", "p"), "nothing"),
-    (Form(GRAMMAR, "start: a\na[temperature=0.5]: /x+/", "p"), "temperature in a grammar"),
-    (Form(GRAMMAR, 'start: a\na[capture, stop="y"]: /x+/', "p"), "stop in a grammar"),
-    (Form(GRAMMAR, "start: start", "p"), "cannot be honoured"),
+    (OutputFormat(REGEX, "a(", "p"), "regex"),
+    (OutputFormat(REGEX, "a(?=b)", "p"), "look"),
+    (OutputFormat(GRAMMAR, "start: nothing", "p"), "nothing"),
+    (OutputFormat(GRAMMAR, "start: a\na[temperature=0.5]: /x+/", "p"), "temperature in a grammar"),
+    (OutputFormat(GRAMMAR, 'start: a\na[capture, stop="y"]: /x+/', "p"), "stop in a grammar"),
+    (OutputFormat(GRAMMAR, "start: start", "p"), "cannot be honoured"),
 ]
 
 
@@ -179,11 +179,11 @@ DEEP = "start: r0\n" + "\n".join(f'r{i}: "a" r{i + 1} | r{i + 1} "b" | r{i + 1}'
 @pytest.mark.parametrize(
     ("form", "why"),
     [
-        (Form(GRAMMAR, DEEP, "p"), "Current row has"),
+        (OutputFormat(GRAMMAR, DEEP, "p"), "Current row has"),
         (schema({"type": "string", "pattern": "(.{1,1000}){1,1000}"}), "too many expressions"),
     ],
 )
-def test_a_form_that_can_be_compiled_and_not_followed_is_refused(form: Form, why: str) -> None:
+def test_a_form_that_can_be_compiled_and_not_followed_is_refused(form: OutputFormat, why: str) -> None:
     words = Tokenizer.from_file(str(builtin.path() / "tokenizer.json"))
     with pytest.raises(InvalidValue, match=why):
         compiled(form, Vocabulary(words.to_str(), words.get_vocab_size(), [words.token_to_id("<|end|>") or 0]))
@@ -242,7 +242,7 @@ def test_whatever_llguidance_raises_while_it_compiles_is_the_forms_trouble(
 
     for broken in ("LLMatcher.grammar_from_json_schema", "LLMatcher.grammar_from_regex", "LLMatcher"):
         monkeypatch.setattr(f"baton.grammar.matcher.llguidance.{broken}", raises)
-        for form in (schema({"type": "integer"}), Form(REGEX, "a", "p")):
+        for form in (schema({"type": "integer"}), OutputFormat(REGEX, "a", "p")):
             if ("regex" in broken and form.kind != REGEX) or ("json" in broken and form.kind != JSON):
                 continue
             with pytest.raises(InvalidValue, match="cannot be honoured") as caught:
@@ -252,7 +252,7 @@ def test_whatever_llguidance_raises_while_it_compiles_is_the_forms_trouble(
 
 
 @pytest.mark.parametrize(("form", "why"), REFUSED, ids=lambda value: getattr(value, "text", value))
-def test_what_cannot_be_honoured_is_refused_by_name(form: Form, why: str) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(form: OutputFormat, why: str) -> None:
     with pytest.raises(InvalidValue, match=why) as refused:
         compiled(form, VOCABULARY)
     assert refused.value.param == form.param

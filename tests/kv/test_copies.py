@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from baton.cuda.copy_stream import LateLane
-from baton.cuda.offload import Copies, trial
+from baton.cuda.offload import HostOffload, trial
 from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import PrefixStore, prefix_store
@@ -162,7 +162,7 @@ def test_blocks_are_stored_and_found_in_as_many_launches_for_any_number_and_nobo
     found = []
     for layers, tokens in ((2, 64), (12, 192)):
         lane = LateLane(1)
-        copies = Copies(lane, Spoiled(lane, 2**24), 2**20)
+        copies = HostOffload(lane, Spoiled(lane, 2**24), 2**20)
         rectangle = rectangle_of(*uniform(layers))
         store, text = prefix_store(rectangle, block=8, copies=copies), list(range(tokens + 1))
         store.limit(2**22)
@@ -181,7 +181,7 @@ def test_blocks_are_stored_and_found_in_as_many_launches_for_any_number_and_nobo
     assert found[0]["copy_"] == 2 and sum(found[0].values()) < 14
 
 
-def stored(rectangle: Rectangle, polls: int = 100) -> tuple[PrefixStore, Copies]:
+def stored(rectangle: Rectangle, polls: int = 100) -> tuple[PrefixStore, HostOffload]:
     copies = late_copies(polls)
     store = prefix_store(rectangle, block=8, copies=copies)
     store.limit(2**22)
@@ -250,7 +250,7 @@ def test_copies_take_no_more_of_the_device_than_they_may_or_one_row() -> None:
     rectangle = rectangle_of(*uniform(2), capacity=8)
     lane = LateLane(100)
     row = sum(part.nbytes for part in rectangle.view(0)) or 2 * 2 * 8 * 2 * 50
-    copies = Copies(lane, Spoiled(lane, 2**20), 2 * row)
+    copies = HostOffload(lane, Spoiled(lane, 2**20), 2 * row)
     rectangle.lens[:] = [50] * 8
     packed = [Packed(copies.out(rectangle.view(at)).pieces) for at in range(4)]
     assert (len(copies._underway), lane.waits) == (2, 2)
@@ -269,7 +269,7 @@ def test_without_pinned_memory_it_is_as_right() -> None:
 
     rectangle = rectangle_of(*MIXED)
     host = HostMemory(2**20, pin=refused)
-    copies = Copies(LateLane(0), host, 2**20)
+    copies = HostOffload(LateLane(0), host, 2**20)
     rectangle.lens[:2] = [20, 20]
     copies.into(Packed(copies.out(rectangle.view(0)).pieces), rectangle.view(1)).land()
     assert same(rectangle.view(0), rectangle.view(1))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baton.core.errors import SettingError
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.page_layout import Layout
+from baton.cuda.page_layout import PageLayout
 from baton.cuda.virtual_memory import HostDriver, trial
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 
@@ -31,7 +31,7 @@ ROWS = 4
 def mapped(
     driver: HostDriver, shapes: Sequence[LayerShape] = SHAPES, *, interleaved: bool = True, **more: Any
 ) -> MappedRectangle:
-    layout = Layout(shapes, COLUMNS, torch.float32, driver.granularity, interleaved=interleaved, page_tokens=1)
+    layout = PageLayout(shapes, COLUMNS, torch.float32, driver.granularity, interleaved=interleaved, page_tokens=1)
     of: dict[str, Any] = {"capacity": ROWS, "columns": COLUMNS, "dtype": torch.float32, "device": CPU}
     return MappedRectangle(shapes, driver=driver, layout=layout, **of, **more)
 

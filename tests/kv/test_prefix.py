@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from torch import Tensor
 
-from baton.cuda.offload import Copies
+from baton.cuda.offload import HostOffload
 from baton.kv.prefix import PrefixStore, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 from crowd import late_copies
@@ -59,13 +59,13 @@ def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 
 @pytest.fixture(autouse=True, params=["here", "apart"])
-def copies(request: pytest.FixtureRequest) -> Copies | None:
+def copies(request: pytest.FixtureRequest) -> HostOffload | None:
     """Stored beside the rows; and where those are on a device, on the host, when they are next asked for."""
     _places[:] = [None if request.param == "here" else late_copies(0)]
     return _places[0]
 
 
-_places: list[Copies | None] = []
+_places: list[HostOffload | None] = []
 
 
 def store_of(room: int = 10_000, *, divisible_tokens: int = ALWAYS, block: int = 4) -> PrefixStore:

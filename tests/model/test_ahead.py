@@ -14,12 +14,12 @@ from baton.core.events import Event, IterationDone
 from baton.core.query import Query
 from baton.core.step import Feeding
 from baton.cuda import async_rows as ahead
-from baton.cuda.async_rows import RowsAhead
+from baton.cuda.async_rows import AsyncRows
 from baton.cuda.decode_steps import Steps
 from baton.cuda.slots import Slot
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import arrived
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 from baton.model.forward import Forward
 from baton.model.visibility import Span
 from baton.policy.baton import Baton
@@ -62,7 +62,7 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
 
     monkeypatch.setattr(Forward, "fill", counted)
     events: list[Event] = []
-    crowd = run(family, queries, prompts=Prompts.FUSED, sinks=[events.append])
+    crowd = run(family, queries, prompts=PrefillPlacement.FUSED, sinks=[events.append])
     assert {name: crowd.tokens(name) for name in expected} == expected
     assert sum(found == {True, False} for found in fills) > 5
     # What was begun ahead when a prompt came was of use: it was heard before.
@@ -73,8 +73,8 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
 
 
 def test_the_step_that_runs_is_heard_before_a_prompt_goes_with_the_next() -> None:
-    rows = crowd_of(model_of("llama"), Baton(), ahead=True, prompts=Prompts.FUSED).rows
-    assert isinstance(rows, RowsAhead)
+    rows = crowd_of(model_of("llama"), Baton(), ahead=True, prompts=PrefillPlacement.FUSED).rows
+    assert isinstance(rows, AsyncRows)
     rows.place(arrived(query_of("a", [5] * 7, 40), "tiny"), range(4))
     rows.feed({"a": 7}, Feeding.RAGGED)
     rows.feed({"a": 1}, Feeding.RAGGED)
@@ -128,18 +128,18 @@ def test_sampled_queries_draw_what_they_draw_step_by_step(end_ids: tuple[int, ..
 def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[int, bool]] = []
     served: list[int] = []
-    launch, collect = Steps.launch, RowsAhead._collect
+    launch, collect = Steps.launch, AsyncRows._collect
 
     def launching(self: Steps, slots: list[Slot]) -> object:
         launched.append((len(slots), any(slot.token < 0 for slot in slots)))
         return launch(self, slots)
 
-    def collecting(self: RowsAhead, begun: object, spans: list[Span], *others: object, **more: object) -> None:
+    def collecting(self: AsyncRows, begun: object, spans: list[Span], *others: object, **more: object) -> None:
         served.append(len(spans))
         collect(self, begun, spans, *others, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Steps, "launch", launching)
-    monkeypatch.setattr(RowsAhead, "_collect", collecting)
+    monkeypatch.setattr(AsyncRows, "_collect", collecting)
     events: list[Event] = []
     # Rows end where no one foresaw it.
     queries = [query_of(f"q{i}", [5 + i] * 7, 40, seed=i, temperature=1.0, ignore_eos=False) for i in range(9)]

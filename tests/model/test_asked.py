@@ -14,7 +14,7 @@ from baton.core.errors import LoadError
 from baton.loader.cache_length import length_matters
 from baton.loader.load import hook
 from baton.loader.selfcheck import check_texts, self_check, stock_logits, whatever_the_size
-from baton.model.execution import Way
+from baton.model.execution import AttentionBackend
 from families import Family, bare_model, model_of
 
 WIDE = 131072
@@ -67,16 +67,16 @@ def asking(name: str, ask: Callable[[Any, Tensor, int], Tensor], floor: int) -> 
 @pytest.mark.parametrize(
     ("name", "ask", "way"),
     [
-        ("llama", by_column, Way.FLAT),
-        ("gemma3", by_column, Way.FLAT),
-        ("llama", by_query, Way.FLAT),
-        ("llama", by_longest, Way.RECTANGLE),
-        ("llama", by_width, Way.SINGLY),
-        ("falcon_alibi", by_column, Way.SINGLY),
-        ("bloom", by_query, Way.SINGLY),
+        ("llama", by_column, AttentionBackend.FLAT),
+        ("gemma3", by_column, AttentionBackend.FLAT),
+        ("llama", by_query, AttentionBackend.FLAT),
+        ("llama", by_longest, AttentionBackend.RAGGED),
+        ("llama", by_width, AttentionBackend.PER_ROW),
+        ("falcon_alibi", by_column, AttentionBackend.PER_ROW),
+        ("bloom", by_query, AttentionBackend.PER_ROW),
     ],
 )
-def test_each_row_has_its_own_answer(name: str, ask: Callable[..., Tensor], way: Way, floor: int) -> None:
+def test_each_row_has_its_own_answer(name: str, ask: Callable[..., Tensor], way: AttentionBackend, floor: int) -> None:
     model = asking(name, ask, floor)
     texts = check_texts(model)
     expected = stock_logits(model, texts)
@@ -94,7 +94,7 @@ def test_llama4_is_exact_in_a_rectangle_of_any_size(floor: int, columns: int) ->
     texts = check_texts(model)
     expected = stock_logits(model, texts)
     forward = hook(model, columns=columns)
-    assert forward.way is Way.FLAT
+    assert forward.way is AttentionBackend.FLAT
     assert self_check(model, forward, texts, expected, columns=columns) < 1e-5
 
 
@@ -147,5 +147,5 @@ def test_a_layer_that_has_been_given_its_tokens_holds_them() -> None:
     texts = check_texts(model)
     expected = stock_logits(model, texts)
     forward = hook(model)
-    assert forward.way is Way.FLAT
+    assert forward.way is AttentionBackend.FLAT
     assert self_check(model, forward, texts, expected) < 1e-5

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model import attention, sdpa
-from baton.model.attention import Decode, Look, Shape, Span
+from baton.model.attention import Decode, Layout, Span, Visibility
 
 COLUMNS = 24
 CAPACITY = 5
@@ -31,7 +31,7 @@ class Case:
     group: int
     dim: int
     value_dim: int
-    look: Look
+    look: Visibility
     scale: float | None
     seed: int
     sinks: Tensor | None = None
@@ -81,7 +81,7 @@ def cases(draw: st.DrawFn, *, ones: bool = False) -> Case:
     dim = draw(st.sampled_from([4, 8]))
     heads, group = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
     size = draw(st.sampled_from([1, 3, 7, COLUMNS]))
-    kind = draw(st.sampled_from([Look(), Look(window=size), Look(chunk=size)]))
+    kind = draw(st.sampled_from([Visibility(), Visibility(window=size), Visibility(chunk=size)]))
     sinks = torch.linspace(-2, 2, heads * group) if draw(st.booleans()) else None
     return Case(
         spans=spans,
@@ -161,14 +161,16 @@ def test_padded_rows_equal_the_reference(case: Case) -> None:
     check_padded(case)
 
 
-@pytest.mark.parametrize("look", [Look(window=3), Look(window=3, softcap=2.0), Look(chunk=4, softcap=2.0)])
-def test_a_padding_slot_that_would_see_nothing_breeds_no_nan(look: Look) -> None:
+@pytest.mark.parametrize(
+    "look", [Visibility(window=3), Visibility(window=3, softcap=2.0), Visibility(chunk=4, softcap=2.0)]
+)
+def test_a_padding_slot_that_would_see_nothing_breeds_no_nan(look: Visibility) -> None:
     """Row 0's token is in column 10; beside row 1's twelve, its last padding slot stands for column 21."""
     check_padded(replace(plain([Span(0, 10, 1), Span(1, 0, 12)]), look=look))
 
 
 def plain(spans: Sequence[Span], window: int = 0) -> Case:
-    return Case(list(spans), heads=2, group=2, dim=4, value_dim=4, look=Look(window=window), scale=None, seed=1)
+    return Case(list(spans), heads=2, group=2, dim=4, value_dim=4, look=Visibility(window=window), scale=None, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +210,10 @@ def test_a_neighbours_nan_stays_in_its_row() -> None:
     shape = attention.decode(case.spans, rectangle)
     shape.together = True
     q = case.queries(3, 1)
-    right = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Look())
+    right = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Visibility())
     rectangle.keys[0][1] = torch.nan
     rectangle.values[0][1] = torch.nan
-    found = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Look())
+    found = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Visibility())
     assert torch.equal(found[[0, 2]], right[[0, 2]])
     assert bool(found[1].isnan().all())
 
@@ -221,10 +223,13 @@ FEEDS = st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3), min_size=1
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    FEEDS, st.sampled_from([Look(window=5), Look(chunk=5), Look(window=5, softcap=3.0)]), st.booleans(), st.booleans()
+    FEEDS,
+    st.sampled_from([Visibility(window=5), Visibility(chunk=5), Visibility(window=5, softcap=3.0)]),
+    st.booleans(),
+    st.booleans(),
 )
 def test_a_ring_gives_what_a_layer_that_keeps_everything_gives(
-    feeds: list[list[int]], look: Look, aligned: bool, together: bool
+    feeds: list[list[int]], look: Visibility, aligned: bool, together: bool
 ) -> None:
     """Three rows are fed random numbers of tokens; each feed is made twice, as if it had failed the first time."""
     layers = [LayerShape(2, 4, 4, window=5), LayerShape(2, 4, 4)]
@@ -248,13 +253,13 @@ def test_a_ring_gives_what_a_layer_that_keeps_everything_gives(
             rectangle.lens[span.row] = span.stop
 
 
-def _shape_of(spans: list[Span], rectangle: Rectangle, aligned: bool) -> Shape:
+def _shape_of(spans: list[Span], rectangle: Rectangle, aligned: bool) -> Layout:
     if all(span.count == 1 for span in spans):
         return attention.decode(spans, rectangle)
     return (attention.padded if aligned else attention.fill)(spans, rectangle)
 
 
-def _real(shape: Shape, out: Tensor) -> Tensor:
+def _real(shape: Layout, out: Tensor) -> Tensor:
     return shape.by_token(out.transpose(1, 2))
 
 

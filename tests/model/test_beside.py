@@ -12,10 +12,10 @@ from baton.core.errors import Refused
 from baton.core.events import Event, IterationDone
 from baton.core.query import Query
 from baton.core.step import Feeding
-from baton.cuda.prefill_stream import RowsBeside, fastest
+from baton.cuda.prefill_stream import PrefillStreamRows, fastest
 from baton.engine.costs import CostMeter
 from baton.kv.segment import arrived
-from baton.model.execution import WHERE, Prompts
+from baton.model.execution import WHERE, PrefillPlacement
 from baton.model.forward import Forward
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
@@ -91,7 +91,7 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
     crowd = crowd_beside("gemma3", side, dice)
     left: set[str] = set()
     rows = crowd.rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     in_flight = 0
     for query in queries:
         crowd.engine.accept(query, crowd.hear)
@@ -139,7 +139,7 @@ def test_what_fails_is_repeated_and_gives_the_same(
     side = Aside(dice)
     crowd = crowd_beside(family, side, dice)
     rows = crowd.rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     owner: Any = {"fill": rows._forward, "sample": rows, "step": rows._steps}[where]
     name = {"fill": "fill", "sample": "_sampler", "step": "launch"}[where]
     # A sampler is not asked for what steps draw.
@@ -156,15 +156,15 @@ def test_what_fails_is_repeated_and_gives_the_same(
     assert crowd.engine.kv_bytes_used == 0
 
 
-def placed(rows: RowsBeside, query: Query, among: range) -> Query:
+def placed(rows: PrefillStreamRows, query: Query, among: range) -> Query:
     rows.place(arrived(query, "tiny"), among)
     return query
 
 
-def begun(side: Aside) -> tuple[RowsBeside, Query, Query]:
+def begun(side: Aside) -> tuple[PrefillStreamRows, Query, Query]:
     """One that decodes, and one whose prompt is in flight."""
     rows = crowd_beside("llama", side).rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     short = placed(rows, query_of("short", [7], 30), range(4))
     long = placed(rows, query_of("long", range(3, 43), 5), range(4, 9))
     rows.feed({"short": 1}, Feeding.RAGGED)
@@ -268,10 +268,10 @@ def test_the_measurement_leaves_nothing_behind() -> None:
     side = Aside(random.Random(1))
     crowd = crowd_beside("llama", side)
     rows = crowd.rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     gains = rows.gains(range(4), range(4, 9))
-    assert gains.keys() == {Prompts.BESIDE, Prompts.FUSED} and min(gains.values()) > 0
-    assert side.flights == 4 and rows.prompts is Prompts.BESIDE and not rows._row_of
+    assert gains.keys() == {PrefillPlacement.SIDE_STREAM, PrefillPlacement.FUSED} and min(gains.values()) > 0
+    assert side.flights == 4 and rows.prompts is PrefillPlacement.SIDE_STREAM and not rows._row_of
     assert rows.rectangle.lens == [0] * 9
     queries = some_queries(8, random.Random(3))
     crowd.run(queries, random.Random(1))
@@ -280,7 +280,7 @@ def test_the_measurement_leaves_nothing_behind() -> None:
 
 def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = crowd_beside("llama", Aside(random.Random(1))).rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     forward = rows._forward
     assert isinstance(forward, Forward)
     measured = (
@@ -289,24 +289,24 @@ def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) 
         (0.9, 0.8, "behind steps"),
     )
     for beside, fused, words in measured:
-        gains = {Prompts.BESIDE: beside, Prompts.FUSED: fused}
-        monkeypatch.setattr(RowsBeside, "gains", lambda self, batch, prompts, gains=gains: gains)
+        gains = {PrefillPlacement.SIDE_STREAM: beside, PrefillPlacement.FUSED: fused}
+        monkeypatch.setattr(PrefillStreamRows, "gains", lambda self, batch, prompts, gains=gains: gains)
         forward.gains = None
         how = fastest(rows, forward, 4)
         assert how is forward.prompts and WHERE[how] == words
         figures = f"measured: on a stream of their own {beside:.2f}x, in one forward with a step {fused:.2f}x"
         assert f"prompts {words} ({figures})" in forward.description
     # Once for a model.
-    monkeypatch.setattr(RowsBeside, "gains", lambda self, batch, prompts: {Prompts.BESIDE: 2.0})
-    assert fastest(rows, forward, 4) is Prompts.BEHIND
+    monkeypatch.setattr(PrefillStreamRows, "gains", lambda self, batch, prompts: {PrefillPlacement.SIDE_STREAM: 2.0})
+    assert fastest(rows, forward, 4) is PrefillPlacement.AFTER_DECODE
 
 
 def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = crowd_beside("llama", Aside(random.Random(1))).rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     forward = rows._forward
     assert isinstance(forward, Forward)
     right = forward.fill
     monkeypatch.setattr(forward, "fill", Trouble(right, random.Random(1), 1, before=True))
-    assert fastest(rows, forward, 4) is Prompts.BEHIND
+    assert fastest(rows, forward, 4) is PrefillPlacement.AFTER_DECODE
     assert not rows._row_of and rows._flight is None and rows.rectangle.lens == [0] * 9

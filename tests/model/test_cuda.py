@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from baton.cuda.async_rows import RowsAhead
+from baton.cuda.async_rows import AsyncRows
 from baton.cuda.decode_steps import Steps
 from baton.cuda.graphs import Graphs
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.prefill_stream import RowsBeside
+from baton.cuda.prefill_stream import PrefillStreamRows
 from baton.cuda.slots import Chance, Slot, follows
 from baton.cuda.streams import Streams
 from baton.cuda.virtual_memory import CudaDriver, trial
@@ -42,7 +42,7 @@ def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: t
     expected = {query.id: alone(model, query)[0] for query in queries}
     dice = random.Random(1)
     crowd = crowd_of(model, Shaken(policy(), dice), ahead=True)
-    assert isinstance(crowd.rows, RowsAhead), crowd.rows._forward.description
+    assert isinstance(crowd.rows, AsyncRows), crowd.rows._forward.description
     crowd.run(queries, dice)
     assert {name: crowd.tokens(name) for name in expected} == expected
 
@@ -73,7 +73,7 @@ def test_captured_draws_are_those_that_are_launched_one_by_one(
     names = [f"q{i}" for i in range(12)]
     expected, crowd = drawing(False, monkeypatch), drawing(True, monkeypatch)
     assert [crowd.tokens(name) for name in names] == [expected.tokens(name) for name in names]
-    assert isinstance(crowd.rows, RowsAhead)
+    assert isinstance(crowd.rows, AsyncRows)
     made = crowd.rows._steps._made.values()
     assert any(step.draws for step in made)
     assert not [record for record in caplog.records if record.name == "baton.model"]
@@ -122,7 +122,7 @@ def test_a_crowd_on_mapped_memory_gives_what_each_query_gives_alone(family: str,
     crowd = crowd_of(
         model, Shaken(Baton(), dice), ahead=True, driver=driver, interleaved=interleaved, kv_bytes=kv_bytes
     )
-    assert isinstance(crowd.rows, RowsAhead) and crowd.rows.rectangle.mapped, crowd.rows
+    assert isinstance(crowd.rows, AsyncRows) and crowd.rows.rectangle.mapped, crowd.rows
     crowd.run(queries, dice)
     assert {name: crowd.tokens(name) for name in expected} == expected
 
@@ -163,7 +163,7 @@ def test_prompts_on_a_stream_of_their_own_give_the_same(family: str, seed: int) 
     expected = {query.id: alone(model, query)[0] for query in queries}
     crowd = crowd_of(model, Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8)
     rows = crowd.rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     # It leaves nothing behind.
     assert min(rows.gains(range(4), range(4, 9)).values()) > 0
     begun = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baton.cuda.copy_stream import CudaLane
-from baton.cuda.offload import Copies
+from baton.cuda.offload import HostOffload
 from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import prefix_store
@@ -25,8 +25,8 @@ pytestmark = [
 CUDA = torch.device("cuda")
 
 
-def real_copies(staged: int = 2**28) -> Copies:
-    return Copies(CudaLane(CUDA), HostMemory(2**28), staged)
+def real_copies(staged: int = 2**28) -> HostOffload:
+    return HostOffload(CudaLane(CUDA), HostMemory(2**28), staged)
 
 
 def rectangle_of(layers: int = 4, columns: int = 2000) -> Rectangle:
@@ -76,7 +76,7 @@ def test_rows_come_back_to_the_bit_while_the_device_is_busy_and_their_places_are
 
 def test_memory_that_is_not_pinned_gives_the_same() -> None:
     rectangle = rectangle_of()
-    copies = Copies(CudaLane(CUDA), HostMemory(0), 2**28)
+    copies = HostOffload(CudaLane(CUDA), HostMemory(0), 2**28)
     rectangle.lens[:2] = [1999, 1999]
     packed = Packed(copies.out(rectangle.view(0)).pieces)
     copies.into(packed, rectangle.view(1)).land()

@@ -22,7 +22,7 @@ from baton.loader.choose import go_packed, hook
 from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
 from baton.model import attention
 from baton.model.forward import Forward
-from baton.model.visibility import Look, Span
+from baton.model.visibility import Span, Visibility
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
@@ -66,7 +66,7 @@ def test_rows_in_any_order_are_copied_out() -> None:
     rectangle, varlen = rectangle_of(2, 8), Varlen(varlen_attn)
     filled(rectangle, spans, seed=0)
     q = torch.randn(1, 2, 10, 8)
-    layer = (rectangle.keys[0], rectangle.values[0], None, Look(window=4))
+    layer = (rectangle.keys[0], rectangle.values[0], None, Visibility(window=4))
     found = packed.packed(spans, rectangle, varlen).attend(q, *layer)
     torch.testing.assert_close(found, attention.fill(spans, rectangle).attend(q, *layer), atol=1e-5, rtol=1e-5)
     assert varlen.calls == 1
@@ -80,7 +80,7 @@ FEEDS = st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3).filter(any)
 def test_rings_are_attended_in_the_order_of_the_text(feeds: list[list[int]]) -> None:
     layers = [LayerShape(2, 8, 8, window=5), LayerShape(2, 8, 8)]
     rectangle = Rectangle(layers, capacity=3, columns=64, dtype=torch.float32, device=CPU)
-    look, varlen = Look(window=5), Varlen(varlen_attn)
+    look, varlen = Visibility(window=5), Varlen(varlen_attn)
     for feed in feeds:
         spans = [Span(row, rectangle.lens[row], count) for row, count in enumerate(feed) if count]
         shape = packed.packed(spans, rectangle, varlen)
@@ -102,7 +102,7 @@ def test_rings_are_attended_in_the_order_of_the_text(feeds: list[list[int]]) -> 
 def test_one_call_gives_what_calls_request_by_request_give(
     spans: list[Span], heads: int, group: int, window: int, scaled: bool
 ) -> None:
-    rectangle, look = rectangle_of(heads, 8), Look(window=window)
+    rectangle, look = rectangle_of(heads, 8), Visibility(window=window)
     filled(rectangle, spans, seed=window)
     layer = (rectangle.keys[0], rectangle.values[0], 0.7 if scaled else None, look)
     # As a model hands them on: by token, then by head.
@@ -133,14 +133,14 @@ def test_rows_are_padded_to_pages_and_sequences_begin_where_rows_do() -> None:
 @pytest.mark.parametrize(
     ("look", "sinks", "dim", "rows"),
     [
-        (Look(softcap=2.0), None, 8, (0, 2)),
-        (Look(chunk=4), None, 8, (0, 2)),
-        (Look(), torch.tensor([0.5, -1.0]), 8, (0, 2)),
-        (Look(), None, 4, (0, 2)),
+        (Visibility(softcap=2.0), None, 8, (0, 2)),
+        (Visibility(chunk=4), None, 8, (0, 2)),
+        (Visibility(), torch.tensor([0.5, -1.0]), 8, (0, 2)),
+        (Visibility(), None, 4, (0, 2)),
     ],
 )
 def test_what_the_kernel_cannot_do_goes_request_by_request(
-    look: Look, sinks: Tensor | None, dim: int, rows: tuple[int, int]
+    look: Visibility, sinks: Tensor | None, dim: int, rows: tuple[int, int]
 ) -> None:
     spans = [Span(rows[0], 0, 6), Span(rows[1], 3, 4)]
     rectangle, varlen = rectangle_of(2, dim), Varlen(varlen_attn)
@@ -219,7 +219,7 @@ def test_torchs_own_is_called_as_it_is_declared() -> None:
     rectangle = rectangle_of(2, 8, torch.bfloat16, meta)
     q = torch.empty(1, 8, 7, 8, dtype=torch.bfloat16, device=meta)
     shape = Packed(spans, rectangle, torch.empty(7), torch.empty(7), 0, varlen=varlen)
-    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Look(window=3))
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Visibility(window=3))
     assert (out.shape, out.device, varlen.calls) == ((1, 7, 8, 8), meta, 1)
 
 
@@ -267,7 +267,7 @@ def test_torchs_own_gives_what_float64_gives(
     filled(rectangle, spans, seed=1)
     q = torch.randn(1, sum(span.count for span in spans), heads * group, dim, device=device, dtype=dtype)
     shape = packed.packed(spans, rectangle, of_torch(device, dtype))
-    out = shape.attend(q.transpose(1, 2), rectangle.keys[0], rectangle.values[0], None, Look(window=window))
+    out = shape.attend(q.transpose(1, 2), rectangle.keys[0], rectangle.values[0], None, Visibility(window=window))
     on_host = [some.cpu() for some in (q[0], one_behind_the_other(rectangle.keys[0]))]
     values = one_behind_the_other(rectangle.values[0]).cpu()
     pitch = rectangle.keys[0].stride(0) // rectangle.keys[0].stride(1)

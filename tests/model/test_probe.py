@@ -14,14 +14,14 @@ from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape
 from baton.loader.load import hook
 from baton.loader.selfcheck import check_texts, self_check, stock_logits
-from baton.model.attention import Decode, Look
-from baton.model.execution import Way
+from baton.model.attention import Decode, Visibility
+from baton.model.execution import AttentionBackend
 from baton.model.forward import Forward
 from baton.model.probe import probe
 from families import WINDOW, Family, bare_model, model_of
 
-ALL = Look()
-NEAR = Look(window=WINDOW)
+ALL = Visibility()
+NEAR = Visibility(window=WINDOW)
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,18 @@ NEAR = Look(window=WINDOW)
         ("mistral_window", [NEAR] * 3),
         ("gemma3", [NEAR] * 5 + [ALL]),
         ("qwen2_window", [ALL] + [NEAR] * 2),
-        ("llama4", [Look(chunk=WINDOW)] * 3 + [ALL]),
-        ("gemma2", [Look(window=WINDOW, softcap=50.0), Look(softcap=50.0), Look(window=WINDOW, softcap=50.0)]),
+        ("llama4", [Visibility(chunk=WINDOW)] * 3 + [ALL]),
+        (
+            "gemma2",
+            [
+                Visibility(window=WINDOW, softcap=50.0),
+                Visibility(softcap=50.0),
+                Visibility(window=WINDOW, softcap=50.0),
+            ],
+        ),
     ],
 )
-def test_which_columns_each_layers_tokens_see_is_found(name: str, looks: list[Look]) -> None:
+def test_which_columns_each_layers_tokens_see_is_found(name: str, looks: list[Visibility]) -> None:
     found = probe(model_of(name)).looks
     assert [found[layer] for layer in range(len(looks))] == looks
     assert len(found) == len(looks)
@@ -52,17 +59,17 @@ def test_what_each_layer_keeps_per_token_is_found(name: str, shape: LayerShape) 
 @pytest.mark.parametrize(
     ("name", "way", "whole"),
     [
-        ("llama", Way.RECTANGLE, False),
-        ("deepseek_v3", Way.LATENTS, False),
-        ("bloom", Way.MASKED, False),
-        ("falcon_alibi", Way.MASKED, False),
-        ("gpt_neo", Way.SINGLY, False),
-        ("mamba2", Way.RECTANGLE, False),
-        ("mamba", Way.RECTANGLE, True),
-        ("jamba", Way.RECTANGLE, True),
+        ("llama", AttentionBackend.RAGGED, False),
+        ("deepseek_v3", AttentionBackend.MLA, False),
+        ("bloom", AttentionBackend.MASKED, False),
+        ("falcon_alibi", AttentionBackend.MASKED, False),
+        ("gpt_neo", AttentionBackend.PER_ROW, False),
+        ("mamba2", AttentionBackend.RAGGED, False),
+        ("mamba", AttentionBackend.RAGGED, True),
+        ("jamba", AttentionBackend.RAGGED, True),
     ],
 )
-def test_each_kind_is_run_in_the_first_way_that_is_exact(name: str, way: Way, whole: bool) -> None:
+def test_each_kind_is_run_in_the_first_way_that_is_exact(name: str, way: AttentionBackend, whole: bool) -> None:
     forward = hook(model_of(name))
     assert (forward.way, forward.whole_prompts) == (way, whole)
 
@@ -125,8 +132,8 @@ def test_the_self_check_passes_and_gives_the_model_our_attention() -> None:
     assert self_check(model, forward, texts, expected) < 1e-5
 
 
-@pytest.mark.parametrize("look", [ALL, Look(window=WINDOW - 1), Look(window=WINDOW + 1)])
-def test_the_self_check_refuses_a_window_that_is_wrong(look: Look) -> None:
+@pytest.mark.parametrize("look", [ALL, Visibility(window=WINDOW - 1), Visibility(window=WINDOW + 1)])
+def test_the_self_check_refuses_a_window_that_is_wrong(look: Visibility) -> None:
     model = model_of("mistral_window")
     texts = check_texts(model)
     expected = stock_logits(model, texts)

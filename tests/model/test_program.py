@@ -19,7 +19,7 @@ from baton.model import forward as forward_module
 from baton.model.forward import Forward
 from baton.model.visibility import Span, cut
 from baton.native import library as native
-from baton.native.graph import Draft, Ref
+from baton.native.graph import Graph, Ref
 from baton.native.lower import lower
 from baton.native.record import record
 from families import CONTEXT, FAMILIES, VOCABULARY, WINDOW, Family, bare_model, model_of
@@ -315,7 +315,7 @@ def test_every_value_has_a_place_of_its_own_while_it_is_needed(name: str) -> Non
     assert widest(draft) <= draft.row_floats
 
 
-def widest(draft: Draft) -> int:
+def widest(draft: Graph) -> int:
     return max(
         one.buffer.offset + one.buffer.size
         for line in draft.lines

@@ -161,7 +161,7 @@ def test_a_prefix_serves_texts_on_its_side_of_the_limit_only(name: str) -> None:
 @pytest.mark.parametrize("length", [LIMIT - 3, LIMIT + 5])
 def test_choices_of_a_prompt_near_the_limit(name: str, length: int) -> None:
     prompt = [3 + 7 * i % (VOCABULARY - 3) for i in range(length)]
-    group = [replace(query_of(f"q{at}", prompt, 6, seed=at), choice_of="q") for at in range(3)]
+    group = [replace(query_of(f"q{at}", prompt, 6, seed=at), sibling_of="q") for at in range(3)]
     crowd = crowd_of(model_of(name), Baton(), prefix_cache=True, prefix_block=4)
     crowd.run(group)
     for query in group:

@@ -23,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from baton.batch.row_state import Occupant
+from baton.batch.row_state import RowState
 from baton.core.query import Query, SamplingParams
 from baton.sampling import on_device as draw_device
 from baton.sampling import on_host as draw_host
@@ -407,7 +407,7 @@ def test_a_row_counts_its_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.sampling.sampler.Seen", Counting)
     params = SamplingParams(max_tokens=None, frequency_penalty=0.5, repetition_penalty=1.2)
     query = Query(id="a", prompt=(1, 2, 3), params=params, seed=1, limit_tokens=900, arrived=0.0)
-    found, logits = Occupant(query, [1, 2, 3], 3), noise(1)
+    found, logits = RowState(query, [1, 2, 3], 3), noise(1)
     for _ in range(200):
         one = found.draw(None)
         (token,) = SAMPLER(logits, [one])

@@ -26,7 +26,7 @@ from baton.loader.choose import go_resident, hook
 from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
 from baton.model import hooked
 from baton.model.device import Device
-from baton.model.execution import Way
+from baton.model.execution import AttentionBackend
 from baton.model.forward import Forward
 from baton.model.hooked import BY_TOKEN, Hooked
 from baton.model.visibility import Span
@@ -158,7 +158,7 @@ def test_nothing_of_a_step_asks_the_host(family: str, chance: Chance) -> None:
     with torch.device("meta"):
         config = AutoConfig.for_model(found.model_type, **{**_COMMON, **found.more})
         model = AutoModelForCausalLM.from_config(config).bfloat16().eval()
-    forward = Forward(model, geometry, Way.RECTANGLE)
+    forward = Forward(model, geometry, AttentionBackend.RAGGED)
     rectangle = rectangle_of(forward, "meta", torch.bfloat16)
     steps = Steps(forward._hooked, rectangle, InTorch(), capture=False)
     slots = [Slot(2, 7, 21, chance), Slot(0, follows(1), 6)]

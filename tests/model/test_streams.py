@@ -15,7 +15,7 @@ import torch
 
 from baton.cuda import streams
 from baton.cuda.decode_steps import Launched
-from baton.cuda.prefill_stream import RowsBeside
+from baton.cuda.prefill_stream import PrefillStreamRows
 from baton.cuda.streams import Streams
 from baton.kv.rectangle import Rectangle
 from baton.policy.baton import Baton
@@ -114,7 +114,7 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
         model_of("gemma3"), Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8
     )
     rows = crowd.rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     launched: dict[int, Any] = {}
 
     def listen(owner: object, name: str, rows_of: Callable[..., set[int]]) -> None:
@@ -170,7 +170,7 @@ def run(crowd: Crowd, dice: random.Random) -> list[str]:
     queries = some_queries(20, dice)
     left: list[str] = []
     rows = crowd.rows
-    assert isinstance(rows, RowsBeside)
+    assert isinstance(rows, PrefillStreamRows)
     for query in queries:
         crowd.engine.accept(query, crowd.hear)
     while crowd.engine.busy:

@@ -14,7 +14,7 @@ from baton.loader.load import hook
 from baton.loader.selfcheck import TOLERANCE, check_texts, stock_logits, tolerance_of
 from baton.loader.structure import structure
 from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
-from baton.model.execution import Way
+from baton.model.execution import AttentionBackend
 from families import Family, bare_model, model_of
 
 HALF = (torch.bfloat16, torch.float16)
@@ -57,8 +57,8 @@ def doge(keep: int) -> PreTrainedModel:
 
 def test_what_begins_beyond_a_length_of_the_config_is_seen() -> None:
     """Of equals, a top-k over columns takes others where there are more columns."""
-    assert hook(doge(keep=40)).way is Way.SINGLY
-    assert hook(doge(keep=2048)).way is Way.MASKED
+    assert hook(doge(keep=40)).way is AttentionBackend.PER_ROW
+    assert hook(doge(keep=2048)).way is AttentionBackend.MASKED
 
 
 def test_lengths_that_cost_too_much_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +132,4 @@ def test_what_cannot_be_lifted_is_compared_in_its_own_number_format(monkeypatch:
     monkeypatch.setattr("baton.loader.upcast.MOST_LIFTED_BYTES", 0)
     assert not can_be_lifted(model, 3)
     monkeypatch.setattr("baton.loader.structure.can_be_lifted", lambda model, layers: False)
-    assert structure(model, 0).ways[0] == (Way.RECTANGLE, False)
+    assert structure(model, 0).ways[0] == (AttentionBackend.RAGGED, False)

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from baton.cuda.decode_steps import Steps
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.page_layout import Layout
+from baton.cuda.page_layout import PageLayout
 from baton.cuda.ragged_attention import InTorch, InTriton, Places
 from baton.cuda.slots import Slot, follows
 from baton.cuda.virtual_memory import HostDriver
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import hook
 from baton.model.forward import Forward
-from baton.model.visibility import EVERYTHING, Look
+from baton.model.visibility import EVERYTHING, Visibility
 from families import model_of
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -74,7 +74,7 @@ class Case:
     dim: int = 64
     value_dim: int = 64
     group: int = 2
-    look: Look = EVERYTHING
+    look: Visibility = EVERYTHING
     ring: int = 0
     sinks: bool = False
     scale: float | None = None
@@ -135,14 +135,14 @@ CASES = [
     Case(dim=80, value_dim=80, group=4),
     Case(dim=96, value_dim=96),
     Case(dim=128, value_dim=128, group=4, sinks=True),
-    Case(dim=256, value_dim=256, group=1, look=Look(softcap=5.0)),
+    Case(dim=256, value_dim=256, group=1, look=Visibility(softcap=5.0)),
     Case(dim=16, value_dim=24, group=3),
-    Case(look=Look(window=37)),
-    Case(look=Look(window=130, softcap=2.0), sinks=True),
-    Case(look=Look(chunk=50)),
-    Case(look=Look(window=150), ring=150),
-    Case(look=Look(chunk=90), ring=90, sinks=True),
-    Case(look=Look(window=33, softcap=3.0), ring=33, group=4),
+    Case(look=Visibility(window=37)),
+    Case(look=Visibility(window=130, softcap=2.0), sinks=True),
+    Case(look=Visibility(chunk=50)),
+    Case(look=Visibility(window=150), ring=150),
+    Case(look=Visibility(chunk=90), ring=90, sinks=True),
+    Case(look=Visibility(window=33, softcap=3.0), ring=33, group=4),
     Case(splits=None),
 ]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -175,9 +175,9 @@ def check(case: Case, module: ModuleType) -> None:
 
 
 def test_the_comparison_notices_a_window_that_is_wrong_by_one(interpreted: ModuleType) -> None:
-    right = Case(look=Look(window=37))
+    right = Case(look=Visibility(window=37))
     found, _ = right.run(interpreted)
-    _, wider = replace(right, look=Look(window=38)).run(interpreted)
+    _, wider = replace(right, look=Visibility(window=38)).run(interpreted)
     assert float((found - wider).norm() / wider.norm()) > 100 * TOLERANCE[torch.float32]
 
 
@@ -250,7 +250,7 @@ def test_kernels_touch_nothing_that_rows_did_not_reach(
 def _kernels_on_mapped_memory(forward: Forward) -> int:
     """0 where each step gives what torch gives on memory that is there at once."""
     shapes, cpu = forward.geometry.shapes, torch.device("cpu")
-    layout = Layout(shapes, 64, torch.float32, HostDriver().granularity, page_tokens=5)
+    layout = PageLayout(shapes, 64, torch.float32, HostDriver().granularity, page_tokens=5)
     of: dict[str, Any] = {"capacity": 4, "columns": 64, "dtype": torch.float32, "device": cpu}
     plain, mapped = Rectangle(shapes, **of), MappedRectangle(shapes, driver=HostDriver(), layout=layout, **of)
     lengths = (11, 1, 30)

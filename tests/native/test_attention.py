@@ -11,7 +11,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from baton.model.visibility import EVERYTHING, NOBODY, Look
+from baton.model.visibility import EVERYTHING, NOBODY, Visibility
 from baton.native import library as native
 
 Array = np.ndarray
@@ -45,7 +45,7 @@ class Layer:
     key_dim: int
     value_dim: int
     kind: int = FLOAT32
-    look: Look = EVERYTHING
+    look: Visibility = EVERYTHING
     ring: int = 0
     sinks: Array | None = None
 
@@ -176,7 +176,7 @@ def any_layer(random: np.random.Generator, kind: int) -> Layer:
     value_dim = key_dim if random.random() < 0.5 else int(random.choice([8, 17, 40, 64, 128, 256]))
     span = int(random.choice([1, 5, 32, 64, 100]))
     softcap = float(random.choice([0, 0.5, 30]))
-    look = [Look(0, 0, softcap), Look(span, 0, softcap), Look(0, span, softcap)][random.integers(3)]
+    look = [Visibility(0, 0, softcap), Visibility(span, 0, softcap), Visibility(0, span, softcap)][random.integers(3)]
     ring = look.window if random.random() < 0.6 else 0
     heads = kv_heads * group
     sinks = random.normal(0, 3, heads).astype(np.float32) if random.random() < 0.4 else None
@@ -202,8 +202,10 @@ def test_it_is_attention_at_any_shape(kernels: int, kind: int, seed: int) -> Non
 
 
 @pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
-@pytest.mark.parametrize("look", [Look(), Look(window=700), Look(chunk=600), Look(softcap=2.0)], ids=str)
-def test_long_rows(kernels: int, kind: int, look: Look) -> None:
+@pytest.mark.parametrize(
+    "look", [Visibility(), Visibility(window=700), Visibility(chunk=600), Visibility(softcap=2.0)], ids=str
+)
+def test_long_rows(kernels: int, kind: int, look: Visibility) -> None:
     random = np.random.default_rng(5)
     layer = Layer(6, 2, 32, 48, kind, look, look.window, random.normal(0, 3, 6).astype(np.float32))
     shapes = [(1300, 1), (511, 1), (512, 1), (513, 1), (1023, 4), (600, 20), (0, 1), (1500, 1)]
@@ -231,7 +233,7 @@ def test_extreme_scores(kernels: int) -> None:
 
 def test_softcap_of_small_scores(kernels: int) -> None:
     """tanh is near its argument: differences of scores survive, by a factor that makes them matter."""
-    layer = Layer(1, 1, 8, 8, look=Look(softcap=1e4))
+    layer = Layer(1, 1, 8, 8, look=Visibility(softcap=1e4))
     text = layer.text(np.random.default_rng(3), 40)
     text.queries[:] *= 20
     close(kernels, layer, [Fed(text, 0, 39, 40)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from baton.native import library as native
-from baton.native.library import FLOAT32, Instruction, Layer, Look, Outline, Table, Weight
+from baton.native.library import FLOAT32, Instruction, Layer, ProgramIR, Table, Visibility, Weight
 
 library = native.library
 pytestmark = pytest.mark.skipif(library is None, reason=native.describe())
@@ -61,8 +61,8 @@ def test_a_program_of_an_impossible_length_is_refused() -> None:
     for count in (-1, 2**60):
         with pytest.raises((ValueError, MemoryError)):
             library.baton_program_new(
-                native.kernels(), pool, byref(Outline()), (Instruction * 1)(), count, (Table * 1)(), 0,
-                (Layer * 1)(), 0, (Look * 1)(), 0,
+                native.kernels(), pool, byref(ProgramIR()), (Instruction * 1)(), count, (Table * 1)(), 0,
+                (Layer * 1)(), 0, (Visibility * 1)(), 0,
             )  # fmt: skip
     library.baton_pool_free(pool)
 

@@ -146,7 +146,7 @@ def begun(seen: View) -> list[str]:
 
 def test_what_begins_can_make_its_sure_progress_within_the_budget_in_the_order_of_arrival() -> None:
     """20 prompt tokens of a byte each, the token that the prefill draws, and 10 more of those that it may generate."""
-    seen = {"sure_tokens": 10, "prefill_chunk": None}
+    seen = {"guaranteed_tokens": 10, "prefill_chunk": None}
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=93, **seen)) == ["a", "b", "c"]
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=92, **seen)) == ["a", "b"]
     assert begun(view(*waiting("a", "b", limit_tokens=5), bytes_budget=50, **seen)) == ["a", "b"], "25 at most each"
@@ -156,13 +156,13 @@ def test_what_begins_can_make_its_sure_progress_within_the_budget_in_the_order_o
 
 def test_those_that_run_are_left_room_to_go_on_before_another_begins() -> None:
     runs = running("x", limit_tokens=100)  # 20 prompt tokens, 6 generated
-    assert begun(view(*runs, *waiting("w"), bytes_budget=26 + 10 + 31, sure_tokens=10)) == ["w"]
-    assert begun(view(*runs, *waiting("w"), bytes_budget=26 + 10 + 30, sure_tokens=10)) == []
+    assert begun(view(*runs, *waiting("w"), bytes_budget=26 + 10 + 31, guaranteed_tokens=10)) == ["w"]
+    assert begun(view(*runs, *waiting("w"), bytes_budget=26 + 10 + 30, guaranteed_tokens=10)) == []
 
 
 def test_no_more_begin_than_budget_and_pool_are_expected_to_hold_to_their_ends() -> None:
     names = [f"w{i}" for i in range(4)]
-    seen = {"bytes_budget": 200, "sure_tokens": 10, "max_rows": 8, "prefill_room": 9}
+    seen = {"bytes_budget": 200, "guaranteed_tokens": 10, "max_rows": 8, "prefill_room": 9}
     four = waiting(*names, limit_tokens=80)  # each may come to 100 bytes
     assert begun(view(*four, pool_left=100, **seen)) == names[:3]
     assert begun(view(*four, pool_left=0, **seen)) == names[:2]
@@ -171,11 +171,11 @@ def test_no_more_begin_than_budget_and_pool_are_expected_to_hold_to_their_ends()
 
 def test_those_set_aside_come_back_before_any_other_begins() -> None:
     back, new = aside("s", "t", limit_tokens=100), waiting("w")
-    enough = view(*back, *new, bytes_budget=36 + 36 + 31, sure_tokens=10, pool_left=500)
+    enough = view(*back, *new, bytes_budget=36 + 36 + 31, guaranteed_tokens=10, pool_left=500)
     assert (plan(enough).insert, begun(enough)) == (("s", "t"), ["w"])
-    one = view(*back, *new, bytes_budget=36 + 35, sure_tokens=10, pool_left=500)
+    one = view(*back, *new, bytes_budget=36 + 35, guaranteed_tokens=10, pool_left=500)
     assert (plan(one).insert, begun(one)) == (("s",), [])
-    none = view(*back, *new, *running("x", limit_tokens=100), bytes_budget=71, sure_tokens=10, pool_left=500)
+    none = view(*back, *new, *running("x", limit_tokens=100), bytes_budget=71, guaranteed_tokens=10, pool_left=500)
     assert (plan(none).insert, begun(none)) == ((), [])
 
 

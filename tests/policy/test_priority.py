@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from baton.core.query import State
 from baton.core.step import Chunk
 from baton.policy.baton import Baton
-from baton.policy.port import Costs, Standing, View, honours
+from baton.policy.port import Costs, QueryView, View, honours
 from baton.policy.priority import Priority, by_priority
 from views import aside, check_carried_out, crowd, prefilling, ready, running, some, standing, view, waiting
 
 plan = Priority().plan
 
 
-def full(*more: Standing, rows: int = 2, **changes: Any) -> View:
+def full(*more: QueryView, rows: int = 2, **changes: Any) -> View:
     """Rows full of queries of priority 5: "a" came first, then "b"."""
     low = [*running("a", priority=5, arrived=0.0), *running("b", priority=5, arrived=1.0)]
     return view(*low, *more, **{"rows": rows, "max_rows": rows, "prefill_chunk": 100, **changes})
@@ -177,7 +177,7 @@ def test_those_set_aside_go_on_where_they_hold_what_a_more_urgent_one_needs() ->
 # Shares
 
 
-def names(*queries: Standing) -> list[str]:
+def names(*queries: QueryView) -> list[str]:
     return [query.id for query in by_priority(view(*queries))]
 
 

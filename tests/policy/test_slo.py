@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baton.core.query import State
 from baton.core.step import Chunk
-from baton.policy.port import Costs, Standing, View, honours
+from baton.policy.port import Costs, QueryView, View, honours
 from baton.policy.slo import SETTLED_TOKENS, Slo, is_pressed, needs, slack
 from views import aside, check_carried_out, crowd, ready, running, some, standing, view, waiting
 
@@ -22,13 +22,13 @@ EVEN = Costs(step_seconds=1.0, fill_token_seconds=0.5, fill_tokens=100, step_sec
 STEEP = replace(EVEN, step_seconds_by_rows=((1, 1.0), (4, 4.0)))
 
 
-def settled(*names: str, **changes: Any) -> list[Standing]:
+def settled(*names: str, **changes: Any) -> list[QueryView]:
     """Running, and far enough to give way: 100 - 10 = 90 tokens are left."""
     values = {"generated": 10, "limit_tokens": 100, "since_insert": SETTLED_TOKENS, **changes}
     return running(*names, **values)
 
 
-def full(*more: Standing, costs: Costs = EVEN, **changes: Any) -> View:
+def full(*more: QueryView, costs: Costs = EVEN, **changes: Any) -> View:
     return view(*more, costs=costs, **{"rows": 2, "max_rows": 2, "prefill_chunk": 100, **changes})
 
 
@@ -68,7 +68,7 @@ def test_priority_goes_before_slack() -> None:
 # Who gives way
 
 
-def pressed(**changes: Any) -> list[Standing]:
+def pressed(**changes: Any) -> list[QueryView]:
     """Ready, 19 tokens left, 30 seconds to its deadline; both rows are taken for 90 seconds."""
     return ready("q", **{"deadline": 30.0, **changes})
 
@@ -91,7 +91,7 @@ def test_a_pressed_query_takes_the_row_of_the_one_with_most_slack() -> None:
         (settled("a"), pressed(), "a row is free"),
     ],
 )
-def test_nobody_gives_way_where(rows: list[Standing], query: list[Standing], why: str) -> None:
+def test_nobody_gives_way_where(rows: list[QueryView], query: list[QueryView], why: str) -> None:
     assert plan(full(*rows, *query)).detach == (), why
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from baton.core.query import State
 from baton.core.step import Chunk
-from baton.policy.memory_guard import Within
-from baton.policy.port import Plan, Standing, View
+from baton.policy.memory_guard import MemoryGuard
+from baton.policy.port import Plan, QueryView, View
 from views import aside, prefilling, ready, running, standing, view, waiting
 
 
@@ -26,14 +26,14 @@ class Answers:
 
 
 def fitted(planned: Plan, seen: View) -> Plan:
-    return Within(Answers(planned)).plan(seen)
+    return MemoryGuard(Answers(planned)).plan(seen)
 
 
 # Standings run with 26 tokens of a byte each, so far; the next 10 are sure.
-SURE = {"sure_tokens": 10}
+SURE = {"guaranteed_tokens": 10}
 
 
-def free_to_go(*names: str, **changes: int) -> list[Standing]:
+def free_to_go(*names: str, **changes: int) -> list[QueryView]:
     return running(*names, **{"since_insert": 10, "limit_tokens": 100, **changes})
 
 
@@ -138,7 +138,7 @@ def after(plan: Plan, seen: View) -> tuple[int, int]:
 
 
 @st.composite
-def standings(draw: st.DrawFn) -> list[Standing]:
+def standings(draw: st.DrawFn) -> list[QueryView]:
     kinds: dict[State, Any] = {
         State.WAITING: waiting,
         State.PREFILLING: prefilling,
@@ -160,8 +160,10 @@ def standings(draw: st.DrawFn) -> list[Standing]:
 
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(data=st.data(), some=standings(), sure=st.integers(0, 20), held=st.integers(0, 50))
-def test_any_plan_for_any_view_fits_afterwards(data: st.DataObject, some: list[Standing], sure: int, held: int) -> None:
-    seen = view(*some, sure_tokens=sure, held_rows=held > 0, held_bytes=held)
+def test_any_plan_for_any_view_fits_afterwards(
+    data: st.DataObject, some: list[QueryView], sure: int, held: int
+) -> None:
+    seen = view(*some, guaranteed_tokens=sure, held_rows=held > 0, held_bytes=held)
     in_pool = sum(query.cached for query in seen.aside)
     pool = data.draw(st.integers(0, in_pool + 80), label="pool")
     seen = replace(seen, bytes_budget=data.draw(st.integers(0, 300), label="budget"), pool_left=pool - in_pool)

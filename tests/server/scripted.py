@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from baton.core.clock import monotonic
 from baton.core.config import Settings
-from baton.core.constraint import Constraint, Form
+from baton.core.constraint import Constraint, OutputFormat
 from baton.core.errors import InvalidValue
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.limits import Limits
@@ -216,9 +216,9 @@ class Forms:
     """A compiler that keeps the forms it is given."""
 
     def __init__(self) -> None:
-        self.forms: list[Form] = []
+        self.forms: list[OutputFormat] = []
 
-    def compile(self, form: Form) -> Constraint:
+    def compile(self, form: OutputFormat) -> Constraint:
         self.forms.append(form)
         return Free()
 

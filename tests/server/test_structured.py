@@ -14,7 +14,7 @@ import openai
 import pytest
 import uvicorn
 
-from baton.compose import House, open_house
+from baton.compose import EngineHandle, open_engine
 from baton.core.config import make_config
 from baton.server.app import create_app
 from baton.server.run import bind, url_of
@@ -87,15 +87,15 @@ async def test_an_engine_without_a_compiler_refuses_by_name(loop: ScriptedLoop) 
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHandle]:
     folder: Path = save_speaking(tmp_path_factory.mktemp("speaking"))
-    found = open_house(make_config({"model": str(folder), "served_model_name": "bytes", "grammar_timeout": 20.0}))
+    found = open_engine(make_config({"model": str(folder), "served_model_name": "bytes", "grammar_timeout": 20.0}))
     yield found
     found.client.close()
 
 
 @pytest.fixture(scope="module")
-def url(house: House) -> Iterator[str]:
+def url(house: EngineHandle) -> Iterator[str]:
     app = create_app(house.client, render_metrics=lambda: (b"", "text/plain"), version="0")
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="error"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from baton.batch.rows import Rows
 from baton.core.errors import Refused
 from baton.core.footprint import Footprint
-from baton.core.step import Feeding, Stepped
+from baton.core.step import Feeding, StepOutput
 from baton.kv.segment import KVSegment
 
 
@@ -67,7 +67,7 @@ class RectangleBatch:
 
     def step(
         self, feed: int, how: Feeding, done: Set[str] = frozenset(), beside: Mapping[str, int] | None = None
-    ) -> Stepped:
+    ) -> StepOutput:
         mine = self.lens
         if not mine:
             raise Refused("the batch is empty")

@@ -15,12 +15,12 @@ import torch
 from baton.core.clock import ManualClock
 from baton.core.errors import Refused
 from baton.core.footprint import Footprint
-from baton.core.step import Chunk, Effort, Feeding, Stepped
+from baton.core.step import Chunk, Feeding, StepCost, StepOutput
 from baton.kv.segment import KVSegment
 
 
 class Costs(Protocol):
-    def of(self, effort: Effort) -> float:
+    def of(self, effort: StepCost) -> float:
         """Seconds of a forward."""
 
 
@@ -37,7 +37,7 @@ class CostModel:
     slot_seconds: float = 0.0
     column_seconds: float = 0.0
 
-    def of(self, effort: Effort) -> float:
+    def of(self, effort: StepCost) -> float:
         tokens = self.row_seconds * effort.rows + self.slot_seconds * effort.slots
         return self.fixed_seconds + tokens + self.column_seconds * effort.columns
 
@@ -80,7 +80,7 @@ class FakeDevice:
             return replace(segment, cached=0)
         return replace(segment, parts=_parts(self.footprint, segment.cached) if segment.cached else ())
 
-    def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
+    def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> StepOutput:
         """One forward; see `Batch.step`. One that raises has fed nothing."""
         counts = {
             name: 1 if name in done else min(tokens, self.segments[name].pending) for name, tokens in most.items()
@@ -99,7 +99,7 @@ class FakeDevice:
                 self.segments[name].tokens.append(token)
                 stepped.tokens[name] = token
         slots = stepped.slots
-        effort = Effort(
+        effort = StepCost(
             rows=len(counts),
             slots=slots.useful + slots.idle,
             columns=slots.columns_needed,
@@ -110,9 +110,9 @@ class FakeDevice:
         self._clock.advance(self._costs.of(effort))
         return stepped
 
-    def _count(self, counts: Mapping[str, int], width: int, done: Set[str]) -> Stepped:
+    def _count(self, counts: Mapping[str, int], width: int, done: Set[str]) -> StepOutput:
         """Every slot by kind, and each query's share; `width`: what rows are padded to, or 0."""
-        stepped = Stepped()
+        stepped = StepOutput()
         for name, count in counts.items():
             segment, padding = self.segments[name], max(width - count, 0)
             stepped.slots.padding += padding
@@ -195,7 +195,7 @@ class FakeBatch(_Places):
 
     def step(
         self, feed: int, how: Feeding, done: Set[str] = frozenset(), beside: Mapping[str, int] | None = None
-    ) -> Stepped:
+    ) -> StepOutput:
         if not self._names:
             raise Refused("the batch is empty")
         if min([feed, *(beside or {}).values()]) < 1:
@@ -218,7 +218,7 @@ class FakePrefill(_Places):
     def start(self, segment: KVSegment) -> None:
         self._place(segment, self._most)
 
-    def advance(self, chunks: Sequence[Chunk]) -> Stepped:
+    def advance(self, chunks: Sequence[Chunk]) -> StepOutput:
         if not chunks:
             raise Refused("no chunk to prefill")
         return self._device.feed({self._mine(chunk.query_id): chunk.tokens for chunk in chunks}, Feeding.RAGGED)

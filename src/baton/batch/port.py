@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
-from baton.core.step import Chunk, Feeding, Stepped
+from baton.core.step import Chunk, Feeding, StepOutput
 from baton.kv.segment import KVSegment
 
 
@@ -49,7 +49,7 @@ class Batch(Protocol):
 
     def step(
         self, feed: int, how: Feeding, done: Set[str] = frozenset(), beside: Mapping[str, int] | None = None
-    ) -> Stepped:
+    ) -> StepOutput:
         """Feeds each row up to `feed` pending tokens; rows that ran out draw their next token.
 
         If steps begin ahead (`cuda/async_rows.py`), a new row may be fed nothing, once. If prompts are computed
@@ -81,7 +81,7 @@ class Prefiller(Protocol):
     def start(self, segment: KVSegment) -> None:
         """Takes a segment. Refuses where there is no room, or it is in already."""
 
-    def advance(self, chunks: Sequence[Chunk]) -> Stepped:
+    def advance(self, chunks: Sequence[Chunk]) -> StepOutput:
         """Feeds these chunks in one forward; a segment that ran out of pending tokens draws its next token.
 
         Where some were begun beside a step, those are waited for, and told of first.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from baton.batch.rows import Rows
 from baton.core.errors import Refused
-from baton.core.step import Chunk, Feeding, Stepped
+from baton.core.step import Chunk, Feeding, StepOutput
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 
@@ -42,7 +42,7 @@ class PrefillHere:
     def start(self, segment: KVSegment) -> None:
         self._rows.place(segment, self._among)
 
-    def advance(self, chunks: Sequence[Chunk]) -> Stepped:
+    def advance(self, chunks: Sequence[Chunk]) -> StepOutput:
         mine = self.lens
         unknown = [chunk.query_id for chunk in chunks if chunk.query_id not in mine]
         if unknown or not chunks:

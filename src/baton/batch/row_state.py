@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from baton.core.query import Query
-from baton.model.port import Ran
+from baton.model.port import ForwardStats
 from baton.model.visibility import Span
 from baton.sampling.grammar_masks import Found, Guide, Mask
 from baton.sampling.sampler import Draw
@@ -17,7 +17,7 @@ from baton.sampling.seen_tokens import Seen
 
 
 @dataclass(slots=True)
-class Occupant:
+class RowState:
     """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
 
     `anew`: it grew to where the model begins a text anew, and its tokens are fed again, several a step.
@@ -54,14 +54,14 @@ class Occupant:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class PendingForward:
     """A forward that was launched: its spans, and what is to come of it."""
 
     spans: Sequence[Span]
     logits: Tensor
-    ran: Ran
+    ran: ForwardStats
     masks: Future[Found] | None
 
 
-Drawing = tuple[int, Occupant]
+Drawing = tuple[int, RowState]
 """One who draws, and from which row of the logits."""

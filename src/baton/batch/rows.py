@@ -10,15 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from baton.batch.row_state import Drawing, Occupant, Running
+from baton.batch.row_state import Drawing, PendingForward, RowState
 from baton.core.errors import Refused
-from baton.core.step import Feeding, Stepped
-from baton.cuda.offload import Arrival, Copies
+from baton.core.step import Feeding, StepOutput
+from baton.cuda.offload import HostLoad, HostOffload
 from baton.cuda.packed_rows import Packed
 from baton.kv.budget import out_of_memory
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
-from baton.model.port import Feeder
+from baton.model.port import ModelRunner
 from baton.model.visibility import Span
 from baton.sampling.grammar_masks import Found, Guide, Mask, Masks, waited
 from baton.sampling.logprobs import token_logprobs, told
@@ -43,20 +43,26 @@ class Rows:
     """
 
     def __init__(
-        self, rectangle: Rectangle, forward: Feeder, sampler: Sampler, stamp: str, *, copies: Copies | None = None
+        self,
+        rectangle: Rectangle,
+        forward: ModelRunner,
+        sampler: Sampler,
+        stamp: str,
+        *,
+        copies: HostOffload | None = None,
     ) -> None:
         self.rectangle = rectangle
         self._forward = forward
         self._sampler = sampler
         self._stamp = stamp
         self._masks = Masks()
-        self._occupants: dict[int, Occupant] = {}
+        self._occupants: dict[int, RowState] = {}
         self._row_of: dict[str, int] = {}
         # Rows whose queries were lifted out, and whose keys and values the segment still lives in.
         self._lent: set[int] = set()
         self._copies = copies
         # Rows whose keys and values are on their way from the host.
-        self._arriving: dict[int, Arrival] = {}
+        self._arriving: dict[int, HostLoad] = {}
 
     def lens(self, among: range) -> dict[str, int]:
         """Cached tokens of each query that is in these rows."""
@@ -86,7 +92,7 @@ class Rows:
         # In the batch it would else be fed from its first token on, one a step.
         anew = segment.cached > 0 and unsure
         guide = Guide(query, segment.tokens[len(query.prompt) :]) if query.constraint is not None else None
-        self._occupants[row] = Occupant(query, segment.tokens, max(segment.computed, segment.cached), anew, guide)
+        self._occupants[row] = RowState(query, segment.tokens, max(segment.computed, segment.cached), anew, guide)
         self._row_of[query.id] = row
         segment.release()
 
@@ -187,7 +193,7 @@ class Rows:
             found = self._occupants[target] = self._occupants.pop(row)
             self._row_of[found.query.id] = target
 
-    def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> Stepped:
+    def feed(self, most: Mapping[str, int], how: Feeding, done: Set[str] = frozenset()) -> StepOutput:
         """One forward: up to so many pending tokens of each named query; see `Batch.step` for `done`.
 
         A row that is still on its way from the host is fed nothing, unless nobody else is fed.
@@ -200,7 +206,7 @@ class Rows:
         # What it could not have was kept for rows that nobody is in; a forward that ran out has fed nothing.
         return self._once(most, how, done)
 
-    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
+    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> StepOutput:
         return self._feed(self._spans(self._landed(most), done), how, done)
 
     def _spans(self, most: Mapping[str, int], done: Set[str]) -> list[Span]:
@@ -208,10 +214,10 @@ class Rows:
         rows = sorted((self._row_of[query_id] for query_id in most), key=self.rectangle.places.__getitem__)
         return [self._span(row, most, done) for row in rows]
 
-    def _feed(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
+    def _feed(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> StepOutput:
         return self._finish(self._run(spans, how, done), done)
 
-    def _run(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Running:
+    def _run(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> PendingForward:
         """Launches a forward; rows are as before until it is finished."""
         tokens = [t for s in spans for t in self._occupants[s.row].tokens[s.start : s.stop]]
         one_each = all(span.count == 1 for span in spans)
@@ -224,9 +230,9 @@ class Rows:
             run = self._forward.padded
         masks = self._begin_masks(spans, done)
         logits, ran = run(self.rectangle, spans, tokens)
-        return Running(spans, logits, ran, masks)
+        return PendingForward(spans, logits, ran, masks)
 
-    def _finish(self, running: Running, done: Set[str]) -> Stepped:
+    def _finish(self, running: PendingForward, done: Set[str]) -> StepOutput:
         """What came of it; waits where something is drawn."""
         spans, logits, ran = running.spans, running.logits, running.ran
         stepped = self._count(spans, done, ran.padded_to)
@@ -254,8 +260,8 @@ class Rows:
         if pending == 1:
             # A row that decodes: none of what follows would feed it otherwise.
             return Span(row, start, 1, began)
-        if found.computed < found.query.pause_at:
-            pending = found.query.pause_at - start
+        if found.computed < found.query.fork_at:
+            pending = found.query.fork_at - start
         if found.anew:
             count = max(count, _ANEW_TOKENS)
         if found.untold(start, start + min(count, _EVERY_TOKENS)):
@@ -268,14 +274,14 @@ class Rows:
         count = min(count, pending)
         return Span(row, start, count, began, every=bool(found.untold(start, start + count)))
 
-    def _began(self, found: Occupant) -> int:
+    def _began(self, found: RowState) -> int:
         """How many tokens its text begins with, alone, in one forward."""
         prompt, limit = len(found.query.prompt), self._forward.anew_limit
         return prompt if limit is None or not prompt <= limit < len(found.tokens) else limit + 1
 
-    def _count(self, spans: Sequence[Span], done: Set[str], width: int) -> Stepped:
+    def _count(self, spans: Sequence[Span], done: Set[str], width: int) -> StepOutput:
         """Every slot that was computed, by kind, and each query's share; `width`: what rows were padded to, or 0."""
-        stepped = Stepped()
+        stepped = StepOutput()
         slots = stepped.slots
         for span in spans:
             found, count, stop = self._occupants[span.row], span.count, span.stop
@@ -291,7 +297,7 @@ class Rows:
             stepped.shares[found.query.id] = (count - again, again + padding)
         return stepped
 
-    def _tell_prompts(self, spans: Sequence[Span], logits: Tensor, stepped: Stepped) -> Tensor:
+    def _tell_prompts(self, spans: Sequence[Span], logits: Tensor, stepped: StepOutput) -> Tensor:
         """Tells of the prompt tokens behind those fed; answers `[spans, vocabulary]`, the logits of each one's last."""
         parts = logits.split([span.kept for span in spans])
         for span, part in zip(spans, parts, strict=True):
@@ -315,10 +321,10 @@ class Rows:
         spans: Sequence[Span],
         done: Set[str],
         logits: Tensor,
-        stepped: Stepped,
+        stepped: StepOutput,
         masks: Future[Found] | None,
         commit: Callable[[], None],
-        draw: Callable[[Tensor, Sequence[Drawing], Mapping[str, Mask], Stepped], list[int | None]],
+        draw: Callable[[Tensor, Sequence[Drawing], Mapping[str, Mask], StepOutput], list[int | None]],
     ) -> None:
         """Rows are as long as what they were fed; those that ran out of pending tokens draw the next."""
         fed = [(index, span, self._occupants[span.row]) for index, span in enumerate(spans)]
@@ -343,7 +349,7 @@ class Rows:
                 stepped.failed[found.query.id] = _NOT_FINITE
 
     def _draw(
-        self, logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
+        self, logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: StepOutput
     ) -> list[int | None]:
         """The next token of each row of logits that is named; None for a row that cannot go on.
 
@@ -360,7 +366,7 @@ class Rows:
         return [token for one in drawing for token in self._draw(logits, [one], masks, stepped)]
 
     def _drawn(
-        self, logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
+        self, logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: StepOutput
     ) -> list[int | None]:
         picked = logits if len(drawing) == len(logits) else logits[[index for index, _ in drawing]]
         draws = [found.draw(masks.get(found.query.id)) for _, found in drawing]
@@ -373,14 +379,14 @@ class Rows:
         return drawn
 
     @staticmethod
-    def _fails_alone(found: Occupant, error: Exception, what: str, stepped: Stepped) -> None:
+    def _fails_alone(found: RowState, error: Exception, what: str, stepped: StepOutput) -> None:
         """What was done for one row raised. Raises where memory ran out, for which the row cannot help."""
         if out_of_memory(error):
             raise error
         log.warning("query %s: %s", found.query.id, what, exc_info=error)
         stepped.failed[found.query.id] = f"{what}: {type(error).__name__}"
 
-    def _append(self, found: Occupant, token: int) -> None:
+    def _append(self, found: RowState, token: int) -> None:
         found.append(token)
         limit = self._forward.anew_limit
         if limit is not None and len(found.tokens) == limit + 1:

@@ -12,7 +12,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from baton.bench.compare import differences, losses, read_report, verdicts
-from baton.bench.drive import Heard, Mode
+from baton.bench.drive import Mode, Responses
 from baton.bench.figures import Figures, Goal, figures
 from baton.bench.over_http import LoadError, Measured, Target, drive_over_http, find_target, slots_of, vocabulary_of
 from baton.bench.table import IDLE, NOT_OVER_HTTP, report, runs_before, table_of, verdict_table
@@ -104,7 +104,7 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _tell_what_is_odd(console: Console, heard: Sequence[Heard]) -> None:
+def _tell_what_is_odd(console: Console, heard: Sequence[Responses]) -> None:
     done = [one for one in heard if one.error is None]
     silent = sum(not one.told for one in done)
     if silent:

@@ -16,7 +16,7 @@ from typing import Any
 
 from baton.core.errors import SettingError
 from baton.core.files import read_object, write_text
-from baton.core.step import Effort
+from baton.core.step import StepCost
 
 Curve = tuple[tuple[int, float], ...]
 """Seconds by a count, counts rising."""
@@ -41,7 +41,7 @@ class MeasuredCosts:
     query_seconds: float = 0.0
     about: str = ""
 
-    def of(self, effort: Effort) -> float:
+    def of(self, effort: StepCost) -> float:
         """Seconds of an iteration with such a forward."""
         whole = at(self.decode, effort.rows) if effort.slots == effort.rows else in_passes(self.fill, effort.slots)
         live = effort.rows - effort.finished
@@ -54,12 +54,12 @@ class MeasuredCosts:
 
     def step(self, rows: int, columns: float) -> float:
         """Seconds of a step of so many rows of so many columns each."""
-        return self.of(Effort(rows, rows, 0, single_columns=round(rows * columns)))
+        return self.of(StepCost(rows, rows, 0, single_columns=round(rows * columns)))
 
     def chunk(self, tokens: int, cached: int, beside: int = 0, columns: int = 0) -> float:
         """Seconds of a forward with so many tokens of a prompt, and so many rows of so many columns that decode."""
         pairs = tokens * (cached + tokens / 2)
-        return self.of(Effort(beside + 1, beside + tokens, 0, single_columns=beside * columns, pairs=pairs))
+        return self.of(StepCost(beside + 1, beside + tokens, 0, single_columns=beside * columns, pairs=pairs))
 
 
 def at(curve: Curve, count: int) -> float:

@@ -28,7 +28,7 @@ class Mode(StrEnum):
 
 
 @dataclass(slots=True)
-class Heard:
+class Responses:
     """What came of one query. Seconds from the run's start; `times` has one of each token, or of each piece of text.
 
     `generated`: how many tokens it says it generated, where they are not told one by one; `told`: whether that is the
@@ -78,7 +78,7 @@ class Run:
     """`late`: how much later than planned the latest query was asked, which is the driver's own fault."""
 
     seconds: float
-    heard: list[Heard]
+    heard: list[Responses]
     late: float = 0.0
 
 
@@ -114,7 +114,7 @@ class _Drive:
         self._clock = clock
         self._told = told
         self._talks = workload.conversations()
-        self._heard: dict[int, Heard] = {}
+        self._heard: dict[int, Responses] = {}
         self._said: dict[int, list[int]] = {}
         self._began = 0.0
         self._late = 0.0
@@ -142,14 +142,14 @@ class _Drive:
             for number in talk:
                 self._heard[number] = await self._ask(number)
 
-    async def _ask(self, number: int) -> Heard:
+    async def _ask(self, number: int) -> Responses:
         ask = self._asks[number]
         if ask.after is not None and self._heard[ask.after].error:
             self._told()
-            return Heard(self._now(), error=TURN_BEFORE_FAILED)
+            return Responses(self._now(), error=TURN_BEFORE_FAILED)
         prompt = [*self._before(ask), *self._prompts[number]]
         self._said[number] = prompt
-        heard = Heard(self._now(), prompt_tokens=len(prompt))
+        heard = Responses(self._now(), prompt_tokens=len(prompt))
         params = SamplingParams(temperature=0, max_tokens=ask.answer_tokens, ignore_eos=True)
         try:
             queries = self._client.queries(prompt, params)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from baton.bench.drive import Heard, Run
+from baton.bench.drive import Responses, Run
 from baton.core.events import SLOT_KINDS, Slots
 
 PERCENTILES = (50, 90, 99)
@@ -24,7 +24,7 @@ class Goal:
     per_token: float | None = None
     gap: float | None = None
 
-    def met(self, one: Heard) -> bool:
+    def met(self, one: Responses) -> bool:
         """Whether a query that ended well met it."""
         measured = ((self.first_token, one.first), (self.per_token, _per_token(one)), (self.gap, _longest_gap(one)))
         return all(most is None or seconds <= most for most, seconds in measured)
@@ -132,12 +132,12 @@ def figures(
     )
 
 
-def _per_token(one: Heard) -> float:
+def _per_token(one: Responses) -> float:
     """Mean seconds between its tokens, the first left out."""
     return (one.whole - one.first) / max(1, one.count - 1)
 
 
-def _longest_gap(one: Heard) -> float:
+def _longest_gap(one: Responses) -> float:
     return max(one.gaps, default=0.0)
 
 

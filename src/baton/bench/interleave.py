@@ -59,7 +59,7 @@ class _NoTurns:
 NO_TURNS: Turns = _NoTurns()
 
 
-class TurnsOfTwo:
+class Interleaved:
     """One end of the two. `first`: whether this one begins the first run; they change places from run to run."""
 
     def __init__(self, pipe: socket.socket, name: str, first: bool) -> None:
@@ -109,7 +109,7 @@ class TurnsOfTwo:
         return heard
 
 
-def meet(port: int, about: Mapping[str, Any], *, patience_seconds: float = PATIENCE_SECONDS) -> TurnsOfTwo:
+def handshake(port: int, about: Mapping[str, Any], *, patience_seconds: float = PATIENCE_SECONDS) -> Interleaved:
     """The other that comes to this port of the machine: who is first waits. Raises OtherIsGone after so many seconds.
 
     Raises SettingError where the other's `about` differs, in both.
@@ -147,7 +147,7 @@ def _called(port: int) -> socket.socket | None:
         return None
 
 
-def _introduced(pipe: socket.socket, about: Mapping[str, Any], first: bool) -> TurnsOfTwo:
+def _introduced(pipe: socket.socket, about: Mapping[str, Any], first: bool) -> Interleaved:
     name = secrets.token_hex(4)
     try:
         pipe.sendall(json.dumps({"name": name, "about": about}).encode() + b"\n")
@@ -167,7 +167,7 @@ def _introduced(pipe: socket.socket, about: Mapping[str, Any], first: bool) -> T
             pipe.close()
             message = f"the other bench's {what} is {theirs.get(what)}, not {mine.get(what)}"
             raise SettingError(message, param="in_turn")
-    return TurnsOfTwo(pipe, name, first)
+    return Interleaved(pipe, name, first)
 
 
 class OwnTime:

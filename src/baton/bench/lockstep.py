@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from baton.bench.drive import TURN_BEFORE_FAILED, Heard, Run
+from baton.bench.drive import TURN_BEFORE_FAILED, Responses, Run
 from baton.bench.interleave import OwnTime, Turns
 from baton.bench.workload import Workload
 from baton.core.events import Update
@@ -45,7 +45,7 @@ class _Lockstep:
         self._clock = clock
         self._told = told
         self._began = clock()
-        self._heard: dict[str, Heard] = {}
+        self._heard: dict[str, Responses] = {}
         self._said: dict[str, list[int]] = {}
         self._rest: dict[str, Iterator[int]] = {}  # of its conversation
         self._ended: list[str] = []
@@ -84,7 +84,7 @@ class _Lockstep:
     def _ask(self, number: int, talk: Iterator[int]) -> bool:
         """Whether it is on its way."""
         ask, name, prompt = self._asks[number], str(number), [*self._prompts[number]]
-        heard = self._heard[name] = Heard(self._now())
+        heard = self._heard[name] = Responses(self._now())
         if ask.after is not None:
             before = self._heard[str(ask.after)]
             if before.error:

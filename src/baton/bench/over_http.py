@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from baton.bench.drive import TURN_BEFORE_FAILED, Heard, Mode, Run
+from baton.bench.drive import TURN_BEFORE_FAILED, Mode, Responses, Run
 from baton.bench.sse_client import BROKEN, Wire
 from baton.bench.workload import Workload
 from baton.core.clock import Clock
@@ -118,7 +118,7 @@ class _Load:
         self._prompts = prompts
         self._clock = clock
         self._told = told
-        self._heard: dict[int, Heard] = {}
+        self._heard: dict[int, Responses] = {}
         self._said: dict[int, str] = {}
         self._began = 0.0
         self._late = 0.0
@@ -147,11 +147,11 @@ class _Load:
             self._late = max(self._late, self._now() - due)
         async with slots:
             for number in talk:
-                heard = self._heard[number] = Heard(self._now())
+                heard = self._heard[number] = Responses(self._now())
                 await self._try(number, heard)
                 self._told()
 
-    async def _try(self, number: int, heard: Heard) -> None:
+    async def _try(self, number: int, heard: Responses) -> None:
         after = self._asks[number].after
         if after is not None and self._heard[after].error:
             heard.error = TURN_BEFORE_FAILED
@@ -173,7 +173,7 @@ class _Load:
             self._said[number] = prompt
         return prompt
 
-    async def _ask(self, number: int, heard: Heard) -> None:
+    async def _ask(self, number: int, heard: Responses) -> None:
         prompt = self._prompt(number)
         asked = {
             "model": self._target.model,
@@ -194,7 +194,7 @@ class _Load:
         if heard.generated is None:
             heard.generated, heard.told = len(heard.times), False
 
-    def _take(self, chunk: dict[str, Any], heard: Heard) -> None:
+    def _take(self, chunk: dict[str, Any], heard: Responses) -> None:
         if "error" in chunk:
             heard.error = str(chunk["error"])[:200]
             return

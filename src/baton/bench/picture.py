@@ -9,7 +9,7 @@ _BREATH_SECONDS = 0.002  # between two iterations that belong together
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
+class RowInterval:
     """One query in one row of the batch (`kind` "run"), or in a lane of prompts beside it ("prefill"). Seconds."""
 
     kind: str
@@ -32,7 +32,7 @@ class Moment:
 class Picture:
     """Seconds count from the run's start."""
 
-    stays: tuple[Stay, ...]
+    stays: tuple[RowInterval, ...]
     moments: tuple[Moment, ...]
 
 

@@ -19,7 +19,7 @@ from baton.bench import plots
 from baton.bench.commands import workload_of
 from baton.bench.drive import Mode
 from baton.bench.figures import Figures, Goal
-from baton.bench.interleave import Turns, meet
+from baton.bench.interleave import Turns, handshake
 from baton.bench.page import page
 from baton.bench.picture import Picture
 from baton.bench.table import report, runs_before, table_of
@@ -99,7 +99,7 @@ def _turns(asked: Asked, about: Mapping[str, Any], some: Sequence[Contender]) ->
         return
     same = {name: about[name] for name in ("model", "dtype", "workload")}
     runs = asked["repeat"] * len(some)
-    with contextlib.closing(meet(asked["in_turn"], {**same, "number of runs": runs})) as turns:
+    with contextlib.closing(handshake(asked["in_turn"], {**same, "number of runs": runs})) as turns:
         yield turns
 
 

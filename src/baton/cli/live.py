@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from baton.compose import House
+from baton.compose import EngineHandle
 from baton.core.clock import monotonic
 from baton.core.footprint import Footprint
 from baton.loader.load import Loaded
@@ -48,7 +48,7 @@ def machine_of(loaded: Loaded, footprint: Footprint, read_bytes: float) -> Machi
     )
 
 
-def live_view(house: House, timeline: Timeline, read_bytes: float) -> Callable[[int, float], bytes]:
+def live_view(house: EngineHandle, timeline: Timeline, read_bytes: float) -> Callable[[int, float], bytes]:
     """What /live/data answers for a serial and a time. `timeline`: a sink of the engine's events."""
     settings, facts = house.settings, house.facts
     view = Live(

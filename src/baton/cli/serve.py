@@ -20,7 +20,7 @@ from baton import __version__, builtin
 from baton.chat.conversation import converse
 from baton.chat.local import Here
 from baton.cli.live import live_view, read_bytes_per_second
-from baton.compose import House, free_bytes, model_name, open_house, set_threads
+from baton.compose import EngineHandle, free_bytes, model_name, open_engine, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.errors import CheckFailed, InvalidValue, QueryFailed, RequestError, Unsupported
@@ -64,7 +64,7 @@ def run_server(config: Config, began: float) -> None:
     _told("imports", time.perf_counter() - began)
     set_threads(config)
     read_bytes, timeline = read_bytes_per_second(), Timeline()
-    house = open_house(config, sinks=[metrics, timeline], told=_told)
+    house = open_engine(config, sinks=[metrics, timeline], told=_told)
     opened = time.perf_counter()
     house.client.prepare()
     _told("forms", time.perf_counter() - opened)
@@ -115,7 +115,7 @@ def run_generate(
     show_stats: bool,
 ) -> None:
     """All prompts through one batch; answers on stdout in the order of the prompts, each as soon as it can be."""
-    house = open_house(config)
+    house = open_engine(config)
     client = house.client
     try:
         prompts = [_tokens(house, line, chat) for line in lines]
@@ -144,7 +144,7 @@ def run_generate(
 def run_chat(config: Config, *, system: str | None, sampling: Mapping[str, Any]) -> None:
     """A conversation with a model in this process, in one row of its batch."""
     with _errors.status(f"loading {model_name(config)}") if _errors.is_terminal else contextlib.nullcontext():
-        house = open_house(config)
+        house = open_engine(config)
     try:
         converse(Here(house.client), system=system, sampling=sampling)
     finally:
@@ -246,7 +246,7 @@ def _verdicts(done: Sequence[Outcome]) -> Table:
     return table
 
 
-def _tokens(house: House, line: str, chat: bool | None) -> list[int]:
+def _tokens(house: EngineHandle, line: str, chat: bool | None) -> list[int]:
     """A line is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [...]} or {"prompt_token_ids": [...]}."""
     tokenizer = house.client.tokenizer
     asked: Any = line
@@ -304,7 +304,7 @@ def _told(phase: str, seconds: float) -> None:
     _errors.print(f"  {phase:<12}{seconds:6.2f} s")
 
 
-def _resolved(house: House) -> str:
+def _resolved(house: EngineHandle) -> str:
     facts, settings, loaded = house.facts, house.settings, house.loaded
     lines = {
         "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
@@ -319,7 +319,7 @@ def _resolved(house: House) -> str:
     return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
 
 
-def _mapped(house: House) -> str:
+def _mapped(house: EngineHandle) -> str:
     """How memory is had, where it was asked to be mapped as rows grow."""
     if house.settings.kv_mapping:
         return ", mapped as rows grow"
@@ -327,7 +327,7 @@ def _mapped(house: House) -> str:
     return f"; not mapped as rows grow: {why_not}" if why_not else ""
 
 
-def _summary(house: House) -> str:
+def _summary(house: EngineHandle) -> str:
     stats = house.client.stats()
     finished = stats.outcomes.get("finished", 0)
     return (

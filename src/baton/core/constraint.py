@@ -1,4 +1,4 @@
-"""What an answer must look like: asked for as a `Form`, carried by a query as a `Constraint` on its tokens.
+"""What an answer must look like: asked for as a `OutputFormat`, carried by a query as a `Constraint` on its tokens.
 
 A constraint is a function of the tokens generated so far and nothing else. So no state of it moves with a row: whoever
 has the query's tokens can begin a matcher anew.
@@ -38,7 +38,7 @@ class Constraint(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class OutputFormat:
     """A form that answers must have.
 
     `kind`: "json" (`text` is a JSON Schema), "regex", "grammar" (Lark), or "calls" (what `grammar/calls.py` takes).
@@ -51,7 +51,7 @@ class Form:
     param: str
 
 
-def form_of(response_format: object, structured_outputs: object) -> Form | None:
+def form_of(response_format: object, structured_outputs: object) -> OutputFormat | None:
     """The form that these fields ask for, None for any text. Raises InvalidValue or Unsupported with the field's name.
 
     `response_format` is OpenAI's, `structured_outputs` vLLM's: one of `json`, `regex`, `choice`, `grammar`.
@@ -69,19 +69,19 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _of_response_format(value: object) -> Form | None:
+def _of_response_format(value: object) -> OutputFormat | None:
     param = "response_format"
     found = _object(value, param)
     kind = found.get("type")
     if kind == "json_schema":
         _only(found, {"type", "json_schema"}, param)
-        return Form(JSON, _written(_schema_in(found.get("json_schema")), f"{param}.json_schema.schema"), param)
+        return OutputFormat(JSON, _written(_schema_in(found.get("json_schema")), f"{param}.json_schema.schema"), param)
     if kind not in ("text", "json_object"):
         raise InvalidValue(
             f"{param}.type must be text, json_object or json_schema, got {kind!r}", param=f"{param}.type"
         )
     _only(found, {"type"}, param)
-    return Form(JSON, '{"type": "object"}', param) if kind == "json_object" else None
+    return OutputFormat(JSON, '{"type": "object"}', param) if kind == "json_object" else None
 
 
 def _schema_in(value: object) -> object:
@@ -99,7 +99,7 @@ def _schema_in(value: object) -> object:
     return _object(found.get("schema"), f"{param}.schema")
 
 
-def _of_structured_outputs(value: object) -> Form:
+def _of_structured_outputs(value: object) -> OutputFormat:
     param = "structured_outputs"
     found = {name: asked for name, asked in _object(value, param).items() if asked is not None}
     _only(found, {"json", "regex", "choice", "grammar"}, param)
@@ -108,14 +108,14 @@ def _of_structured_outputs(value: object) -> Form:
     ((kind, asked),) = found.items()
     if kind == "json":
         schema = _parsed(asked, f"{param}.json") if isinstance(asked, str) else asked
-        return Form(JSON, _written(_object(schema, f"{param}.json"), f"{param}.json"), param)
+        return OutputFormat(JSON, _written(_object(schema, f"{param}.json"), f"{param}.json"), param)
     if kind == "choice":
         if not isinstance(asked, (list, tuple)) or not asked or not all(isinstance(one, str) and one for one in asked):
             raise InvalidValue(f"{param}.choice must be a list of texts", param=f"{param}.choice")
-        return Form(GRAMMAR, "start: " + " | ".join(map(literal, asked)), param)
+        return OutputFormat(GRAMMAR, "start: " + " | ".join(map(literal, asked)), param)
     if not isinstance(asked, str) or not asked:
         raise InvalidValue(f"{param}.{kind} must be a text", param=f"{param}.{kind}")
-    return Form(kind, asked, param)
+    return OutputFormat(kind, asked, param)
 
 
 def _written(schema: object, param: str) -> str:

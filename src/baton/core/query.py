@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from baton.core.constraint import Constraint, Form, form_of
+from baton.core.constraint import Constraint, OutputFormat, form_of
 from baton.core.errors import InvalidValue, quoted
 
 MAX_USER_CHARACTERS = 256
@@ -121,7 +121,7 @@ class SamplingParams:
                 raise InvalidValue(f"{name} is not honoured with {form.param}: the form says where it ends", param=name)
 
     @property
-    def form(self) -> Form | None:
+    def form(self) -> OutputFormat | None:
         """What answers must look like, where it is asked for."""
         return form_of(self.response_format, self.structured_outputs)
 
@@ -131,7 +131,7 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestOptions:
     """When a prompt is wanted and by whom; nothing special by default.
 
     `priority`: lower runs first. `deadline_ms` from its arrival it is given up, if it is not done. `user`: who asked,
@@ -172,7 +172,7 @@ class Query:
     `priority`: lower runs first. `deadline` is a time on the engine's clock, or None; so are the limits `start_by`, for
     its first computation, and `end_by`. `user`: who asked, or "";
     policies may share the rows between users. `constraint`: what its tokens must be. `shown`: special tokens that its
-    text has all the same. `choice_of`: where several queries are choices of one prompt and may
+    text has all the same. `sibling_of`: where several queries are choices of one prompt and may
     share its computation, the id of the first of them, its own for that one; else "".
     `prefix_space`: queries of one space share stored prefixes; None: with nobody.
     """
@@ -186,7 +186,7 @@ class Query:
     priority: int = 0
     deadline: float | None = None
     user: str = ""
-    choice_of: str = ""
+    sibling_of: str = ""
     prefix_space: str | None = ""
     start_by: float | None = None
     end_by: float | None = None
@@ -194,9 +194,9 @@ class Query:
     shown: frozenset[int] = frozenset()
 
     @property
-    def pause_at(self) -> int:
+    def fork_at(self) -> int:
         """After so many tokens of its prompt it pauses, so that other choices can begin there; 0: it does not."""
-        return len(self.prompt) - 1 if self.choice_of == self.id else 0
+        return len(self.prompt) - 1 if self.sibling_of == self.id else 0
 
     def overdue(self, now: float, *, begun: bool) -> str | None:
         """Why it is to be given up at this time, if it is. `begun`: something of it was computed."""
@@ -248,4 +248,4 @@ def _as_tuple(value: object, kind: type, name: str) -> tuple[object, ...]:
     return found
 
 
-NO_TERMS = Terms()
+NO_OPTIONS = RequestOptions()

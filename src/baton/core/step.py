@@ -26,7 +26,7 @@ class Feeding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class StepCost:
     """What a forward computes: rows, token slots, and the columns that rows read.
 
     `single_columns`: those of rows that were fed one token; `pairs`: of all other rows, each token with each column
@@ -50,7 +50,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Stepped:
+class StepOutput:
     """What a forward did. `tokens`: the token drawn, by query; those with more left to feed drew none.
 
     `failed`: queries that cannot go on, with the reason: their logits are not finite, or what was done for them raised.
@@ -77,7 +77,7 @@ class Stepped:
         """Queries that cannot go on."""
         return self.failed.keys() | self.infeasible.keys()
 
-    def add(self, part: Stepped) -> None:
+    def add(self, part: StepOutput) -> None:
         """What was done to other queries, apart from `beside` and `fill_seconds`."""
         self.tokens |= part.tokens
         self.failed |= part.failed

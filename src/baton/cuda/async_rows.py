@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from baton.batch.row_state import Drawing, Occupant
+from baton.batch.row_state import Drawing, RowState
 from baton.batch.rows import Rows
-from baton.core.step import Feeding, Stepped
+from baton.core.step import Feeding, StepOutput
 from baton.cuda.decode_steps import BUCKETS, Launched, Steps
-from baton.cuda.offload import Copies
+from baton.cuda.offload import HostOffload
 from baton.cuda.slots import GREEDY, Chance, Slot, chance_of, follows
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 from baton.model.forward import Forward
 from baton.model.visibility import Span
 from baton.sampling.grammar_masks import Mask
@@ -48,7 +48,7 @@ class _Begun:
         return (slot.stop, slot.chance, self.fed[at]) == (wanted.stop, wanted.chance, wanted.token)
 
 
-class RowsAhead(Rows):
+class AsyncRows(Rows):
     """Rows over a forward that has steps of constant shape."""
 
     def __init__(
@@ -59,10 +59,10 @@ class RowsAhead(Rows):
         stamp: str,
         steps: Steps,
         *,
-        copies: Copies | None = None,
+        copies: HostOffload | None = None,
     ) -> None:
         super().__init__(rectangle, forward, sampler, stamp, copies=copies)
-        self.prompts = Prompts.BEHIND
+        self.prompts = PrefillPlacement.AFTER_DECODE
         self._steps = steps
         self._begun: _Begun | None = None
         # Slots that were computed for nobody, and not told of yet.
@@ -74,11 +74,11 @@ class RowsAhead(Rows):
         if self._begun is not None:
             self._begun.slot_of.pop(self.rectangle.places[self._row_of[segment.query.id]], None)
 
-    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
+    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> StepOutput:
         """As `Rows._once`; a row that came while a step was running may be fed nothing, once."""
         return self._step(self._spans(self._landed(most), done), how, done)
 
-    def _step(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
+    def _step(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> StepOutput:
         single = [span for span in spans if span.count == 1]
         if len(single) > BUCKETS[-1] or any(span.every for span in single):
             # Steps of the forward's own would come between.
@@ -87,7 +87,7 @@ class RowsAhead(Rows):
         if not single:
             return self._feed(spans, how, done)
         wanted = {span: self._slot(span, done) for span in single}
-        fused = self.prompts is Prompts.FUSED and how is Feeding.RAGGED and len(single) < len(spans)
+        fused = self.prompts is PrefillPlacement.FUSED and how is Feeding.RAGGED and len(single) < len(spans)
         if fused and not any(map(self._is_begun, wanted.values())):
             self._forget()
             return self._feed(spans, how, done)
@@ -101,7 +101,7 @@ class RowsAhead(Rows):
             others = []
         else:
             waiting = []
-        stepped = self._feed(others, how, done) if others else Stepped()
+        stepped = self._feed(others, how, done) if others else StepOutput()
         try:
             self._collect(begun, served, waiting, done, stepped, last=fused)
         except Exception:
@@ -145,7 +145,7 @@ class RowsAhead(Rows):
         chance = None if found.query.id in done else self._chance(found)
         return Slot(self.rectangle.places[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
 
-    def _chance(self, found: Occupant) -> Chance | None:
+    def _chance(self, found: RowState) -> Chance | None:
         """None where its next token is not drawn on the device."""
         return None if found.guide is not None else chance_of(found.draw(None))
 
@@ -158,7 +158,7 @@ class RowsAhead(Rows):
         served: Sequence[Span],
         waiting: Sequence[Span],
         done: Set[str],
-        stepped: Stepped,
+        stepped: StepOutput,
         *,
         last: bool,
     ) -> None:
@@ -176,7 +176,7 @@ class RowsAhead(Rows):
         codes = launched.tokens()
 
         def draw(
-            logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: Stepped
+            logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: StepOutput
         ) -> list[int | None]:
             told = {
                 index: codes[slots[index]]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Mark(Protocol):
+class CopyEvent(Protocol):
     """A place in a lane, which it reaches when all that was begun before is done."""
 
     def done(self) -> bool:
@@ -26,7 +26,7 @@ class Mark(Protocol):
         """Whatever the device is given from now on, outside of the lane, comes behind it; the host goes on."""
 
 
-class Lane(Protocol):
+class CopyStream(Protocol):
     """Everything in it happens in its order. So memory of the host that only lanes write may be reused at once."""
 
     @property
@@ -38,7 +38,7 @@ class Lane(Protocol):
     def flags(self, count: int) -> Tensor:
         """`[count]` truth values on the host, to be written in the lane."""
 
-    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> Mark:
+    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> CopyEvent:
         """Copies; `behind` all that the device was given before. `uses`: what was made outside of the lane."""
 
     def hand_over(self, tensor: Tensor) -> None:
@@ -60,7 +60,7 @@ class CudaLane:
     def flags(self, count: int) -> Tensor:
         return torch.empty(count, dtype=torch.bool, pin_memory=True)
 
-    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> Mark:
+    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> CopyEvent:
         if behind:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
@@ -107,7 +107,7 @@ class LateLane:
     def flags(self, count: int) -> Tensor:
         return torch.ones(count, dtype=torch.bool)
 
-    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> Mark:
+    def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> CopyEvent:
         mark = _LateMark(self, self._polls)
         self._queue.append((mark, work))
         return mark

@@ -23,8 +23,8 @@ from baton.cuda.ragged_attention import Places, Ragged
 from baton.cuda.slots import GREEDY, NUMBERS, Chance, Slot, chances_of, told
 from baton.kv.rectangle import Rectangle
 from baton.model.hooked import Hooked
-from baton.model.layout import Shape
-from baton.model.visibility import NOBODY, Look, Span
+from baton.model.layout import Layout
+from baton.model.visibility import NOBODY, Span, Visibility
 from baton.sampling.on_device import Kind, drawn
 
 log = logging.getLogger("baton.model")
@@ -54,7 +54,7 @@ class Launched:
 
 
 @dataclass(slots=True)
-class Resident(Shape):
+class Resident(Layout):
     """One token per slot, `[n, 1]`; everything that differs between steps is in tensors. `width`: columns in use."""
 
     stops: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -68,7 +68,13 @@ class Resident(Shape):
         return kept
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, Dv]`."""
         assert self.ragged is not None

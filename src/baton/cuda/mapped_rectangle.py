@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from baton.core.errors import SettingError
-from baton.cuda.page_layout import Lane, Layout, Region
+from baton.cuda.page_layout import Lane, PageLayout, Region
 from baton.cuda.virtual_memory import Driver
 from baton.kv.rectangle import Buffer, LayerShape, Rectangle
 
@@ -26,7 +26,7 @@ from baton.kv.rectangle import Buffer, LayerShape, Rectangle
 class _Space:
     """A region's addresses, and the pages behind them: `held[place]`, from the row's first byte on."""
 
-    def __init__(self, region: Region, layout: Layout, capacity: int, driver: Driver) -> None:
+    def __init__(self, region: Region, layout: PageLayout, capacity: int, driver: Driver) -> None:
         self.region = region
         self.held: list[list[Any]] = [[] for _ in range(capacity)]
         self._driver = driver
@@ -104,10 +104,10 @@ class MappedRectangle(Rectangle):
         device: torch.device,
         driver: Driver,
         most_bytes: int = sys.maxsize,
-        layout: Layout | None = None,
+        layout: PageLayout | None = None,
     ) -> None:
         self._driver = driver
-        self._layout = layout or Layout(shapes, columns, dtype, driver.granularity)
+        self._layout = layout or PageLayout(shapes, columns, dtype, driver.granularity)
         self._most_pages = most_bytes // self._layout.page
         self._spaces: list[_Space] = []
         self._spare: list[Any] = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baton.cuda.copy_stream import Lane, Mark
+from baton.cuda.copy_stream import CopyEvent, CopyStream
 from baton.cuda.packed_rows import Form, Packed, Piece, finite, form_of, gather, scatter
 from baton.cuda.pinned_memory import Extent, HostMemory
 
@@ -23,11 +23,11 @@ AT_ONCE_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
+class HostStore:
     """Pieces that are being copied out. `fine` `[pieces]`: which of them are finite, when they are there."""
 
     pieces: list[Piece]
-    mark: Mark
+    mark: CopyEvent
     fine: Tensor | None
 
 
@@ -35,10 +35,12 @@ _Staging = tuple[Form, Tensor]
 """Pieces of one form on the device, `[pieces, bytes]`."""
 
 
-class Arrival:
+class HostLoad:
     """Parts that are being copied in; they are in their row after `land`, at which the device waits for them."""
 
-    def __init__(self, lane: Lane, mark: Mark, staged: Sequence[_Staging], targets: Sequence[Tensor]) -> None:
+    def __init__(
+        self, lane: CopyStream, mark: CopyEvent, staged: Sequence[_Staging], targets: Sequence[Tensor]
+    ) -> None:
         self.bytes = sum(staging.numel() for _, staging in staged)
         self._lane = lane
         self._mark = mark
@@ -82,7 +84,7 @@ class _Staged:
     """What a copy to the host takes of the device's memory while it runs."""
 
     bytes: int
-    mark: Mark
+    mark: CopyEvent
 
     def over(self) -> bool:
         return self.mark.done()
@@ -91,19 +93,19 @@ class _Staged:
         self.mark.wait()
 
 
-class Copies:
+class HostOffload:
     """Moves parts between rows and the host. On the device it takes `most` bytes, or what one row takes.
 
     Raises an allocator's error where there is no memory, and has changed nothing then.
     """
 
-    def __init__(self, lane: Lane, host: HostMemory, most: int) -> None:
+    def __init__(self, lane: CopyStream, host: HostMemory, most: int) -> None:
         self.host = host
         self._lane = lane
         self._most = most
-        self._underway: deque[Arrival | _Staged] = deque()
+        self._underway: deque[HostLoad | _Staged] = deque()
 
-    def out(self, parts: Sequence[Tensor], *, blocks: int = 1, checked: bool = False) -> Leaving:
+    def out(self, parts: Sequence[Tensor], *, blocks: int = 1, checked: bool = False) -> HostStore:
         """Copies parts, cut along their first dimension into so many pieces. The row may change as soon as it returns.
 
         `checked`: it is found out which pieces are finite, by their sums; one that overflows is taken for what it looks
@@ -134,9 +136,9 @@ class Copies:
         mark = self._lane.begin(copy, [staging] if found is None else [staging, found], behind=True)
         self._underway.append(_Staged(blocks * size, mark))
         cut = [extent.cut(at, size) for extent in memory for at in range(0, extent.size, size)]
-        return Leaving([Piece(extent, form, mark) for extent in cut], mark, fine)
+        return HostStore([Piece(extent, form, mark) for extent in cut], mark, fine)
 
-    def into(self, packed: Packed, targets: Sequence[Tensor]) -> Arrival:
+    def into(self, packed: Packed, targets: Sequence[Tensor]) -> HostLoad:
         """Begins to copy; `targets` are the row's parts, which nobody writes until it has landed."""
         groups = [(form, [*some]) for form, some in itertools.groupby(packed.pieces, lambda piece: piece.form)]
         self._make_room(packed.bytes)
@@ -149,7 +151,7 @@ class Copies:
                     _copy(staging.view(-1)[start : start + extent.size], extent.bytes)
                     start += extent.size
 
-        arrival = Arrival(self._lane, self._lane.begin(copy, behind=False), staged, targets)
+        arrival = HostLoad(self._lane, self._lane.begin(copy, behind=False), staged, targets)
         self._underway.append(arrival)
         return arrival
 
@@ -184,7 +186,7 @@ def _joined(extents: Sequence[Extent]) -> Iterator[Extent]:
         yield last
 
 
-def trial(copies: Copies, device: torch.device) -> str:
+def trial(copies: HostOffload, device: torch.device) -> str:
     """What goes wrong where parts go to the host and come back; nothing where they come back to the bit."""
     kept = torch.randn(3, 64, 2, 24, device=device).to(torch.bfloat16)
     kept[0, 40, 1, 7] = torch.nan

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton.cuda.copy_stream import Mark
+from baton.cuda.copy_stream import CopyEvent
 from baton.cuda.pinned_memory import Extent
 
 # What bytes are moved as: the widest numbers that all parts can be cut into.
@@ -76,7 +76,7 @@ class Piece:
 
     memory: Extent
     form: Form
-    mark: Mark
+    mark: CopyEvent
 
 
 class Packed(Sequence[Tensor]):

@@ -51,7 +51,7 @@ class Region:
 _Part = tuple[int, tuple[int, ...], torch.dtype]
 
 
-class Layout:
+class PageLayout:
     """Where everything of a row lies. `interleaved`: layers of the same width together, else each buffer by itself."""
 
     def __init__(

@@ -17,16 +17,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from baton.batch.row_state import Running
+from baton.batch.row_state import PendingForward
 from baton.core.query import Query, SamplingParams
-from baton.core.step import Feeding, Stepped
-from baton.cuda.async_rows import RowsAhead
+from baton.core.step import Feeding, StepOutput
+from baton.cuda.async_rows import AsyncRows
 from baton.cuda.decode_steps import BUCKETS, Steps
-from baton.cuda.offload import Copies
+from baton.cuda.offload import HostOffload
 from baton.kv.budget import out_of_memory
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment, arrived
-from baton.model.execution import Prompts
+from baton.model.execution import PrefillPlacement
 from baton.model.forward import Forward
 from baton.model.visibility import Span
 from baton.sampling.sampler import Sampler
@@ -47,7 +47,7 @@ class Work(Protocol):
 
     def ready(self) -> bool: ...
 
-    def result(self) -> Running:
+    def result(self) -> PendingForward:
         """Waits for it. Raises what it raised."""
 
     def settle(self) -> None:
@@ -60,7 +60,7 @@ class Side(Protocol):
     def first(self) -> AbstractContextManager[None]:
         """What is launched in it goes before fills; whatever is launched outside is in order with it."""
 
-    def begin(self, work: Callable[[], Running], *, behind: bool) -> Work:
+    def begin(self, work: Callable[[], PendingForward], *, behind: bool) -> Work:
         """Launches it on the side; `behind` all that was launched so far. Raises what launching raises."""
 
     def back(self) -> AbstractContextManager[None]:
@@ -68,7 +68,7 @@ class Side(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _InFlight:
     work: Work
     spans: Sequence[Span]
 
@@ -77,8 +77,8 @@ class _Flight:
         return {span.row for span in self.spans}
 
 
-class RowsBeside(RowsAhead):
-    """Prompts are computed beside steps, unless `prompts` says otherwise: then as in RowsAhead."""
+class PrefillStreamRows(AsyncRows):
+    """Prompts are computed beside steps, unless `prompts` says otherwise: then as in AsyncRows."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class RowsBeside(RowsAhead):
         steps: Steps,
         side: Side,
         *,
-        copies: Copies | None = None,
+        copies: HostOffload | None = None,
     ) -> None:
         super().__init__(rectangle, forward, sampler, stamp, steps, copies=copies)
-        self.prompts = Prompts.BESIDE
+        self.prompts = PrefillPlacement.SIDE_STREAM
         self._side = side
-        self._flight: _Flight | None = None
+        self._flight: _InFlight | None = None
         self._next: list[Span] = []
         # Prompts are fed behind steps, once.
         self._careful = False
@@ -118,18 +118,18 @@ class RowsBeside(RowsAhead):
         super().pack(among, rows)
         self._written.update(among)
 
-    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> Stepped:
-        """As `RowsAhead._once`; rows whose prompt is computed beside are fed nothing until that is done."""
+    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> StepOutput:
+        """As `AsyncRows._once`; rows whose prompt is computed beside are fed nothing until that is done."""
         with self._side.first():
             flying = self._flight.rows if self._flight is not None else set()
             spans = [span for span in self._spans(self._landed(most), done) if span.row not in flying]
             self._next = []
             return self._feed_beside(spans, how, done)
 
-    def _feed_beside(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> Stepped:
+    def _feed_beside(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> StepOutput:
         prompts = [span for span in spans if span.count > 1]
         single = [span for span in spans if span.count == 1]
-        apart = self.prompts is Prompts.BESIDE and how is Feeding.RAGGED and not self._careful
+        apart = self.prompts is PrefillPlacement.SIDE_STREAM and how is Feeding.RAGGED and not self._careful
         if self._flight is None and not (apart and prompts and single):
             self._careful = self._careful and not prompts
             self._written.update(span.row for span in spans)
@@ -164,10 +164,10 @@ class RowsBeside(RowsAhead):
         except Exception as error:
             self._lost(error)
             return
-        self._flight = _Flight(work, spans)
+        self._flight = _InFlight(work, spans)
         self._written -= flight
 
-    def _flown(self) -> Stepped:
+    def _flown(self) -> StepOutput:
         """Waits for the flight, and tells what came of it. Where that fails nothing has."""
         assert self._flight is not None
         flight, self._flight = self._flight, None
@@ -191,7 +191,7 @@ class RowsBeside(RowsAhead):
             self._surplus += sum(span.count for span in self._flight.spans)
             self._flight = None
 
-    def gains(self, batch: range, prompts: range) -> dict[Prompts, float]:
+    def gains(self, batch: range, prompts: range) -> dict[PrefillPlacement, float]:
         """How many times as fast as behind a step the same work is done: part of a prompt, and some steps.
 
         Measured on rows that hold nothing: those of `batch` decode, and the first of `prompts` is filled. Nothing
@@ -199,17 +199,20 @@ class RowsBeside(RowsAhead):
         """
         if self.rectangle.columns < 2 * _MOST_STEPS:
             return {}
-        ratios: dict[Prompts, list[float]] = {Prompts.BESIDE: [], Prompts.FUSED: []}
+        ratios: dict[PrefillPlacement, list[float]] = {PrefillPlacement.SIDE_STREAM: [], PrefillPlacement.FUSED: []}
         for turn in range(1 + _TURNS):
-            beside, steps = self._timed(batch, prompts, Prompts.BESIDE, 0)
-            behind, fused = (self._timed(batch, prompts, how, steps)[0] for how in (Prompts.BEHIND, Prompts.FUSED))
+            beside, steps = self._timed(batch, prompts, PrefillPlacement.SIDE_STREAM, 0)
+            behind, fused = (
+                self._timed(batch, prompts, how, steps)[0]
+                for how in (PrefillPlacement.AFTER_DECODE, PrefillPlacement.FUSED)
+            )
             if turn:
-                ratios[Prompts.BESIDE].append(behind / beside)
-                ratios[Prompts.FUSED].append(behind / fused)
-        self.prompts = Prompts.BESIDE
+                ratios[PrefillPlacement.SIDE_STREAM].append(behind / beside)
+                ratios[PrefillPlacement.FUSED].append(behind / fused)
+        self.prompts = PrefillPlacement.SIDE_STREAM
         return {how: statistics.median(found) for how, found in ratios.items()}
 
-    def _timed(self, batch: range, prompts: range, how: Prompts, steps: int) -> tuple[float, int]:
+    def _timed(self, batch: range, prompts: range, how: PrefillPlacement, steps: int) -> tuple[float, int]:
         """Seconds and steps until the prompt is filled, and at least so many steps are done.
 
         Seconds are infinite where the prompt was not filled in the most steps that are waited for.
@@ -236,7 +239,7 @@ class RowsBeside(RowsAhead):
             self._surplus = 0
 
 
-def fastest(rows: RowsBeside, forward: Forward, batch: int) -> Prompts:
+def fastest(rows: PrefillStreamRows, forward: Forward, batch: int) -> PrefillPlacement:
     """Where prompts are computed fastest on this machine: measured once for a model, and told of there.
 
     The first `batch` rows are those that decode.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baton.model.device import device_of
 from baton.model.sdpa import attention
-from baton.model.visibility import Look
+from baton.model.visibility import Visibility
 
 try:
     from baton.cuda import triton_decode
@@ -48,7 +48,13 @@ class Ragged(Protocol):
         """Each token's key and value `[n, H, D]` into its row's column stops - 1, or that of a ring."""
 
     def attend(
-        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
+        self,
+        q: Tensor,
+        kept: tuple[Tensor, Tensor],
+        places: Places,
+        scale: float,
+        look: Visibility,
+        sinks: Tensor | None,
     ) -> Tensor:
         """q `[n, Hq, D]` over what rows keep -> `[n, Hq, Dv]`; what comes of nobody's token is finite."""
 
@@ -71,7 +77,13 @@ class InTorch:
             buffer.index_put_((rows[first], columns), states[first])
 
     def attend(
-        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
+        self,
+        q: Tensor,
+        kept: tuple[Tensor, Tensor],
+        places: Places,
+        scale: float,
+        look: Visibility,
+        sinks: Tensor | None,
     ) -> Tensor:
         rows, stops, ring, width = places
         k, v = (buffer[:, :width].index_select(0, rows).transpose(1, 2) for buffer in kept)
@@ -94,7 +106,13 @@ class InTriton:
         _keep(*new, *kept, places.rows, places.stops, places.ring)
 
     def attend(
-        self, q: Tensor, kept: tuple[Tensor, Tensor], places: Places, scale: float, look: Look, sinks: Tensor | None
+        self,
+        q: Tensor,
+        kept: tuple[Tensor, Tensor],
+        places: Places,
+        scale: float,
+        look: Visibility,
+        sinks: Tensor | None,
     ) -> Tensor:
         rows, stops, ring, _ = places
         return _attend(q, *kept, rows, stops, sinks, scale, look.softcap, look.window, look.chunk, ring > 0)
@@ -124,7 +142,7 @@ def _attend(
     chunk: int,
     ring: bool,
 ) -> Tensor:
-    look = Look(window=window, chunk=chunk, softcap=softcap)
+    look = Visibility(window=window, chunk=chunk, softcap=softcap)
     return triton_decode.attend(_dense(q), keys, values, rows, stops, scale=scale, look=look, ring=ring, sinks=sinks)
 
 

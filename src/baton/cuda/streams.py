@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from baton.batch.row_state import Running
+from baton.batch.row_state import PendingForward
 from baton.kv.rectangle import Rectangle
 
 
@@ -16,7 +16,7 @@ from baton.kv.rectangle import Rectangle
 class OnStream:
     """A forward on the stream of fills, between two events."""
 
-    running: Running
+    running: PendingForward
     begun: torch.cuda.Event
     done: torch.cuda.Event
 
@@ -27,7 +27,7 @@ class OnStream:
     def ready(self) -> bool:
         return bool(self.done.query())
 
-    def result(self) -> Running:
+    def result(self) -> PendingForward:
         self.done.synchronize()
         return self.running
 
@@ -62,7 +62,7 @@ class Streams:
         finally:
             outside.wait_stream(self._steps)
 
-    def begin(self, work: Callable[[], Running], *, behind: bool) -> OnStream:
+    def begin(self, work: Callable[[], PendingForward], *, behind: bool) -> OnStream:
         if behind:
             self._fills.wait_stream(torch.cuda.current_stream())
         begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from baton.cuda.triton_kernels import attend_split, keep_tokens, merge_splits
-from baton.model.visibility import Look
+from baton.model.visibility import Visibility
 
 # A dot's operands have at least so many rows on matrix units; a group of query heads is padded to it.
 _LEAST_GROUP = 16
@@ -47,7 +47,7 @@ def attend(
     stops: Tensor,
     *,
     scale: float,
-    look: Look,
+    look: Visibility,
     ring: bool = False,
     sinks: Tensor | None = None,
     splits: int | None = None,

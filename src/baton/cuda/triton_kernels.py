@@ -15,7 +15,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _extent(stop, WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr):
-    """First column that a row's newest token sees, and how many it sees; see `Look.lowest`."""
+    """First column that a row's newest token sees, and how many it sees; see `Visibility.lowest`."""
     low = stop * 0
     if WINDOW > 0:
         low = tl.maximum(stop - WINDOW, 0)

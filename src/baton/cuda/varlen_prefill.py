@@ -20,7 +20,7 @@ from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.model.attention import Fill, places
 from baton.model.layout import on_device
-from baton.model.visibility import Look, Span
+from baton.model.visibility import Span, Visibility
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -63,10 +63,16 @@ class Packed(Fill):
 
     varlen: Varlen | None = None
     # Of each kind of layer: where sequences of queries and of keys begin and end.
-    _bounds: dict[tuple[int, Look | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _bounds: dict[tuple[int, Visibility | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[1, Hq, N, D]`, keys and values `[R, C, H, D]` -> `[1, N, Hq, D]`."""
         if self.varlen is None or sinks is not None or not _takes(keys, values, look):
@@ -85,7 +91,7 @@ class Packed(Fill):
             _compare(found, Fill.attend(self, q, keys, values, scale, look))
         return found
 
-    def _sequences(self, keys: Tensor, values: Tensor, look: Look) -> tuple[Tensor, ...]:
+    def _sequences(self, keys: Tensor, values: Tensor, look: Visibility) -> tuple[Tensor, ...]:
         """Keys and values `[tokens, H, D]`, and where sequences of queries and of keys begin and end."""
         rows = [span.row for span in self.spans]
         ring = keys.shape[1] < self.rectangle.columns
@@ -98,7 +104,7 @@ class Packed(Fill):
         return *pieces, *self._on_device((0, look), lambda: bounds_seen(self.spans, look))
 
     def _on_device(
-        self, kind: tuple[int, Look | None], find: Callable[[], tuple[list[int], list[int]]]
+        self, kind: tuple[int, Visibility | None], find: Callable[[], tuple[list[int], list[int]]]
     ) -> tuple[Tensor, Tensor]:
         if kind not in self._bounds:
             queries, keys = (on_device(some, self.cols.device, torch.int32) for some in find())
@@ -106,7 +112,7 @@ class Packed(Fill):
         return self._bounds[kind]
 
 
-def _takes(keys: Tensor, values: Tensor, look: Look) -> bool:
+def _takes(keys: Tensor, values: Tensor, look: Visibility) -> bool:
     dim = keys.shape[-1]
     alike = keys.shape == values.shape and keys.stride() == values.stride()
     return alike and not (look.softcap or look.chunk) and dim <= _MOST_DIM and dim % _DIM_STEP == 0
@@ -130,7 +136,7 @@ def bounds(spans: Sequence[Span], pitch: int) -> tuple[list[int], list[int]]:
     return queries, keys
 
 
-def bounds_seen(spans: Sequence[Span], look: Look) -> tuple[list[int], list[int]]:
+def bounds_seen(spans: Sequence[Span], look: Visibility) -> tuple[list[int], list[int]]:
     """The same where keys are only those that the spans see, one span's behind the other's: `[spans + 1]` each."""
     seen = (span.stop - look.lowest(span.start) for span in spans)
     return [*itertools.accumulate((span.count for span in spans), initial=0)], [*itertools.accumulate(seen, initial=0)]

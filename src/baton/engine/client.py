@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Seq
 
 from baton.core.clock import Clock
 from baton.core.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
-from baton.core.constraint import Constraint, Form
+from baton.core.constraint import Constraint, OutputFormat
 from baton.core.errors import (
     ContextLengthExceeded,
     DeadlinePassed,
@@ -30,8 +30,8 @@ from baton.core.errors import (
     quoted,
 )
 from baton.core.events import Update
-from baton.core.query import NO_TERMS, Query, SamplingParams, Terms
-from baton.engine.delivery import Listener, Post
+from baton.core.query import NO_OPTIONS, Query, RequestOptions, SamplingParams
+from baton.engine.delivery import OutputDelivery, Subscriber
 from baton.engine.delivery import size_of as size_of
 from baton.engine.held import Held as Held
 from baton.engine.port import Compiler, Loop
@@ -78,15 +78,15 @@ class Client:
         self._spaces = secrets.token_bytes(16)
         self._seeds = random.Random(settings.seed)
         self._lock = threading.Lock()
-        self._post = Post()
+        self._post = OutputDelivery()
 
     def queries(
         self,
         prompt: Sequence[int],
         params: SamplingParams,
-        terms: Terms = NO_TERMS,
+        terms: RequestOptions = NO_OPTIONS,
         *,
-        form: Form | None = None,
+        form: OutputFormat | None = None,
         shown: Collection[int] = (),
     ) -> list[Query]:
         """`params.n` queries of one prompt (token ids), each with its own seed and id.
@@ -127,7 +127,7 @@ class Client:
                 priority=terms.priority,
                 deadline=None if terms.deadline_ms is None else now + terms.deadline_ms / 1000,
                 user=self._user(terms),
-                choice_of=names[0] if shared else "",
+                sibling_of=names[0] if shared else "",
                 start_by=None if terms.queue_seconds is None else now + terms.queue_seconds,
                 end_by=None if terms.total_seconds is None else now + terms.total_seconds,
                 constraint=constraint,
@@ -163,7 +163,7 @@ class Client:
         when the iterator is advanced.
         """
         left = {query.id for query in queries}
-        listener = Listener(most_bytes, lambda: self._loop.cancel(list(left)), held)
+        listener = Subscriber(most_bytes, lambda: self._loop.cancel(list(left)), held)
         self._loop.submit(queries, self._post.to(listener))
         try:
             with self._post.listening(listener):
@@ -256,7 +256,7 @@ class Client:
         if self._compiler is not None:
             self._compiler.prepare()
 
-    def _prefix_space(self, terms: Terms) -> str | None:
+    def _prefix_space(self, terms: RequestOptions) -> str | None:
         """With whom a query shares stored prefixes; see `Query`."""
         sharing, salt = self.settings.prefix_sharing, terms.cache_salt
         if sharing == SHARE_BY_SALT and salt is None:
@@ -268,13 +268,13 @@ class Client:
         whose = f"{key}\0{salt or ''}".encode(errors="surrogatepass")
         return hashlib.blake2b(whose, key=self._spaces, digest_size=16).hexdigest()
 
-    def _user(self, terms: Terms) -> str:
+    def _user(self, terms: RequestOptions) -> str:
         """Whose share of the rows a query takes. Where there are keys, a name that one gives is nobody's of another."""
         if self.settings.has_keys and terms.user:
             return f"{terms.key}:{terms.user}"
         return terms.user or terms.key
 
-    def _constraint(self, form: Form | None) -> Constraint | None:
+    def _constraint(self, form: OutputFormat | None) -> Constraint | None:
         if form is None:
             return None
         size = len(form.text.encode())

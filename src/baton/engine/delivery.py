@@ -25,7 +25,7 @@ _AGAIN_SECONDS = 0.05
 _UPDATE_BYTES, _TOKEN_BYTES, _LOGPROB_BYTES = 400, 40, 130
 
 
-class Listener:
+class Subscriber:
     """What came for one asker and was not taken yet. Everything here happens on one event loop.
 
     Where more than `most_bytes` are left untaken all of it is dropped, with all that comes later, and `overflowed` is
@@ -109,10 +109,10 @@ class Listener:
             timer.cancel()
 
 
-_Parcel = tuple[asyncio.AbstractEventLoop, Listener, Sequence[Update]]
+_Parcel = tuple[asyncio.AbstractEventLoop, Subscriber, Sequence[Update]]
 
 
-class Post:
+class OutputDelivery:
     """Brings updates to listeners on any event loops: what is there at once crosses in one wake-up per loop."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Post:
         self._thread = threading.Thread(target=self._carry, name="baton-post", daemon=True)
         self._lock = threading.Lock()
         self._closed = False
-        self._listening: dict[Listener, asyncio.AbstractEventLoop] = {}
+        self._listening: dict[Subscriber, asyncio.AbstractEventLoop] = {}
 
     def begin(self) -> None:
         """Has its thread run from now on, and not from the first listener on."""
@@ -128,13 +128,13 @@ class Post:
             if self._thread.ident is None and not self._closed:
                 self._thread.start()
 
-    def to(self, listener: Listener) -> Deliver:
+    def to(self, listener: Subscriber) -> Deliver:
         """What delivers to a listener on the running event loop. In order, from any one thread."""
         self.begin()
         return partial(self._put, asyncio.get_running_loop(), listener)
 
     @contextlib.contextmanager
-    def listening(self, listener: Listener) -> Iterator[None]:
+    def listening(self, listener: Subscriber) -> Iterator[None]:
         """Meanwhile the listener, on the running event loop, hears of it when nothing more will come."""
         self._listening[listener] = asyncio.get_running_loop()
         try:
@@ -154,7 +154,7 @@ class Post:
             self._closed = True
         self._parcels.put(None)
 
-    def _put(self, loop: asyncio.AbstractEventLoop, listener: Listener, updates: list[Update]) -> None:
+    def _put(self, loop: asyncio.AbstractEventLoop, listener: Subscriber, updates: list[Update]) -> None:
         self._parcels.put((loop, listener, updates))
 
     def _carry(self) -> None:

@@ -14,17 +14,17 @@ from baton.core.events import Sink
 from baton.core.footprint import Footprint
 from baton.core.query import Query, State
 from baton.engine.costs import AnswerMeter, CostMeter
-from baton.engine.executor import Forwards, RowLimit
+from baton.engine.executor import Executor, RowLimit
 from baton.engine.inbox import Deliver
 from baton.engine.iteration import Iteration, Totals, done
 from baton.engine.lifecycle import Lifecycle
-from baton.engine.output import Talks
+from baton.engine.output import OutputProcessor
 from baton.engine.prefixes import Prefixes
 from baton.engine.queries import Queries
 from baton.kv.budget import Budget, out_of_memory
 from baton.kv.pool import SegmentPool
 from baton.kv.prefix import PrefixStore
-from baton.policy.port import SURE_TOKENS, Chunk, Costs, Policy, Standing, View
+from baton.policy.port import GUARANTEED_TOKENS, Chunk, Costs, Policy, QueryView, View
 
 log = logging.getLogger("baton.engine")
 
@@ -39,7 +39,7 @@ class Engine:
         prefiller: Prefiller,
         policy: Policy,
         settings: Settings,
-        talks: Talks,
+        talks: OutputProcessor,
         footprint: Footprint,
         stamp: str,
         budget: Budget,
@@ -47,7 +47,7 @@ class Engine:
         sinks: Iterable[Sink] = (),
         whole_prompts: bool = False,
         prefix_store: PrefixStore | None = None,
-        sure_tokens: int = SURE_TOKENS,
+        guaranteed_tokens: int = GUARANTEED_TOKENS,
     ) -> None:
         self.settings = settings
         self.totals = Totals()
@@ -55,7 +55,7 @@ class Engine:
         self._policy = policy
         self._footprint = footprint
         self._whole_prompts = whole_prompts
-        self._sure_tokens = sure_tokens
+        self._sure_tokens = guaranteed_tokens
         self._clock = clock
         self._sinks = tuple(sinks)
         self._costs = CostMeter()
@@ -64,7 +64,7 @@ class Engine:
         pool, lifecycle = SegmentPool(budget.pool_bytes), Lifecycle(clock, self._sinks, footprint)
         prefixes = Prefixes(prefix_store, whole_prompts=whole_prompts)
         self.queries = Queries(batch, prefiller, pool, lifecycle, talks, stamp, prefixes)
-        self._forwards = Forwards(self.queries, self._costs, self._answers, self._limit, clock)
+        self._forwards = Executor(self.queries, self._costs, self._answers, self._limit, clock)
         # Until then no live query is overdue.
         self._in_time_until = math.inf
 
@@ -173,17 +173,17 @@ class Engine:
             pool_left=self.budget.pool_bytes - aside - self.queries.prefixes.bytes_held,
             whole_prompts=self._whole_prompts,
             held_bytes=sum(self._footprint.of(lens[query_id]) for query_id in held),
-            sure_tokens=self._sure_tokens,
+            guaranteed_tokens=self._sure_tokens,
             answer_share=self._answers.share,
         )
 
-    def _may_begin(self, waiting: Iterable[Standing]) -> tuple[Standing, ...]:
+    def _may_begin(self, waiting: Iterable[QueryView]) -> tuple[QueryView, ...]:
         """Those of the waiting queries for which nobody else computes the prompt, with what is stored for them."""
         prefixes = self.queries.prefixes
         hidden = prefixes.waiting
         return tuple(self._with_prefix(query) for query in waiting if query.id not in hidden)
 
-    def _with_prefix(self, query: Standing) -> Standing:
+    def _with_prefix(self, query: QueryView) -> QueryView:
         sure = self.queries.prefixes.sure(query.id)
         return replace(query, cached=sure) if sure else query
 

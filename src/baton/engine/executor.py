@@ -1,4 +1,4 @@
-"""Forwards and what comes of them: a failed one is tried again with less, until whose fault it was is known."""
+"""Executor and what comes of them: a failed one is tried again with less, until whose fault it was is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from baton.core.clock import Clock
 from baton.core.query import State
-from baton.core.step import Chunk, Stepped
+from baton.core.step import Chunk, StepOutput
 from baton.engine.costs import AnswerMeter, CostMeter
 from baton.engine.iteration import Iteration
 from baton.engine.queries import MEMORY, Queries
@@ -36,7 +36,7 @@ class RowLimit:
             self.rows, self._good = self.rows + 1, 0
 
 
-class Forwards:
+class Executor:
     """Prefills and steps of the queries that are where `Queries` says. A forward that raises has fed nothing."""
 
     def __init__(self, queries: Queries, costs: CostMeter, answers: AnswerMeter, limit: RowLimit, clock: Clock) -> None:
@@ -128,7 +128,7 @@ class Forwards:
         lives = [life for life in self._queries.lifecycle.live.values() if life.state is State.RUNNING]
         return [life.query.id for life in sorted(reversed(lives), key=lambda life: -life.query.priority)]
 
-    def _advance(self, chunks: Sequence[Chunk], now: Iteration) -> Stepped:
+    def _advance(self, chunks: Sequence[Chunk], now: Iteration) -> StepOutput:
         """Prefills the chunks together; where that fails, one by one, so that only the culprit's query fails."""
         try:
             return self._queries.prefiller.advance(chunks)
@@ -138,10 +138,10 @@ class Forwards:
             if not out_of_memory(error):
                 log.exception("prefill of query %s failed", chunks[0].query_id)
                 self._queries.fail(chunks[0].query_id, f"prefill failed: {type(error).__name__}")
-                return Stepped()
+                return StepOutput()
         return self._advance(chunks, now) if self._queries.prefixes.let_go() else self._less(chunks[0], now)
 
-    def _less(self, chunk: Chunk, now: Iteration) -> Stepped:
+    def _less(self, chunk: Chunk, now: Iteration) -> StepOutput:
         """Half of a chunk for which there was no memory; where that is nothing, its query waits for others to end."""
         queries = self._queries
         if chunk.tokens > 1:
@@ -153,7 +153,7 @@ class Forwards:
             return self._advance([chunk], now)
         else:
             queries.fail(chunk.query_id, "out of memory, even by itself")
-        return Stepped()
+        return StepOutput()
 
     def _pending(self, query_id: str) -> int:
         life = self._queries.lifecycle.live[query_id]
@@ -161,7 +161,7 @@ class Forwards:
 
     # What comes of a forward
 
-    def _filled(self, stepped: Stepped, prompts: Iterable[str], seconds: float) -> int:
+    def _filled(self, stepped: StepOutput, prompts: Iterable[str], seconds: float) -> int:
         """Measures what these prompts' chunks cost; answers how many tokens they were."""
         tokens, columns = 0, 0.0
         for query_id in prompts:
@@ -172,7 +172,7 @@ class Forwards:
             self._costs.filled(tokens, columns, seconds)
         return tokens
 
-    def _measure(self, stepped: Stepped, now: Iteration) -> None:
+    def _measure(self, stepped: StepOutput, now: Iteration) -> None:
         """What the step cost; where prompts were in it, rows that only decode waited for what it took longer."""
         usual = self._costs.costs.step_seconds
         slots = {query_id: useful + idle for query_id, (useful, idle) in stepped.shares.items()}
@@ -191,7 +191,7 @@ class Forwards:
         seconds = extra if stepped.fill_seconds is None else stepped.fill_seconds
         self._filled(stepped, [query_id for query_id in slots if query_id in now.beside], seconds)
 
-    def _apply(self, stepped: Stepped, now: Iteration) -> None:
+    def _apply(self, stepped: StepOutput, now: Iteration) -> None:
         """Counts slots and tokens, and ends what is finished, in the same iteration."""
         queries, lifecycle = self._queries, self._queries.lifecycle
         now.slots.add(stepped.slots)
@@ -227,8 +227,8 @@ class Forwards:
             queries.give_up(query_id, why)
 
 
-def _joined(parts: Iterable[Stepped]) -> Stepped:
-    whole = Stepped()
+def _joined(parts: Iterable[StepOutput]) -> StepOutput:
+    whole = StepOutput()
     for part in parts:
         whole.add(part)
     return whole

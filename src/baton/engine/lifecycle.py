@@ -9,7 +9,7 @@ from baton.core.clock import Clock
 from baton.core.events import QueryEnded, QueryMoved, Sink, Usage
 from baton.core.footprint import NOTHING, Footprint
 from baton.core.query import Query, State
-from baton.policy.port import Standing
+from baton.policy.port import QueryView
 
 MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.PREFILLING, State.RUNNING}),
@@ -27,7 +27,7 @@ class IllegalMove(RuntimeError):
 
 
 @dataclass(slots=True)
-class Life:
+class QueryState:
     """One live query's state, times and counts. Only `Lifecycle` writes it.
 
     `standing`: what policies see of it, made when it is asked for and kept until something changes.
@@ -50,7 +50,7 @@ class Life:
     first_token_at: float | None = None
     last_token_at: float | None = None
     gaps: list[float] = field(default_factory=list)
-    standing: Standing | None = None
+    standing: QueryView | None = None
 
 
 class Lifecycle:
@@ -64,7 +64,7 @@ class Lifecycle:
         self._sinks = tuple(sinks)
         self._footprint = footprint
         self._counts = dict.fromkeys(MOVES, 0)
-        self.live: dict[str, Life] = {}
+        self.live: dict[str, QueryState] = {}
         self.preempted = 0
         self.submitted = 0
         self.preemptions = 0
@@ -76,7 +76,7 @@ class Lifecycle:
             raise IllegalMove(f"query {query.id} is here already")
         now = self._clock()
         reserved = self._footprint.of(len(query.prompt) + query.limit_tokens)
-        self.live[query.id] = Life(query, State.WAITING, query.arrived, reserved)
+        self.live[query.id] = QueryState(query, State.WAITING, query.arrived, reserved)
         self._counts[State.WAITING] += 1
         self.submitted += 1
         self._tell(QueryMoved(now, query.id, None, State.WAITING, "arrived", len(query.prompt), 0))
@@ -155,7 +155,7 @@ class Lifecycle:
         self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(life.gaps)))
         return usage
 
-    def standings(self, state: State) -> tuple[Standing, ...]:
+    def standings(self, state: State) -> tuple[QueryView, ...]:
         """Frozen standings of all live queries in this state, in order of arrival."""
         return tuple(life.standing or self._stand(life) for life in self.live.values() if life.state is state)
 
@@ -163,20 +163,20 @@ class Lifecycle:
         """How many live queries are in this state."""
         return self._counts[state]
 
-    def _changing(self, query_id: str) -> Life:
+    def _changing(self, query_id: str) -> QueryState:
         """A life that is about to change: what was told of its standing holds no longer."""
         life = self.live[query_id]
         life.standing = None
         return life
 
-    def _leaves(self, life: Life) -> None:
+    def _leaves(self, life: QueryState) -> None:
         """It is not counted where it is any more."""
         self._counts[life.state] -= 1
         self.preempted -= life.preempted
 
-    def _stand(self, life: Life) -> Standing:
+    def _stand(self, life: QueryState) -> QueryView:
         query = life.query
-        life.standing = Standing(
+        life.standing = QueryView(
             id=query.id,
             state=life.state,
             prompt_tokens=len(query.prompt),

@@ -15,7 +15,7 @@ TextOf = Callable[[Query], TextStream]
 
 
 @dataclass(slots=True)
-class Talk:
+class OutputStream:
     """One query's stream, and what of it was not delivered yet."""
 
     query: Query
@@ -69,17 +69,17 @@ class Talk:
         return found
 
 
-class Talks:
+class OutputProcessor:
     """All live talks. `hand_over` is the one crossing per iteration and listener."""
 
     def __init__(self, text_of: TextOf, end_ids: Collection[int]) -> None:
         self._text_of = text_of
         self._end_ids = frozenset(end_ids)
-        self._live: dict[str, Talk] = {}
+        self._live: dict[str, OutputStream] = {}
         self._out: dict[Deliver, list[Update]] = {}
 
     def open(self, query: Query, deliver: Deliver) -> None:
-        self._live[query.id] = Talk(query, self._text_of(query), deliver)
+        self._live[query.id] = OutputStream(query, self._text_of(query), deliver)
 
     def hear(self, query_id: str, token: int, logprobs: TokenLogprobs | None = None) -> str | None:
         """Takes the query's next token; answers the finish reason if it was the last. Raises what the decoder does."""

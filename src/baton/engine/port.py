@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from baton.core.constraint import Constraint, Form
+from baton.core.constraint import Constraint, OutputFormat
 from baton.core.events import Slots
 from baton.core.query import Query
 from baton.engine.inbox import Deliver
@@ -87,7 +87,7 @@ class Stats:
 class Compiler(Protocol):
     """Makes constraints of forms; its body is `grammar/compiler.py`. Safe to call from any thread, which waits."""
 
-    def compile(self, form: Form) -> Constraint:
+    def compile(self, form: OutputFormat) -> Constraint:
         """Raises RequestError or QueueFull."""
 
     def prepare(self) -> None: ...

@@ -54,10 +54,10 @@ class Prefixes:
         return had
 
     def arrived(self, query: Query) -> None:
-        if self._store is not None and query.pause_at:
+        if self._store is not None and query.fork_at:
             self._awaiting[query.id] = set()
-        elif query.choice_of in self._awaiting:
-            self._awaiting[query.choice_of].add(query.id)
+        elif query.sibling_of in self._awaiting:
+            self._awaiting[query.sibling_of].add(query.id)
 
     @property
     def waiting(self) -> set[str]:
@@ -86,22 +86,22 @@ class Prefixes:
         if found is None or (self._whole_prompts and found[0] < len(segment.tokens) - 1):
             return 0
         segment.cached, segment.parts = found
-        if query.id in self._awaiting and segment.cached == query.pause_at:
+        if query.id in self._awaiting and segment.cached == query.fork_at:
             self._open(query)
         return segment.cached
 
     def begun(self, query: Query) -> None:
         """It has a row now, and holds nothing in the store any more."""
         self._sure.pop(query.id, None)
-        others = self._taking.get(query.choice_of, set())
+        others = self._taking.get(query.sibling_of, set())
         others.discard(query.id)
         if not others:
-            self._close(query.choice_of)
+            self._close(query.sibling_of)
 
     def ended(self, query: Query) -> None:
         """It waits for nobody any more, and nobody for it."""
         self._awaiting.pop(query.id, None)
-        self._awaiting.get(query.choice_of, set()).discard(query.id)
+        self._awaiting.get(query.sibling_of, set()).discard(query.id)
         self.begun(query)
 
     def wants(self, query: Query, was: int, cached: int) -> bool:
@@ -109,10 +109,10 @@ class Prefixes:
         if self._store is None:
             return False
         if query.prefix_space is None:
-            return query.id in self._awaiting and cached >= query.pause_at
+            return query.id in self._awaiting and cached >= query.fork_at
         if was < len(query.prompt) and self._store.is_due(was, cached):
             return True
-        return was < len(query.prompt) <= cached or (query.id in self._awaiting and cached >= query.pause_at)
+        return was < len(query.prompt) <= cached or (query.id in self._awaiting and cached >= query.fork_at)
 
     def keep(self, segment: KVSegment) -> None:
         """Stores what can be of a segment, which stays where it is."""
@@ -121,22 +121,22 @@ class Prefixes:
         if self._store is None or space is None:
             return
         try:
-            if query.id in self._awaiting and segment.cached == query.pause_at:
+            if query.id in self._awaiting and segment.cached == query.fork_at:
                 self._store.store(segment.tokens, segment.parts, segment.cached, space, whole=True)
             elif not self._whole_prompts and query.prefix_space is not None:
                 self._store.store(segment.tokens, segment.parts, segment.cached, space)
         except Exception:
             log.exception("what query %s has computed could not be stored", query.id)
-        if query.id in self._awaiting and segment.cached >= query.pause_at:
+        if query.id in self._awaiting and segment.cached >= query.fork_at:
             self._open(query)
 
     def _open(self, query: Query) -> None:
         """The prompt of a first choice is there: the others may begin."""
         assert self._store is not None
         others, space = self._awaiting.pop(query.id), _space(query)
-        if others and space is not None and self._store.hold(query.id, query.prompt, space) == query.pause_at:
+        if others and space is not None and self._store.hold(query.id, query.prompt, space) == query.fork_at:
             self._taking[query.id] = others
-            self._sure.update(dict.fromkeys(others, query.pause_at))
+            self._sure.update(dict.fromkeys(others, query.fork_at))
         else:
             self._store.release(query.id)
 
@@ -149,4 +149,4 @@ class Prefixes:
 
 def _space(query: Query) -> str | None:
     """Where what a query begins with is stored: where it has no space, only among the choices of its own prompt."""
-    return query.prefix_space if query.prefix_space is not None else query.choice_of or None
+    return query.prefix_space if query.prefix_space is not None else query.sibling_of or None

@@ -10,7 +10,7 @@ from baton.core.errors import Refused
 from baton.core.query import Query, State
 from baton.engine.inbox import Deliver
 from baton.engine.lifecycle import Lifecycle
-from baton.engine.output import Talks
+from baton.engine.output import OutputProcessor
 from baton.engine.prefixes import Prefixes
 from baton.kv.budget import out_of_memory
 from baton.kv.pool import SegmentPool
@@ -31,7 +31,7 @@ class Queries:
     prefiller: Prefiller
     pool: SegmentPool
     lifecycle: Lifecycle
-    talks: Talks
+    talks: OutputProcessor
     stamp: str
     prefixes: Prefixes = field(default_factory=Prefixes)
     held: dict[str, Query] = field(default_factory=dict)

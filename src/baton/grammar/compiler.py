@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError as Late
 from functools import partial
 from typing import Protocol
 
-from baton.core.constraint import Constraint, Form
+from baton.core.constraint import Constraint, OutputFormat
 from baton.core.errors import QueueFull, RequestError, Unsupported
 from baton.core.limits import LimitExceeded, Limits, flag_of
 from baton.core.threads import started
@@ -42,7 +42,7 @@ class Grammars:
         words: Words,
         end_ids: Sequence[int],
         limits: Limits,
-        compile: Callable[[Form, Vocabulary], Constraint] = compiled,
+        compile: Callable[[OutputFormat, Vocabulary], Constraint] = compiled,
     ) -> None:
         self._vocabulary = partial(_vocabulary, words, tuple(end_ids))
         self._made: Vocabulary | None = None
@@ -50,10 +50,10 @@ class Grammars:
         self._limits = limits
         self._compile = compile
         self._lock = threading.Lock()
-        self._found: OrderedDict[Form, Future[Constraint]] = OrderedDict()
+        self._found: OrderedDict[OutputFormat, Future[Constraint]] = OrderedDict()
         self._threads = started(_THREADS, "baton-grammar")
 
-    def compile(self, form: Form) -> Constraint:
+    def compile(self, form: OutputFormat) -> Constraint:
         """Raises InvalidValue where the form cannot be honoured, LimitExceeded where that takes too long to find out,
         QueueFull where too many are being compiled, Unsupported where this model's answers cannot be given forms."""
         vocabulary = self._tokens()
@@ -75,7 +75,7 @@ class Grammars:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _future(self, form: Form, vocabulary: Vocabulary) -> Future[Constraint]:
+    def _future(self, form: OutputFormat, vocabulary: Vocabulary) -> Future[Constraint]:
         """The one that compiles this form, or did; what failed is known, too."""
         with self._lock:
             found = self._found.get(form)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from baton.core.constraint import CALLS, JSON, REGEX, Form
+from baton.core.constraint import CALLS, JSON, REGEX, OutputFormat
 from baton.core.errors import Infeasible, InvalidValue, RequestError, Unsupported
 from baton.grammar.calls import calls_grammar
 from baton.grammar.closed import closed
@@ -54,7 +54,7 @@ def available() -> bool:
     return llguidance is not None
 
 
-def compiled(form: Form, vocabulary: Vocabulary) -> Grammar:
+def compiled(form: OutputFormat, vocabulary: Vocabulary) -> Grammar:
     """Raises InvalidValue, with the form's field and the reason, where it cannot be honoured."""
 
     def refuse(why: str) -> InvalidValue:
@@ -140,7 +140,7 @@ def _unfollowable(why: str) -> Infeasible:
     return Infeasible(f"the answer's form cannot be followed: {_reason(why)}")
 
 
-def _source(form: Form) -> str:
+def _source(form: OutputFormat) -> str:
     if form.kind == REGEX:
         return llguidance.LLMatcher.grammar_from_regex(form.text)
     if form.kind not in (JSON, CALLS):

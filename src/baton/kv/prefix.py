@@ -11,7 +11,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from baton.cuda.offload import Copies, Leaving
+from baton.cuda.offload import HostOffload, HostStore
 from baton.cuda.packed_rows import Packed, Piece
 from baton.kv.rectangle import Rectangle
 
@@ -66,12 +66,12 @@ class PrefixStore:
         divisible_tokens: int,
         block: int = BLOCK_TOKENS,
         longest: int | None = None,
-        copies: Copies | None = None,
+        copies: HostOffload | None = None,
     ) -> None:
         self.bytes_most = bytes_most
         self.bytes_used = 0
         self._copies = copies
-        self._leaving: deque[tuple[list[_Entry], Leaving]] = deque()
+        self._leaving: deque[tuple[list[_Entry], HostStore]] = deque()
         # Of all parts together, where they can be cut; the same for all rows.
         self._token_bytes = 0
         self._longest = sys.maxsize if longest is None else longest
@@ -250,7 +250,7 @@ class PrefixStore:
             self._tails[key[0]][len(key[1])] += 1
         return entry
 
-    def _copy_out(self, copies: Copies, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
+    def _copy_out(self, copies: HostOffload, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
         """Begins to copy what a row keeps of these runs, the last of which ends at `stop`; all blocks at once."""
         blocks = [entry for entry in new if entry.tokens == self._block]
         tail = [entry for entry in new if entry.tokens != self._block]
@@ -311,7 +311,7 @@ class PrefixStore:
 
 
 def prefix_store(
-    rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None, copies: Copies | None = None
+    rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None, copies: HostOffload | None = None
 ) -> PrefixStore:
     """A store for what this rectangle's rows keep; nothing fits in it until it is given a limit."""
     # While no ring is full, the columns of each are the row's tokens in their order. A state is of all tokens together.

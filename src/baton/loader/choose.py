@@ -26,7 +26,7 @@ from baton.loader.selfcheck import (
 )
 from baton.loader.structure import Structure, hooked, structure
 from baton.model.device import device_of
-from baton.model.execution import Way
+from baton.model.execution import AttentionBackend
 from baton.model.forward import Forward
 from baton.model.hooked import BY_TOKEN, EXPERTS
 from baton.model.probe import own_words
@@ -130,7 +130,7 @@ def go_native(
     try:
         if model.device.type != "cpu":
             raise LoadError(f"native steps are for the CPU, not for {model.device.type}")
-        if forward.way is not Way.RECTANGLE:
+        if forward.way is not AttentionBackend.RAGGED:
             raise LoadError("its layers do not take our attention as it is")
         if forward.near_limit is not None:
             raise LoadError("its rotation depends on a text's length")

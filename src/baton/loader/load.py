@@ -30,7 +30,7 @@ from baton.model.forward import Forward
 from baton.model.probe import Geometry
 from baton.model.tokenizer import ModelTokenizer
 
-Told = Callable[[str, float], None]
+OnPhase = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""
 
 
@@ -60,7 +60,7 @@ def load(
     source: str,
     name: str,
     *,
-    told: Told = lambda phase, seconds: None,
+    told: OnPhase = lambda phase, seconds: None,
     before: Callable[[PreTrainedModel], None] | None = None,
 ) -> Loaded:
     """Loads `source` (hub id or folder). Raises LoadError in one line that says what to do.
@@ -210,7 +210,7 @@ def device_asked(asked: str) -> torch.device:
 
 
 @contextmanager
-def _phase(name: str, told: Told) -> Iterator[None]:
+def _phase(name: str, told: OnPhase) -> Iterator[None]:
     began = time.perf_counter()
     yield
     told(name, time.perf_counter() - began)

@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.page_layout import Layout
+from baton.cuda.page_layout import PageLayout
 from baton.cuda.virtual_memory import CudaDriver, Driver, trial
 from baton.loader.selfcheck import check_texts, our_logits, self_check
-from baton.model.execution import Way
+from baton.model.execution import AttentionBackend
 from baton.model.forward import Forward
 from baton.model.probe import own_words
 
@@ -32,12 +32,12 @@ def mapping(model: PreTrainedModel, forward: Forward) -> tuple[Driver | None, st
 
 def check(model: PreTrainedModel, forward: Forward, driver: Driver) -> None:
     """Raises where the driver does not do what it says, or the model gives other logits on such memory."""
-    if forward.way is Way.MASKED:
+    if forward.way is AttentionBackend.MASKED:
         raise LoadError("its own attention reads all rows as far as the longest")
     trial(driver)
     texts = check_texts(model)
     columns = max(map(len, texts))
-    layout = Layout(forward.geometry.shapes, columns, model.dtype, driver.granularity, page_tokens=1)
+    layout = PageLayout(forward.geometry.shapes, columns, model.dtype, driver.granularity, page_tokens=1)
     expected = our_logits(model, forward, texts)
     make = partial(MappedRectangle, driver=driver, layout=layout)
     self_check(model, forward, texts, expected, make=make)

@@ -29,7 +29,7 @@ from baton.loader.selfcheck import (
     whatever_the_size,
 )
 from baton.loader.upcast import can_be_lifted, layers_of_all_kinds, lifted
-from baton.model.execution import Way
+from baton.model.execution import AttentionBackend
 from baton.model.forward import Forward
 from baton.model.probe import call, own_words, probe
 from baton.model.rotary import must_rotate_beyond
@@ -48,14 +48,14 @@ _LONGER = 13
 class Structure:
     """`ways`: that which was found exact, and those behind it. `unchecked`: lengths that no text went beyond."""
 
-    ways: tuple[tuple[Way, bool], ...]
+    ways: tuple[tuple[AttentionBackend, bool], ...]
     checked_tokens: int
     unchecked: tuple[str, ...] = ()
 
 
-def ways_of_running() -> list[tuple[Way, bool]]:
+def ways_of_running() -> list[tuple[AttentionBackend, bool]]:
     """All, in the order in which they are tried, and whether prompts are fed whole: recurrent layers may want that."""
-    return list(itertools.product(Way, (False, True)))
+    return list(itertools.product(AttentionBackend, (False, True)))
 
 
 def structure(model: PreTrainedModel, columns: int, tolerance: float | None = None) -> Structure:
@@ -105,7 +105,7 @@ def _found(
             forward = hooked(model, way, whole, stock)
             if forward is None:
                 continue
-            if counts and way not in (Way.FLAT, Way.SINGLY):
+            if counts and way not in (AttentionBackend.FLAT, AttentionBackend.PER_ROW):
                 raise LoadError("it counts positions by the length of its cache, one for all rows of a call")
             self_check(model, forward, texts, expected, columns=columns, tolerance=tolerance)
             whatever_the_size(model, forward, texts[:2], columns)
@@ -132,7 +132,7 @@ def _must_be_causal(model: PreTrainedModel, text: Tensor) -> None:
         raise LoadError("its attention is not causal: tokens see those that come behind them")
 
 
-def hooked(model: PreTrainedModel, way: Way, whole: bool, stock: str) -> Forward | None:
+def hooked(model: PreTrainedModel, way: AttentionBackend, whole: bool, stock: str) -> Forward | None:
     """The model run in this way; None where there is no such way for it. `stock`: its own attention's name."""
     model.set_attn_implementation(stock if way.ours else "eager")
     geometry = probe(model, interface=way.ours)

@@ -217,7 +217,7 @@ class Calibration:
         pairs = sum(tokens**2 / 2 for tokens in turn.prompts)
         return turn.seconds - costs.looks(turn.single_columns, pairs) - costs.token_seconds * turn.live
 
-    # Forwards alone
+    # Executor alone
 
     def _slopes(self) -> tuple[float, float]:
         """Seconds of a column that a row with one token reads, and of a pair of a prompt's token and a column."""

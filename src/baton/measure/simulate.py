@@ -19,7 +19,7 @@ from tqdm import tqdm
 from baton.batch.fake import FakeBatch, FakeDevice, FakePrefill
 from baton.bench.commands import workload_of
 from baton.bench.costmodel import MeasuredCosts, read_costs
-from baton.bench.drive import Heard, Mode, Run
+from baton.bench.drive import Mode, Responses, Run
 from baton.bench.figures import NO_GOAL, Figures, Goal, figures
 from baton.bench.table import report, table_of
 from baton.bench.workload import Workload
@@ -33,11 +33,11 @@ from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query, SamplingParams
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
-from baton.engine.output import Talks
+from baton.engine.output import OutputProcessor
 from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
 from baton.measure.trials import Tally, changed, check_lengths, contenders
-from baton.policy.memory_guard import Within
+from baton.policy.memory_guard import MemoryGuard
 
 _PAUSE_SECONDS = 0.002  # as the engine's loop pauses where a policy has nothing to do
 # Prompts are random token ids, so that they share what the workload says and nothing else; all answers are one word.
@@ -72,9 +72,9 @@ class Simulation:
         self.engine = Engine(
             batch=FakeBatch(device, settings.max_rows),
             prefiller=FakePrefill(device, settings.max_rows + 1),
-            policy=Within(POLICIES[settings.policy]()),
+            policy=MemoryGuard(POLICIES[settings.policy]()),
             settings=settings,
-            talks=Talks(lambda query: TextStream(_Silent()), ()),
+            talks=OutputProcessor(lambda query: TextStream(_Silent()), ()),
             footprint=footprint,
             stamp=device.stamp,
             budget=Budget(
@@ -100,7 +100,7 @@ class Simulation:
         """As `bench.drive.drive`, in no time. `told` is called when a query is done."""
         asks, clock = workload.asks, self.clock
         prompts = workload.prompts(_VOCABULARY, self.engine.settings.seed)
-        heard = [Heard(ask.at if mode is Mode.TIMED else 0.0) for ask in asks]
+        heard = [Responses(ask.at if mode is Mode.TIMED else 0.0) for ask in asks]
         coming = deque(number for number, ask in enumerate(asks) if ask.after is None)
         later = {ask.after: number for number, ask in enumerate(asks) if ask.after is not None}
         most = at_once if mode is Mode.CLOSED else self.engine.settings.max_waiting

@@ -11,7 +11,7 @@ from baton.bench.drive import Mode, Run, drive
 from baton.bench.figures import NO_GOAL, Figures, Goal, figures
 from baton.bench.interleave import NO_TURNS, OwnTime, Turns
 from baton.bench.lockstep import drive_in_turn
-from baton.bench.picture import Moment, Picture, Stay, merged
+from baton.bench.picture import Moment, Picture, RowInterval, merged
 from baton.bench.workload import Ask, Workload
 from baton.builtin.tasks import CHECKABLE_TASKS, check, questions
 from baton.compose import POLICIES, facts_of, make_engine, start
@@ -259,7 +259,7 @@ def right_answers(
 def _picture(tally: Tally, timeline: Timeline, began: float) -> Picture:
     """Of what came after `began`, counted from there."""
     stays = [
-        Stay(one.kind, one.lane, one.began - began, one.ended - began)
+        RowInterval(one.kind, one.lane, one.began - began, one.ended - began)
         for one in timeline.since(0, math.inf).stays
         if one.began >= began and one.ended is not None
     ]

@@ -1,4 +1,4 @@
-"""Forwards over rows that are aligned at their ends: the paper's literal shaping, with an explicit mask.
+"""Executor over rows that are aligned at their ends: the paper's literal shaping, with an explicit mask.
 
 Newcomers' tokens and running rows' stand in the same last columns, and what a row lacks is padding in front (BATON,
 Cong et al., arXiv 2410.18701). Everything is computed by torch, in one masked call of the model.
@@ -17,9 +17,9 @@ from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import Rectangle
 from baton.model.attention import Padded
 from baton.model.forward import Forward
-from baton.model.port import Ran
+from baton.model.port import ForwardStats
 from baton.model.sdpa import attention
-from baton.model.visibility import Look, Span
+from baton.model.visibility import Span, Visibility
 
 
 @dataclass(slots=True)
@@ -34,10 +34,16 @@ class Aligned(Padded):
     first: int = 0
     positions: Tensor = field(default_factory=lambda: torch.empty(0))
     starts: Tensor = field(default_factory=lambda: torch.empty(0))
-    _seen: dict[Look, Tensor] = field(default_factory=dict)
+    _seen: dict[Visibility, Tensor] = field(default_factory=dict)
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, T, D]`, keys and values `[R, C, H, D]` -> `[n, T, Hq, D]`."""
         rows = [span.row for span in self.spans]
@@ -48,7 +54,7 @@ class Aligned(Padded):
         out = attention(q, k, v, mask=self._mask_of_all(look), scale=scale, softcap=look.softcap, sinks=sinks)
         return out[rows].transpose(1, 2)
 
-    def _mask_of_all(self, look: Look) -> Tensor:
+    def _mask_of_all(self, look: Visibility) -> Tensor:
         """`[rows, 1, T, columns]`: which columns each slot's token sees; made once per step and kind of layer."""
         found = self._seen.get(look)
         if found is None:
@@ -64,7 +70,7 @@ class Aligned(Padded):
 
 
 class AlignedForward:
-    """A `Feeder` over an AlignedRectangle. Raises LoadError for a model that cannot be run so, with the reason."""
+    """A `ModelRunner` over an AlignedRectangle. Raises LoadError for a model that cannot be run so, with the reason."""
 
     exchanges = False
     whole_prompts = False
@@ -79,8 +85,8 @@ class AlignedForward:
         self._forward = forward
         self._rectangle = rectangle
 
-    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """See `Feeder`; all three lay rows out in the same way."""
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
+        """See `ModelRunner`; all three lay rows out in the same way."""
         shape, ids = self._laid_out(spans, tokens)
         slots = [
             at * shape.padded_to + slot
@@ -93,7 +99,7 @@ class AlignedForward:
         def commit() -> None:
             self._rectangle.end = shape.end
 
-        return logits, Ran(shape.columns_read, shape.padded_to, 0, commit)
+        return logits, ForwardStats(shape.columns_read, shape.padded_to, 0, commit)
 
     fill = padded = decode
 

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
-from baton.model.layout import Shape, on_device
+from baton.model.layout import Layout, on_device
 from baton.model.sdpa import attention
-from baton.model.visibility import EVERYTHING, Look, Span
+from baton.model.visibility import EVERYTHING, Span, Visibility
 
 # One SDPA call costs about as much as reading this many bytes of K and V (lab-notes 2026-11-21, "attention calls").
 CALL_BYTES = 128 * 1024
 
 
 @dataclass(slots=True)
-class Decode(Shape):
+class Decode(Layout):
     """One token per row, `[n, 1]`; `together`: attention of all rows in one masked call, which leaves no rows empty."""
 
     together: bool = False
-    _masks: dict[tuple[Look, int], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[Visibility, int], Tensor] = field(default_factory=dict)
 
     def by_token(self, states: Tensor) -> Tensor:
         return states[: len(self.spans), :, 0]
@@ -34,7 +34,13 @@ class Decode(Shape):
         return torch.cat([numbers, numbers.new_zeros(self.empty_rows)])[:, None]
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, D]`."""
         if not self.together:
@@ -62,7 +68,7 @@ class Decode(Shape):
     def _width(self) -> int:
         return max(span.stop for span in self.spans)
 
-    def _mask(self, look: Look, width: int, ring: int) -> Tensor:
+    def _mask(self, look: Visibility, width: int, ring: int) -> Tensor:
         """`[top, 1, 1, width]`: which columns each row's token sees; made once per step and kind of layer."""
         found = self._masks.get((look, ring))
         if found is None:
@@ -80,16 +86,22 @@ class Decode(Shape):
 
 
 @dataclass(slots=True)
-class Fill(Shape):
+class Fill(Layout):
     """Tokens of several rows, packed flat `[1, N]` without padding; attention request by request."""
 
-    _masks: dict[tuple[Span, Look], Tensor | None] = field(default_factory=dict)
+    _masks: dict[tuple[Span, Visibility], Tensor | None] = field(default_factory=dict)
 
     def by_place(self, numbers: Tensor) -> Tensor:
         return numbers[None]
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[1, Hq, N, D]`, keys and values `[R, C, H, D]` -> `[1, N, Hq, D]`."""
         parts, at = [], 0
@@ -99,7 +111,7 @@ class Fill(Shape):
             parts.append(self._attend_span(piece, keys, values, span, self._mask(span, look), scale, look, sinks))
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
 
-    def _mask(self, span: Span, look: Look) -> Tensor | None:
+    def _mask(self, span: Span, look: Visibility) -> Tensor | None:
         if (span, look) not in self._masks:
             self._masks[span, look] = self._mask_of(span, look)
         return self._masks[span, look]
@@ -126,7 +138,7 @@ class Latents(Fill):
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Answers `[1, H, columns of all spans, D]`."""
         # Not super(): a dataclass with slots is another class than the one that was written here.
-        buffers = Shape.keep(self, layer, keys, values)
+        buffers = Layout.keep(self, layer, keys, values)
         keys, values = (
             torch.cat([buffer[span.row, : span.stop] for span in self.spans])[None].transpose(1, 2)
             for buffer in buffers
@@ -134,7 +146,13 @@ class Latents(Fill):
         return keys, values
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[1, Hq, N, D]`, keys and values `[1, H, columns of all spans, D]` -> `[1, N, Hq, Dv]`."""
         parts, at, column = [], 0, 0
@@ -157,11 +175,11 @@ class Latents(Fill):
 
 
 @dataclass(slots=True)
-class Padded(Shape):
+class Padded(Layout):
     """Rows aligned to the longest, `[n, T]`: the batch-wise baseline. `kept` `[m]`: the slots that are real."""
 
     kept: Tensor = field(default_factory=lambda: torch.empty(0))
-    _masks: dict[Look, Tensor] = field(default_factory=dict)
+    _masks: dict[Visibility, Tensor] = field(default_factory=dict)
 
     def by_token(self, states: Tensor) -> Tensor:
         return states.transpose(1, 2).flatten(0, 1)[self.kept]
@@ -172,7 +190,13 @@ class Padded(Shape):
         return found.view(-1, self.padded_to)
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, T, D]`, keys and values `[R, C, H, D]` -> `[n, T, Hq, D]`."""
         if keys.shape[1] < self.rectangle.columns:
@@ -189,7 +213,7 @@ class Padded(Shape):
         return out.transpose(1, 2)
 
     def _attend_rings(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Visibility, sinks: Tensor | None
     ) -> Tensor:
         """Rings have no common columns: row by row; the padding's own output is of no use to anyone and stays 0."""
         out = q.new_zeros(*q.shape[:3], values.shape[-1])
@@ -199,7 +223,7 @@ class Padded(Shape):
             out[i : i + 1, :, : span.count] = found
         return out.transpose(1, 2)
 
-    def _mask(self, length: int, width: int, look: Look) -> Tensor:
+    def _mask(self, length: int, width: int, look: Visibility) -> Tensor:
         """`[n, 1, T, width]`"""
         found = self._masks.get(look)
         if found is None:
@@ -214,7 +238,7 @@ class Padded(Shape):
 
 
 @dataclass(slots=True)
-class Own(Shape):
+class ModelAttention(Layout):
     """Rows `[n, T]` for the model's own attention, which is handed the rows' columns and a mask of two dimensions.
 
     All rows have T tokens, and where T is above 1 there is one row.
@@ -226,7 +250,7 @@ class Own(Shape):
 
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Answers `[n, H, width, D]`, contiguous as stock caches do: some models' code relies on it."""
-        buffers = Shape.keep(self, layer, keys, values)
+        buffers = Layout.keep(self, layer, keys, values)
         rows = [span.row for span in self.spans]
         keys, values = (buffer[rows, : self.width].transpose(1, 2).contiguous() for buffer in buffers)
         return keys, values
@@ -279,10 +303,10 @@ def latents(spans: Sequence[Span], rectangle: Rectangle) -> Latents:
     return Latents(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
 
 
-def own(spans: Sequence[Span], rectangle: Rectangle) -> Own:
+def own(spans: Sequence[Span], rectangle: Rectangle) -> ModelAttention:
     """One token of each of several rows, or several tokens of one row, for the model's own attention."""
     width = max(span.stop for span in spans)
-    return Own(spans, rectangle, *places(spans, rectangle), width * len(spans))
+    return ModelAttention(spans, rectangle, *places(spans, rectangle), width * len(spans))
 
 
 def padded(spans: Sequence[Span], rectangle: Rectangle) -> Padded:
@@ -306,4 +330,4 @@ def places(spans: Sequence[Span], rectangle: Rectangle) -> tuple[Tensor, Tensor]
     return on_device(rows, rectangle.device), on_device(cols, rectangle.device)
 
 
-__all__ = ["EVERYTHING", "Decode", "Fill", "Latents", "Look", "Own", "Padded", "Shape", "Span"]
+__all__ = ["EVERYTHING", "Decode", "Fill", "Latents", "Visibility", "ModelAttention", "Padded", "Layout", "Span"]

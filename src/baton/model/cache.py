@@ -17,7 +17,7 @@ from transformers.cache_utils import (
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle, StateShape
-from baton.model.attention import Own, Shape
+from baton.model.attention import Layout, ModelAttention
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Step:
     """
 
     rectangle: Rectangle
-    shape: Shape
+    shape: Layout
     tokens: int
     kept: set[int] = field(default_factory=set)
 
@@ -71,7 +71,7 @@ class RectangleLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         shape = self._current.step.shape
-        if not isinstance(shape, Own):
+        if not isinstance(shape, ModelAttention):
             raise LoadError("it asks the cache how many columns it has, which is another number for each row")
         return shape.width, 0
 

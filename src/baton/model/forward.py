@@ -20,12 +20,12 @@ from baton.cuda.slots import Slot
 from baton.cuda.varlen_prefill import Varlen, packed
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
-from baton.model.attention import Padded, Shape
+from baton.model.attention import Layout, Padded
 from baton.model.device import device_of
-from baton.model.execution import DESCRIPTIONS, WHERE, Prompts, Way
+from baton.model.execution import DESCRIPTIONS, WHERE, AttentionBackend, PrefillPlacement
 from baton.model.hooked import EXPERTS, Hooked
 from baton.model.layout import on_device
-from baton.model.port import Call, Ran, together
+from baton.model.port import Call, ForwardStats, together
 from baton.model.probe import Geometry
 from baton.model.visibility import Span, cut, wanted_tokens, with_padding
 from baton.native.program import Program
@@ -38,7 +38,7 @@ PASS = 512
 
 
 class Forward:
-    """A `Feeder` of a stock model over a rectangle, as it is loaded.
+    """A `ModelRunner` of a stock model over a rectangle, as it is loaded.
 
     `checked_tokens`: the longest text of the self-check, 0 before it. `unchecked`: what of the config's lengths no text
     of it went beyond. `gains`: how many times as fast as behind
@@ -46,7 +46,12 @@ class Forward:
     """
 
     def __init__(
-        self, model: PreTrainedModel, geometry: Geometry, way: Way = Way.RECTANGLE, *, whole_prompts: bool = False
+        self,
+        model: PreTrainedModel,
+        geometry: Geometry,
+        way: AttentionBackend = AttentionBackend.RAGGED,
+        *,
+        whole_prompts: bool = False,
     ) -> None:
         self.geometry = geometry
         self.way = way
@@ -56,7 +61,7 @@ class Forward:
         self.near_limit, self.anew_limit = self._hooked.near_limit, self._hooked.anew_limit
         self.checked_tokens = 0
         self.unchecked: tuple[str, ...] = ()
-        self.gains: dict[Prompts, float] | None = None
+        self.gains: dict[PrefillPlacement, float] | None = None
         self.grid = 0
         self._fixed_rows = 0
         self._program: Program | None = None
@@ -73,7 +78,7 @@ class Forward:
         self._draws_there = model.device.type in ("cpu", "meta") or exact(model.device.type)
         # Prompts of several rows may go through the model in one call.
         self._packs = way.ours and not self._hooked.recurrent
-        self._pads = way is Way.RECTANGLE and not self._hooked.recurrent
+        self._pads = way is AttentionBackend.RAGGED and not self._hooked.recurrent
 
     @property
     def description(self) -> str:
@@ -123,9 +128,9 @@ class Forward:
         return self._program is not None
 
     @property
-    def prompts(self) -> Prompts:
+    def prompts(self) -> PrefillPlacement:
         """Where prompts are computed fastest, as far as that was measured."""
-        gains = {Prompts.BEHIND: 1.0, **(self.gains or {})}
+        gains = {PrefillPlacement.AFTER_DECODE: 1.0, **(self.gains or {})}
         return max(gains, key=lambda how: gains[how])
 
     @property
@@ -146,7 +151,7 @@ class Forward:
     def go_native(self, program: Program | None, why_not: str = "") -> None:
         """From now on steps are native calls of this program; or, where there is none, torch's, and `why_not` says why.
 
-        Only for Way.RECTANGLE.
+        Only for AttentionBackend.RAGGED.
         """
         self._program, self._why_not_native = program, why_not
 
@@ -180,7 +185,7 @@ class Forward:
 
         Raises LoadError where attention is not ours.
         """
-        if varlen is not None and self.way is not Way.RECTANGLE:
+        if varlen is not None and self.way is not AttentionBackend.RAGGED:
             raise LoadError("its layers do not take our attention as it is")
         self._varlen = varlen
         self._prompts = "prompts' attention in one call per layer"
@@ -213,7 +218,7 @@ class Forward:
         self._packs = False
         self.experts_by_row()
 
-    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
         steps = self.steps(rectangle)
@@ -222,19 +227,19 @@ class Forward:
             launched = steps.launch([Slot(span.row, token, span.stop) for span, token in fed])
             needed = sum(span.stop for span in spans)
             # The next step leaves its own in the same place.
-            return launched.logits.clone(), Ran(needed, 0, launched.empty_slots, lambda: None)
+            return launched.logits.clone(), ForwardStats(needed, 0, launched.empty_slots, lambda: None)
         spans = _placed(rectangle, spans)
         if self._pads and not self._fixed_rows:
             return together([self._rows(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
 
-    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
-        """Without padding; see `Feeder.fill`."""
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
+        """Without padding; see `ModelRunner.fill`."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens)
         return self._unpadded(rectangle, _placed(rectangle, spans), tokens)
 
-    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         """Rows that cannot be padded are fed as by `fill`: padding reads columns that they have not reached."""
         if self._program is not None:
             return self._natively(self._program, rectangle, spans, tokens, pad=True)
@@ -243,18 +248,20 @@ class Forward:
             return together([self._aligned(rectangle, spans, tokens)])
         return self._unpadded(rectangle, spans, tokens)
 
-    def _unpadded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def _unpadded(
+        self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]
+    ) -> tuple[Tensor, ForwardStats]:
         if self._packs:
             return together([self._flat(rectangle, spans, tokens)])
         return self._apart(rectangle, spans, tokens)
 
-    def _apart(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def _apart(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         """Single tokens of rows that have begun in one call, everything else row by row."""
         ends = list(itertools.accumulate(span.count for span in spans))
         pieces = [tokens[end - span.count : end] for end, span in zip(ends, spans, strict=True)]
-        # FLAT and LATENTS would pack single tokens, which recurrent layers take for one text.
-        single = self._pads if self._fixed_rows else self.way in (Way.RECTANGLE, Way.MASKED)
-        if rectangle.mapped and self.way is Way.MASKED:
+        # FLAT and MLA would pack single tokens, which recurrent layers take for one text.
+        single = self._pads if self._fixed_rows else self.way in (AttentionBackend.RAGGED, AttentionBackend.MASKED)
+        if rectangle.mapped and self.way is AttentionBackend.MASKED:
             # Together, all of them would be read as far as the longest.
             single = False
         begun = [i for i, s in enumerate(spans) if single and s.count == 1 and (s.start or self._pads)]
@@ -273,7 +280,7 @@ class Forward:
 
     def _natively(
         self, program: Program, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int], *, pad: bool = False
-    ) -> tuple[Tensor, Ran]:
+    ) -> tuple[Tensor, ForwardStats]:
         """All tokens of all spans, one behind the other; `pad`: and as many of nobody's as rows are shorter."""
         wanted = list(wanted_tokens(spans))
         longest = max(span.count for span in spans) if pad else 0
@@ -282,14 +289,14 @@ class Forward:
         needed = sum(span.stop for span in spans if span.row >= 0)
         if len(tokens) <= PASS or any(rectangle.rings):
             logits, ran = program.run(rectangle, spans, tokens, wanted)
-            return logits, Ran(needed, longest, 0, partial(program.commit, ran))
+            return logits, ForwardStats(needed, longest, 0, partial(program.commit, ran))
         # Where there are no rings, a pass may be repeated like the whole: columns behind a row's end are nobody's.
         parts = []
         for first in range(0, len(tokens), PASS):
             last = min(first + PASS, len(tokens))
             kept = [at - first for at in wanted if first <= at < last]
             parts.append(program.run(rectangle, cut(spans, first, last), tokens[first:last], kept)[0])
-        return torch.cat(parts), Ran(needed, longest, 0, lambda: None)
+        return torch.cat(parts), ForwardStats(needed, longest, 0, lambda: None)
 
     # The layouts of a call
 
@@ -298,7 +305,7 @@ class Forward:
         _reach(rectangle, spans)
         empty = self._fixed_rows - len(spans) if self._fixed_rows else 0
         if self.way.ours:
-            shape: Shape = attention.decode(spans, rectangle, empty_rows=empty, fixed=self._fixed_rows > 0)
+            shape: Layout = attention.decode(spans, rectangle, empty_rows=empty, fixed=self._fixed_rows > 0)
         else:
             shape = attention.own(spans, rectangle)
         ids = torch.tensor(tokens, device=rectangle.device)[:, None]
@@ -348,10 +355,10 @@ def _reach(rectangle: Rectangle, spans: Sequence[Span]) -> None:
         rectangle.reach(span.row, span.stop)
 
 
-_FLAT: dict[Way, Callable[[Sequence[Span], Rectangle], Shape]] = {
-    Way.RECTANGLE: attention.fill,
-    Way.FLAT: attention.flat,
-    Way.LATENTS: attention.latents,
-    Way.MASKED: attention.own,
-    Way.SINGLY: attention.own,
+_FLAT: dict[AttentionBackend, Callable[[Sequence[Span], Rectangle], Layout]] = {
+    AttentionBackend.RAGGED: attention.fill,
+    AttentionBackend.FLAT: attention.flat,
+    AttentionBackend.MLA: attention.latents,
+    AttentionBackend.MASKED: attention.own,
+    AttentionBackend.PER_ROW: attention.own,
 }

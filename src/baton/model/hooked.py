@@ -14,11 +14,11 @@ from transformers.cache_utils import Cache
 
 from baton.core.errors import LoadError
 from baton.cuda.compiled_layers import CompiledLayers, OutsideCache, outside
-from baton.model.attention import Own, Padded, Shape
+from baton.model.attention import Layout, ModelAttention, Padded
 from baton.model.cache import Current, StateLayer, Step, layers_of
 from baton.model.probe import Geometry, call, own_words, use_attention
 from baton.model.rotary import anew_limit, near_limit, rotate_by_row
-from baton.model.visibility import Look
+from baton.model.visibility import Visibility
 
 BY_TOKEN = "batched_mm"
 EXPERTS = {
@@ -96,7 +96,7 @@ class Hooked:
             raise LoadError(own_words("its experts cannot be computed row by row", error)) from error
 
     def run(
-        self, shape: Shape, ids: Tensor, positions: Tensor, last: Tensor | None, *, compiled: str | None = None
+        self, shape: Layout, ids: Tensor, positions: Tensor, last: Tensor | None, *, compiled: str | None = None
     ) -> tuple[Tensor, Callable[[], None]]:
         """Logits in float32, and what writes the rest of the result into the rectangle, to be called if all went well.
 
@@ -108,7 +108,7 @@ class Hooked:
         self._load(shape)
         padded = isinstance(shape, Padded)
         picked = {"logits_to_keep": last} if last is not None and not padded and self._picks_logits else {}
-        mask = {"attention_mask": shape.mask} if isinstance(shape, Own) else {}
+        mask = {"attention_mask": shape.mask} if isinstance(shape, ModelAttention) else {}
         with torch.inference_mode(), self._only_last(last if padded else None), self._layers(compiled):
             try:
                 cache = self._cache if compiled is None else self._outside
@@ -136,7 +136,7 @@ class Hooked:
             self._compiled[compiled] = CompiledLayers(self._model, compiled, self._attentions)
         return self._compiled[compiled].in_use()
 
-    def _load(self, shape: Shape) -> None:
+    def _load(self, shape: Layout) -> None:
         if not self._states:
             return
         rows = _row_of_each(shape)
@@ -144,7 +144,7 @@ class Hooked:
         for at, layer, shapes in self._states:
             layer.take(shapes, [state.index_select(0, rows) for state in shape.rectangle.states[at]], begun=begun)
 
-    def _commit(self, shape: Shape, states: list[tuple[int, list[tuple[str, Tensor]]]]) -> None:
+    def _commit(self, shape: Layout, states: list[tuple[int, list[tuple[str, Tensor]]]]) -> None:
         with torch.inference_mode():
             shape.commit()
             if not states:
@@ -171,11 +171,11 @@ class Hooked:
             handle.remove()
 
 
-def _row_of_each(shape: Shape) -> Tensor:
+def _row_of_each(shape: Layout) -> Tensor:
     return torch.tensor([span.row for span in shape.spans], device=shape.rows.device)
 
 
-def _attention(current: Current, looks: Mapping[int, Look]) -> Callable[..., tuple[Tensor, None]]:
+def _attention(current: Current, looks: Mapping[int, Visibility]) -> Callable[..., tuple[Tensor, None]]:
     """The attention function that stock layers call, see transformers' `AttentionInterface`."""
 
     def attend(

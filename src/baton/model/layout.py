@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
 from baton.model.sdpa import attention
-from baton.model.visibility import Look, Span
+from baton.model.visibility import Span, Visibility
 
 
 def on_device(numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -24,7 +24,7 @@ def on_device(numbers: Sequence[int], device: torch.device, dtype: torch.dtype =
 
 
 @dataclass(slots=True)
-class Shape:
+class Layout:
     """What all shapes share. `rows` and `cols` `[tokens]`: row and position of each token that is fed.
 
     `columns_read`: KV columns that attention reads. `padded_to`: slots per row, where rows are aligned; else 0.
@@ -53,7 +53,13 @@ class Shape:
         return states.transpose(1, 2).flatten(0, 1)
 
     def attend(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Look, sinks: Tensor | None = None
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float | None,
+        look: Visibility,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """A layer's attention: q `[B, Hq, T, D]`, and what `keep` answered -> `[B, T, Hq, D]`."""
         raise NotImplementedError
@@ -108,7 +114,7 @@ class Shape:
         span: Span,
         mask: Tensor | None,
         scale: float | None,
-        look: Look,
+        look: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
         """One row's tokens: q `[1, Hq, count, D]` -> `[1, Hq, count, D]`. `mask` begins at the first token seen."""
@@ -116,7 +122,7 @@ class Shape:
         causal = mask is None and span.count > 1
         return attention(q, k, v, mask=mask, causal=causal, scale=scale, softcap=look.softcap, sinks=sinks)
 
-    def _seen_by(self, buffer: Tensor, span: Span, look: Look) -> Tensor:
+    def _seen_by(self, buffer: Tensor, span: Span, look: Visibility) -> Tensor:
         """`[seen, H, D]`: what a span's tokens attend to; in the order of the text if there are several."""
         low = look.lowest(span.start)
         if buffer.shape[1] == self.rectangle.columns:
@@ -125,7 +131,7 @@ class Shape:
             return buffer[span.row, : span.stop - low]
         return self._ordered[buffer.data_ptr()][span][-(span.stop - low) :]
 
-    def _mask_of(self, span: Span, look: Look) -> Tensor | None:
+    def _mask_of(self, span: Span, look: Visibility) -> Tensor | None:
         """`[count, stop - lowest]`: which tokens each of the span's tokens sees; None: plain causality."""
         first = look.lowest(span.start)
         # A mask would keep flash attention from a chunk of a prompt on CUDA.

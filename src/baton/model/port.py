@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
-from baton.model.layout import Shape
+from baton.model.layout import Layout
 from baton.model.visibility import Span
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class ForwardStats:
     """How a forward was laid out: KV columns that attention read, and slots per row where rows were padded, or 0.
 
     `empty_rows`: slots that were computed for no row at all. `commit` makes the result last: until it is called, what
@@ -28,7 +28,7 @@ class Ran:
     commit: Callable[[], None]
 
 
-class Feeder(Protocol):
+class ModelRunner(Protocol):
     """What rows are fed by. One thread calls it, its engine's.
 
     `exchanges`: whether rows are found by `Rectangle.places`, so that two of them may be exchanged.
@@ -49,16 +49,16 @@ class Feeder(Protocol):
     @property
     def grid(self) -> int: ...
 
-    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         """One token per row: logits `[n, vocabulary]` in float32."""
 
-    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         """Any number of tokens per row: logits `[kept, vocabulary]` in float32 of each span's last.
 
         Of all tokens of a span that wants `every`.
         """
 
-    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Ran]:
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
 
 
@@ -66,11 +66,11 @@ class Feeder(Protocol):
 class Call:
     """One call of the model that is ready to be made: answers logits, and what makes its result last."""
 
-    shape: Shape
+    shape: Layout
     run: Callable[[], tuple[Tensor, Callable[[], None]]]
 
 
-def together(calls: Sequence[Call]) -> tuple[Tensor, Ran]:
+def together(calls: Sequence[Call]) -> tuple[Tensor, ForwardStats]:
     """Makes all calls; what could not be taken back waits for `commit`."""
     found = [one.run() for one in calls]
     logits = torch.cat([logits for logits, _ in found]) if len(found) > 1 else found[0][0]
@@ -81,4 +81,4 @@ def together(calls: Sequence[Call]) -> tuple[Tensor, Ran]:
 
     columns = sum(one.shape.columns_read for one in calls)
     empty = sum(one.shape.empty_rows for one in calls)
-    return logits, Ran(columns, max(one.shape.padded_to for one in calls), empty, commit)
+    return logits, ForwardStats(columns, max(one.shape.padded_to for one in calls), empty, commit)

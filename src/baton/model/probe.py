@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape, StateShape
 from baton.model.cache import StateLayer, keeps_columns, keeps_states, stock_layers
-from baton.model.visibility import EVERYTHING, Look
+from baton.model.visibility import EVERYTHING, Visibility
 
 PROBE = "baton_probe"
 PROBE_TOKENS = 4
@@ -26,7 +26,7 @@ class MaskKind:
     """What a mask says, in place of the mask. `problem`: why a layer that uses it is not batched (models make masks of
     kinds that no layer of theirs uses)."""
 
-    look: Look = EVERYTHING
+    look: Visibility = EVERYTHING
     problem: str | None = None
 
     def __getitem__(self, _: object) -> MaskKind:
@@ -39,7 +39,7 @@ class Geometry:
     """`shapes[l]`: what cache layer l keeps; `looks[l]`: what tokens see in attention layer l."""
 
     shapes: tuple[LayerShape, ...]
-    looks: dict[int, Look]
+    looks: dict[int, Visibility]
 
     @property
     def windows(self) -> list[int]:
@@ -49,7 +49,7 @@ class Geometry:
 
 @dataclass
 class _Record:
-    looks: dict[int, Look] = field(default_factory=dict)
+    looks: dict[int, Visibility] = field(default_factory=dict)
     problems: set[str] = field(default_factory=set)
 
 
@@ -157,7 +157,7 @@ def _shape_of(layer: Any) -> LayerShape:
     return replace(shape, states=states)
 
 
-def _window(look: Look) -> int:
+def _window(look: Visibility) -> int:
     return look.window or look.chunk
 
 
@@ -233,7 +233,7 @@ def _recording_mask(
     if sees(far, 0):
         return MaskKind()
     if local_size and sees(far, 1):
-        return MaskKind(Look(window=local_size))
+        return MaskKind(Visibility(window=local_size))
     if local_size and sees(far - 1, 0) and not sees(2 * far, far - 1) and sees(2 * far - 1, far):
-        return MaskKind(Look(chunk=local_size))
+        return MaskKind(Visibility(chunk=local_size))
     return MaskKind(problem="has a mask of a kind of its own")

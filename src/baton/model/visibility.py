@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Visibility:
     """Which earlier tokens a layer's token sees, and how their scores are bent; all, and not at all, by default.
 
     `window`: the last so many, itself among them. `chunk`: those of its own chunk of so many. `softcap`: scores are
@@ -37,7 +37,7 @@ class Look:
         return found
 
 
-EVERYTHING = Look()
+EVERYTHING = Visibility()
 
 NOBODY = -1
 """The row of tokens that are computed for no one: padding."""

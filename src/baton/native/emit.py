@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton.native.graph import Buffer, Draft, Line, LookDraft, Space, TableDraft, Value, collapsed, ref, refuse
+from baton.native.graph import Buffer, Graph, Line, Space, TableDraft, Value, VisibilityDraft, collapsed, ref, refuse
 from baton.native.record import ROWS
 
 
@@ -23,7 +23,7 @@ class Kept:
 class Emitter:
     """`late`: behind the last attention, where only those tokens go on whose logits are wanted."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Graph) -> None:
         self.late = False
         self.lines: list[Line] = []
         self.pick_lines: list[Line] = []
@@ -132,7 +132,7 @@ class Emitter:
         if not isinstance(keys, Kept) or not isinstance(values, Kept) or keys != values:
             raise refuse("attention over something other than what a layer keeps")
         sinks = None if sinks is None else sinks.detach().float().contiguous()
-        look = LookDraft(module, keys.layer, q.shape[1], scale, sinks)
+        look = VisibilityDraft(module, keys.layer, q.shape[1], scale, sinks)
         dim = self._draft.layers[keys.layer][2]
         view = torch.empty(ROWS, 1, q.shape[1], dim, device="meta")
         out = Value(Buffer(q.shape[1] * dim, Space.ATTENDED), view)

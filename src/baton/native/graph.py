@@ -91,7 +91,7 @@ class TableDraft:
 
 
 @dataclass(slots=True)
-class LookDraft:
+class VisibilityDraft:
     """One attention of the step. `module` numbers the model's attention layers, `layer` its cache layers."""
 
     module: int
@@ -102,14 +102,14 @@ class LookDraft:
 
 
 @dataclass(slots=True)
-class Draft:
+class Graph:
     """A program that can be built. `layers`: heads, key and value dimensions of each layer that keeps columns."""
 
     token: Buffer
     position: Buffer
     lines: list[Line] = field(default_factory=list)
     tables: list[TableDraft] = field(default_factory=list)
-    looks: list[LookDraft] = field(default_factory=list)
+    looks: list[VisibilityDraft] = field(default_factory=list)
     layers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     row_floats: int = 0
     late_floats: int = 0
@@ -169,7 +169,7 @@ def _with(one: Ref, strides: tuple[int, ...]) -> Ref:
     return Ref(one.buffer, one.offset, strides, one.constant)
 
 
-def lay_out(draft: Draft) -> None:
+def lay_out(draft: Graph) -> None:
     """Gives each buffer its place in the tokens' rows: those that are not needed at the same time share one."""
     _reuse_in_place(draft.lines)
     lives = _lives(draft.lines)

@@ -117,7 +117,7 @@ class Layer(Structure):
     _fields_ = [("kv_heads", c_int64), ("key_dim", c_int64), ("value_dim", c_int64)]
 
 
-class Look(Structure):
+class Visibility(Structure):
     _fields_ = [
         ("layer", c_int32),
         ("heads", c_int64),
@@ -129,7 +129,7 @@ class Look(Structure):
     ]
 
 
-class Outline(Structure):
+class ProgramIR(Structure):
     _fields_ = [
         ("row_floats", c_int64),
         ("late_floats", c_int64),
@@ -157,7 +157,7 @@ class Step(Structure):
     ]
 
 
-STRUCTURES = (Weight, Columns, Span, Attention, Operand, RowOp, Instruction, Table, Layer, Look, Outline, Step)
+STRUCTURES = (Weight, Columns, Span, Attention, Operand, RowOp, Instruction, Table, Layer, Visibility, ProgramIR, Step)
 
 _NONE, _NO_MEMORY, _NO_THREADS, _INVALID, _FAILED = range(5)  # Fault, in source/guard.h
 
@@ -215,8 +215,8 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
     "baton_program_new": (
         c_void_p,
         (
-            *(c_void_p, c_void_p, POINTER(Outline), POINTER(Instruction), c_int64),
-            *(POINTER(Table), c_int64, POINTER(Layer), c_int64, POINTER(Look), c_int64),
+            *(c_void_p, c_void_p, POINTER(ProgramIR), POINTER(Instruction), c_int64),
+            *(POINTER(Table), c_int64, POINTER(Layer), c_int64, POINTER(Visibility), c_int64),
         ),
     ),
     "baton_program_free": (_checked, (c_void_p,)),

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from baton.native.emit import Emitter, Kept
-from baton.native.graph import Buffer, Draft, Line, Space, Value, collapsed, lay_out, ref, refuse
+from baton.native.graph import Buffer, Graph, Line, Space, Value, collapsed, lay_out, ref, refuse
 from baton.native.operations import HANDLERS, RESHAPES, VIEWS
 from baton.native.record import ATTEND, KEEP, ROWS, Recorded
 
 aten = torch.ops.aten
 
 
-def lower(recorded: Recorded) -> Draft:
+def lower(recorded: Recorded) -> Graph:
     """Raises LoadError, with the reason, where the step holds what native code does not do."""
     return _Lowering(recorded).run()
 
@@ -30,12 +30,12 @@ def lower(recorded: Recorded) -> Draft:
 class _Lowering:
     def __init__(self, recorded: Recorded) -> None:
         self._graph = recorded.graph
-        self._draft = Draft(Buffer(1, Space.VALUES), Buffer(1, Space.VALUES))
+        self._draft = Graph(Buffer(1, Space.VALUES), Buffer(1, Space.VALUES))
         self._known: dict[Node, Any] = {}
         self._products: dict[Node, Value] = {}
         self._to = Emitter(self._draft)
 
-    def run(self) -> Draft:
+    def run(self) -> Graph:
         nodes = list(self._graph.graph.nodes)
         needed = _needed(nodes)
         before = _before_attention(nodes)

@@ -21,7 +21,7 @@ from baton.kv.rectangle import Rectangle
 from baton.model.probe import Geometry
 from baton.model.visibility import NOBODY, Span
 from baton.native import library as native
-from baton.native.graph import Draft, Line, Ref, Space, TableDraft
+from baton.native.graph import Graph, Line, Ref, Space, TableDraft
 
 _KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16}
 _HUGE_PAGE = 2 << 20
@@ -45,7 +45,7 @@ class Program:
 
     def __init__(
         self,
-        draft: Draft,
+        draft: Graph,
         geometry: Geometry,
         dtype: torch.dtype,
         *,
@@ -84,12 +84,14 @@ class Program:
         code = (native.Instruction * len(draft.lines))(*(self._instruction(line) for line in draft.lines))
         count = len(geometry.shapes)
         layers = (native.Layer * count)(*(native.Layer(*draft.layers.get(at, (0, 0, 0))) for at in range(count)))
-        looks = (native.Look * len(draft.looks))()
+        looks = (native.Visibility * len(draft.looks))()
         for at, seen in enumerate(draft.looks):
             look = geometry.looks[seen.module]
             sinks = self._address(seen.sinks)
-            looks[at] = native.Look(seen.layer, seen.heads, seen.scale, look.softcap, look.window, look.chunk, sinks)
-        outline = native.Outline(
+            looks[at] = native.Visibility(
+                seen.layer, seen.heads, seen.scale, look.softcap, look.window, look.chunk, sinks
+            )
+        outline = native.ProgramIR(
             draft.row_floats,
             draft.late_floats,
             draft.attended_floats,

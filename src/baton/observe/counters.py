@@ -9,7 +9,7 @@ from collections.abc import Iterable
 WINDOW_SECONDS = 60
 
 
-class Tally:
+class CounterVec:
     """One number per label value."""
 
     def __init__(self, *known: str) -> None:

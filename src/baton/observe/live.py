@@ -15,7 +15,7 @@ import psutil
 from baton.core.clock import Clock
 from baton.engine.client import Stats
 from baton.observe.bottleneck import Machine, diagnose
-from baton.observe.timeline import WINDOW_SECONDS, Bucket, Stay, Timeline, percentile
+from baton.observe.timeline import WINDOW_SECONDS, Bucket, RowInterval, Timeline, percentile
 
 FIGURES_SECONDS = 60.0
 RATE_SECONDS = 5.0
@@ -24,7 +24,7 @@ _RESTED_SECONDS = 1.0
 _CPU_SECONDS = 0.5
 
 STAY_FIELDS = ("query", "kind", "lane", "began", "ended", "how", "prompt", "tokens", "generated", "filled")
-"""A stay is told as a list of these, see `timeline.Stay`; hundreds of them are. `filled` is told of rows alone."""
+"""An interval is told as a list of these (`timeline.RowInterval`), hundreds of them. `filled` is told of rows alone."""
 _WHOLE = ("prefilled", "generated", "preempted", "rejected", "rows", "occupied", "held", "waiting")
 
 
@@ -105,7 +105,7 @@ def _usable() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
 
 
-def _told(stay: Stay) -> list[Any]:
+def _told(stay: RowInterval) -> list[Any]:
     ended = None if stay.ended is None else round(stay.ended, 3)
     filled = None if stay.filled is None or stay.kind != "run" else round(stay.filled, 3)
     counts = (stay.prompt, stay.tokens, stay.generated)

@@ -11,7 +11,7 @@ from baton.core.query import State
 from baton.engine.client import Stats
 from baton.observe.catalog import FAMILIES
 from baton.observe.compat import vllm
-from baton.observe.counters import Histogram, LastMinute, Tally
+from baton.observe.counters import CounterVec, Histogram, LastMinute
 from baton.observe.exposition import Values, page
 from baton.observe.replicas import Load
 
@@ -57,16 +57,16 @@ class Metrics:
         self._make_histograms()
 
     def _make_tallies(self) -> None:
-        self.outcomes = Tally(*(state.value for state in _ENDS))
+        self.outcomes = CounterVec(*(state.value for state in _ENDS))
         self.reasons: Counter[str] = Counter()
-        self.tokens = Tally("prompt", "generated")
-        self.slots = Tally(*SLOT_KINDS)
-        self.columns = Tally("needed", "padding")
-        self.preemptions = Tally()
-        self.resizes = Tally("grow", "shrink")
+        self.tokens = CounterVec("prompt", "generated")
+        self.slots = CounterVec(*SLOT_KINDS)
+        self.columns = CounterVec("needed", "padding")
+        self.preemptions = CounterVec()
+        self.resizes = CounterVec("grow", "shrink")
         self.insertions = 0
-        self.stalls = Tally("prefill", "insert", "resize", "other")
-        self.rejections = Tally()
+        self.stalls = CounterVec("prefill", "insert", "resize", "other")
+        self.rejections = CounterVec()
 
     def _make_histograms(self) -> None:
         self.first_token = Histogram(_SLOW)

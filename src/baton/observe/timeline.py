@@ -25,7 +25,7 @@ _LANES = {State.PREFILLING: "prefill", State.RUNNING: "run"}
 
 
 @dataclass(slots=True)
-class Stay:
+class RowInterval:
     """One query in one row of the batch ("run") or lane of prompts ("prefill"). Times of the engine's clock.
 
     `how`: why it left: the next state, or how it ended; "" while it is there. `prompt`: tokens of the whole prompt;
@@ -82,7 +82,7 @@ class News:
     """What changed, as copies. `complete_from`: before that time stays were dropped, because there were too many."""
 
     serial: int
-    stays: Sequence[Stay]
+    stays: Sequence[RowInterval]
     buckets: Sequence[Bucket]
     complete_from: float
 
@@ -94,9 +94,9 @@ class Timeline:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._serial = 0
-        self._now: dict[str, Stay] = {}
-        self._left: list[Stay] = []  # since the last iteration was told, which tells what was computed for them
-        self._past: deque[Stay] = deque()
+        self._now: dict[str, RowInterval] = {}
+        self._left: list[RowInterval] = []  # since the last iteration was told, which tells what was computed for them
+        self._past: deque[RowInterval] = deque()
         self._complete_from = 0.0
         self._buckets: deque[Bucket] = deque()
 
@@ -135,7 +135,7 @@ class Timeline:
         if kind is not None:
             taken = {stay.lane for stay in self._now.values() if stay.kind == kind}
             lane = next(lane for lane in range(len(taken) + 1) if lane not in taken)
-            stay = Stay(event.query_id, kind, lane, event.time, event.prompt_tokens)
+            stay = RowInterval(event.query_id, kind, lane, event.time, event.prompt_tokens)
             stay.generated = event.generated_tokens
             self._now[event.query_id] = self._changed(stay)
         if event.was is State.RUNNING and event.now.live:
@@ -194,7 +194,7 @@ class Timeline:
         some = gaps[:: -(-len(gaps) // _SAMPLES_OF_A_QUERY) or 1]
         bucket.gaps += some[: _MOST_SAMPLES - len(bucket.gaps)]
 
-    def _changed(self, stay: Stay) -> Stay:
+    def _changed(self, stay: RowInterval) -> RowInterval:
         self._serial += 1
         stay.serial = self._serial
         return stay

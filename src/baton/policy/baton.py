@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from baton.policy.port import Chunk, Plan, Standing, View
+from baton.policy.port import Chunk, Plan, QueryView, View
 
 SMALLEST_CHUNK = 16
 """While prompts wait to be prefilled, so many tokens are in every iteration, whatever they cost."""
@@ -43,7 +43,7 @@ class Baton:
             why=_why(view, arrivals, chunks),
         )
 
-    def _admit(self, view: View, free: int) -> tuple[list[Standing], list[Standing]]:
+    def _admit(self, view: View, free: int) -> tuple[list[QueryView], list[QueryView]]:
         """Who may have memory: those set aside come back before any other begins."""
         aside = view.aside
         places = min(free + self.ready_ahead - len(view.ready) - len(view.prefilling), view.prefill_room)
@@ -59,7 +59,7 @@ def rows_wanted(view: View) -> int:
     return view.rows if keep else max(wanted, len(view.running))
 
 
-def prefill_chunks(view: View, queue: Sequence[Standing]) -> tuple[list[Chunk], list[str]]:
+def prefill_chunks(view: View, queue: Sequence[QueryView]) -> tuple[list[Chunk], list[str]]:
     """Chunks of these prompts for this iteration, the first one first, and the queries that they make ready.
 
     Two-sided: rows that run wait no longer for them than `max_stall_seconds` as far as the measured costs tell, and in

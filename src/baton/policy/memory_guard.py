@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baton.core.query import State
-from baton.policy.port import Plan, Policy, Standing, View, victims_first
+from baton.policy.port import Plan, Policy, QueryView, View, victims_first
 
 MEMORY = "memory"
 """The reason that is told of those who lose their row here."""
 
 
-class Within:
+class MemoryGuard:
     """What `inner` plans, less what does not fit; where those that are in rows outgrow the budget, some lose theirs.
 
     After every plan: what protected queries were promised, and what the others take after the step, is within the
@@ -43,7 +43,7 @@ def _evict(plan: Plan, view: View, over: int) -> Plan:
     # Those in the prefiller's rows come last: they cannot be set aside, only forgotten.
     beside = victims_first([query for query in staying if query.state is not State.RUNNING])
     order = sorted(running, key=view.protected) + beside
-    victims: list[Standing] = []
+    victims: list[QueryView] = []
     for query in order:
         if over <= 0:
             break
@@ -115,7 +115,7 @@ def _newcomers_fit(plan: Plan, view: View) -> Plan:
     )
 
 
-def _staying(plan: Plan, view: View) -> Sequence[Standing]:
+def _staying(plan: Plan, view: View) -> Sequence[QueryView]:
     return [query for query in view.in_rows if query.id not in plan.detach and query.id not in plan.forget]
 
 

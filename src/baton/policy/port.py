@@ -11,12 +11,12 @@ from baton.core.footprint import NOTHING, Footprint
 from baton.core.query import State
 from baton.core.step import ALL_PENDING, Chunk, Feeding
 
-SURE_TOKENS = 64
+GUARANTEED_TOKENS = 64
 """So many tokens a query may generate, once inserted, before it may lose its row for want of memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class QueryView:
     """How one live query stands.
 
     `arrived` is a time on the clock of `View.now`. `cached`, `generated` and `limit_tokens` (the most it may generate)
@@ -105,8 +105,8 @@ class View:
     take now; `held_bytes`: what held rows take of it; `pool_left`: bytes that are free for queries set aside, below 0
     where those that are must make room. `footprint`: what one query takes.
     `whole_prompts`: this model's prompts cannot be fed in chunks, a chunk feeds all that is pending.
-    `sure_tokens`: see SURE_TOKENS. `answer_share`: nine of ten queries that finished lately had generated no more than
-    this share of what they might have.
+    `guaranteed_tokens`: see GUARANTEED_TOKENS. `answer_share`: nine of ten queries that finished lately had generated
+    no more than this share of what they might have.
     """
 
     now: float
@@ -118,48 +118,49 @@ class View:
     prefill_chunk: int | None
     max_stall_seconds: float
     costs: Costs
-    waiting: Sequence[Standing]
-    prefilling: Sequence[Standing]
-    ready: Sequence[Standing]
-    running: Sequence[Standing]
+    waiting: Sequence[QueryView]
+    prefilling: Sequence[QueryView]
+    ready: Sequence[QueryView]
+    running: Sequence[QueryView]
     footprint: Footprint = NOTHING
     bytes_budget: int = 0
     pool_left: int = 0
     whole_prompts: bool = False
     held_bytes: int = 0
-    sure_tokens: int = SURE_TOKENS
+    guaranteed_tokens: int = GUARANTEED_TOKENS
     answer_share: float = 1.0
 
     @property
-    def aside(self) -> list[Standing]:
+    def aside(self) -> list[QueryView]:
         """Those that were running and are kept outside all rows."""
         return [query for query in self.ready if query.set_aside]
 
     @property
-    def in_rows(self) -> list[Standing]:
+    def in_rows(self) -> list[QueryView]:
         """All that have a row, of the batch or of the prefiller."""
         return [*self.prefilling, *(query for query in self.ready if not query.set_aside), *self.running]
 
-    def protected(self, query: Standing) -> bool:
+    def protected(self, query: QueryView) -> bool:
         """Whether memory alone is no reason yet to take its row."""
-        return query.state is not State.RUNNING or query.since_insert < self.sure_tokens
+        return query.state is not State.RUNNING or query.since_insert < self.guaranteed_tokens
 
-    def committed(self, query: Standing) -> int:
+    def committed(self, query: QueryView) -> int:
         """Bytes that must be left to it in a row: after this step, and until it has generated its sure tokens."""
-        return self._bytes(query, _at_insertion(query) + max(0, self.sure_tokens - query.since_insert))
+        return self._bytes(query, _at_insertion(query) + max(0, self.guaranteed_tokens - query.since_insert))
 
-    def admitted(self, queries: Sequence[Standing], most: int) -> list[Standing]:
+    def admitted(self, queries: Sequence[QueryView], most: int) -> list[QueryView]:
         """The first of these, waiting or set aside, that may have memory, at most `most`, none overtaking another.
 
-        Optimistic, with two guards: all that then have rows can generate another `sure_tokens` at once, and all that
-        they and those set aside are expected to need fits budget and pool together, so that nothing need be forgotten.
+        Optimistic, with two guards: all that then have rows can generate another `guaranteed_tokens` at once, and all
+        that they and those set aside are expected to need fits budget and pool together, so that nothing need be
+        forgotten.
         """
         if most <= 0 or not queries:
             return []
         soon = self.bytes_budget - self.held_bytes - sum(map(self._soon, self.in_rows))
         later = self.bytes_budget - self.held_bytes + self.pool_left - sum(map(self._expected, self.in_rows))
         later -= sum(self._expected(query) - self.footprint.of(query.cached) for query in self.aside)
-        chosen: list[Standing] = []
+        chosen: list[QueryView] = []
         for query in queries[:most]:
             soon -= self._soon(query)
             later -= 0 if query.set_aside else self._expected(query)
@@ -169,22 +170,22 @@ class View:
             chosen.append(query)
         return chosen
 
-    def _soon(self, query: Standing) -> int:
-        return self._bytes(query, _at_insertion(query) + self.sure_tokens)
+    def _soon(self, query: QueryView) -> int:
+        return self._bytes(query, _at_insertion(query) + self.guaranteed_tokens)
 
-    def _expected(self, query: Standing) -> int:
+    def _expected(self, query: QueryView) -> int:
         usual = math.ceil(query.limit_tokens * self.answer_share)
-        return self._bytes(query, max(usual, _at_insertion(query) + self.sure_tokens))
+        return self._bytes(query, max(usual, _at_insertion(query) + self.guaranteed_tokens))
 
-    def _bytes(self, query: Standing, generated: int) -> int:
+    def _bytes(self, query: QueryView, generated: int) -> int:
         return self.footprint.of(query.prompt_tokens + min(generated, query.limit_tokens))
 
-    def fitting(self, queries: Sequence[Standing], most: int) -> list[Standing]:
+    def fitting(self, queries: Sequence[QueryView], most: int) -> list[QueryView]:
         """The first of these that the byte budget admits together, at most `most`, none overtaking another.
 
         Ready ones are in the budget already.
         """
-        chosen: list[Standing] = []
+        chosen: list[QueryView] = []
         left = self.bytes_left
         for query in queries[: max(most, 0)]:
             left -= query.bytes_reserved if query.state is State.WAITING else 0
@@ -194,7 +195,7 @@ class View:
         return chosen
 
 
-def _at_insertion(query: Standing) -> int:
+def _at_insertion(query: QueryView) -> int:
     """What it has generated, or will have when it is inserted: a prefill draws a token, too."""
     return query.generated + (query.state in (State.WAITING, State.PREFILLING))
 
@@ -226,7 +227,7 @@ class Plan:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def victims_first(running: Sequence[Standing]) -> list[Standing]:
+def victims_first(running: Sequence[QueryView]) -> list[QueryView]:
     """Who loses a row first where some must: the least urgent, and of those the latest to arrive."""
     return sorted(reversed(running), key=lambda query: (-query.priority, -query.arrived))
 
@@ -248,13 +249,13 @@ def honours(policy: Policy) -> frozenset[str]:
 
 __all__ = [
     "ALL_PENDING",
-    "SURE_TOKENS",
+    "GUARANTEED_TOKENS",
     "Chunk",
     "Costs",
     "Feeding",
     "Plan",
     "Policy",
-    "Standing",
+    "QueryView",
     "View",
     "honours",
     "victims_first",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from baton.core.query import State
 from baton.policy.baton import READY_AHEAD, prefill_chunks, rows_wanted
-from baton.policy.port import Plan, Standing, View
+from baton.policy.port import Plan, QueryView, View
 
 _ENDLESS = 2**62
 
@@ -26,19 +26,19 @@ def shares(view: View) -> dict[str, int]:
     return found
 
 
-def stage(query: Standing) -> int:
+def stage(query: QueryView) -> int:
     """0: has a row of the batch; 1: had one, and lost it; 2: never had one."""
     if query.state is State.RUNNING:
         return 0
     return 1 if query.set_aside or (query.state is State.WAITING and query.generated) else 2
 
 
-def everyone(view: View) -> list[Standing]:
+def everyone(view: View) -> list[QueryView]:
     return [*view.running, *view.ready, *view.prefilling, *view.waiting]
 
 
 @dataclass(frozen=True, slots=True)
-class UrgentFirst:
+class PreemptivePlanner:
     """Plans for an `order` of all live queries: of those that can run, its first `most` have the rows.
 
     In the order, a running query stands before all those that may not take its row. Rows change hands only when the
@@ -48,7 +48,7 @@ class UrgentFirst:
     ready_ahead: int = READY_AHEAD
     fused: bool = True
 
-    def plan(self, view: View, order: Sequence[Standing], most: int, reason: str) -> Plan:
+    def plan(self, view: View, order: Sequence[QueryView], most: int, reason: str) -> Plan:
         place = {query.id: at for at, query in enumerate(order)}
         near = [query for query in order[: most + self.ready_ahead] if query.state is State.WAITING]
         forget = _no_room(view, order, near)
@@ -78,12 +78,12 @@ class UrgentFirst:
         )
 
 
-def _displaced(view: View, order: Sequence[Standing], most: int, asking: Sequence[Standing]) -> list[Standing]:
+def _displaced(view: View, order: Sequence[QueryView], most: int, asking: Sequence[QueryView]) -> list[QueryView]:
     """The last of those that run: as few as those before them that are ready need rows, or `asking[0]` memory."""
     running = [query for query in order if query.state is State.RUNNING]
     near = [query for query in order if query.state in (State.RUNNING, State.READY)]
     behind = sum(query.state is State.RUNNING for query in order[order.index(asking[0]) :]) if asking else 0
-    for_rows: list[Standing] | None = None
+    for_rows: list[QueryView] | None = None
     for count in range(max(0, len(running) - most), len(running) + 1):
         leaving = running[len(running) - count :]
         admitted = _admitted(_after(view, leaving), asking)
@@ -98,12 +98,12 @@ def _displaced(view: View, order: Sequence[Standing], most: int, asking: Sequenc
     return for_rows or []
 
 
-def _is_ready(query: Standing, admitted: Set[str]) -> bool:
+def _is_ready(query: QueryView, admitted: Set[str]) -> bool:
     """Whether it can be given a row of the batch now."""
     return query.state is State.READY and (not query.set_aside or query.id in admitted)
 
 
-def _after(view: View, leaving: Sequence[Standing]) -> View:
+def _after(view: View, leaving: Sequence[QueryView]) -> View:
     """As it will be when these are set aside; where the pool is too small for them, it will be less than empty."""
     aside = [replace(query, state=State.READY, set_aside=True) for query in leaving]
     gone = {query.id for query in leaving}
@@ -115,7 +115,7 @@ def _after(view: View, leaving: Sequence[Standing]) -> View:
     )
 
 
-def _admitted(view: View, asking: Sequence[Standing]) -> set[str]:
+def _admitted(view: View, asking: Sequence[QueryView]) -> set[str]:
     """The ids of those that may have memory, the most urgent first, none overtaking another."""
     found = view.admitted(asking, len(asking))
     if not found and replace(view, pool_left=_ENDLESS).admitted(asking, 1):
@@ -125,7 +125,7 @@ def _admitted(view: View, asking: Sequence[Standing]) -> set[str]:
     return {query.id for query in found}
 
 
-def _no_room(view: View, order: Sequence[Standing], near: Sequence[Standing]) -> tuple[str, ...]:
+def _no_room(view: View, order: Sequence[QueryView], near: Sequence[QueryView]) -> tuple[str, ...]:
     """One to be forgotten where less urgent ones fill the prefiller: no place of it is kept free for a rare crowd."""
     inside = {query.id for query in view.in_rows} - {query.id for query in view.running}
     last = next((query for query in reversed(order) if query.id in inside), None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from baton.policy.baton import READY_AHEAD
-from baton.policy.port import Plan, Standing, View
-from baton.policy.preemptive import UrgentFirst, everyone, shares, stage
+from baton.policy.port import Plan, QueryView, View
+from baton.policy.preemptive import PreemptivePlanner, everyone, shares, stage
 
 
 class Priority:
@@ -18,13 +18,13 @@ class Priority:
     honours = frozenset({"priority", "user"})
 
     def __init__(self, *, ready_ahead: int = READY_AHEAD, fused: bool = True) -> None:
-        self._urgent_first = UrgentFirst(ready_ahead, fused)
+        self._urgent_first = PreemptivePlanner(ready_ahead, fused)
 
     def plan(self, view: View) -> Plan:
         return self._urgent_first.plan(view, by_priority(view), view.max_rows, "priority")
 
 
-def by_priority(view: View) -> list[Standing]:
+def by_priority(view: View) -> list[QueryView]:
     """All live queries, the most urgent first."""
     share = shares(view)
     return sorted(

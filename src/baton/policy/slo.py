@@ -6,8 +6,8 @@ import math
 
 from baton.core.query import State
 from baton.policy.baton import READY_AHEAD
-from baton.policy.port import Plan, Standing, View
-from baton.policy.preemptive import UrgentFirst, everyone, shares, stage
+from baton.policy.port import Plan, QueryView, View
+from baton.policy.preemptive import PreemptivePlanner, everyone, shares, stage
 
 # Who has a row keeps it for so many tokens against its equals: what is measured moves, rows should not with it.
 SETTLED_TOKENS = 8
@@ -28,7 +28,7 @@ class Slo:
     honours = frozenset({"priority", "deadline", "user"})
 
     def __init__(self, *, ready_ahead: int = READY_AHEAD, fused: bool = True) -> None:
-        self._urgent_first = UrgentFirst(ready_ahead, fused)
+        self._urgent_first = PreemptivePlanner(ready_ahead, fused)
 
     def plan(self, view: View) -> Plan:
         most, hurried = rows_for_pace(view)
@@ -36,7 +36,7 @@ class Slo:
         waits = max([*pressed.values(), *(needs(view, query) for query in hurried)], default=0.0)
         share = shares(view)
 
-        def key(query: Standing) -> tuple[float, ...]:
+        def key(query: QueryView) -> tuple[float, ...]:
             left = slack(view, query)
             if query.state is State.RUNNING:
                 gives_way = left >= waits and query.since_insert >= SETTLED_TOKENS
@@ -51,7 +51,7 @@ class Slo:
         return self._urgent_first.plan(view, order, max(most, min(keeping, view.max_rows)), "deadline")
 
 
-def is_lost(view: View, query: Standing) -> bool:
+def is_lost(view: View, query: QueryView) -> bool:
     """Whether not even a batch of its own would have it done in time."""
     alone = view.costs.step_at(1) or 0.0
     return query.deadline is not None and query.deadline - view.now < needs(view, query, alone)
@@ -62,25 +62,25 @@ def step_seconds(view: View) -> float:
     return view.costs.step_at(max(len(view.running), 1)) or 0.0
 
 
-def needs(view: View, query: Standing, step: float | None = None) -> float:
+def needs(view: View, query: QueryView, step: float | None = None) -> float:
     """Seconds until the query has generated all that it may, if it goes on from now at a `step`'s pace, or as it is."""
     step = step_seconds(view) if step is None else step
     return fill_seconds(view, query) + (query.limit_tokens - query.generated) * step
 
 
-def fill_seconds(view: View, query: Standing) -> float:
+def fill_seconds(view: View, query: QueryView) -> float:
     """Of them, those until it can be given a row."""
     if query.state in (State.READY, State.RUNNING):
         return 0.0
     return view.costs.chunk_seconds(query.pending, query.cached)
 
 
-def slack(view: View, query: Standing) -> float:
+def slack(view: View, query: QueryView) -> float:
     """Seconds that the query can spare; endless where it has no deadline, below 0 where the batch is too slow."""
     return math.inf if query.deadline is None else query.deadline - view.now - needs(view, query)
 
 
-def is_pressed(view: View, query: Standing, most: int) -> bool:
+def is_pressed(view: View, query: QueryView, most: int) -> bool:
     """Whether it meets its deadline with a row now, and misses it with the next of `most` rows that becomes free."""
     if query.state is State.RUNNING or query.deadline is None or len(view.running) < most:
         return False
@@ -88,7 +88,7 @@ def is_pressed(view: View, query: Standing, most: int) -> bool:
     return slack(view, query) < left * step_seconds(view) and not is_lost(view, query)
 
 
-def rows_for_pace(view: View) -> tuple[int, list[Standing]]:
+def rows_for_pace(view: View) -> tuple[int, list[QueryView]]:
     """The most rows with which a step still meets the tightest pace, and those for whom the batch is too slow now.
 
     The pace of a query is the time left to its deadline over the tokens left to it. A pace that not even a single row

@@ -31,11 +31,11 @@ from baton.server.answers import (
 from baton.server.auth import OPEN, Access, Origins
 from baton.server.errors import answer_http_exception, error_response, internal_error
 from baton.server.generate import Generating
-from baton.server.live import DESCRIBED, Watching
-from baton.server.middleware import Door, Guard
+from baton.server.live import DESCRIBED, LiveRoutes
+from baton.server.middleware import AuthMiddleware, Middleware
 from baton.server.openapi import described
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from baton.server.status import Telling
+from baton.server.status import StatusRoutes
 from baton.server.workers import Line, Workers
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -90,9 +90,9 @@ def create_app(
     line = Line(client, workers, Held(max(limits.max_bodies_bytes, limits.max_body_bytes)))
     app.state.answers = Held(limits.max_answers_bytes)
     _add_generating(app, Generating(client, workers, line, app.state.answers))
-    _add_telling(app, Telling(client, workers, line, app.state.answers, render_metrics, version))
+    _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version))
     if live is not None:
-        app.add_api_route("/live/data", Watching(live, workers).data, response_model=None, **DESCRIBED)
+        app.add_api_route("/live/data", LiveRoutes(live, workers).data, response_model=None, **DESCRIBED)
     _add_pages(app)
     _add_errors(app, reject)
     _add_doors(app, access, limits)
@@ -102,10 +102,10 @@ def create_app(
 
 def _add_doors(app: FastAPI, access: Access, limits: Limits) -> None:
     """What is added last comes first."""
-    app.add_middleware(Guard, access=access, open_paths=OPEN_PATHS, limits=limits)
+    app.add_middleware(AuthMiddleware, access=access, open_paths=OPEN_PATHS, limits=limits)
     if access.origins:
         app.add_middleware(Origins, origins=access.origins)
-    app.add_middleware(Door, limits=limits)
+    app.add_middleware(Middleware, limits=limits)
 
 
 def _add_generating(app: FastAPI, routes: Generating) -> None:
@@ -113,7 +113,7 @@ def _add_generating(app: FastAPI, routes: Generating) -> None:
     _post(app, CHAT, routes.chat_completions, ChatRequest, ChatCompletion)
 
 
-def _add_telling(app: FastAPI, routes: Telling) -> None:
+def _add_telling(app: FastAPI, routes: StatusRoutes) -> None:
     _post(app, "/tokenize", routes.tokenize, TokenizeRequest, Tokens)
     _post(app, "/detokenize", routes.detokenize, DetokenizeRequest, Prompt)
     _get(app, "/v1/models", routes.models, ModelList)

@@ -86,7 +86,7 @@ def asker(scope: Scope) -> str:
 
     The key itself belongs nowhere else, and however its header is written it is the same asker.
     """
-    # Of several such headers the one that `Guard` looks at.
+    # Of several such headers the one that `AuthMiddleware` looks at.
     _, key = _parted(dict(scope["headers"]).get(b"authorization", b""))
     return hashlib.blake2b(key, key=_SECRET, digest_size=16).hexdigest() if key else ""
 

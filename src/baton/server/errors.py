@@ -117,7 +117,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
         return error_response(NotFound(f"there is no {path}"))
     if error.status_code == 405:
         allow = set((error.headers or {}).get("Allow", "GET").split(", "))
-        # Whatever answers GET answers HEAD, see `door.Door`.
+        # Whatever answers GET answers HEAD, see `door.Middleware`.
         allow |= {"HEAD"} if "GET" in allow else set()
         return error_response(MethodNotAllowed(f"{path}: the method is not allowed", allow))
     known = RequestError(HTTPStatus(error.status_code).phrase)

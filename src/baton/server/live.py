@@ -63,7 +63,7 @@ DESCRIBED: dict[str, Any] = {
 }
 
 
-class Watching:
+class LiveRoutes:
     """`live` answers JSON of what is new since a serial and a time."""
 
     def __init__(self, live: Callable[[int, float], bytes], workers: Workers) -> None:

@@ -21,7 +21,7 @@ from baton.server.errors import HeadersTooLarge, InvalidHost, InvalidKey, error_
 _log = logging.getLogger("baton.server")
 
 
-class Door:
+class Middleware:
     """Gives a request its id and answers HEAD as GET without the body."""
 
     def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
@@ -47,7 +47,7 @@ class Door:
         await self._app({**scope, "method": "GET"} if bare else scope, receive, answer)
 
 
-class Guard:
+class AuthMiddleware:
     """Lets a request in or answers it. `open_paths` need no key."""
 
     def __init__(self, app: ASGIApp, *, access: Access, open_paths: Collection[str], limits: Limits) -> None:

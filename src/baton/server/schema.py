@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_val
 
 from baton.core.errors import InvalidValue, RequestError, Unsupported
 from baton.core.limits import Limits
-from baton.core.query import SamplingParams, Terms
+from baton.core.query import RequestOptions, SamplingParams
 from baton.engine.client import Tokenizer
 from baton.server.fields import STREAM_NEUTRAL, Strict, without_neutral
 from baton.server.messages import Messages, turns_of
@@ -155,9 +155,9 @@ class Generation(Strict):
             prompt_logprobs=prompt_logprobs,
         )
 
-    def terms(self, key: str, limits: Limits) -> Terms:
-        """`key`: by whose it was asked, see `Terms`. Raises InvalidValue."""
-        return Terms(
+    def terms(self, key: str, limits: Limits) -> RequestOptions:
+        """`key`: by whose it was asked, see `RequestOptions`. Raises InvalidValue."""
+        return RequestOptions(
             self.priority,
             self.deadline_ms,
             self.user or "",

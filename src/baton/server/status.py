@@ -19,7 +19,7 @@ from baton.server.workers import Line, Workers
 from baton.server.written import written
 
 
-class Telling:
+class StatusRoutes:
     """Routes over one engine. `render_metrics` answers the metrics page's bytes and their content type."""
 
     def __init__(

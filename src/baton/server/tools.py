@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from baton.core.constraint import CALLS, NAME, Form
+from baton.core.constraint import CALLS, NAME, OutputFormat
 from baton.core.errors import InvalidValue, Unsupported
 from baton.engine.client import Tokenizer
 from baton.server.fields import Strict
@@ -50,7 +50,7 @@ class Tools:
 
     offered: Sequence[ToolOffered]
     style: Style
-    form: Form | None
+    form: OutputFormat | None
     shown: frozenset[int]
 
     def parser(self) -> Parser:
@@ -114,7 +114,9 @@ def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many:
         raise InvalidValue(f"tool_choice: there is no tool {choice.function.name[:64]!r}", param="tool_choice")
 
 
-def _form(tools: Sequence[ToolOffered], style: Style, tokens: dict[str, int], *, several: bool, forced: bool) -> Form:
+def _form(
+    tools: Sequence[ToolOffered], style: Style, tokens: dict[str, int], *, several: bool, forced: bool
+) -> OutputFormat:
     spec = {
         "opening": style.opening,
         "closing": style.closing,
@@ -126,7 +128,7 @@ def _form(tools: Sequence[ToolOffered], style: Style, tokens: dict[str, int], *,
             {"name": one.name, "parameters": _told(one)["parameters"]} for one in (tool.function for tool in tools)
         ],
     }
-    return Form(CALLS, json.dumps(spec), "tools")
+    return OutputFormat(CALLS, json.dumps(spec), "tools")
 
 
 def _told(function: FunctionOffered) -> dict[str, Any]:

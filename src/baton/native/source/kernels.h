@@ -42,7 +42,7 @@ struct Span {
 struct Attention {
     int64_t heads, kv_heads, key_dim, value_dim;
     float scale, softcap;         // softcap 0: none
-    int64_t window, chunk, ring;  // 0: none. window, chunk: as `Look` in baton/model/look.py
+    int64_t window, chunk, ring;  // 0: none. window, chunk: as `Visibility` in baton/model/visibility.py
     const float* sinks;           // [heads], or null
     int32_t kind;                 // of keys and values: FLOAT32 or BFLOAT16
     Columns keys, values;

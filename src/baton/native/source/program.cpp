@@ -73,8 +73,8 @@ bool by_token(const Instruction& one) { return one.does != PRODUCT && one.does !
 
 class Program {
   public:
-    Program(const Kernels* kernels, Pool* pool, const Outline& outline, const Instruction* first, int64_t count,
-            const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count, const Look* looks,
+    Program(const Kernels* kernels, Pool* pool, const ProgramIR& outline, const Instruction* first, int64_t count,
+            const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count, const Visibility* looks,
             int64_t look_count)
         : k_(kernels), pool_(pool), outline_(outline), code_(first, first + count), tables_(tables, tables + table_count),
           layers_(layers, layers + layer_count), looks_(looks, looks + look_count), counters_(2 * pool->threads() * count),
@@ -331,7 +331,7 @@ class Program {
     }
 
     Attention attention(const Instruction& one) {
-        const Look& look = looks_[one.look];
+        const Visibility& look = looks_[one.look];
         const Layer& layer = layers_[look.layer];
         const Operand queries = placed(one.op.in[0], one.in_space[0]);
         Attention call = {};
@@ -378,11 +378,11 @@ class Program {
 
     const Kernels* k_;
     Pool* pool_;
-    const Outline outline_;
+    const ProgramIR outline_;
     const std::vector<Instruction> code_;
     const std::vector<Table> tables_;
     const std::vector<Layer> layers_;
-    const std::vector<Look> looks_;
+    const std::vector<Visibility> looks_;
     std::vector<Counter> counters_;
     std::vector<Memory> scratch_;
     std::vector<Memory> own_;
@@ -409,9 +409,9 @@ API int32_t baton_pool_free(Pool* pool) {
 }
 
 // Null if there is no memory; see baton_fault. What the instructions point to is the caller's to keep.
-API Program* baton_program_new(const Kernels* kernels, Pool* pool, const Outline* outline, const Instruction* code,
+API Program* baton_program_new(const Kernels* kernels, Pool* pool, const ProgramIR* outline, const Instruction* code,
                                int64_t count, const Table* tables, int64_t table_count, const Layer* layers,
-                               int64_t layer_count, const Look* looks, int64_t look_count) {
+                               int64_t layer_count, const Visibility* looks, int64_t look_count) {
     return made([&] {
         check_lengths({count, table_count, layer_count, look_count});
         check(code, count, table_count, layer_count, look_count);

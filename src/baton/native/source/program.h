@@ -39,7 +39,7 @@ struct Layer {
 };
 
 // One attention: which layer's keys and values its queries see, and how.
-struct Look {
+struct Visibility {
     int32_t layer;
     int64_t heads;
     float scale, softcap;
@@ -47,7 +47,7 @@ struct Look {
     const float* sinks;
 };
 
-struct Outline {
+struct ProgramIR {
     int64_t row_floats;       // of values, per token
     int64_t late_floats;      // of late values
     int64_t attended_floats;  // of the widest attention, per token
