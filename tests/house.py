@@ -23,11 +23,6 @@ ABOVE = {"measure": 8, "cli": 9, "__main__": 10}
 CUDA_DOORS = ("compose", "loader")
 # Arrows that still run up into the fast paths. Each leaves this list for good when its port is there.
 STILL_UP = {
-    ("baton.kv.prefix", "baton.cuda.offload"),
-    ("baton.kv.prefix", "baton.cuda.packed_rows"),
-    ("baton.kv.segment", "baton.cuda.packed_rows"),
-    ("baton.batch.rows", "baton.cuda.offload"),
-    ("baton.batch.rows", "baton.cuda.packed_rows"),
     ("baton.model.forward", "baton.native.program"),
     ("baton.model.forward", "baton.cuda.decode_steps"),
     ("baton.model.forward", "baton.cuda.float8"),

@@ -13,9 +13,8 @@ from torch import Tensor
 from baton.batch.row_state import Drawing, PendingForward, RowState
 from baton.core.errors import Refused
 from baton.core.step import Feeding, StepOutput
-from baton.cuda.offload import HostLoad, HostOffload
-from baton.cuda.packed_rows import Packed
 from baton.kv.budget import out_of_memory
+from baton.kv.port import KVLoad, KVOffload, OffloadedParts
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.port import ModelRunner
@@ -49,7 +48,7 @@ class Rows:
         sampler: Sampler,
         stamp: str,
         *,
-        copies: HostOffload | None = None,
+        copies: KVOffload | None = None,
     ) -> None:
         self.rectangle = rectangle
         self._forward = forward
@@ -62,7 +61,7 @@ class Rows:
         self._lent: set[int] = set()
         self._copies = copies
         # Rows whose keys and values are on their way from the host.
-        self._arriving: dict[int, HostLoad] = {}
+        self._arriving: dict[int, KVLoad] = {}
 
     def lens(self, among: range) -> dict[str, int]:
         """Cached tokens of each query that is in these rows."""
@@ -104,7 +103,7 @@ class Rows:
                 self.rectangle.exchange(row, segment.home[1])
                 return
         try:
-            if self._copies is not None and isinstance(segment.parts, Packed):
+            if self._copies is not None and isinstance(segment.parts, OffloadedParts):
                 self._arriving[row] = self._copies.into(segment.parts, self.rectangle.claim(row, segment.cached))
             else:
                 self.rectangle.write(row, segment.parts, segment.cached)
@@ -131,8 +130,8 @@ class Rows:
         if not copy:
             home, release = (self.rectangle, row), partial(self._take_back, row)
         elif self._copies is not None and parts:
-            parts = Packed(self._copies.out(parts).pieces)
-            release = partial(self._copies.release, parts)
+            parts = offloaded = self._copies.joined(self._copies.out(parts).pieces)
+            release = partial(self._copies.release, offloaded)
         else:
             parts = [part.clone() for part in parts]
         cached = self.rectangle.lens[row]

@@ -18,8 +18,8 @@ from baton.batch.row_state import Drawing, RowState
 from baton.batch.rows import Rows
 from baton.core.step import Feeding, StepOutput
 from baton.cuda.decode_steps import BUCKETS, Launched, Steps
-from baton.cuda.offload import HostOffload
 from baton.cuda.slots import GREEDY, Chance, Slot, chance_of, follows
+from baton.kv.port import KVOffload
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.execution import PrefillPlacement
@@ -59,7 +59,7 @@ class AsyncRows(Rows):
         stamp: str,
         steps: Steps,
         *,
-        copies: HostOffload | None = None,
+        copies: KVOffload | None = None,
     ) -> None:
         super().__init__(rectangle, forward, sampler, stamp, copies=copies)
         self.prompts = PrefillPlacement.AFTER_DECODE

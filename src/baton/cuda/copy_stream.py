@@ -12,18 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
-class CopyEvent(Protocol):
-    """A place in a lane, which it reaches when all that was begun before is done."""
-
-    def done(self) -> bool:
-        """Whether it is reached; does not wait."""
-
-    def wait(self) -> None:
-        """The host waits until it is reached."""
-
-    def join(self) -> None:
-        """Whatever the device is given from now on, outside of the lane, comes behind it; the host goes on."""
+from baton.kv.port import CopyEvent
 
 
 class CopyStream(Protocol):

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baton.cuda.copy_stream import CopyEvent, CopyStream
+from baton.cuda.copy_stream import CopyStream
 from baton.cuda.packed_rows import Form, Packed, Piece, finite, form_of, gather, scatter
 from baton.cuda.pinned_memory import Extent, HostMemory
+from baton.kv.port import CopyEvent, KVPiece, OffloadedParts
 
 AT_ONCE_BYTES = 2**24
 """What is copied at once, some 0.3 ms: a step's own small copies wait for the one before them in the same direction."""
@@ -138,8 +139,13 @@ class HostOffload:
         cut = [extent.cut(at, size) for extent in memory for at in range(0, extent.size, size)]
         return HostStore([Piece(extent, form, mark) for extent in cut], mark, fine)
 
-    def into(self, packed: Packed, targets: Sequence[Tensor]) -> HostLoad:
+    def joined(self, pieces: Sequence[KVPiece]) -> Packed:
+        """Pieces one behind the other, as parts for a row."""
+        return Packed([_ours(piece) for piece in pieces])
+
+    def into(self, parts: OffloadedParts, targets: Sequence[Tensor]) -> HostLoad:
         """Begins to copy; `targets` are the row's parts, which nobody writes until it has landed."""
+        packed = _packed(parts)
         groups = [(form, [*some]) for form, some in itertools.groupby(packed.pieces, lambda piece: piece.form)]
         self._make_room(packed.bytes)
         staged = [(form, self._lane.empty(len(some) * form.bytes).view(len(some), -1)) for form, some in groups]
@@ -155,16 +161,32 @@ class HostOffload:
         self._underway.append(arrival)
         return arrival
 
-    def release(self, packed: Packed) -> None:
+    def release(self, parts: OffloadedParts) -> None:
         """Gives back the host's memory."""
-        for piece in packed.pieces:
-            self.host.give(piece.memory)
+        for piece in _packed(parts).pieces:
+            self.give(piece)
+
+    def give(self, piece: KVPiece) -> None:
+        """Gives back one piece's memory."""
+        self.host.give(_ours(piece).memory)
 
     def _make_room(self, size: int) -> None:
         """What is underway takes no more than it may with so much more: the oldest is waited for."""
         self._underway = deque(one for one in self._underway if not one.over())
         while self._underway and sum(one.bytes for one in self._underway) + size > self._most:
             self._underway.popleft().finish()
+
+
+def _packed(parts: OffloadedParts) -> Packed:
+    if not isinstance(parts, Packed):
+        raise TypeError(f"{type(parts).__name__} was not offloaded here")
+    return parts
+
+
+def _ours(piece: KVPiece) -> Piece:
+    if not isinstance(piece, Piece):
+        raise TypeError(f"{type(piece).__name__} was not offloaded here")
+    return piece
 
 
 def _copy(target: Tensor, source: Tensor) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton.cuda.copy_stream import CopyEvent
 from baton.cuda.pinned_memory import Extent
+from baton.kv.port import CopyEvent, OffloadedParts
 
 # What bytes are moved as: the widest numbers that all parts can be cut into.
 _UNITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
@@ -79,7 +79,7 @@ class Piece:
     mark: CopyEvent
 
 
-class Packed(Sequence[Tensor]):
+class Packed(OffloadedParts):
     """A row's parts on the host, in one piece or cut into several along its tokens.
 
     As a sequence it is the parts themselves, views of the host's memory where there is one piece; that waits for them.

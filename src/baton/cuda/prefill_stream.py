@@ -22,8 +22,8 @@ from baton.core.query import Query, SamplingParams
 from baton.core.step import Feeding, StepOutput
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.decode_steps import BUCKETS, Steps
-from baton.cuda.offload import HostOffload
 from baton.kv.budget import out_of_memory
+from baton.kv.port import KVOffload
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment, arrived
 from baton.model.execution import PrefillPlacement
@@ -89,7 +89,7 @@ class PrefillStreamRows(AsyncRows):
         steps: Steps,
         side: Side,
         *,
-        copies: HostOffload | None = None,
+        copies: KVOffload | None = None,
     ) -> None:
         super().__init__(rectangle, forward, sampler, stamp, steps, copies=copies)
         self.prompts = PrefillPlacement.SIDE_STREAM

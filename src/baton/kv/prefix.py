@@ -11,8 +11,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from baton.cuda.offload import HostOffload, HostStore
-from baton.cuda.packed_rows import Packed, Piece
+from baton.kv.port import KVOffload, KVPiece, KVStore
 from baton.kv.rectangle import Rectangle
 
 BLOCK_TOKENS = 32
@@ -35,7 +34,7 @@ class _Entry:
     bytes: int
     before: _Entry | None
     parts: list[Tensor] | None = None
-    piece: Piece | None = None
+    piece: KVPiece | None = None
     ready: bool = False
     holds: int = 0
 
@@ -66,12 +65,12 @@ class PrefixStore:
         divisible_tokens: int,
         block: int = BLOCK_TOKENS,
         longest: int | None = None,
-        copies: HostOffload | None = None,
+        copies: KVOffload | None = None,
     ) -> None:
         self.bytes_most = bytes_most
         self.bytes_used = 0
         self._copies = copies
-        self._leaving: deque[tuple[list[_Entry], HostStore]] = deque()
+        self._leaving: deque[tuple[list[_Entry], KVStore]] = deque()
         # Of all parts together, where they can be cut; the same for all rows.
         self._token_bytes = 0
         self._longest = sys.maxsize if longest is None else longest
@@ -104,7 +103,7 @@ class PrefixStore:
         self._touch(path)
         found = sum(entry.tokens for entry in path)
         if self._copies is not None:
-            return found, Packed([entry.piece for entry in path if entry.piece is not None])
+            return found, self._copies.joined([entry.piece for entry in path if entry.piece is not None])
         parts = [entry.parts for entry in path if entry.parts is not None]
         return found, parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
@@ -250,7 +249,7 @@ class PrefixStore:
             self._tails[key[0]][len(key[1])] += 1
         return entry
 
-    def _copy_out(self, copies: HostOffload, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
+    def _copy_out(self, copies: KVOffload, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
         """Begins to copy what a row keeps of these runs, the last of which ends at `stop`; all blocks at once."""
         blocks = [entry for entry in new if entry.tokens == self._block]
         tail = [entry for entry in new if entry.tokens != self._block]
@@ -297,7 +296,7 @@ class PrefixStore:
         del self._entries[entry.key]
         self.bytes_used -= entry.bytes
         if self._copies is not None and entry.piece is not None:
-            self._copies.host.give(entry.piece.memory)
+            self._copies.give(entry.piece)
         entry.parts = entry.piece = None
         before, run = entry.key
         if len(run) != self._block:
@@ -311,7 +310,7 @@ class PrefixStore:
 
 
 def prefix_store(
-    rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None, copies: HostOffload | None = None
+    rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None, copies: KVOffload | None = None
 ) -> PrefixStore:
     """A store for what this rectangle's rows keep; nothing fits in it until it is given a limit."""
     # While no ring is full, the columns of each are the row's tokens in their order. A state is of all tokens together.

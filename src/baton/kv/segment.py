@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from baton.core.query import Query
-from baton.cuda.packed_rows import Packed
+from baton.kv.port import OffloadedParts
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class KVSegment:
 
     `tokens`: prompt and generated. `parts`: what a row of `cached` tokens keeps, as `Rectangle.view` answers it: per
     layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, where a layer has one), and states;
-    `Packed` where they are on the host and rows are not.
+    `OffloadedParts` where they are in other memory than rows.
     `stamp` names model, dtype and shapes: a foreign one is refused.
     `computed`: how many of the tokens were ever fed (more than `cached` when their keys and values were forgotten).
     `home`: the rectangle and its row in which the parts lie, where they were not copied out.
@@ -45,7 +45,7 @@ class KVSegment:
     @property
     def bytes(self) -> int:
         """Bytes of the parts."""
-        if isinstance(self.parts, Packed):
+        if isinstance(self.parts, OffloadedParts):
             return self.parts.bytes
         return sum(part.numel() * part.element_size() for part in self.parts)
 
