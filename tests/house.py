@@ -1,6 +1,6 @@
 """Reads the imports of a source tree, deferred and type-only ones too, and says which house rules they break.
 
-The rules are those of ARCHITECTURE.md section 6; the tree is a mapping of dotted module names to their source.
+The rules are those of ARCHITECTURE.md, "The floors"; the tree is a mapping of dotted module names to their source.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ refused by name if it does not.
 | masked | the model's own attention, over rows and a mask (attention outside of transformers' interface, ALiBi) |
 | singly | the model's own attention, one row after the other: exact, without the speed of a batch |
 
-"Native": on the CPU a step is recorded once and carried out as one native call (ARCHITECTURE.md, "Native steps"); all
+"Native": on the CPU a step is recorded once and carried out as one native call ([how](design/native.md)); all
 others run in torch. "Whole prompts": Mamba-1 layers begin each chunk from nothing, so a prompt is fed at once. Models
 with states are fed one prompt per call. A ring keeps exactly the window's tokens; states do not grow.
 

@@ -11,7 +11,7 @@ from families import FAMILIES, REFUSED
 from limits_page import PAGE, with_table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "src/baton/builtin/model/README.md"]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "src/baton/builtin/model/README.md"]
 SOURCES = [
     path for folder in ("src", "tests", "benchmarks", "scripts", "examples") for path in (ROOT / folder).rglob("*.py")
 ]

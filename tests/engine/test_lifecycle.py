@@ -16,7 +16,7 @@ from crowd import query_of
 
 LIVE = [state for state in State if state.live]
 ENDS = [state for state in State if not state.live]
-# The way to each live state, and the moves that ARCHITECTURE.md section 9 draws.
+# The way to each live state, and the moves that ARCHITECTURE.md draws.
 WAYS = {
     State.WAITING: [],
     State.PREFILLING: [State.PREFILLING],

@@ -10,7 +10,7 @@ from baton.kv.segment import KVSegment
 
 
 class Batch(Protocol):
-    """Five verbs; each happens whole, or raises Refused and changes nothing (ARCHITECTURE.md section 4)."""
+    """Five verbs; each happens whole, or raises Refused and changes nothing (docs/design/rectangle.md)."""
 
     @property
     def rows(self) -> int: ...

@@ -123,7 +123,7 @@ class Engine:
             raise troubles[0]
 
     def iterate(self) -> bool:
-        """One iteration (ARCHITECTURE.md section 8); answers whether anything was computed in it."""
+        """One iteration (ARCHITECTURE.md, "One iteration"); answers whether anything was computed in it."""
         self._expire()
         if self.queries.held and not self.lifecycle.count(State.RUNNING):
             self.queries.release_held()

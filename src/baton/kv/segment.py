@@ -13,7 +13,7 @@ from baton.kv.port import OffloadedParts
 
 @dataclass(slots=True)
 class KVSegment:
-    """The keystone (ARCHITECTURE.md section 2): just arrived, half prefilled, prefilled, preempted are all this.
+    """The keystone (docs/design/rectangle.md): just arrived, half prefilled, prefilled, preempted are all this.
 
     `tokens`: prompt and generated. `parts`: what a row of `cached` tokens keeps, as `Rectangle.view` answers it: per
     layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, where a layer has one), and states;
