@@ -14,11 +14,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baton.compose import POLICIES, open_engine
+from baton.compose import open_engine
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import SamplingParams, State
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 
 TRACE = Path(__file__).parent / "azure_conversations.csv"
 

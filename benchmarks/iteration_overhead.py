@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from baton import builtin
-from baton.compose import POLICIES, facts_of, make_engine, set_threads
+from baton.compose import facts_of, make_engine, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import Config, resolve
 from baton.core.query import Query, SamplingParams
@@ -41,6 +41,7 @@ from baton.model.port import ForwardStats
 from baton.model.tokenizer import ModelTokenizer
 from baton.model.visibility import Span
 from baton.observe.metrics import Metrics
+from baton.policy.table import POLICIES
 from baton.sampling.sampler import Draw, Sampler
 
 # The 135M shape: 30 layers of 3 KV heads of 64 numbers.

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from baton.compose import POLICIES, EngineHandle, open_engine, start
+from baton.compose import EngineHandle, open_engine, start
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import SamplingParams, State
+from baton.policy.table import POLICIES
 
 ROWS, QUERIES, CELL, GAP, TOP = 4, 12, 6, 2, 34
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#eeca3b", "#ff9da6")

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from baton import builtin
 from baton.bench.drive import Responses
 from baton.builtin import tasks
-from baton.compose import POLICIES, facts_of, make_engine, model_name, set_threads
+from baton.compose import facts_of, make_engine, model_name, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import Config, Settings, resolve
 from baton.core.events import Sink, Update
 from baton.core.query import Query, SamplingParams
 from baton.loader.load import Loaded
 from baton.loader.load import load as load_model
+from baton.policy.table import POLICIES
 
 
 class Stage:

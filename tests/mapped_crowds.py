@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from baton.compose import POLICIES
 from baton.core.query import Query
 from baton.cuda.decode_steps import Slot, Steps
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.virtual_memory import HostDriver
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from crowd import CONTEXT, Crowd, Shaken, alone, as_on_a_gpu, crowd_of, late_copies, some_queries
 from families import model_of
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from baton.compose import POLICIES
 from baton.core.query import Query, SamplingParams
+from baton.policy.table import POLICIES
 from families import CONTEXT, VOCABULARY
 
 POISON = 3

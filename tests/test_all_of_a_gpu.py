@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from baton.compose import POLICIES
 from baton.cuda.prefill_stream import PrefillStreamRows
+from baton.policy.table import POLICIES
 from crowd import Shaken, alone, as_on_a_gpu, crowd_of, some_queries
 from families import model_of
 

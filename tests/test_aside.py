@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from baton.batch.rows import Rows
-from baton.compose import POLICIES
 from baton.core.query import Query
 from baton.core.step import Feeding
 from baton.cuda import offload as moving
@@ -19,6 +18,7 @@ from baton.cuda.copy_stream import LateLane
 from baton.cuda.offload import HostOffload
 from baton.kv.segment import arrived
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, Spoiled, alone, crowd_of, late_copies, query_of, some_queries
 from families import CONTEXT, VOCABULARY, model_of
 

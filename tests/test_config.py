@@ -338,3 +338,25 @@ def test_what_is_on_sometimes_is_on_off_or_left_open(
     flags: dict[str, object], environment: dict[str, str], expected: bool | None
 ) -> None:
     assert load_config(flags, environment=environment).special_in_text is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_batch_size", "lots"),
+        ("max_batch_size", 0),
+        ("max_model_len", "-1"),
+        ("prefill_chunk", "1.5"),
+        ("threads", "all"),
+        ("kv_memory", "4GBs"),
+        ("pool_memory", "half"),
+    ],
+)
+def test_a_number_that_may_be_auto_is_refused_before_anything_is_loaded(name: str, value: object) -> None:
+    with pytest.raises(SettingError, match=f"--{name.replace('_', '-')} {value}"):
+        make_config({name: value})
+
+
+def test_settings_that_exclude_each_other_are_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(SettingError, match="orca's selective batching aligns no rows"):
+        make_config({"shaping": "aligned", "policy": "orca"})

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from baton import LLM, AsyncLLM
-from baton.compose import POLICIES
 from baton.core.constraint import Constraint
 from baton.core.errors import Infeasible, InvalidValue, QueryFailed
 from baton.core.limits import Limits
 from baton.core.query import Query, SamplingParams, State
 from baton.grammar.compiler import Grammars
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from bytewise import END, Words, bytes_of, save_speaking, speaking_model, tokens_of
 from crowd import Crowd, Shaken, crowd_of
 from crowd import alone as stock_alone

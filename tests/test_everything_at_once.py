@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock
 from baton.core.events import TokenLogprobs
 from baton.core.query import Query, SamplingParams
@@ -27,6 +26,7 @@ from baton.native import library as native
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, late_copies
 from families import CONTEXT, model_of
 from story import FAMILIES, POISON, Story

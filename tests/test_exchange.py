@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 
-from baton.compose import POLICIES
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import hook
 from baton.model.forward import Forward
 from baton.model.visibility import Span
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of
 

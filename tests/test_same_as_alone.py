@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.compose import POLICIES
 from baton.core.query import Query
 from baton.kv import aligned
 from baton.model.aligned import Aligned
 from baton.model.attention import Decode, Fill
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import CONTEXT, FAMILIES, FURTHER, model_of
 

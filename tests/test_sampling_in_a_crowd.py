@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baton.batch import rows
-from baton.compose import POLICIES
 from baton.core.events import TokenLogprobs
 from baton.core.query import Query
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, crowd_of, query_of
 from families import VOCABULARY, model_of
 from toy import NAN, prompt_of, toy_crowd

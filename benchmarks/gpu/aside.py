@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from baton.compose import POLICIES, make_engine
+from baton.compose import make_engine
 from baton.core.config import Settings
 from baton.core.query import Query, SamplingParams
 from baton.cuda.copy_stream import CopyStream, CudaLane, LateLane
@@ -23,6 +23,7 @@ from baton.cuda.slots import Slot, follows
 from baton.engine.engine import Engine
 from baton.kv.rectangle import Rectangle, footprint
 from baton.loader.load import Loaded
+from baton.policy.table import POLICIES
 
 from .asks import prompt_of
 from .engine import Responses

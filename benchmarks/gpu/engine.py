@@ -10,13 +10,14 @@ from typing import Any
 
 from report import percentile
 
-from baton.compose import POLICIES, make_engine
+from baton.compose import make_engine
 from baton.core.config import Settings
 from baton.core.events import Event, IterationDone, QueryEnded, Update
 from baton.core.query import Query, SamplingParams, State
 from baton.engine.engine import Engine
 from baton.loader.load import Loaded
 from baton.model.execution import PrefillPlacement
+from baton.policy.table import POLICIES
 
 from .asks import Ask
 from .models import free

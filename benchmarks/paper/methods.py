@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from baton.bench.drive import Mode, drive
 from baton.bench.figures import Figures, figures
 from baton.bench.workload import Workload
-from baton.compose import POLICIES, start
+from baton.compose import start
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, Slots
 from baton.loader.load import Loaded
 from baton.measure.trials import Contender, settings_of
+from baton.policy.table import POLICIES
 
 COMPLETION, ORCA, LITERAL, RAGGED = "run to completion", "Orca", "BATON, shaped as in the paper", "BATON, ragged rows"
 METHODS: dict[str, dict[str, str]] = {

@@ -49,24 +49,13 @@ from baton.loader.load import Loaded, OnPhase, load
 from baton.model.aligned import AlignedForward
 from baton.model.execution import PrefillPlacement
 from baton.observe.trace import TraceFile
-from baton.policy.baton import Baton
 from baton.policy.memory_guard import MemoryGuard
-from baton.policy.orca import Orca
 from baton.policy.port import Policy, honours
-from baton.policy.priority import Priority
-from baton.policy.run_to_completion import RunToCompletion
-from baton.policy.slo import Slo
+from baton.policy.table import POLICIES
 from baton.sampling.sampler import Sampler
 
 log = logging.getLogger("baton.kv")
 
-POLICIES: dict[str, Callable[[], Policy]] = {
-    "baton": Baton,
-    "orca": Orca,
-    "priority": Priority,
-    "run_to_completion": RunToCompletion,
-    "slo": Slo,
-}
 # Their prompts are fed in the iteration itself: a stream beside it is not for them.
 _IN_THE_ITERATION = ("orca", "run_to_completion")
 BUILTIN_NAME = "baton-builtin"

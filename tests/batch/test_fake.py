@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from baton.batch.fake import CostModel, FakeBatch, FakeDevice, FakePrefill
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock
 from baton.core.config import Settings
 from baton.core.errors import Refused
@@ -25,6 +24,7 @@ from baton.kv.segment import KVSegment, arrived
 from baton.policy.baton import Baton
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy
+from baton.policy.table import POLICIES
 from crowd import Crowd, NoText, Recorder, Shaken, query_of
 from toy import hashed, prompt_of, toy_alone, toy_crowd, toy_settings
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from baton.batch import rows as rows_module
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock
 from baton.core.query import Query, State
 from baton.kv.budget import SPARE_BYTES, Budget
@@ -18,6 +17,7 @@ from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan
+from baton.policy.table import POLICIES
 from crowd import Crowd, alone, crowd_of, query_of
 from families import model_of
 from toy import BYTES_PER_TOKEN, COLUMNS, prompt_of, toy_alone, toy_crowd

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock
 from baton.core.errors import Refused
 from baton.core.events import Event, QueryMoved
@@ -20,6 +19,7 @@ from baton.engine.engine import Engine
 from baton.policy.baton import Baton
 from baton.policy.port import Chunk, Plan
 from baton.policy.run_to_completion import RunToCompletion
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import model_of
 from toy import BYTES_PER_TOKEN, NAN, Say, hashed, toy_alone, toy_crowd

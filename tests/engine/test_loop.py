@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from baton.compose import POLICIES
 from baton.core.clock import Clock, ManualClock, monotonic
 from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
 from baton.core.events import Event, QueryRejected, Update
@@ -20,6 +19,7 @@ from baton.engine.inbox import Inbox
 from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, Policy, View
+from baton.policy.table import POLICIES
 from crowd import NoText, query_of
 from toy import hashed, prompt_of, toy_alone, toy_crowd
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import Query, State
@@ -18,6 +17,7 @@ from baton.kv.budget import SPARE_BYTES
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import CONTEXT, model_of
 from toy import BYTES_PER_TOKEN, COLUMNS, FOOTPRINT, hashed, prompt_of, toy_alone, toy_crowd

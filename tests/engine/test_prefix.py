@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baton.compose import POLICIES
 from baton.core.events import Event, IterationDone, QueryEnded
 from baton.core.query import Query, RequestOptions, SamplingParams, State
 from baton.engine.client import Client
 from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import VOCABULARY as TINY_VOCABULARY
 from families import model_of

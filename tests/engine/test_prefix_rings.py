@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.compose import POLICIES
 from baton.core.events import Event, IterationDone
 from baton.core.query import Query
 from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import VOCABULARY, WINDOW, model_of
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from batch.test_fake import fake_crowd
 from baton.batch.fake import CostModel
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock
 from baton.core.events import Event, QueryEnded, QueryMoved
 from baton.core.query import Query, State
@@ -20,6 +19,7 @@ from baton.policy.baton import Baton
 from baton.policy.port import Policy
 from baton.policy.priority import Priority
 from baton.policy.slo import Slo
+from baton.policy.table import POLICIES
 from crowd import Crowd, query_of
 from toy import COLUMNS, prompt_of, toy_alone, toy_crowd
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from baton.compose import POLICIES
 from baton.core.events import Event, IterationDone
 from baton.core.query import Query
 from baton.core.step import Feeding
@@ -23,6 +22,7 @@ from baton.model.execution import PrefillPlacement
 from baton.model.forward import Forward
 from baton.model.visibility import Span
 from baton.policy.baton import Baton
+from baton.policy.table import POLICIES
 from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import model_of
 

@@ -15,11 +15,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock, monotonic
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.policy.port import Policy, honours
+from baton.policy.table import POLICIES
 from baton.server.app import create_app
 from baton.server.auth import Access
 from server.scripted import MODEL, Letters, ScriptedLoop, app_of, client_of

@@ -25,13 +25,14 @@ from baton.bench.picture import Picture
 from baton.bench.table import report, runs_before, table_of
 from baton.bench.workload import Workload
 from baton.builtin.tasks import CHECKABLE_TASKS
-from baton.compose import POLICIES, model_name, set_threads
+from baton.compose import model_name, set_threads
 from baton.core.config import Config
 from baton.core.errors import CheckFailed, SettingError
 from baton.core.files import check_writable, write_text
 from baton.loader.load import Loaded, load
 from baton.measure.testbed import about_machine
 from baton.measure.trials import Contender, by_themselves, contenders, right_answers, settings_of, trials
+from baton.policy.table import POLICIES
 
 Asked = dict[str, Any]
 

@@ -24,6 +24,7 @@ from baton.core.errors import BatonError, RequestError, SettingError
 from baton.core.files import named
 from baton.core.limits import Limits, flag_of, table
 from baton.core.query import SamplingParams
+from baton.policy.table import POLICIES
 
 if TYPE_CHECKING:
     from baton.chat.remote import Remote
@@ -372,6 +373,8 @@ def _print_limits(limits: Limits, as_json: bool) -> None:
 
 def _config(flags: dict[str, Any], config_file: str | None) -> Config:
     config = load_config(flags, file=config_file)
+    if config.policy not in POLICIES:
+        raise SettingError(f"--policy {config.policy}: there is {', '.join(POLICIES)}", param="policy")
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

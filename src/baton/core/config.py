@@ -64,13 +64,17 @@ class Config(Limits):
         "What layers are compiled with for decode steps on CUDA; starting then takes longer.",
         choices=STEP_COMPILERS,
     )
-    max_batch_size: str = setting(AUTO, "Most rows of the running batch: a number, or auto.")
-    max_model_len: str = setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.")
-    kv_memory: str = setting(AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.")
+    max_batch_size: str = setting(AUTO, "Most rows of the running batch: a number, or auto.", number=True)
+    max_model_len: str = setting(AUTO, "Most tokens of a query, prompt and generated: a number, or auto.", number=True)
+    kv_memory: str = setting(
+        AUTO, "Most memory for keys and values of all rows: like 4GiB or 500MB, or auto.", memory=True
+    )
     kv_mapping: bool = setting(
         False, "Memory for keys and values is mapped as rows grow (CUDA), not allocated at once; never for padded rows."
     )
-    pool_memory: str = setting(AUTO, "Most memory outside all rows, the host's on CUDA: a size, 0 for none, or auto.")
+    pool_memory: str = setting(
+        AUTO, "Most memory outside all rows, the host's on CUDA: a size, 0 for none, or auto.", memory=True
+    )
     policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
     shaping: str = setting(
         "ragged",
@@ -89,14 +93,18 @@ class Config(Limits):
     deterministic: bool = setting(
         False, "Results equal to the bit in any company: steps of a fixed shape, slower; no prefix cache."
     )
-    prefill_chunk: str = setting(AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.")
+    prefill_chunk: str = setting(
+        AUTO, "Most prompt tokens per iteration while rows run: a number, or auto.", number=True
+    )
     max_stall_ms: int = setting(200, "Longest that prefill may hold up running rows per iteration.", low=1)
     drain_timeout: float = setting(30.0, "Seconds that running queries get to finish at shutdown.", low=0)
     hang_timeout: float = setting(60.0, "Seconds of an iteration after which the engine is said to hang.", low=0.1)
     hang_exit: float = setting(
         5.0, "Times --hang-timeout after which a server that hangs ends itself, to be started again; 0: never.", low=0
     )
-    threads: str = setting(AUTO, "Compute threads: a number, or auto (one for each core that this process may use).")
+    threads: str = setting(
+        AUTO, "Compute threads: a number, or auto (one for each core that this process may use).", number=True
+    )
     seed: int = setting(0, "Seed from which the seeds of queries that bring none are drawn.", low=0)
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model.")
     special_in_text: bool | None = setting(
@@ -295,7 +303,9 @@ def make_config(values: Mapping[str, object]) -> Config:
     if unknown:
         raise SettingError(f"unknown setting: {', '.join(unknown)}", param=unknown[0])
     checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
-    return Config(**checked)  # type: ignore[arg-type]
+    config = Config(**checked)  # type: ignore[arg-type]
+    _check_shaping(config)
+    return config
 
 
 def parse_bytes(text: str, name: str) -> int:
@@ -338,6 +348,10 @@ def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: obje
         if known.default == ():  # of keys, a value that is wrong may still be a secret
             raise SettingError(f"{flag}: must be texts, none of them empty", param=known.name) from None
         raise SettingError(f"{flag} {value!r}: must be of type {plain.__name__}", param=known.name) from None
+    if known.metadata.get("number"):
+        _number(known.name, str(value), 1)
+    elif known.metadata.get("memory") and value != AUTO:
+        parse_bytes(str(value), known.name)
     choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
     if choices and value not in choices:
         raise SettingError(f"{flag} {value}: must be one of {', '.join(choices)}", param=known.name)

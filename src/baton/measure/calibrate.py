@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from baton.bench.costmodel import Curve, MeasuredCosts, in_passes, middle
 from baton.bench.drive import drive
 from baton.bench.workload import Ask, Workload
-from baton.compose import POLICIES, start
+from baton.compose import start
 from baton.core.clock import monotonic
 from baton.core.config import Settings
 from baton.core.errors import CheckFailed
@@ -26,6 +26,7 @@ from baton.core.events import Event, IterationDone, QueryEnded
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import Loaded
 from baton.model.visibility import Span
+from baton.policy.table import POLICIES
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FILLS = (16, 32, 64, 128, 256, 512)

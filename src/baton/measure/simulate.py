@@ -23,7 +23,6 @@ from baton.bench.drive import Mode, Responses, Run
 from baton.bench.figures import NO_GOAL, Figures, Goal, figures
 from baton.bench.table import report, table_of
 from baton.bench.workload import Workload
-from baton.compose import POLICIES
 from baton.core.clock import ManualClock
 from baton.core.config import Config, Facts, Settings, resolve
 from baton.core.errors import SettingError
@@ -38,6 +37,7 @@ from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
 from baton.measure.trials import Tally, changed, check_lengths, contenders
 from baton.policy.memory_guard import MemoryGuard
+from baton.policy.table import POLICIES
 
 _PAUSE_SECONDS = 0.002  # as the engine's loop pauses where a policy has nothing to do
 # Prompts are random token ids, so that they share what the workload says and nothing else; all answers are one word.

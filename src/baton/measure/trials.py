@@ -14,7 +14,7 @@ from baton.bench.lockstep import drive_in_turn
 from baton.bench.picture import Moment, Picture, RowInterval, merged
 from baton.bench.workload import Ask, Workload
 from baton.builtin.tasks import CHECKABLE_TASKS, check, questions
-from baton.compose import POLICIES, facts_of, make_engine, start
+from baton.compose import facts_of, make_engine, start
 from baton.core.clock import monotonic
 from baton.core.config import Config, Settings, make_config, resolve
 from baton.core.errors import InvalidValue, SettingError
@@ -23,6 +23,7 @@ from baton.core.query import SamplingParams, State
 from baton.loader.load import Loaded
 from baton.measure.testbed import machine_speed
 from baton.observe.timeline import Timeline
+from baton.policy.table import POLICIES
 
 # Settings that belong to the engine, and not to the model as it was loaded.
 VARIED = frozenset(
