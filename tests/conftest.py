@@ -1,26 +1,81 @@
 """One compute thread: tiny models gain nothing from more, and a busy machine makes more of them slow.
 
+`pytest -m fast` reads and runs the files in FAST alone: everyday tests that never import torch.
 `--models-page FILE` writes docs/models.md from the results of the tests that ran.
 """
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
-import torch
 
 # Where there is no GPU, Triton's kernels are interpreted; it looks when it is first imported.
-if not torch.cuda.is_available():
+if not Path("/proc/driver/nvidia/version").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from models_page import write_page
-
-torch.set_num_threads(1)
+TESTS = Path(__file__).parent
+FAST = (
+    "bench/test_accuracy.py",
+    "bench/test_compare.py",
+    "bench/test_figures.py",
+    "bench/test_workload.py",
+    "builtin/test_tasks.py",
+    "engine/test_post.py",
+    "engine/test_talk.py",
+    "grammar/test_closed.py",
+    "observe/test_exposition.py",
+    "observe/test_metrics.py",
+    "observe/test_replicas.py",
+    "policy",
+    "server/test_access.py",
+    "server/test_calls.py",
+    "server/test_chat.py",
+    "server/test_completions.py",
+    "server/test_live_data.py",
+    "server/test_load.py",
+    "server/test_logprobs.py",
+    "server/test_openapi.py",
+    "server/test_refusals.py",
+    "server/test_stream.py",
+    "server/test_telling.py",
+    "server/test_tools.py",
+    "test_config.py",
+    "test_house_rules.py",
+    "test_limits.py",
+    "test_query.py",
+    "test_text.py",
+)
 
 _FOUND = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def is_fast(path: Path) -> bool:
+    """Whether a test file is in FAST, by itself or with its folder."""
+    inside = path.relative_to(TESTS).as_posix()
+    return any(inside == name or inside.startswith(f"{name}/") for name in FAST)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Only to read the other files would import torch.
+    others = collection_path.suffix == ".py" and TESTS in collection_path.parents and not is_fast(collection_path)
+    return True if config.option.markexpr == "fast" and others else None
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if is_fast(item.path):
+            item.add_marker("fast")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_compute_thread() -> None:
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,4 +99,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     file = session.config.getoption("--models-page")
     if file and exitstatus == 0:
+        from models_page import write_page  # it imports torch
+
         write_page(Path(file), session.config.stash[_FOUND])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import baton
+from conftest import TESTS, is_fast
 from house import STILL_UP, broken_rules, imports_of, reached, room_of, tree_of
 
 SOURCE = Path(baton.__file__).parent
@@ -47,6 +48,16 @@ def test_policies_are_reached_without_torch(tree: dict[str, str]) -> None:
 def test_the_built_in_tasks_are_reached_without_torch(tree: dict[str, str]) -> None:
     found = reached(tree, "baton.builtin.tasks")
     assert not {name.split(".")[0] for name in found} & {"torch", "transformers"}
+
+
+def test_fast_tests_never_import_torch(tree: dict[str, str]) -> None:
+    tests = {path: path.read_text() for path in TESTS.rglob("*.py")}
+    helpers = {path.stem: text for path, text in tests.items() if path.parent == TESTS}
+    fast = [path for path in tests if path.name.startswith("test_") and is_fast(path)]
+    assert len(fast) > 20
+    named = {f"fast_{at}": tests[path] for at, path in enumerate(fast)}
+    everything = {**tree, **helpers, **named, "fast": "".join(f"import {name}\n" for name in named)}
+    assert not reached(everything, "fast") & {"torch", "transformers"}
 
 
 def small(**sources: str) -> dict[str, str]:
