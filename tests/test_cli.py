@@ -353,7 +353,7 @@ def test_what_is_on_by_itself_can_be_turned_off(
     flags: list[str], kept: bool, baton: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr("baton.cli.serve.run_generate", lambda config, *_, **__: asked.append(config.prefix_cache))
+    monkeypatch.setattr("baton.cli.generate.run_generate", lambda config, *_, **__: asked.append(config.prefix_cache))
     assert baton("generate", "-p", "Hi", *flags).status == 0
     assert asked == [kept]
 

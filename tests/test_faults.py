@@ -17,7 +17,7 @@ import pytest
 
 import baton
 from baton import LLM, SamplingParams
-from baton.cli.serve import run_generate
+from baton.cli.generate import run_generate
 from baton.compose import open_engine
 from baton.core.config import make_config
 from baton.core.errors import QueryFailed, SettingError

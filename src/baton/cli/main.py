@@ -125,7 +125,7 @@ def generate(
         raise SettingError("a prompt is no text in UTF-8")  # arguments and stdin may hold any bytes
     if not lines:
         raise SettingError('no prompt: give -p "...", -f FILE, or lines on stdin')
-    from baton.cli.serve import run_generate
+    from baton.cli.generate import run_generate
 
     run_generate(config, lines, params, chat=chat, as_json=as_json, show_stats=show_stats)
 
@@ -170,7 +170,7 @@ def chat(
         if value is not None:
             raise SettingError(f"{flag} is for a server: give its address, like http://127.0.0.1:8000")
     config = _config(flags, config_file)
-    from baton.cli.serve import run_chat
+    from baton.cli.chat import run_chat
 
     run_chat(config, system=system, sampling=sampling)
 
@@ -199,7 +199,7 @@ def check(config_file: str | None, tokens: int, longest: int | None, as_json: bo
     Compares tokens and logits with stock generate; exit status 1 where they differ.
     """
     config = _config(flags, config_file)
-    from baton.cli.serve import run_check
+    from baton.cli.check import run_check
 
     run_check(config, tokens=tokens, longest=longest, as_json=as_json)
 
@@ -217,7 +217,7 @@ def info(as_json: bool, limits_wanted: bool, **flags: Any) -> None:
     if limits_wanted:
         _print_limits(config, as_json)
         return
-    from baton.cli.serve import run_info
+    from baton.cli.info import run_info
 
     run_info(config, as_json)
 

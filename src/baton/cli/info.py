@@ -1,0 +1,63 @@
+"""`baton info`: a model's shapes, and what fits in this machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from baton import builtin
+from baton.cli.show import in_units
+from baton.compose import free_bytes, model_name, set_threads
+from baton.core.config import Config
+from baton.loader.choose import planned
+from baton.loader.load import device_asked
+from baton.loader.survey import survey
+from baton.model.device import device_of
+
+
+def run_info(config: Config, as_json: bool) -> None:
+    """A model's shapes, bytes per token, and what fits in this machine's memory."""
+    set_threads(config)
+    found = survey(config.model or str(builtin.path()), trust_remote_code=config.trust_remote_code)
+    device = device_asked(config.device)
+    asked = device_of(device).dtype(config.dtype, found.saved_dtype)
+    dtype = getattr(torch, asked)
+    footprint = found.footprint(dtype)
+    whole = footprint.of(found.context_tokens)
+    weights = found.parameters * dtype.itemsize
+    free = free_bytes(device)
+    room = max(free - weights, 0)
+    facts: dict[str, Any] = {
+        "model": model_name(config),
+        "family": found.family,
+        "parameters": found.parameters,
+        "layers": found.layers,
+        "vocabulary": found.vocabulary,
+        "context_tokens": found.context_tokens,
+        "context_source": found.context_source,
+        "device": device.type,
+        "dtype": asked,
+        "steps": planned(device),
+        "weight_bytes": weights,
+        "kv_bytes_per_token": footprint.token_bytes,
+        "state_bytes_per_row": footprint.state_bytes,
+        "kv_bytes_of_a_full_row": whole,
+        "windows": found.geometry.windows if found.geometry else [],
+        "free_memory_bytes": free,
+        "full_rows_that_fit": room // whole if whole else 0,
+        "batched": found.refused is None,
+        "why_not": found.refused,
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        if value not in (None, []):
+            shown = in_units(value) if "bytes" in name else f"{value:,}" if type(value) is int else str(value)
+            table.add_row(name.replace("_", " "), shown)
+    Console(highlight=False).print(table)

@@ -1,0 +1,34 @@
+"""How the verbs tell people of phases, sizes and errors, on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from rich.console import Console
+
+
+class Errors(Console):
+    """What is told to people on stderr. A server goes on where that is full, or nobody reads it any more."""
+
+    def print(self, *args: Any, **kw: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().print(*args, **kw)
+
+    def on_broken_pipe(self) -> None:
+        """Ends the process by itself otherwise."""
+        self.quiet = True
+
+
+errors = Errors(stderr=True, highlight=False, soft_wrap=True)
+
+
+def tell_phase(phase: str, seconds: float) -> None:
+    errors.print(f"  {phase:<12}{seconds:6.2f} s")
+
+
+def in_units(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
