@@ -4,9 +4,11 @@
 `--models-page FILE` writes docs/models.md from the results of the tests that ran.
 """
 
+import gc
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ if not Path("/proc/driver/nvidia/version").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TESTS = Path(__file__).parent
+MOST_THREADS = 200
 FAST = (
     "bench/test_accuracy.py",
     "bench/test_compare.py",
@@ -76,6 +79,14 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 def one_compute_thread() -> None:
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def few_threads() -> Iterator[None]:
+    """An application's threads end when it is collected, and applications are in circles: hundreds would be left."""
+    yield
+    if threading.active_count() > MOST_THREADS:
+        gc.collect()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
