@@ -23,7 +23,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 # Each family once in a shaken crowd, and that the cache is found.
 TESTS = ("tests/test_same_as_alone.py", "tests/model/test_rotary.py", "tests/model/test_probe.py")
-CHOSEN = "shaken_crowd_gives_what and (baton or rotary) or test_probe and cache"
+CHOSEN = "shaken_batch_gives_what and (baton or rotary) or test_probe and cache"
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from baton.cuda.offload import HostOffload
 from baton.kv.segment import arrived
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, Spoiled, alone, crowd_of, late_copies, query_of, some_queries
 from families import CONTEXT, VOCABULARY, model_of
+from random_batch import RandomBatch, Shaken, Spoiled, alone, late_copies, query_of, random_batch, some_queries
 
 # Windows, rings with and without layers that keep all, states, latents, experts.
 AHEAD = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
@@ -40,14 +40,16 @@ def kindred(count: int, dice: random.Random) -> list[Query]:
     return found
 
 
-def is_empty(crowd: Crowd, copies: HostOffload) -> bool:
+def is_empty(batch: RandomBatch, copies: HostOffload) -> bool:
     """Nothing is in rows, and of the host's memory no more is in use than what is stored of prefixes."""
-    stored = crowd.engine.queries.prefixes.bytes_used
-    return crowd.engine.kv_bytes_used == crowd.engine.pool_bytes_used == 0 and copies.host.used_bytes == stored
+    stored = batch.engine.queries.prefixes.bytes_used
+    return batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0 and copies.host.used_bytes == stored
 
 
-def crowd_apart(family: str, policy: Any, copies: HostOffload, **more: Any) -> Crowd:
-    return crowd_of(model_of(family), policy, native=False, copies=copies, prefix_cache=True, prefix_block=4, **more)
+def batch_apart(family: str, policy: Any, copies: HostOffload, **more: Any) -> RandomBatch:
+    return random_batch(
+        model_of(family), policy, native=False, copies=copies, prefix_cache=True, prefix_block=4, **more
+    )
 
 
 def queries_of(family: str) -> tuple[list[Query], dict[str, list[int]]]:
@@ -62,15 +64,15 @@ CASES += [("llama", True, "run_to_completion"), ("llama", False, "run_to_complet
 
 
 @pytest.mark.parametrize(("family", "ahead", "policy"), CASES)
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, ahead: bool, policy: str) -> None:
+def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, ahead: bool, policy: str) -> None:
     queries, expected = queries_of(family)
     dice = random.Random(f"{family} {policy} {ahead}")
     copies, shaken = late_copies(dice.choice([0, 1, 3])), Shaken(POLICIES[policy](), dice)
-    crowd = crowd_apart(family, shaken, copies, ahead=ahead)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = batch_apart(family, shaken, copies, ahead=ahead)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0
-    assert is_empty(crowd, copies)
+    assert is_empty(batch, copies)
 
 
 def test_the_comparison_notices_rows_that_are_read_before_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,9 +80,9 @@ def test_the_comparison_notices_rows_that_are_read_before_they_are_there(monkeyp
     monkeypatch.setattr("baton.cuda.copy_stream._LateMark.done", lambda self: True)
     queries, expected = queries_of("llama")
     dice = random.Random(1)
-    crowd = crowd_apart("llama", Shaken(Baton(), dice), late_copies())
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} != expected
+    batch = batch_apart("llama", Shaken(Baton(), dice), late_copies())
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} != expected
 
 
 @pytest.mark.parametrize("ahead", [True, False])
@@ -90,36 +92,36 @@ def test_little_memory_everywhere_changes_nobody_s_tokens(ahead: bool) -> None:
     dice = random.Random(7)
     lane = LateLane(2)
     copies = HostOffload(lane, Spoiled(lane, 2**14), 2**13)
-    crowd = crowd_apart("gemma3", Shaken(Baton(), dice), copies, ahead=ahead, kv_bytes=2**18, pool_bytes=2**15)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = batch_apart("gemma3", Shaken(Baton(), dice), copies, ahead=ahead, kv_bytes=2**18, pool_bytes=2**15)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
     assert copies.host.unpinned_pieces > 0
-    assert crowd.engine.kv_bytes_used == crowd.engine.pool_bytes_used == 0
+    assert batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0
 
 
 def test_nothing_is_copied_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, expected = queries_of("llama")
     dice = random.Random(7)
     monkeypatch.setattr(HostOffload, "out", None)
-    crowd = crowd_apart("llama", Shaken(Baton(), dice), late_copies(), pool_bytes=0)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = batch_apart("llama", Shaken(Baton(), dice), late_copies(), pool_bytes=0)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
 
 
 def test_what_is_stored_elsewhere_does_not_go_where_rows_gain_nothing_by_it() -> None:
-    crowd = crowd_apart("llama", Baton(), late_copies())
-    crowd.run([query_of("a", range(5, 25), 3)])
-    prefixes = crowd.engine.queries.prefixes
+    batch = batch_apart("llama", Baton(), late_copies())
+    batch.run([query_of("a", range(5, 25), 3)])
+    prefixes = batch.engine.queries.prefixes
     before = prefixes.bytes_used
     assert not prefixes.let_go() and prefixes.bytes_used == before > 0
 
 
-def placed(polls: int, *queries: Query, ahead: bool = False) -> tuple[Crowd, Rows]:
-    crowd = crowd_apart("llama", Baton(), late_copies(polls), ahead=ahead)
-    assert crowd.rows is not None
+def placed(polls: int, *queries: Query, ahead: bool = False) -> tuple[RandomBatch, Rows]:
+    batch = batch_apart("llama", Baton(), late_copies(polls), ahead=ahead)
+    assert batch.rows is not None
     for query in queries:
-        crowd.rows.place(arrived(query, "tiny"), range(4))
-    return crowd, crowd.rows
+        batch.rows.place(arrived(query, "tiny"), range(4))
+    return batch, batch.rows
 
 
 FIRST, SECOND = query_of("a", range(5, 17), 20), query_of("b", range(50, 57), 20)
@@ -228,7 +230,7 @@ def test_queries_go_on_where_there_is_often_no_memory_to_copy(ahead: bool, monke
     monkeypatch.setattr(moving, "gather", short_too)
     monkeypatch.setattr(moving, "scatter", shorter)
     copies = late_copies()
-    crowd = crowd_apart("llama", Shaken(Baton(), dice), copies, ahead=ahead)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
-    assert is_empty(crowd, copies)
+    batch = batch_apart("llama", Shaken(Baton(), dice), copies, ahead=ahead)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
+    assert is_empty(batch, copies)

@@ -29,9 +29,9 @@ from baton.cli.main import main
 from baton.core.errors import QueueFull, SettingError
 from baton.core.query import SamplingParams
 from baton.server.auth import Access
-from saved import save_tiny
 from server.listening import listening
 from server.scripted import MODEL, ScriptedLoop, app_of
+from tiny_checkpoint import save_tiny
 
 PATIENCE = 30
 

@@ -19,7 +19,7 @@ from baton.measure.check import DETERMINISTIC, SCENARIOS, SIZE, Outcome, check
 from baton.model.attention import Decode, Fill
 from baton.model.visibility import Span, Visibility
 from families import FAMILIES, Family, bare_model, model_of
-from saved import save_tiny, save_tokenizer
+from tiny_checkpoint import save_tiny, save_tokenizer
 
 
 def saved(name: str, folder: Path) -> Path:

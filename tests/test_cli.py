@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baton.cli.main import main
-from crowd import alone, query_of
-from saved import CONTEXT, VOCABULARY, save_model, save_tiny, save_tokenizer
+from random_batch import alone, query_of
+from tiny_checkpoint import CONTEXT, VOCABULARY, save_model, save_tiny, save_tokenizer
 
 
 @dataclass(frozen=True)

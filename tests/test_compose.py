@@ -16,9 +16,9 @@ from baton.cuda.virtual_memory import HostDriver
 from baton.loader.load import Loaded, load
 from baton.measure.trials import Contender, settings_of
 from baton.policy.baton import Baton
-from crowd import query_of
 from families import model_of
-from saved import save_tokenizer
+from random_batch import query_of
+from tiny_checkpoint import save_tokenizer
 
 
 def loaded(name: str, folder: Path, config: Config) -> Loaded:

@@ -1,4 +1,4 @@
-"""Answers with a form: a model of random weights says what fits it, alone and in any crowd the same."""
+"""Answers with a form: a model of random weights says what fits it, alone and in any batch the same."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from baton.grammar.compiler import Grammars
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
 from bytewise import END, Words, bytes_of, save_speaking, speaking_model, tokens_of
-from crowd import Crowd, Shaken, crowd_of
-from crowd import alone as stock_alone
 from families import CONTEXT
+from random_batch import RandomBatch, Shaken, random_batch
+from random_batch import alone as stock_alone
 
 GRAMMARS = Grammars(Words(), [END], Limits(grammar_timeout=60))
 SHORT = {"type": "string", "maxLength": 6}
@@ -92,15 +92,15 @@ def free(name: str, seed: int) -> Query:
 
 
 @functools.cache
-def lonely() -> Crowd:
-    return crowd_of(speaking_model(), Baton(), rows=1, chunk=None, end_ids=[END])
+def lonely() -> RandomBatch:
+    return random_batch(speaking_model(), Baton(), rows=1, chunk=None, end_ids=[END])
 
 
 def by_itself(query: Query) -> tuple[list[int], str | None]:
-    crowd = lonely()
-    crowd.updates.clear()
-    crowd.run([replace(query, sibling_of="")])
-    return crowd.tokens(query.id), crowd.reason(query.id)
+    batch = lonely()
+    batch.updates.clear()
+    batch.run([replace(query, sibling_of="")])
+    return batch.tokens(query.id), batch.reason(query.id)
 
 
 def battery() -> list[Query]:
@@ -111,33 +111,33 @@ def battery() -> list[Query]:
     ]
 
 
-def check(crowd: Crowd, queries: Sequence[Query]) -> int:
+def check(batch: RandomBatch, queries: Sequence[Query]) -> int:
     """All that ended by itself is what was asked for; how much did."""
     whole = 0
     for query in queries:
-        said = bytes_of([token for token in crowd.tokens(query.id) if token != END])
-        assert crowd.reason(query.id) in ("stop", "length")
-        if crowd.reason(query.id) == "stop":
+        said = bytes_of([token for token in batch.tokens(query.id) if token != END])
+        assert batch.reason(query.id) in ("stop", "length")
+        if batch.reason(query.id) == "stop":
             whole += 1
             assert SCHEMAS[query.id.split("-")[0]][1](json.loads(said.decode())), (query.id, said)
     return whole
 
 
-def test_whatever_is_drawn_fits_and_is_the_same_in_any_crowd() -> None:
+def test_whatever_is_drawn_fits_and_is_the_same_in_any_batch() -> None:
     """With all ways of sampling, among free queries that are not disturbed, in rows that move."""
     constrained_ones, free_ones = battery(), [free(f"free{at}", 500 + at) for at in range(8)]
     dice = random.Random(3)
     policy = Shaken(POLICIES["priority"](), dice)
-    crowd = crowd_of(speaking_model(), policy, rows=6, end_ids=[END], prefix_cache=True)
-    crowd.run([*constrained_ones, *free_ones], dice, most=20_000)
+    batch = random_batch(speaking_model(), policy, rows=6, end_ids=[END], prefix_cache=True)
+    batch.run([*constrained_ones, *free_ones], dice, most=20_000)
     assert policy.moves["detach"] > 20 and policy.moves["forget"] > 10, "rows were moved, some computed anew"
-    assert check(crowd, constrained_ones) > 0.8 * len(constrained_ones)
+    assert check(batch, constrained_ones) > 0.8 * len(constrained_ones)
     model = speaking_model()
     for query in free_ones:
-        assert crowd.tokens(query.id) == stock_alone(model, query)[0]
+        assert batch.tokens(query.id) == stock_alone(model, query)[0]
     for query in constrained_ones[::3]:
-        assert (crowd.tokens(query.id), crowd.reason(query.id)) == by_itself(query)
-    told = [one for query in constrained_ones for update in crowd.updates[query.id] for one in update.logprobs]
+        assert (batch.tokens(query.id), batch.reason(query.id)) == by_itself(query)
+    told = [one for query in constrained_ones for update in batch.updates[query.id] for one in update.logprobs]
     assert any(one.rank > 3 for one in told), "log-probabilities are of what the model thinks, form or not"
 
 
@@ -145,22 +145,22 @@ def test_whatever_is_drawn_fits_and_is_the_same_in_any_crowd() -> None:
 def test_every_policy_gives_what_each_gives_alone(policy: str) -> None:
     queries = [constrained(f"object-{at}", "object", 70 + at, WAYS[at % 3]) for at in range(5)]
     dice = random.Random(5)
-    crowd = crowd_of(speaking_model(), POLICIES[policy](), rows=3, end_ids=[END])
-    crowd.run(queries, dice)
-    check(crowd, queries)
+    batch = random_batch(speaking_model(), POLICIES[policy](), rows=3, end_ids=[END])
+    batch.run(queries, dice)
+    check(batch, queries)
     for query in queries:
-        assert (crowd.tokens(query.id), crowd.reason(query.id)) == by_itself(query)
+        assert (batch.tokens(query.id), batch.reason(query.id)) == by_itself(query)
 
 
 def test_choices_of_one_prompt_share_a_form() -> None:
     first = constrained("object-0", "object", 7, {"temperature": 1.3, "n": 3})
     choices = [replace(first, id=f"object-{at}", seed=7 + at, sibling_of="object-0") for at in range(3)]
-    crowd = crowd_of(speaking_model(), Baton(), rows=3, end_ids=[END], prefix_cache=True)
-    crowd.run(choices)
-    check(crowd, choices)
-    assert len({tuple(crowd.tokens(choice.id)) for choice in choices}) > 1
+    batch = random_batch(speaking_model(), Baton(), rows=3, end_ids=[END], prefix_cache=True)
+    batch.run(choices)
+    check(batch, choices)
+    assert len({tuple(batch.tokens(choice.id)) for choice in choices}) > 1
     for choice in choices:
-        assert (crowd.tokens(choice.id), crowd.reason(choice.id)) == by_itself(choice)
+        assert (batch.tokens(choice.id), batch.reason(choice.id)) == by_itself(choice)
 
 
 def test_the_form_binds() -> None:
@@ -214,16 +214,16 @@ def test_a_form_that_fails_ends_its_query_alone(trouble: Callable[[], bytes], wh
     broken: Constraint = Broken(trouble)
     bad = replace(constrained("string-0", "string", 1, WAYS[0]), constraint=broken)
     good = [constrained("object-1", "object", 2, WAYS[1]), free("free", 501)]
-    crowd = crowd_of(speaking_model(), Baton(), rows=3, end_ids=[END])
-    crowd.run([bad, *good])
-    last = crowd.updates[bad.id][-1]
-    assert (last.finish_reason, len(crowd.tokens(bad.id))) == ("error", 2)
+    batch = random_batch(speaking_model(), Baton(), rows=3, end_ids=[END])
+    batch.run([bad, *good])
+    last = batch.updates[bad.id][-1]
+    assert (last.finish_reason, len(batch.tokens(bad.id))) == ("error", 2)
     assert why in (last.error or "") and last.infeasible is infeasible
-    ended = crowd.engine.lifecycle.ended
+    ended = batch.engine.lifecycle.ended
     assert (ended[State.FAILED], ended[State.CANCELLED]) == ((0, 1) if infeasible else (1, 0))
-    assert (crowd.tokens("object-1"), crowd.reason("object-1")) == by_itself(good[0])
-    assert crowd.tokens("free") == stock_alone(speaking_model(), good[1])[0]
-    assert not crowd.engine.busy and not crowd.engine.batch.lens
+    assert (batch.tokens("object-1"), batch.reason("object-1")) == by_itself(good[0])
+    assert batch.tokens("free") == stock_alone(speaking_model(), good[1])[0]
+    assert not batch.engine.busy and not batch.engine.batch.lens
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`--deterministic`: a query's logits are equal to the bit, alone and in any shaken crowd, under any policy."""
+"""`--deterministic`: a query's logits are equal to the bit, alone and in any shaken batch, under any policy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.policy.run_to_completion import RunToCompletion
-from crowd import Crowd, Shaken, crowd_of, some_queries
 from families import model_of
+from random_batch import RandomBatch, Shaken, random_batch, some_queries
 
 # One of each way of running a model, and those whose rows meet elsewhere than in attention (experts).
 FAMILIES = ("llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss", "phi3_longrope", "deepseek_v3", "mamba2", "bloom")
 
 
-def crowd(
+def batch(
     family: str,
     policy: Policy,
     queries: Sequence[Query],
@@ -30,13 +30,13 @@ def crowd(
     fixed: bool,
     *,
     native: bool = True,
-) -> Crowd:
-    found = crowd_of(model_of(family), policy, deterministic=fixed, native=native)
+) -> RandomBatch:
+    found = random_batch(model_of(family), policy, deterministic=fixed, native=native)
     found.run(queries, dice)
     return found
 
 
-def differing(one: Crowd, other: Crowd, queries: Sequence[Query]) -> int:
+def differing(one: RandomBatch, other: RandomBatch, queries: Sequence[Query]) -> int:
     """How many of the queries' tokens were drawn from logits that are not the same to the bit."""
     drawn = [(q.seed, len(q.prompt) + i) for q in queries for i in range(q.limit_tokens)]
     return sum(not torch.equal(one.recorder.logits[at], other.recorder.logits[at]) for at in drawn)
@@ -45,16 +45,16 @@ def differing(one: Crowd, other: Crowd, queries: Sequence[Query]) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_any_company_a_query_gives_the_same_bits_as_alone(family: str) -> None:
     queries, dice = some_queries(7, random.Random(3), longest_prompt=150), random.Random(family)
-    alone = crowd(family, Orca(), [], None, True)
+    alone = batch(family, Orca(), [], None, True)
     for query in queries:
         alone.run([query])
     for policy in (Shaken(Baton(), dice), Shaken(RunToCompletion(), dice)):
-        assert differing(crowd(family, policy, queries, dice, True), alone, queries) == 0
+        assert differing(batch(family, policy, queries, dice, True), alone, queries) == 0
 
 
 def test_rows_that_are_computed_for_nobody_are_counted_as_idle() -> None:
     (query,) = some_queries(1, random.Random(3))
-    found = crowd("llama", Baton(), [query], None, True, native=False)
+    found = batch("llama", Baton(), [query], None, True, native=False)
     slots = found.engine.totals.slots
     # Each decode step has four rows; the prompt's last token is fed by one, too.
     assert slots.empty_row == 3 * query.limit_tokens
@@ -65,10 +65,10 @@ def test_without_it_bits_differ() -> None:
     """The control: the comparison sees a difference where shapes are not fixed; native steps need no such thing."""
     queries, dice = some_queries(7, random.Random(3), longest_prompt=150), random.Random(1)
     for native in (True, False):
-        alone = crowd("llama", Orca(), [], None, False, native=native)
+        alone = batch("llama", Orca(), [], None, False, native=native)
         for query in queries:
             alone.run([query])
-        shaken = crowd("llama", Shaken(Baton(), dice), queries, dice, False, native=native)
+        shaken = batch("llama", Shaken(Baton(), dice), queries, dice, False, native=native)
         assert (differing(shaken, alone, queries) > 0) is (not native or library.library is None)
 
 

@@ -1,8 +1,8 @@
 """Everything at once on real tiny models: whatever meets whatever, a query gives what it gives alone, and all is freed.
 
-The other tests have one feature each. Here a seed draws a story: a family, a policy, rows, budgets barely above one
+The other tests have one feature each. Here a seed draws a scenario: a family, a policy, rows, budgets barely above one
 row, prefixes, choices, later turns, all kinds of sampling, log-probabilities, deadlines, cancellations, logits that are
-not finite, memory that runs out inside layers and that others take. `STORIES_TOLD=400 pytest ...` tells so many more.
+not finite, memory that runs out inside layers and that others take. `SCENARIOS=400 pytest ...` tells so many more.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, alone, crowd_of, late_copies
 from families import CONTEXT, model_of
-from story import FAMILIES, POISON, Story
+from random_batch import RandomBatch, Shaken, alone, late_copies, random_batch
+from scenario import FAMILIES, POISON, Scenario
 from test_failing_forward import Trouble, layers_of, program_of
 from turns import is_idle
 
 ENDLESS = 2**50
 TOLD_TOLERANCE = 1e-3
 
-STORIES = int(os.environ.get("STORIES_TOLD", "0"))
+SCENARIOS = int(os.environ.get("SCENARIOS", "0"))
 # One of each family, and two more for the policies that those leave out and for memory that runs out.
 USUAL = (*range(len(FAMILIES)), 26, 31)
-SEEDS = random.SystemRandom().sample(range(10**6), STORIES) if STORIES else USUAL
+SEEDS = random.SystemRandom().sample(range(10**6), SCENARIOS) if SCENARIOS else USUAL
 
 
 @dataclass
@@ -52,37 +52,37 @@ class OnPhase:
     prompt_logprobs: list[TokenLogprobs]
 
 
-def told(crowd: Crowd, name: str) -> OnPhase:
-    updates = crowd.updates[name]
+def told(batch: RandomBatch, name: str) -> OnPhase:
+    updates = batch.updates[name]
     reasons = [update.finish_reason for update in updates if update.finish_reason]
     assert len(reasons) == 1, "each query ends, and is told so once"
     return OnPhase(
-        crowd.tokens(name),
+        batch.tokens(name),
         reasons[0],
         [one for update in updates for one in update.logprobs],
         [one for update in updates for one in update.prompt_logprobs],
     )
 
 
-def poisoned_crowd(family: str, policy: Policy, **settings: Any) -> tuple[Crowd, torch.nn.Module]:
+def poisoned_batch(family: str, policy: Policy, **settings: Any) -> tuple[RandomBatch, torch.nn.Module]:
     """After the self-check, which would refuse such a model."""
     model = model_of(family)
-    crowd = crowd_of(model, policy, **settings)
+    batch = random_batch(model, policy, **settings)
     model.get_input_embeddings().weight[POISON] = torch.nan
-    return crowd, model
+    return batch, model
 
 
 @functools.cache
-def lonely(family: str) -> Crowd:
-    return poisoned_crowd(family, Orca(), rows=1, chunk=None)[0]
+def lonely(family: str) -> RandomBatch:
+    return poisoned_batch(family, Orca(), rows=1, chunk=None)[0]
 
 
 def by_itself(family: str, query: Query) -> OnPhase:
     """The oracle: in an engine of one row and nobody else; what is greedy and plain, through stock `generate` too."""
-    crowd = lonely(family)
-    crowd.updates.clear()
-    crowd.run([replace(query, deadline=None, sibling_of="")])
-    found, params = told(crowd, query.id), query.params
+    batch = lonely(family)
+    batch.updates.clear()
+    batch.run([replace(query, deadline=None, sibling_of="")])
+    found, params = told(batch, query.id), query.params
     plain = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=True)
     if query.constraint is not None:
         matcher = query.constraint.start()
@@ -98,37 +98,37 @@ def stock(family: str) -> Any:
     return model_of(family)
 
 
-class StatusRoutes:
-    """A story while it is told: `turn` by turn, until everyone has come and is gone."""
+class ScenarioRun:
+    """A scenario while it is told: `turn` by turn, until everyone has come and is gone."""
 
-    def __init__(self, story: Story) -> None:
-        self.story, self.dice, self.clock = story, random.Random(story.seed + 1), ManualClock()
-        inner: Policy = POLICIES[story.policy]() if story.policy in POLICIES else Baton(fused=False)
-        self.crowd, model = poisoned_crowd(
-            story.family,
-            Shaken(inner, self.dice) if story.shaken else inner,
-            rows=story.rows,
-            chunk=story.chunk,
-            guaranteed_tokens=story.sure,
-            prefix_cache=story.prefixes,
-            prefix_block=story.block,
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario, self.dice, self.clock = scenario, random.Random(scenario.seed + 1), ManualClock()
+        inner: Policy = POLICIES[scenario.policy]() if scenario.policy in POLICIES else Baton(fused=False)
+        self.batch, model = poisoned_batch(
+            scenario.family,
+            Shaken(inner, self.dice) if scenario.shaken else inner,
+            rows=scenario.rows,
+            chunk=scenario.chunk,
+            guaranteed_tokens=scenario.sure,
+            prefix_cache=scenario.prefixes,
+            prefix_block=scenario.block,
             clock=self.clock,
-            copies=late_copies(story.seed % 4, staged=2 ** (12 + story.seed % 5)) if story.late else None,
+            copies=late_copies(scenario.seed % 4, staged=2 ** (12 + scenario.seed % 5)) if scenario.late else None,
         )
-        self.engine = self.crowd.engine
+        self.engine = self.batch.engine
         self.row_bytes = self.engine.batch._rows.rectangle.footprint.of(CONTEXT)  # type: ignore[attr-defined]
         self.free_bytes = ENDLESS
         self.engine.budget = Budget(
-            int(story.kv * self.row_bytes),
-            int(story.pool * self.row_bytes),
+            int(scenario.kv * self.row_bytes),
+            int(scenario.pool * self.row_bytes),
             floor_bytes=self.row_bytes,
             free_bytes=lambda: self.free_bytes + SPARE_BYTES,
             clock=self.clock,
         )
-        if story.short:
-            layer, program = self.dice.choice(list(layers_of(model))), program_of(self.crowd)
+        if scenario.short:
+            layer, program = self.dice.choice(list(layers_of(model))), program_of(self.batch)
             Trouble(program or layer, "run" if program else "forward", self.dice)
-        self.coming = dict(enumerate(story.asks))
+        self.coming = dict(enumerate(scenario.asks))
         self.queries: dict[str, Query] = {}
         self.cancelled: set[str] = set()
 
@@ -159,17 +159,17 @@ class StatusRoutes:
             for query in queries:
                 deadline = query.deadline and now + query.deadline
                 self.queries[query.id] = replace(query, arrived=now, deadline=deadline)
-                self.engine.accept(self.queries[query.id], self.crowd.hear)
+                self.engine.accept(self.queries[query.id], self.batch.hear)
 
     def goes_on(self, query: Query, first: str) -> Query:
         """The next turn of a conversation: all that was said before, and this query's own."""
-        before = [*self.queries[first].prompt, *self.crowd.tokens(first)]
+        before = [*self.queries[first].prompt, *self.batch.tokens(first)]
         prompt = (before + list(query.prompt))[: CONTEXT - query.limit_tokens]
         return replace(query, prompt=tuple(prompt))
 
     def disturb(self) -> None:
         dice, live = self.dice, list(self.engine.lifecycle.live)
-        if self.story.squeezed and dice.random() < 0.1:
+        if self.scenario.squeezed and dice.random() < 0.1:
             self.free_bytes = dice.choice([0, self.row_bytes // 3, self.row_bytes, 3 * self.row_bytes, ENDLESS])
             self.clock.advance(1.5)
         self.clock.advance(dice.choice([0.0, 0.05, 0.1]))
@@ -188,7 +188,7 @@ class StatusRoutes:
 
     def compare(self) -> None:
         for name, query in self.queries.items():
-            mine, theirs = told(self.crowd, name), by_itself(self.story.family, query)
+            mine, theirs = told(self.batch, name), by_itself(self.scenario.family, query)
             assert mine.tokens == theirs.tokens[: len(mine.tokens)], name
             if mine.reason in ("cancelled", "expired"):
                 assert name in self.cancelled or query.deadline is not None
@@ -204,27 +204,27 @@ def assert_same(some: Sequence[TokenLogprobs], others: Sequence[TokenLogprobs]) 
     assert all(abs(a.logprob - b.logprob) < TOLD_TOLERANCE for a, b in zip(some, others, strict=True))
 
 
-def tell(seed: int) -> StatusRoutes:
-    telling = StatusRoutes(Story(seed))
-    telling.tell()
-    assert is_idle(telling.engine)
-    assert not telling.engine.queries.prefixes.bytes_held
-    telling.compare()
-    return telling
+def tell(seed: int) -> ScenarioRun:
+    run = ScenarioRun(Scenario(seed))
+    run.tell()
+    assert is_idle(run.engine)
+    assert not run.engine.queries.prefixes.bytes_held
+    run.compare()
+    return run
 
 
-@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: str(Story(seed)))
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: str(Scenario(seed)))
 def test_whatever_meets_whatever_each_gives_what_it_gives_alone(seed: int) -> None:
     tell(seed)
 
 
-def test_the_stories_have_everything_in_them() -> None:
-    """The control: what the stories are about happens in them."""
-    stories = [Story(seed) for seed in USUAL]
-    assert {story.policy for story in stories} == {*POLICIES, "apart"}
-    assert {story.family for story in stories} == set(FAMILIES)
-    assert {story.late for story in stories} == {True, False}
-    queries = [query for story in stories for ask in story.asks for query in ask.queries]
+def test_the_scenarios_have_everything_in_them() -> None:
+    """The control: what the scenarios are about happens in them."""
+    scenarios = [Scenario(seed) for seed in USUAL]
+    assert {scenario.policy for scenario in scenarios} == {*POLICIES, "apart"}
+    assert {scenario.family for scenario in scenarios} == set(FAMILIES)
+    assert {scenario.late for scenario in scenarios} == {True, False}
+    queries = [query for scenario in scenarios for ask in scenario.asks for query in ask.queries]
     has: list[Callable[[Query], object]] = [
         lambda query: POISON in query.prompt,
         lambda query: query.sibling_of,
@@ -254,12 +254,12 @@ _WRITE = Rectangle.write
 def test_keys_and_values_that_are_moved_wrong_are_noticed(
     verb: str, wrong: Callable[..., None], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: a story sees it where a row was moved or a prefix used."""
+    """The control: a scenario sees it where a row was moved or a prefix used."""
     if verb == "exchange" and native.library is None:
         pytest.skip("no row is exchanged without native steps")
-    telling = StatusRoutes(Story(seed))
+    run = ScenarioRun(Scenario(seed))
     with monkeypatch.context() as patch:
         patch.setattr(Rectangle, verb, wrong)
-        telling.tell()
+        run.tell()
     with pytest.raises(AssertionError):
-        telling.compare()
+        run.compare()

@@ -12,8 +12,8 @@ from baton.loader.load import hook
 from baton.model.forward import Forward
 from baton.model.visibility import Span
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of
+from random_batch import RandomBatch, Shaken, alone, random_batch, some_queries
 
 # Every way of running a model: rings, experts, states, latents, its own attention, computed anew.
 FAMILIES = ("llama", "gemma3", "qwen3_moe", "mamba", "jamba", "deepseek_v3", "bloom", "phi3_longrope", "gpt_oss")
@@ -21,13 +21,13 @@ CASES = [*((family, "baton", False) for family in FAMILIES), ("llama", "run_to_c
 CASES += [("gemma3", "orca", False), ("llama", "baton", True), ("mistral_window", "priority", True)]
 
 
-def crowd_that_exchanges(family: str, policy: str, ahead: bool) -> tuple[Crowd, dict[str, list[int]]]:
+def batch_that_exchanges(family: str, policy: str, ahead: bool) -> tuple[RandomBatch, dict[str, list[int]]]:
     queries = some_queries(12, random.Random(3))
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
     dice = random.Random(f"{family} {policy}")
-    crowd = crowd_of(model_of(family), Shaken(POLICIES[policy](), dice), native=False, ahead=ahead)
-    crowd.run(queries, dice)
-    return crowd, expected
+    batch = random_batch(model_of(family), Shaken(POLICIES[policy](), dice), native=False, ahead=ahead)
+    batch.run(queries, dice)
+    return batch, expected
 
 
 @pytest.mark.parametrize(("family", "policy", "ahead"), CASES)
@@ -39,10 +39,10 @@ def test_exchanged_rows_give_what_each_query_gives_alone(
     monkeypatch.setattr(Forward, "exchanges", True)
     monkeypatch.setattr(Rectangle, "move", None)
     monkeypatch.setattr(Rectangle, "write", lambda self, row, *more: (written.append(row), write(self, row, *more)))
-    crowd, expected = crowd_that_exchanges(family, policy, ahead)
-    assert {name: crowd.tokens(name) for name in expected} == expected
-    assert crowd.rows is not None
-    places = crowd.rows.rectangle.places
+    batch, expected = batch_that_exchanges(family, policy, ahead)
+    assert {name: batch.tokens(name) for name in expected} == expected
+    assert batch.rows is not None
+    places = batch.rows.rectangle.places
     assert sorted(places) == [*range(len(places))] != places
     # Only those come by a copy that were set aside, into the batch's rows.
     assert max(written, default=0) < 4
@@ -51,8 +51,8 @@ def test_exchanged_rows_give_what_each_query_gives_alone(
 def test_the_comparison_notices_rows_that_are_found_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Forward, "exchanges", True)
     monkeypatch.setattr("baton.model.forward._placed", lambda rectangle, spans: spans)
-    crowd, expected = crowd_that_exchanges("llama", "baton", False)
-    assert {name: crowd.tokens(name) for name in expected} != expected
+    batch, expected = batch_that_exchanges("llama", "baton", False)
+    assert {name: batch.tokens(name) for name in expected} != expected
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

@@ -16,8 +16,8 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.policy.run_to_completion import RunToCompletion
-from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of
+from random_batch import RandomBatch, Shaken, alone, random_batch, some_queries
 
 TOLERANCE = 1e-4
 
@@ -57,9 +57,9 @@ class Trouble:
         return found
 
 
-def program_of(crowd: Crowd) -> Program | None:
+def program_of(batch: RandomBatch) -> Program | None:
     """What runs the model's steps natively; None where torch does."""
-    program: Program | None = crowd.engine.batch._rows._forward.program  # type: ignore[attr-defined]
+    program: Program | None = batch.engine.batch._rows._forward.program  # type: ignore[attr-defined]
     return program
 
 
@@ -74,10 +74,10 @@ def test_what_fails_in_the_last_layer_is_repeated_and_gives_the_same(family: str
     queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
     expected = {query.id: alone(model_of(family), query) for query in queries}
     model = model_of(family)
-    crowd = crowd_of(model, Shaken(policy(), dice), native=False)
+    batch = random_batch(model, Shaken(policy(), dice), native=False)
     trouble = Trouble(layers_of(model)[-1], "forward", dice)
-    crowd.run(queries, dice)
-    check(crowd, queries, expected, trouble)
+    batch.run(queries, dice)
+    check(batch, queries, expected, trouble)
 
 
 @pytest.mark.skipif(native.library is None, reason=native.describe())
@@ -87,21 +87,21 @@ def test_a_native_step_that_fails_is_repeated_and_gives_the_same(family: str, po
     dice = random.Random(f"{family} {policy.__name__}")
     queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
     expected = {query.id: alone(model_of(family), query) for query in queries}
-    crowd = crowd_of(model_of(family), Shaken(policy(), dice))
-    trouble = Trouble(program_of(crowd), "run", dice)
-    crowd.run(queries, dice)
-    check(crowd, queries, expected, trouble)
+    batch = random_batch(model_of(family), Shaken(policy(), dice))
+    trouble = Trouble(program_of(batch), "run", dice)
+    batch.run(queries, dice)
+    check(batch, queries, expected, trouble)
 
 
 def check(
-    crowd: Crowd, queries: Sequence[Query], expected: dict[str, tuple[list[int], torch.Tensor]], trouble: Trouble
+    batch: RandomBatch, queries: Sequence[Query], expected: dict[str, tuple[list[int], torch.Tensor]], trouble: Trouble
 ) -> None:
     """Each query gave what it gives alone, though there was trouble."""
     assert trouble.times > 3
     for query in queries:
         tokens, logits = expected[query.id]
-        assert crowd.reason(query.id) == "length"
-        assert crowd.tokens(query.id) == tokens
-        rows = [crowd.recorder.logits[query.seed, len(query.prompt) + i] for i in range(len(tokens))]
+        assert batch.reason(query.id) == "length"
+        assert batch.tokens(query.id) == tokens
+        rows = [batch.recorder.logits[query.seed, len(query.prompt) + i] for i in range(len(tokens))]
         assert float((torch.stack(rows) - logits).abs().max() / logits.abs().max()) <= TOLERANCE
-    assert crowd.engine.kv_bytes_used == 0
+    assert batch.engine.kv_bytes_used == 0

@@ -23,7 +23,7 @@ from baton.core.config import make_config
 from baton.core.errors import QueryFailed, SettingError
 from baton.faults import Faults, InjectedFault, from_environment
 from baton.observe.trace import read_trace
-from promises import Served, Streams, a_query, serving, until
+from service_level import Served, Streams, a_query, serving, until
 
 BAD_SEED = 666
 

@@ -26,8 +26,8 @@ from baton.core.errors import (
 from baton.core.events import SLOT_KINDS
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, View
-from crowd import alone, query_of
-from saved import CONTEXT, VOCABULARY, save_tiny
+from random_batch import alone, query_of
+from tiny_checkpoint import CONTEXT, VOCABULARY, save_tiny
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 DRAWN = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, seed=5)
@@ -234,10 +234,10 @@ def test_choices_share_the_logprobs_of_their_prompt(llm: LLM) -> None:
     assert single == [None]
 
 
-def test_a_drawn_text_does_not_depend_on_the_crowd(llm: LLM) -> None:
+def test_a_drawn_text_does_not_depend_on_the_batch(llm: LLM) -> None:
     (by_itself,) = llm.generate("hello", DRAWN)
-    crowd = llm.generate([*(f"neighbour {i}" * i for i in range(1, 5)), "hello"], DRAWN)
-    assert crowd[-1].outputs[0].token_ids == by_itself.outputs[0].token_ids
+    batch = llm.generate([*(f"neighbour {i}" * i for i in range(1, 5)), "hello"], DRAWN)
+    assert batch[-1].outputs[0].token_ids == by_itself.outputs[0].token_ids
     assert llm.generate("hello", GREEDY)[0].outputs[0].token_ids != by_itself.outputs[0].token_ids
 
 

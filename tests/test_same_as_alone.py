@@ -1,4 +1,4 @@
-"""Exactness: in any crowd, under any policy and whatever happens to its row, a query gives what it gives alone."""
+"""Exactness: in any batch, under any policy and whatever happens to its row, a query gives what it gives alone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from baton.model.aligned import Aligned
 from baton.model.attention import Decode, Fill
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import CONTEXT, FAMILIES, FURTHER, model_of
+from random_batch import RandomBatch, Shaken, alone, random_batch, some_queries
 
 Record = Callable[[str, object], None]
 QUERIES = 14
@@ -53,36 +53,36 @@ def test_the_families_for_policies_that_move_rows_are_there() -> None:
 
 
 @pytest.mark.parametrize(("family", "policy"), CASES)
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(
+def test_a_shaken_batch_gives_what_each_query_gives_alone(
     family: str, policy: str, oracle: dict, record_property: Record
 ) -> None:
     dice = random.Random(f"{family} {policy}")
     shaken = Shaken(POLICIES[policy](), dice)
-    crowd = crowd_of(model_of(family), shaken)
+    batch = random_batch(model_of(family), shaken)
     expected = oracle[family]
-    crowd.run([query for query, _, _ in expected], dice)
+    batch.run([query for query, _, _ in expected], dice)
     worst = 0.0
     for query, tokens, logits in expected:
-        assert crowd.tokens(query.id) == tokens
-        assert crowd.reason(query.id) == "length"
-        worst = max(worst, worst_difference(crowd, query, logits))
+        assert batch.tokens(query.id) == tokens
+        assert batch.reason(query.id) == "length"
+        worst = max(worst, worst_difference(batch, query, logits))
         assert worst <= TOLERANCE
     # What docs/models.md is made of.
     for name, value in {"family": family, "policy": policy, "worst": worst, "tokens": total(expected)}.items():
         record_property(name, value)
     assert min(shaken.moves.values()) > 0, f"the batch was not shaken: {shaken.moves}"
-    assert crowd.engine.kv_bytes_used == 0
+    assert batch.engine.kv_bytes_used == 0
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3", "gpt2", "gemma2", "olmo3"])
-def test_without_native_kernels_a_shaken_crowd_gives_the_same(family: str, oracle: dict) -> None:
+def test_without_native_kernels_a_shaken_batch_gives_the_same(family: str, oracle: dict) -> None:
     dice = random.Random(family)
-    crowd = crowd_of(model_of(family), Shaken(Baton(), dice), native=False)
+    batch = random_batch(model_of(family), Shaken(Baton(), dice), native=False)
     expected = oracle[family]
-    crowd.run([query for query, _, _ in expected], dice)
+    batch.run([query for query, _, _ in expected], dice)
     for query, tokens, logits in expected:
-        assert crowd.tokens(query.id) == tokens
-        assert worst_difference(crowd, query, logits) <= TOLERANCE
+        assert batch.tokens(query.id) == tokens
+        assert worst_difference(batch, query, logits) <= TOLERANCE
 
 
 # The paper's literal shaping. Left out: layers with states or latents, and attention that is not ours (refused).
@@ -96,14 +96,14 @@ ALIGNED = ("llama", "mistral_window", "gemma3", "gpt2", "qwen3_moe", "gpt_oss", 
 def test_rows_aligned_at_their_ends_give_the_same(family: str, policy: str, oracle: dict) -> None:
     dice = random.Random(f"{family} {policy}")
     shaken = Shaken(POLICIES[policy](), dice)
-    crowd = crowd_of(model_of(family), shaken, aligned=True)
+    batch = random_batch(model_of(family), shaken, aligned=True)
     expected = oracle[family]
-    crowd.run([query for query, _, _ in expected], dice)
+    batch.run([query for query, _, _ in expected], dice)
     for query, tokens, logits in expected:
-        assert crowd.tokens(query.id) == tokens
-        assert worst_difference(crowd, query, logits) <= TOLERANCE
+        assert batch.tokens(query.id) == tokens
+        assert worst_difference(batch, query, logits) <= TOLERANCE
     assert min(shaken.moves.values()) > 0
-    assert crowd.engine.kv_bytes_used == 0
+    assert batch.engine.kv_bytes_used == 0
 
 
 @pytest.mark.parametrize("policy", ["baton", "run_to_completion"])
@@ -126,11 +126,11 @@ def test_aligned_rows_that_reach_the_right_edge_give_the_same(
         return right(self, counts)
 
     monkeypatch.setattr(aligned.AlignedRectangle, "make_room", make_room)
-    crowd = crowd_of(model_of("llama"), POLICIES[policy](), aligned=True)
-    crowd.run([query for query, _, _ in expected])
+    batch = random_batch(model_of("llama"), POLICIES[policy](), aligned=True)
+    batch.run([query for query, _, _ in expected])
     for query, tokens, logits in expected:
-        assert crowd.tokens(query.id) == tokens
-        assert worst_difference(crowd, query, logits) <= TOLERANCE
+        assert batch.tokens(query.id) == tokens
+        assert worst_difference(batch, query, logits) <= TOLERANCE
     assert any(at_the_edge)
 
 
@@ -141,22 +141,22 @@ def total(expected: list[tuple[Query, list[int], Tensor]]) -> int:
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_prefill_apart_while_rows_run_gives_the_same_as_fused(family: str, oracle: dict) -> None:
     dice = random.Random(family)
-    crowd = crowd_of(model_of(family), Shaken(Baton(fused=False), dice))
+    batch = random_batch(model_of(family), Shaken(Baton(fused=False), dice))
     expected = oracle[family]
-    crowd.run([query for query, _, _ in expected], dice)
+    batch.run([query for query, _, _ in expected], dice)
     for query, tokens, logits in expected:
-        assert crowd.tokens(query.id) == tokens
-        assert worst_difference(crowd, query, logits) <= TOLERANCE
+        assert batch.tokens(query.id) == tokens
+        assert worst_difference(batch, query, logits) <= TOLERANCE
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_a_crowd_left_in_peace_gives_the_same(policy: str, oracle: dict) -> None:
-    crowd = crowd_of(model_of("llama"), POLICIES[policy](), chunk=None)
+def test_a_batch_left_in_peace_gives_the_same(policy: str, oracle: dict) -> None:
+    batch = random_batch(model_of("llama"), POLICIES[policy](), chunk=None)
     expected = oracle["llama"]
-    crowd.run([query for query, _, _ in expected])
+    batch.run([query for query, _, _ in expected])
     for query, tokens, logits in expected:
-        assert crowd.tokens(query.id) == tokens
-        assert worst_difference(crowd, query, logits) <= TOLERANCE
+        assert batch.tokens(query.id) == tokens
+        assert worst_difference(batch, query, logits) <= TOLERANCE
 
 
 # Where all layers have windows, a column too many is admitted only while texts are shorter than the window.
@@ -197,17 +197,17 @@ def test_a_mask_that_is_wrong_by_one_column_is_noticed(
             other[..., 1:] |= seen[..., :-1]
         return other
 
-    crowd = crowd_of(model_of(family), POLICIES["baton"](), native=False, aligned=body is Aligned)
+    batch = random_batch(model_of(family), POLICIES["baton"](), native=False, aligned=body is Aligned)
     # After the self-check, which sees it too.
     monkeypatch.setattr(body, name, mask)
     expected = oracle[family]
-    crowd.run([query for query, _, _ in expected])
-    worst = max(worst_difference(crowd, query, logits) for query, _, logits in expected)
+    batch.run([query for query, _, _ in expected])
+    worst = max(worst_difference(batch, query, logits) for query, _, logits in expected)
     assert worst > 100 * TOLERANCE
 
 
-def worst_difference(crowd: Crowd, query: Query, logits: Tensor) -> float:
+def worst_difference(batch: RandomBatch, query: Query, logits: Tensor) -> float:
     """Largest difference from the oracle's logits, relative to the largest logit, over all tokens of the query."""
     seed, start = query.seed, len(query.prompt)
-    rows = [crowd.recorder.logits[seed, start + i] for i in range(len(logits))]
+    rows = [batch.recorder.logits[seed, start + i] for i in range(len(logits))]
     return float((torch.stack(rows) - logits).abs().max() / logits.abs().max())

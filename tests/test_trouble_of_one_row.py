@@ -16,8 +16,8 @@ from baton.policy.orca import Orca
 from baton.policy.run_to_completion import RunToCompletion
 from baton.sampling import sampler as sample
 from baton.sampling.sampler import Sampler
-from crowd import crowd_of, query_of
 from families import model_of
+from random_batch import query_of, random_batch
 
 BAD, BAD_BEST = 666, 7
 WAYS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
@@ -102,9 +102,9 @@ def bad_one(**params: Any) -> Query:
 
 def run(way: str, queries: Sequence[Query]) -> Any:
     policy, more = WAYS[way]
-    crowd = crowd_of(model_of("llama"), policy(), rows=6, **more)
-    crowd.run(queries)
-    return crowd
+    batch = random_batch(model_of("llama"), policy(), rows=6, **more)
+    batch.run(queries)
+    return batch
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -114,14 +114,14 @@ def test_what_raises_for_one_row_is_its_end_alone(stage: str, way: str, monkeypa
     right = run(way, good)
     break_it, why = STAGES[stage]
     break_it(monkeypatch)
-    crowd = run(way, [good[0], bad_one(prompt_logprobs=BAD_BEST), *good[1:]])
-    last = crowd.updates["bad"][-1]
+    batch = run(way, [good[0], bad_one(prompt_logprobs=BAD_BEST), *good[1:]])
+    last = batch.updates["bad"][-1]
     assert last.finish_reason == "error" and why in (last.error or "") and "FloatingPointError" in (last.error or "")
     for query in good:
-        assert crowd.tokens(query.id) == right.tokens(query.id)
-        assert crowd.reason(query.id) == "length"
-    assert crowd.engine.lifecycle.ended[State.FAILED] == 1
-    assert not crowd.engine.busy and not crowd.engine.batch.lens
+        assert batch.tokens(query.id) == right.tokens(query.id)
+        assert batch.reason(query.id) == "length"
+    assert batch.engine.lifecycle.ended[State.FAILED] == 1
+    assert not batch.engine.busy and not batch.engine.batch.lens
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -130,11 +130,11 @@ def test_a_row_that_nothing_is_left_for_is_its_askers_trouble_alone(way: str) ->
     every = tuple(range(model.config.vocab_size))
     good = neighbours()
     right = run(way, good)
-    crowd = run(way, [*good, bad_one(stop_token_ids=every, min_tokens=3, temperature=1e-45)])
-    last = crowd.updates["bad"][-1]
+    batch = run(way, [*good, bad_one(stop_token_ids=every, min_tokens=3, temperature=1e-45)])
+    last = batch.updates["bad"][-1]
     assert (last.finish_reason, last.infeasible) == ("error", True) and "no token may be drawn" in (last.error or "")
-    assert all(crowd.tokens(query.id) == right.tokens(query.id) for query in good)
-    assert crowd.engine.lifecycle.ended[State.FAILED] == 0
+    assert all(batch.tokens(query.id) == right.tokens(query.id) for query in good)
+    assert batch.engine.lifecycle.ended[State.FAILED] == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -143,5 +143,5 @@ def test_the_coldest_draw_is_the_best_token(temperature: float, way: str) -> Non
     filters: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_p": 1e-300}, {"top_k": 3}, {"min_p": 1.0}]
     greedy = run(way, [query_of("greedy", range(3, 9), 12, temperature=0)]).tokens("greedy")
     cold = [query_of(f"{i}", range(3, 9), 12, temperature=temperature, **more) for i, more in enumerate(filters)]
-    crowd = run(way, cold)
-    assert [crowd.tokens(query.id) for query in cold] == [greedy] * len(cold)
+    batch = run(way, cold)
+    assert [batch.tokens(query.id) for query in cold] == [greedy] * len(cold)

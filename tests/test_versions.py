@@ -39,11 +39,11 @@ def test_without_a_network_it_says_so_and_is_done(
 
 
 def test_what_failed_is_named_by_family(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    came = {"crowd[llama-baton]": "passed", "crowd[mamba-baton]": "failure", "crowd[phi3-baton]": "skipped"}
+    came = {"batch[llama-baton]": "passed", "batch[mamba-baton]": "failure", "batch[phi3-baton]": "skipped"}
     monkeypatch.setattr(exact_on_versions, "results_of", lambda one: came)
     monkeypatch.setattr(sys, "argv", ["exact_on_versions.py", "5.99.0"])
     with pytest.raises(SystemExit):
         exact_on_versions.main()
     told = capsys.readouterr().out
     assert "transformers 5.99.0" in told and "3 tests, 1 failed, 1 skipped" in told
-    assert "failure crowd[mamba-baton]" in told and "llama" not in told
+    assert "failure batch[mamba-baton]" in told and "llama" not in told

@@ -33,7 +33,7 @@ from baton.model.aligned import Aligned, AlignedForward
 from baton.model.attention import Layout, Span
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Policy
-from crowd import Crowd, NoText, Recorder
+from random_batch import NoText, RandomBatch, Recorder
 
 VOCABULARY = 50
 COLUMNS = 40
@@ -169,7 +169,7 @@ def toy_settings(**changes: object) -> Settings:
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def toy_crowd(
+def toy_batch(
     policy: Policy,
     *,
     say: Say = hashed,
@@ -181,7 +181,7 @@ def toy_crowd(
     guaranteed_tokens: int = GUARANTEED_TOKENS,
     prefix_store: PrefixStore | None = None,
     **settings: object,
-) -> Crowd:
+) -> RandomBatch:
     """An engine on the toy model; `settings` are those of `Settings`, `free_bytes` what the machine has."""
     clock = clock or ManualClock()
     holds = toy_settings(**settings)
@@ -209,7 +209,7 @@ def toy_crowd(
         guaranteed_tokens=guaranteed_tokens,
         prefix_store=prefix_store,
     )
-    return Crowd(engine, recorder)
+    return RandomBatch(engine, recorder)
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:

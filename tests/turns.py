@@ -10,7 +10,7 @@ from baton.core.events import Event, IterationDone, QueryEnded
 from baton.core.query import Query
 from baton.engine.engine import Engine
 from baton.policy.port import Plan, View
-from crowd import Crowd, query_of
+from random_batch import RandomBatch, query_of
 from toy import prompt_of
 
 
@@ -38,14 +38,14 @@ def ended(told: Sequence[Event]) -> dict[str, QueryEnded]:
     return {event.query_id: event for event in told if isinstance(event, QueryEnded)}
 
 
-def accept(crowd: Crowd, *queries: Query) -> None:
+def accept(batch: RandomBatch, *queries: Query) -> None:
     for query in queries:
-        crowd.engine.accept(query, crowd.hear)
+        batch.engine.accept(query, batch.hear)
 
 
-def turn(crowd: Crowd) -> None:
-    crowd.engine.iterate()
-    crowd.engine.hand_over()
+def turn(batch: RandomBatch) -> None:
+    batch.engine.iterate()
+    batch.engine.hand_over()
 
 
 def is_idle(engine: Engine) -> bool:
@@ -79,8 +79,8 @@ class Faults:
         return tried
 
 
-def faulty(crowd: Crowd, fails: Callable[[int, int, int], Exception | None]) -> Faults:
-    forward, faults = crowd.engine.batch._rows._forward, Faults(fails)  # type: ignore[attr-defined]
+def faulty(batch: RandomBatch, fails: Callable[[int, int, int], Exception | None]) -> Faults:
+    forward, faults = batch.engine.batch._rows._forward, Faults(fails)  # type: ignore[attr-defined]
     for name in ("decode", "fill", "padded"):
         setattr(forward, name, faults.before(getattr(forward, name)))
     return faults

@@ -18,7 +18,7 @@ from baton.core.events import Slots
 from baton.core.query import Query
 from baton.core.step import ALL_PENDING, Chunk, Feeding
 from baton.kv.segment import KVSegment, arrived
-from crowd import query_of
+from random_batch import query_of
 from toy import (
     COLUMNS,
     NAN,

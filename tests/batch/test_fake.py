@@ -25,8 +25,8 @@ from baton.policy.baton import Baton
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy
 from baton.policy.table import POLICIES
-from crowd import Crowd, NoText, Recorder, Shaken, query_of
-from toy import hashed, prompt_of, toy_alone, toy_crowd, toy_settings
+from random_batch import NoText, RandomBatch, Recorder, Shaken, query_of
+from toy import hashed, prompt_of, toy_alone, toy_batch, toy_settings
 
 FOOTPRINT = Footprint((Columns(4, count=2),))
 COSTS = CostModel(fixed_seconds=1.0, row_seconds=0.1, slot_seconds=0.01, column_seconds=0.001)
@@ -44,7 +44,9 @@ def segment(name: str, tokens: int = 4, limit: int = 6) -> KVSegment:
     return arrived(query_of(name, prompt_of(tokens, seed=sum(name.encode())), limit), "fake")
 
 
-def fake_crowd(policy: Policy, *, costs: CostModel = COSTS, sinks: Sequence[object] = (), **changes: object) -> Crowd:
+def fake_batch(
+    policy: Policy, *, costs: CostModel = COSTS, sinks: Sequence[object] = (), **changes: object
+) -> RandomBatch:
     """An engine on a fake batch; its clock moves by what forwards cost."""
     clock = ManualClock()
     settings: Settings = toy_settings(**changes)
@@ -61,7 +63,7 @@ def fake_crowd(policy: Policy, *, costs: CostModel = COSTS, sinks: Sequence[obje
         clock=clock,
         sinks=sinks,  # type: ignore[arg-type]
     )
-    return Crowd(engine, Recorder())
+    return RandomBatch(engine, Recorder())
 
 
 # Verbs
@@ -166,10 +168,10 @@ def test_every_policy_runs_to_the_end_on_it(policy: str) -> None:
         replace(query_of(f"q{i}", prompt_of(dice.randint(1, 20), i), dice.randint(1, 18)), priority=dice.randrange(3))
         for i in range(25)
     ]
-    crowd = fake_crowd(Shaken(POLICIES[policy](), dice))
-    crowd.run(queries, dice)
-    assert all(crowd.tokens(query.id) == toy_alone(query) for query in queries)
-    engine = crowd.engine
+    batch = fake_batch(Shaken(POLICIES[policy](), dice))
+    batch.run(queries, dice)
+    assert all(batch.tokens(query.id) == toy_alone(query) for query in queries)
+    engine = batch.engine
     assert (engine.kv_bytes_used, engine.pool_bytes_used, engine.busy) == (0, 0, False)
     assert engine.totals.slots.recomputed > 0, "some were forgotten on the way"
 
@@ -181,10 +183,10 @@ def test_the_engine_does_the_same_on_it_as_on_a_batch_that_computes(policy: str)
     queries = [query_of(f"q{i}", prompt_of(dice.randint(1, 20), i), dice.randint(1, 18)) for i in range(20)]
     queries = [replace(query, priority=i % 3, user=str(i % 2)) for i, query in enumerate(queries)]
 
-    def told(crowd_of: object) -> list[tuple[object, ...]]:
+    def told(random_batch: object) -> list[tuple[object, ...]]:
         events: list[Event] = []
-        crowd: Crowd = crowd_of(POLICIES[policy](), sinks=[events.append], max_rows=3)  # type: ignore[operator]
-        crowd.run(queries, random.Random(1))
+        batch: RandomBatch = random_batch(POLICIES[policy](), sinks=[events.append], max_rows=3)  # type: ignore[operator]
+        batch.run(queries, random.Random(1))
         return [
             (e.inserted, e.detached, e.rows, e.prefilled_tokens, e.generated_tokens, e.slots.by_kind(), e.kv_bytes_used)
             for e in events
@@ -192,14 +194,14 @@ def test_the_engine_does_the_same_on_it_as_on_a_batch_that_computes(policy: str)
         ]
 
     free = CostModel()
-    assert told(lambda *a, **k: fake_crowd(*a, costs=free, **k)) == told(toy_crowd)
+    assert told(lambda *a, **k: fake_batch(*a, costs=free, **k)) == told(toy_batch)
 
 
 def test_its_seconds_are_what_costs_are_measured_by() -> None:
-    crowd = fake_crowd(Baton(), costs=CostModel(fixed_seconds=1.0, row_seconds=0.5), max_rows=2, prefill_chunk=50)
+    batch = fake_batch(Baton(), costs=CostModel(fixed_seconds=1.0, row_seconds=0.5), max_rows=2, prefill_chunk=50)
     queries: list[Query] = [query_of(f"q{i}", prompt_of(4, i), 8) for i in range(2)]
-    crowd.run(queries)
-    costs = crowd.engine._costs.costs
+    batch.run(queries)
+    costs = batch.engine._costs.costs
     assert costs.step_at(2) == pytest.approx(2.0)
-    assert crowd.updates["q0"][-1].usage is not None
-    assert crowd.updates["q0"][-1].usage.decode_seconds == pytest.approx(7 * 2.0)
+    assert batch.updates["q0"][-1].usage is not None
+    assert batch.updates["q0"][-1].usage.decode_seconds == pytest.approx(7 * 2.0)

@@ -12,13 +12,13 @@ from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
 from engine.test_loop import PATIENCE_SECONDS, Asker
 from engine.test_time_limits import WAYS, asked, brought, settle
-from toy import hashed, toy_alone, toy_crowd
+from toy import hashed, toy_alone, toy_batch
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_abort_takes_a_query_from_every_state_and_may_come_twice(way: str) -> None:
-    crowd, _ = brought(way)
-    engine = crowd.engine
+    batch, _ = brought(way)
+    engine = batch.engine
     for _ in range(2):
         engine.cancel("a")
         assert "a" not in engine.lifecycle.live, "before anything else happens"
@@ -26,21 +26,21 @@ def test_an_abort_takes_a_query_from_every_state_and_may_come_twice(way: str) ->
     engine.hand_over()
     engine.cancel("a")
     engine.hand_over()
-    assert [update.finish_reason for update in crowd.updates["a"] if update.finish_reason] == ["cancelled"]
+    assert [update.finish_reason for update in batch.updates["a"] if update.finish_reason] == ["cancelled"]
     assert engine.lifecycle.ended[State.CANCELLED] == 1
-    settle(crowd)
+    settle(batch)
 
 
 def test_an_abort_of_what_just_finished_changes_nothing() -> None:
-    crowd = toy_crowd(Baton())
-    engine = crowd.engine
-    engine.accept(asked("a", limit=3), crowd.hear)
+    batch = toy_batch(Baton())
+    engine = batch.engine
+    engine.accept(asked("a", limit=3), batch.hear)
     while engine.busy:
         engine.iterate()
-    assert not crowd.updates, "it has finished and nobody has heard of it"
+    assert not batch.updates, "it has finished and nobody has heard of it"
     engine.cancel("a")
     engine.hand_over()
-    assert crowd.reason("a") == "length" and crowd.tokens("a") == toy_alone(asked("a", limit=3))
+    assert batch.reason("a") == "length" and batch.tokens("a") == toy_alone(asked("a", limit=3))
     assert engine.lifecycle.ended[State.CANCELLED] == 0
 
 
@@ -59,7 +59,7 @@ def test_an_abort_takes_effect_within_one_iteration(after: int) -> None:
                 assert goes_on.wait(PATIENCE_SECONDS)
         return hashed(tokens)
 
-    loop, asker = EngineLoop(toy_crowd(Baton(), say=say, clock=monotonic).engine, monotonic), Asker()
+    loop, asker = EngineLoop(toy_batch(Baton(), say=say, clock=monotonic).engine, monotonic), Asker()
     loop.submit([asked("a", limit=30), asked("neighbour")], asker)
     assert held.wait(PATIENCE_SECONDS)
     loop.cancel(["a", "a"])

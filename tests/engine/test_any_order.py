@@ -19,8 +19,8 @@ from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
 from baton.policy.port import Policy
 from baton.policy.table import POLICIES
-from crowd import Shaken, query_of
-from toy import BYTES_PER_TOKEN, COLUMNS, NAN, hashed, prompt_of, toy_crowd
+from random_batch import Shaken, query_of
+from toy import BYTES_PER_TOKEN, COLUMNS, NAN, hashed, prompt_of, toy_batch
 from turns import accept, faulty, is_idle, turn
 
 POISON = 1
@@ -96,7 +96,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.sink = Counted()
         self.free_bytes = 2**40
         self.faults = 0
-        self.crowd = toy_crowd(
+        self.batch = toy_batch(
             Shaken(inner, random.Random(seed)) if shaken else inner,
             say=say,
             clock=self.clock,
@@ -109,8 +109,8 @@ class AnyOrder(RuleBasedStateMachine):
             guaranteed_tokens=sure,
             prefix_store=None if cut is None else PrefixStore(0, divisible_tokens=cut, block=4),
         )
-        faulty(self.crowd, self.fails)
-        self.engine = self.crowd.engine
+        faulty(self.batch, self.fails)
+        self.engine = self.batch.engine
         self.queries: dict[str, Query] = {}
         self.cancelled: set[str] = set()
 
@@ -140,7 +140,7 @@ class AnyOrder(RuleBasedStateMachine):
             query = query_of(name, tokens[:20], limit)
             shared = first if choices > 1 else ""
             self.queries[name] = replace(query, deadline=ends, priority=priority, sibling_of=shared)
-            accept(self.crowd, self.queries[name])
+            accept(self.batch, self.queries[name])
 
     @rule(free=st.sampled_from([0, 10, 50, 2**40]))
     def others_take_memory_or_give_it_back(self, free: int) -> None:
@@ -156,7 +156,7 @@ class AnyOrder(RuleBasedStateMachine):
     def iterate(self, times: int) -> None:
         for _ in range(times):
             self.clock.advance(0.1)
-            turn(self.crowd)
+            turn(self.batch)
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -190,8 +190,8 @@ class AnyOrder(RuleBasedStateMachine):
         segments = [segment for segment, _ in engine.queries.pool._segments.values()]
         assert engine.pool_bytes_used == sum(segment.bytes for segment in segments)
         for name, query in self.queries.items():
-            if name in self.crowd.updates:
-                tokens = self.crowd.tokens(name)
+            if name in self.batch.updates:
+                tokens = self.batch.tokens(name)
                 assert tokens == alone(query)[0][: len(tokens)]
 
     def teardown(self) -> None:
@@ -200,22 +200,22 @@ class AnyOrder(RuleBasedStateMachine):
         for _ in range(3000):
             if not self.engine.busy:
                 break
-            turn(self.crowd)
+            turn(self.batch)
         self.engine.hand_over()
         assert is_idle(self.engine)
         for name, query in self.queries.items():
-            reasons = [update.finish_reason for update in self.crowd.updates[name] if update.finish_reason]
+            reasons = [update.finish_reason for update in self.batch.updates[name] if update.finish_reason]
             assert len(reasons) == 1, "each query ends, and is told so once"
             if name in self.cancelled:
                 assert reasons == ["cancelled"]
             elif query.deadline is None:
-                assert (self.crowd.tokens(name), reasons[0]) == alone(query)
+                assert (self.batch.tokens(name), reasons[0]) == alone(query)
 
 
-# Each of up to 30 events, 10,000 together and more. `STORIES_TOLD=2000 pytest ...` tells so many other ones each time.
-STORIES = int(os.environ.get("STORIES_TOLD", "0"))
+# Each of up to 30 events, 10,000 together and more. `SCENARIOS=2000 pytest ...` tells so many other ones each time.
+SCENARIOS = int(os.environ.get("SCENARIOS", "0"))
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=STORIES or 400, stateful_step_count=30, deadline=None, derandomize=not STORIES
+    max_examples=SCENARIOS or 400, stateful_step_count=30, deadline=None, derandomize=not SCENARIOS
 )

@@ -16,8 +16,8 @@ from baton.core.query import Query, RequestOptions, SamplingParams
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
-from crowd import Crowd
-from toy import COLUMNS, VOCABULARY, Say, hashed, prompt_of, toy_alone, toy_crowd, toy_settings
+from random_batch import RandomBatch
+from toy import COLUMNS, VOCABULARY, Say, hashed, prompt_of, toy_alone, toy_batch, toy_settings
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
@@ -45,8 +45,8 @@ class Opened:
     """A client on a toy engine of its own."""
 
     def __init__(self, say: Say = hashed, **settings: Any) -> None:
-        self.crowd: Crowd = toy_crowd(Baton(), say=say, clock=monotonic, **settings)
-        self.loop = EngineLoop(self.crowd.engine, monotonic)
+        self.batch: RandomBatch = toy_batch(Baton(), say=say, clock=monotonic, **settings)
+        self.loop = EngineLoop(self.batch.engine, monotonic)
         self.client = client_of(self.loop, **settings)
 
 

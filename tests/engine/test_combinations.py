@@ -1,4 +1,4 @@
-"""What went wrong where two features met: short stories, found by tests/test_everything_at_once.py and by reading."""
+"""What went wrong where two features met: short scenarios, found by tests/test_everything_at_once.py and by reading."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan
 from baton.policy.table import POLICIES
-from crowd import Crowd, alone, crowd_of, query_of
 from families import model_of
-from toy import BYTES_PER_TOKEN, COLUMNS, prompt_of, toy_alone, toy_crowd
+from random_batch import RandomBatch, alone, query_of, random_batch
+from toy import BYTES_PER_TOKEN, COLUMNS, prompt_of, toy_alone, toy_batch
 from turns import Scripted, accept, asked, faulty, is_idle, turn
 
 
@@ -28,22 +28,22 @@ def choices(count: int, prompt: Sequence[int], limit: int) -> list[Query]:
     return [replace(query_of(f"c{i}", prompt, limit, seed=i), sibling_of="c0") for i in range(count)]
 
 
-def to_the_end(crowd: Crowd, most: int = 200) -> int:
+def to_the_end(batch: RandomBatch, most: int = 200) -> int:
     """Answers how many iterations it took."""
     for number in range(most):
-        if not crowd.engine.busy:
+        if not batch.engine.busy:
             return number
-        turn(crowd)
-    raise AssertionError(f"not done: {crowd.engine.lifecycle.live}")
+        turn(batch)
+    raise AssertionError(f"not done: {batch.engine.lifecycle.live}")
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_held_prefix_that_cannot_be_put_together_fails_nobody(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A choice is planned to be ready after one token, and has to compute its whole prompt instead."""
     store = PrefixStore(0, divisible_tokens=100, block=4)
-    crowd = toy_crowd(Baton(fused=fused), prefix_store=store)
+    batch = toy_batch(Baton(fused=fused), prefix_store=store)
     queries = choices(3, prompt_of(12), 6)
-    accept(crowd, *queries)
+    accept(batch, *queries)
     right, broken = store.find, []
 
     def find(tokens: Sequence[int]) -> Any:
@@ -53,17 +53,17 @@ def test_a_held_prefix_that_cannot_be_put_together_fails_nobody(fused: bool, mon
         return right(tokens)
 
     monkeypatch.setattr(store, "find", find)
-    to_the_end(crowd)
+    to_the_end(batch)
     assert broken
-    assert [crowd.tokens(query.id) for query in queries] == [toy_alone(query) for query in queries]
-    assert is_idle(crowd.engine)
+    assert [batch.tokens(query.id) for query in queries] == [toy_alone(query) for query in queries]
+    assert is_idle(batch.engine)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_what_is_held_for_choices_gives_way_where_the_pool_shrinks(policy: str) -> None:
     """Else whoever may need a whole row never begins: what is held counts as memory that somebody uses."""
     clock, free = ManualClock(), [2**40]
-    crowd = toy_crowd(
+    batch = toy_batch(
         POLICIES[policy](),
         prefix_store=PrefixStore(0, divisible_tokens=100, block=4),
         clock=clock,
@@ -73,44 +73,44 @@ def test_what_is_held_for_choices_gives_way_where_the_pool_shrinks(policy: str) 
         kv_bytes=4 * COLUMNS * BYTES_PER_TOKEN,
     )
     queries = choices(3, prompt_of(COLUMNS - 10), 10)
-    accept(crowd, *queries)
+    accept(batch, *queries)
     for _ in range(6):
-        turn(crowd)
-    assert crowd.engine.queries.prefixes.bytes_held
+        turn(batch)
+    assert batch.engine.queries.prefixes.bytes_held
     free[0] = 0
     for _ in range(60):
         clock.advance(2.0)
-        turn(crowd)
-    assert is_idle(crowd.engine)
-    assert crowd.engine.budget.pool_bytes == 0
-    assert [crowd.tokens(query.id) for query in queries] == [toy_alone(query) for query in queries]
+        turn(batch)
+    assert is_idle(batch.engine)
+    assert batch.engine.budget.pool_bytes == 0
+    assert [batch.tokens(query.id) for query in queries] == [toy_alone(query) for query in queries]
 
 
 def test_a_pool_that_shrinks_holds_no_more_than_it_may() -> None:
     """What is set aside takes less than whole pages: to forget one of two does not free what two take."""
     plans = [Plan(resize=2, insert=("a", "b")), Plan(detach=("a", "b")), Plan()]
     clock, free = ManualClock(), [2**40]
-    crowd = crowd_of(model_of("llama"), Scripted(plans), rows=2, clock=clock)
-    crowd.engine.budget = Budget(2**30, 2**30, floor_bytes=2**20, free_bytes=lambda: free[0] + SPARE_BYTES, clock=clock)
-    accept(crowd, query_of("a", [5, 6], 9), query_of("b", [7, 8], 9))
+    batch = random_batch(model_of("llama"), Scripted(plans), rows=2, clock=clock)
+    batch.engine.budget = Budget(2**30, 2**30, floor_bytes=2**20, free_bytes=lambda: free[0] + SPARE_BYTES, clock=clock)
+    accept(batch, query_of("a", [5, 6], 9), query_of("b", [7, 8], 9))
     for _ in range(2):
-        turn(crowd)
-    assert crowd.engine.pool_bytes_used
+        turn(batch)
+    assert batch.engine.pool_bytes_used
     free[0] = 0
     clock.advance(2.0)
-    turn(crowd)
-    assert crowd.engine.budget.pool_bytes == crowd.engine.pool_bytes_used == 0
+    turn(batch)
+    assert batch.engine.budget.pool_bytes == batch.engine.pool_bytes_used == 0
 
 
 def test_a_first_choice_that_was_forgotten_is_computed_again_at_once() -> None:
     """It pauses for the others once: mamba's prompts are fed whole, and what is behind a pause token by token."""
     limit = 20
-    crowd = crowd_of(model_of("mamba"), Forgetting(after=15), rows=2, prefix_cache=True)
+    batch = random_batch(model_of("mamba"), Forgetting(after=15), rows=2, prefix_cache=True)
     queries = choices(2, prompt_of(30), limit)
     expected = [alone(model_of("mamba"), query)[0] for query in queries]
-    accept(crowd, *queries)
-    assert to_the_end(crowd) <= limit + 6
-    assert [crowd.tokens(query.id) for query in queries] == expected
+    accept(batch, *queries)
+    assert to_the_end(batch) <= limit + 6
+    assert [batch.tokens(query.id) for query in queries] == expected
 
 
 class Forgetting(Orca):
@@ -134,33 +134,33 @@ def test_who_is_set_aside_while_it_is_computed_anew_goes_on_in_as_large_pieces(m
     expected = alone(model_of("phi3_longrope"), query)[0]
     into = Plan(insert=("q",), feed=1)
     prompt = [replace(into, feed=100), *[Plan()] * 4]
-    crowd = crowd_of(model_of("phi3_longrope"), Scripted([*prompt, Plan(detach=("q",)), into]), rows=1)
-    accept(crowd, query)
+    batch = random_batch(model_of("phi3_longrope"), Scripted([*prompt, Plan(detach=("q",)), into]), rows=1)
+    accept(batch, query)
     for _ in range(5):
-        turn(crowd)
-    assert 0 < crowd.engine.batch.lens["q"] < 40 < 38 + crowd.engine.lifecycle.live["q"].generated
-    assert to_the_end(crowd) <= 12
-    assert crowd.tokens("q") == expected
+        turn(batch)
+    assert 0 < batch.engine.batch.lens["q"] < 40 < 38 + batch.engine.lifecycle.live["q"].generated
+    assert to_the_end(batch) <= 12
+    assert batch.tokens("q") == expected
 
 
 def test_memory_may_run_out_once_for_a_prompt_and_once_for_the_step_behind_it() -> None:
     """Each is repeated, though there is nothing to free: others may have freed some."""
-    crowd = toy_crowd(Baton())
+    batch = toy_batch(Baton())
     query = asked("q", 1, 6)
-    faulty(crowd, lambda number, rows, tokens: MemoryError() if number in (1, 3) else None)
-    accept(crowd, query)
-    to_the_end(crowd)
-    assert crowd.tokens("q") == toy_alone(query)
-    assert crowd.engine.lifecycle.ended[State.FINISHED] == 1
+    faulty(batch, lambda number, rows, tokens: MemoryError() if number in (1, 3) else None)
+    accept(batch, query)
+    to_the_end(batch)
+    assert batch.tokens("q") == toy_alone(query)
+    assert batch.engine.lifecycle.ended[State.FINISHED] == 1
 
 
 def test_a_later_turn_may_have_any_token_of_the_model_in_its_prompt() -> None:
     """The oracle: token 0 is padding to `generate` where it is told of no mask."""
     prompt = torch.arange(12).tolist()
-    assert alone(model_of("llama"), query_of("q", prompt, 3))[0] == crowd_alone(prompt, 3)
+    assert alone(model_of("llama"), query_of("q", prompt, 3))[0] == batch_alone(prompt, 3)
 
 
-def crowd_alone(prompt: Sequence[int], limit: int) -> list[int]:
-    crowd = crowd_of(model_of("llama"), Orca(), rows=1)
-    crowd.run([query_of("q", prompt, limit)])
-    return crowd.tokens("q")
+def batch_alone(prompt: Sequence[int], limit: int) -> list[int]:
+    batch = random_batch(model_of("llama"), Orca(), rows=1)
+    batch.run([query_of("q", prompt, limit)])
+    return batch.tokens("q")

@@ -14,8 +14,8 @@ from baton.core.events import Event, IterationDone
 from baton.core.query import State
 from baton.engine.costs import AnswerMeter, CostMeter
 from baton.policy.baton import SMALLEST_CHUNK, Baton
-from crowd import query_of
-from toy import prompt_of, toy_alone, toy_crowd
+from random_batch import query_of
+from toy import prompt_of, toy_alone, toy_batch
 from turns import accept, done, turn
 
 Cost = Callable[[int, float], float]
@@ -116,7 +116,7 @@ STEP = 0.03
 def attacked(cost: Cost, *, fused: bool, bound: float = BOUND) -> tuple[list[float], list[IterationDone], Any]:
     """The victim's gaps between tokens while prompts as long as may be come in, one after the other."""
     clock, told, heard = ManualClock(), list[Event](), list[float]()
-    crowd = toy_crowd(
+    batch = toy_batch(
         Baton(fused=fused),
         clock=clock,
         sinks=[told.append],
@@ -125,11 +125,11 @@ def attacked(cost: Cost, *, fused: bool, bound: float = BOUND) -> tuple[list[flo
         prefill_chunk=None,
         max_stall_seconds=bound,
     )
-    forward = crowd.engine.batch._rows._forward  # type: ignore[attr-defined]
+    forward = batch.engine.batch._rows._forward  # type: ignore[attr-defined]
 
     def costing(run: Callable[..., Any]) -> Callable[..., Any]:
         def timed(rectangle: Any, spans: Any, tokens: Any) -> Any:
-            fills = [span for span in spans if span.row >= crowd.engine.settings.max_rows]
+            fills = [span for span in spans if span.row >= batch.engine.settings.max_rows]
             if len(fills) < len(spans):
                 clock.advance(STEP)
             if fills:
@@ -142,17 +142,17 @@ def attacked(cost: Cost, *, fused: bool, bound: float = BOUND) -> tuple[list[flo
     for name in ("decode", "fill"):
         setattr(forward, name, costing(getattr(forward, name)))
     victim = query_of("victim", prompt_of(4), 400)
-    accept(crowd, victim)
+    accept(batch, victim)
     for turned in range(300):
-        if turned >= 3 and crowd.engine.lifecycle.count(State.WAITING) < 2:
-            accept(crowd, query_of(f"attacker{turned}", prompt_of(990, turned), 3))
-        before = len(crowd.tokens("victim"))
-        turn(crowd)
-        heard += [clock()] * (len(crowd.tokens("victim")) - before)
-    assert crowd.tokens("victim") == toy_alone(victim)[: len(crowd.tokens("victim"))]
+        if turned >= 3 and batch.engine.lifecycle.count(State.WAITING) < 2:
+            accept(batch, query_of(f"attacker{turned}", prompt_of(990, turned), 3))
+        before = len(batch.tokens("victim"))
+        turn(batch)
+        heard += [clock()] * (len(batch.tokens("victim")) - before)
+    assert batch.tokens("victim") == toy_alone(victim)[: len(batch.tokens("victim"))]
     assert len(heard) > 290
     gaps = [later - earlier for earlier, later in itertools.pairwise(heard)]
-    return gaps, done(told), crowd
+    return gaps, done(told), batch
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -167,14 +167,14 @@ def attacked(cost: Cost, *, fused: bool, bound: float = BOUND) -> tuple[list[flo
     ids=["tokens", "all", "columns", "dear"],
 )
 def test_who_decodes_waits_no_longer_than_the_bound_and_a_step_while_others_attack(cost: Cost, fused: bool) -> None:
-    gaps, iterations, crowd = attacked(cost, fused=fused)
+    gaps, iterations, batch = attacked(cost, fused=fused)
     assert max(gaps) <= BOUND + STEP + 1e-9
     # And prefill gets what the bound leaves: most of it, once the costs are known.
     late = [event.prefilled_tokens for event in iterations[100:] if event.prefilled_tokens]
     assert sum(late) / len(late) >= SMALLEST_CHUNK
     stalls = [event.stall_seconds.get("prefill", 0.0) for event in iterations[100:] if event.prefilled_tokens > 30]
     assert sum(stalls) / len(stalls) > 0.5 * BOUND
-    assert crowd.engine.lifecycle.ended[State.FINISHED] >= 3, "the attackers' prompts are answered, too"
+    assert batch.engine.lifecycle.ended[State.FINISHED] >= 3, "the attackers' prompts are answered, too"
 
 
 def test_prefill_makes_its_least_progress_whatever_it_costs() -> None:

@@ -20,9 +20,9 @@ from baton.policy.baton import Baton
 from baton.policy.port import Chunk, Plan
 from baton.policy.run_to_completion import RunToCompletion
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import model_of
-from toy import BYTES_PER_TOKEN, NAN, Say, hashed, toy_alone, toy_crowd
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch
+from toy import BYTES_PER_TOKEN, NAN, Say, hashed, toy_alone, toy_batch
 from turns import Scripted, accept, asked, done, ended, is_idle, turn
 
 EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -63,34 +63,34 @@ def test_a_query_ends_for_its_reason_and_with_its_tokens(
     policy: str, params: dict[str, Any], reason: str, tokens: list[int]
 ) -> None:
     told: list[Event] = []
-    crowd = toy_crowd(POLICIES[policy](), say=count_up, end_ids=(13,), sinks=[told.append])
-    crowd.run([query_of("a", [3, 4, 5], 6, **{"ignore_eos": False, **params})])
-    assert (crowd.reason("a"), crowd.tokens("a")) == (reason, tokens)
+    batch = toy_batch(POLICIES[policy](), say=count_up, end_ids=(13,), sinks=[told.append])
+    batch.run([query_of("a", [3, 4, 5], 6, **{"ignore_eos": False, **params})])
+    assert (batch.reason("a"), batch.tokens("a")) == (reason, tokens)
     assert ended(told)["a"].usage.generated_tokens == len(tokens)
-    assert is_idle(crowd.engine)
+    assert is_idle(batch.engine)
 
 
 def test_no_end_is_drawn_before_min_tokens() -> None:
-    crowd = toy_crowd(Baton(), say=lambda tokens: 13, end_ids=(13,))
-    crowd.run([query_of("a", [3], 6, ignore_eos=False, min_tokens=3)])
-    assert crowd.reason("a") == "stop"
-    assert len(crowd.tokens("a")) == 4
-    assert 13 not in crowd.tokens("a")[:3]
+    batch = toy_batch(Baton(), say=lambda tokens: 13, end_ids=(13,))
+    batch.run([query_of("a", [3], 6, ignore_eos=False, min_tokens=3)])
+    assert batch.reason("a") == "stop"
+    assert len(batch.tokens("a")) == 4
+    assert 13 not in batch.tokens("a")[:3]
 
 
 @EVERY_POLICY
 def test_a_query_of_one_token_ends_with_its_prefill(policy: str) -> None:
     queries = [asked(f"q{i}", limit=1) for i in range(6)]
-    crowd = toy_crowd(POLICIES[policy]())
-    crowd.run(queries)
-    assert {q.id: crowd.tokens(q.id) for q in queries} == {q.id: toy_alone(q) for q in queries}
-    assert is_idle(crowd.engine)
+    batch = toy_batch(POLICIES[policy]())
+    batch.run(queries)
+    assert {q.id: batch.tokens(q.id) for q in queries} == {q.id: toy_alone(q) for q in queries}
+    assert is_idle(batch.engine)
 
 
 def test_text_and_usage_come_with_the_last_update() -> None:
-    crowd = toy_crowd(Baton(), say=count_up)
-    crowd.run([query_of("a", [3, 4], 3)])
-    updates = crowd.updates["a"]
+    batch = toy_batch(Baton(), say=count_up)
+    batch.run([query_of("a", [3, 4], 3)])
+    updates = batch.updates["a"]
     assert "".join(update.text for update in updates) == "<10><11><12>"
     assert [update.finish_reason for update in updates] == [None] * (len(updates) - 1) + ["length"]
     usage = updates[-1].usage
@@ -103,23 +103,23 @@ def test_text_and_usage_come_with_the_last_update() -> None:
 
 def test_a_finished_row_is_free_in_its_iteration_and_taken_in_the_very_next() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(Baton(), sinks=[told.append], max_rows=2, prefill_chunk=50)
+    batch = toy_batch(Baton(), sinks=[told.append], max_rows=2, prefill_chunk=50)
     queries = [asked("short", limit=3), asked("long", limit=20), asked("next", limit=4), asked("last", limit=4)]
-    accept(crowd, *queries)
+    accept(batch, *queries)
     while "short" not in ended(told):
-        turn(crowd)
-    assert set(crowd.engine.batch.lens) == {"long"}, "its row is free in the iteration in which it ended"
-    assert crowd.engine.lifecycle.live["next"].state is State.READY, "the next one was prefilled ahead"
-    turn(crowd)
+        turn(batch)
+    assert set(batch.engine.batch.lens) == {"long"}, "its row is free in the iteration in which it ended"
+    assert batch.engine.lifecycle.live["next"].state is State.READY, "the next one was prefilled ahead"
+    turn(batch)
     assert done(told)[-1].inserted == ("next",)
-    assert set(crowd.engine.batch.lens) == {"long", "next"}
-    assert len(crowd.tokens("next")) == 2, "it was fed in the iteration that inserted it"
+    assert set(batch.engine.batch.lens) == {"long", "next"}
+    assert len(batch.tokens("next")) == 2, "it was fed in the iteration that inserted it"
 
 
 def test_baton_never_steps_with_a_free_row_while_a_query_is_ready() -> None:
     dice = random.Random(5)
-    crowd = toy_crowd(Baton(), max_rows=3, prefill_chunk=4)
-    engine, seen = crowd.engine, []
+    batch = toy_batch(Baton(), max_rows=3, prefill_chunk=4)
+    engine, seen = batch.engine, []
     right = engine.batch.step
 
     def watched(*args: Any) -> Any:
@@ -129,53 +129,53 @@ def test_baton_never_steps_with_a_free_row_while_a_query_is_ready() -> None:
 
     engine.batch.step = watched  # type: ignore[method-assign]
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 12)) for i in range(25)]
-    crowd.run(queries, dice)
+    batch.run(queries, dice)
     assert not [free for free, ready in seen if free and ready]
     assert any(ready for _, ready in seen)
     assert any(free for free, _ in seen)
-    assert crowd.engine.totals.slots.idle == 0
+    assert batch.engine.totals.slots.idle == 0
 
 
 def test_run_to_completion_holds_finished_rows_until_the_longest_is_done() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(RunToCompletion(), sinks=[told.append], max_rows=2)
-    accept(crowd, asked("short", limit=2), asked("long", limit=7), asked("next", limit=2))
+    batch = toy_batch(RunToCompletion(), sinks=[told.append], max_rows=2)
+    accept(batch, asked("short", limit=2), asked("long", limit=7), asked("next", limit=2))
     for at in range(1, 8):
-        turn(crowd)
-        assert set(crowd.engine.batch.lens) == {"short", "long"}, "the row is held"
+        turn(batch)
+        assert set(batch.engine.batch.lens) == {"short", "long"}, "the row is held"
         assert ("short" in ended(told)) == (at >= 2)
-        assert crowd.engine.lifecycle.live["next"].state is State.WAITING
+        assert batch.engine.lifecycle.live["next"].state is State.WAITING
         assert done(told)[-1].slots.finished_row == (1 if at > 2 else 0)
     assert "long" in ended(told)
-    turn(crowd)
+    turn(batch)
     assert done(told)[-1].inserted == ("next",)
-    assert set(crowd.engine.batch.lens) == {"next"}
-    turn(crowd)
-    assert crowd.engine.busy, "the last row is held as well"
-    turn(crowd)
-    assert is_idle(crowd.engine)
+    assert set(batch.engine.batch.lens) == {"next"}
+    turn(batch)
+    assert batch.engine.busy, "the last row is held as well"
+    turn(batch)
+    assert is_idle(batch.engine)
     # short drew its second token in step 2; steps 3 to 7 computed its row for nothing.
-    assert crowd.engine.totals.slots.finished_row == 5
+    assert batch.engine.totals.slots.finished_row == 5
 
 
 def test_finished_rows_are_no_longer_held_when_the_policy_stops_asking_for_it() -> None:
-    crowd = toy_crowd(RunToCompletion(), max_rows=2)
-    accept(crowd, asked("short", limit=1), asked("long", limit=9))
-    turn(crowd)
-    assert set(crowd.engine.batch.lens) == {"short", "long"}
-    crowd.engine._policy = Baton()
-    turn(crowd)
-    assert set(crowd.engine.batch.lens) == {"long"}
+    batch = toy_batch(RunToCompletion(), max_rows=2)
+    accept(batch, asked("short", limit=1), asked("long", limit=9))
+    turn(batch)
+    assert set(batch.engine.batch.lens) == {"short", "long"}
+    batch.engine._policy = Baton()
+    turn(batch)
+    assert set(batch.engine.batch.lens) == {"long"}
 
 
 def test_while_rows_run_an_iteration_prefills_no_more_than_the_chunk() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(Baton(), sinks=[told.append], max_rows=4, prefill_chunk=3)
-    accept(crowd, asked("a", 2, 30))
-    turn(crowd)
-    accept(crowd, *(asked(f"q{i}", 10, 3) for i in range(4)))
+    batch = toy_batch(Baton(), sinks=[told.append], max_rows=4, prefill_chunk=3)
+    accept(batch, asked("a", 2, 30))
+    turn(batch)
+    accept(batch, *(asked(f"q{i}", 10, 3) for i in range(4)))
     while "q3" not in ended(told):
-        turn(crowd)
+        turn(batch)
     beside = [event for event in done(told)[1:] if event.kind in ("both", "prefill")]
     assert {event.kind for event in beside} == {"both"}
     assert max(event.prefilled_tokens for event in beside) == 3
@@ -201,111 +201,111 @@ def broken_for(*names: str, after: int = 0, how: str = "raise") -> Callable[[lis
 
 def test_a_prefill_that_raises_fails_its_query_alone_also_when_packed_with_others() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(Baton(), say=broken_for("b"), sinks=[told.append], prefill_chunk=50)
+    batch = toy_batch(Baton(), say=broken_for("b"), sinks=[told.append], prefill_chunk=50)
     queries = [asked("a"), asked("b"), asked("c")]
-    crowd.run(queries)
+    batch.run(queries)
     assert done(told)[0].prefilled_tokens == 8, "all three were in one forward, then two alone"
-    assert crowd.reason("b") == "error"
-    assert "prefill failed" in (crowd.updates["b"][-1].error or "")
+    assert batch.reason("b") == "error"
+    assert "prefill failed" in (batch.updates["b"][-1].error or "")
     for query in (queries[0], queries[2]):
-        assert crowd.tokens(query.id) == toy_alone(query)
+        assert batch.tokens(query.id) == toy_alone(query)
     assert ended(told)["b"].outcome is State.FAILED
-    assert is_idle(crowd.engine)
+    assert is_idle(batch.engine)
 
 
 def test_a_draw_that_raises_in_a_packed_prefill_fails_its_query_alone() -> None:
-    crowd = toy_crowd(Baton(), prefill_chunk=50)
+    batch = toy_batch(Baton(), prefill_chunk=50)
     queries = [asked("a"), replace(asked("b"), seed=77), asked("c")]
-    right = crowd.engine.prefiller._rows._sampler  # type: ignore[attr-defined]
+    right = batch.engine.prefiller._rows._sampler  # type: ignore[attr-defined]
 
     def trips(logits: torch.Tensor, draws: Sequence[Any]) -> list[int | None]:
         if any(draw.seed == 77 for draw in draws):
             raise RuntimeError("a bad draw")
         return right(logits, draws)
 
-    crowd.engine.prefiller._rows._sampler = trips  # type: ignore[attr-defined]
-    crowd.run(queries)
-    assert crowd.reason("b") == "error"
+    batch.engine.prefiller._rows._sampler = trips  # type: ignore[attr-defined]
+    batch.run(queries)
+    assert batch.reason("b") == "error"
     for query in (queries[0], queries[2]):
-        assert crowd.tokens(query.id) == toy_alone(query)
-    assert is_idle(crowd.engine)
+        assert batch.tokens(query.id) == toy_alone(query)
+    assert is_idle(batch.engine)
 
 
-def beside_one_that_runs(say: Say, *names: str, told: list[Event] | None = None) -> Crowd:
-    """A crowd in which query "a" runs, and these prompts ride in its next step."""
-    crowd = toy_crowd(Baton(), say=say, prefill_chunk=50, sinks=[] if told is None else [told.append])
-    accept(crowd, asked("a", limit=12))
-    turn(crowd)
-    accept(crowd, *(asked(name) for name in names))
-    turn(crowd)
-    return crowd
+def beside_one_that_runs(say: Say, *names: str, told: list[Event] | None = None) -> RandomBatch:
+    """A batch in which query "a" runs, and these prompts ride in its next step."""
+    batch = toy_batch(Baton(), say=say, prefill_chunk=50, sinks=[] if told is None else [told.append])
+    accept(batch, asked("a", limit=12))
+    turn(batch)
+    accept(batch, *(asked(name) for name in names))
+    turn(batch)
+    return batch
 
 
 def test_prompts_beside_running_rows_ride_in_their_step() -> None:
     told: list[Event] = []
-    crowd = beside_one_that_runs(hashed, "b", "c", told=told)
-    calls = crowd.engine.batch._rows._forward.calls  # type: ignore[attr-defined]
+    batch = beside_one_that_runs(hashed, "b", "c", told=told)
+    calls = batch.engine.batch._rows._forward.calls  # type: ignore[attr-defined]
     assert calls == {"fill": 2, "decode": 1, "padded": 0}, "a's prefill and first step, then one forward for all three"
     assert (done(told)[-1].kind, done(told)[-1].prefilled_tokens, done(told)[-1].generated_tokens) == ("both", 8, 3)
-    turn(crowd)
+    turn(batch)
     assert done(told)[-1].inserted == ("b", "c")
-    crowd.run([])
-    assert [crowd.tokens(name) for name in "bc"] == [toy_alone(asked(name)) for name in "bc"]
-    assert crowd.tokens("a") == toy_alone(asked("a", limit=12))
+    batch.run([])
+    assert [batch.tokens(name) for name in "bc"] == [toy_alone(asked(name)) for name in "bc"]
+    assert batch.tokens("a") == toy_alone(asked("a", limit=12))
 
 
 def test_a_prefill_that_raises_in_the_running_rows_step_fails_its_query_alone() -> None:
-    crowd = beside_one_that_runs(broken_for("b"), "b", "c")
-    assert crowd.reason("b") == "error"
-    assert "prefill failed" in (crowd.updates["b"][-1].error or "")
-    crowd.run([])
-    assert crowd.tokens("a") == toy_alone(asked("a", limit=12))
-    assert crowd.tokens("c") == toy_alone(asked("c"))
-    assert is_idle(crowd.engine)
+    batch = beside_one_that_runs(broken_for("b"), "b", "c")
+    assert batch.reason("b") == "error"
+    assert "prefill failed" in (batch.updates["b"][-1].error or "")
+    batch.run([])
+    assert batch.tokens("a") == toy_alone(asked("a", limit=12))
+    assert batch.tokens("c") == toy_alone(asked("c"))
+    assert is_idle(batch.engine)
 
 
 def test_a_running_row_that_raises_in_a_step_with_prompts_fails_without_them() -> None:
-    crowd = beside_one_that_runs(broken_for("a", after=2), "b", "c")
-    assert crowd.reason("a") == "error"
-    assert "the step failed" in (crowd.updates["a"][-1].error or "")
-    crowd.run([])
-    assert [crowd.tokens(name) for name in "bc"] == [toy_alone(asked(name)) for name in "bc"]
-    assert is_idle(crowd.engine)
+    batch = beside_one_that_runs(broken_for("a", after=2), "b", "c")
+    assert batch.reason("a") == "error"
+    assert "the step failed" in (batch.updates["a"][-1].error or "")
+    batch.run([])
+    assert [batch.tokens(name) for name in "bc"] == [toy_alone(asked(name)) for name in "bc"]
+    assert is_idle(batch.engine)
 
 
 def test_a_prompt_that_is_not_finite_in_the_running_rows_step_fails_alone() -> None:
-    crowd = beside_one_that_runs(broken_for("b", how="nan"), "b", "c")
-    assert crowd.reason("b") == "error"
-    crowd.run([])
-    assert crowd.tokens("a") == toy_alone(asked("a", limit=12))
-    assert crowd.tokens("c") == toy_alone(asked("c"))
-    assert is_idle(crowd.engine)
+    batch = beside_one_that_runs(broken_for("b", how="nan"), "b", "c")
+    assert batch.reason("b") == "error"
+    batch.run([])
+    assert batch.tokens("a") == toy_alone(asked("a", limit=12))
+    assert batch.tokens("c") == toy_alone(asked("c"))
+    assert is_idle(batch.engine)
 
 
 def test_a_prompt_of_one_token_that_ends_in_the_running_rows_step_is_done_with() -> None:
-    crowd = toy_crowd(Baton(), prefill_chunk=50)
-    accept(crowd, asked("a", limit=12))
-    turn(crowd)
-    accept(crowd, asked("b", 1, limit=1))
-    turn(crowd)
-    assert (crowd.reason("b"), crowd.tokens("b")) == ("length", toy_alone(asked("b", 1, limit=1)))
-    crowd.run([])
-    assert is_idle(crowd.engine)
+    batch = toy_batch(Baton(), prefill_chunk=50)
+    accept(batch, asked("a", limit=12))
+    turn(batch)
+    accept(batch, asked("b", 1, limit=1))
+    turn(batch)
+    assert (batch.reason("b"), batch.tokens("b")) == ("length", toy_alone(asked("b", 1, limit=1)))
+    batch.run([])
+    assert is_idle(batch.engine)
 
 
 @EVERY_POLICY
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_row_that_is_not_finite_fails_alone(policy: str, after: int) -> None:
     told: list[Event] = []
-    crowd = toy_crowd(POLICIES[policy](), say=broken_for("b", after=after, how="nan"), sinks=[told.append])
+    batch = toy_batch(POLICIES[policy](), say=broken_for("b", after=after, how="nan"), sinks=[told.append])
     queries = [asked("a"), asked("b"), asked("c")]
-    crowd.run(queries)
-    assert crowd.reason("b") == "error"
-    assert crowd.tokens("b") == toy_alone(queries[1])[:after]
-    assert "not finite" in (crowd.updates["b"][-1].error or "")
+    batch.run(queries)
+    assert batch.reason("b") == "error"
+    assert batch.tokens("b") == toy_alone(queries[1])[:after]
+    assert "not finite" in (batch.updates["b"][-1].error or "")
     for query in (queries[0], queries[2]):
-        assert (crowd.tokens(query.id), crowd.reason(query.id)) == (toy_alone(query), "length")
-    assert is_idle(crowd.engine)
+        assert (batch.tokens(query.id), batch.reason(query.id)) == (toy_alone(query), "length")
+    assert is_idle(batch.engine)
 
 
 @pytest.mark.parametrize("when", ["prompt", "answer"])
@@ -322,29 +322,29 @@ def test_nan_in_a_real_models_row_leaves_its_neighbours_tokens_right(policy: str
     model.lm_head.weight[poison] = 0.0
     bad = [3, poison, 4] if when == "prompt" else [3, 5, 4]
     bias = {} if when == "prompt" else {"logit_bias": {poison: 100.0}}
-    crowd = crowd_of(model, POLICIES[policy](), rows=3)
+    batch = random_batch(model, POLICIES[policy](), rows=3)
     # The bad one comes first, so that others are given its row afterwards.
-    crowd.run([query_of("bad", bad, 12, seed=99, **bias), *queries])
-    assert crowd.reason("bad") == "error"
-    assert crowd.tokens("bad") == ([] if when == "prompt" else [poison])
+    batch.run([query_of("bad", bad, 12, seed=99, **bias), *queries])
+    assert batch.reason("bad") == "error"
+    assert batch.tokens("bad") == ([] if when == "prompt" else [poison])
     for query, tokens in zip(queries, expected, strict=True):
         assert poison not in tokens
-        assert crowd.tokens(query.id) == tokens
-    assert crowd.engine.kv_bytes_used == 0
+        assert batch.tokens(query.id) == tokens
+    assert batch.engine.kv_bytes_used == 0
 
 
 @EVERY_POLICY
 def test_a_step_that_raises_fails_those_that_run_and_the_engine_goes_on(policy: str) -> None:
     told: list[Event] = []
-    crowd = toy_crowd(POLICIES[policy](), say=broken_for("b", after=2), sinks=[told.append], max_rows=2)
+    batch = toy_batch(POLICIES[policy](), say=broken_for("b", after=2), sinks=[told.append], max_rows=2)
     queries = [asked("a"), asked("b"), asked("c"), asked("d")]
-    crowd.run(queries)
-    assert [crowd.reason(query.id) for query in queries] == ["error", "error", "length", "length"]
-    assert "the step failed: RuntimeError" in (crowd.updates["a"][-1].error or "")
+    batch.run(queries)
+    assert [batch.reason(query.id) for query in queries] == ["error", "error", "length", "length"]
+    assert "the step failed: RuntimeError" in (batch.updates["a"][-1].error or "")
     for query in queries[2:]:
-        assert crowd.tokens(query.id) == toy_alone(query)
-    assert crowd.engine.lifecycle.ended[State.FAILED] == 2
-    assert is_idle(crowd.engine)
+        assert batch.tokens(query.id) == toy_alone(query)
+    assert batch.engine.lifecycle.ended[State.FAILED] == 2
+    assert is_idle(batch.engine)
 
 
 def test_a_decoder_that_raises_fails_its_query_alone() -> None:
@@ -358,13 +358,13 @@ def test_a_decoder_that_raises_fails_its_query_alone() -> None:
     def text_of(query: Query) -> TextStream:
         return TextStream(Trips() if query.id == "b" else Crowdless(), query.params.stop)
 
-    crowd = toy_crowd(Baton(), text_of=text_of)
+    batch = toy_batch(Baton(), text_of=text_of)
     queries = [asked("a"), asked("b"), asked("c")]
-    crowd.run(queries)
-    assert crowd.reason("b") == "error"
-    assert "its text could not be made" in (crowd.updates["b"][-1].error or "")
-    assert crowd.tokens("a") == toy_alone(queries[0])
-    assert is_idle(crowd.engine)
+    batch.run(queries)
+    assert batch.reason("b") == "error"
+    assert "its text could not be made" in (batch.updates["b"][-1].error or "")
+    assert batch.tokens("a") == toy_alone(queries[0])
+    assert is_idle(batch.engine)
 
 
 class Crowdless:
@@ -383,15 +383,15 @@ def test_a_query_whose_text_cannot_even_begin_is_not_taken_at_all() -> None:
             raise ValueError("no decoder")
         return TextStream(Crowdless())
 
-    crowd = toy_crowd(Baton(), text_of=text_of)
-    accept(crowd, asked("a"))
+    batch = toy_batch(Baton(), text_of=text_of)
+    accept(batch, asked("a"))
     with pytest.raises(ValueError, match="no decoder"):
-        accept(crowd, asked("b"))
-    assert set(crowd.engine.lifecycle.live) == {"a"}
-    assert crowd.engine.lifecycle.submitted == 1
-    crowd.run([])
-    assert crowd.reason("a") == "length"
-    assert is_idle(crowd.engine)
+        accept(batch, asked("b"))
+    assert set(batch.engine.lifecycle.live) == {"a"}
+    assert batch.engine.lifecycle.submitted == 1
+    batch.run([])
+    assert batch.reason("a") == "length"
+    assert is_idle(batch.engine)
 
 
 @pytest.mark.parametrize(
@@ -406,23 +406,23 @@ def test_a_query_whose_text_cannot_even_begin_is_not_taken_at_all() -> None:
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_raises_and_all_can_be_failed_afterwards(plan: Plan) -> None:
-    crowd = toy_crowd(Scripted([plan]), max_rows=1)
-    accept(crowd, asked("a"), asked("b"), asked("c"))
+    batch = toy_batch(Scripted([plan]), max_rows=1)
+    accept(batch, asked("a"), asked("b"), asked("c"))
     with pytest.raises((Refused, KeyError)):
-        turn(crowd)
-    crowd.engine.fail_all("internal error")
-    crowd.engine.hand_over()
-    assert {crowd.reason(name) for name in "abc"} == {"error"}
-    assert is_idle(crowd.engine)
-    crowd.engine._policy = Baton()
-    crowd.run([asked("d")])
-    assert crowd.tokens("d") == toy_alone(asked("d"))
+        turn(batch)
+    batch.engine.fail_all("internal error")
+    batch.engine.hand_over()
+    assert {batch.reason(name) for name in "abc"} == {"error"}
+    assert is_idle(batch.engine)
+    batch.engine._policy = Baton()
+    batch.run([asked("d")])
+    assert batch.tokens("d") == toy_alone(asked("d"))
 
 
 # Cancelled, expired, failed: wherever a query is, it leaves nothing behind
 
 
-def brought_to(state: State, crowd: Crowd, name: str) -> None:
+def brought_to(state: State, batch: RandomBatch, name: str) -> None:
     """Brings the first query to this state, with a neighbour that runs."""
     plans = {
         State.WAITING: [],
@@ -430,10 +430,10 @@ def brought_to(state: State, crowd: Crowd, name: str) -> None:
         State.READY: [Plan(prefill=(Chunk(name, 4),))],
         State.RUNNING: [Plan(prefill=(Chunk(name, 4),)), Plan(insert=(name,))],
     }[state]
-    crowd.engine._policy = Scripted([Plan(insert=("neighbour",), feed=9), *plans])
+    batch.engine._policy = Scripted([Plan(insert=("neighbour",), feed=9), *plans])
     for _ in range(len(plans) + 1):
-        turn(crowd)
-    assert crowd.engine.lifecycle.live[name].state is state
+        turn(batch)
+    assert batch.engine.lifecycle.live[name].state is state
 
 
 @pytest.mark.parametrize("how", ["cancel", "expire", "fail"])
@@ -444,17 +444,17 @@ def test_in_every_state_a_query_that_leaves_frees_its_row_and_bytes_at_once(
     state: State, detached: bool, how: str
 ) -> None:
     clock = ManualClock()
-    crowd = toy_crowd(Baton(), clock=clock)
+    batch = toy_batch(Baton(), clock=clock)
     neighbour = asked("neighbour", limit=20)
-    accept(crowd, neighbour, replace(asked("a"), deadline=5.0))
+    accept(batch, neighbour, replace(asked("a"), deadline=5.0))
     if detached:
-        brought_to(State.RUNNING, crowd, "a")
-        crowd.engine._policy = Scripted([Plan(detach=("a",))])
-        turn(crowd)
-        assert "a" in crowd.engine.queries.pool
+        brought_to(State.RUNNING, batch, "a")
+        batch.engine._policy = Scripted([Plan(detach=("a",))])
+        turn(batch)
+        assert "a" in batch.engine.queries.pool
     else:
-        brought_to(state, crowd, "a")
-    engine = crowd.engine
+        brought_to(state, batch, "a")
+    engine = batch.engine
     if how == "cancel":
         engine.cancel("a")
     elif how == "expire":
@@ -473,26 +473,26 @@ def test_in_every_state_a_query_that_leaves_frees_its_row_and_bytes_at_once(
     engine.cancel("a")
     engine.hand_over()
     reason = {"cancel": "cancelled", "expire": "expired", "fail": "error"}[how]
-    assert [update.finish_reason for update in crowd.updates["a"] if update.finish_reason] == [reason]
+    assert [update.finish_reason for update in batch.updates["a"] if update.finish_reason] == [reason]
     engine._policy = Baton()
-    crowd.run([])
-    assert crowd.tokens("neighbour") == toy_alone(neighbour)
+    batch.run([])
+    assert batch.tokens("neighbour") == toy_alone(neighbour)
     assert is_idle(engine)
 
 
 def test_a_deadline_at_time_zero_is_a_deadline() -> None:
     clock = ManualClock(1.0)
-    crowd = toy_crowd(Baton(), clock=clock)
-    accept(crowd, replace(asked("a"), deadline=0.0))
-    turn(crowd)
-    assert crowd.engine.lifecycle.ended[State.EXPIRED] == 1
-    assert "deadline" in (crowd.updates["a"][-1].error or "")
+    batch = toy_batch(Baton(), clock=clock)
+    accept(batch, replace(asked("a"), deadline=0.0))
+    turn(batch)
+    assert batch.engine.lifecycle.ended[State.EXPIRED] == 1
+    assert "deadline" in (batch.updates["a"][-1].error or "")
 
 
 def test_a_query_with_a_deadline_that_is_met_finishes() -> None:
-    crowd = toy_crowd(Baton())
-    crowd.run([replace(asked("a"), deadline=1e9)])
-    assert crowd.reason("a") == "length"
+    batch = toy_batch(Baton())
+    batch.run([replace(asked("a"), deadline=1e9)])
+    assert batch.reason("a") == "length"
 
 
 # Budget
@@ -502,9 +502,9 @@ def test_a_query_with_a_deadline_that_is_met_finishes() -> None:
 def test_never_is_more_reserved_than_the_budget(policy: str) -> None:
     dice = random.Random(3)
     budget = 60 * BYTES_PER_TOKEN
-    crowd = toy_crowd(POLICIES[policy](), kv_bytes=budget, max_rows=6)
+    batch = toy_batch(POLICIES[policy](), kv_bytes=budget, max_rows=6)
     queries = [asked(f"q{i}", dice.randint(1, 20), dice.randint(1, 18)) for i in range(20)]
-    engine, most = crowd.engine, 0
+    engine, most = batch.engine, 0
     right = engine.batch.step
 
     def watched(*args: Any) -> Any:
@@ -514,19 +514,19 @@ def test_never_is_more_reserved_than_the_budget(policy: str) -> None:
         return right(*args)
 
     engine.batch.step = watched  # type: ignore[method-assign]
-    crowd.run(queries, dice)
+    batch.run(queries, dice)
     assert budget / 2 < most <= budget
-    assert all(crowd.tokens(query.id) == toy_alone(query) for query in queries)
+    assert all(batch.tokens(query.id) == toy_alone(query) for query in queries)
     assert is_idle(engine)
 
 
 def test_what_a_policy_sees_is_left_of_the_budget_counts_held_rows_and_all_that_may_still_grow() -> None:
     hold = Plan(insert=("short", "long"), feed=9, hold_finished=True)
     policy = Scripted([hold, Plan(prefill=(Chunk("half", 2),), hold_finished=True)])
-    crowd = toy_crowd(policy, kv_bytes=100 * BYTES_PER_TOKEN)
-    accept(crowd, asked("short", 4, 1), asked("long", 4, 9), asked("half", 4, 3), asked("waits", 4, 9))
+    batch = toy_batch(policy, kv_bytes=100 * BYTES_PER_TOKEN)
+    accept(batch, asked("short", 4, 1), asked("long", 4, 9), asked("half", 4, 3), asked("waits", 4, 9))
     for _ in range(3):
-        turn(crowd)
+        turn(batch)
     seen = [view.bytes_left // BYTES_PER_TOKEN for view in policy.views]
     assert seen == [100, 100 - 5 - 13, 100 - 5 - 13 - 7]
     assert [view.held_rows for view in policy.views] == [0, 1, 1]
@@ -537,8 +537,8 @@ def test_what_a_policy_sees_is_left_of_the_budget_counts_held_rows_and_all_that_
 
 def test_what_happened_is_told_once_each_and_in_order() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(Baton(), sinks=[told.append], max_rows=1, prefill_chunk=50)
-    crowd.run([asked("a", 3, 3), asked("b", 5, 2)])
+    batch = toy_batch(Baton(), sinks=[told.append], max_rows=1, prefill_chunk=50)
+    batch.run([asked("a", 3, 3), asked("b", 5, 2)])
     moves = [(event.query_id, event.was, event.now) for event in told if isinstance(event, QueryMoved)]
     w, p, r, x, f = State.WAITING, State.PREFILLING, State.READY, State.RUNNING, State.FINISHED
     for name in "ab":
@@ -560,10 +560,10 @@ def test_what_happened_is_told_once_each_and_in_order() -> None:
 def test_totals_are_the_sums_of_what_iterations_told() -> None:
     told: list[Event] = []
     dice = random.Random(8)
-    crowd = toy_crowd(Shaken(Baton(), dice), sinks=[told.append], prefill_chunk=4)
+    batch = toy_batch(Shaken(Baton(), dice), sinks=[told.append], prefill_chunk=4)
     queries = [asked(f"q{i}", dice.randint(1, 12), dice.randint(1, 10)) for i in range(12)]
-    crowd.run(queries, dice)
-    iterations, totals = done(told), crowd.engine.totals
+    batch.run(queries, dice)
+    iterations, totals = done(told), batch.engine.totals
     assert totals.iterations == len(iterations)
     assert totals.generated_tokens == sum(event.generated_tokens for event in iterations)
     assert totals.generated_tokens == sum(query.limit_tokens for query in queries)
@@ -577,4 +577,4 @@ def test_totals_are_the_sums_of_what_iterations_told() -> None:
     usages = [event.usage for event in ended(told).values()]
     assert sum(usage.useful_slots for usage in usages) == totals.slots.useful
     assert sum(usage.idle_slots for usage in usages) == totals.slots.idle
-    assert sum(usage.preemptions for usage in usages) == crowd.engine.lifecycle.preemptions > 0
+    assert sum(usage.preemptions for usage in usages) == batch.engine.lifecycle.preemptions > 0

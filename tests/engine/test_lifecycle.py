@@ -12,7 +12,7 @@ from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query, State
 from baton.engine.lifecycle import MOVES, IllegalMove, Lifecycle
 from baton.policy.port import QueryView
-from crowd import query_of
+from random_batch import query_of
 
 LIVE = [state for state in State if state.live]
 ENDS = [state for state in State if not state.live]

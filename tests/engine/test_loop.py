@@ -20,8 +20,8 @@ from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, Policy, View
 from baton.policy.table import POLICIES
-from crowd import NoText, query_of
-from toy import hashed, prompt_of, toy_alone, toy_crowd
+from random_batch import NoText, query_of
+from toy import hashed, prompt_of, toy_alone, toy_batch
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for what should come at once."""
@@ -102,7 +102,7 @@ def open_loop() -> Iterator[Opens]:
     def opens(
         policy: Policy | None = None, *, clock: Clock = monotonic, sinks: Sequence[Any] = (), **kwargs: Any
     ) -> EngineLoop:
-        engine = toy_crowd(policy or Baton(), clock=clock, sinks=sinks, **kwargs).engine
+        engine = toy_batch(policy or Baton(), clock=clock, sinks=sinks, **kwargs).engine
         opened.append(EngineLoop(engine, clock, sinks))
         return opened[-1]
 

@@ -18,9 +18,9 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, alone, crowd_of, query_of
 from families import CONTEXT, model_of
-from toy import BYTES_PER_TOKEN, COLUMNS, FOOTPRINT, hashed, prompt_of, toy_alone, toy_crowd
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch
+from toy import BYTES_PER_TOKEN, COLUMNS, FOOTPRINT, hashed, prompt_of, toy_alone, toy_batch
 from turns import Scripted, accept, asked, done, faulty, is_idle, turn
 
 EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -30,10 +30,10 @@ def bytes_for(tokens: int) -> int:
     return tokens * BYTES_PER_TOKEN
 
 
-def all_right(crowd: Crowd, queries: Sequence[Query]) -> None:
+def all_right(batch: RandomBatch, queries: Sequence[Query]) -> None:
     for query in queries:
-        assert (crowd.reason(query.id), crowd.tokens(query.id)) == ("length", toy_alone(query))
-    assert is_idle(crowd.engine)
+        assert (batch.reason(query.id), batch.tokens(query.id)) == ("length", toy_alone(query))
+    assert is_idle(batch.engine)
 
 
 @dataclass
@@ -65,12 +65,12 @@ def test_queries_that_need_four_times_the_budget_all_finish_and_hardly_anything_
     queries = [asked(f"q{i}", dice.randint(2, 12), dice.randint(5, 28)) for i in range(60)]
     need = sum(len(query.prompt) + query.limit_tokens for query in queries)
     budget, pool = bytes_for(need) // 4, bytes_for(need) // 8
-    crowd = toy_crowd(
+    batch = toy_batch(
         Baton(), kv_bytes=budget, pool_bytes=pool, max_rows=40, sinks=[watch], prefill_chunk=200, guaranteed_tokens=3
     )
-    crowd.run(queries, dice if arrive == "one after the other" else None)
-    all_right(crowd, queries)
-    totals = crowd.engine.totals
+    batch.run(queries, dice if arrive == "one after the other" else None)
+    all_right(batch, queries)
+    totals = batch.engine.totals
     assert 0.8 * budget < watch.rows <= budget
     assert watch.pool <= pool
     assert totals.slots.recomputed <= 0.02 * totals.generated_tokens
@@ -82,7 +82,7 @@ def test_queries_that_need_four_times_the_budget_all_finish_and_hardly_anything_
 @pytest.mark.parametrize("sure", [1, 5])
 def test_in_any_budget_and_pool_every_query_gives_what_it_gives_alone(policy: str, pool: int, sure: int) -> None:
     dice, watch = random.Random(f"{policy} {pool} {sure}"), Watch()
-    crowd = toy_crowd(
+    batch = toy_batch(
         Shaken(POLICIES[policy](), dice),
         kv_bytes=bytes_for(COLUMNS + 20),
         pool_bytes=bytes_for(pool),
@@ -91,11 +91,11 @@ def test_in_any_budget_and_pool_every_query_gives_what_it_gives_alone(policy: st
         sinks=[watch],
     )
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 25)) for i in range(25)]
-    crowd.run(queries, dice)
-    all_right(crowd, queries)
+    batch.run(queries, dice)
+    all_right(batch, queries)
     assert watch.over <= 0
     assert watch.pool <= bytes_for(pool)
-    assert (crowd.engine.totals.slots.recomputed > 0) or pool == 1000
+    assert (batch.engine.totals.slots.recomputed > 0) or pool == 1000
 
 
 def ends_early(tokens: list[int]) -> int:
@@ -108,7 +108,7 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
     found = {}
     for say in (hashed, ends_early):
         watch = Watch()
-        crowd = toy_crowd(
+        batch = toy_batch(
             Baton(),
             say=say,
             end_ids=(1,),
@@ -118,8 +118,8 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
             guaranteed_tokens=2,
             sinks=[watch],
         )
-        crowd.run([query_of(f"q{i}", prompt_of(4, i), 36, ignore_eos=False) for i in range(80)])
-        assert is_idle(crowd.engine)
+        batch.run([query_of(f"q{i}", prompt_of(4, i), 36, ignore_eos=False) for i in range(80)])
+        assert is_idle(batch.engine)
         assert watch.over <= 0
         found[say] = watch.most_running
     assert found[hashed] == 4
@@ -128,12 +128,12 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
 
 def test_each_query_makes_its_sure_progress_before_it_loses_its_row_for_memory() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(
+    batch = toy_batch(
         Baton(), kv_bytes=bytes_for(60), pool_bytes=bytes_for(60), max_rows=8, guaranteed_tokens=5, sinks=[told.append]
     )
     queries = [asked(f"q{i}", 3, 30) for i in range(12)]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
     began: dict[str, int] = {}
     stints = []
     for event in told:
@@ -147,12 +147,12 @@ def test_each_query_makes_its_sure_progress_before_it_loses_its_row_for_memory()
 
 def test_those_that_lost_their_rows_come_back_in_the_order_of_arrival_before_others_begin() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(
+    batch = toy_batch(
         Baton(), kv_bytes=bytes_for(50), pool_bytes=bytes_for(50), max_rows=8, guaranteed_tokens=4, sinks=[told.append]
     )
     queries = [asked(f"q{i}", 2, 30) for i in range(8)]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
     aside: list[str] = []
     began = False
     for event in told:
@@ -171,10 +171,10 @@ def test_those_that_lost_their_rows_come_back_in_the_order_of_arrival_before_oth
 
 
 def test_a_query_of_the_whole_budget_runs_by_itself() -> None:
-    crowd = toy_crowd(Baton(), kv_bytes=bytes_for(COLUMNS), pool_bytes=0, guaranteed_tokens=2)
+    batch = toy_batch(Baton(), kv_bytes=bytes_for(COLUMNS), pool_bytes=0, guaranteed_tokens=2)
     queries = [asked("small"), asked("large", 20, 20), asked("last")]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
@@ -188,8 +188,8 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
     ]
     model = model_of(family)
     expected = {query.id: alone(model, query)[0] for query in queries}
-    row = crowd_of(model_of(family), Baton()).engine._footprint.of(CONTEXT)
-    crowd = crowd_of(
+    row = random_batch(model_of(family), Baton()).engine._footprint.of(CONTEXT)
+    batch = random_batch(
         model,
         # Without a pool baton lets nobody begin who may have to be forgotten, and a state never grows.
         Baton() if pool_rows and family != "mamba" else Shaken(Baton(), dice),
@@ -200,12 +200,12 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
         guaranteed_tokens=2,
         sinks=[watch],
     )
-    crowd.run(queries, dice)
-    assert {query.id: crowd.tokens(query.id) for query in queries} == expected
+    batch.run(queries, dice)
+    assert {query.id: batch.tokens(query.id) for query in queries} == expected
     assert watch.over <= 0 and watch.rows > row // 2 and watch.pool <= row * pool_rows
     assert watch.lost
-    assert (crowd.engine.totals.slots.recomputed > 0) == (pool_rows == 0) or family == "mamba"
-    assert crowd.engine.kv_bytes_used == crowd.engine.pool_bytes_used == 0
+    assert (batch.engine.totals.slots.recomputed > 0) == (pool_rows == 0) or family == "mamba"
+    assert batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0
 
 
 # A machine that has less
@@ -215,7 +215,7 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
 def test_memory_that_others_take_while_queries_run_is_given_up_and_taken_back(policy: str) -> None:
     clock, watch = ManualClock(), Watch()
     machine = {"free": 2**40}
-    crowd = toy_crowd(
+    batch = toy_batch(
         POLICIES[policy](),
         clock=clock,
         kv_bytes=bytes_for(160),
@@ -226,25 +226,25 @@ def test_memory_that_others_take_while_queries_run_is_given_up_and_taken_back(po
         sinks=[watch],
     )
     queries = [asked(f"q{i}", 5, 30) for i in range(16)]
-    accept(crowd, *queries)
-    engine = crowd.engine
+    accept(batch, *queries)
+    engine = batch.engine
     for _ in range(8):
-        turn(crowd)
+        turn(batch)
     assert engine.kv_bytes_used > bytes_for(COLUMNS)
     machine["free"] = -engine.kv_bytes_used  # others take all there is, and what we have
     clock.advance(2)
-    turn(crowd)
+    turn(batch)
     assert engine.kv_bytes_used <= engine.budget.rows_bytes == bytes_for(COLUMNS)
     assert engine.pool_bytes_used == engine.budget.pool_bytes == 0, "the pool gave way first"
     assert {why for _, why in watch.lost} == {"memory"}
     for _ in range(5):
-        turn(crowd)
+        turn(batch)
     assert engine.lifecycle.count(State.RUNNING) >= 1, "the first in line goes on"
     machine["free"] = 2**40
     clock.advance(2)
-    crowd.run([])
+    batch.run([])
     assert engine.budget.rows_bytes == bytes_for(160)
-    all_right(crowd, queries)
+    all_right(batch, queries)
 
 
 # Executor that run out of memory
@@ -256,46 +256,46 @@ ALLOCATOR = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 
 @EVERY_POLICY
 @pytest.mark.parametrize("at", [1, 2, 3, 5, 8, 13])
 def test_memory_that_runs_out_in_one_forward_loses_no_query(policy: str, at: int) -> None:
-    crowd = toy_crowd(POLICIES[policy](), max_rows=4)
-    faulty(crowd, lambda number, rows, tokens: MemoryError() if number == at else None)
+    batch = toy_batch(POLICIES[policy](), max_rows=4)
+    faulty(batch, lambda number, rows, tokens: MemoryError() if number == at else None)
     queries = [asked(f"q{i}", 3 + i, 8) for i in range(7)]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
 
 
 @EVERY_POLICY
 def test_memory_that_runs_out_now_and_then_loses_no_query(policy: str) -> None:
     dice = random.Random(policy)
-    crowd = toy_crowd(Shaken(POLICIES[policy](), dice), max_rows=5, guaranteed_tokens=3, kv_bytes=bytes_for(100))
-    fails = faulty(crowd, lambda number, rows, tokens: ALLOCATOR if rows > 1 and dice.random() < 0.3 else None)
+    batch = toy_batch(Shaken(POLICIES[policy](), dice), max_rows=5, guaranteed_tokens=3, kv_bytes=bytes_for(100))
+    fails = faulty(batch, lambda number, rows, tokens: ALLOCATOR if rows > 1 and dice.random() < 0.3 else None)
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 20)) for i in range(20)]
-    crowd.run(queries, dice)
-    all_right(crowd, queries)
+    batch.run(queries, dice)
+    all_right(batch, queries)
     assert fails.number > 100
 
 
 def test_the_batch_shrinks_to_half_and_the_step_is_repeated_in_the_same_iteration() -> None:
     told: list[Event] = []
-    crowd = toy_crowd(Baton(), max_rows=6, prefill_chunk=50, sinks=[told.append])
+    batch = toy_batch(Baton(), max_rows=6, prefill_chunk=50, sinks=[told.append])
     queries = [asked(f"q{i}", 3, 30) for i in range(5)]
-    accept(crowd, *queries)
-    turn(crowd)
-    faulty(crowd, lambda number, rows, tokens: MemoryError() if number == 1 else None)
-    turn(crowd)
+    accept(batch, *queries)
+    turn(batch)
+    faulty(batch, lambda number, rows, tokens: MemoryError() if number == 1 else None)
+    turn(batch)
     last = done(told)[-1]
     assert (last.detached, last.generated_tokens, last.occupied) == (("q4", "q3", "q2"), 2, 2)
-    assert crowd.engine.totals.slots.recomputed == 0
-    crowd.run([])
-    all_right(crowd, queries)
+    assert batch.engine.totals.slots.recomputed == 0
+    batch.run([])
+    all_right(batch, queries)
 
 
 def test_after_memory_ran_out_there_are_fewer_rows_for_a_while() -> None:
     rows_seen = []
-    crowd = toy_crowd(Baton(), max_rows=4, prefill_chunk=50, sinks=[lambda event: rows_seen.append(event)])
-    faulty(crowd, lambda number, rows, tokens: MemoryError() if number == 2 else None)
+    batch = toy_batch(Baton(), max_rows=4, prefill_chunk=50, sinks=[lambda event: rows_seen.append(event)])
+    faulty(batch, lambda number, rows, tokens: MemoryError() if number == 2 else None)
     queries = [asked(f"q{i}", 2, 20) for i in range(16)]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
     occupied = [event.occupied for event in done(rows_seen)]
     assert occupied[0] == 2, "four began, two were left"
     assert max(occupied[:GOOD_STEPS]) == 2
@@ -303,11 +303,11 @@ def test_after_memory_ran_out_there_are_fewer_rows_for_a_while() -> None:
 
 
 def test_where_only_small_batches_fit_small_batches_run() -> None:
-    crowd = toy_crowd(Baton(fused=False), max_rows=8, prefill_chunk=50)
-    faulty(crowd, lambda number, rows, tokens: MemoryError() if rows > 2 else None)
+    batch = toy_batch(Baton(fused=False), max_rows=8, prefill_chunk=50)
+    faulty(batch, lambda number, rows, tokens: MemoryError() if rows > 2 else None)
     queries = [asked(f"q{i}", 4, 12) for i in range(12)]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
 
 
 @EVERY_POLICY
@@ -317,21 +317,21 @@ def test_a_query_that_cannot_run_even_by_itself_fails_alone_and_says_why(policy:
             raise MemoryError
         return hashed(tokens)
 
-    crowd = toy_crowd(POLICIES[policy](), say=say)
+    batch = toy_batch(POLICIES[policy](), say=say)
     queries = [asked("a"), asked("b"), asked("c"), asked("d")]
-    crowd.run(queries)
-    assert crowd.reason("b") == "error"
-    assert "out of memory" in (crowd.updates["b"][-1].error or "")
-    assert crowd.tokens("b") == toy_alone(queries[1])[:3]
-    all_right(crowd, [queries[0], *queries[2:]])
+    batch.run(queries)
+    assert batch.reason("b") == "error"
+    assert "out of memory" in (batch.updates["b"][-1].error or "")
+    assert batch.tokens("b") == toy_alone(queries[1])[:3]
+    all_right(batch, [queries[0], *queries[2:]])
 
 
 def test_a_chunk_for_which_there_is_no_memory_is_halved() -> None:
-    crowd = toy_crowd(Baton(fused=False), prefill_chunk=16)
-    fails = faulty(crowd, lambda number, rows, tokens: MemoryError() if tokens > 4 else None)
+    batch = toy_batch(Baton(fused=False), prefill_chunk=16)
+    fails = faulty(batch, lambda number, rows, tokens: MemoryError() if tokens > 4 else None)
     queries = [asked("a", 20, 5), asked("b", 17, 5)]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
     assert fails.number < 60
 
 
@@ -340,26 +340,26 @@ def test_a_prompt_for_which_there_is_no_memory_waits_while_others_run() -> None:
     long = asked("long", 9, 3)
 
     def say(tokens: list[int]) -> int:
-        if tokens == list(long.prompt[: len(tokens)]) and len(crowd.engine.batch.lens) == 1:
+        if tokens == list(long.prompt[: len(tokens)]) and len(batch.engine.batch.lens) == 1:
             raise MemoryError
         return hashed(tokens)
 
-    crowd = toy_crowd(Baton(), say=say, sinks=[told.append])
+    batch = toy_batch(Baton(), say=say, sinks=[told.append])
     queries = [asked("a", 1, 10), long]
-    accept(crowd, queries[0])
-    turn(crowd)
-    accept(crowd, long)
-    crowd.run([])
-    all_right(crowd, queries)
+    accept(batch, queries[0])
+    turn(batch)
+    accept(batch, long)
+    batch.run([])
+    all_right(batch, queries)
     moves = [(e.was, e.now, e.why) for e in told if isinstance(e, QueryMoved) and e.query_id == "long"]
     assert (State.PREFILLING, State.WAITING, "memory") in moves
 
 
 def test_where_there_is_no_memory_to_set_a_row_aside_it_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = toy_crowd(Scripted([Plan(insert=("a",), feed=9), Plan(detach=("a",))]))
-    accept(crowd, asked("a", 4, 9))
-    turn(crowd)
-    rows = crowd.engine.batch._rows  # type: ignore[attr-defined]
+    batch = toy_batch(Scripted([Plan(insert=("a",), feed=9), Plan(detach=("a",))]))
+    accept(batch, asked("a", 4, 9))
+    turn(batch)
+    rows = batch.engine.batch._rows  # type: ignore[attr-defined]
     right = rows.lift
 
     def lift(query_id: str, *, copy: bool) -> Any:
@@ -368,20 +368,20 @@ def test_where_there_is_no_memory_to_set_a_row_aside_it_is_forgotten(monkeypatch
         return right(query_id, copy=copy)
 
     monkeypatch.setattr(rows, "lift", lift)
-    turn(crowd)
-    life = crowd.engine.lifecycle.live["a"]
-    assert (life.state, life.cached, crowd.engine.kv_bytes_used) == (State.WAITING, 0, 0)
-    crowd.engine._policy = Baton()
-    crowd.run([])
-    all_right(crowd, [asked("a", 4, 9)])
-    assert crowd.engine.totals.slots.recomputed == 4
+    turn(batch)
+    life = batch.engine.lifecycle.live["a"]
+    assert (life.state, life.cached, batch.engine.kv_bytes_used) == (State.WAITING, 0, 0)
+    batch.engine._policy = Baton()
+    batch.run([])
+    all_right(batch, [asked("a", 4, 9)])
+    assert batch.engine.totals.slots.recomputed == 4
 
 
 @pytest.mark.parametrize("verb", ["insert", "start", "resize"])
 def test_memory_that_runs_out_while_rows_are_moved_loses_no_query(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dice = random.Random(verb)
-    crowd = toy_crowd(Shaken(Baton(), dice), max_rows=4)
-    place: Any = crowd.engine.prefiller if verb == "start" else crowd.engine.batch
+    batch = toy_batch(Shaken(Baton(), dice), max_rows=4)
+    place: Any = batch.engine.prefiller if verb == "start" else batch.engine.batch
     right = getattr(place, verb)
 
     def sometimes(*args: Any) -> None:
@@ -394,17 +394,17 @@ def test_memory_that_runs_out_while_rows_are_moved_loses_no_query(verb: str, mon
     failed = 0
     monkeypatch.setattr(place, verb, sometimes)
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 12)) for i in range(15)]
-    crowd.run(queries, dice)
-    all_right(crowd, queries)
+    batch.run(queries, dice)
+    all_right(batch, queries)
     assert failed > 3
 
 
 def test_who_finds_no_row_because_there_was_no_memory_for_it_is_inserted_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crowd arrives at once, is to have rows of its own at once, and the batch cannot grow just then."""
-    crowd = toy_crowd(Orca(), max_rows=4)
+    """A batch arrives at once, is to have rows of its own at once, and the batch cannot grow just then."""
+    batch = toy_batch(Orca(), max_rows=4)
     queries = [asked(name, 3, 6) for name in "abcd"]
-    crowd.engine.batch.resize(1)
-    right, tries = crowd.engine.batch.resize, []
+    batch.engine.batch.resize(1)
+    right, tries = batch.engine.batch.resize, []
 
     def once(rows: int) -> None:
         tries.append(rows)
@@ -412,45 +412,45 @@ def test_who_finds_no_row_because_there_was_no_memory_for_it_is_inserted_later(m
             raise MemoryError
         right(rows)
 
-    monkeypatch.setattr(crowd.engine.batch, "resize", once)
-    accept(crowd, *queries)
-    turn(crowd)
-    assert (set(crowd.engine.batch.lens), tries) == ({"a"}, [4])
-    crowd.run([])
-    all_right(crowd, queries)
+    monkeypatch.setattr(batch.engine.batch, "resize", once)
+    accept(batch, *queries)
+    turn(batch)
+    assert (set(batch.engine.batch.lens), tries) == ({"a"}, [4])
+    batch.run([])
+    all_right(batch, queries)
     assert tries == [4, 4]
 
 
 def test_the_budget_bounds_what_rows_take_at_any_moment_of_an_iteration() -> None:
     """Not only when it is told: in the middle of a step, too, rows have grown no further than the plan saw."""
     budget = bytes_for(60)
-    crowd = toy_crowd(Baton(), kv_bytes=budget, pool_bytes=bytes_for(30), max_rows=8, guaranteed_tokens=3)
+    batch = toy_batch(Baton(), kv_bytes=budget, pool_bytes=bytes_for(30), max_rows=8, guaranteed_tokens=3)
     most = 0
 
     def look(number: int, rows: int, tokens: int) -> None:
         nonlocal most
-        most = max(most, crowd.engine.kv_bytes_used + bytes_for(tokens))
+        most = max(most, batch.engine.kv_bytes_used + bytes_for(tokens))
 
-    faulty(crowd, look)
+    faulty(batch, look)
     queries = [asked(f"q{i}", 5, 25) for i in range(14)]
-    crowd.run(queries)
-    all_right(crowd, queries)
+    batch.run(queries)
+    all_right(batch, queries)
     assert budget - FOOTPRINT.of(8) <= most <= budget
 
 
 def test_a_query_that_expires_while_it_is_set_aside_leaves_nothing() -> None:
     clock = ManualClock()
-    crowd = toy_crowd(Baton(), clock=clock, kv_bytes=bytes_for(40), pool_bytes=bytes_for(40), guaranteed_tokens=2)
-    accept(crowd, *(replace(asked(f"q{i}", 4, 30), deadline=5.0 if i else None) for i in range(3)))
-    while not crowd.engine.lifecycle.preempted:
-        turn(crowd)
-    assert crowd.engine.pool_bytes_used > 0
+    batch = toy_batch(Baton(), clock=clock, kv_bytes=bytes_for(40), pool_bytes=bytes_for(40), guaranteed_tokens=2)
+    accept(batch, *(replace(asked(f"q{i}", 4, 30), deadline=5.0 if i else None) for i in range(3)))
+    while not batch.engine.lifecycle.preempted:
+        turn(batch)
+    assert batch.engine.pool_bytes_used > 0
     clock.advance(6.0)
-    turn(crowd)
-    assert crowd.engine.pool_bytes_used == 0
-    crowd.run([])
-    assert crowd.tokens("q0") == toy_alone(asked("q0", 4, 30))
-    assert is_idle(crowd.engine)
+    turn(batch)
+    assert batch.engine.pool_bytes_used == 0
+    batch.run([])
+    assert batch.tokens("q0") == toy_alone(asked("q0", 4, 30))
+    assert is_idle(batch.engine)
 
 
 @pytest.mark.parametrize("verb", ["start", "advance"])
@@ -458,18 +458,18 @@ def test_a_prompt_for_which_there_was_no_memory_is_not_fed_token_by_token_in_the
     verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Event] = []
-    crowd = toy_crowd(Baton(fused=False), prefill_chunk=50, sinks=[told.append])
-    accept(crowd, asked("a", 4, 12))
-    turn(crowd)
-    accept(crowd, asked("b", 9, 3))
+    batch = toy_batch(Baton(fused=False), prefill_chunk=50, sinks=[told.append])
+    accept(batch, asked("a", 4, 12))
+    turn(batch)
+    accept(batch, asked("b", 9, 3))
 
     def fails(*args: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(crowd.engine.prefiller, verb, fails)
-        turn(crowd)
-    assert crowd.engine.lifecycle.live["b"].state is State.WAITING
+        patched.setattr(batch.engine.prefiller, verb, fails)
+        turn(batch)
+    assert batch.engine.lifecycle.live["b"].state is State.WAITING
     assert done(told)[-1].inserted == ()
-    crowd.run([])
-    all_right(crowd, [asked("a", 4, 12), asked("b", 9, 3)])
+    batch.run([])
+    all_right(batch, [asked("a", 4, 12), asked("b", 9, 3)])

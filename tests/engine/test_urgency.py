@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch.test_fake import fake_crowd
+from batch.test_fake import fake_batch
 from baton.batch.fake import CostModel
 from baton.core.clock import ManualClock
 from baton.core.events import Event, QueryEnded, QueryMoved
@@ -20,8 +20,8 @@ from baton.policy.port import Policy
 from baton.policy.priority import Priority
 from baton.policy.slo import Slo
 from baton.policy.table import POLICIES
-from crowd import Crowd, query_of
-from toy import COLUMNS, prompt_of, toy_alone, toy_crowd
+from random_batch import RandomBatch, query_of
+from toy import COLUMNS, prompt_of, toy_alone, toy_batch
 
 EVEN = CostModel(fixed_seconds=1.0)
 PER_ROW = CostModel(row_seconds=1.0)
@@ -32,20 +32,20 @@ def asked(name: str, prompt: int = 4, limit: int = 6, **terms: object) -> Query:
     return replace(query_of(name, prompt_of(prompt, seed=sum(name.encode())), limit), **terms)  # type: ignore[arg-type]
 
 
-def turn(crowd: Crowd, *queries: Query, times: int = 1) -> None:
+def turn(batch: RandomBatch, *queries: Query, times: int = 1) -> None:
     for query in queries:
-        crowd.engine.accept(query, crowd.hear)
+        batch.engine.accept(query, batch.hear)
     for _ in range(times):
-        crowd.engine.iterate()
-        crowd.engine.hand_over()
+        batch.engine.iterate()
+        batch.engine.hand_over()
 
 
-def turns_until(crowd: Crowd, name: str) -> int:
+def turns_until(batch: RandomBatch, name: str) -> int:
     """Iterations until the query has said a token."""
     for turns in range(100):
-        if crowd.tokens(name):
+        if batch.tokens(name):
             return turns
-        turn(crowd)
+        turn(batch)
     raise AssertionError(f"{name} said nothing")
 
 
@@ -59,24 +59,24 @@ def kinds(told: Sequence[Event], name: str) -> list[State]:
 @pytest.mark.parametrize("policy", [Priority, Slo])
 def test_an_urgent_query_runs_at_once_in_a_full_batch_and_the_displaced_lose_nothing(policy: type[Policy]) -> None:
     told: list[Event] = []
-    crowd = toy_crowd(policy(), sinks=[told.append], max_rows=3, prefill_chunk=8)
+    batch = toy_batch(policy(), sinks=[told.append], max_rows=3, prefill_chunk=8)
     low = [asked(f"low{i}", limit=20, priority=5) for i in range(5)]
-    turn(crowd, *low, times=6)
-    assert len(crowd.engine.batch.lens) == 3
+    turn(batch, *low, times=6)
+    assert len(batch.engine.batch.lens) == 3
     urgent = asked("urgent", 8, 5)
-    turn(crowd, urgent)
-    assert turns_until(crowd, "urgent") <= 1, "its prompt is one chunk"
-    turn(crowd)
-    assert "urgent" in crowd.engine.batch.lens
-    (victim,) = [name for name, life in crowd.engine.lifecycle.live.items() if life.preempted]
+    turn(batch, urgent)
+    assert turns_until(batch, "urgent") <= 1, "its prompt is one chunk"
+    turn(batch)
+    assert "urgent" in batch.engine.batch.lens
+    (victim,) = [name for name, life in batch.engine.lifecycle.live.items() if life.preempted]
     assert victim == "low2", "the latest to arrive of those that ran"
-    said = len(crowd.tokens(victim))
-    turn(crowd, times=2)
-    assert len(crowd.tokens(victim)) == said
-    crowd.run([])
-    assert all(crowd.tokens(query.id) == toy_alone(query) for query in [*low, urgent])
-    assert crowd.engine.totals.slots.recomputed == 0
-    assert crowd.engine.lifecycle.preemptions == 1
+    said = len(batch.tokens(victim))
+    turn(batch, times=2)
+    assert len(batch.tokens(victim)) == said
+    batch.run([])
+    assert all(batch.tokens(query.id) == toy_alone(query) for query in [*low, urgent])
+    assert batch.engine.totals.slots.recomputed == 0
+    assert batch.engine.lifecycle.preemptions == 1
     assert kinds(told, victim)[-4:] == [State.RUNNING, State.READY, State.RUNNING, State.FINISHED]
     reasons = [event.why for event in told if isinstance(event, QueryMoved) and event.was is State.RUNNING]
     assert reasons.count("priority" if policy is Priority else "deadline") == 1
@@ -84,64 +84,64 @@ def test_an_urgent_query_runs_at_once_in_a_full_batch_and_the_displaced_lose_not
 
 def test_without_priorities_it_waits_for_a_row() -> None:
     """The control of the test above."""
-    crowd = toy_crowd(Baton(), max_rows=3, prefill_chunk=8)
-    turn(crowd, *(asked(f"low{i}", limit=20, priority=5) for i in range(5)), times=6)
-    turn(crowd, asked("urgent", 8, 5))
-    assert turns_until(crowd, "urgent") > 10
+    batch = toy_batch(Baton(), max_rows=3, prefill_chunk=8)
+    turn(batch, *(asked(f"low{i}", limit=20, priority=5) for i in range(5)), times=6)
+    turn(batch, asked("urgent", 8, 5))
+    assert turns_until(batch, "urgent") > 10
 
 
 def test_an_urgent_prompt_overtakes_a_long_one_that_is_being_prefilled() -> None:
-    crowd = toy_crowd(Priority(), max_rows=1, prefill_chunk=3)
-    turn(crowd, asked("runs", limit=30, priority=5), times=3)
-    turn(crowd, asked("long", 30, priority=3), times=2)
-    assert crowd.engine.lifecycle.live["long"].cached == 6
-    turn(crowd, asked("urgent", 3, 2), times=1)
-    assert crowd.tokens("urgent")
-    assert crowd.engine.lifecycle.live["long"].cached == 6
-    crowd.run([])
-    assert crowd.engine.totals.slots.recomputed == 0
+    batch = toy_batch(Priority(), max_rows=1, prefill_chunk=3)
+    turn(batch, asked("runs", limit=30, priority=5), times=3)
+    turn(batch, asked("long", 30, priority=3), times=2)
+    assert batch.engine.lifecycle.live["long"].cached == 6
+    turn(batch, asked("urgent", 3, 2), times=1)
+    assert batch.tokens("urgent")
+    assert batch.engine.lifecycle.live["long"].cached == 6
+    batch.run([])
+    assert batch.engine.totals.slots.recomputed == 0
 
 
 def test_where_every_place_of_the_prefiller_is_taken_by_less_urgent_ones_the_urgent_gets_in() -> None:
     """One row: two places. Each prompt is begun, and overtaken by the next, more urgent one."""
-    crowd = toy_crowd(Priority(), max_rows=1, prefill_chunk=2)
-    turn(crowd, asked("runs", limit=30, priority=9), times=3)
+    batch = toy_batch(Priority(), max_rows=1, prefill_chunk=2)
+    turn(batch, asked("runs", limit=30, priority=9), times=3)
     for priority, name in ((8, "third"), (7, "second")):
-        turn(crowd, asked(name, 20, 3, priority=priority))
-    assert crowd.engine.prefiller.room == 0
-    turn(crowd, asked("first", 2, 2))
-    turn(crowd)
-    assert crowd.tokens("first")
-    assert crowd.engine.lifecycle.live["third"].state is State.WAITING
-    crowd.run([])
-    assert all(crowd.reason(name) == "length" for name in ("runs", "first", "second", "third"))
-    assert crowd.engine.totals.slots.recomputed == 2, "what had been prefilled of the third"
+        turn(batch, asked(name, 20, 3, priority=priority))
+    assert batch.engine.prefiller.room == 0
+    turn(batch, asked("first", 2, 2))
+    turn(batch)
+    assert batch.tokens("first")
+    assert batch.engine.lifecycle.live["third"].state is State.WAITING
+    batch.run([])
+    assert all(batch.reason(name) == "length" for name in ("runs", "first", "second", "third"))
+    assert batch.engine.totals.slots.recomputed == 2, "what had been prefilled of the third"
 
 
 def test_equals_do_not_displace_each_other_however_many_come() -> None:
-    crowd = toy_crowd(Priority(), max_rows=2)
-    crowd.run([asked(f"q{i}", limit=8, priority=3, user=str(i % 3)) for i in range(12)], random.Random(1))
-    assert crowd.engine.lifecycle.preemptions == 0
+    batch = toy_batch(Priority(), max_rows=2)
+    batch.run([asked(f"q{i}", limit=8, priority=3, user=str(i % 3)) for i in range(12)], random.Random(1))
+    assert batch.engine.lifecycle.preemptions == 0
 
 
 def test_a_row_changes_hands_at_most_once_for_each_urgent_query() -> None:
-    crowd = toy_crowd(Priority(), max_rows=2)
+    batch = toy_batch(Priority(), max_rows=2)
     low = [asked(f"low{i}", limit=20, priority=5) for i in range(4)]
     urgent = [asked(f"urgent{i}", limit=3) for i in range(6)]
-    crowd.run([*low, *urgent], random.Random(2))
-    assert 0 < crowd.engine.lifecycle.preemptions <= len(urgent)
-    assert all(crowd.tokens(query.id) == toy_alone(query) for query in [*low, *urgent])
-    assert crowd.engine.totals.slots.recomputed == 0
+    batch.run([*low, *urgent], random.Random(2))
+    assert 0 < batch.engine.lifecycle.preemptions <= len(urgent)
+    assert all(batch.tokens(query.id) == toy_alone(query) for query in [*low, *urgent])
+    assert batch.engine.totals.slots.recomputed == 0
 
 
 def test_where_the_pool_is_too_small_the_displaced_are_recomputed_and_say_the_same() -> None:
-    crowd = toy_crowd(Priority(), max_rows=2, prefill_chunk=8, pool_bytes=0)
+    batch = toy_batch(Priority(), max_rows=2, prefill_chunk=8, pool_bytes=0)
     low = [asked(f"low{i}", limit=12, priority=5) for i in range(2)]
-    turn(crowd, *low, times=6)
+    turn(batch, *low, times=6)
     urgent = asked("urgent")
-    crowd.run([urgent])
-    assert all(crowd.tokens(query.id) == toy_alone(query) for query in [*low, urgent])
-    assert crowd.engine.totals.slots.recomputed > 0
+    batch.run([urgent])
+    assert all(batch.tokens(query.id) == toy_alone(query) for query in [*low, urgent])
+    assert batch.engine.totals.slots.recomputed > 0
 
 
 # Users
@@ -150,9 +150,9 @@ def test_where_the_pool_is_too_small_the_displaced_are_recomputed_and_say_the_sa
 @pytest.mark.parametrize(("policy", "place"), [(Priority, 2), (Slo, 2), (Baton, 9)])
 def test_a_user_with_one_query_does_not_wait_for_the_many_of_another(policy: type[Policy], place: int) -> None:
     told: list[Event] = []
-    crowd = toy_crowd(policy(), sinks=[told.append], max_rows=1, prefill_chunk=50)
-    turn(crowd, *(asked(f"many{i}", user="many") for i in range(9)), times=2)
-    crowd.run([asked("one", user="one")])
+    batch = toy_batch(policy(), sinks=[told.append], max_rows=1, prefill_chunk=50)
+    turn(batch, *(asked(f"many{i}", user="many") for i in range(9)), times=2)
+    batch.run([asked("one", user="one")])
     order = [event.query_id for event in told if isinstance(event, QueryEnded)]
     assert order.index("one") <= place
     assert (order.index("one") == 9) == (policy is Baton)
@@ -161,55 +161,55 @@ def test_a_user_with_one_query_does_not_wait_for_the_many_of_another(policy: typ
 # Deadlines
 
 
-def outcomes(policy: Policy) -> tuple[dict[str, str | None], Crowd]:
+def outcomes(policy: Policy) -> tuple[dict[str, str | None], RandomBatch]:
     """Two long queries have the rows; one comes that has 15 seconds for its 8 tokens of about a second each."""
-    crowd = fake_crowd(policy, costs=EVEN, max_rows=2, prefill_chunk=50)
+    batch = fake_batch(policy, costs=EVEN, max_rows=2, prefill_chunk=50)
     long = [asked("a", limit=30), asked("b", limit=30)]
-    turn(crowd, *long, times=11)
-    now = crowd.engine._clock()
-    crowd.run([asked("short", limit=8, arrived=now, deadline=now + 15.0)])
-    assert all(crowd.tokens(query.id) == toy_alone(query) for query in long)
-    return {name: crowd.reason(name) for name in ("a", "b", "short")}, crowd
+    turn(batch, *long, times=11)
+    now = batch.engine._clock()
+    batch.run([asked("short", limit=8, arrived=now, deadline=now + 15.0)])
+    assert all(batch.tokens(query.id) == toy_alone(query) for query in long)
+    return {name: batch.reason(name) for name in ("a", "b", "short")}, batch
 
 
 def test_slo_saves_a_deadline_that_arrival_order_misses() -> None:
     missed, _ = outcomes(Baton())
     assert missed == {"a": "length", "b": "length", "short": "expired"}
-    saved, crowd = outcomes(Slo())
+    saved, batch = outcomes(Slo())
     assert saved == {"a": "length", "b": "length", "short": "length"}
-    assert (crowd.engine.lifecycle.preemptions, crowd.engine.totals.slots.recomputed) == (1, 0)
+    assert (batch.engine.lifecycle.preemptions, batch.engine.totals.slots.recomputed) == (1, 0)
 
 
 def test_slo_runs_no_more_rows_than_the_pace_of_a_deadline_allows() -> None:
     """A step takes a second for each row: 20 tokens in 50 seconds are 2.5 each."""
-    crowd = fake_crowd(Slo(), costs=PER_ROW, max_rows=4, prefill_chunk=50)
-    turn(crowd, *(asked(f"free{i}", limit=25) for i in range(4)), times=12)
-    assert len(crowd.engine.batch.lens) == 4
-    now = crowd.engine._clock()
-    turn(crowd, asked("paced", limit=20, arrived=now, deadline=now + 55.0), times=6)
-    assert len(crowd.engine.batch.lens) == 2
-    crowd.run([])
-    assert crowd.reason("paced") == "length"
-    assert crowd.engine.totals.slots.recomputed == 0
+    batch = fake_batch(Slo(), costs=PER_ROW, max_rows=4, prefill_chunk=50)
+    turn(batch, *(asked(f"free{i}", limit=25) for i in range(4)), times=12)
+    assert len(batch.engine.batch.lens) == 4
+    now = batch.engine._clock()
+    turn(batch, asked("paced", limit=20, arrived=now, deadline=now + 55.0), times=6)
+    assert len(batch.engine.batch.lens) == 2
+    batch.run([])
+    assert batch.reason("paced") == "length"
+    assert batch.engine.totals.slots.recomputed == 0
 
 
 @EVERY_POLICY
 def test_a_query_that_expires_is_told_so_and_frees_everything(policy: str) -> None:
     clock = ManualClock()
-    crowd = toy_crowd(POLICIES[policy](), clock=clock, max_rows=2)
+    batch = toy_batch(POLICIES[policy](), clock=clock, max_rows=2)
     stays = [asked("stay0", limit=20), asked("stay1", limit=20)]
     late = [asked(f"late{i}", limit=20, deadline=2.0) for i in range(3)]
-    turn(crowd, stays[0], *late, stays[1], times=4)
-    assert any(crowd.tokens(query.id) for query in late)
+    turn(batch, stays[0], *late, stays[1], times=4)
+    assert any(batch.tokens(query.id) for query in late)
     clock.advance(2.5)
-    turn(crowd)
-    assert [crowd.reason(query.id) for query in late] == ["expired"] * 3
-    assert all("deadline" in (crowd.updates[query.id][-1].error or "") for query in late)
-    assert crowd.engine.lifecycle.ended[State.EXPIRED] == 3
-    assert not {query.id for query in late} & set(crowd.engine.lifecycle.live)
-    crowd.run([])
-    assert all(crowd.tokens(query.id) == toy_alone(query) for query in stays)
-    assert (crowd.engine.kv_bytes_used, crowd.engine.pool_bytes_used, crowd.engine.busy) == (0, 0, False)
+    turn(batch)
+    assert [batch.reason(query.id) for query in late] == ["expired"] * 3
+    assert all("deadline" in (batch.updates[query.id][-1].error or "") for query in late)
+    assert batch.engine.lifecycle.ended[State.EXPIRED] == 3
+    assert not {query.id for query in late} & set(batch.engine.lifecycle.live)
+    batch.run([])
+    assert all(batch.tokens(query.id) == toy_alone(query) for query in stays)
+    assert (batch.engine.kv_bytes_used, batch.engine.pool_bytes_used, batch.engine.busy) == (0, 0, False)
 
 
 # Anything
@@ -240,22 +240,22 @@ def test_any_mix_of_arrivals_and_terms_ends_with_the_tokens_of_each_query_alone(
     fused: bool,
 ) -> None:
     """Deadlines are planned by, and nobody is given up when they pass."""
-    crowd = fake_crowd(
+    batch = fake_batch(
         policy(fused=fused),  # type: ignore[call-arg]
         max_rows=rows,
         prefill_chunk=chunk,
         kv_bytes=budget * 8,
         pool_bytes=budget * 8,
     )
-    crowd.engine._expire = lambda: None  # type: ignore[method-assign]
+    batch.engine._expire = lambda: None  # type: ignore[method-assign]
     later = [
         (at, asked(f"q{i}", prompt, limit, priority=priority, user=user, deadline=due and float(due)))
         for i, (at, priority, user, due, prompt, limit) in enumerate(mix)
     ]
     for now in range(3000):
         arrived = [query for at, query in later if at == now]
-        if now > 40 and not crowd.engine.busy:
+        if now > 40 and not batch.engine.busy:
             break
-        turn(crowd, *arrived)
-    assert all(crowd.tokens(query.id) == toy_alone(query) for _, query in later)
-    assert (crowd.engine.kv_bytes_used, crowd.engine.pool_bytes_used, crowd.engine.busy) == (0, 0, False)
+        turn(batch, *arrived)
+    assert all(batch.tokens(query.id) == toy_alone(query) for _, query in later)
+    assert (batch.engine.kv_bytes_used, batch.engine.pool_bytes_used, batch.engine.busy) == (0, 0, False)

@@ -21,7 +21,7 @@ from baton.engine.watchdog import GIVEN_UP, Watchdog
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, View
 from engine.test_loop import PATIENCE_SECONDS, Asker, Gate, asked, until
-from toy import toy_alone, toy_crowd
+from toy import toy_alone, toy_batch
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def open_loop() -> Iterator[Callable[..., EngineLoop]]:
     opened: list[EngineLoop] = []
 
     def opens(policy: Any = None, *, sinks: Any = (), **kw: Any) -> EngineLoop:
-        engine = toy_crowd(policy or Baton(), clock=monotonic, sinks=sinks, **kw).engine
+        engine = toy_batch(policy or Baton(), clock=monotonic, sinks=sinks, **kw).engine
         opened.append(EngineLoop(engine, monotonic, sinks))
         return opened[-1]
 

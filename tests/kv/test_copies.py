@@ -17,7 +17,7 @@ from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import PrefixStore, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
-from crowd import Spoiled, late_copies
+from random_batch import Spoiled, late_copies
 
 CPU = torch.device("cpu")
 MIXED = (

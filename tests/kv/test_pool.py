@@ -8,7 +8,7 @@ import torch
 from baton.core.errors import Refused
 from baton.kv.pool import SegmentPool
 from baton.kv.segment import KVSegment, arrived
-from crowd import query_of
+from random_batch import query_of
 
 
 def kept(name: str, size: int) -> KVSegment:

@@ -16,7 +16,7 @@ from torch import Tensor
 from baton.cuda.offload import HostOffload
 from baton.kv.prefix import PrefixStore, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
-from crowd import late_copies
+from random_batch import late_copies
 
 TOKEN_BYTES = 4 * (2 + 1)  # float32, as `parts_of` makes them
 STATE_BYTES = 4 * 3

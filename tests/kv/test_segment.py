@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from baton.kv.segment import KVSegment, arrived
-from crowd import query_of
+from random_batch import query_of
 
 QUERY = query_of("a", [5, 6, 7], 4)
 

@@ -23,34 +23,34 @@ from baton.model.forward import Forward
 from baton.model.visibility import Span
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import model_of
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries
 
 # First light's six.
 FAMILIES = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
 
 
-def run(family: str, queries: list[Query], *, policy: str = "baton", seed: int = 1, **options: object) -> Crowd:
+def run(family: str, queries: list[Query], *, policy: str = "baton", seed: int = 1, **options: object) -> RandomBatch:
     dice = random.Random(seed)
-    crowd = crowd_of(model_of(family), Shaken(POLICIES[policy](), dice), ahead=True, **options)  # type: ignore[arg-type]
-    crowd.run(queries, dice)
-    return crowd
+    batch = random_batch(model_of(family), Shaken(POLICIES[policy](), dice), ahead=True, **options)  # type: ignore[arg-type]
+    batch.run(queries, dice)
+    return batch
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("policy", ["baton", "orca", "run_to_completion"])
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: str) -> None:
+def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: str) -> None:
     queries = some_queries(14, random.Random(3))
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
-    crowd = run(family, queries, policy=policy)
-    assert {name: crowd.tokens(name) for name in expected} == expected
-    assert crowd.engine.kv_bytes_used == 0
+    batch = run(family, queries, policy=policy)
+    assert {name: batch.tokens(name) for name in expected} == expected
+    assert batch.engine.kv_bytes_used == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = [*some_queries(10, random.Random(3)), *(replace(query, id=f"s{query.id}") for query in sampled(8))]
-    plain = crowd_of(model_of(family), Baton(), native=False)
+    plain = random_batch(model_of(family), Baton(), native=False)
     plain.run(queries)
     expected = {query.id: plain.tokens(query.id) for query in queries}
     fills: list[set[bool]] = []
@@ -62,18 +62,18 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
 
     monkeypatch.setattr(Forward, "fill", counted)
     events: list[Event] = []
-    crowd = run(family, queries, prompts=PrefillPlacement.FUSED, sinks=[events.append])
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = run(family, queries, prompts=PrefillPlacement.FUSED, sinks=[events.append])
+    assert {name: batch.tokens(name) for name in expected} == expected
     assert sum(found == {True, False} for found in fills) > 5
     # What was begun ahead when a prompt came was of use: it was heard before.
     done = [event.slots for event in events if isinstance(event, IterationDone)]
     useful = sum(slots.useful for slots in done)
-    assert useful == sum(len(query.prompt) + len(crowd.tokens(query.id)) - 1 for query in queries)
+    assert useful == sum(len(query.prompt) + len(batch.tokens(query.id)) - 1 for query in queries)
     assert sum(slots.finished_row for slots in done) < 0.2 * useful
 
 
 def test_the_step_that_runs_is_heard_before_a_prompt_goes_with_the_next() -> None:
-    rows = crowd_of(model_of("llama"), Baton(), ahead=True, prompts=PrefillPlacement.FUSED).rows
+    rows = random_batch(model_of("llama"), Baton(), ahead=True, prompts=PrefillPlacement.FUSED).rows
     assert isinstance(rows, AsyncRows)
     rows.place(arrived(query_of("a", [5] * 7, 40), "tiny"), range(4))
     rows.feed({"a": 7}, Feeding.RAGGED)
@@ -118,11 +118,11 @@ def test_sampled_queries_draw_what_they_draw_step_by_step(end_ids: tuple[int, ..
     queries = sampled(24)
     if end_ids:
         queries = [query_of(q.id, q.prompt, 20, seed=q.seed, ignore_eos=False, temperature=1.0) for q in queries]
-    plain = crowd_of(model_of("llama"), Baton(), native=False, end_ids=end_ids)
+    plain = random_batch(model_of("llama"), Baton(), native=False, end_ids=end_ids)
     plain.run(queries)
-    crowd = run("llama", queries, end_ids=end_ids)
-    assert {q.id: crowd.tokens(q.id) for q in queries} == {q.id: plain.tokens(q.id) for q in queries}
-    assert {q.id: crowd.reason(q.id) for q in queries} == {q.id: plain.reason(q.id) for q in queries}
+    batch = run("llama", queries, end_ids=end_ids)
+    assert {q.id: batch.tokens(q.id) for q in queries} == {q.id: plain.tokens(q.id) for q in queries}
+    assert {q.id: batch.reason(q.id) for q in queries} == {q.id: plain.reason(q.id) for q in queries}
 
 
 def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +143,11 @@ def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pyt
     events: list[Event] = []
     # Rows end where no one foresaw it.
     queries = [query_of(f"q{i}", [5 + i] * 7, 40, seed=i, temperature=1.0, ignore_eos=False) for i in range(9)]
-    crowd = crowd_of(model_of("llama"), Baton(), ahead=True, sinks=[events.append], end_ids=tuple(range(3, 20)))
-    crowd.run(queries)
+    batch = random_batch(model_of("llama"), Baton(), ahead=True, sinks=[events.append], end_ids=tuple(range(3, 20)))
+    batch.run(queries)
     slots = [event.slots for event in events if isinstance(event, IterationDone)]
     useful, surplus = sum(one.useful for one in slots), sum(one.finished_row for one in slots)
-    generated = sum(len(crowd.tokens(query.id)) for query in queries)
+    generated = sum(len(batch.tokens(query.id)) for query in queries)
     assert useful == sum(len(query.prompt) for query in queries) + generated - len(queries)
     assert sum(following for _, following in launched) > len(launched) / 2
     assert surplus > 0
@@ -171,20 +171,20 @@ def test_a_step_that_does_not_begin_ahead_takes_nothing_from_those_that_were_fed
     monkeypatch.setattr(Steps, "launch", launching)
     queries = some_queries(14, random.Random(3))
     expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
-    crowd = run("llama", queries)
-    assert {name: crowd.tokens(name) for name in expected} == expected and refused > 20
+    batch = run("llama", queries)
+    assert {name: batch.tokens(name) for name in expected} == expected and refused > 20
 
 
 def test_the_comparison_notices_a_token_fed_back_from_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "follows", lambda slot: -1 - max(slot - 1, 0))
     queries = some_queries(8, random.Random(3))
     expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
-    crowd = run("llama", queries)
+    batch = run("llama", queries)
     # What does not fit is not taken, unless it is not looked at.
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    assert {name: batch.tokens(name) for name in expected} == expected
     monkeypatch.setattr(ahead._Begun, "serves", lambda self, wanted: wanted.place in self.slot_of)
-    crowd = run("llama", queries)
-    assert {name: crowd.tokens(name) for name in expected} != expected
+    batch = run("llama", queries)
+    assert {name: batch.tokens(name) for name in expected} != expected
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -203,10 +203,10 @@ def test_a_step_that_cannot_be_launched_loses_no_token(seed: int, monkeypatch: p
         return launch(self, slots)
 
     monkeypatch.setattr(Steps, "launch", failing)
-    crowd = crowd_of(model_of("llama"), Shaken(Baton(), dice), ahead=True)
-    crowd.run(queries, dice)
+    batch = random_batch(model_of("llama"), Shaken(Baton(), dice), ahead=True)
+    batch.run(queries, dice)
     assert failed > 5
     for name in expected:
-        found = crowd.tokens(name)
+        found = batch.tokens(name)
         assert found == expected[name][: len(found)]
-        assert len(found) == len(expected[name]) or crowd.reason(name) == "error"
+        assert len(found) == len(expected[name]) or batch.reason(name) == "error"

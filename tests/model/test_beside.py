@@ -19,30 +19,30 @@ from baton.model.execution import WHERE, PrefillPlacement
 from baton.model.forward import Forward
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
-from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
+from delayed import DelayedStream
 from families import model_of
-from later import Aside
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries
 
 # First light's six.
 FAMILIES = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
 
 
-def crowd_beside(family: str, side: Aside, dice: random.Random | None = None, **options: Any) -> Crowd:
+def batch_beside(family: str, side: DelayedStream, dice: random.Random | None = None, **options: Any) -> RandomBatch:
     policy = Baton() if dice is None else Shaken(Baton(), dice)
-    return crowd_of(model_of(family), policy, ahead=True, side=lambda _: side, **options)
+    return random_batch(model_of(family), policy, ahead=True, side=lambda _: side, **options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("seed", range(2))
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, seed: int) -> None:
+def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, seed: int) -> None:
     queries = some_queries(14, random.Random(3))
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
     dice = random.Random(seed)
-    side = Aside(dice)
-    crowd = crowd_beside(family, side, dice)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
-    assert crowd.engine.kv_bytes_used == 0
+    side = DelayedStream(dice)
+    batch = batch_beside(family, side, dice)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
+    assert batch.engine.kv_bytes_used == 0
     assert side.flights > 10
 
 
@@ -54,10 +54,10 @@ def test_stored_prefixes_are_those_of_rows_that_were_not_in_flight(seed: int) ->
         query_of(f"q{i}", begin[: dice.randint(1, 40)] + [5 + i] * dice.randint(1, 20), 12, seed=i) for i in range(16)
     ]
     expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
-    crowd = crowd_beside("llama", Aside(dice), dice, prefix_cache=True, prefix_block=8)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
-    assert crowd.engine.lifecycle.prefix_cached_tokens > 0
+    batch = batch_beside("llama", DelayedStream(dice), dice, prefix_cache=True, prefix_block=8)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
+    assert batch.engine.lifecycle.prefix_cached_tokens > 0
 
 
 def test_sampled_queries_draw_what_they_draw_step_by_step() -> None:
@@ -72,13 +72,13 @@ def test_sampled_queries_draw_what_they_draw_step_by_step() -> None:
         query_of(f"q{i}", [dice.randrange(3, 160) for _ in range(dice.randint(1, 30))], 20, seed=i, **ways[i % 4])
         for i in range(16)
     ]
-    plain = crowd_of(model_of("llama"), Baton(), native=False)
+    plain = random_batch(model_of("llama"), Baton(), native=False)
     plain.run(queries)
-    crowd = crowd_beside("llama", Aside(dice), dice)
-    crowd.run(queries, dice)
-    assert {q.id: crowd.tokens(q.id) for q in queries} == {q.id: plain.tokens(q.id) for q in queries}
+    batch = batch_beside("llama", DelayedStream(dice), dice)
+    batch.run(queries, dice)
+    assert {q.id: batch.tokens(q.id) for q in queries} == {q.id: plain.tokens(q.id) for q in queries}
     for query in queries:
-        told, expected = ([len(u.prompt_logprobs) for u in some.updates[query.id]] for some in (crowd, plain))
+        told, expected = ([len(u.prompt_logprobs) for u in some.updates[query.id]] for some in (batch, plain))
         assert sum(told) == sum(expected)
 
 
@@ -87,28 +87,28 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
     dice = random.Random(seed)
     queries = some_queries(20, dice)
     expected = {query.id: alone(model_of("gemma3"), query)[0] for query in queries}
-    side = Aside(dice, longest=8)
-    crowd = crowd_beside("gemma3", side, dice)
+    side = DelayedStream(dice, longest=8)
+    batch = batch_beside("gemma3", side, dice)
     left: set[str] = set()
-    rows = crowd.rows
+    rows = batch.rows
     assert isinstance(rows, PrefillStreamRows)
     in_flight = 0
     for query in queries:
-        crowd.engine.accept(query, crowd.hear)
-    while crowd.engine.busy:
-        crowd.engine.iterate()
-        crowd.engine.hand_over()
+        batch.engine.accept(query, batch.hear)
+    while batch.engine.busy:
+        batch.engine.iterate()
+        batch.engine.hand_over()
         if dice.random() < 0.2 and len(left) < 10:
             flying = [] if rows._flight is None else [rows._occupants[row].query.id for row in rows._flight.rows]
-            name = dice.choice(flying or list(crowd.engine.lifecycle.live) or [""])
+            name = dice.choice(flying or list(batch.engine.lifecycle.live) or [""])
             in_flight += name in flying
-            crowd.engine.cancel(name)
+            batch.engine.cancel(name)
             left.add(name)
     assert in_flight > 3
     for name in expected.keys() - left:
-        assert crowd.tokens(name) == expected[name]
+        assert batch.tokens(name) == expected[name]
     for name in left & expected.keys():
-        assert crowd.tokens(name) == expected[name][: len(crowd.tokens(name))]
+        assert batch.tokens(name) == expected[name][: len(batch.tokens(name))]
 
 
 class Trouble:
@@ -136,24 +136,24 @@ def test_what_fails_is_repeated_and_gives_the_same(
     dice = random.Random(seed)
     queries = some_queries(16, dice)
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
-    side = Aside(dice)
-    crowd = crowd_beside(family, side, dice)
-    rows = crowd.rows
+    side = DelayedStream(dice)
+    batch = batch_beside(family, side, dice)
+    rows = batch.rows
     assert isinstance(rows, PrefillStreamRows)
     owner: Any = {"fill": rows._forward, "sample": rows, "step": rows._steps}[where]
     name = {"fill": "fill", "sample": "_sampler", "step": "launch"}[where]
     # A sampler is not asked for what steps draw.
     trouble = Trouble(getattr(owner, name), dice, 2 if where == "sample" else 5, before=where == "step")
     monkeypatch.setattr(owner, name, trouble)
-    crowd.run(queries, dice)
+    batch.run(queries, dice)
     assert trouble.times > 2 and side.flights > 10
-    whole = {name for name in expected if crowd.reason(name) == "length"}
+    whole = {name for name in expected if batch.reason(name) == "length"}
     assert len(whole) > 12
-    assert {name: crowd.tokens(name) for name in whole} == {name: expected[name] for name in whole}
+    assert {name: batch.tokens(name) for name in whole} == {name: expected[name] for name in whole}
     for name in expected.keys() - whole:
         # Three times in a row, by itself.
-        assert crowd.tokens(name) == expected[name][: len(crowd.tokens(name))]
-    assert crowd.engine.kv_bytes_used == 0
+        assert batch.tokens(name) == expected[name][: len(batch.tokens(name))]
+    assert batch.engine.kv_bytes_used == 0
 
 
 def placed(rows: PrefillStreamRows, query: Query, among: range) -> Query:
@@ -161,9 +161,9 @@ def placed(rows: PrefillStreamRows, query: Query, among: range) -> Query:
     return query
 
 
-def begun(side: Aside) -> tuple[PrefillStreamRows, Query, Query]:
+def begun(side: DelayedStream) -> tuple[PrefillStreamRows, Query, Query]:
     """One that decodes, and one whose prompt is in flight."""
-    rows = crowd_beside("llama", side).rows
+    rows = batch_beside("llama", side).rows
     assert isinstance(rows, PrefillStreamRows)
     short = placed(rows, query_of("short", [7], 30), range(4))
     long = placed(rows, query_of("long", range(3, 43), 5), range(4, 9))
@@ -184,7 +184,7 @@ class Never(random.Random):
 
 
 def test_rows_in_flight_are_fed_nothing_until_it_is_done() -> None:
-    rows, *_ = begun(Aside(Never(), longest=3))
+    rows, *_ = begun(DelayedStream(Never(), longest=3))
     lens = rows.lens(range(9))
     assert lens["long"] == 0
     for _ in range(2):
@@ -197,14 +197,14 @@ def test_rows_in_flight_are_fed_nothing_until_it_is_done() -> None:
 
 
 def test_where_there_is_nothing_else_to_feed_it_is_waited_for() -> None:
-    rows, *_ = begun(Aside(Never(), longest=1000))
+    rows, *_ = begun(DelayedStream(Never(), longest=1000))
     told = rows.feed({"long": 40}, Feeding.RAGGED)
     assert list(told.tokens) == ["long"] and told.fill_seconds == 0.25
 
 
 @pytest.mark.parametrize("verb", ["drop", "lift", "lift copied", "pack"])
 def test_a_row_that_is_taken_away_ends_its_flight_and_nothing_came_of_it(verb: str) -> None:
-    rows, _, long = begun(Aside(Never(), longest=1000))
+    rows, _, long = begun(DelayedStream(Never(), longest=1000))
     if verb == "drop":
         rows.drop("long")
     elif verb == "pack":
@@ -225,7 +225,7 @@ def test_a_row_that_is_taken_away_ends_its_flight_and_nothing_came_of_it(verb: s
 
 
 def test_a_refused_verb_leaves_a_flight_alone() -> None:
-    rows, *_ = begun(Aside(Never(), longest=1000))
+    rows, *_ = begun(DelayedStream(Never(), longest=1000))
     with pytest.raises(Refused):
         rows.drop("nobody")
     rows.pack(range(4), 2)
@@ -234,12 +234,12 @@ def test_a_refused_verb_leaves_a_flight_alone() -> None:
 
 
 def test_orcas_prompts_are_in_the_iteration() -> None:
-    side = Aside(random.Random(1))
-    crowd = crowd_of(model_of("llama"), Orca(), ahead=True, side=lambda _: side)
+    side = DelayedStream(random.Random(1))
+    batch = random_batch(model_of("llama"), Orca(), ahead=True, side=lambda _: side)
     queries = some_queries(8, random.Random(3))
-    crowd.run(queries, random.Random(1))
+    batch.run(queries, random.Random(1))
     assert side.flights == 0
-    assert all(crowd.tokens(query.id) == alone(model_of("llama"), query)[0] for query in queries)
+    assert all(batch.tokens(query.id) == alone(model_of("llama"), query)[0] for query in queries)
 
 
 def test_fills_cost_what_they_took_by_themselves_and_steps_beside_them_tell_nothing(
@@ -250,11 +250,11 @@ def test_fills_cost_what_they_took_by_themselves_and_steps_beside_them_tell_noth
     steps: list[int] = []
     monkeypatch.setattr(CostMeter, "filled", lambda self, tokens, columns, seconds: fills.append((tokens, seconds)))
     monkeypatch.setattr(CostMeter, "stepped", lambda self, seconds, rows: steps.append(rows))
-    side = Aside(random.Random(2), longest=6, seconds=0.25)
+    side = DelayedStream(random.Random(2), longest=6, seconds=0.25)
     queries = [query_of(f"q{i}", range(3, 43), 20 + 5 * i, seed=i) for i in range(8)]
     events: list[Event] = []
-    crowd = crowd_beside("llama", side, chunk=20, sinks=[events.append])
-    crowd.run(queries, random.Random(1))
+    batch = batch_beside("llama", side, chunk=20, sinks=[events.append])
+    batch.run(queries, random.Random(1))
     assert sum(seconds == 0.25 for _, seconds in fills) == side.flights > 5
     assert sum(tokens for tokens, _ in fills) == sum(len(query.prompt) for query in queries)
     done = [event for event in events if isinstance(event, IterationDone)]
@@ -265,21 +265,21 @@ def test_fills_cost_what_they_took_by_themselves_and_steps_beside_them_tell_noth
 
 
 def test_the_measurement_leaves_nothing_behind() -> None:
-    side = Aside(random.Random(1))
-    crowd = crowd_beside("llama", side)
-    rows = crowd.rows
+    side = DelayedStream(random.Random(1))
+    batch = batch_beside("llama", side)
+    rows = batch.rows
     assert isinstance(rows, PrefillStreamRows)
     gains = rows.gains(range(4), range(4, 9))
     assert gains.keys() == {PrefillPlacement.SIDE_STREAM, PrefillPlacement.FUSED} and min(gains.values()) > 0
     assert side.flights == 4 and rows.prompts is PrefillPlacement.SIDE_STREAM and not rows._row_of
     assert rows.rectangle.lens == [0] * 9
     queries = some_queries(8, random.Random(3))
-    crowd.run(queries, random.Random(1))
-    assert all(crowd.tokens(query.id) == alone(model_of("llama"), query)[0] for query in queries)
+    batch.run(queries, random.Random(1))
+    assert all(batch.tokens(query.id) == alone(model_of("llama"), query)[0] for query in queries)
 
 
 def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = crowd_beside("llama", Aside(random.Random(1))).rows
+    rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
     assert isinstance(rows, PrefillStreamRows)
     forward = rows._forward
     assert isinstance(forward, Forward)
@@ -302,7 +302,7 @@ def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = crowd_beside("llama", Aside(random.Random(1))).rows
+    rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
     assert isinstance(rows, PrefillStreamRows)
     forward = rows._forward
     assert isinstance(forward, Forward)

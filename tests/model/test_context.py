@@ -15,9 +15,9 @@ from baton.core.errors import SettingError
 from baton.loader.context import DEFAULT_TOKENS, context
 from baton.loader.load import load
 from checkpoints import config_of
-from crowd import alone, query_of
 from families import Family, bare_model
-from saved import VOCABULARY, save_tiny, save_tokenizer
+from random_batch import alone, query_of
+from tiny_checkpoint import VOCABULARY, save_tiny, save_tokenizer
 
 BOUND = 64
 YARN = {"factor": 4.0, "original_max_position_embeddings": BOUND}

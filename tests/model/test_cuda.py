@@ -1,4 +1,4 @@
-"""On a GPU: first light's families in float32, in a crowd that is shaken, give what each query gives alone.
+"""On a GPU: first light's families in float32, in a batch that is shaken, give what each query gives alone.
 
 And so they do in memory that is mapped as rows grow.
 """
@@ -25,8 +25,8 @@ from baton.loader.choose import hook
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
-from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import CONTEXT, model_of
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries
 
 pytestmark = [
     pytest.mark.cuda,
@@ -36,45 +36,45 @@ pytestmark = [
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe"])
 @pytest.mark.parametrize("policy", [Baton, Orca])
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: type[Policy]) -> None:
+def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: type[Policy]) -> None:
     queries = some_queries(14, random.Random(3))
     model = model_of(family).to("cuda")
     expected = {query.id: alone(model, query)[0] for query in queries}
     dice = random.Random(1)
-    crowd = crowd_of(model, Shaken(policy(), dice), ahead=True)
-    assert isinstance(crowd.rows, AsyncRows), crowd.rows._forward.description
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = random_batch(model, Shaken(policy(), dice), ahead=True)
+    assert isinstance(batch.rows, AsyncRows), batch.rows._forward.description
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
 
 
-def drawing(captured: bool, monkeypatch: pytest.MonkeyPatch) -> Crowd:
-    """Queries that draw at random in every way that the device has, in a crowd."""
+def drawing(captured: bool, monkeypatch: pytest.MonkeyPatch) -> RandomBatch:
+    """Queries that draw at random in every way that the device has, in a batch."""
     begin = Steps.__init__
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "__init__", lambda self, *of, **how: begin(self, *of, **{**how, "capture": captured}))
         return _drawing()
 
 
-def _drawing() -> Crowd:
+def _drawing() -> RandomBatch:
     ways: list[dict[str, object]] = [
         {"temperature": 1.0},
         {"temperature": 0.8, "top_p": 0.9},
         {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
         {"temperature": 3.0, "top_p": 0.999},
     ]
-    crowd = crowd_of(model_of("llama").to("cuda"), Baton(), ahead=True)
-    crowd.run([query_of(f"q{i}", [3 + i] * (1 + i), 20, seed=i, **ways[i % 4]) for i in range(12)])
-    return crowd
+    batch = random_batch(model_of("llama").to("cuda"), Baton(), ahead=True)
+    batch.run([query_of(f"q{i}", [3 + i] * (1 + i), 20, seed=i, **ways[i % 4]) for i in range(12)])
+    return batch
 
 
 def test_captured_draws_are_those_that_are_launched_one_by_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = [f"q{i}" for i in range(12)]
-    expected, crowd = drawing(False, monkeypatch), drawing(True, monkeypatch)
-    assert [crowd.tokens(name) for name in names] == [expected.tokens(name) for name in names]
-    assert isinstance(crowd.rows, AsyncRows)
-    made = crowd.rows._steps._made.values()
+    expected, batch = drawing(False, monkeypatch), drawing(True, monkeypatch)
+    assert [batch.tokens(name) for name in names] == [expected.tokens(name) for name in names]
+    assert isinstance(batch.rows, AsyncRows)
+    made = batch.rows._steps._made.values()
     assert any(step.draws for step in made)
     assert not [record for record in caplog.records if record.name == "baton.model"]
 
@@ -112,19 +112,19 @@ def test_work_that_cannot_be_captured_leaves_what_can_be_as_it_was() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("interleaved", [True, False])
-def test_a_crowd_on_mapped_memory_gives_what_each_query_gives_alone(family: str, interleaved: bool) -> None:
+def test_a_batch_on_mapped_memory_gives_what_each_query_gives_alone(family: str, interleaved: bool) -> None:
     queries = some_queries(14, random.Random(3))
     model = model_of(family).to("cuda")
     expected = {query.id: alone(model, query)[0] for query in queries}
     driver, dice = CudaDriver(torch.device("cuda")), random.Random(1)
     # A page has room for a whole row: so many rows at once, on pages that they take from each other.
     kv_bytes = (8 if interleaved else 40) * driver.granularity
-    crowd = crowd_of(
+    batch = random_batch(
         model, Shaken(Baton(), dice), ahead=True, driver=driver, interleaved=interleaved, kv_bytes=kv_bytes
     )
-    assert isinstance(crowd.rows, AsyncRows) and crowd.rows.rectangle.mapped, crowd.rows
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    assert isinstance(batch.rows, AsyncRows) and batch.rows.rectangle.mapped, batch.rows
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
 
 
 def test_rows_grow_by_pages_and_take_those_that_others_have_left() -> None:
@@ -161,14 +161,14 @@ def test_prompts_on_a_stream_of_their_own_give_the_same(family: str, seed: int) 
     queries = some_queries(14, dice)
     model = model_of(family).to("cuda")
     expected = {query.id: alone(model, query)[0] for query in queries}
-    crowd = crowd_of(model, Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8)
-    rows = crowd.rows
+    batch = random_batch(model, Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8)
+    rows = batch.rows
     assert isinstance(rows, PrefillStreamRows)
     # It leaves nothing behind.
     assert min(rows.gains(range(4), range(4, 9)).values()) > 0
     begun = []
     begin = rows._side.begin
     rows._side.begin = lambda work, *, behind: begun.append(behind) or begin(work, behind=behind)  # type: ignore[method-assign]
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
     assert len(begun) > 5

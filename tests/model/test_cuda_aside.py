@@ -15,8 +15,8 @@ from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
 from baton.policy.baton import Baton
-from crowd import Shaken, alone, crowd_of, query_of, some_queries
 from families import VOCABULARY, model_of
+from random_batch import Shaken, alone, query_of, random_batch, some_queries
 
 pytestmark = [
     pytest.mark.cuda,
@@ -105,7 +105,7 @@ def test_stored_blocks_are_those_of_the_row_and_what_is_not_finite_is_not_found(
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3", "jamba", "deepseek_v3"])
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str) -> None:
+def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str) -> None:
     dice = random.Random(4)
     stem = [dice.randrange(3, VOCABULARY) for _ in range(30)]
     queries = [
@@ -115,8 +115,8 @@ def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str) -> None:
     model = model_of(family).to("cuda")
     expected = {query.id: alone(model, query)[0] for query in queries}
     shaken, copies = Shaken(Baton(), dice), real_copies()
-    crowd = crowd_of(model, shaken, ahead=True, copies=copies, prefix_cache=True, prefix_block=4)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = random_batch(model, shaken, ahead=True, copies=copies, prefix_cache=True, prefix_block=4)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0
-    assert crowd.engine.queries.prefixes.bytes_used == copies.host.used_bytes > 0
+    assert batch.engine.queries.prefixes.bytes_used == copies.host.used_bytes > 0

@@ -13,8 +13,8 @@ from baton.cuda.float8 import FLOAT8, Float8Linear, in_torch, quantize
 from baton.loader.choose import hook
 from baton.loader.selfcheck import INT8_TOLERANCE, check_texts, stock_logits
 from baton.policy.baton import Baton
-from crowd import Shaken, alone, crowd_of, some_queries
 from families import model_of
+from random_batch import Shaken, alone, random_batch, some_queries
 
 CPU = torch.device("cpu")
 
@@ -63,20 +63,20 @@ def test_a_family_in_float8_is_near_itself_and_passes_its_own_check(family: str)
     assert "linear layers in float8" in forward.description
 
 
-def test_a_shaken_crowd_in_float8_gives_what_each_query_gives_alone() -> None:
+def test_a_shaken_batch_in_float8_gives_what_each_query_gives_alone() -> None:
     """Up to near ties: what differs by a rounding of bfloat16 may differ by one of float8, so logits are compared."""
     queries = some_queries(10, random.Random(3))
     model = model_of("llama").bfloat16()
     quantize(model, CPU)
     expected = {query.id: alone(model, query) for query in queries}
     dice = random.Random(1)
-    crowd = crowd_of(model, Shaken(Baton(), dice), native=False)
-    crowd.run(queries, dice)
+    batch = random_batch(model, Shaken(Baton(), dice), native=False)
+    batch.run(queries, dice)
     same = compared = 0
     for query in queries:
         tokens, logits = expected[query.id]
-        for at, token in enumerate(crowd.tokens(query.id)):
-            found = crowd.recorder.logits[query.seed, len(query.prompt) + at]
+        for at, token in enumerate(batch.tokens(query.id)):
+            found = batch.recorder.logits[query.seed, len(query.prompt) + at]
             assert float((found - logits[at]).abs().max() / logits[at].abs().max()) < INT8_TOLERANCE
             same, compared = same + (token == tokens[at]), compared + 1
             if token != tokens[at]:

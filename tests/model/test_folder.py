@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from baton.core.errors import LoadError
 from baton.loader.survey import survey
 from checkpoints import WEIGHTS, edited, loaded_of, refusal
-from saved import save_tiny
+from tiny_checkpoint import save_tiny
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

@@ -29,8 +29,8 @@ from baton.loader.choose import hook
 from baton.model.device import Device
 from baton.policy.baton import Baton
 from baton.sampling.on_device import Kind
-from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import CONTEXT, model_of
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries
 
 
 class OnHost:
@@ -97,34 +97,34 @@ def sampled(count: int) -> list[Query]:
     return [query_of(f"q{i}", prompts[i], 20, seed=i, **ways[i % len(ways)]) for i in range(count)]
 
 
-def run(queries: list[Query]) -> Crowd:
+def run(queries: list[Query]) -> RandomBatch:
     dice = random.Random(1)
-    crowd = crowd_of(model_of("llama"), Shaken(Baton(), dice), ahead=True)
-    crowd.run(queries, dice)
-    return crowd
+    batch = random_batch(model_of("llama"), Shaken(Baton(), dice), ahead=True)
+    batch.run(queries, dice)
+    return batch
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "qwen3_moe"])
-def test_a_shaken_crowd_of_captured_steps_gives_what_each_query_gives_alone(family: str, on_host: type[OnHost]) -> None:
+def test_a_shaken_batch_of_captured_steps_gives_what_each_query_gives_alone(family: str, on_host: type[OnHost]) -> None:
     queries = some_queries(10, random.Random(3))
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
     dice = random.Random(1)
-    crowd = crowd_of(model_of(family), Shaken(Baton(), dice), ahead=True)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = random_batch(model_of(family), Shaken(Baton(), dice), ahead=True)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
 
 
 def test_captured_draws_are_those_of_steps_one_by_one(on_host: type[OnHost], monkeypatch: pytest.MonkeyPatch) -> None:
     queries = sampled(20)
-    plain = crowd_of(model_of("llama"), Baton(), native=False)
+    plain = random_batch(model_of("llama"), Baton(), native=False)
     plain.run(queries)
     expected = {query.id: plain.tokens(query.id) for query in queries}
-    crowd = run(queries)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = run(queries)
+    assert {name: batch.tokens(name) for name in expected} == expected
     # Without a copy, a second look is at what the next step has left there.
     monkeypatch.setattr(ahead, "Kind", SimpleNamespace(FILTERED=None))
-    crowd = run(queries)
-    assert {name: crowd.tokens(name) for name in expected} != expected
+    batch = run(queries)
+    assert {name: batch.tokens(name) for name in expected} != expected
 
 
 def made() -> Steps:

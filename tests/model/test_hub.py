@@ -21,7 +21,7 @@ from baton.loader.hub import Place, find
 from baton.loader.load import load
 from baton.loader.survey import survey
 from hub import MODEL, REVISION, Hub, hub_of
-from saved import save_tiny
+from tiny_checkpoint import save_tiny
 
 # Not what is loaded: other forms of the weights, and what is for people.
 OTHERS = (

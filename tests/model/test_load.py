@@ -17,7 +17,7 @@ from baton.loader.survey import survey
 from baton.model.device import Device
 from checkpoints import config_of
 from families import FAMILIES, REFUSED, bare_model
-from saved import CONTEXT, VOCABULARY, save_tiny, save_tokenizer
+from tiny_checkpoint import CONTEXT, VOCABULARY, save_tiny, save_tokenizer
 
 PER_TOKEN = 2 * 1 * (16 + 16)  # layers, key/value heads, head dimension of keys and of values
 

@@ -14,19 +14,19 @@ from baton.core.errors import LoadError
 from baton.cuda.virtual_memory import HostDriver
 from baton.loader.load import hook
 from baton.loader.mapping import check, mapping
-from crowd import RowByRow
 from families import model_of
-from mapped_crowds import CROWDS
+from mapped_batches import KINDS
+from random_batch import RowByRow
 
 TESTS = Path(__file__).parents[1]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 
 
-def crowds(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_batches(*arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of their own, which ends at the first touch."""
     path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
     return subprocess.run(
-        [sys.executable, str(TESTS / "mapped_crowds.py"), *arguments],
+        [sys.executable, str(TESTS / "mapped_batches.py"), *arguments],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -40,18 +40,18 @@ def crowds(*arguments: str) -> subprocess.CompletedProcess[str]:
     "families",
     [("llama", "mistral_window"), ("gemma3",), ("deepseek_v3", "falcon_h1"), ("phi3_longrope", "bloom")],
 )
-def test_a_crowd_touches_nothing_that_is_not_its_own(families: tuple[str, ...]) -> None:
-    done = crowds(*families)
+def test_a_batch_touches_nothing_that_is_not_its_own(families: tuple[str, ...]) -> None:
+    done = run_batches(*families)
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
     lines = done.stdout.splitlines()
-    assert len(lines) == len(families) * len(CROWDS)
+    assert len(lines) == len(families) * len(KINDS)
     # Pages did change hands, and ran out.
     assert sum("taken" in line and not line.endswith("0 taken, 0 refused") for line in lines) > len(lines) / 3
 
 
 @linux_only
 def test_a_page_that_is_touched_and_not_there_ends_the_process() -> None:
-    done = crowds("--wrong", "llama")
+    done = run_batches("--wrong", "llama")
     assert done.returncode == -signal.SIGSEGV, done
 
 

@@ -26,8 +26,8 @@ from baton.model.visibility import Span, Visibility
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
-from crowd import Shaken, alone, crowd_of, some_queries
 from families import model_of
+from random_batch import Shaken, alone, random_batch, some_queries
 from varlen import varlen_attn
 
 ROWS, COLUMNS = 5, 24
@@ -236,15 +236,15 @@ def test_an_older_torch_whose_own_knows_no_windows_is_left_alone(monkeypatch: py
 
 @pytest.mark.parametrize("policy", [Baton, Orca])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(family: str, policy: type[Policy]) -> None:
+def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: type[Policy]) -> None:
     """Without steps of constant shape, so that rows that decode are in the same flat forward as prompts."""
     queries = some_queries(14, random.Random(3))
     model = model_of(family)
     expected = {query.id: alone(model, query)[0] for query in queries}
     dice, varlen = random.Random(1), Varlen(varlen_attn)
-    crowd = crowd_of(model, Shaken(policy(), dice), native=False, varlen=varlen)
-    crowd.run(queries, dice)
-    assert {name: crowd.tokens(name) for name in expected} == expected
+    batch = random_batch(model, Shaken(policy(), dice), native=False, varlen=varlen)
+    batch.run(queries, dice)
+    assert {name: batch.tokens(name) for name in expected} == expected
     assert varlen.calls > 100
 
 

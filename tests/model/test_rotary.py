@@ -19,8 +19,8 @@ from baton.loader.choose import hook
 from baton.model.rotary import anew_limit, as_made, near_limit
 from baton.policy.baton import Baton
 from baton.policy.port import Plan
-from crowd import Crowd, Shaken, alone, crowd_of, query_of, some_queries
 from families import _LOCAL_MOE, _LONGROPE, _MAMBA2, _MLA, VOCABULARY, WINDOW, Family, model_from, model_of
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries
 from turns import Scripted
 
 LIMIT = 40
@@ -104,31 +104,31 @@ def expected(name: str) -> list[tuple[Query, list[int], Tensor]]:
     return [(query, *alone(model, query)) for query in some_queries(10, dice)]
 
 
-def check(crowd: Crowd, query: Query, tokens: list[int], logits: Tensor) -> None:
-    assert crowd.tokens(query.id) == tokens
+def check(batch: RandomBatch, query: Query, tokens: list[int], logits: Tensor) -> None:
+    assert batch.tokens(query.id) == tokens
     for at, theirs in enumerate(logits):
-        ours = crowd.recorder.logits[query.seed, len(query.prompt) + at]
+        ours = batch.recorder.logits[query.seed, len(query.prompt) + at]
         assert float((ours - theirs).abs().max() / theirs.abs().max()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("prefix_cache", [False, True])
-def test_a_shaken_crowd_gives_what_each_query_gives_alone(name: str, prefix_cache: bool) -> None:
+def test_a_shaken_batch_gives_what_each_query_gives_alone(name: str, prefix_cache: bool) -> None:
     dice = random.Random(name)
-    crowd = crowd_of(model_from(KINDS[name]), Shaken(Baton(), dice), prefix_cache=prefix_cache, prefix_block=4)
+    batch = random_batch(model_from(KINDS[name]), Shaken(Baton(), dice), prefix_cache=prefix_cache, prefix_block=4)
     queries = expected(name)
-    crowd.run([query for query, _, _ in queries], dice)
+    batch.run([query for query, _, _ in queries], dice)
     for query, tokens, logits in queries:
-        check(crowd, query, tokens, logits)
+        check(batch, query, tokens, logits)
 
 
 @pytest.mark.parametrize("name", ["phi3_longrope", "llama_longrope", "gemma3_longrope", "llama_dynamic"])
 @pytest.mark.parametrize("length", [LIMIT - 3, LIMIT - 1, LIMIT, LIMIT + 1, LIMIT + 2])
 def test_a_prompt_near_the_limit(name: str, length: int) -> None:
     query = query_of("q", [3 + 7 * i % (VOCABULARY - 3) for i in range(length)], 6)
-    crowd = crowd_of(model_of(name), Baton(), chunk=9)
-    crowd.run([query])
-    check(crowd, query, *alone(model_of(name), query))
+    batch = random_batch(model_of(name), Baton(), chunk=9)
+    batch.run([query])
+    check(batch, query, *alone(model_of(name), query))
 
 
 @pytest.mark.parametrize("name", ["phi3_longrope", "llama_longrope", "gemma3_longrope", "llama_dynamic"])
@@ -137,9 +137,9 @@ def test_a_prompt_near_the_limit(name: str, length: int) -> None:
 def test_a_row_that_is_taken_away_at_the_limit(name: str, forget: tuple[str, ...], generated: int) -> None:
     query = query_of("q", [3 + 7 * i % (VOCABULARY - 3) for i in range(LIMIT - 2)], 9)
     into, out = Plan(insert=("q",), feed=100), Plan(detach=("q",), forget=forget)
-    crowd = crowd_of(model_of(name), Scripted([into, *[Plan(feed=100)] * (generated - 1), out, into]), rows=1)
-    crowd.run([query])
-    check(crowd, query, *alone(model_of(name), query))
+    batch = random_batch(model_of(name), Scripted([into, *[Plan(feed=100)] * (generated - 1), out, into]), rows=1)
+    batch.run([query])
+    check(batch, query, *alone(model_of(name), query))
 
 
 @pytest.mark.parametrize("name", ["llama_longrope", "gemma3_longrope", "llama_dynamic"])
@@ -151,10 +151,10 @@ def test_a_prefix_serves_texts_on_its_side_of_the_limit_only(name: str) -> None:
         query_of("long", [*stem, *range(3, 30)], 4, seed=3),
         query_of("longer", [*stem, *range(3, 30), 9], 4, seed=4),
     ]
-    crowd = crowd_of(model_of(name), Baton(), prefix_cache=True, prefix_block=4)
+    batch = random_batch(model_of(name), Baton(), prefix_cache=True, prefix_block=4)
     for query in queries:
-        crowd.run([query])
-        check(crowd, query, *alone(model_of(name), query))
+        batch.run([query])
+        check(batch, query, *alone(model_of(name), query))
 
 
 @pytest.mark.parametrize("name", ["phi3_longrope", "llama_longrope", "gemma3_longrope", "llama_dynamic"])
@@ -162,10 +162,10 @@ def test_a_prefix_serves_texts_on_its_side_of_the_limit_only(name: str) -> None:
 def test_choices_of_a_prompt_near_the_limit(name: str, length: int) -> None:
     prompt = [3 + 7 * i % (VOCABULARY - 3) for i in range(length)]
     group = [replace(query_of(f"q{at}", prompt, 6, seed=at), sibling_of="q") for at in range(3)]
-    crowd = crowd_of(model_of(name), Baton(), prefix_cache=True, prefix_block=4)
-    crowd.run(group)
+    batch = random_batch(model_of(name), Baton(), prefix_cache=True, prefix_block=4)
+    batch.run(group)
     for query in group:
-        check(crowd, query, *alone(model_of(name), query))
+        check(batch, query, *alone(model_of(name), query))
 
 
 def test_the_class_is_asked_whether_it_begins_a_text_anew() -> None:

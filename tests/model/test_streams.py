@@ -19,8 +19,8 @@ from baton.cuda.prefill_stream import PrefillStreamRows
 from baton.cuda.streams import Streams
 from baton.kv.rectangle import Rectangle
 from baton.policy.baton import Baton
-from crowd import Crowd, Shaken, alone, crowd_of, some_queries
 from families import model_of
+from random_batch import RandomBatch, Shaken, alone, random_batch, some_queries
 
 Clock = dict["Stream", int]
 
@@ -108,12 +108,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return device
 
 
-def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random) -> tuple[Crowd, Streams]:
-    """A crowd whose every touch of a row is told to the device."""
-    crowd = crowd_of(
+def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random) -> tuple[RandomBatch, Streams]:
+    """A batch whose every touch of a row is told to the device."""
+    batch = random_batch(
         model_of("gemma3"), Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8
     )
-    rows = crowd.rows
+    rows = batch.rows
     assert isinstance(rows, PrefillStreamRows)
     launched: dict[int, Any] = {}
 
@@ -162,26 +162,26 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
     monkeypatch.setattr(Launched, "tokens", waited)
     monkeypatch.setattr(rows, "_sampler", drawing)
     assert isinstance(rows._side, Streams)
-    return crowd, rows._side
+    return batch, rows._side
 
 
-def run(crowd: Crowd, dice: random.Random) -> list[str]:
+def run(batch: RandomBatch, dice: random.Random) -> list[str]:
     """Twenty queries, some of which leave in the middle of their prompt; answers those that did."""
     queries = some_queries(20, dice)
     left: list[str] = []
-    rows = crowd.rows
+    rows = batch.rows
     assert isinstance(rows, PrefillStreamRows)
     for query in queries:
-        crowd.engine.accept(query, crowd.hear)
-    while crowd.engine.busy:
-        crowd.engine.iterate()
-        crowd.engine.hand_over()
+        batch.engine.accept(query, batch.hear)
+    while batch.engine.busy:
+        batch.engine.iterate()
+        batch.engine.hand_over()
         if rows._flight is not None and dice.random() < 0.1:
             left.append(rows._occupants[min(rows._flight.rows)].query.id)
-            crowd.engine.cancel(left[-1])
+            batch.engine.cancel(left[-1])
     for query in queries:
         expected = alone(model_of("gemma3"), query)[0]
-        assert query.id in left or crowd.tokens(query.id) == expected
+        assert query.id in left or batch.tokens(query.id) == expected
     return left
 
 
@@ -189,8 +189,8 @@ def run(crowd: Crowd, dice: random.Random) -> list[str]:
 def test_no_row_is_touched_by_two_at_once(seed: int, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     dice = random.Random(seed)
     device.dice = random.Random(seed)
-    crowd, _ = rows_of(monkeypatch, device, dice)
-    assert run(crowd, dice)
+    batch, _ = rows_of(monkeypatch, device, dice)
+    assert run(batch, dice)
     assert device.races == []
     assert len(device.streams) == 3
 
@@ -198,7 +198,7 @@ def test_no_row_is_touched_by_two_at_once(seed: int, device: Device, monkeypatch
 @pytest.mark.parametrize("broken", ["first", "begin", "back", "settle"])
 def test_a_wait_that_is_left_out_is_noticed(broken: str, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     dice = random.Random(2)
-    crowd, side = rows_of(monkeypatch, device, dice)
+    batch, side = rows_of(monkeypatch, device, dice)
     if broken == "settle":
         monkeypatch.setattr(streams.OnStream, "settle", lambda self: None)
     elif broken == "begin":
@@ -218,7 +218,7 @@ def test_a_wait_that_is_left_out_is_noticed(broken: str, device: Device, monkeyp
             Stream.wait_stream = before  # type: ignore[method-assign]
 
         monkeypatch.setattr(side, broken, without)
-    run(crowd, dice)
+    run(batch, dice)
     assert device.races
 
 

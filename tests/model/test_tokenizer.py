@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from baton.core.errors import InvalidValue, Unsupported
 from baton.model.tokenizer import ModelTokenizer, PlainDecoder
 from bytewise import SIZE, backend, tokens_of
-from saved import VOCABULARY, save_tokenizer
+from tiny_checkpoint import VOCABULARY, save_tokenizer
 
 # A prompt that ends in U+FFFD itself looks unfinished to the stock incremental decoder.
 PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=6)

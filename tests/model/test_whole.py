@@ -19,7 +19,7 @@ from baton import LLM
 from baton.core.errors import InvalidValue, LoadError
 from baton.loader.survey import survey
 from checkpoints import WEIGHTS, Weights, edited, loaded_of, refusal
-from saved import VOCABULARY, save_tiny, save_tokenizer
+from tiny_checkpoint import VOCABULARY, save_tiny, save_tokenizer
 
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"

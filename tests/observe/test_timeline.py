@@ -18,9 +18,9 @@ from baton.observe.live import Live
 from baton.observe.timeline import MOST_STAYS, Bucket, Timeline, percentile
 from baton.policy.baton import Baton
 from baton.policy.port import NO_COSTS, Costs
-from crowd import Shaken, query_of
 from observe.test_metrics import STATS, ended, iteration
-from toy import prompt_of, toy_crowd
+from random_batch import Shaken, query_of
+from toy import prompt_of, toy_batch
 
 
 def moved(time: float, query: str, was: State | None, now: State) -> QueryMoved:
@@ -137,11 +137,11 @@ def test_all_tokens_of_a_lively_engine_are_in_its_stays() -> None:
                 fed[name] = fed.get(name, 0) + tokens
 
     dice = random.Random(4)
-    crowd = toy_crowd(Shaken(Baton(), dice), sinks=[line, count], max_rows=3)
+    batch = toy_batch(Shaken(Baton(), dice), sinks=[line, count], max_rows=3)
     for number in range(10):
-        crowd.engine.accept(query_of(f"q{number}", prompt_of(6, number), 8, seed=number), crowd.hear)
-    while crowd.engine.busy:
-        crowd.engine.iterate()
+        batch.engine.accept(query_of(f"q{number}", prompt_of(6, number), 8, seed=number), batch.hear)
+    while batch.engine.busy:
+        batch.engine.iterate()
     stays = line.since(0, 0.0).stays
     told = {name: sum(stay.tokens for stay in stays if stay.query == name) for name in fed}
     assert told == fed and len(fed) == 10
@@ -156,13 +156,13 @@ def test_all_tokens_of_a_lively_engine_are_in_its_stays() -> None:
 
 def test_who_reads_now_and_then_has_in_the_end_what_who_reads_once_has() -> None:
     line, dice, ticks = Timeline(), random.Random(7), itertools.count()
-    crowd = toy_crowd(Shaken(Baton(), dice), sinks=[lambda e: line(replace(e, time=next(ticks) / 100))], max_rows=3)
+    batch = toy_batch(Shaken(Baton(), dice), sinks=[lambda e: line(replace(e, time=next(ticks) / 100))], max_rows=3)
     for number in range(10):
-        crowd.engine.accept(query_of(f"q{number}", prompt_of(6, number), 8, seed=number), crowd.hear)
+        batch.engine.accept(query_of(f"q{number}", prompt_of(6, number), 8, seed=number), batch.hear)
     seen: dict[Any, Any] = {}
     serial = 0
-    while crowd.engine.busy:
-        crowd.engine.iterate()
+    while batch.engine.busy:
+        batch.engine.iterate()
         if dice.random() < 0.4:
             news = line.since(serial, 0.0)
             serial = news.serial

@@ -19,25 +19,25 @@ from baton.observe.metrics import Metrics
 from baton.observe.trace import TraceFile, read_trace
 from baton.policy.baton import Baton
 from baton.policy.priority import Priority
-from crowd import Shaken, query_of
 from observe.test_metrics import STATS
-from toy import prompt_of, toy_crowd
+from random_batch import Shaken, query_of
+from toy import prompt_of, toy_batch
 
 
 def lively(sinks: Sequence[Any], seed: int = 3) -> None:
     """Queries that are preempted, forgotten, finished and cancelled."""
     dice = random.Random(seed)
-    crowd = toy_crowd(Shaken(Baton(), dice), sinks=sinks, max_rows=3)
+    batch = toy_batch(Shaken(Baton(), dice), sinks=sinks, max_rows=3)
     queries = [query_of(f"q{n}", prompt_of(dice.randint(1, 15), n), dice.randint(2, 12), seed=n) for n in range(12)]
     for query in queries:
-        crowd.engine.accept(query, crowd.hear)
+        batch.engine.accept(query, batch.hear)
     for turn in range(2000):
         if turn == 4:
-            crowd.engine.cancel("q5")
-        if not crowd.engine.busy:
+            batch.engine.cancel("q5")
+        if not batch.engine.busy:
             return
-        crowd.engine.iterate()
-        crowd.engine.hand_over()
+        batch.engine.iterate()
+        batch.engine.hand_over()
     raise AssertionError("not done")
 
 
@@ -163,16 +163,16 @@ def test_a_query_is_found_by_what_means_it_alone(tmp_path: Path, capsys: pytest.
 
 def test_the_scheduler_says_why(tmp_path: Path) -> None:
     told: list[Event] = []
-    crowd = toy_crowd(Priority(), sinks=[told.append], max_rows=1)
+    batch = toy_batch(Priority(), sinks=[told.append], max_rows=1)
     slow = query_of("slow", [5, 6], 20)
-    crowd.engine.accept(slow, crowd.hear)
+    batch.engine.accept(slow, batch.hear)
     for _ in range(4):
-        crowd.engine.iterate()
+        batch.engine.iterate()
     urgent = query_of("urgent", [7], 2)
     object.__setattr__(urgent, "priority", -1)
-    crowd.engine.accept(urgent, crowd.hear)
-    while crowd.engine.busy:
-        crowd.engine.iterate()
+    batch.engine.accept(urgent, batch.hear)
+    while batch.engine.busy:
+        batch.engine.iterate()
     path = tmp_path / "trace.jsonl"
     trace = TraceFile(path)
     trace.begin({})

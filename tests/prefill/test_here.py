@@ -13,7 +13,7 @@ from baton.core.events import Slots
 from baton.core.query import Query
 from baton.core.step import Chunk, Feeding
 from baton.kv.segment import arrived
-from crowd import query_of
+from random_batch import query_of
 from toy import COLUMNS, NAN, Say, ToyForward, hashed, prompt_of, toy_alone, toy_rows, toy_segment
 
 

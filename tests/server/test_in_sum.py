@@ -26,10 +26,10 @@ from baton.core.limits import Limits
 from baton.engine.held import Held
 from baton.server.crowd import _SHORT, Crowd
 from baton.server.stream import InSlices
-from promises import Mute, until
 from server.listening import listening
 from server.scripted import ScriptedLoop, app_of
 from server.wire import Wire, get, post
+from service_level import Mute, until
 
 BODY = b'{"prompt": "a"}'
 TESTS = Path(__file__).parents[1]

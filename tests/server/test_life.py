@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from promises import ROWS, Mute, Served, Streams, a_query, live, serving, until
+from service_level import ROWS, Mute, Served, Streams, a_query, live, serving, until
 
 ENDLESS = 1500
 """More tokens than any test waits for."""

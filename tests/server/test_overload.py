@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from baton.core.errors import QueueFull
-from promises import ROWS, Answer, Served, Streams, a_query, until
 from server.scripted import ScriptedLoop
+from service_level import ROWS, Answer, Served, Streams, a_query, until
 
 WAITING = 4
 LONG = 160

@@ -20,8 +20,8 @@ from baton.core.errors import QueueFull
 from baton.core.events import Update
 from baton.core.limits import Limits
 from baton.server.run import bind, server_config, url_of
-from promises import Mute, until
 from server.scripted import ScriptedLoop, app_of
+from service_level import Mute, until
 
 Serve = Callable[..., str]
 with_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc to count connections and files")

@@ -23,7 +23,7 @@ from baton.policy.table import POLICIES
 from baton.server.app import create_app
 from baton.server.auth import Access
 from server.scripted import MODEL, Letters, ScriptedLoop, app_of, client_of
-from toy import hashed, toy_crowd, toy_settings
+from toy import hashed, toy_batch, toy_settings
 
 CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})
 PLAIN = ("/v1/completions", {"prompt": "hi"})
@@ -183,7 +183,7 @@ async def served(
         clock.advance(0.01)
         return hashed(tokens)
 
-    loop = EngineLoop(toy_crowd(policy, say=say, clock=clock, max_rows=2).engine, clock)
+    loop = EngineLoop(toy_batch(policy, say=say, clock=clock, max_rows=2).engine, clock)
     client = Client(model_name="toy", settings=toy_settings(max_rows=2), tokenizer=Letters(), loop=loop, clock=clock)
     try:
         app = create_app(client, render_metrics=lambda: (b"", "text/plain"), version="9.9")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from baton.batch.row_state import PendingForward
 
 
-class Later:
+class Delayed:
     """Work of which nobody knows when it runs; asked whether it is ready, it says no a few times."""
 
     def __init__(self, work: Callable[[], PendingForward], asked: int, seconds: float) -> None:
@@ -43,7 +43,7 @@ class Later:
                 self._found = error
 
 
-class Aside:
+class DelayedStream:
     """Some of the work is done at once, as by a device that is fast, and some later: after whatever came meanwhile.
 
     `flights`: how many were begun.
@@ -73,10 +73,10 @@ class Aside:
         finally:
             self.inside.pop()
 
-    def begin(self, work: Callable[[], PendingForward], *, behind: bool) -> Later:
+    def begin(self, work: Callable[[], PendingForward], *, behind: bool) -> Delayed:
         assert self.inside == ["first"]
         self.flights += 1
-        found = Later(work, self._dice.randint(0, self._longest), self._seconds)
+        found = Delayed(work, self._dice.randint(0, self._longest), self._seconds)
         if self._dice.random() < 0.5:
             # What launching it raises is raised here, as by an allocator.
             found.result()

@@ -1,8 +1,8 @@
-"""Crowds on memory that is mapped as rows grow, in a process of their own: what touches any other memory ends it.
+"""Batches on memory that is mapped as rows grow, in a process of their own: what touches any other memory ends it.
 
-    python tests/mapped_crowds.py [--wrong] FAMILY ...
+    python tests/mapped_batches.py [--wrong] FAMILY ...
 
-Each line of its output is a crowd that gave what each query gives alone. `--wrong`: rows are reached for one token less
+Each line of its output is a batch that gave what each query gives alone. `--wrong`: rows are reached for one token less
 than is written, to see that it is noticed.
 """
 
@@ -22,8 +22,8 @@ from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.virtual_memory import HostDriver
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-from crowd import CONTEXT, Crowd, Shaken, alone, as_on_a_gpu, crowd_of, late_copies, some_queries
 from families import model_of
+from random_batch import CONTEXT, RandomBatch, Shaken, alone, as_on_a_gpu, late_copies, random_batch, some_queries
 
 AHEAD = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
 # How much memory there is: as much as one of the longest queries takes, so that rows live on the pages of others; and
@@ -45,7 +45,7 @@ class Kind:
     all_of_it: bool = False
 
 
-CROWDS = (
+KINDS = (
     Kind("baton", LITTLE),
     Kind("baton", SHORT),
     Kind("orca", SHORT, prefixes=True),
@@ -79,7 +79,7 @@ class Watched(HostDriver):
         super().unmap(address, size)
 
 
-def crowd(family: str, kind: Kind, ahead: bool) -> str:
+def batch(family: str, kind: Kind, ahead: bool) -> str:
     """What happened to pages; raises AssertionError where a query did not give what it gives alone."""
     queries = some_queries(10, random.Random(3))
     # Some begin as others do, and go on.
@@ -91,16 +91,16 @@ def crowd(family: str, kind: Kind, ahead: bool) -> str:
     return f"{driver.taken} taken, {driver.refused} refused"
 
 
-def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple[Watched, Crowd]:
+def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple[Watched, RandomBatch]:
     dice = random.Random(1)
     of: dict[str, Any] = {"ahead": ahead, "native": False, "interleaved": kind.interleaved}
-    footprint = crowd_of(model_of(family), Baton(), driver=HostDriver(), **of).engine.batch.footprint
+    footprint = random_batch(model_of(family), Baton(), driver=HostDriver(), **of).engine.batch.footprint
     # One page of each kind is the first row's for ever.
     first = footprint.of(1) // footprint.page
     driver = Watched(footprint.of(CONTEXT) // footprint.page + 2 * first if kind.memory == SHORT else sys.maxsize)
     if kind.all_of_it:
         of |= as_on_a_gpu(dice) if ahead else {"copies": late_copies()}
-    ran = crowd_of(
+    ran = random_batch(
         model_of(family),
         Shaken(POLICIES[kind.policy](), dice),
         driver=driver,
@@ -137,8 +137,8 @@ def reach_less() -> None:
 def main(families: Sequence[str]) -> None:
     torch.set_num_threads(1)
     for family in families:
-        for kind in CROWDS:
-            print(family, kind, crowd(family, kind, family in AHEAD), flush=True)
+        for kind in KINDS:
+            print(family, kind, batch(family, kind, family in AHEAD), flush=True)
 
 
 if __name__ == "__main__":

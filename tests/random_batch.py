@@ -1,4 +1,4 @@
-"""Runs queries in a crowd on a tiny model, without a thread: random arrivals, and a policy that shakes the batch."""
+"""Runs queries in a batch on a tiny model, without a thread: random arrivals, and a policy that shakes the batch."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from baton.model.visibility import Visibility
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Plan, Policy, View
 from baton.sampling.sampler import Draw, Sampler
+from delayed import DelayedStream
 from families import CONTEXT, VOCABULARY
-from later import Aside
 from varlen import varlen_attn
 
 # Of rectangles whose memory is mapped.
@@ -123,8 +123,8 @@ def late_copies(polls: int = 2, *, most: int = 2**24, staged: int = 2**20) -> Ho
 
 
 def as_on_a_gpu(dice: random.Random) -> dict[str, Any]:
-    """For `crowd_of`: all that a GPU does beside the host, done at any later moment."""
-    side = Aside(dice)
+    """For `random_batch`: all that a GPU does beside the host, done at any later moment."""
+    side = DelayedStream(dice)
     return {
         "ahead": True,
         "side": lambda _: side,
@@ -134,7 +134,7 @@ def as_on_a_gpu(dice: random.Random) -> dict[str, Any]:
 
 
 @dataclass
-class Crowd:
+class RandomBatch:
     """An engine on a tiny model and what came out of it."""
 
     engine: Engine
@@ -165,7 +165,7 @@ class Crowd:
         raise AssertionError(f"not done after {most} iterations: {self.engine.lifecycle.live}")
 
 
-def crowd_of(
+def random_batch(
     model: PreTrainedModel,
     policy: Policy,
     *,
@@ -189,7 +189,7 @@ def crowd_of(
     interleaved: bool = True,
     side: Callable[[Rectangle], Side] | None = None,
     prompts: PrefillPlacement | None = None,
-) -> Crowd:
+) -> RandomBatch:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
@@ -251,7 +251,7 @@ def crowd_of(
             else None
         ),
     )
-    return Crowd(engine, recorder, shared)
+    return RandomBatch(engine, recorder, shared)
 
 
 def bodies(

@@ -1,4 +1,4 @@
-"""Stories for an engine on a tiny model: all that meets in one is drawn from its seed."""
+"""Scenarios for an engine on a tiny model: all that meets in one is drawn from its seed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Ask:
 
 
 @dataclass
-class Story:
+class Scenario:
     """An engine in trouble, all from one seed; `kv` and `pool` are in bytes of the longest row."""
 
     seed: int

@@ -1,4 +1,4 @@
-"""Drawn tokens and log-probabilities of a query are the same alone, in a shaken crowd, and after a restart."""
+"""Drawn tokens and log-probabilities of a query are the same alone, in a shaken batch, and after a restart."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from baton.core.events import TokenLogprobs
 from baton.core.query import Query
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-from crowd import Crowd, Shaken, crowd_of, query_of
 from families import VOCABULARY, model_of
-from toy import NAN, prompt_of, toy_crowd
+from random_batch import RandomBatch, Shaken, query_of, random_batch
+from toy import NAN, prompt_of, toy_batch
 from toy import VOCABULARY as TOY_VOCABULARY
 
 END = 4
@@ -60,20 +60,20 @@ def queries_of(asked: list[tuple[dict[str, Any], int, int, int]]) -> list[Query]
     ]
 
 
-def heard(crowd: Crowd, query_id: str) -> tuple[Any, ...]:
+def heard(batch: RandomBatch, query_id: str) -> tuple[Any, ...]:
     """All that an asker hears: tokens, text, why it ended, and log-probabilities."""
-    updates = crowd.updates[query_id]
+    updates = batch.updates[query_id]
     text = "".join(update.text for update in updates)
     told = [one for update in updates for one in update.logprobs]
     of_prompt = [one for update in updates for one in update.prompt_logprobs]
-    return crowd.tokens(query_id), text, crowd.reason(query_id), told, of_prompt
+    return batch.tokens(query_id), text, batch.reason(query_id), told, of_prompt
 
 
 def alone(query: Query) -> tuple[Any, ...]:
-    """A crowd of one query in one row, in an engine that knows nothing of another: as after a restart."""
-    crowd = toy_crowd(Baton(), say=noisy, end_ids=(END,), max_rows=1)
-    crowd.run([query])
-    return heard(crowd, query.id)
+    """A batch of one query in one row, in an engine that knows nothing of another: as after a restart."""
+    batch = toy_batch(Baton(), say=noisy, end_ids=(END,), max_rows=1)
+    batch.run([query])
+    return heard(batch, query.id)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -81,11 +81,11 @@ def alone(query: Query) -> tuple[Any, ...]:
 @given(asked=st.lists(ASKED, min_size=3, max_size=8), seed=st.integers(0, 2**32))
 def test_any_mix_of_parameters_gives_each_query_what_it_gives_alone(policy: str, asked: list, seed: int) -> None:
     dice = random.Random(seed)
-    crowd = toy_crowd(Shaken(POLICIES[policy](), dice), say=noisy, end_ids=(END,))
+    batch = toy_batch(Shaken(POLICIES[policy](), dice), say=noisy, end_ids=(END,))
     queries = queries_of(asked)
-    crowd.run(queries, dice)
+    batch.run(queries, dice)
     for query in queries:
-        assert heard(crowd, query.id) == alone(query)
+        assert heard(batch, query.id) == alone(query)
 
 
 def test_the_mixes_above_are_mixes() -> None:
@@ -120,11 +120,11 @@ def test_each_prompt_token_is_told_once_whatever_the_pieces(
     monkeypatch.setattr(rows, "_EVERY_TOKENS", most)
     dice = random.Random(f"{policy} {most}")
     shaken = Shaken(POLICIES[policy](), dice)
-    crowd = toy_crowd(shaken, say=noisy)
+    batch = toy_batch(shaken, say=noisy)
     queries = [query_of(f"q{at}", prompt_of(1 + 2 * at, at), 12, prompt_logprobs=2, logprobs=2) for at in range(10)]
-    crowd.run(queries, dice)
+    batch.run(queries, dice)
     for query in queries:
-        tokens, _, _, told, of_prompt = heard(crowd, query.id)
+        tokens, _, _, told, of_prompt = heard(batch, query.id)
         text = [*query.prompt, *tokens]
         expected = [of_logits(noisy(text[:at]), text[at], 2) for at in range(1, len(text))]
         assert [one.token_id for one in of_prompt] == list(query.prompt[1:])
@@ -136,11 +136,11 @@ def test_a_prompt_whose_logits_are_not_finite_fails_alone() -> None:
     def say(tokens: list[int]) -> Tensor | int:
         return NAN if tokens[-1] == 40 and len(tokens) == 3 else noisy(tokens)
 
-    crowd = toy_crowd(Baton(), say=say)  # type: ignore[arg-type]
+    batch = toy_batch(Baton(), say=say)  # type: ignore[arg-type]
     asked = {"temperature": 0.5, "prompt_logprobs": 1}
-    crowd.run([query_of("bad", [5, 6, 40, 7], 5, **asked), query_of("good", [5, 6, 41, 7], 5, **asked)])
-    assert (crowd.reason("bad"), crowd.tokens("bad")) == ("error", [])
-    assert (crowd.reason("good"), len(crowd.tokens("good"))) == ("length", 5)
+    batch.run([query_of("bad", [5, 6, 40, 7], 5, **asked), query_of("good", [5, 6, 41, 7], 5, **asked)])
+    assert (batch.reason("bad"), batch.tokens("bad")) == ("error", [])
+    assert (batch.reason("good"), len(batch.tokens("good"))) == ("length", 5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral_window", "deepseek_v3", "bamba", "mamba", "mpt"])
@@ -151,13 +151,13 @@ def test_of_a_real_model_they_are_the_log_softmax_of_its_stock_logits(family: st
     asked = {"temperature": 1.0, "frequency_penalty": 0.5, "logprobs": 3, "prompt_logprobs": 3}
     queries = [query_of(f"q{at}", prompt, 12, seed=at, **asked) for at, prompt in enumerate(prompts)]
     shaken = Shaken(Baton(), dice)
-    crowd, quiet = crowd_of(model_of(family), shaken), crowd_of(model_of(family), Baton(), chunk=None)
-    crowd.run(queries, dice)
+    batch, quiet = random_batch(model_of(family), shaken), random_batch(model_of(family), Baton(), chunk=None)
+    batch.run(queries, dice)
     quiet.run(queries)
     assert min(shaken.moves.values()) > 0
     stock = model_of(family)
     for query in queries:
-        tokens, text, reason, told, of_prompt = heard(crowd, query.id)
+        tokens, text, reason, told, of_prompt = heard(batch, query.id)
         assert heard(quiet, query.id)[:3] == (tokens, text, reason)
         whole = [*query.prompt, *tokens]
         logits = stock(torch.tensor([whole]), use_cache=False).logits[0]
