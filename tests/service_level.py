@@ -162,7 +162,9 @@ class Served:
         self.faults = Faults()
         self.metrics = Metrics(NAME, monotonic)
         self.client: Client = start(loaded(), self.settings, Baton(), NAME, [self.metrics], faults=self.faults)
-        app = create_app(self.client, render_metrics=lambda: self.metrics.render(self.client.stats()), version="test")
+        self._app = app = create_app(
+            self.client, render_metrics=lambda: self.metrics.render(self.client.stats()), version="test"
+        )
         bound = bind("127.0.0.1", 0)
         if send_buffer:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # its connections inherit it
@@ -179,6 +181,7 @@ class Served:
         self._ledger.close()
         self._server.should_exit = True
         self._thread.join(PATIENCE_SECONDS)
+        self._app.state.close()
         self.client.close()
 
     @property

@@ -76,8 +76,10 @@ def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture
-def loop() -> ScriptedLoop:
-    return ScriptedLoop()
+def loop() -> Iterator[ScriptedLoop]:
+    loop = ScriptedLoop()
+    yield loop
+    loop.close()
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from server.scripted import ScriptedLoop, app_of
 
 
 @pytest.fixture
-def loop() -> ScriptedLoop:
-    return ScriptedLoop()
+def loop() -> Iterator[ScriptedLoop]:
+    loop = ScriptedLoop()
+    yield loop
+    loop.close()
 
 
 @pytest.fixture

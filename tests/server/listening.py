@@ -29,3 +29,5 @@ def listening(app: FastAPI, limits: Limits | None = None) -> Iterator[str]:
         server.should_exit = True
         server.force_exit = True
         thread.join(10)
+        if hasattr(app.state, "close"):  # none of another server's
+            app.state.close()

@@ -83,6 +83,8 @@ class ScriptedLoop:
         self.came = threading.Event()
         self.cancels = threading.Event()
         self.ended = threading.Event()
+        self.served: list[tuple[FastAPI, Client]] = []
+        """What stands on this loop and ends with it."""
 
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
         if self.refuse is not None:
@@ -158,6 +160,10 @@ class ScriptedLoop:
 
     def close(self) -> None:
         self.ended.set()
+        served, self.served = self.served, []
+        for app, client in served:
+            app.state.close()
+            client.close()
 
     def _updates(self, query: Query) -> list[Update]:
         text = self.answer[: query.limit_tokens]
@@ -259,5 +265,9 @@ def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
     )
 
 
-def app_of(loop: ScriptedLoop, limits: Limits | None = None, **more: Any) -> FastAPI:
-    return create_app(client_of(loop, limits), render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)
+def app_of(loop: ScriptedLoop, limits: Limits | None = None, *, client: Client | None = None, **more: Any) -> FastAPI:
+    """A server over the loop; its threads end with the loop."""
+    client = client or client_of(loop, limits)
+    app = create_app(client, render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)
+    loop.served.append((app, client))
+    return app

@@ -33,12 +33,15 @@ def standing() -> Iterator[tuple[str, ScriptedLoop]]:
     loop = ScriptedLoop()
     with serving(loop) as url:
         yield url, loop
+    loop.close()
 
 
 @pytest.fixture
 def loop(standing: tuple[str, ScriptedLoop]) -> ScriptedLoop:
     loop = standing[1]
+    served = loop.served
     loop.__init__()  # type: ignore[misc]
+    loop.served = served
     return loop
 
 

@@ -28,7 +28,9 @@ STATUSES |= {("head", path): statuses for (method, path), statuses in STATUSES.i
 
 def document_of(limits: Limits | None = None, access: Access | None = None) -> dict[str, Any]:
     loop = ScriptedLoop()
-    return dict(app_of(loop, limits, access=access or Access()).openapi())
+    document = app_of(loop, limits, access=access or Access()).openapi()
+    loop.close()
+    return dict(document)
 
 
 def test_every_route_lists_what_it_can_answer() -> None:

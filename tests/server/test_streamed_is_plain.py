@@ -54,6 +54,7 @@ async def both(loop: Cut, path: str, body: dict[str, Any]) -> tuple[dict[str, An
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         plain = await client.post(path, json=body)
         streamed = await client.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}})
+    loop.close()
     assert plain.status_code == streamed.status_code == 200, (plain.text, streamed.text)
     assert streamed.text.endswith("\n\n")
     events = streamed.text.removesuffix("\n\n").split("\n\n")

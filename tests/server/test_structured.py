@@ -106,6 +106,7 @@ def url(house: EngineHandle) -> Iterator[str]:
     yield url_of(bound)
     server.should_exit = server.force_exit = True
     thread.join(10)
+    app.state.close()
 
 
 @pytest.fixture(scope="module")

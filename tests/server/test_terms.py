@@ -48,7 +48,7 @@ def prioritised(loop: ScriptedLoop) -> FastAPI:
         clock=monotonic,
         honours=honours(POLICIES["priority"]()),
     )
-    return create_app(client, render_metrics=lambda: (b"", "text/plain"), version="9.9")
+    return app_of(loop, client=client)
 
 
 @ROUTES
@@ -117,8 +117,7 @@ def keyed(loop: ScriptedLoop, sharing: str = "key") -> FastAPI:
     """An app where requests need one of two keys."""
     client = client_of(loop)
     client.settings = replace(client.settings, prefix_sharing=sharing, has_keys=True)
-    about = {"render_metrics": lambda: (b"", "text/plain"), "version": "9.9"}
-    return create_app(client, access=Access(keys=("one", "two")), **about)
+    return app_of(loop, client=client, access=Access(keys=("one", "two")))
 
 
 @ROUTES
@@ -185,12 +184,13 @@ async def served(
 
     loop = EngineLoop(toy_batch(policy, say=say, clock=clock, max_rows=2).engine, clock)
     client = Client(model_name="toy", settings=toy_settings(max_rows=2), tokenizer=Letters(), loop=loop, clock=clock)
+    app = create_app(client, render_metrics=lambda: (b"", "text/plain"), version="9.9")
     try:
-        app = create_app(client, render_metrics=lambda: (b"", "text/plain"), version="9.9")
         async with talking_to(app if sent is None else watched(app, sent)) as http:
             yield http, client
     finally:
-        loop.close()
+        app.state.close()
+        client.close()
 
 
 def watched(app: ASGIApp, sent: threading.Event) -> ASGIApp:

@@ -24,11 +24,9 @@ USED = {"name": "weather", "arguments": '{"city": "Rome"}'}
 
 
 @pytest.fixture
-def loop() -> ScriptedLoop:
-    found = ScriptedLoop(CALL)
-    found.tokenizer.template = HERMES_TEMPLATE
-    found.context = 2000
-    return found
+def loop(loop: ScriptedLoop) -> ScriptedLoop:
+    loop.answer, loop.tokenizer.template, loop.context = CALL, HERMES_TEMPLATE, 2000
+    return loop
 
 
 def asked(**more: Any) -> dict[str, Any]:

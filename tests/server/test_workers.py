@@ -68,9 +68,11 @@ async def test_many_log_probabilities_are_written_beside_the_event_loop(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_large_call_is_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+async def test_a_large_call_is_read_beside_the_event_loop(
+    loop: ScriptedLoop, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     call = json.dumps({"name": "f", "arguments": {"a": "b" * LIGHT}})
-    loop = ScriptedLoop(f"<tool_call>{call}</tool_call>")
+    loop.answer = f"<tool_call>{call}</tool_call>"
     loop.context, loop.tokenizer.template = 2 * LIGHT, HERMES_TEMPLATE
     reading = Overheard(monkeypatch, _Reader, "call")
     tools = [{"type": "function", "function": {"name": "f"}}]

@@ -66,6 +66,7 @@ def run_server(config: Config, began: float) -> None:
             on_started=started,
         )
     finally:
+        app.state.close()
         house.close()
         with contextlib.suppress(OSError):  # the terminal is closed
             errors.print(_summary(house))

@@ -81,11 +81,13 @@ def create_app(
     serial and a time on; without it there is no /live/data. `reject` is told the error code of each request
     that never came to the engine; what the engine itself refuses is in its events. With keys in `access` every route
     but /health and the pages needs one. `serve` sets `app.state.draining` when the process is told to end;
-    `app.state.answers` is what clients have not read yet.
+    `app.state.answers` is what clients have not read yet. `app.state.close` ends the application's threads once it is
+    not served any more.
     """
     app = FastAPI(title="baton", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.draining = False
     workers = Workers(client.settings.limits)
+    app.state.close = workers.close
     limits = client.settings.limits
     line = Line(client, workers, Held(max(limits.max_bodies_bytes, limits.max_body_bytes)))
     app.state.answers = Held(limits.max_answers_bytes)

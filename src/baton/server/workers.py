@@ -36,6 +36,11 @@ class Workers:
         self._large = started(_LARGE, "baton-large")
         self._answers = started(_ANSWERS, "baton-answers")
 
+    def close(self) -> None:
+        """Ends the threads once they have done what they were given."""
+        for pool in (self._small, self._large, self._answers):
+            pool.shutdown(wait=False)
+
     async def prepare(self, size: int, function: Callable[..., _T], *given: object) -> _T:
         """Does what a request with a body of so many bytes needs before it is answered or admitted."""
         return await _run(self._large if size > LARGE_BYTES else self._small, function, *given)
