@@ -2,7 +2,7 @@
 
 Each variant is a process of its own, because libgomp reads its variables once. Medians, microseconds.
 
-    python benchmarks/thin_linear.py
+    python -m benchmarks.cpu.thin_linear
 """
 
 from __future__ import annotations

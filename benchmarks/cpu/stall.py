@@ -4,8 +4,8 @@ For each policy, alternated: a victim decodes alone for a while, then `--attacke
 the context allows are there at any moment, each replaced when it is done, for `--seconds`. Gaps are between the
 victim's tokens as its client hears them. Its text must be the beginning of what it is without attackers.
 
-    python benchmarks/stall.py
-    python benchmarks/stall.py --model models/m135 --seconds 60 --turns 2 --section stall_real_shape
+    python -m benchmarks.cpu.stall
+    python -m benchmarks.cpu.stall --model models/m135 --seconds 60 --turns 2 --section stall_real_shape
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from report import flags, machine, parsed, percentile, table, tell
-from stage import Stage, load, prompts
 from tqdm import tqdm
 
 from baton.bench.drive import Responses
@@ -28,6 +26,8 @@ from baton.core.clock import monotonic
 from baton.core.config import Config, Settings
 from baton.core.events import Event, IterationDone
 from baton.loader.load import Loaded
+from benchmarks.report import flags, machine, parsed, percentile, table, tell
+from benchmarks.stage import Stage, load, prompts
 
 POLICIES = ("baton", "orca")
 

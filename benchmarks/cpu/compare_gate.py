@@ -1,6 +1,6 @@
 """Does `baton compare` keep quiet where nothing changed, and speak where something did?
 
-    python benchmarks/compare_gate.py [--same 17] [--slow 5] [--flips 1] [--keep FILE] [--write docs/benchmarks.md]
+    python -m benchmarks.cpu.compare_gate [--same 17] [--slow 5] [--flips 1] [--keep FILE] [--write docs/benchmarks.md]
 
 Real runs of the engine: each comparison starts two new processes (from a server that has read Python's modules), which
 load the model and make `--pairs` runs each, iteration by iteration in turn, as `baton bench --in-turn` does. Of the
@@ -23,8 +23,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from report import flags, parsed, table, tell
-
 from baton import builtin
 from baton.bench.compare import Verdict, differences, verdicts
 from baton.bench.interleave import handshake
@@ -36,6 +34,7 @@ from baton.engine.engine import Engine
 from baton.loader.load import load
 from baton.measure import trials
 from baton.sampling.sampler import Sampler
+from benchmarks.report import flags, parsed, table, tell
 
 CONTENDER = trials.Contender("baton", {"policy": "baton"})
 SAME, SLOW, FLIP = "same", "slow", "flip"

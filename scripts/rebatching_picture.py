@@ -2,7 +2,7 @@
 
 The same queries under `run_to_completion` and `baton` on the built-in model; every cell is one computed token slot.
 
-    python benchmarks/rebatching_picture.py --out docs/rebatching.svg
+    python scripts/rebatching_picture.py --out docs/rebatching.svg
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Medians in microseconds by part, each without the parts inside it; and the sampl
 moment, as a native forward leaves Python to other threads. Each row's best token is one that the built-in model's
 tokenizer knows, so that texts are real.
 
-    python benchmarks/iteration_overhead.py --rows 8 32 --vocabulary 49152 151936
+    python -m benchmarks.cpu.iteration_overhead --rows 8 32 --vocabulary 49152 151936
 """
 
 from __future__ import annotations

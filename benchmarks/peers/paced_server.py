@@ -1,6 +1,6 @@
 """A server of OpenAI's completions that computes nothing: each token comes at a time that is known before.
 
-    python benchmarks/paced_server.py PORT
+    python -m benchmarks.peers.paced_server PORT
 
 For load generators to be held against the truth. A query's first token comes 50 to 98 ms after it, the next ones each
 20 ms later; both are counted from when the query came, so that nobody's delay moves what comes after it. GET /truth

@@ -2,7 +2,7 @@
 
 On the CPU, where inductor needs g++; sizes and counts stand for themselves, seconds do not.
 
-    TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 python benchmarks/compiled_layers.py --layers 28 --whole
+    TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 python -m benchmarks.gpu.compiled_layers --layers 28 --whole
 """
 
 from __future__ import annotations

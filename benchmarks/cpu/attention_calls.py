@@ -2,7 +2,7 @@
 
 What one more call costs, in bytes of K and V that could be read meanwhile, is `CALL_BYTES` in `model/attention.py`.
 
-    python benchmarks/attention_calls.py --threads 2
+    python -m benchmarks.cpu.attention_calls --threads 2
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Times the native linear products at several widths beside what the machine can do, measured in the same run.
 
-    python benchmarks/native_linear.py [--variant avx512bf16] [--kinds bfloat16 int8] [--shapes 576x1536] [--rows 1 8]
+    python -m benchmarks.cpu.native_linear [--variant avx512bf16] [--kinds bfloat16 int8]
+        [--shapes 576x1536] [--rows 1 8]
 
 Needs a C++ compiler. Compiles native_linear.cpp with the kernels' source and runs it on two threads. GB/s: of packed
 weights, which no cache holds. The percentages are of the read bandwidth and of the multiply-add rate; the higher of
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE.parent / "src/baton/native/source"
+SOURCE = HERE.parents[1] / "src/baton/native/source"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 FLAGS = {
     "plain": [],

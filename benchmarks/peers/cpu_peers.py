@@ -6,9 +6,9 @@ fresh process of the engine's own worker (benchmarks/peers/run_*.py) in the engi
 itself (benchmarks/peers/job.py) is the same for all. scripts/install_peers.sh installs the peers; one that is not
 installed is named and left out. Run it on a machine that does nothing else: the loads it saw stand in the report.
 
-    python benchmarks/make_shape.py smollm2-135m models/m135 --dtype bfloat16
-    python benchmarks/cpu_peers.py models/m135 --dtype bfloat16,float32,int8 --rounds 3 --out peers.json
-    python benchmarks/cpu_peers.py models/m135 --engines baton,llama.cpp,llama.cpp-active,vllm,vllm-auto --rows 16
+    python -m benchmarks.make_shape smollm2-135m models/m135 --dtype bfloat16
+    python -m benchmarks.peers.cpu_peers models/m135 --dtype bfloat16,float32,int8 --rounds 3 --out peers.json
+    python -m benchmarks.peers.cpu_peers models/m135 --engines baton,llama.cpp,llama.cpp-active,vllm,vllm-auto --rows 16
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peers.job import FIRST_WORD_ID, Ask, Job
-from peers.table import needed_bytes, report
-from report import write_section
 from tqdm import tqdm
 
+from benchmarks import TRACE
+from benchmarks.peers.job import FIRST_WORD_ID, Ask, Job
+from benchmarks.peers.table import needed_bytes, report
+from benchmarks.report import write_section
+
 HERE = Path(__file__).resolve().parent
-PEERS = HERE.parent.parent / "peers"
-TRACE = HERE / "azure_conversations.csv"
+PEERS = HERE.parents[2] / "peers"
 DTYPES = ("bfloat16", "float32", "int8")
 GGUF = {"bfloat16": "bf16", "float32": "f32", "int8": "q8_0"}
 TIME_LIMIT_SECONDS = 3600
@@ -97,7 +98,7 @@ def main() -> None:
             tqdm.write(f"round {turn + 1} {dtype} {name}: {_line(figures)}", file=sys.stderr)
             bar.update()
             if args.out:
-                args.out.write_text(json.dumps({"command": sys.argv, "config": config, "runs": runs}) + "\n")
+                args.out.write_text(json.dumps({"command": sys.orig_argv, "config": config, "runs": runs}) + "\n")
     text = "\n".join(report(args, work, needed, runs, missing))
     print(text)
     if args.write:
@@ -152,7 +153,7 @@ def gguf(args: argparse.Namespace, dtype: str) -> str:
     if not file.exists() or file.stat().st_mtime < newest:
         file.parent.mkdir(parents=True, exist_ok=True)
         converter = args.peers / "llama" / "source" / "vendor" / "llama.cpp"
-        command = [sys.executable, HERE / "peers" / "to_gguf.py", folder, GGUF[dtype], file, "--converter", converter]
+        command = [sys.executable, HERE / "to_gguf.py", folder, GGUF[dtype], file, "--converter", converter]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"no GGUF file of {folder}:\n{done.stderr}")
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace, name: str, job: Job) -> dict[str, Any]:
         asked = Path(folder) / "job.json"
         replace(job, started=time.monotonic()).write(asked)
         process = subprocess.Popen(
-            [str(python), str(HERE / "peers" / peer.script), str(asked)],
+            [str(python), str(HERE / peer.script), str(asked)],
             env=environment | peer.environment,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -2,7 +2,7 @@
 
 All layers of the shape of SmolLM2-135M, float32; rows that hold so many tokens, and a newcomer that is a token longer.
 
-    python benchmarks/shaping.py --write docs/benchmarks.md
+    python -m benchmarks.paper.shaping --write docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import statistics
 
 import torch
-from report import flags, parsed, table, tell
 
 from baton.core.clock import monotonic
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import LayerShape, Rectangle
+from benchmarks.report import flags, parsed, table, tell
 
 LAYERS, HEADS, DIM = 30, 3, 64
 SHAPES = [LayerShape(HEADS, DIM, DIM)] * LAYERS

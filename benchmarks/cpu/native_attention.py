@@ -4,7 +4,7 @@ Layers are called one after another, and are so many that their keys and values 
 Each thread takes whole layers by itself: neither the engine's barriers nor its sharing out of tasks are in it.
 Our threads are pinned to a core each, SDPA's are not: on a busy machine the two columns are no fair comparison.
 
-    python benchmarks/native_attention.py --threads 2
+    python -m benchmarks.cpu.native_attention --threads 2
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Mixed traffic and attacks on one server for a while: every text as alone, and all that it holds back at its base.
 
-    python benchmarks/soak.py --minutes 20 [--port 8000] [--clients 10] [--seed 0] [--log FILE] [-- more of baton serve]
+    python -m benchmarks.cpu.soak --minutes 20 [--port 8000] [--clients 10] [--seed 0] [--log FILE]
+        [-- more of baton serve]
 
 Starts `baton serve` with the built-in model, two keys, few rows and memory for a third of what they want. A list of
 seeded requests is answered one by one on the quiet server first. Then clients draw from that list for so many minutes,

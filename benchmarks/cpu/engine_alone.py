@@ -2,7 +2,7 @@
 
 Environment variables such as GOMP_SPINCOUNT act as they do on the server. Run variants in turn, never one alone.
 
-    python benchmarks/engine_alone.py --policy baton
+    python -m benchmarks.cpu.engine_alone --policy baton
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import SamplingParams, State
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-
-TRACE = Path(__file__).parent / "azure_conversations.csv"
+from benchmarks import TRACE
 
 
 @dataclass

@@ -1,12 +1,11 @@
 """Everything that an NVIDIA GPU has to show, in one command: exactness, steps against their floor, throughput, latency.
 
-Random weights at real shapes, made on the device; lengths of the Azure conversation trace's first 256
-(azure_conversations.csv). Each part, a module of `gpu/`, has a cap of seconds, and what does not fit the whole budget
-is left out by name. Parts of one stage share a process, since a mistake on a GPU takes with it whatever comes after it
-there. Results are written after each part as JSON and markdown. `--tiny` runs every part in small on a CPU, to find
-mistakes without a GPU.
+Random weights at real shapes, made on the device; lengths of the Azure conversation trace's first 256 queries. Each
+part, a module beside this one, has a cap of seconds, and what does not fit the whole budget is left out by name. Parts
+of one stage share a process, since a mistake on a GPU takes with it whatever comes after it there. Results are written
+after each part as JSON and Markdown. `--tiny` runs every part in small on a CPU, to find mistakes without a GPU.
 
-    python benchmarks/on_cuda.py --out "$OUT" --budget 460
+    python -m benchmarks.gpu.on_cuda --out "$OUT" --budget 460
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ from pathlib import Path
 
 import torch
 import transformers
-from gpu.aside import aside
-from gpu.asks import Ask, asks_of
-from gpu.draws import draws
-from gpu.exact import exact, logits_error
-from gpu.experts import experts
-from gpu.fills import fills, streams
-from gpu.kernel import kernel
-from gpu.latency import online
-from gpu.machine import machine
-from gpu.memory import memory
-from gpu.models import SHAPES, build
-from gpu.results import Results
-from gpu.steps import backend, steps
-from gpu.throughput import offline
 
 from baton.loader.load import Loaded
+from benchmarks.gpu.aside import aside
+from benchmarks.gpu.asks import Ask, asks_of
+from benchmarks.gpu.draws import draws
+from benchmarks.gpu.exact import exact, logits_error
+from benchmarks.gpu.experts import experts
+from benchmarks.gpu.fills import fills, streams
+from benchmarks.gpu.kernel import kernel
+from benchmarks.gpu.latency import online
+from benchmarks.gpu.machine import machine
+from benchmarks.gpu.memory import memory
+from benchmarks.gpu.models import SHAPES, build
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.steps import backend, steps
+from benchmarks.gpu.throughput import offline
 
 SHOWN = ("machine", "exact", "steps", "offline", "online", "memory")
 """What is shown of a GPU."""
@@ -58,7 +57,7 @@ def main() -> None:
     stages = _stages(args)
     for at, stage in enumerate(stages):
         share = WEIGHTS[stage] / sum(WEIGHTS[later] for later in stages[at:])
-        results.stage(stage, [sys.executable, *sys.argv], share=share)
+        results.stage(stage, [sys.executable, *sys.orig_argv[1:]], share=share)
     print((args.out / "cuda.md").read_text())
 
 

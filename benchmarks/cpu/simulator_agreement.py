@@ -4,15 +4,13 @@ This machine's speed changes from minute to minute. So costs are measured right 
 pass of seconds, and each run is held against the simulation with those two passes; policies and workloads alternate.
 What is told is the median over the turns, and in brackets how far single turns lay apart.
 
-python benchmarks/simulator_agreement.py [MODEL] --queries 48 --repeat 5 --write docs/benchmarks.md
+python -m benchmarks.cpu.simulator_agreement [MODEL] --queries 48 --repeat 5 --write docs/benchmarks.md
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-
-from report import flags, parsed, table, tell
 
 from baton import builtin
 from baton.bench.costmodel import middle
@@ -25,6 +23,7 @@ from baton.loader.load import Loaded, load
 from baton.measure.calibrate import Calibration
 from baton.measure.simulate import simulated
 from baton.measure.trials import Contender, settings_of, trials
+from benchmarks.report import flags, parsed, table, tell
 
 WORKLOADS = {
     "mixed": {"prompt": "lognormal:100,0.8", "answer": "lognormal:60,0.8"},

@@ -4,7 +4,7 @@ For each policy, alternated and repeated: a fresh `baton serve`, the first queri
 and answer lengths (clipped to the model's context) at the trace's spacing divided by --factor. Before that, each query
 is sent alone; every text of every run must equal that.
 
-    python benchmarks/first_light.py --trace AzureLLMInferenceTrace_conv.csv --write docs/benchmarks.md
+    python -m benchmarks.cpu.first_light --trace AzureLLMInferenceTrace_conv.csv --write docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from openai import AsyncOpenAI
-from report import write_section
+
+from benchmarks.report import command, write_section
 
 POLICIES = ("run_to_completion", "orca", "baton")
 KINDS = ("useful", "empty_row", "finished_row", "padding", "recomputed")
@@ -214,7 +215,6 @@ def report_of(args: argparse.Namespace, asked: Sequence[Asked], runs: Sequence[R
         mine = [r for r in runs if r.policy == policy]
         lines.append(_line(policy, mine))
     walls = {p: statistics.median(r.wall_seconds for r in runs if r.policy == p) for p in POLICIES}
-    command = "python " + " ".join(sys.argv)
     return "\n".join(
         [
             f"{len(asked)} queries ({sum(len(a.prompt) for a in asked):,} prompt tokens, "
@@ -229,7 +229,7 @@ def report_of(args: argparse.Namespace, asked: Sequence[Asked], runs: Sequence[R
             f"Wall time against `baton`: run_to_completion {walls['run_to_completion'] / walls['baton']:.2f}x, "
             f"orca {walls['orca'] / walls['baton']:.2f}x. Every text was compared with the same query sent alone.",
             "",
-            f"Again: `{command}`",
+            f"Again: `{command()}`",
         ]
     )
 

@@ -1,6 +1,6 @@
 """Compiles the kernels of decode steps for a GPU that need not be there, and says what a program of each takes.
 
-python benchmarks/triton_resources.py --capability 90
+python -m benchmarks.gpu.triton_resources --capability 90
 """
 
 from __future__ import annotations

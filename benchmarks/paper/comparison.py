@@ -11,8 +11,8 @@ Same model, same loop, same clients; the methods differ in their policy and in h
 Four experiments: offline with lengths that are alike and lengths that are not; rising load; batch sizes; preemption by
 urgent queries. Runs alternate; medians. Every answer must be the same whatever the method.
 
-    python benchmarks/paper_comparison.py --write docs/benchmarks.md --picture docs/pictures/paper.png
-    python benchmarks/paper_comparison.py --model models/m135b --native --section paper_native \\
+    python -m benchmarks.paper.comparison --write docs/benchmarks.md --picture docs/pictures/paper.png
+    python -m benchmarks.paper.comparison --model models/m135b --native --section paper_native \\
         --write docs/benchmarks.md
 
 With `--native`, steps are native calls where they can be, and the paper's shaping, which only torch computes, is left
@@ -30,17 +30,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper.methods import METHODS, NATIVE, ORCA, Measured, measured
-from paper.picture import draw
-from paper.preemption import Urgent, urgent_queries
-from report import flags, machine, parsed, percentile, table, tell
-from stage import load
 from tqdm import tqdm
 
 from baton.bench.drive import Mode
 from baton.bench.workload import Workload, make_workload
 from baton.core.config import Config
 from baton.loader.load import Loaded
+from benchmarks.paper.methods import METHODS, NATIVE, ORCA, Measured, measured
+from benchmarks.paper.picture import draw
+from benchmarks.paper.preemption import Urgent, urgent_queries
+from benchmarks.report import flags, machine, parsed, percentile, table, tell
+from benchmarks.stage import load
 
 ALIKE, MIXED = "alike", "mixed"
 

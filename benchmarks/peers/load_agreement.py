@@ -1,10 +1,10 @@
 """Does `baton load` measure what an independent load generator measures, and what is true?
 
-    python benchmarks/load_agreement.py [--vllm vllm-venv] [--rounds 3] [--paced] [--write docs/benchmarks.md]
+    python -m benchmarks.peers.load_agreement [--vllm vllm-venv] [--rounds 3] [--paced] [--write docs/benchmarks.md]
 
 `baton load` and vLLM's `bench serve` ask the same server in turns: as many queries of the same lengths, as many at a
-time, random prompts, answers of a set length. With --paced the server is benchmarks/paced_server.py, whose tokens come
-at times that are known before, whatever the clients take of the machine: there the truth is a column of the table.
+time, random prompts, answers of a set length. With --paced the server is paced_server.py, whose tokens come at
+times that are known before, whatever the clients take of the machine: there the truth is a column of the table.
 Without, it is one `baton serve` (the built-in model, without the prefix store, so that nothing is remembered from round
 to round), from which clients take time that it would need: then each client's own CPU seconds say how much. The server
 has the first core and the clients the last (Linux). Where vLLM is not at hand it is left out, and said so.
@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
-from report import flags, parsed, percentile, table, tell
 
 from baton import builtin
+from benchmarks.report import flags, parsed, percentile, table, tell
 
 # `vllm bench serve` without its front door, which needs a package of the name "vllm" (the CPU build has another).
 # What it takes of the CPU while it asks goes into its results.

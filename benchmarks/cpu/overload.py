@@ -1,6 +1,6 @@
 """Ten times more than a server takes: what is refused, how fast, and whether it still tells how it is.
 
-    python benchmarks/overload.py [--rows 8] [--waiting 16] [--tokens 128] [--times 10] [--seconds 5]
+    python -m benchmarks.cpu.overload [--rows 8] [--waiting 16] [--tokens 128] [--times 10] [--seconds 5]
 
 Starts `baton serve` with the built-in model in a process of its own and drives it over raw sockets, so that this client
 takes little. First the throughput of as many clients as fit; then a burst of ten times as many requests at once; then

@@ -4,8 +4,8 @@ A batch full of long, less urgent answers, and more of them waiting; every so ma
 The same queries at the same iterations under both policies, alternated; under `baton`, which has no priorities, the
 urgent ones wait for their turn. All texts must be equal between the two.
 
-    python benchmarks/priority.py
-    python benchmarks/priority.py --model models/m135 --less 10 --answers 48:128 --urgent 3 --turns 2
+    python -m benchmarks.cpu.priority
+    python -m benchmarks.cpu.priority --model models/m135 --less 10 --answers 48:128 --urgent 3 --turns 2
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from report import flags, machine, parsed, percentile, table, tell
-from stage import Stage, load, prompts
 from tqdm import tqdm
 
 from baton.bench.drive import Responses
 from baton.core.clock import monotonic
 from baton.core.config import Config, Settings
 from baton.loader.load import Loaded
+from benchmarks.report import flags, machine, parsed, percentile, table, tell
+from benchmarks.stage import Stage, load, prompts
 
 POLICIES = ("priority", "baton")
 URGENT, LESS_URGENT = 0, 10

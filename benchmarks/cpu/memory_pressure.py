@@ -6,8 +6,8 @@ grow by that budget and a constant: what the same run takes beside its keys and 
 and one row, which is there twice while it is moved. Every answer must be what stock `generate` gives for the same
 query alone.
 
-    python benchmarks/memory_pressure.py
-    python benchmarks/memory_pressure.py --model models/m135 --queries 16 --clip-prompt 64 --clip-answer 128
+    python -m benchmarks.cpu.memory_pressure
+    python -m benchmarks.cpu.memory_pressure --model models/m135 --queries 16 --clip-prompt 64 --clip-answer 128
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import resident
 import torch
-from report import flags, machine, parsed, table, tell
-from stage import Stage, load, prompts
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -38,9 +35,12 @@ from baton.core.config import Config, Settings, resolve
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import State
 from baton.loader.load import Loaded
+from benchmarks import TRACE
+from benchmarks.cpu import resident
+from benchmarks.report import flags, machine, parsed, table, tell
+from benchmarks.stage import Stage, load, prompts
 
 MIB = 2**20
-TRACE = Path(__file__).parent / "azure_conversations.csv"
 # Of the generated tokens.
 MOST_RECOMPUTED = 0.02
 

@@ -1,6 +1,6 @@
 """A decode step and a fill by themselves: where their time goes, and how near they come to the bytes they must move.
 
-    python benchmarks/native_step.py models/m135 --dtype bfloat16 [--rows 1 8 16] [--fill 64 256 512]
+    python -m benchmarks.cpu.native_step models/m135 --dtype bfloat16 [--rows 1 8 16] [--fill 64 256 512]
         [--int8] [--torch] [--neighbours 1] [--write docs/benchmarks.md --section native_step]
 
 No engine, no server: the forward alone, over rows of `--columns` tokens each with random keys and values. The floor is
@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from report import command, machine, table, write_section
 from transformers import AutoModelForCausalLM
 
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import hook
 from baton.model.forward import Forward
 from baton.model.visibility import Span
+from benchmarks.report import command, machine, table, write_section
 
 TURNS = 21
 WARM = 4

@@ -2,7 +2,7 @@
 
 On the CPU with rows so narrow that copying them is nothing, so what is left is what a GPU's host would do, too.
 
-    python benchmarks/leaving.py
+    python -m benchmarks.gpu.leaving
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What number formats cost in accuracy: right answers of the built-in model's held-out questions, greedy.
 
-    python benchmarks/number_formats.py [--per-task 100] [--write docs/benchmarks.md]
+    python -m benchmarks.cpu.number_formats [--per-task 100] [--write docs/benchmarks.md]
 
 The built-in model answers the same questions in float32, in bfloat16 and with its linear layers in 8 bits; `stock` is
 transformers' float32 `generate`. How far logits are off on a checkpoint of yours says `baton check MODEL`.
@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from report import flags, parsed, table, tell
-
 from baton import LLM, SamplingParams, builtin
-from baton.builtin.evaluate import Answerer, CounterVec
+from baton.builtin.evaluate import Answerer, Tally
 from baton.builtin.kinds import Question
 from baton.builtin.tasks import CHECKABLE_TASKS, questions
+from benchmarks.report import flags, parsed, table, tell
 
 FORMATS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
@@ -43,10 +42,10 @@ def main() -> None:
     tell(args, [f"{args.per_task} questions of each task.", "", *table(("weights", *CHECKABLE_TASKS), rows)], figures)
 
 
-def scores(asked: dict[str, list[Question]], answers: Callable[[list[str]], list[str]]) -> dict[str, CounterVec]:
+def scores(asked: dict[str, list[Question]], answers: Callable[[list[str]], list[str]]) -> dict[str, Tally]:
     found = {}
     for task, some in asked.items():
-        found[task] = CounterVec()
+        found[task] = Tally()
         for question, answer in zip(some, answers([question.text for question in some]), strict=True):
             found[task].add(question.text, answer)
     return found
