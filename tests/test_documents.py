@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from scripts.pages import PAGES
 
 from families import FAMILIES, REFUSED
-from limits_page import PAGE, with_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -92,5 +92,6 @@ def test_the_page_of_models_names_every_family_that_is_tested() -> None:
     assert [name for name in REFUSED if f"| `{name}` |" not in page] == []
 
 
-def test_the_table_of_limits_is_that_of_the_code() -> None:
-    assert PAGE.read_text() == with_table(PAGE.read_text()), "python tests/limits_page.py writes it anew"
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_that_is_made_from_the_code_is_as_made(page: Path) -> None:
+    assert page.read_text() == PAGES[page](page.read_text()), "scripts/docs writes it"

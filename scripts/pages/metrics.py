@@ -1,4 +1,4 @@
-"""The page docs/metrics.md: `python tests/metrics_page.py` writes it anew."""
+"""The page docs/metrics.md, from the catalog of metrics."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from baton.observe.catalog import FAMILIES, SYMBOLS
 
-PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 _HEAD = """\
 # Metrics
 
 `GET /metrics` answers Prometheus' text format. Every number comes from the engine's events; none is estimated, and the
-same numbers come of a trace (`--trace FILE`). All carry the label `model_name`. This page is produced from
-`src/baton/observe/catalog.py` by `python tests/metrics_page.py`.
+same numbers come of a trace (`--trace FILE`). All carry the label `model_name`. This page is made from
+`src/baton/observe/catalog.py` by `scripts/docs`.
 
 `--metrics-compat vllm` adds vLLM's names (`vllm:num_requests_running` and so on, `src/baton/observe/compat.py`) for
 dashboards and autoscalers that read them. Alerts and recording rules are in `deploy/prometheus/`, a Grafana dashboard
@@ -26,7 +26,7 @@ and forgotten.
 """
 
 
-def text() -> str:
+def text(_page: str) -> str:
     lines = [_HEAD, "## Symbols", "", "| symbol | |", "| --- | --- |"]
     lines += [f"| {symbol} | {meaning} |" for symbol, meaning in SYMBOLS.items()]
     lines += ["", "## All metrics", "", "| name | kind | label | | how |", "| --- | --- | --- | --- | --- |"]
@@ -34,7 +34,3 @@ def text() -> str:
         label = f"`{family.label}`" if family.label else ""
         lines.append(f"| `{family.name}` | {family.kind} | {label} | {family.help} | {family.formula} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(text())

@@ -1,4 +1,4 @@
-"""Writes deploy/grafana/baton.json, the Grafana dashboard: `python scripts/grafana_dashboard.py`."""
+"""The Grafana dashboard deploy/grafana/baton.json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parent.parent / "deploy" / "grafana" / "baton.json"
+PAGE = Path(__file__).parents[2] / "deploy" / "grafana" / "baton.json"
 WIDTH, HEIGHT = 8, 7
 OURS = '{model_name=~"$model"}'
 
@@ -135,7 +135,7 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def text() -> str:
+def text(_page: str) -> str:
     return json.dumps(dashboard(), indent=1) + "\n"
 
 
@@ -155,7 +155,3 @@ def _panel(number: int, title: str, unit: str, lines: dict[str, str]) -> dict[st
         "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
         "targets": targets,
     }
-
-
-if __name__ == "__main__":
-    PAGE.write_text(text())

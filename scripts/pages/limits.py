@@ -1,4 +1,4 @@
-"""The table of limits in docs/server.md: `python tests/limits_page.py` writes it anew."""
+"""The table of limits in docs/server.md."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from baton.core.limits import Limits, flag_of
 
-PAGE = Path(__file__).parent.parent / "docs" / "server.md"
+PAGE = Path(__file__).parents[2] / "docs" / "server.md"
 PLACE = re.compile(r"(<!-- limits: begin -->\n).*(<!-- limits: end -->)", re.DOTALL)
 
 
-def with_table(page: str) -> str:
+def text(page: str) -> str:
     lines = ["| flag | by itself | |", "| --- | --- | --- |"]
     for known in dataclasses.fields(Limits):
         value = _size(known.default) if known.metadata.get("size") else f"{known.default:,g}"
@@ -22,7 +22,3 @@ def with_table(page: str) -> str:
 
 def _size(count: int) -> str:
     return f"{count // 2**20} MiB" if count % 2**20 == 0 else f"{count // 2**10} KiB"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text()))
