@@ -76,12 +76,13 @@ def test_no_line_names_a_folder_of_one_machine_or_how_the_work_went() -> None:
 
 def test_no_line_cites_a_document_that_is_not_here() -> None:
     known = {path.name for path in ROOT.rglob("*.md")} | {"AGENTS.md"}
+    of_the_site = ROOT / "scripts/site_pages.py"  # names pages that are there when the site is built
     cited = re.compile(r"\b([\w-]+\.md)\b")
     found = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in (*DOCUMENTS, *SOURCES)
         for name in cited.findall(path.read_text())
-        if name not in known and path != Path(__file__)
+        if name not in known and path not in (Path(__file__), of_the_site)
     ]
     assert found == []
 
@@ -95,3 +96,15 @@ def test_the_page_of_models_names_every_family_that_is_tested() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_a_page_that_is_made_from_the_code_is_as_made(page: Path) -> None:
     assert page.read_text() == PAGES[page](page.read_text()), "scripts/docs writes it"
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    """Each version has known kinds of change, each once, and every change is a line of one of them."""
+    kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    _, *versions = re.split(r"^## \[", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert re.match(r"Unreleased\]\n", versions[0])
+    for version in versions:
+        head, *parts = re.split(r"^### ", version, flags=re.MULTILINE)
+        names = [part.split("\n")[0] for part in parts]
+        assert "- " not in head and names == [kind for kind in kinds if kind in names]
+        assert all(re.fullmatch(r"\w+\n\n(?:- .*\n(?:  .*\n)*)+\n?", part) for part in parts)
