@@ -1,4 +1,4 @@
-"""The paper's comparison (BATON, arXiv 2410.18701) on one engine: run to completion, Orca, BATON; and what came of it.
+r"""The paper's comparison (BATON, arXiv 2410.18701) on one engine: run to completion, Orca, BATON; and what came of it.
 
 Same model, same loop, same clients; the methods differ in their policy and in how the batch's rows are shaped:
 
@@ -12,7 +12,7 @@ Four experiments: offline with lengths that are alike and lengths that are not; 
 urgent queries. Runs alternate; medians. Every answer must be the same whatever the method.
 
     python -m benchmarks.paper.comparison --write docs/benchmarks.md --picture docs/pictures/paper.png
-    python -m benchmarks.paper.comparison --model models/m135b --native --section paper_native \\
+    python -m benchmarks.paper.comparison --model models/m135b --native --section paper_native \
         --write docs/benchmarks.md
 
 With `--native`, steps are native calls where they can be, and the paper's shaping, which only torch computes, is left

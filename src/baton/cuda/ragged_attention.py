@@ -36,6 +36,8 @@ class Places(NamedTuple):
 
 
 class Ragged(Protocol):
+    """Attention of single tokens over rows of different lengths."""
+
     @property
     def name(self) -> str:
         """For people."""

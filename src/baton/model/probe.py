@@ -23,8 +23,10 @@ PROBE_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class MaskKind:
-    """What a mask says, in place of the mask. `problem`: why a layer that uses it is not batched (models make masks of
-    kinds that no layer of theirs uses)."""
+    """What a mask says, in place of the mask.
+
+    `problem`: why a layer that uses it is not batched. Models make masks of kinds that no layer of theirs uses.
+    """
 
     look: Visibility = EVERYTHING
     problem: str | None = None
