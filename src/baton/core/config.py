@@ -346,7 +346,7 @@ def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: obje
     choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
     if choices and value not in choices:
         raise SettingError(f"{flag} {value}: must be one of {', '.join(choices)}", param=known.name)
-    if (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
+    if (low is not None and value < low) or (high is not None and value > high):
         raise SettingError(f"{flag} {value}: must be between {low} and {high or 'any number'}", param=known.name)
     return value
 
@@ -364,7 +364,7 @@ def _plain(kind: type, value: object) -> object:
     number = kind(value)
     if not math.isfinite(number) or (isinstance(value, float) and number != value):
         raise ValueError
-    return number  # type: ignore[no-any-return]
+    return number
 
 
 def _texts(value: object) -> tuple[str, ...]:

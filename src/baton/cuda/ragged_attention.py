@@ -117,7 +117,8 @@ class InTriton:
         sinks: Tensor | None,
     ) -> Tensor:
         rows, stops, ring, _ = places
-        return _attend(q, *kept, rows, stops, sinks, scale, look.softcap, look.window, look.chunk, ring > 0)
+        attended: Tensor = _attend(q, *kept, rows, stops, sinks, scale, look.softcap, look.window, look.chunk, ring > 0)
+        return attended
 
 
 # As operations of torch they are one node each for a compiler, which need not look inside.

@@ -67,7 +67,7 @@ class _Columns(CacheLayerMixin):
     is_compileable = True
 
     def __init__(self, layer: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._layer = layer
 
     def update(
