@@ -62,6 +62,8 @@ class CannotBuild(Exception):
 
 # Not dataclasses: hatchling runs this file without naming it in sys.modules, where those look.
 class Compiler(NamedTuple):
+    """A C++ compiler: its command, what it says of itself, and the variants it can compile."""
+
     command: tuple[str, ...]
     version: str
     variants: tuple[str, ...]

@@ -2,7 +2,7 @@
 
 Its tokenizer knows every byte, and gives each further token id a text of its own, so that texts tell tokens apart.
 
-    python benchmarks/make_shape.py smollm2-135m models/m135
+    python -m benchmarks.make_shape smollm2-135m models/m135
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def machine(model: str | None) -> str:
 
 
 def command() -> str:
-    return "python " + shlex.join(sys.argv)
+    return "python " + shlex.join(sys.orig_argv[1:])
 
 
 def percentile(values: Iterable[float], percent: float) -> float:

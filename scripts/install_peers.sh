@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the engines that benchmarks/cpu_peers.py compares with: llama.cpp built natively, and vLLM's CPU build.
+# Installs the engines that benchmarks/peers/cpu_peers.py compares with: llama.cpp built natively, and vLLM's CPU build.
 #     scripts/install_peers.sh [FOLDER]        default: ../peers beside the repository; about 3 GB, half an hour on 2 cores
 # JOBS=1 compiles one file at a time. transformers is where this engine is. Run it in this engine's environment.
 set -euo pipefail
@@ -27,4 +27,4 @@ if [ ! -x "$folder/vllm/bin/python" ]; then
     # Those of PyPI are built for CUDA's torch and fail on import beside the CPU build; texts need none of them.
     "$folder/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
-echo "Installed in $folder: benchmarks/cpu_peers.py MODEL_FOLDER --peers $folder"
+echo "Installed in $folder: benchmarks/peers/cpu_peers.py MODEL_FOLDER --peers $folder"

@@ -1,4 +1,4 @@
-"""Takes the pictures of the pages in docs/pictures, of the built-in model's server: python scripts/pictures.py
+"""Takes the pictures of the pages in docs/pictures, of the built-in model's server: `python scripts/pictures.py`.
 
 Of the chat page, of the live page with "live", and then under a trace if one is named:
 python scripts/pictures.py live azure_llm_conv_2023.csv

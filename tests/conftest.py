@@ -1,7 +1,7 @@
 """One compute thread: tiny models gain nothing from more, and a busy machine makes more of them slow.
 
 `pytest -m fast` reads and runs the files in FAST alone: everyday tests that never import torch.
-`--models-page FILE` writes docs/models.md from the results of the tests that ran.
+`--models-results FILE` writes scripts/pages/models.json from the results of the tests that ran.
 """
 
 import os
@@ -91,12 +91,12 @@ def few_threads() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--models-page", metavar="FILE", help="write which models are exact, from this run's results")
+    parser.addoption("--models-results", metavar="FILE", help="write which models are exact, as this run found")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--models-page") and config.getoption("numprocesses", None):
-        raise pytest.UsageError("--models-page needs all results in one process: leave out -n")
+    if config.getoption("--models-results") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--models-results needs all results in one process: leave out -n")
     config.stash[_FOUND] = []
 
 
@@ -109,8 +109,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    file = session.config.getoption("--models-page")
+    file = session.config.getoption("--models-results")
     if file and exitstatus == 0:
-        from models_page import write_page  # it imports torch
+        from models_results import write_results  # it imports torch
 
-        write_page(Path(file), session.config.stash[_FOUND])
+        write_results(Path(file), session.config.stash[_FOUND])

@@ -6,12 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
+from scripts.pages import PAGES
 
 from families import FAMILIES, REFUSED
-from limits_page import PAGE, with_table
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "src/baton/builtin/model/README.md"]
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("benchmarks/**/*.md"),
+    ROOT / "src/baton/builtin/model/README.md",
+]
+COMMANDS = [ROOT / ".ci/run", *(path for path in (ROOT / "scripts").iterdir() if path.is_file())]
 SOURCES = [
     path for folder in ("src", "tests", "benchmarks", "scripts", "examples") for path in (ROOT / folder).rglob("*.py")
 ]
@@ -24,11 +30,36 @@ def test_every_link_to_a_file_leads_to_one(document: Path) -> None:
     assert not missing
 
 
-def test_every_script_that_documents_name_is_there() -> None:
-    text = "\n".join(document.read_text() for document in DOCUMENTS)
-    named = set(re.findall(r"\b(?:benchmarks|scripts|examples|tests)/[\w/]+\.(?:py|md)", text))
-    assert named
-    assert not [name for name in named if not (ROOT / name).exists()]
+def test_every_path_that_documents_and_sources_name_is_there() -> None:
+    """A pattern such as `run_*.py` is no path."""
+    path = re.compile(r"(?<![\w./-])(?:benchmarks|scripts|examples|tests|docs|deploy)/[\w/.-]*\w(?![\w*{<])")
+    missing = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in (*DOCUMENTS, *SOURCES, *COMMANDS)
+        for name in path.findall(file.read_text())
+        if not (ROOT / name).exists() and file != Path(__file__)
+    ]
+    assert missing == []
+
+
+def test_every_benchmark_that_documents_call_has_the_flags_they_give() -> None:
+    """The flags are read in the script and in what all scripts share; running `--help` of each would load torch."""
+    command = re.compile(r"-m (benchmarks(?:\.\w+)+)((?:[^`\n]|\n(?=\S))*)")
+    shared = (ROOT / "benchmarks/report.py").read_text()
+    calls = [call for file in (*DOCUMENTS, *SOURCES) for call in command.findall(file.read_text())]
+    wrong = []
+    for module, rest in calls:
+        script = ROOT / f"{module.replace('.', '/')}.py"
+        known = script.read_text() + shared if script.exists() else ""
+        flags = re.findall(r"(?<=\s)--(?!help)[a-z][\w-]*", rest.split("] [-- ")[0])
+        wrong += [f"{module} {flag}" for flag in flags if f'"{flag}"' not in known] or ([] if known else [module])
+    assert len(calls) > 50 and wrong == []
+
+
+@pytest.mark.parametrize("readme", sorted((ROOT / "benchmarks").rglob("README.md")), ids=lambda path: path.parent.name)
+def test_the_list_of_a_folder_of_benchmarks_has_a_line_for_each_script(readme: Path) -> None:
+    listed = re.findall(r"^- `([\w.]+\.py)`: .", readme.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in readme.parent.glob("*.py") if path.name != "__init__.py")
 
 
 def test_no_line_names_a_folder_of_one_machine_or_how_the_work_went() -> None:
@@ -45,12 +76,13 @@ def test_no_line_names_a_folder_of_one_machine_or_how_the_work_went() -> None:
 
 def test_no_line_cites_a_document_that_is_not_here() -> None:
     known = {path.name for path in ROOT.rglob("*.md")} | {"AGENTS.md"}
+    of_the_site = ROOT / "scripts/site_pages.py"  # names pages that are there when the site is built
     cited = re.compile(r"\b([\w-]+\.md)\b")
     found = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in (*DOCUMENTS, *SOURCES)
         for name in cited.findall(path.read_text())
-        if name not in known and path != Path(__file__)
+        if name not in known and path not in (Path(__file__), of_the_site)
     ]
     assert found == []
 
@@ -61,5 +93,18 @@ def test_the_page_of_models_names_every_family_that_is_tested() -> None:
     assert [name for name in REFUSED if f"| `{name}` |" not in page] == []
 
 
-def test_the_table_of_limits_is_that_of_the_code() -> None:
-    assert PAGE.read_text() == with_table(PAGE.read_text()), "python tests/limits_page.py writes it anew"
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_that_is_made_from_the_code_is_as_made(page: Path) -> None:
+    assert page.read_text() == PAGES[page](page.read_text()), "scripts/docs writes it"
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    """Each version has known kinds of change, each once, and every change is a line of one of them."""
+    kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    _, *versions = re.split(r"^## \[", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert re.match(r"Unreleased\]\n", versions[0])
+    for version in versions:
+        head, *parts = re.split(r"^### ", version, flags=re.MULTILINE)
+        names = [part.split("\n")[0] for part in parts]
+        assert "- " not in head and names == [kind for kind in kinds if kind in names]
+        assert all(re.fullmatch(r"\w+\n\n(?:- .*\n(?:  .*\n)*)+\n?", part) for part in parts)

@@ -100,10 +100,12 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, read: Callable[[str], o
         path.mkdir()
     else:
         path.write_bytes(text)
+    said = str(path)
     try:
         read(str(path))
     except SettingError as error:
-        assert str(path) in error.message and "\n" not in error.message
+        said = error.message
+    assert str(path) in said and "\n" not in said
 
 
 @pytest.mark.parametrize("place", [folder, missing, long, zero])

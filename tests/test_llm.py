@@ -381,7 +381,7 @@ async def test_a_choice_that_fails_by_itself_loses_no_other(engine: AsyncLLM, mo
     params = SamplingParams(n=2, temperature=1.0, max_tokens=12, ignore_eos=True, seed=5)
     *_, right = [output async for output in engine.generate("bad", params)]
     trips(3)(monkeypatch, engine)
-    with pytest.raises(QueryFailed, match="ZeroDivisionError"):
+    with pytest.raises(QueryFailed, match="ZeroDivisionError"):  # noqa: PT012
         async for output in engine.generate("bad", params):
             bad, good = output.outputs
     assert (good.token_ids, good.error) == (right.outputs[1].token_ids, None)

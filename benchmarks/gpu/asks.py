@@ -6,9 +6,8 @@ import csv
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-TRACE = Path(__file__).parents[1] / "azure_conversations.csv"
+from benchmarks import TRACE
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from report import percentile
-
 from baton.compose import make_engine
 from baton.core.config import Settings
 from baton.core.events import Event, IterationDone, QueryEnded, Update
@@ -18,6 +16,7 @@ from baton.engine.engine import Engine
 from baton.loader.load import Loaded
 from baton.model.execution import PrefillPlacement
 from baton.policy.table import POLICIES
+from benchmarks.report import percentile
 
 from .asks import Ask
 from .models import free

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from make_shape import tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
 from baton.cuda import ragged_attention as ragged
@@ -17,6 +16,7 @@ from baton.cuda.float8 import quantize
 from baton.loader.load import Loaded, hook
 from baton.loader.selfcheck import INT8_TOLERANCE
 from baton.model.tokenizer import ModelTokenizer
+from benchmarks.make_shape import tokenizer
 
 
 def _llama(**changes: Any) -> Any:

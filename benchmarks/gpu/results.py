@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from report import table
+from benchmarks.report import table
 
 WHOLE = "cuda"
 # Seconds between the end of a stage's own budget and its being killed.

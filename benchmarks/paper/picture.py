@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from report import percentile
-
 from baton.core.events import SLOT_KINDS
+from benchmarks.report import percentile
 
 from .methods import COMPLETION, LITERAL, ORCA, RAGGED, Measured
 

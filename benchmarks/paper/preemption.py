@@ -8,12 +8,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stage import Stage, prompts
-
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.loader.load import Loaded
 from baton.measure.trials import Contender, settings_of
+from benchmarks.stage import Stage, prompts
 
 LESS_URGENT = 10
 

@@ -1,4 +1,4 @@
-"""The report of benchmarks/cpu_peers.py: a table for each number format, and how near steps are to their bytes."""
+"""The report of cpu_peers.py: a table for each number format, and how near steps are to their bytes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peers.job import Ask
-from report import command, machine, table
+from benchmarks.peers.job import Ask
+from benchmarks.report import command, machine, table
 
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4, "int8": 1}
 KV_NUMBER_BYTES = {"bfloat16": 2, "float32": 4, "int8": 2}

@@ -3,7 +3,7 @@
 The converter knows tokenizers by a hash and refuses one that it has not met, such as those of make_shape.py. Prompts
 are token ids here and texts are not compared, so that any vocabulary of the right size will do.
 
-    python benchmarks/peers/to_gguf.py FOLDER bf16 FILE.gguf --converter ../peers/llama/source/vendor/llama.cpp
+    python -m benchmarks.peers.to_gguf FOLDER bf16 FILE.gguf --converter ../peers/llama/source/vendor/llama.cpp
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """baton: one running batch, re-batched at every iteration, for stock Hugging Face models.
 
-May never import torch before `OMP_WAIT_POLICY` is set, nor do anything slow when it is imported."""
+May never import torch before `OMP_WAIT_POLICY` is set, nor do anything slow when it is imported.
+"""
 
 import importlib
 import os

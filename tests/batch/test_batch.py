@@ -385,6 +385,14 @@ def test_a_step_that_raises_has_fed_nothing(where: str, monkeypatch: pytest.Monk
     assert stepped.slots.recomputed == 0
 
 
+def _step(batch: RectangleBatch, feed: int, how: Feeding, drawn: dict[str, list[int]]) -> None:
+    """Makes a step, and removes the queries that have twelve tokens."""
+    for name, token in batch.step(feed, how).tokens.items():
+        drawn[name].append(token)
+        if len(drawn[name]) == 12:
+            batch.remove(name)
+
+
 @pytest.mark.parametrize("rows", [toy_rows, toy_aligned_rows])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
@@ -400,11 +408,8 @@ def test_any_order_of_verbs_gives_each_query_what_it_says_alone(
         if verb == "insert" and outside and len(batch.lens) < batch.rows:
             batch.insert(outside.pop(data.draw(st.sampled_from(sorted(outside)))))
         elif verb == "step" and batch.lens:
-            how = data.draw(st.sampled_from(list(Feeding)))
-            for name, token in batch.step(data.draw(st.sampled_from([1, 2, ALL_PENDING])), how).tokens.items():
-                drawn[name].append(token)
-                if len(drawn[name]) == 12:
-                    batch.remove(name)
+            feed, how = data.draw(st.sampled_from([1, 2, ALL_PENDING])), data.draw(st.sampled_from(list(Feeding)))
+            _step(batch, feed, how, drawn)
         elif verb in ("detach", "forget") and batch.lens:
             name = data.draw(st.sampled_from(sorted(batch.lens)))
             outside[name] = batch.detach(name)

@@ -8,14 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpu.results import Results
+from benchmarks.gpu.results import Results
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("machine", "steps", "offline", "online", "memory", "kernel", "draws", "fills", "aside", "experts", "float8")
 
 
 def test_every_part_runs_in_small(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/on_cuda.py", "--tiny", "--models", "llama-3.1-8b"]
+    command = [sys.executable, "-m", "benchmarks.gpu.on_cuda", "--tiny", "--models", "llama-3.1-8b"]
     # Interpreted kernels have no times, and tests of their own: tests/model/test_triton_decode.py.
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

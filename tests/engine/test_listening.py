@@ -12,6 +12,7 @@ import pytest
 import baton.engine.client as client_module
 import baton.engine.loop as loop_module
 from baton.core.errors import DeadlinePassed, ShuttingDown, SlowReader
+from baton.core.events import Update
 from baton.core.query import Query, RequestOptions, SamplingParams
 from baton.llm import LLM
 from engine.test_client import Opened
@@ -54,9 +55,15 @@ async def test_an_engine_that_hangs_keeps_nobody_beyond_its_time(
     gate = Gate()
     client = open_client(say=gate).client
     (query,) = client.queries(prompt_of(3), greedy(), RequestOptions(total_seconds=0.1))
-    with pytest.raises(DeadlinePassed, match="--query-timeout"):
+    heard: list[Update] = []
+
+    async def listen() -> None:
         async for updates in client.batches([query], silence_seconds=0.02):
-            assert updates == []
+            heard.extend(updates)
+
+    with pytest.raises(DeadlinePassed, match="--query-timeout"):
+        await listen()
+    assert heard == []
     gate.open.set()
     until(lambda: client.stats().outcomes["expired"] + client.stats().outcomes["cancelled"] == 1)
 

@@ -46,7 +46,7 @@ class Case:
         return found
 
     def queries(self, *shape: int) -> Tensor:
-        """`[..., Hq, T, D]`"""
+        """`[..., Hq, T, D]`."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         return torch.randn(shape[0], self.heads * self.group, shape[1], self.dim, generator=generator)
 

@@ -273,7 +273,7 @@ def _kernels_on_mapped_memory(forward: Forward) -> int:
 def test_it_compiles_for_hopper_without_spills() -> None:
     """In a process of its own, where kernels are not interpreted."""
     said = subprocess.run(
-        [sys.executable, "benchmarks/triton_resources.py", "--capability", "90"],
+        [sys.executable, "-m", "benchmarks.gpu.triton_resources", "--capability", "90"],
         env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,

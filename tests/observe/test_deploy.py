@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,11 +28,6 @@ def known() -> set[str]:
 def test_every_metric_that_is_named_is_on_the_page(path: Path) -> None:
     named = set(re.findall(r"\bbaton_[a-z_]+\b", path.read_text()))
     assert named - known() == set()
-
-
-def test_the_dashboard_is_the_scripts() -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "grafana_dashboard.py"))
-    assert script["PAGE"].read_text() == script["text"](), "python scripts/grafana_dashboard.py writes it anew"
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (Debian's package prometheus has it)")

@@ -12,7 +12,6 @@ from baton.core.clock import ManualClock
 from baton.core.query import State
 from baton.observe.catalog import FAMILIES
 from baton.observe.metrics import Metrics
-from metrics_page import PAGE, text
 from observe.test_metrics import STATS, ended, iteration, moved
 
 
@@ -35,10 +34,6 @@ def test_all_of_the_catalog_is_on_the_page_and_nothing_else() -> None:
     kinds = dict(line.split()[2:] for line in body.splitlines() if line.startswith("# TYPE"))
     assert kinds == {family.name: family.kind.value for family in FAMILIES}
     assert all(family.help.endswith(".") for family in FAMILIES)
-
-
-def test_the_page_of_metrics_is_produced_from_the_catalog() -> None:
-    assert PAGE.read_text() == text(), "python tests/metrics_page.py writes it anew"
 
 
 def test_vllms_names_stand_beside_ours_where_asked_for() -> None:

@@ -1,5 +1,7 @@
-"""The API's description says what holds: statuses, limits in force, what is honoured. schemathesis proves it at length
-(tests/clients/schemathesis.sh); here are its bounds, tried at their edges."""
+"""The API's description says what holds: statuses, limits in force, what is honoured.
+
+schemathesis proves it at length (tests/clients/schemathesis.sh); here are its bounds, tried at their edges.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Ten times more than fits: what is accepted is right, the rest is refused at once, and the server tells how it is.
 
-"At once" is before any accepted answer is there: `benchmarks/overload.py` has the milliseconds.
+"At once" is before any accepted answer is there: `benchmarks/cpu/overload.py` has the milliseconds.
 """
 
 from __future__ import annotations

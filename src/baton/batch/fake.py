@@ -20,6 +20,8 @@ from baton.kv.segment import KVSegment
 
 
 class Costs(Protocol):
+    """Says how long a forward takes, on a fake batch's clock."""
+
     def of(self, effort: StepCost) -> float:
         """Seconds of a forward."""
 

@@ -40,4 +40,5 @@ def loss(a: Right, b: Right) -> str | None:
 def mcnemar(lost: int, won: int) -> float:
     """The chance of so many lost or more, of all that differ, where each is lost with a chance of one half."""
     differ = lost + won
-    return sum(math.comb(differ, many) for many in range(lost, differ + 1)) / 2**differ
+    chance: float = sum(math.comb(differ, many) for many in range(lost, differ + 1)) / 2**differ
+    return chance

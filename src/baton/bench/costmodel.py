@@ -85,7 +85,8 @@ def middle(some: Sequence[MeasuredCosts]) -> MeasuredCosts:
         return rising([(points[0][0], max(0.0, statistics.median(s for _, s in points))) for points in by_count])
 
     def number(name: str) -> float:
-        return max(0.0, statistics.median(getattr(costs, name) for costs in some))
+        median: float = statistics.median(getattr(costs, name) for costs in some)
+        return max(0.0, median)
 
     return MeasuredCosts(
         decode=curve([costs.decode for costs in some]),

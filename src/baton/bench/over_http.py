@@ -45,8 +45,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What this process took itself: `lag`: seconds, the 99th percentile of how late its event loop came round;
-    `cpu_seconds`: of all its threads, meanwhile."""
+    """What this process took itself.
+
+    `lag`: seconds, the 99th percentile of how late its event loop came round. `cpu_seconds`: of all its threads.
+    """
 
     run: Run
     lag: float

@@ -54,7 +54,7 @@ def sign_chance(logs: Sequence[float], seed: int = 0) -> float:
     else:
         dice = random.Random(seed)
         signs = itertools.chain([[1] * len(logs)], (dice.choices((1, -1), k=len(logs)) for _ in range(_MOST_SPLITS)))
-    found = [abs(sum(map(operator.mul, some, logs))) >= seen for some in signs]
+    found: list[bool] = [abs(sum(map(operator.mul, some, logs))) >= seen for some in signs]
     return sum(found) / len(found)
 
 

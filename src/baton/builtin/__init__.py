@@ -1,5 +1,7 @@
 """The built-in model: a small Llama of the project's own, how it was made, and questions with known answers.
-It may never download anything, and `tasks` may never import torch."""
+
+It may never download anything, and `tasks` may never import torch.
+"""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ class Piece:
 
 
 class Answerer(Protocol):
+    """Who answers a conversation: a local engine or a server."""
+
     name: str
     """The model's, for people."""
 

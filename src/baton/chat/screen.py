@@ -13,6 +13,8 @@ from baton.core.errors import BatonError
 
 
 class Screen(Protocol):
+    """Where a conversation is shown."""
+
     interactive: bool
 
     def asked(self) -> None:

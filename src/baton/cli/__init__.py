@@ -1,3 +1,4 @@
 """The command line: one file per verb, and the flags that they share.
 
-May never import torch before a verb has what it was asked for checked."""
+May never import torch before a verb has what it was asked for checked.
+"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -55,13 +56,7 @@ def run_generate(
 
 def _tokens(house: EngineHandle, line: str, chat: bool | None) -> list[int]:
     """A line is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [...]} or {"prompt_token_ids": [...]}."""
-    tokenizer = house.client.tokenizer
-    asked: Any = line
-    if line.startswith(("{", '"')):
-        try:
-            asked = json.loads(line)
-        except json.JSONDecodeError:
-            asked = line
+    tokenizer, asked = house.client.tokenizer, _read(line)
     if isinstance(asked, dict):
         unknown = sorted(set(asked) - {"prompt", "messages", "prompt_token_ids"})
         if unknown:
@@ -81,6 +76,14 @@ def _tokens(house: EngineHandle, line: str, chat: bool | None) -> list[int]:
         if chat:
             raise
         return tokenizer.encode(asked)
+
+
+def _read(line: str) -> Any:
+    """The line as JSON if it is some, or else the line itself."""
+    if line.startswith(("{", '"')):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(line)
+    return line
 
 
 def _print(line: str, query: Query, completion: Completion, as_json: bool, count: int) -> None:

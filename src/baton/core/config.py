@@ -331,19 +331,10 @@ def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: obje
     try:
         if typing.get_origin(kind) is tuple:
             value = _texts(value)
-        elif plain is bool:
-            value = _boolean(value)
         elif known.metadata.get("size"):
             value = parse_bytes(str(value), known.name)
-        elif plain is str and isinstance(value, (str, int)) and not isinstance(value, bool):
-            value = str(value)
-        elif plain in (int, float) and not isinstance(value, bool):
-            number = plain(value)  # type: ignore[call-overload]
-            if not math.isfinite(number) or (isinstance(value, float) and number != value):
-                raise ValueError
-            value = number
         else:
-            raise ValueError
+            value = _plain(plain, value)
     except (ValueError, TypeError):
         if known.default == ():  # of keys, a value that is wrong may still be a secret
             raise SettingError(f"{flag}: must be texts, none of them empty", param=known.name) from None
@@ -355,9 +346,25 @@ def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: obje
     choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
     if choices and value not in choices:
         raise SettingError(f"{flag} {value}: must be one of {', '.join(choices)}", param=known.name)
-    if (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
+    if (low is not None and value < low) or (high is not None and value > high):
         raise SettingError(f"{flag} {value}: must be between {low} and {high or 'any number'}", param=known.name)
     return value
+
+
+def _plain(kind: type, value: object) -> object:
+    """The value as a bool, str, int or float. Raises ValueError or TypeError."""
+    if kind is bool:
+        return _boolean(value)
+    if isinstance(value, bool):
+        raise TypeError
+    if kind is str:
+        if not isinstance(value, (str, int)):
+            raise TypeError
+        return str(value)
+    number = kind(value)
+    if not math.isfinite(number) or (isinstance(value, float) and number != value):
+        raise ValueError
+    return number
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -65,24 +65,34 @@ class CheckFailed(BatonError):
 
 
 class RequestError(BatonError):
+    """What a client sent cannot be honoured."""
+
     status = 400
     type = "invalid_request_error"
     code: str | None = None
 
 
 class InvalidValue(RequestError):
+    """A field's value is out of its limits."""
+
     code = "invalid_value"
 
 
 class Unsupported(RequestError):
+    """A field is known, and not honoured."""
+
     code = "unsupported_parameter"
 
 
 class ContextLengthExceeded(RequestError):
+    """The prompt, with the tokens asked for, does not fit the context."""
+
     code = "context_length_exceeded"
 
 
 class ModelNotFound(RequestError):
+    """No model of this name is served."""
+
     status = 404
     code = "model_not_found"
 
@@ -105,20 +115,28 @@ class SlowReader(BatonError):
 
 
 class Unavailable(BatonError):
+    """The engine takes nothing now; `retry_after_seconds` says when to try again."""
+
     status = 503
     retry_after_seconds = 5
 
 
 class ShuttingDown(Unavailable):
+    """The engine finishes what runs and takes nothing new."""
+
     code = "shutting_down"
 
 
 class Overloaded(Unavailable):
+    """All clients together hold more than they may."""
+
     code = "overloaded"
     retry_after_seconds = 1
 
 
 class EngineUnhealthy(Unavailable):
+    """The engine's loop has stopped or hangs."""
+
     code = "engine_unhealthy"
 
 

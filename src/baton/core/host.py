@@ -24,7 +24,7 @@ def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
 
     Of both versions of control groups. File pages that nobody used lately count as free: the kernel drops them first.
     """
-    left = [psutil.virtual_memory().available]
+    left: list[int] = [psutil.virtual_memory().available]
     for folder in _control_groups(root, own, "memory"):
         for limit, used, droppable in _GROUP_FILES:
             with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or its limit is "max"

@@ -102,6 +102,8 @@ def exceeded(name: str, most: float, value: float, what: str) -> str:
 
 
 class Row(NamedTuple):
+    """A limit as it is shown: its flag, its value and what it bounds."""
+
     flag: str
     value: Any
     meaning: str

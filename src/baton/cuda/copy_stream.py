@@ -70,7 +70,7 @@ class _CudaMark:
         self._device = device
 
     def done(self) -> bool:
-        return self._event.query()
+        return bool(self._event.query())
 
     def wait(self) -> None:
         self._event.synchronize()

@@ -32,7 +32,7 @@ class Extent:
 
     @property
     def bytes(self) -> Tensor:
-        """`[size]`"""
+        """`[size]`."""
         return self.base[self.start : self.start + self.size]
 
     def cut(self, at: int, size: int) -> Extent:

@@ -36,6 +36,8 @@ class Places(NamedTuple):
 
 
 class Ragged(Protocol):
+    """Attention of single tokens over rows of different lengths."""
+
     @property
     def name(self) -> str:
         """For people."""
@@ -115,7 +117,8 @@ class InTriton:
         sinks: Tensor | None,
     ) -> Tensor:
         rows, stops, ring, _ = places
-        return _attend(q, *kept, rows, stops, sinks, scale, look.softcap, look.window, look.chunk, ring > 0)
+        attended: Tensor = _attend(q, *kept, rows, stops, sinks, scale, look.softcap, look.window, look.chunk, ring > 0)
+        return attended
 
 
 # As operations of torch they are one node each for a compiler, which need not look inside.

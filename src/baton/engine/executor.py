@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from baton.core.clock import Clock
+from baton.core.events import TokenLogprobs
 from baton.core.query import State
 from baton.core.step import Chunk, StepOutput
 from baton.engine.costs import AnswerMeter, CostMeter
@@ -211,20 +212,24 @@ class Executor:
                 lifecycle.move(query_id, State.READY, "prefilled")
             now.generated_tokens += 1
             lifecycle.token(query_id)
-            try:
-                reason = queries.talks.hear(query_id, token, stepped.logprobs.get(query_id))
-            except Exception as error:
-                log.exception("the text of query %s failed", query_id)
-                queries.fail(query_id, f"its text could not be made: {type(error).__name__}")
-                continue
-            if reason is not None:
-                life = lifecycle.live[query_id]
-                self._answers.finished(life.generated, life.query.limit_tokens)
-                queries.end(query_id, State.FINISHED, reason, hold=now.plan.hold_finished)
+            self._say(query_id, token, stepped.logprobs.get(query_id), hold=now.plan.hold_finished)
         for query_id, why in stepped.failed.items():
             queries.fail(query_id, why)
         for query_id, why in stepped.infeasible.items():
             queries.give_up(query_id, why)
+
+    def _say(self, query_id: str, token: int, logprobs: TokenLogprobs | None, *, hold: bool) -> None:
+        """Makes text of a query's next token, and ends the query if that was its last."""
+        try:
+            reason = self._queries.talks.hear(query_id, token, logprobs)
+        except Exception as error:
+            log.exception("the text of query %s failed", query_id)
+            self._queries.fail(query_id, f"its text could not be made: {type(error).__name__}")
+            return
+        if reason is not None:
+            life = self._queries.lifecycle.live[query_id]
+            self._answers.finished(life.generated, life.query.limit_tokens)
+            self._queries.end(query_id, State.FINISHED, reason, hold=hold)
 
 
 def _joined(parts: Iterable[StepOutput]) -> StepOutput:

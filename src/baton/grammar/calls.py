@@ -17,7 +17,9 @@ _NOT_BARE = "/(\\s*[^{\\s](.|\\n)*)?/"
 
 
 def calls_grammar(spec: Mapping[str, Any], options: Mapping[str, Any], param: str) -> str:
-    """`spec`: tags (`opening`, `closing`) and under which name `arguments` stand; `tokens`: ids of tags that are one
+    """The grammar of an answer that calls tools.
+
+    `spec`: tags (`opening`, `closing`) and under which name `arguments` stand; `tokens`: ids of tags that are one
     token; `tools` with names and `parameters`; `several` calls may come; `forced`: nothing but calls.
 
     Raises InvalidValue for a tool's schema that cannot be honoured.

@@ -54,8 +54,11 @@ class Grammars:
         self._threads = started(_THREADS, "baton-grammar")
 
     def compile(self, form: OutputFormat) -> Constraint:
-        """Raises InvalidValue where the form cannot be honoured, LimitExceeded where that takes too long to find out,
-        QueueFull where too many are being compiled, Unsupported where this model's answers cannot be given forms."""
+        """Compiles a form.
+
+        Raises InvalidValue if the form cannot be honoured, LimitExceeded if that takes too long to find out, QueueFull
+        if too many are being compiled, and Unsupported if this model's answers cannot be given forms.
+        """
         vocabulary = self._tokens()
         future = self._future(form, vocabulary)
         seconds = self._limits.grammar_timeout

@@ -194,7 +194,7 @@ class Rectangle:
         count = math.prod(state.shape)
         step = _PAGE // math.gcd(_PAGE, state.dtype.itemsize)
         flat = self._reserved((self.capacity, -(-count // step) * step), state.dtype)
-        tensor = flat[:, :count].unflatten(1, state.shape)
+        tensor: Tensor = flat[:, :count].unflatten(1, state.shape)
         self._buffers.append(Buffer(tensor, 0))
         return tensor
 

@@ -168,4 +168,5 @@ def operations(model: PreTrainedModel, tokens: int, layers: int, most_score_byte
         return math.inf
     embedded = {id(p) for p in model.get_input_embeddings().parameters()}
     products = sum(p.numel() for p in model.parameters() if id(p) not in embedded)
-    return 2.0 * products * tokens + 4.0 * layers * config.hidden_size * tokens**2
+    hidden: int = config.hidden_size
+    return 2.0 * products * tokens + 4.0 * layers * hidden * tokens**2

@@ -29,8 +29,10 @@ LEAST_PASSES, MOST_PASSES, ENOUGH_SECONDS = 5, 15, 15.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of an iteration with so many rows ("decode") or prompt tokens ("fill"): the median and the range of all
-    passes."""
+    """Seconds of an iteration with so many rows ("decode") or prompt tokens ("fill").
+
+    The median and the range of all passes.
+    """
 
     kind: str
     count: int
@@ -76,8 +78,11 @@ def measured(passes: Sequence[MeasuredCosts]) -> Iterator[Measured]:
 def choices(
     costs: MeasuredCosts, most_rows: int, prompt_tokens: int, answer_tokens: int, spread: float = 0.0
 ) -> list[Choice]:
-    """For each number of rows, on queries of these lengths: every answer token costs its share of a step, and of the
-    prompts that are computed meanwhile. `spread`: of the measurements, as a share, for the range."""
+    """Throughput for each number of rows, on queries of these lengths.
+
+    Every generated token costs its share of a step, and of the prompts that are computed meanwhile. `spread`: of the
+    measurements, as a share, for the range.
+    """
     columns = prompt_tokens + answer_tokens / 2
     found = []
     for rows in range(1, most_rows + 1):

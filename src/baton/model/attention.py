@@ -224,7 +224,7 @@ class Padded(Layout):
         return out.transpose(1, 2)
 
     def _mask(self, length: int, width: int, look: Visibility) -> Tensor:
-        """`[n, 1, T, width]`"""
+        """`[n, 1, T, width]`."""
         found = self._masks.get(look)
         if found is None:
             starts = torch.tensor([span.start for span in self.spans], device=self.cols.device)

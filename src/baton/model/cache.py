@@ -54,7 +54,7 @@ class RectangleLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, current: Current, layer: int, longest: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._current = current
         self._layer = layer
         self._longest = longest

@@ -81,7 +81,7 @@ class Forward:
         self._pads = way is AttentionBackend.RAGGED and not self._hooked.recurrent
 
     @property
-    def description(self) -> str:
+    def description(self) -> str:  # noqa: C901
         """How the model is run, for people."""
         parts = [DESCRIPTIONS[self.way]]
         rings = sorted({shape.window for shape in self.geometry.shapes if shape.window})
@@ -301,7 +301,7 @@ class Forward:
     # The layouts of a call
 
     def _rows(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
-        """`[n, 1]`"""
+        """`[n, 1]`."""
         _reach(rectangle, spans)
         empty = self._fixed_rows - len(spans) if self._fixed_rows else 0
         if self.way.ours:
@@ -314,7 +314,7 @@ class Forward:
         return Call(shape, partial(self._hooked.run, shape, ids, positions, None))
 
     def _flat(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
-        """`[1, N]`"""
+        """`[1, N]`."""
         _reach(rectangle, spans)
         varlen = self._varlen
         shape = _FLAT[self.way](spans, rectangle) if varlen is None else packed(spans, rectangle, varlen)
@@ -323,7 +323,7 @@ class Forward:
         return Call(shape, partial(self._hooked.run, shape, ids, shape.cols[None], kept))
 
     def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
-        """`[n, T]`"""
+        """`[n, T]`."""
         _reach(rectangle, spans)
         shape = attention.padded(spans, rectangle)
         ids = torch.zeros(len(spans) * shape.padded_to, dtype=torch.int64, device=rectangle.device)

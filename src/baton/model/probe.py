@@ -23,8 +23,10 @@ PROBE_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class MaskKind:
-    """What a mask says, in place of the mask. `problem`: why a layer that uses it is not batched (models make masks of
-    kinds that no layer of theirs uses)."""
+    """What a mask says, in place of the mask.
+
+    `problem`: why a layer that uses it is not batched. Models make masks of kinds that no layer of theirs uses.
+    """
 
     look: Visibility = EVERYTHING
     problem: str | None = None
@@ -82,7 +84,7 @@ class _ProbeHybrid(StateLayer, _ProbeColumns):  # type: ignore[override]
     """Both."""
 
     def __init__(self, number_of_states: int) -> None:
-        _ProbeColumns.__init__(self)
+        _ProbeColumns.__init__(self)  # type: ignore[no-untyped-call]
         StateLayer.__init__(self, number_of_states=number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -146,7 +148,7 @@ def _recording_layer(stock: Any) -> Any:
         return _ProbeHybrid(stock.number_of_states)
     if keeps_states(stock):
         return StateLayer(number_of_states=stock.number_of_states)
-    return _ProbeColumns() if keeps_columns(stock) else stock
+    return _ProbeColumns() if keeps_columns(stock) else stock  # type: ignore[no-untyped-call]
 
 
 def _shape_of(layer: Any) -> LayerShape:

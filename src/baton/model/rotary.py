@@ -99,7 +99,7 @@ def rotate_by_row(model: PreTrainedModel, lengths: Lengths) -> None:
     known = dict(_rotaries(model))
     for name, module in model.named_modules():
         if module in known:
-            module.forward = _by_row(module, known[module], lengths)  # type: ignore[method-assign]
+            module.forward = _by_row(module, known[module], lengths)
         elif _looks_at_the_longest(module):
             raise LoadError(f"{name} ({type(module).__name__}) rotates all rows by the longest text of a batch")
 

@@ -121,7 +121,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """The same environment for one rendering."""
         found: Sandbox = self.overlay()
         found.watch = watch
-        found.concat = watch.concat  # type: ignore[method-assign, assignment]
+        found.concat = watch.concat  # type: ignore[method-assign]
         return found
 
     def take(self, stock: ImmutableSandboxedEnvironment) -> None:

@@ -132,12 +132,13 @@ def _padded(weigh: Weigh, text: Any, width: Any = 80, *_: Any, **more: Any) -> i
 
 
 def _tabs(weigh: Weigh, text: Any, tabsize: Any = 8) -> int:
-    return len(text) + text.count("\t" if isinstance(text, str) else b"\t") * max(0, _whole(tabsize))
+    tabs: int = text.count("\t" if isinstance(text, str) else b"\t")
+    return len(text) + tabs * max(0, _whole(tabsize))
 
 
 def _replaced(weigh: Weigh, text: Any, old: Any, new: Any, count: Any = None) -> int:
     text, old, new = (one if isinstance(one, (str, bytes)) else str(one) for one in (text, old, new))
-    times = text.count(old)
+    times: int = text.count(old)
     times = times if count is None or count < 0 else min(times, count)
     return len(text) + times * max(0, len(new) - len(old))
 

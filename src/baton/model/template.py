@@ -39,7 +39,6 @@ class ChatTemplate:
 
         Raises LimitExceeded, InvalidValue where nothing of what is said is in the prompt, and what the template raises.
         """
-
         until = time.monotonic() + self._limits.template_timeout
 
         def write(turns: Sequence[Mapping[str, Any]]) -> str:

@@ -92,7 +92,7 @@ class Emitter:
         return self._tables[key]
 
     def joined(self, values: list[Any], dim: int = 0) -> Value:
-        """`cat`"""
+        """`cat`."""
         shapes = [list(one.shape) for one in values]
         dim %= len(shapes[0])
         total = [*shapes[0]]
@@ -105,7 +105,7 @@ class Emitter:
         return out
 
     def looked_up(self, weight: Tensor, index: Value, *args: Any, **kwargs: Any) -> Value:
-        """`embedding`"""
+        """`embedding`."""
         index = self.here(index)
         if not isinstance(weight, Tensor) or index.shape[1:].numel() != 1:
             raise refuse("a table whose rows are not looked up one by one")

@@ -39,6 +39,8 @@ class Weight(Structure):
 
 
 class Columns(Structure):
+    """`Columns` of kernels.h: keys or values of one layer."""
+
     _fields_ = [
         ("data", c_void_p),
         ("row_stride", c_int64),
@@ -48,10 +50,14 @@ class Columns(Structure):
 
 
 class Span(Structure):
+    """`Span` of kernels.h: new tokens of one row."""
+
     _fields_ = [("row", c_int64), ("start", c_int64), ("count", c_int64), ("first", c_int64)]
 
 
 class Attention(Structure):
+    """`Attention` of kernels.h: one layer's attention."""
+
     _fields_ = [
         ("heads", c_int64),
         ("kv_heads", c_int64),
@@ -79,10 +85,14 @@ class Attention(Structure):
 
 
 class Operand(Structure):
+    """`Operand` of kernels.h: what a row-wise operation reads or writes."""
+
     _fields_ = [("data", c_void_p), ("row_stride", c_int64), ("strides", c_int64 * _MOST_DIMS)]
 
 
 class RowOp(Structure):
+    """`RowOp` of kernels.h: an operation on rows, element by element or along them."""
+
     _fields_ = [
         ("code", c_int32),
         ("dims", c_int32),
@@ -110,14 +120,20 @@ class Instruction(Structure):
 
 
 class Table(Structure):
+    """`Table` of program.h: an embedding or a product's weight."""
+
     _fields_ = [("weight", Weight), ("plain", c_int32)]
 
 
 class Layer(Structure):
+    """`Layer` of program.h: the sizes of a layer's keys and values."""
+
     _fields_ = [("kv_heads", c_int64), ("key_dim", c_int64), ("value_dim", c_int64)]
 
 
 class Visibility(Structure):
+    """`Visibility` of program.h: what a layer's queries may see, and its sinks."""
+
     _fields_ = [
         ("layer", c_int32),
         ("heads", c_int64),
@@ -130,6 +146,8 @@ class Visibility(Structure):
 
 
 class ProgramIR(Structure):
+    """`ProgramIR` of program.h: the sizes that a program's buffers need."""
+
     _fields_ = [
         ("row_floats", c_int64),
         ("late_floats", c_int64),
@@ -142,6 +160,8 @@ class ProgramIR(Structure):
 
 
 class Step(Structure):
+    """`Step` of program.h: the tokens of one forward, and where its logits go."""
+
     _fields_ = [
         ("tokens", c_int64),
         ("ids", c_void_p),

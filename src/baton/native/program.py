@@ -278,8 +278,10 @@ class Program:
 
 
 class _Arena:
-    """Memory for all packed weights together, in huge pages where the system has them: fewer pages to look up, and
-    prefetching does not end at each."""
+    """Memory for all packed weights together, in huge pages where the system has them.
+
+    There are fewer pages to look up, and prefetching does not end at each.
+    """
 
     def __init__(self, size: int) -> None:
         # Private: memory that could be shared has no huge pages.
@@ -299,8 +301,10 @@ class _Arena:
 
 
 def _drop_pages(tensor: Tensor) -> None:
-    """Gives back the memory of numbers that nobody needs any more, even where it is a part of a file in memory that
-    others still look at."""
+    """Gives back the memory of numbers that nobody needs any more.
+
+    It may be a part of a file in memory that others still look at.
+    """
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if hasattr(mmap, "MADV_DONTNEED") and start < stop and tensor.is_contiguous():

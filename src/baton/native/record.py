@@ -51,8 +51,11 @@ ATTEND = torch.ops.baton.attend.default
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """`graph` takes token ids and positions `[ROWS, 1]` and answers logits `[ROWS, 1, vocabulary]`; parameters are the
-    model's own."""
+    """A model's decode step as a graph of operations.
+
+    `graph` takes token ids and positions `[ROWS, 1]` and returns logits `[ROWS, 1, vocabulary]`. Parameters are the
+    model's own.
+    """
 
     graph: GraphModule
 
@@ -64,7 +67,7 @@ class _Columns(CacheLayerMixin):
     is_compileable = True
 
     def __init__(self, layer: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._layer = layer
 
     def update(

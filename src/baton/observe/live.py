@@ -98,7 +98,7 @@ class _Cpu:
 
     def _spent(self) -> float:
         times = self._process.cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
 
 def _usable() -> int:

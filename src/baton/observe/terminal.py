@@ -187,7 +187,7 @@ def _lines_of_time(seen: Seen, columns: int) -> list[Text]:
 
 
 def _idle(cell: _Buckets) -> float:
-    idle = sum(bucket[kind] for bucket in cell for kind in _KINDS)
+    idle: float = sum(bucket[kind] for bucket in cell for kind in _KINDS)
     return idle / ((idle + sum(bucket["useful"] for bucket in cell)) or 1)
 
 

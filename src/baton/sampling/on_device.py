@@ -32,8 +32,11 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Chances:
-    """How each of n rows draws, on the device. `temperature` `[n]`, 0: greedy; `top_k` `[n]`: the vocabulary for all;
-    `top_p` and `min_p` `[n]`; `keys` `[n]`: `Draw.key` of each."""
+    """How each of n rows draws, on the device.
+
+    `temperature` `[n]`, 0: greedy; `top_k` `[n]`: the vocabulary for all;
+    `top_p` and `min_p` `[n]`; `keys` `[n]`: `Draw.key` of each.
+    """
 
     temperature: Tensor
     top_k: Tensor

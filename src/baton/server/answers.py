@@ -33,6 +33,8 @@ class PromptTokensDetails(BaseModel):
 
 
 class UsageBody(BaseModel):
+    """The tokens of a request."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -50,6 +52,8 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
+    """One text that continues a prompt."""
+
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
@@ -57,6 +61,8 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
+    """The result of `/v1/completions`."""
+
     id: str
     object: str = "text_completion"
     created: int
@@ -66,11 +72,15 @@ class Completion(BaseModel):
 
 
 class CalledFunction(BaseModel):
+    """The function that a tool call names; `arguments` is a JSON object, as text."""
+
     name: str
     arguments: str
 
 
 class ToolCall(BaseModel):
+    """One call of a tool."""
+
     id: str
     type: str = "function"
     function: CalledFunction
@@ -86,21 +96,29 @@ class AssistantMessage(BaseModel):
 
 
 class TopLogprob(BaseModel):
+    """A token and its log-probability."""
+
     token: str
     logprob: float
     bytes: list[int]
 
 
 class TokenLogprob(TopLogprob):
+    """A token that was drawn, and the likeliest ones at its place."""
+
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
+    """The log-probabilities of a message's tokens."""
+
     content: list[TokenLogprob]
     refusal: None = None
 
 
 class ChatChoice(BaseModel):
+    """One message that continues a conversation."""
+
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
@@ -108,6 +126,8 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
+    """The result of `/v1/chat/completions`."""
+
     id: str
     object: str = "chat.completion"
     created: int
@@ -128,6 +148,8 @@ class CompletionChunk(BaseModel):
 
 
 class ChunkChoice(BaseModel):
+    """What is new of one text, in a stream."""
+
     index: int
     text: str
     logprobs: CompletionLogprobs | None
@@ -146,6 +168,8 @@ class ChatChunk(BaseModel):
 
 
 class ChatChunkChoice(BaseModel):
+    """What is new of one message, in a stream."""
+
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
@@ -160,6 +184,8 @@ class Delta(BaseModel):
 
 
 class ModelCard(BaseModel):
+    """A model that is served."""
+
     id: str
     object: str = "model"
     created: int
@@ -168,17 +194,23 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
+    """The models that are served."""
+
     object: str = "list"
     data: list[ModelCard]
 
 
 class Tokens(BaseModel):
+    """The token ids of a text."""
+
     count: int
     max_model_len: int
     tokens: list[int]
 
 
 class Prompt(BaseModel):
+    """The text of token ids."""
+
     prompt: str
 
 
@@ -197,14 +229,20 @@ class TokenizerInfo(BaseModel):
 
 
 class Status(BaseModel):
+    """How the server is, in a word."""
+
     status: str
 
 
 class Version(BaseModel):
+    """The version of baton."""
+
     version: str
 
 
 class ErrorDetail(BaseModel):
+    """What is wrong, and with which field."""
+
     message: str
     type: str
     param: str | None
@@ -212,6 +250,8 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
+    """The body of every error."""
+
     error: ErrorDetail
 
 

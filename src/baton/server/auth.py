@@ -35,8 +35,11 @@ _log = logging.getLogger("baton.server")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """`keys`: one of them must come with a request, if there are any. `hosts`: names that a request's Host may have
-    beside addresses, None for any. `origins`: those whose pages may read answers, "*" for all."""
+    """What a request must come with.
+
+    `keys`: one of them must come with a request, if there are any. `hosts`: names that a request's Host may have
+    beside addresses, None for any. `origins`: those whose pages may read answers, "*" for all.
+    """
 
     keys: tuple[str, ...] = ()
     hosts: frozenset[str] | None = None

@@ -148,7 +148,10 @@ class Connection(H11Protocol):
             reason=HTTPStatus(error.status).phrase.encode(),
         )
         body = b"" if request and request.method == b"HEAD" else bytes(response.body)
-        return self.conn.send(head) + self.conn.send(h11.Data(data=body)) + self.conn.send(h11.EndOfMessage())
+        sent_back: bytes = (
+            self.conn.send(head) + self.conn.send(h11.Data(data=body)) + self.conn.send(h11.EndOfMessage())
+        )
+        return sent_back
 
 
 class Parser(h11.Connection):

@@ -32,19 +32,27 @@ MAX_PARAM_CHARACTERS = 80
 
 
 class InvalidJson(RequestError):
+    """The body is not JSON."""
+
     code = "invalid_json"
 
 
 class InvalidHost(RequestError):
+    """The Host header names a host that is not allowed."""
+
     code = "invalid_host"
 
 
 class InvalidKey(RequestError):
+    """There is no valid key in the request."""
+
     status = 401
     code = "invalid_api_key"
 
 
 class NotFound(RequestError):
+    """There is no such route."""
+
     status = 404
     code = "not_found"
 
@@ -61,22 +69,30 @@ class MethodNotAllowed(RequestError):
 
 
 class RequestTimeout(RequestError):
+    """The request did not arrive in time."""
+
     status = 408
     type = "timeout_error"
     code = "request_timeout"
 
 
 class PayloadTooLarge(RequestError):
+    """The body is larger than it may be."""
+
     status = 413
     code = "payload_too_large"
 
 
 class UnsupportedMediaType(RequestError):
+    """The body is of a type that the route does not read."""
+
     status = 415
     code = "unsupported_media_type"
 
 
 class HeadersTooLarge(RequestError):
+    """The headers are larger than they may be."""
+
     status = 431
     code = "headers_too_large"
 

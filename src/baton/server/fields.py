@@ -49,6 +49,8 @@ STREAM_NEUTRAL: Mapping[str, tuple[object, ...]] = {
 
 
 class Strict(BaseModel):
+    """A JSON object whose types are not converted, and which has no unknown fields."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
 
     @classmethod

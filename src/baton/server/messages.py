@@ -13,11 +13,15 @@ from baton.server.fields import MESSAGE_NEUTRAL, Strict, without_neutral
 
 
 class TextPart(Strict):
+    """A part of a message's content."""
+
     type: Literal["text"]
     text: str
 
 
 class CalledFunction(Strict):
+    """The function that a tool call named."""
+
     name: str
     arguments: str = Field(description="A JSON object, as text.")
 

@@ -238,7 +238,8 @@ def _bounds(client: Client) -> dict[str, Schema]:
 def _schemas_of(models: Collection[type[BaseModel]], mode: Any) -> dict[str, Schema]:
     pairs: Any = [(model, mode) for model in models]
     _, found = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
-    return found["$defs"]
+    schemas: dict[str, Schema] = found["$defs"]
+    return schemas
 
 
 def _ref(name: str) -> Schema:

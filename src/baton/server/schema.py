@@ -82,6 +82,8 @@ _OUTPUTS_SCHEMA = {
 
 
 class StreamOptions(Strict):
+    """What a stream has beside the text."""
+
     include_usage: bool = False
 
     @model_validator(mode="before")
@@ -174,6 +176,8 @@ class Generation(Strict):
 
 
 class CompletionRequest(Generation):
+    """The body of `/v1/completions`."""
+
     prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
     max_tokens: int = Field(16, description="0 only with echo: the prompt alone comes back.")
     echo: bool = False
@@ -201,6 +205,8 @@ class CompletionRequest(Generation):
 
 
 class ChatRequest(Generation):
+    """The body of `/v1/chat/completions`."""
+
     messages: Messages
     tools: Annotated[list[ToolOffered], FailFast()] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | ToolNamed | None = None
@@ -271,6 +277,8 @@ class TokenizeRequest(Strict):
 
 
 class DetokenizeRequest(Strict):
+    """The body of `/detokenize`."""
+
     model: str | None = None
     tokens: Annotated[list[int], FailFast()]
 

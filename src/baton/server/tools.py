@@ -21,6 +21,8 @@ _OTHER_TAGGED = "<function="
 
 
 class FunctionOffered(Strict):
+    """A function that the model may call."""
+
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of an object.")
@@ -28,15 +30,21 @@ class FunctionOffered(Strict):
 
 
 class ToolOffered(Strict):
+    """A tool that the model may call."""
+
     type: Literal["function"]
     function: FunctionOffered
 
 
 class FunctionNamed(Strict):
+    """The name of a function."""
+
     name: str
 
 
 class ToolNamed(Strict):
+    """The one tool that must be called."""
+
     type: Literal["function"]
     function: FunctionNamed
 

@@ -30,6 +30,8 @@ _T = TypeVar("_T")
 
 
 class Workers:
+    """Threads beside the event loop: for small work, for large work and for answers."""
+
     def __init__(self, limits: Limits) -> None:
         # Beside those that wait for a grammar.
         self._small = started(_SMALL + limits.max_compiling, "baton-small")

@@ -129,8 +129,8 @@ static void take(const Tile& tile, int64_t at, const Part& part, const K* const*
         const Part mine = seen(tile, at + m, 1, part);
         float* scores = tile.scores + m * BLOCK;
         if (mine.low < mine.high) {
-            soften({call->scale, call->softcap}, scores, from, to, mine.low, mine.high,
-                   tile.totals + (at + m) * LANES, tile.piece + (at + m) * record, width);
+            soften({call->scale, call->softcap}, scores, from, to, mine.low, mine.high, tile.totals + (at + m) * LANES,
+                   tile.piece + (at + m) * record, width);
         } else {
             std::memset(scores + from * LANES, 0, (to - from) * LANES * 4);
         }
@@ -219,8 +219,8 @@ static void begin(Tile& tile, float* scratch) {
         const int64_t query = tile.first + i % tile.count, token = query / group;
         const int64_t head = (tile.head + i / tile.count) * group + query % group;
         tile.positions[i] = tile.span->start + token;
-        tile.queries[i] = call->queries + (tile.span->first + token) * call->query_stride +
-                          head * call->query_head_stride;
+        tile.queries[i] =
+            call->queries + (tile.span->first + token) * call->query_stride + head * call->query_head_stride;
     }
     tile.turned = scratch;
     tile.staged = tile.turned + turned_of(call);

@@ -243,7 +243,7 @@ struct Tile {
     int64_t scale_stride;
     const float* row_scales;  // INT8: of the first row, and `groups` further of the next
     int64_t groups;
-    const char* ahead;        // fetched into the cache meanwhile, `advance` bytes in a step
+    const char* ahead;  // fetched into the cache meanwhile, `advance` bytes in a step
     int64_t advance;
 };
 

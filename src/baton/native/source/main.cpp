@@ -48,9 +48,9 @@ API int32_t baton_abi() { return 2; }
 
 // The bytes of each struct, in the order of STRUCTURES in baton/native/library.py; answers how many there are.
 API int32_t baton_sizes(int64_t* sizes, int32_t room) {
-    const int64_t all[] = {sizeof(Weight), sizeof(Columns),     sizeof(Span),  sizeof(Attention),
+    const int64_t all[] = {sizeof(Weight),  sizeof(Columns),    sizeof(Span),        sizeof(Attention),
                            sizeof(Operand), sizeof(RowOp),      sizeof(Instruction), sizeof(Table),
-                           sizeof(Layer),  sizeof(Visibility),        sizeof(ProgramIR),     sizeof(Step)};
+                           sizeof(Layer),   sizeof(Visibility), sizeof(ProgramIR),   sizeof(Step)};
     const int32_t count = sizeof all / sizeof *all;
     for (int32_t i = 0; i < count && i < room; i++) sizes[i] = all[i];
     return count;

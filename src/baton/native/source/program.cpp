@@ -23,8 +23,8 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 8;               // tokens that go through a run of instructions together: they stay in L1
-constexpr int64_t FEW = 16;                // tokens that each thread makes ready for itself: cheaper than to hand them over
+constexpr int64_t BLOCK = 8;  // tokens that go through a run of instructions together: they stay in L1
+constexpr int64_t FEW = 16;  // tokens that each thread makes ready for itself: cheaper than to hand them over
 constexpr int64_t SHARE_BYTES = 64 << 10;  // of a weight, that a thread takes at a time
 
 int64_t element(int32_t kind) { return kind == FLOAT32 ? 4 : 2; }
@@ -76,9 +76,10 @@ class Program {
     Program(const Kernels* kernels, Pool* pool, const ProgramIR& outline, const Instruction* first, int64_t count,
             const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count, const Visibility* looks,
             int64_t look_count)
-        : k_(kernels), pool_(pool), outline_(outline), code_(first, first + count), tables_(tables, tables + table_count),
-          layers_(layers, layers + layer_count), looks_(looks, looks + look_count), counters_(2 * pool->threads() * count),
-          scratch_(pool->threads()), own_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
+        : k_(kernels), pool_(pool), outline_(outline), code_(first, first + count),
+          tables_(tables, tables + table_count), layers_(layers, layers + layer_count),
+          looks_(looks, looks + look_count), counters_(2 * pool->threads() * count), scratch_(pool->threads()),
+          own_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
         // Some layers attend to an earlier layer's keys and values.
         int32_t last = -1;
         for (const Instruction& one : code_) {
@@ -448,7 +449,9 @@ API int32_t baton_code(const char* name) {
 #define IF_NAMED(code) \
     if (!std::strcmp(name, #code)) return code;
     ROWWISE_CODES(IF_NAMED)
+    // clang-format off
     IF_NAMED(ROWWISE) IF_NAMED(EMBED) IF_NAMED(READY) IF_NAMED(PRODUCT) IF_NAMED(KEEP) IF_NAMED(ATTEND) IF_NAMED(PICK)
     return -1;
+    // clang-format on
 }
 }

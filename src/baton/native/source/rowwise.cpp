@@ -211,7 +211,8 @@ void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
         case MUL: return binary(op, first, last, [](vfloat x, vfloat y) { return x * y; });
         case DIV: return binary(op, first, last, [](vfloat x, vfloat y) { return x / y; });
         case GREATER: return binary(op, first, last, [](vfloat x, vfloat y) { return x > y ? all(1.0f) : all(0.0f); });
-        case AT_LEAST: return binary(op, first, last, [](vfloat x, vfloat y) { return x >= y ? all(1.0f) : all(0.0f); });
+        case AT_LEAST:
+            return binary(op, first, last, [](vfloat x, vfloat y) { return x >= y ? all(1.0f) : all(0.0f); });
         case LESS: return binary(op, first, last, [](vfloat x, vfloat y) { return x < y ? all(1.0f) : all(0.0f); });
         case AT_MOST: return binary(op, first, last, [](vfloat x, vfloat y) { return x <= y ? all(1.0f) : all(0.0f); });
         case LARGER: return binary(op, first, last, [](vfloat x, vfloat y) { return (x > y) | (x != x) ? x : y; });

@@ -26,9 +26,9 @@ int64_t attention_scratch(const Attention*);
 void rowwise(const RowOp*, int64_t first, int64_t last, float* scratch);
 
 static const Kernels table = {
-    TEXT(VARIANT),   weight_bytes,    scale_count, pack,           unpack,           ready_bytes,
-    make_ready,      product,         product_scratch, attention_tasks, attend,      attention_merges,
-    merge,           partial_floats,  attention_scratch, rowwise,
+    TEXT(VARIANT),     weight_bytes,    scale_count,     pack,   unpack,           ready_bytes, make_ready,
+    product,           product_scratch, attention_tasks, attend, attention_merges, merge,       partial_floats,
+    attention_scratch, rowwise,
 };
 
 }  // namespace VARIANT

@@ -1,0 +1,1 @@
+"""Figures of the engine, its server and its kernels on the CPU."""

@@ -1,0 +1,82 @@
+"""Times the native linear products at several widths beside what the machine can do, measured in the same run.
+
+    python -m benchmarks.cpu.native_linear [--variant avx512bf16] [--kinds bfloat16 int8]
+        [--shapes 576x1536] [--rows 1 8]
+
+Needs a C++ compiler. Compiles native_linear.cpp with the kernels' source and runs it on two threads. GB/s: of packed
+weights, which no cache holds. The percentages are of the read bandwidth and of the multiply-add rate; the higher of
+the two says how near a product is to its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parents[1] / "src/baton/native/source"
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
+FLAGS = {
+    "plain": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": AVX512,
+    "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
+}
+KINDS = ["float32", "bfloat16", "int8"]
+
+
+def compiled(variant: str, folder: str) -> str:
+    """The path of the program."""
+    out = f"{folder}/native_linear"
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    options = ["-O3", "-std=c++17", "-ffp-contract=fast", "-pthread", "-Wno-psabi", f"-I{SOURCE}"]
+    sources = [str(HERE / "native_linear.cpp"), str(SOURCE / "linear.cpp")]
+    subprocess.run([*compiler, *options, *FLAGS[variant], f"-DVARIANT={variant}", *sources, "-o", out], check=True)
+    return out
+
+
+def measured(program: str, kind: str, shape: str, rows: list[int]) -> Iterator[list[str]]:
+    """First the limits, then a line for each number of rows: numbers as the program prints them."""
+    outputs, inputs = shape.split("x")
+    command = [program, str(KINDS.index(kind)), outputs, inputs, "1", *map(str, rows)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            yield line.split()
+    if running.returncode:
+        raise SystemExit(f"{shlex.join(command)} failed: {running.returncode}")
+
+
+def show(program: str, kind: str, shape: str, rows: list[int]) -> None:
+    lines = measured(program, kind, shape, rows)
+    _, read, rate = next(lines)
+    print(f"\n{kind} {shape}: the machine reads {read} GB/s and multiplies {rate} GFLOP/s")
+    print("| rows | µs | GB/s | of reading | GFLOP/s | of multiplying |\n|--:|--:|--:|--:|--:|--:|")
+    for count, took, speed, flops in lines:
+        shares = f"{float(speed) / float(read):.0%}", f"{float(flops) / float(rate):.0%}"
+        print(f"| {count} | {took} | {speed} | {shares[0]} | {flops} | {shares[1]} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=FLAGS, default="avx512bf16")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--shapes", nargs="+", default=["576x1536", "1536x576", "49152x576"], help="OUTPUTSxINPUTS")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 12, 16, 32, 256, 512])
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        program = compiled(chosen.variant, folder)
+        print(f"{chosen.variant}, 2 threads, {os.cpu_count()} cores; {' '.join(sys.argv[1:]) or 'as it stands'}")
+        for kind in chosen.kinds:
+            for shape in chosen.shapes:
+                show(program, kind, shape, chosen.rows)
+
+
+if __name__ == "__main__":
+    main()

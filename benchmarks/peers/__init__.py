@@ -1,0 +1,1 @@
+"""The engine beside other engines, and its load generator beside another."""

@@ -1,0 +1,63 @@
+"""Writes scripts/pages/models.json from what the exactness tests found; docs/models.md is made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from scripts.pages.models import COMMAND
+
+from baton.loader.load import hook
+from baton.model.forward import Forward
+from families import FAMILIES, model_of
+
+POLICIES = ("run_to_completion", "orca", "baton")
+
+
+def write_results(file: Path, found: Sequence[dict[str, Any]]) -> None:
+    """Raises AssertionError if a family was not tested under each policy, or no refusal was."""
+    worst = {(one["family"], one["policy"]): one for one in found if "worst" in one}
+    missing = [(f.name, p) for f in FAMILIES for p in POLICIES if (f.name, p) not in worst]
+    refused = [{"type": one["refused"], "reason": one["reason"]} for one in found if "refused" in one]
+    assert not missing and refused, f"the page needs the results of: {COMMAND}"
+    families = [
+        {
+            "family": family.name,
+            "type": family.model_type,
+            "way": _way(forward := hook(model_of(family.name))),
+            "kept": _kept(forward),
+            "tokens": worst[family.name, "baton"]["tokens"],
+            "worst": {policy: f"{worst[family.name, policy]['worst']:.0e}" for policy in POLICIES},
+        }
+        for family in FAMILIES
+    ]
+    versions = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+    file.write_text(_lines({**versions, "families": families, "refused": refused}))
+
+
+def _lines(results: dict[str, Any]) -> str:
+    """JSON with a line for each item, so that a difference names the family."""
+    parts = []
+    for name, value in results.items():
+        items = ",\n".join(f"  {json.dumps(item)}" for item in value) if isinstance(value, list) else ""
+        parts.append(f" {json.dumps(name)}: " + (f"[\n{items}\n ]" if items else json.dumps(value)))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _way(forward: Forward) -> str:
+    return forward.way.value + (", native" if forward.native else "") + (", whole prompts" * forward.whole_prompts)
+
+
+def _kept(forward: Forward) -> str:
+    shapes = forward.geometry.shapes
+    counts = {
+        "every token": sum(bool(shape.heads) and not shape.window for shape in shapes),
+        "a ring": sum(bool(shape.window) for shape in shapes),
+        "states": sum(bool(shape.states) for shape in shapes),
+        "nothing of their own": sum(not shape.heads and not shape.states for shape in shapes),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
