@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import limits_page
+import sampling_page
 from families import FAMILIES, REFUSED
-from limits_page import PAGE, with_table
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "src/baton/builtin/model/README.md"]
@@ -61,5 +63,6 @@ def test_the_page_of_models_names_every_family_that_is_tested() -> None:
     assert [name for name in REFUSED if f"| `{name}` |" not in page] == []
 
 
-def test_the_table_of_limits_is_that_of_the_code() -> None:
-    assert PAGE.read_text() == with_table(PAGE.read_text()), "python tests/limits_page.py writes it anew"
+@pytest.mark.parametrize("page", [limits_page, sampling_page], ids=lambda page: page.__name__)
+def test_a_table_in_the_documents_is_that_of_the_code(page: ModuleType) -> None:
+    assert page.PAGE.read_text() == page.with_table(page.PAGE.read_text()), f"python tests/{page.__name__}.py writes it"
