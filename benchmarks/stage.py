@@ -20,7 +20,8 @@ from baton.core.events import Sink, Update
 from baton.core.query import Query, SamplingParams
 from baton.loader.load import Loaded
 from baton.loader.load import load as load_model
-from baton.policy.table import POLICIES
+from baton.policy.port import traits
+from baton.policy.table import POLICIES, policy_named
 
 
 class Stage:
@@ -80,7 +81,7 @@ def load(config: Config, before: Callable[[PreTrainedModel], None] | None = None
     """The model, and what these settings are on this machine. `before` gets the model while it is stock."""
     set_threads(config)
     loaded = load_model(config, config.model or str(builtin.path()), model_name(config), before=before)
-    return loaded, resolve(config, facts_of(loaded))
+    return loaded, resolve(config, facts_of(loaded), traits(policy_named(config.policy)))
 
 
 def known_text() -> str:

@@ -9,9 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.core.config import AUTO, NOT_SETTINGS, Config, Facts, load_config, make_config, parse_bytes, resolve
+from baton.core.config import (
+    AUTO,
+    NOT_SETTINGS,
+    Config,
+    Facts,
+    check_shaping,
+    load_config,
+    make_config,
+    parse_bytes,
+    resolve,
+)
 from baton.core.errors import SettingError
 from baton.core.footprint import Columns, Footprint
+from baton.core.step import Traits
+from baton.policy.port import traits
+from baton.policy.table import policy_named
 
 FACTS = Facts(
     context_tokens=1000,
@@ -21,7 +34,6 @@ FACTS = Facts(
     dtype="float32",
     cores=2,
     lazy_memory=True,
-    policies=("baton", "orca"),
 )
 
 
@@ -218,7 +230,6 @@ def test_what_was_asked_holds() -> None:
 @pytest.mark.parametrize(
     ("asked", "param"),
     [
-        ({"policy": "best"}, "policy"),
         ({"max_model_len": "1001"}, "max_model_len"),
         ({"max_model_len": "0"}, "max_model_len"),
         ({"max_model_len": "many"}, "max_model_len"),
@@ -266,12 +277,12 @@ def test_where_memory_is_mapped_as_rows_grow_rows_may_be_as_long_as_the_context(
     assert resolve(Config(), device).max_model_len < 200
 
 
-@pytest.mark.parametrize("asked", [{"policy": "run_to_completion"}, {"shaping": "aligned"}])
-def test_memory_is_not_mapped_where_rows_are_read_as_far_as_the_longest(asked: dict[str, str]) -> None:
+@pytest.mark.parametrize(("asked", "said"), [({}, Traits(pads=True)), ({"shaping": "aligned"}, Traits())])
+def test_memory_is_not_mapped_where_rows_are_read_as_far_as_the_longest(asked: dict[str, str], said: Traits) -> None:
     mapped = Footprint((Columns(100),), page=6400)
     facts = dataclasses.replace(FACTS, lazy_memory=False, mapped_footprint=mapped)
-    facts = dataclasses.replace(facts, policies=(*FACTS.policies, "run_to_completion"), free_bytes=10**9)
-    assert not resolve(Config(**asked), facts).kv_mapping  # type: ignore[arg-type]
+    facts = dataclasses.replace(facts, free_bytes=10**9)
+    assert not resolve(Config(**asked), facts, said).kv_mapping  # type: ignore[arg-type]
     assert resolve(Config(), facts).kv_mapping
 
 
@@ -309,8 +320,8 @@ def test_settings_that_hold_always_fit_one_whole_query(
 def test_prefixes_are_kept_unless_told_otherwise_and_never_by_the_baseline(
     policy: str, asked: bool, expected: bool
 ) -> None:
-    facts = dataclasses.replace(FACTS, policies=("baton", "orca", "run_to_completion"))
-    assert resolve(Config(policy=policy, prefix_cache=asked), facts).prefix_cache is expected
+    found = resolve(Config(policy=policy, prefix_cache=asked), FACTS, traits(policy_named(policy)))
+    assert found.prefix_cache is expected
 
 
 @pytest.mark.parametrize(
@@ -361,5 +372,5 @@ def test_a_number_that_may_be_auto_is_refused_before_anything_is_loaded(name: st
 
 
 def test_settings_that_exclude_each_other_are_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(SettingError, match="orca's selective batching aligns no rows"):
-        make_config({"shaping": "aligned", "policy": "orca"})
+    with pytest.raises(SettingError, match="selective batching aligns no rows"):
+        check_shaping(make_config({"shaping": "aligned"}), Traits(selective=True))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import baton
-from baton import LLM, AsyncLLM, SamplingParams
+from baton import LLM, AsyncLLM, SamplingParams, compose
 from baton.core.errors import (
     ContextLengthExceeded,
     DeadlinePassed,
@@ -24,6 +24,7 @@ from baton.core.errors import (
     Unsupported,
 )
 from baton.core.events import SLOT_KINDS
+from baton.model.execution import PrefillPlacement
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, View
 from random_batch import alone, query_of
@@ -480,6 +481,37 @@ async def test_a_query_that_is_not_done_in_time_raises_so(engine: AsyncLLM) -> N
     assert caught.value.status == 504
     with pytest.raises(InvalidValue):
         await anext(engine.generate("hello", GREEDY, deadline_ms=0))
+
+
+class _AsABaseline(Baton):
+    prompts_in_step = True
+    pads = True
+    selective = True
+    keeps_prefixes = False
+
+
+def test_a_policy_of_ones_own_says_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[PrefillPlacement | None] = []
+    bodies = compose._bodies
+
+    def listen(*args: Any) -> Any:
+        seen.append(args[-1])
+        return bodies(*args)
+
+    monkeypatch.setattr(compose, "_bodies", listen)
+    for policy, where, stored in ((Baton(), None, True), (_AsABaseline(), PrefillPlacement.AFTER_DECODE, False)):
+        with LLM(str(folder), device="cpu", threads=1, policy=policy) as llm:
+            prompt = list(range(1, 80))
+            for _ in range(2):
+                llm.generate({"prompt_token_ids": prompt}, SamplingParams(temperature=0, max_tokens=2))
+            assert (llm.stats()["prefix_cached_tokens"] > 0) is stored
+            assert llm.client.settings.prefix_cache is stored
+        assert seen.pop() is where
+
+
+def test_a_policy_of_ones_own_that_aligns_no_rows_is_refused_before_the_model_is_loaded() -> None:
+    with pytest.raises(SettingError, match="selective batching aligns no rows"):
+        LLM("/no/such/folder", device="cpu", threads=1, shaping="aligned", policy=_AsABaseline())
 
 
 @pytest.mark.parametrize("own", [False, True])

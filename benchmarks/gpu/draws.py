@@ -17,7 +17,7 @@ from baton.sampling.on_device import Kind
 from .models import collect
 from .timing import seconds_of
 
-_WAYS = {Kind.FREE: Chance(1.0, seed=7), Kind.FILTERED: Chance(1.0, top_k=40, top_p=0.95, seed=7)}
+_WAYS = {Kind.FREE: Chance(1.0, seed=7), Kind.FILTERED: Chance(1.0, (40, 0.95, 0.0), seed=7)}
 
 
 def draws(loaded: Loaded, counts: Sequence[int]) -> list[dict[str, Any]]:

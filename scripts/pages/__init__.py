@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.pages import dashboard, limits, metrics, models, settings
+from scripts.pages import dashboard, limits, metrics, models, sampling, settings
 
 PAGES: dict[Path, Callable[[str], str]] = {
-    module.PAGE: module.text for module in (dashboard, limits, metrics, models, settings)
+    module.PAGE: module.text for module in (dashboard, limits, metrics, models, sampling, settings)
 }
 """`text` takes the page as it is, because some pages are made only in part."""

@@ -20,8 +20,8 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, monotonic
-from baton.core.config import ALIGNED, Config, Facts, Settings, resolve, threads
-from baton.core.errors import LoadError, SettingError
+from baton.core.config import ALIGNED, Config, Facts, Settings, check_shaping, resolve, threads
+from baton.core.errors import LoadError
 from baton.core.events import Sink
 from baton.core.host import cores, free_memory_bytes, threads_that_start
 from baton.core.query import Query
@@ -50,14 +50,12 @@ from baton.model.aligned import AlignedForward
 from baton.model.execution import PrefillPlacement
 from baton.observe.trace import TraceFile
 from baton.policy.memory_guard import MemoryGuard
-from baton.policy.port import Policy, honours
-from baton.policy.table import POLICIES
+from baton.policy.port import Policy, traits
+from baton.policy.table import policy_named
 from baton.sampling.sampler import Sampler
 
 log = logging.getLogger("baton.kv")
 
-# Their prompts are fed in the iteration itself: a stream beside it is not for them.
-_IN_THE_ITERATION = ("orca", "run_to_completion")
 BUILTIN_NAME = "baton-builtin"
 OTHER_THREADS = 20
 """At most, beside those that compute or wait for a grammar: the engine's, its helpers', and a server's."""
@@ -89,8 +87,8 @@ def open_engine(
 ) -> EngineHandle:
     """Loads the model and starts the engine's thread. Raises SettingError and LoadError."""
     faults = faults_of(os.environ)
-    if config.policy not in POLICIES:
-        raise SettingError(f"--policy {config.policy}: there is {', '.join(POLICIES)}", param="policy")
+    policy = policy or policy_named(config.policy)
+    check_shaping(config, traits(policy))
     set_threads(config)
     trace = None if config.trace is None else TraceFile(config.trace)
     name = model_name(config)
@@ -99,14 +97,14 @@ def open_engine(
     gc.collect()
     gc.freeze()
     facts = facts_of(loaded)
-    settings = resolve(config, facts)
+    settings = resolve(config, facts, traits(policy))
     if trace is not None:
         if faults is not None:
             faults.before("trace", trace, "write")
         trace.begin(_about(name, settings, facts))
         sinks = [*sinks, trace]
     began = monotonic()
-    client = start(loaded, settings, policy or POLICIES[settings.policy](), name, sinks, faults=faults)
+    client = start(loaded, settings, policy, name, sinks, faults=faults)
     if loaded.forward.resident:
         told("steps", monotonic() - began)
     return EngineHandle(client, settings, facts, loaded, trace)
@@ -139,7 +137,7 @@ def start(
         fit=loaded.tokenizer.fit,
         loop=EngineLoop(engine, monotonic, sinks),
         clock=monotonic,
-        honours=honours(policy),
+        honours=traits(policy).honours,
         compiler=Grammars(loaded.tokenizer, loaded.end_ids, settings.limits),
     )
 
@@ -164,7 +162,7 @@ def make_engine(
         sampler = faults.sampler(sampler)
     if settings.deterministic:
         loaded.forward.fix_shapes(settings.max_rows)
-    if settings.policy in _IN_THE_ITERATION:
+    if traits(policy).prompts_in_step:
         prompts = PrefillPlacement.AFTER_DECODE
     copies = _copies(loaded, settings)
     batch, prefiller = _bodies(loaded, settings, sampler, copies, prompts)
@@ -294,7 +292,6 @@ def facts_of(loaded: Loaded) -> Facts:
         dtype=str(loaded.dtype).removeprefix("torch."),
         cores=cores(),
         lazy_memory=is_lazy(loaded.device),
-        policies=tuple(POLICIES),
         pool_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
         mapped_footprint=mapped,
         context_source=loaded.context_source,

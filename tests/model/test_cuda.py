@@ -90,7 +90,7 @@ def test_a_warmed_step_waits_for_nothing(family: str, dtype: torch.dtype) -> Non
     steps.warm(3)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for turn, chance in enumerate((Chance(), Chance(1.0, seed=7), Chance(1.0, 5, 0.9, 0.1, seed=7))):
+        for turn, chance in enumerate((Chance(), Chance(1.0, seed=7), Chance(1.0, (5, 0.9, 0.1), seed=7))):
             tokens = [follows(at) if turn else 7 for at in range(3)]
             last = steps.launch([Slot(at, token, turn + 1, chance) for at, token in enumerate(tokens)])
     finally:

@@ -61,7 +61,7 @@ def by_device(row: Tensor, one: Draw) -> int:
     """As a step of constant shape draws it."""
     chance = chance_of(one) or GREEDY
     inputs = told([Slot(0, 5, len(one.tokens), chance)], 1)
-    return int(drawn(row[None], chances_of(inputs, len(row)), chance.kind))
+    return int(drawn(row[None], chances_of(inputs), chance.kind))
 
 
 @pytest.mark.parametrize("temperature", COLD[:-1])

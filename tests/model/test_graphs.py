@@ -165,7 +165,7 @@ def test_a_draw_that_cannot_be_captured_is_launched_as_it_is(
             return lambda: None, None
         raise RuntimeError(f"{fault}\nand more")
 
-    slots = [Slot(0, 7, 1, Chance(1.0, top_k=5, seed=3)), Slot(1, 9, 1)]
+    slots = [Slot(0, 7, 1, Chance(1.0, (5, 1.0, 0.0), seed=3)), Slot(1, 9, 1)]
     expected = made().launch(slots).tokens()
     monkeypatch.setattr(OnHost, "captured", captured)
     steps = made()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from baton.core.query import State
 from baton.core.step import Chunk
 from baton.policy.baton import Baton
-from baton.policy.port import Costs, QueryView, View, honours
+from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.priority import Priority, by_priority
 from views import aside, check_carried_out, crowd, prefilling, ready, running, some, standing, view, waiting
 
@@ -210,8 +210,8 @@ def test_a_share_that_is_due_overtakes_in_the_chunk_queue_and_takes_the_next_row
 
 
 def test_it_says_what_it_goes_by() -> None:
-    assert honours(Priority()) == {"priority", "user"}
-    assert honours(Baton()) == frozenset()
+    assert traits(Priority()).honours == {"priority", "user"}
+    assert traits(Baton()).honours == frozenset()
 
 
 # Any view

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baton.core.query import State
 from baton.core.step import Chunk
-from baton.policy.port import Costs, QueryView, View, honours
+from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.slo import SETTLED_TOKENS, Slo, is_pressed, needs, slack
 from views import aside, check_carried_out, crowd, ready, running, some, standing, view, waiting
 
@@ -160,7 +160,7 @@ def test_a_step_is_on_the_line_between_those_that_were_seen() -> None:
 
 
 def test_it_says_what_it_goes_by() -> None:
-    assert honours(Slo()) == {"priority", "deadline", "user"}
+    assert traits(Slo()).honours == {"priority", "deadline", "user"}
 
 
 # Any view

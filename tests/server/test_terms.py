@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from baton.core.clock import ManualClock, monotonic
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
-from baton.policy.port import Policy, honours
+from baton.policy.port import Policy, traits
 from baton.policy.table import POLICIES
 from baton.server.app import create_app
 from baton.server.auth import Access
@@ -46,7 +46,7 @@ def prioritised(loop: ScriptedLoop) -> FastAPI:
         tokenizer=Letters(),
         loop=loop,
         clock=monotonic,
-        honours=honours(POLICIES["priority"]()),
+        honours=traits(POLICIES["priority"]()).honours,
     )
     return app_of(loop, client=client)
 

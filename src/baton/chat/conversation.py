@@ -14,7 +14,7 @@ from baton.chat.port import Answerer, Message, Piece
 from baton.chat.screen import Plain, Screen, Terminal
 from baton.core.clock import monotonic
 from baton.core.errors import BatonError, RequestError, SettingError
-from baton.core.query import SamplingParams
+from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
 
 HELP = """\
 /new                   forget what was said
@@ -28,9 +28,7 @@ A line that ends in \\ goes on in the next, \"\"\" begins and ends a text of man
 A question that begins with a slash: put a space before it."""
 
 SETTABLE: Mapping[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p"), float),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), float),
-    **dict.fromkeys(("top_k", "max_tokens", "min_tokens", "seed"), int),
+    **{known.name: known.read for known in SAMPLING_FIELDS if known.group},
     "stop": lambda text: text.replace("\\n", "\n"),
 }
 

@@ -19,12 +19,13 @@ import click
 
 from baton import __version__
 from baton.cli.flags import LOADING, OF_THE_BATCH, SERVING, WithLimits, settings, workload
-from baton.core.config import Config, load_config
+from baton.core.config import Config, check_shaping, load_config
 from baton.core.errors import BatonError, RequestError, SettingError
 from baton.core.files import named
 from baton.core.limits import Limits, flag_of, table
 from baton.core.query import SamplingParams
-from baton.policy.table import POLICIES
+from baton.policy.port import traits
+from baton.policy.table import policy_named
 
 if TYPE_CHECKING:
     from baton.chat.remote import Remote
@@ -373,8 +374,7 @@ def _print_limits(limits: Limits, as_json: bool) -> None:
 
 def _config(flags: dict[str, Any], config_file: str | None) -> Config:
     config = load_config(flags, file=config_file)
-    if config.policy not in POLICIES:
-        raise SettingError(f"--policy {config.policy}: there is {', '.join(POLICIES)}", param="policy")
+    check_shaping(config, traits(policy_named(config.policy)))
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

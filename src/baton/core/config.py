@@ -19,6 +19,7 @@ from baton.core.errors import SettingError
 from baton.core.files import named, read_text
 from baton.core.footprint import Footprint
 from baton.core.limits import Limits, flag_of, setting
+from baton.core.step import NO_TRAITS, Traits
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
@@ -133,7 +134,6 @@ class Facts:
     dtype: str
     cores: int
     lazy_memory: bool
-    policies: tuple[str, ...]
     pool_free_bytes: int | None = None
     mapped_footprint: Footprint | None = None
     context_source: str = "its config"
@@ -170,11 +170,9 @@ def longest_asked(config: Config, auto: int) -> int:
     return _number("max_model_len", config.max_model_len, auto)
 
 
-def resolve(config: Config, facts: Facts) -> Settings:
-    """Turns "auto" into numbers. Raises SettingError for what cannot be honoured, naming the setting."""
-    if config.policy not in facts.policies:
-        raise SettingError(f"--policy {config.policy}: there is {', '.join(facts.policies)}", param="policy")
-    facts, mapped = _laid_out(config, facts)
+def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Settings:
+    """Turns "auto" into numbers. Raises SettingError with the name of what cannot be honoured."""
+    facts, mapped = _laid_out(config, facts, traits)
     rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
     # What is allocated at once holds the batch's rows, and as many and one more beside it for prefill.
     at_once = 1 if facts.lazy_memory else 2 * rows + 1
@@ -190,7 +188,7 @@ def resolve(config: Config, facts: Facts) -> Settings:
             f"({facts.context_source}): lower it, or put the rope scaling that the model's card names into config.json"
         )
         raise SettingError(message, param="max_model_len")
-    _check_shaping(config)
+    check_shaping(config, traits)
     held = facts.footprint.aligned(length) if config.shaping == ALIGNED else facts.footprint
     row_bytes = held.of(length)
     if config.kv_memory == AUTO:
@@ -225,9 +223,8 @@ def resolve(config: Config, facts: Facts) -> Settings:
         seed=config.seed,
         pool_bytes=pool_bytes,
         shaping=config.shaping,
-        # The baseline computes every prompt, and never has one wait for another; where bits count, a prompt is always
-        # fed in the same pieces.
-        prefix_cache=config.prefix_cache and config.policy != "run_to_completion" and not config.deterministic,
+        # Where bits count, a prompt is always fed in the same pieces.
+        prefix_cache=config.prefix_cache and traits.keeps_prefixes and not config.deterministic,
         prefix_sharing=_prefix_sharing(config),
         has_keys=has_keys(config),
         deterministic=config.deterministic,
@@ -237,12 +234,12 @@ def resolve(config: Config, facts: Facts) -> Settings:
     )
 
 
-def _laid_out(config: Config, facts: Facts) -> tuple[Facts, bool]:
+def _laid_out(config: Config, facts: Facts, traits: Traits) -> tuple[Facts, bool]:
     """What is the case for these settings, and whether memory is mapped as rows grow.
 
     Not where rows are padded or aligned: others' columns are read with theirs then.
     """
-    if facts.mapped_footprint is None or config.policy == "run_to_completion" or config.shaping == ALIGNED:
+    if facts.mapped_footprint is None or traits.pads or config.shaping == ALIGNED:
         return facts, False
     return dataclasses.replace(facts, footprint=facts.mapped_footprint, lazy_memory=True), True
 
@@ -263,12 +260,12 @@ def has_keys(config: Config) -> bool:
     return bool(config.api_key or config.api_key_file)
 
 
-def _check_shaping(config: Config) -> None:
+def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
     """Raises SettingError for what aligned rows cannot be combined with."""
     if config.shaping != ALIGNED:
         return
-    if config.policy == "orca":
-        message = "--shaping aligned: orca's selective batching aligns no rows; take baton or run_to_completion"
+    if traits.selective:
+        message = "--shaping aligned: selective batching aligns no rows; take --policy baton or run_to_completion"
         raise SettingError(message, param="shaping")
     if config.deterministic:
         message = "--shaping aligned: its shapes change with the batch, --deterministic's must not"
@@ -304,7 +301,7 @@ def make_config(values: Mapping[str, object]) -> Config:
         raise SettingError(f"unknown setting: {', '.join(unknown)}", param=unknown[0])
     checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
     config = Config(**checked)  # type: ignore[arg-type]
-    _check_shaping(config)
+    check_shaping(config)
     return config
 
 

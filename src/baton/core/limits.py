@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from baton.core.errors import InvalidValue
-from baton.core.query import SamplingParams
+from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
 
 
 def setting(default: object, help: str, **kw: object) -> Any:
@@ -77,16 +77,14 @@ class Limits:
 
     def check(self, params: SamplingParams) -> None:
         """Raises LimitExceeded with the field's name."""
-        self.hold("max_n", params.n, "n", "n")
-        self.hold("max_temperature", params.temperature, "temperature", "temperature")
-        for name in ("presence_penalty", "frequency_penalty"):
-            self.hold("max_penalty", abs(getattr(params, name)), f"{name} either way", name)
+        for known in SAMPLING_FIELDS:
+            if known.limit:
+                value, name = getattr(params, known.name) or 0, known.name
+                self.hold(known.limit, abs(value), f"{name} either way" if known.signed else name, name)
         self.hold("max_stop_strings", len(params.stop), "the number of stop strings", "stop")
         for string in params.stop:
             self.hold("max_stop_characters", len(string), "the length of a stop string", "stop")
         self.hold("max_stop_tokens", len(params.stop_token_ids), "the number of stop_token_ids", "stop_token_ids")
-        for name in ("logprobs", "prompt_logprobs"):
-            self.hold("max_logprobs", getattr(params, name) or 0, name, name)
         bias = params.logit_bias or {}
         self.hold("max_logit_bias", len(bias), "the number of entries of logit_bias", "logit_bias")
         for value in bias.values():

@@ -26,6 +26,28 @@ class Feeding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What an engine must know of a policy before its first plan.
+
+    Attributes:
+        honours: Which of a query's "priority", "deadline" and "user" the policy goes by.
+        prompts_in_step: Prompts are fed in the running rows' step, never on a stream beside it.
+        pads: Its steps are `Feeding.PADDED`: a row's columns are read as far as those of the longest row.
+        selective: Its steps are `Feeding.SELECTIVE`, so rows cannot be aligned.
+        keeps_prefixes: Prompts may be computed from stored prefixes.
+    """
+
+    honours: frozenset[str] = frozenset()
+    prompts_in_step: bool = False
+    pads: bool = False
+    selective: bool = False
+    keeps_prefixes: bool = True
+
+
+NO_TRAITS = Traits()
+
+
+@dataclass(frozen=True, slots=True)
 class StepCost:
     """What a forward computes: rows, token slots, and the columns that rows read.
 

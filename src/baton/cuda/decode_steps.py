@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton.core.sampling import SamplingParams
 from baton.cuda.graphs import Graphs
 from baton.cuda.ragged_attention import Places, Ragged
 from baton.cuda.slots import GREEDY, NUMBERS, Chance, Slot, chances_of, told
@@ -25,6 +26,7 @@ from baton.kv.rectangle import Rectangle
 from baton.model.hooked import Hooked
 from baton.model.layout import Layout
 from baton.model.visibility import NOBODY, Span, Visibility
+from baton.sampling.draw import filters_of
 from baton.sampling.on_device import Kind, drawn
 
 log = logging.getLogger("baton.model")
@@ -114,7 +116,11 @@ class Steps:
 
     def warm(self, rows: int) -> None:
         """Captures the steps of up to so many rows and their draws, before any row holds anything."""
-        draws = (GREEDY, Chance(1.0), Chance(1.0, top_k=1)) if self._graphs is not None else (GREEDY,)
+        draws = (
+            (GREEDY, Chance(1.0), Chance(1.0, filters_of(SamplingParams(top_k=1))))
+            if self._graphs is not None
+            else (GREEDY,)
+        )
         enough = sum(bucket < rows for bucket in BUCKETS)
         for size, chance in itertools.product(BUCKETS[: enough + 1], draws):
             self.launch([Slot(place, 0, 1, chance) for place in range(min(size, rows))]).tokens()
@@ -174,7 +180,7 @@ class Steps:
         return draw
 
     def _draw(self, inputs: Tensor, logits: Tensor, kind: Kind) -> None:
-        self._drawn[: len(logits)].copy_(drawn(logits, chances_of(inputs, logits.shape[-1]), kind))
+        self._drawn[: len(logits)].copy_(drawn(logits, chances_of(inputs), kind))
 
     def _width(self, longest: int) -> int:
         return min(self.rectangle.columns, 1 << (longest - 1).bit_length())

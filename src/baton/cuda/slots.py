@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baton.sampling.draw import FIRST_LOOK, Draw, mixed_seed
+from baton.sampling.draw import FILTERS, FIRST_LOOK, NO_FILTERS, Draw, filters_of, mixed_seed
 from baton.sampling.on_device import Chances, Kind, keys_of
 
-# Of each slot: token, row, tokens with it, seed, top-k; temperature, top-p and min-p as the bits of a float64.
-_INTEGERS, _FLOATS = 5, 3
-NUMBERS = _INTEGERS + _FLOATS
+# Of each slot: token, row, tokens with it, seed; temperature and filters as the bits of a float64.
+_INTEGERS = 4
+NUMBERS = _INTEGERS + 1 + len(FILTERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,14 @@ class Chance:
     """How a slot's next token is drawn on the device; greedily by default."""
 
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
+    filters: tuple[float, ...] = NO_FILTERS
     seed: int = 0
 
     @property
     def kind(self) -> Kind:
         if not self.temperature:
             return Kind.GREEDY
-        return Kind.FILTERED if self.top_k or self.top_p < 1 or self.min_p else Kind.FREE
+        return Kind.FREE if self.filters == NO_FILTERS else Kind.FILTERED
 
 
 GREEDY = Chance()
@@ -44,7 +42,7 @@ def chance_of(draw: Draw) -> Chance | None:
         return None
     if params.greedy:
         return GREEDY
-    return Chance(draw.temperature, params.top_k, params.top_p, params.min_p, mixed_seed(draw.seed))
+    return Chance(draw.temperature, filters_of(params), mixed_seed(draw.seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +63,15 @@ def follows(slot: int) -> int:
     return -1 - slot
 
 
-def chances_of(inputs: Tensor, vocabulary: int) -> Chances:
-    """How the slots draw that were `told`, in a vocabulary of so many tokens."""
-    stops, seeds, top_k = inputs[2:_INTEGERS]
-    temperature, top_p, min_p = inputs[_INTEGERS:].view(torch.float64)
-    return Chances(temperature, torch.where(top_k > 0, top_k, vocabulary), top_p, min_p, keys_of(seeds, stops))
+def chances_of(inputs: Tensor) -> Chances:
+    """How the slots draw that were `told`."""
+    stops, seeds = inputs[2:_INTEGERS]
+    numbers = inputs[_INTEGERS:].view(torch.float64)
+    return Chances(numbers[0], numbers[1:], keys_of(seeds, stops))
 
 
 def told(slots: Sequence[Slot], size: int) -> Tensor:
-    """All that a step is told, `[8, size]`, in memory that a device may read by itself."""
+    """All that a step is told, `[NUMBERS, size]`, in memory that a device may read by itself."""
     array = np.zeros((NUMBERS, size), np.int64)
     count = len(slots)
     array[0, :count] = [slot.token for slot in slots]
@@ -81,11 +79,7 @@ def told(slots: Sequence[Slot], size: int) -> Tensor:
     array[2, :count] = [slot.stop for slot in slots]
     if any(slot.chance is not GREEDY for slot in slots):
         array[3, :count] = np.array([slot.chance.seed for slot in slots], np.uint64).view(np.int64)
-        array[4, :count] = [slot.chance.top_k for slot in slots]
-        array[5:, :count] = (
-            np.array([(slot.chance.temperature, slot.chance.top_p, slot.chance.min_p) for slot in slots], np.float64)
-            .T.copy()
-            .view(np.int64)
-        )
+        numbers = np.array([(slot.chance.temperature, *slot.chance.filters) for slot in slots], np.float64)
+        array[_INTEGERS:, :count] = numbers.T.copy().view(np.int64)
     found = torch.from_numpy(array)
     return found.pin_memory() if torch.cuda.is_available() else found

@@ -24,7 +24,7 @@ from baton.loader.oracle import Case, Oracle
 from baton.loader.selfcheck import INT8_TOLERANCE, another_size
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
-from baton.policy.port import Plan, Policy, View
+from baton.policy.port import Plan, Policy, View, traits
 from baton.policy.run_to_completion import RunToCompletion
 from baton.sampling.sampler import Draw, Sampler
 
@@ -192,7 +192,7 @@ def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
     settings = resolve(asked, facts_of(loaded))
     aligned = settings.shaping == ALIGNED
     for scenario in SCENARIOS:
-        if aligned and scenario.name == "orca":
+        if aligned and traits(scenario.policy()).selective:
             yield Outcome(scenario.name, scenario.what, skipped="selective batching aligns no rows")
         else:
             yield _run(scenario, loaded, oracle, settings)

@@ -37,7 +37,8 @@ from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
 from baton.measure.trials import Tally, changed, check_lengths, contenders
 from baton.policy.memory_guard import MemoryGuard
-from baton.policy.table import POLICIES
+from baton.policy.port import traits
+from baton.policy.table import policy_named
 
 _PAUSE_SECONDS = 0.002  # as the engine's loop pauses where a policy has nothing to do
 # Prompts are random token ids, so that they share what the workload says and nothing else; all answers are one word.
@@ -72,7 +73,7 @@ class Simulation:
         self.engine = Engine(
             batch=FakeBatch(device, settings.max_rows),
             prefiller=FakePrefill(device, settings.max_rows + 1),
-            policy=MemoryGuard(POLICIES[settings.policy]()),
+            policy=MemoryGuard(policy_named(settings.policy)),
             settings=settings,
             talks=OutputProcessor(lambda query: TextStream(_Silent()), ()),
             footprint=footprint,
@@ -186,10 +187,10 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
         check_writable("--json", asked["json_file"], param="json")
     costs, more = read_costs(asked["costs"])
     shape, context = _shape(more, asked["costs"])
-    facts = Facts(context, shape, asked["memory"], "cpu", "float32", 1, True, tuple(POLICIES))
+    facts = Facts(context, shape, asked["memory"], "cpu", "float32", 1, True)
     some = contenders(asked["policies"].split(","), asked["vary"])
     workload = workload_of(asked)
-    settings = {one.name: resolve(changed(config, one), facts) for one in some}
+    settings = {one.name: _settings(changed(config, one), facts) for one in some}
     check_lengths(workload, min(one.max_model_len for one in settings.values()))
     found: dict[str, list[Figures]] = {}
     with tqdm(
@@ -216,6 +217,10 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
         about = {"model": "simulated", "dtype": "none", "workload": workload.about}
         shown = {name: dataclasses.asdict(one) for name, one in settings.items()}
         write_text("--json", asked["json_file"], json.dumps(report(about, found, shown)), param="json")
+
+
+def _settings(config: Config, facts: Facts) -> Settings:
+    return resolve(config, facts, traits(policy_named(config.policy)))
 
 
 def _shape(more: Mapping[str, Any], path: str) -> tuple[Footprint, int]:

@@ -23,7 +23,8 @@ from baton.core.query import SamplingParams, State
 from baton.loader.load import Loaded
 from baton.measure.testbed import machine_speed
 from baton.observe.timeline import Timeline
-from baton.policy.table import POLICIES
+from baton.policy.port import traits
+from baton.policy.table import policy_named
 
 # Settings that belong to the engine, and not to the model as it was loaded.
 VARIED = frozenset(
@@ -97,7 +98,8 @@ def contenders(policies: Sequence[str], varied: Sequence[str]) -> list[Contender
 
 def settings_of(config: Config, loaded: Loaded, contender: Contender) -> Settings:
     """Raises SettingError."""
-    return resolve(changed(config, contender), facts_of(loaded))
+    asked = changed(config, contender)
+    return resolve(asked, facts_of(loaded), traits(policy_named(asked.policy)))
 
 
 def changed(config: Config, contender: Contender) -> Config:
@@ -171,7 +173,7 @@ class _Way:
         """As everyone's queries are run."""
         tally, timeline = Tally(), Timeline(math.inf)
         speed = machine_speed()
-        policy = POLICIES[self.settings.policy]()
+        policy = policy_named(self.settings.policy)
         client = start(self.loaded, self.settings, policy, self.name, [tally, timeline])
         try:
             warm, its_prompts = self._warm_up()
@@ -195,7 +197,7 @@ class _Way:
     def in_turn(self, turns: Turns) -> _Done:
         """Without threads, and on a clock that stands still while the other process computes."""
         tally, timeline, clock = Tally(), Timeline(math.inf), OwnTime()
-        policy = POLICIES[self.settings.policy]()
+        policy = policy_named(self.settings.policy)
         engine = make_engine(self.loaded, self.settings, policy, [tally, timeline], clock=clock)
         warm, its_prompts = self._warm_up()
         drive_in_turn(engine, warm, its_prompts, clock, NO_TURNS, at_once=1)
@@ -223,7 +225,7 @@ def by_themselves(
     check_lengths(workload, settings.max_model_len)
     numbers = workload.part(count)
     prompts = workload.prompts(loaded.tokenizer.vocabulary, config.seed)
-    client = start(loaded, dataclasses.replace(settings, prefix_cache=False), POLICIES["orca"](), "alone")
+    client = start(loaded, dataclasses.replace(settings, prefix_cache=False), policy_named("orca"), "alone")
     try:
         part = workload.only(numbers)
         asked = [prompts[number] for number in numbers]
@@ -239,7 +241,7 @@ def right_answers(
     """Whether the built-in model answers each of `count` held-out questions of each task rightly, greedily."""
     settings = settings_of(config, loaded, one)
     asked = [(task, question) for task in CHECKABLE_TASKS for question in questions(task, count, config.seed)]
-    client = start(loaded, settings, POLICIES[settings.policy](), one.name)
+    client = start(loaded, settings, policy_named(settings.policy), one.name)
     params = SamplingParams(temperature=0, max_tokens=LONGEST_ANSWER)
     try:
         chats = [client.tokenizer.chat([{"role": "user", "content": question.text}]) for _, question in asked]

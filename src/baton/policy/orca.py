@@ -12,6 +12,9 @@ class Orca:
     for the longest possible answer is reserved when a query joins, as the paper's scheduler does (its section 4.2).
     """
 
+    prompts_in_step = True
+    selective = True
+
     def plan(self, view: View) -> Plan:
         free = view.max_rows - len(view.running)
         chosen = view.fitting([*view.ready, *view.waiting], free)

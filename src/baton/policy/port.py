@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from baton.core.footprint import NOTHING, Footprint
 from baton.core.query import State
-from baton.core.step import ALL_PENDING, Chunk, Feeding
+from baton.core.step import ALL_PENDING, Chunk, Feeding, Traits
 
 GUARANTEED_TOKENS = 64
 """So many tokens a query may generate, once inserted, before it may lose its row for want of memory."""
@@ -235,16 +235,17 @@ def victims_first(running: Sequence[QueryView]) -> list[QueryView]:
 class Policy(Protocol):
     """One class with one method; see docs/policies.md.
 
-    It may have an attribute `honours`: which of a query's "priority", "deadline" and "user" it goes by. Without it a
+    It may have the attributes of `Traits`; what it does not have is as it is there. Without "priority" in `honours` a
     priority is refused. A query whose deadline passes is given up under every policy.
     """
 
     def plan(self, view: View) -> Plan: ...
 
 
-def honours(policy: Policy) -> frozenset[str]:
-    """What of a query's terms this policy goes by."""
-    return frozenset(getattr(policy, "honours", ()))
+def traits(policy: Policy) -> Traits:
+    """Returns what this policy says of itself."""
+    said = {known.name: getattr(policy, known.name) for known in fields(Traits) if hasattr(policy, known.name)}
+    return Traits(**{**said, "honours": frozenset(said.get("honours", ()))})
 
 
 __all__ = [
@@ -256,7 +257,8 @@ __all__ = [
     "Plan",
     "Policy",
     "QueryView",
+    "Traits",
     "View",
-    "honours",
+    "traits",
     "victims_first",
 ]

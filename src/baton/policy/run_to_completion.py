@@ -6,7 +6,14 @@ from baton.policy.port import ALL_PENDING, Feeding, Plan, View
 
 
 class RunToCompletion:
-    """Takes as many waiting queries as there are rows, and nothing more until all of them are done."""
+    """Takes as many waiting queries as there are rows, and nothing more until all of them are done.
+
+    As a baseline it computes every prompt, and no prompt waits for another one's prefix.
+    """
+
+    prompts_in_step = True
+    pads = True
+    keeps_prefixes = False
 
     def plan(self, view: View) -> Plan:
         if view.running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from baton.core.errors import SettingError
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
@@ -18,3 +19,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "run_to_completion": RunToCompletion,
     "slo": Slo,
 }
+
+
+def policy_named(name: str) -> Policy:
+    """Returns a new policy. Raises SettingError if there is none of this name."""
+    if name not in POLICIES:
+        raise SettingError(f"--policy {name}: there is {', '.join(POLICIES)}", param="policy")
+    return POLICIES[name]()

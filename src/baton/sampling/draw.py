@@ -7,13 +7,19 @@ neighbours, and no generator's state has to move with a row. `draw_host.py` and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from baton.core.query import SamplingParams
+from baton.core.sampling import SAMPLING_FIELDS, Group, SamplingParams
 from baton.sampling.grammar_masks import Mask
 from baton.sampling.seen_tokens import Seen
 
+_FILTERS = [known for known in SAMPLING_FIELDS if known.group is Group.FILTER]
+FILTERS = tuple(known.name for known in _FILTERS)
+"""The filters by name, in the order in which they are applied."""
+NO_FILTERS = tuple(known.default for known in _FILTERS)
+filters_of: Callable[[SamplingParams], tuple[float, ...]] = attrgetter(*FILTERS)
 # Filters look at this many best tokens first, and at more only when top-p or min-p is not reached among them.
 FIRST_LOOK = 128
 MORE = 8
@@ -60,8 +66,7 @@ class Draw:
     @property
     def filters(self) -> bool:
         """Whether some tokens cannot be drawn."""
-        params = self.params
-        return bool(params.top_k or params.top_p < 1 or params.min_p)
+        return filters_of(self.params) != NO_FILTERS
 
     @property
     def key(self) -> int:

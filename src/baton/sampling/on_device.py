@@ -14,7 +14,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from baton.sampling.draw import FIRST, FIRST_LOOK, MORE, SECOND, SPREAD, Draw
+from baton.sampling.draw import FILTERS, FIRST, FIRST_LOOK, MORE, NO_FILTERS, SECOND, SPREAD, Draw, filters_of
 
 NOT_FINITE = -1
 """In place of a token: the row's logits are not finite."""
@@ -34,14 +34,14 @@ class Kind(IntEnum):
 class Chances:
     """How each of n rows draws, on the device.
 
-    `temperature` `[n]`, 0: greedy; `top_k` `[n]`: the vocabulary for all;
-    `top_p` and `min_p` `[n]`; `keys` `[n]`: `Draw.key` of each.
+    Attributes:
+        temperature: `[n]`, 0: greedy.
+        filters: `[filters, n]`, in the order of `FILTERS`.
+        keys: `[n]`, `Draw.key` of each.
     """
 
     temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
+    filters: Tensor
     keys: Tensor
 
 
@@ -59,8 +59,11 @@ def drawn(logits: Tensor, chances: Chances, kind: Kind) -> Tensor:
         picks = torch.where(greedy, picks, (scaled + _noise(chances.keys, every)).argmax(-1))
         if kind is Kind.FILTERED:
             found = _held(scaled, chances)
-            free = (chances.top_k >= logits.shape[-1]) & (chances.top_p >= 1) & (chances.min_p <= 0)
-            picks = torch.where(greedy | free, picks, found)
+            # Compared with one number after the other: those are part of the code, and not copied to the device.
+            filtered = torch.zeros_like(greedy)
+            for values, off in zip(chances.filters, NO_FILTERS, strict=True):
+                filtered |= values != off
+            picks = torch.where(greedy | ~filtered, picks, found)
     return torch.where(finite, picks, NOT_FINITE)
 
 
@@ -86,8 +89,7 @@ def _held(logits: Tensor, chances: Chances) -> Tensor:
     best, ids = logits.topk(look)
     precise = _precise(logits.device)
     whole = logits.to(precise).logsumexp(-1, keepdim=True)
-    limits = [one.to(precise)[:, None] for one in (chances.top_p, chances.min_p)]
-    kept = _kept(best, whole, chances.top_k[:, None], *limits)
+    kept = _kept(best, whole, chances.filters.to(precise), logits.shape[-1])
     held = best.masked_fill(~kept, -torch.inf)
     chosen = (held + _noise(chances.keys, ids)).argmax(-1, keepdim=True)
     enough = ~kept[:, -1] | (look == logits.shape[-1])
@@ -119,24 +121,24 @@ def random_tokens(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
 def candidates(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     """The best tokens of each row, best first, with those outside top-k, top-p and min-p at -inf: values and ids."""
     vocabulary, device = logits.shape[-1], logits.device
-    top_k = torch.tensor([draw.params.top_k or vocabulary for draw in draws], device=device)[:, None]
     precise = _precise(device)
-    top_p = torch.tensor([draw.params.top_p for draw in draws], dtype=precise, device=device)[:, None]
-    min_p = torch.tensor([draw.params.min_p for draw in draws], dtype=precise, device=device)[:, None]
+    filters = torch.tensor([filters_of(draw.params) for draw in draws], dtype=precise, device=device).T
     whole = logits.to(precise).logsumexp(-1, keepdim=True)
     # All of top-k must be in sight from the first, because top-p is a share of what top-k left.
     look = min(max([FIRST_LOOK, *(draw.params.top_k for draw in draws)]), vocabulary)
     while True:
         best, ids = logits.topk(look)
-        keep = _kept(best, whole, top_k, top_p, min_p)
+        keep = _kept(best, whole, filters, vocabulary)
         # Enough was looked at where the last one looked at is already out.
         if look == vocabulary or not bool(keep[:, -1].any()):
             return best.masked_fill(~keep, -torch.inf), ids
         look = min(look * MORE, vocabulary)
 
 
-def _kept(best: Tensor, whole: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Which of each row's `best` logits `[m, look]` the limits `[m, 1]` leave; `whole` `[m, 1]`: all logits' sum."""
+def _kept(best: Tensor, whole: Tensor, filters: Tensor, vocabulary: int) -> Tensor:
+    """Which of each row's `best` logits `[m, look]` the filters leave; `whole` `[m, 1]`: all logits' sum."""
+    asked = dict(zip(FILTERS, filters[:, :, None].unbind(), strict=True))
+    top_k = torch.where(asked["top_k"] > 0, asked["top_k"], vocabulary)
     share = (best.to(whole.dtype) - whole).exp()
     look = best.shape[-1]
     rank = torch.arange(look, device=best.device)
@@ -146,7 +148,7 @@ def _kept(best: Tensor, whole: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tens
     share = left / total
     before = share.cumsum(-1) - share
     # The best is left also where a share so small is taken for none.
-    return (rank < top_k) & (((before < top_p) & (share >= min_p * share[:, :1])) | (rank == 0))
+    return (rank < top_k) & (((before < asked["top_p"]) & (share >= asked["min_p"] * share[:, :1])) | (rank == 0))
 
 
 def _keys(draws: Sequence[Draw], device: torch.device) -> Tensor:

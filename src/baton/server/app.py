@@ -34,6 +34,7 @@ from baton.server.generate import Generating
 from baton.server.live import DESCRIBED, LiveRoutes
 from baton.server.middleware import AuthMiddleware, Middleware
 from baton.server.openapi import described
+from baton.server.page_inputs import with_inputs
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from baton.server.status import StatusRoutes
 from baton.server.workers import Line, Workers
@@ -132,7 +133,8 @@ def _add_pages(app: FastAPI) -> None:
     folder = Path(__file__).parent / "page"
     for path, (name, kind) in PAGE_FILES.items():
         headers = {**PAGE_HEADERS, "content-type": kind}
-        app.add_api_route(path, _page((folder / name).read_bytes(), headers), include_in_schema=False)
+        body = (folder / name).read_bytes()
+        app.add_api_route(path, _page(with_inputs(body), headers), include_in_schema=False)
 
 
 def _page(body: bytes, headers: dict[str, str]) -> Callable[[], Any]:

@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from baton.core.constraint import NAME
+from baton.core.limits import Limits
 from baton.core.query import MAX_SALT_CHARACTERS, MAX_USER_CHARACTERS
+from baton.core.sampling import SAMPLING_FIELDS, SamplingField
 from baton.engine.client import Client
 from baton.server.answers import ChatChunk, CompletionChunk, ErrorAnswer
 from baton.server.auth import Access
@@ -195,29 +197,19 @@ def _bounds(client: Client) -> dict[str, Schema]:
     stop = {"type": "string", "minLength": 1, "maxLength": limits.max_stop_characters}
     return {
         "model": {"type": "string", "enum": [client.model_name]},
-        "n": _whole(1, limits.max_n),
+        **{known.name: _bounds_of(known, limits) for known in SAMPLING_FIELDS if known.low is not None},
         "best_of": {"enum": [None, 1]},
-        "temperature": _number(0, limits.max_temperature),
-        "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        "top_k": _whole(-1, _MOST),
-        "min_p": _number(0, 1),
-        "presence_penalty": _number(-limits.max_penalty, limits.max_penalty),
-        "frequency_penalty": _number(-limits.max_penalty, limits.max_penalty),
-        "repetition_penalty": {"type": "number", "minimum": 0.01, "maximum": 10},
         "logit_bias": {
             "type": "object",
             "propertyNames": {"pattern": f"^({_up_to(client.tokenizer.vocabulary - 1)})$"},
             "additionalProperties": _number(-limits.max_bias, limits.max_bias),
             "maxProperties": limits.max_logit_bias,
         },
-        "seed": _whole(-(2**63), 2**63 - 1),
         "stop": {"anyOf": [stop, _list(stop, 0, limits.max_stop_strings)]},
         "stop_token_ids": _list(token, 0, limits.max_stop_tokens),
-        "min_tokens": _whole(0, _MOST),
         "max_tokens": _whole(1, longest - 1),
         "CompletionRequest.max_tokens": _whole(0, longest - 1),
         "max_completion_tokens": _whole(1, longest - 1),
-        "logprobs": _whole(0, limits.max_logprobs),
         "top_logprobs": _whole(0, limits.max_logprobs),
         "priority": _whole(-(2**31), _MOST) if client.honours("priority") else {"enum": [None, 0]},
         "deadline_ms": _whole(1, _MOST),
@@ -249,6 +241,12 @@ def _ref(name: str) -> Schema:
 def _given(**kinds: Schema) -> Schema:
     """That the first of these fields is there, and of what kind each is if it is."""
     return {"required": [next(iter(kinds))], "properties": kinds}
+
+
+def _bounds_of(known: SamplingField, limits: Limits) -> Schema:
+    low, high = known.bounds(limits)
+    least = "exclusiveMinimum" if known.above else "minimum"
+    return {"type": "integer" if known.kind is int else "number", least: low, "maximum": high}
 
 
 def _whole(low: int, high: int) -> Schema:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_model, model_validator
 
 from baton.core.errors import InvalidValue, RequestError, Unsupported
 from baton.core.limits import Limits
-from baton.core.query import RequestOptions, SamplingParams
+from baton.core.query import RequestOptions
+from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
 from baton.engine.client import Tokenizer
 from baton.server.fields import STREAM_NEUTRAL, Strict, without_neutral
 from baton.server.messages import Messages, turns_of
@@ -104,28 +105,30 @@ _Stop = Annotated[
 ]
 
 
-class Generation(Strict):
+# They are other things in a request, or differ by route.
+_OWN = ("max_tokens", "logprobs", "prompt_logprobs", "skip_special_tokens")
+_NUMBERS = {
+    known.name: (
+        known.kind | None if known.nullable else known.kind,
+        Field(known.default, description=known.about),
+    )
+    for known in SAMPLING_FIELDS
+    if known.kind in (int, float, bool) and known.name not in _OWN
+}
+_Numbers: Any = create_model("_Numbers", __base__=Strict, **_NUMBERS)  # type: ignore[call-overload]
+
+
+class Generation(_Numbers):  # type: ignore[misc]
     """What both generating routes take. What its fields may be is for `SamplingParams` and `Limits`."""
 
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
-    n: int = 1
     best_of: int | None = Field(None, description="Only the same as n: all answers come back.")
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
     logit_bias: dict[str, float] = Field(default_factory=dict)
-    seed: int | None = None
     stop: _Stop = Field(default_factory=list)
     stop_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list)
-    min_tokens: int = 0
-    ignore_eos: bool = False
     response_format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT_SCHEMA)] = None
     structured_outputs: Annotated[dict[str, Any] | None, WithJsonSchema(_OUTPUTS_SCHEMA)] = None
     priority: int = Field(0, description="Lower runs first, under the policies priority and slo.")
@@ -145,10 +148,8 @@ class Generation(Strict):
         if self.best_of is not None and self.best_of != self.n:
             message = f"best_of {self.best_of} is not honoured with n {self.n}: all answers come back"
             raise Unsupported(message, param="best_of")
-        same = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
-        also = ("repetition_penalty", "seed", "min_tokens", "ignore_eos", "response_format", "structured_outputs")
         return SamplingParams(
-            **{name: getattr(self, name) for name in same + also},
+            **{name: getattr(self, name) for name in (*_NUMBERS, "response_format", "structured_outputs")},
             stop=tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             logit_bias={_token_id(key): value for key, value in self.logit_bias.items()} or None,
