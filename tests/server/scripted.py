@@ -33,6 +33,8 @@ class Letters:
     roles = {"eos_token": "<end>"}
     special = {"<end>": 0}
     template = "{{ messages }}"
+    added: frozenset[str] = frozenset()
+    response_template: dict[str, Any] | None = None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [ord(letter) % 256 for letter in text]
@@ -237,7 +239,7 @@ class Free:
         return b"\xff" * 32
 
 
-def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
+def client_of(loop: ScriptedLoop, limits: Limits | None = None, **settings: Any) -> Client:
     settings = Settings(
         policy="baton",
         max_rows=8,
@@ -248,6 +250,7 @@ def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
         max_waiting=256,
         seed=0,
         limits=limits or Limits(),
+        **settings,
     )
     return Client(
         model_name=MODEL,
@@ -259,5 +262,6 @@ def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
     )
 
 
-def app_of(loop: ScriptedLoop, limits: Limits | None = None, **more: Any) -> FastAPI:
-    return create_app(client_of(loop, limits), render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)
+def app_of(loop: ScriptedLoop, limits: Limits | None = None, *, reasoning: bool = True, **more: Any) -> FastAPI:
+    client = client_of(loop, limits, reasoning=reasoning)
+    return create_app(client, render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)

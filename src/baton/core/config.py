@@ -30,6 +30,7 @@ NO_COMPILER = "none"
 STEP_COMPILERS = (NO_COMPILER, "inductor")
 SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT = "all", "key", "salt"
 PREFIX_SHARING = (AUTO, SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT)
+REASONING = (AUTO, "off")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
@@ -111,6 +112,11 @@ class Config(Limits):
         None,
         "Special tokens in what a conversation says are those tokens, not text; by itself where there are no keys.",
     )
+    reasoning: str = setting(
+        AUTO,
+        "Reasoning between a model's own tags is told apart from its answer (auto), or left in it.",
+        choices=REASONING,
+    )
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
     log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
@@ -143,7 +149,8 @@ class Facts:
 class Settings:
     """What holds, in numbers.
 
-    `has_keys`: requests need an API key. `kv_mapping`: memory for keys and values is mapped as rows grow.
+    `reasoning`: it is told apart from answers. `has_keys`: requests need an API key.
+    `kv_mapping`: memory for keys and values is mapped as rows grow.
     """
 
     policy: str
@@ -162,6 +169,7 @@ class Settings:
     deterministic: bool = False
     hang_seconds: float = 60.0
     kv_mapping: bool = False
+    reasoning: bool = True
     limits: Limits = field(default_factory=Limits)
 
 
@@ -233,6 +241,7 @@ def resolve(config: Config, facts: Facts) -> Settings:
         deterministic=config.deterministic,
         hang_seconds=config.hang_timeout,
         kv_mapping=mapped,
+        reasoning=config.reasoning == AUTO,
         limits=Limits(**{known.name: getattr(config, known.name) for known in dataclasses.fields(Limits)}),
     )
 

@@ -33,6 +33,14 @@ class Tokenizer(Protocol):
     def special(self) -> Mapping[str, int]:
         """Ids of all special tokens by their names."""
 
+    @property
+    def added(self) -> frozenset[str]:
+        """Names of the tokens that were added to the vocabulary, special or not."""
+
+    @property
+    def response_template(self) -> Mapping[str, Any] | None:
+        """How the tokenizer's own files say that answers are to be read; None if they say nothing."""
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """`special`: with those tokens that the tokenizer adds to a text by itself."""
 

@@ -64,6 +64,17 @@ class ModelTokenizer:
         added = getattr(self._tokenizer, "added_tokens_decoder", {})
         return found | {str(token): number for number, token in added.items() if token.special}
 
+    @cached_property
+    def added(self) -> frozenset[str]:
+        """Names of the tokens that were added to the vocabulary, special or not."""
+        return frozenset(map(str, getattr(self._tokenizer, "added_tokens_decoder", {}).values()))
+
+    @property
+    def response_template(self) -> Mapping[str, Any] | None:
+        """How the tokenizer's own files say that answers are to be read; None if they say nothing."""
+        found = getattr(self._tokenizer, "response_template", None)
+        return found if isinstance(found, dict) else None
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds by itself, or without."""
         if self._fast is not None:
