@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from baton.core.errors import InvalidValue
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.limits import Limits
 from baton.core.query import Query
+from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
 from baton.engine.client import Client, Stats
 from baton.server.app import create_app
 
@@ -39,8 +41,15 @@ class Letters:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [ord(letter) % 256 for letter in text]
 
-    def chat(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
-        if messages[-1]["role"] == "assistant":
+    @property
+    def template_variables(self) -> frozenset[str]:
+        return frozenset(re.findall(r"{{ (\w+) }}", self.template))
+
+    def chat(
+        self, messages: Sequence[Any], tools: Sequence[Any] = (), options: TemplateOptions = NO_TEMPLATE_OPTIONS
+    ) -> list[int]:
+        self.options = options
+        if messages[-1]["role"] == "assistant" and not options.continue_final:
             raise InvalidValue("the last message must not be the assistant's", param="messages")
         self.tools, self.messages = list(tools), list(messages)
         return self.encode("".join(f"<{m['role']}>{m.get('content')}" for m in messages))

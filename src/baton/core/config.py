@@ -19,6 +19,7 @@ from baton.core.errors import SettingError
 from baton.core.files import named, read_text
 from baton.core.footprint import Footprint
 from baton.core.limits import Limits, flag_of, setting
+from baton.core.template_options import parse_variables
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
@@ -116,6 +117,10 @@ class Config(Limits):
         AUTO,
         "Reasoning between a model's own tags is told apart from its answer (auto), or left in it.",
         choices=REASONING,
+    )
+    chat_template: str | None = setting(None, "File with the chat template, instead of the model's own.")
+    chat_template_kwargs: str | None = setting(
+        None, 'Variables that the chat template is handed, as a JSON object: {"enable_thinking": false}.'
     )
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
@@ -267,6 +272,19 @@ def special_in_text(config: Config) -> bool:
     return not has_keys(config) if config.special_in_text is None else config.special_in_text
 
 
+def template_variables(config: Config) -> dict[str, typing.Any]:
+    """What chat templates are handed by default. Raises SettingError."""
+    return {} if config.chat_template_kwargs is None else parse_variables(config.chat_template_kwargs)
+
+
+def read_template(config: Config) -> str | None:
+    """The chat template of the file that was named; None for the model's own. Raises SettingError."""
+    path = config.chat_template
+    if path is None:
+        return None
+    return read_text("--chat-template", path, param="chat_template", most_bytes=MOST_CONFIG_BYTES)
+
+
 def has_keys(config: Config) -> bool:
     """Whether requests need a key, so that they come from people who need not trust one another."""
     return bool(config.api_key or config.api_key_file)
@@ -314,6 +332,8 @@ def make_config(values: Mapping[str, object]) -> Config:
     checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
     config = Config(**checked)  # type: ignore[arg-type]
     _check_shaping(config)
+    template_variables(config)
+    read_template(config)
     return config
 
 

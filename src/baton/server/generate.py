@@ -134,10 +134,11 @@ class Generating:
         params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
         turns, tools = asked.turns(), asked.offered(tokenizer, self._limits)
         form, shown = (tools.form, tools.shown) if tools else (None, frozenset[int]())
-        tags = None if form or params.form else self._reasoning_tags()
+        tags = None if form or params.form or not self._client.settings.reasoning else self._tags()
         try:
             check_template(turns, tokenizer.chat_template(tools=tools is not None))
-            prompt = tokenizer.chat(turns, tools.told if tools else ())
+            options = asked.template_options(tokenizer, reasons=self._tags() is not None)
+            prompt = tokenizer.chat(turns, tools.told if tools else (), options)
             shown |= self._special_in(tags) if tags else set()
             queries = self._client.queries(prompt, params, terms, form=form, shown=shown)
         except RequestError as error:
@@ -153,10 +154,8 @@ class Generating:
         choices = [Choice(query, logprobs=logprobs, parser=parser()) for query in queries]
         return Job(asked, choices, self._client.model_name, tools is not None)
 
-    def _reasoning_tags(self) -> Tags | None:
-        """Between which tags the model reasons; None for one that does not, or where it is left in the text."""
-        if not self._client.settings.reasoning:
-            return None
+    def _tags(self) -> Tags | None:
+        """Between which tags the model reasons; None for one that does not."""
         tokenizer = self._client.tokenizer
         return tags_of(tokenizer.chat_template(tools=False) or "", tokenizer.added, tokenizer.response_template)
 
