@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FLOORS = {"core": 0, "kv": 1, "sampling": 1, "grammar": 1, "policy": 1, "model": 2, "batch": 3, "native": 3, "cuda": 4}
-FLOORS |= {"loader": 5, "engine": 5}
+FLOORS |= {"parsing": 1, "loader": 5, "engine": 5}
 FLOORS |= dict.fromkeys(("server", "observe", "bench", "chat", "cluster", "builtin"), 6)
 # The few modules that belong to no room: the Python API, and what joins bodies to ports.
 TOP = {"compose", "faults", "llm", "__init__"}
@@ -167,7 +167,8 @@ def _past_the_port(imports: Iterable[Import]) -> Iterator[str]:
             yield f"{found}: a body, not a port"
         if mine == "engine" and theirs in ("model", "native", "cuda", "sampling"):
             yield f"{found}: past the batch and the prefiller"
-        if mine in ("server", "observe") and floor != 0 and found.target != "baton.engine.client":
+        beside = found.target == "baton.engine.client" or (mine, theirs) == ("server", "parsing")
+        if mine in ("server", "observe") and floor != 0 and not beside:
             yield f"{found}: neither ground nor the engine's client"
         if mine == "policy" and floor != 0:
             yield f"{found}: not the ground"

@@ -18,7 +18,8 @@ from baton.core.config import Config, make_config
 from baton.core.errors import DeadlinePassed, EngineUnhealthy, Infeasible, InvalidValue, QueryFailed, Unsupported
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.query import NO_OPTIONS, Query, RequestOptions, SamplingParams
-from baton.engine.client import Client, Message, Tokenizer
+from baton.core.template_options import TemplateOptions, check_variables
+from baton.engine.client import Client, Message, Tokenizer, Tool
 from baton.policy.port import Policy
 
 log = logging.getLogger("baton.llm")
@@ -173,12 +174,26 @@ class LLM(_Engine):
         use_tqdm: Bar = True,
         *,
         params: Sampling | None = None,
+        tools: Sequence[Tool] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> list[RequestOutput]:
-        """Answers one conversation, or several: each a list of `{"role": ..., "content": ...}`."""
+        """Answers one conversation, or several: each a list of `{"role": ..., "content": ...}`.
+
+        `tools`: as OpenAI writes them; `chat_template_kwargs`: variables of the chat template, such as
+        `enable_thinking`. With `continue_final_message` (and without a generation prompt) the last message goes on.
+        """
         several: Any = messages
         talks = [several] if several and isinstance(several[0], Mapping) else list(several)
         each = _each(_renamed(sampling_params, params), len(talks))
-        encoded = [(None, self.client.tokenizer.chat(talk)) for talk in talks]
+        tokenizer, variables = self.client.tokenizer, chat_template_kwargs or {}
+        check_variables(variables, tokenizer.template_variables, "chat_template_kwargs")
+        if continue_final_message and add_generation_prompt:
+            message = "continue_final_message and add_generation_prompt cannot both be true"
+            raise InvalidValue(message, param="continue_final_message")
+        options = TemplateOptions(variables, add_generation_prompt, continue_final_message)
+        encoded = [(None, tokenizer.chat(talk, tools or (), options)) for talk in talks]
         return self._run(encoded, each, use_tqdm, [NO_OPTIONS] * len(talks))
 
     def _run(

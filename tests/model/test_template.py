@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from baton.core.errors import InvalidValue, Unsupported
+from baton.core.errors import InvalidValue, SettingError, Unsupported
 from baton.core.limits import LimitExceeded, Limits
+from baton.core.template_options import TemplateOptions
 from baton.model.tokenizer import ModelTokenizer
 from bytewise import SIZE, backend, tokens_of
 
@@ -82,6 +83,65 @@ def test_as_transformers_renders_it(template: str, tools: list[Any]) -> None:
         return
     assert mine.chat(MESSAGES, tools) == expected
     assert len(expected) > 3
+
+
+THINKING = (
+    "{% set on = enable_thinking if enable_thinking is defined else true %}{% for m in messages %}"
+    "<{{ m.role }}>{% if m.reasoning_content is string %}({{ m.reasoning_content }}){% endif %}{{ m.content }}</s>"
+    "{% endfor %}{% for d in documents or [] %}[{{ d.title }}]{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if not on %}<think></think>{% endif %}{% endif %}"
+)
+TURNS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Well, ", "reasoning": "hm"},
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "stock_options"),
+    [
+        (TemplateOptions(), {"add_generation_prompt": True}),
+        (TemplateOptions(generation_prompt=False), {}),
+        (TemplateOptions({"enable_thinking": False}), {"add_generation_prompt": True, "enable_thinking": False}),
+        (TemplateOptions(documents=[{"title": "t"}]), {"add_generation_prompt": True, "documents": [{"title": "t"}]}),
+        (TemplateOptions(continue_final=True), {"continue_final_message": True}),
+    ],
+)
+def test_options_are_those_of_transformers(options: TemplateOptions, stock_options: dict[str, Any]) -> None:
+    stock, mine = tokenizer_of(THINKING)
+    expected = stock.apply_chat_template(TURNS, tokenize=True, return_dict=False, **stock_options)
+    assert mine.chat(TURNS, (), options) == expected
+    assert mine.template_variables >= {"enable_thinking", "documents", "messages", "add_generation_prompt"}
+
+
+def test_what_the_operator_set_holds_unless_a_request_says_otherwise() -> None:
+    stock, _ = tokenizer_of(THINKING)
+    mine = ModelTokenizer(stock, SIZE, variables={"enable_thinking": False})
+    assert mine.decode(mine.chat(TURNS)).endswith("<think></think>")
+    assert mine.decode(mine.chat(TURNS, (), TemplateOptions({"enable_thinking": True}))).endswith("<assistant>")
+    with pytest.raises(SettingError, match="magic"):
+        ModelTokenizer(stock, SIZE, variables={"magic": 1})
+
+
+def test_a_last_message_that_the_template_leaves_out_cannot_be_continued() -> None:
+    _, mine = tokenizer_of("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
+    with pytest.raises(InvalidValue) as caught:
+        mine.chat(TURNS, (), TemplateOptions(continue_final=True))
+    assert caught.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize(
+    "options", [TemplateOptions(documents=[{"title": "a</s>b"}]), TemplateOptions({"note": "a</s>b"})]
+)
+def test_special_tokens_in_documents_and_variables_are_text(options: TemplateOptions) -> None:
+    template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}{% for d in documents or [] %}{{ d.title }}"
+    stock, plain = tokenizer_of(template + "{% endfor %}{{ note }}")
+    apart = ModelTokenizer(stock, SIZE, special_in_text=False)
+    turns = [{"role": "user", "content": "Hi"}]
+    ends = tokens_of("</s>")
+    assert plain.chat(turns, (), options).count(*ends) == 2
+    assert apart.chat(turns, (), options).count(*ends) == 1
+    assert apart.decode(apart.chat(turns, (), options), skip_special_tokens=False) == "Hi</s>a</s>b"
 
 
 ENDLESS = [

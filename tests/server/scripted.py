@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from baton.core.errors import InvalidValue
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.limits import Limits
 from baton.core.query import Query
+from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
 from baton.engine.client import Client, Stats
 from baton.server.app import create_app
 
@@ -33,12 +35,21 @@ class Letters:
     roles = {"eos_token": "<end>"}
     special = {"<end>": 0}
     template = "{{ messages }}"
+    added: frozenset[str] = frozenset()
+    response_template: dict[str, Any] | None = None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [ord(letter) % 256 for letter in text]
 
-    def chat(self, messages: Sequence[Any], tools: Sequence[Any] = ()) -> list[int]:
-        if messages[-1]["role"] == "assistant":
+    @property
+    def template_variables(self) -> frozenset[str]:
+        return frozenset(re.findall(r"{{ (\w+) }}", self.template))
+
+    def chat(
+        self, messages: Sequence[Any], tools: Sequence[Any] = (), options: TemplateOptions = NO_TEMPLATE_OPTIONS
+    ) -> list[int]:
+        self.options = options
+        if messages[-1]["role"] == "assistant" and not options.continue_final:
             raise InvalidValue("the last message must not be the assistant's", param="messages")
         self.tools, self.messages = list(tools), list(messages)
         return self.encode("".join(f"<{m['role']}>{m.get('content')}" for m in messages))
@@ -243,7 +254,7 @@ class Free:
         return b"\xff" * 32
 
 
-def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
+def client_of(loop: ScriptedLoop, limits: Limits | None = None, **settings: Any) -> Client:
     settings = Settings(
         policy="baton",
         max_rows=8,
@@ -254,6 +265,7 @@ def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
         max_waiting=256,
         seed=0,
         limits=limits or Limits(),
+        **settings,
     )
     return Client(
         model_name=MODEL,
@@ -265,9 +277,16 @@ def client_of(loop: ScriptedLoop, limits: Limits | None = None) -> Client:
     )
 
 
-def app_of(loop: ScriptedLoop, limits: Limits | None = None, *, client: Client | None = None, **more: Any) -> FastAPI:
+def app_of(
+    loop: ScriptedLoop,
+    limits: Limits | None = None,
+    *,
+    client: Client | None = None,
+    reasoning: bool = True,
+    **more: Any,
+) -> FastAPI:
     """A server over the loop; its threads end with the loop."""
-    client = client or client_of(loop, limits)
+    client = client or client_of(loop, limits, reasoning=reasoning)
     app = create_app(client, render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)
     loop.served.append((app, client))
     return app

@@ -20,6 +20,7 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": CITY}}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+NAMED = {"type": "function", "function": {"name": "weather"}}
 USED = {"name": "weather", "arguments": '{"city": "Rome"}'}
 
 
@@ -66,7 +67,7 @@ async def test_text_without_a_call_is_an_answer_as_ever(http: httpx.AsyncClient,
 
 @pytest.mark.parametrize(
     ("text", "content", "calls"),
-    [("Well. " + CALL, "Well.", 1), (CALL + "\n" + CALL, None, 2), (CALL[:-4], CALL[:-4], 0)],
+    [("Well. " + CALL, "Well.", 1), (CALL + "\n" + CALL, None, 2), (CALL[:20], CALL[:20], 0)],
 )
 async def test_text_and_calls(
     http: httpx.AsyncClient, loop: ScriptedLoop, text: str, content: str | None, calls: int
@@ -79,9 +80,29 @@ async def test_text_and_calls(
     assert len({call["id"] for call in found}) == calls
 
 
-async def test_a_call_that_is_cut_is_text(http: httpx.AsyncClient) -> None:
-    choice = await answer(http, max_tokens=len(CALL) - 3)
-    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", CALL[:-3])
+async def test_a_call_that_is_cut_is_as_much_of_a_call(http: httpx.AsyncClient) -> None:
+    choice = await answer(http, max_tokens=CALL.index("Rome") + 2, tool_choice="required")
+    (call,) = choice["message"]["tool_calls"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", None)
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Ro'}
+
+
+@pytest.mark.parametrize(("more", "names"), [({}, []), ({"tool_choice": NAMED}, ["weather"])])
+async def test_a_forced_call_that_is_cut_early_shows_no_tags(
+    http: httpx.AsyncClient, more: dict[str, Any], names: list[str]
+) -> None:
+    choice = await answer(http, max_tokens=20, **({"tool_choice": "required"} | more))
+    assert choice["finish_reason"] == "length" and not choice["message"]["content"]
+    assert [call["function"] for call in choice["message"].get("tool_calls", [])] == [
+        {"name": name, "arguments": ""} for name in names
+    ]
+
+
+def added(calls: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """The function that a streamed answer calls, put together as clients do."""
+    mine = [call["function"] for call in calls if call["index"] == number]
+    assert all(set(function) == {"arguments"} for function in mine[1:])
+    return {"name": mine[0]["name"], "arguments": "".join(function["arguments"] for function in mine)}
 
 
 @pytest.mark.parametrize("text", ["hello", CALL, "Well. " + CALL, CALL + "\n" + CALL + "\nDone.", CALL[:-4]])
@@ -100,10 +121,10 @@ async def test_a_streamed_answer_is_the_plain_one(http: httpx.AsyncClient, loop:
         calls = [call for chunk in mine for call in chunk["delta"].get("tool_calls", [])]
         told = [one for chunk in mine if chunk["logprobs"] for one in chunk["logprobs"]["content"]]
         assert (content or None) == plain["message"]["content"]
-        assert [call["index"] for call in calls] == list(range(len(calls)))
-        assert [call["function"] for call in calls] == [
-            call["function"] for call in plain["message"].get("tool_calls", [])
-        ]
+        wanted = [call["function"] for call in plain["message"].get("tool_calls", [])]
+        assert all(chunk["delta"] for chunk in mine[:-1]) and mine[-1]["delta"] == {}
+        assert [added(calls, number) for number in range(len(wanted))] == wanted
+        assert {call["index"] for call in calls} == set(range(len(wanted)))
         assert told == plain["logprobs"]["content"] and len(told) == len(text)
 
 

@@ -18,7 +18,7 @@ SERVING = (
     _LIMITS
     | _ACCESS
     | {"served_model_name", "drain_timeout", "hang_timeout", "hang_exit", "max_stall_ms", "metrics_compat"}
-    | {"prefix_sharing", "special_in_text"}
+    | {"prefix_sharing", "special_in_text", "reasoning"}
 )
 # Settings that the check chooses by itself.
 OF_THE_BATCH = frozenset(

@@ -20,6 +20,7 @@ from baton.core.files import named, read_text
 from baton.core.footprint import Footprint
 from baton.core.limits import Limits, flag_of, setting
 from baton.core.step import NO_TRAITS, Traits
+from baton.core.template_options import parse_variables
 
 AUTO = "auto"
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
@@ -31,6 +32,7 @@ NO_COMPILER = "none"
 STEP_COMPILERS = (NO_COMPILER, "inductor")
 SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT = "all", "key", "salt"
 PREFIX_SHARING = (AUTO, SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT)
+REASONING = (AUTO, "off")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
@@ -112,6 +114,15 @@ class Config(Limits):
         None,
         "Special tokens in what a conversation says are those tokens, not text; by itself where there are no keys.",
     )
+    reasoning: str = setting(
+        AUTO,
+        "Reasoning between a model's own tags is told apart from its answer (auto), or left in it.",
+        choices=REASONING,
+    )
+    chat_template: str | None = setting(None, "File with the chat template, instead of the model's own.")
+    chat_template_kwargs: str | None = setting(
+        None, 'Variables that the chat template is handed, as a JSON object: {"enable_thinking": false}.'
+    )
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
     log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
@@ -143,7 +154,8 @@ class Facts:
 class Settings:
     """What holds, in numbers.
 
-    `has_keys`: requests need an API key. `kv_mapping`: memory for keys and values is mapped as rows grow.
+    `reasoning`: it is told apart from answers. `has_keys`: requests need an API key.
+    `kv_mapping`: memory for keys and values is mapped as rows grow.
     """
 
     policy: str
@@ -162,6 +174,7 @@ class Settings:
     deterministic: bool = False
     hang_seconds: float = 60.0
     kv_mapping: bool = False
+    reasoning: bool = True
     limits: Limits = field(default_factory=Limits)
 
 
@@ -230,6 +243,7 @@ def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Setting
         deterministic=config.deterministic,
         hang_seconds=config.hang_timeout,
         kv_mapping=mapped,
+        reasoning=config.reasoning == AUTO,
         limits=Limits(**{known.name: getattr(config, known.name) for known in dataclasses.fields(Limits)}),
     )
 
@@ -253,6 +267,19 @@ def _prefix_sharing(config: Config) -> str:
 def special_in_text(config: Config) -> bool:
     """Whether special tokens in what a conversation says are those tokens."""
     return not has_keys(config) if config.special_in_text is None else config.special_in_text
+
+
+def template_variables(config: Config) -> dict[str, typing.Any]:
+    """What chat templates are handed by default. Raises SettingError."""
+    return {} if config.chat_template_kwargs is None else parse_variables(config.chat_template_kwargs)
+
+
+def read_template(config: Config) -> str | None:
+    """The chat template of the file that was named; None for the model's own. Raises SettingError."""
+    path = config.chat_template
+    if path is None:
+        return None
+    return read_text("--chat-template", path, param="chat_template", most_bytes=MOST_CONFIG_BYTES)
 
 
 def has_keys(config: Config) -> bool:
@@ -302,6 +329,8 @@ def make_config(values: Mapping[str, object]) -> Config:
     checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
     config = Config(**checked)  # type: ignore[arg-type]
     check_shaping(config)
+    template_variables(config)
+    read_template(config)
     return config
 
 

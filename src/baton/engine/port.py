@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from baton.core.constraint import Constraint, OutputFormat
 from baton.core.events import Slots
 from baton.core.query import Query
+from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
 from baton.engine.inbox import Deliver
 from baton.policy.port import NO_COSTS, Costs
 
@@ -33,11 +34,31 @@ class Tokenizer(Protocol):
     def special(self) -> Mapping[str, int]:
         """Ids of all special tokens by their names."""
 
+    @property
+    def added(self) -> frozenset[str]:
+        """Names of the tokens that were added to the vocabulary, special or not."""
+
+    @property
+    def response_template(self) -> Mapping[str, Any] | None:
+        """How the tokenizer's own files say that answers are to be read; None if they say nothing."""
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """`special`: with those tokens that the tokenizer adds to a text by itself."""
 
-    def chat(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """The prompt of a conversation, ending where the assistant's turn begins. Raises RequestError."""
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """The names that the chat template looks at."""
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        options: TemplateOptions = NO_TEMPLATE_OPTIONS,
+    ) -> list[int]:
+        """The prompt of a conversation. Raises RequestError.
+
+        It ends where the assistant's turn begins, unless `options` say otherwise.
+        """
 
     def chat_template(self, *, tools: bool) -> str | None:
         """The source of the template that conversations are written by, with tools or without."""

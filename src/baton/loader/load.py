@@ -12,7 +12,17 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from baton.core.config import ALIGNED, AUTO, FLOAT8, NO_COMPILER, Config, longest_asked, special_in_text
+from baton.core.config import (
+    ALIGNED,
+    AUTO,
+    FLOAT8,
+    NO_COMPILER,
+    Config,
+    longest_asked,
+    read_template,
+    special_in_text,
+    template_variables,
+)
 from baton.core.errors import LoadError, SettingError
 from baton.cuda.float8 import quantize
 from baton.cuda.virtual_memory import Driver
@@ -80,6 +90,8 @@ def load(
         place = find(source, code=code)
         stock = read_config(place, trust_remote_code=code)
         tokenizer = read_tokenizer(place, trust_remote_code=code)
+        template = read_template(config)
+        tokenizer.chat_template = tokenizer.chat_template if template is None else template
     with _phase("weights", told):
         model = read_model(place, stock, dtype=_dtype(config, stock, facts), trust_remote_code=code)
         parameters = sum(p.numel() for p in model.parameters())
@@ -120,7 +132,13 @@ def load(
         model=model,
         forward=forward,
         geometry=forward.geometry,
-        tokenizer=ModelTokenizer(tokenizer, vocabulary, config, special_in_text=special_in_text(config)),
+        tokenizer=ModelTokenizer(
+            tokenizer,
+            vocabulary,
+            config,
+            special_in_text=special_in_text(config),
+            variables=template_variables(config),
+        ),
         end_ids=end_ids(model, tokenizer),
         context_tokens=found.asked(longest_asked(config, 0)),
         context_source=found.source,

@@ -20,6 +20,7 @@ from baton.core.text import ArgumentsText, PartedText
 Write = Callable[[Sequence[Mapping[str, Any]]], str]
 """Renders messages."""
 
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 # A text of so many characters is in a prompt only if it was put there.
 _CERTAIN = 16
 
@@ -183,6 +184,10 @@ def _turn(message: Mapping[str, Any]) -> _Turn:
     content = turn.get("content")
     if isinstance(content, list) and content and all(map(_is_text_part, content)):
         turn["content"] = PartedText([part["text"] for part in content])
+    thought = next((turn[name] for name in _REASONING if turn.get(name) is not None), None)
+    if thought is not None:
+        # Templates read it under one of these names or another.
+        turn.update(dict.fromkeys(_REASONING, thought))
     calls = turn.get("tool_calls")
     if isinstance(calls, (list, tuple)):
         turn["tool_calls"] = [_call(call) for call in calls]

@@ -76,15 +76,16 @@ class SpecialText:
         self,
         plain: list[int],
         messages: Sequence[Message],
-        tools: Sequence[Message],
-        write: Callable[[Sequence[Message], Sequence[Message]], str],
+        others: Any,
+        write: Callable[[Sequence[Message], Any], str],
         encode: Encode,
     ) -> list[int]:
         """The prompt of a conversation. `plain`: it with all special tokens; the same comes back if none is a user's.
 
-        `write` renders messages and tools. Raises InvalidValue where a special token cannot be written as text.
+        `others`: what users wrote beside the messages: tools, documents. `write` renders messages and them.
+        Raises InvalidValue where a special token cannot be written as text.
         """
-        said = "\0".join(_texts([messages, tools]))
+        said = "\0".join(_texts([messages, others]))
         variants = self._variants(said)
         in_words, elsewhere = self._in_words | self._inner(messages) | variants, self._signs | variants
         if not any(mark in said for mark in in_words | elsewhere):
@@ -94,7 +95,7 @@ class SpecialText:
         signs, words = (str.maketrans({mark: marked_as[mark] for mark in some}) for some in (elsewhere, in_words))
         turns = [_marked_message(message, signs, words) for message in messages]
         try:
-            marked = write(turns, _marked(tools, signs))
+            marked = write(turns, _marked(others, signs))
         except Exception:
             if not any(name in said for name in self._guarded):
                 return plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 from jinja2 import Template, meta, nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from baton.core.errors import InvalidValue
 from baton.core.limits import Limits
+from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
+from baton.core.text import PartedText
 from baton.model.conversation import is_none, rendered
 from baton.model.sandbox import Sandbox, Watch, hooked
 
@@ -19,13 +23,15 @@ from baton.model.sandbox import Sandbox, Watch, hooked
 class ChatTemplate:
     """A template's source, compiled. Safe to call from any thread.
 
-    `takes_tools`: whether it says anything of tools. `looks_for`: the texts that it looks for in others.
+    `takes_tools`: whether it says anything of tools. `variables`: the names that it looks at. `looks_for`: the texts
+    that it looks for in others.
     Raises jinja2.TemplateError where the source is none.
     """
 
     def __init__(self, source: str, limits: Limits) -> None:
         self._compiled = _compiled(source)
-        self.takes_tools = self._compiled.takes_tools
+        self.takes_tools = "tools" in self._compiled.variables
+        self.variables = self._compiled.variables
         self.looks_for = self._compiled.looks_for
         self._limits = limits
 
@@ -34,20 +40,38 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
         special_tokens: Mapping[str, Any],
+        options: TemplateOptions = NO_TEMPLATE_OPTIONS,
     ) -> str:
         """As transformers' `apply_chat_template` does.
 
-        Raises LimitExceeded, InvalidValue where nothing of what is said is in the prompt, and what the template raises.
+        Raises LimitExceeded, InvalidValue where nothing of what is said is in the prompt, or the last message is not
+        there to be continued, and what the template raises.
         """
         until = time.monotonic() + self._limits.template_timeout
+        # A variable of a request is never taken for a special token's name.
+        given = {
+            **options.variables,
+            **special_tokens,
+            "tools": list(tools) or None,
+            "documents": list(options.documents) or None,
+            "add_generation_prompt": options.generation_prompt and not options.continue_final,
+        }
+        mark = ""
+        if options.continue_final:
+            mark = secrets.token_hex(16)
+            messages = [*messages[:-1], _marked(messages[-1], mark)]
 
         def write(turns: Sequence[Mapping[str, Any]]) -> str:
-            return self._write({**special_tokens, "messages": turns, "tools": list(tools) or None}, until)
+            return self._write({**given, "messages": turns}, until)
 
         known = self._compiled
-        return rendered(
+        text = rendered(
             messages, write, reads_words=known.reads_words, takes_parts=known.takes_parts, proved=known.proved
         )
+        if mark and mark not in text:
+            message = "continue_final_message: the chat template leaves out the last message"
+            raise InvalidValue(message, param="continue_final_message")
+        return text[: text.rindex(mark)] if mark else text
 
     def _write(self, variables: Mapping[str, Any], until: float) -> str:
         watch = Watch(self._limits, until)
@@ -56,8 +80,6 @@ class ChatTemplate:
         pieces = template.generate(
             {
                 **variables,
-                "documents": None,
-                "add_generation_prompt": True,
                 **watch.hooks(),
             }
         )
@@ -72,7 +94,7 @@ class _Compiled(NamedTuple):
 
     sandbox: Sandbox
     code: CodeType
-    takes_tools: bool
+    variables: frozenset[str]
     reads_words: bool
     takes_parts: bool
     proved: set[str]
@@ -91,14 +113,24 @@ def _compiled(source: str) -> _Compiled:
     sandbox.take(stock)
     sandbox.tests["none"] = is_none
     tree = sandbox.parse(source)
-    takes_tools = "tools" in meta.find_undeclared_variables(tree)
+    variables = frozenset(meta.find_undeclared_variables(tree))
     constants = [node.value for node in tree.find_all(nodes.Const)]
     names = {node.attr for node in tree.find_all(nodes.Getattr)} | {one for one in constants if isinstance(one, str)}
     looks_for = frozenset(_looked_for(tree))
     reads_words = "content" in names and tree.find(nodes.For) is not None
-    return _Compiled(
-        sandbox, sandbox.compile(hooked(tree)), takes_tools, reads_words, "text" in names, set(), looks_for
-    )
+    return _Compiled(sandbox, sandbox.compile(hooked(tree)), variables, reads_words, "text" in names, set(), looks_for)
+
+
+def _marked(message: Mapping[str, Any], mark: str) -> Mapping[str, Any]:
+    """A message with a mark behind its words."""
+    content = message.get("content")
+    if isinstance(content, PartedText):
+        content = PartedText([*content.parts[:-1], content.parts[-1] + mark])
+    elif isinstance(content, str):
+        content += mark
+    else:
+        raise InvalidValue("continue_final_message needs a text in the last message", param="continue_final_message")
+    return {**message, "content": content}
 
 
 def _looked_for(tree: nodes.Template) -> Iterator[str]:

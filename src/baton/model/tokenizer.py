@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from baton.core.errors import ContextLengthExceeded, InvalidValue, RequestError, Unsupported
+from baton.core.errors import ContextLengthExceeded, InvalidValue, RequestError, SettingError, Unsupported
 from baton.core.limits import Limits
+from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions, check_variables
 from baton.model.detokenizer import BYTE_OF, FastDecoder, PlainDecoder, TokenTexts, bytes_named
 from baton.model.special_text import SpecialText
 from baton.model.template import ChatTemplate
@@ -29,9 +33,18 @@ class ModelTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Any, vocabulary: int, limits: Limits | None = None, *, special_in_text: bool = True
+        self,
+        tokenizer: Any,
+        vocabulary: int,
+        limits: Limits | None = None,
+        *,
+        special_in_text: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
-        """`special_in_text`: special tokens in what a conversation says are those tokens; else they are text."""
+        """`special_in_text`: special tokens in what a conversation says are those tokens; else they are text.
+
+        `variables`: what chat templates are handed by default. Raises SettingError for one that they do not know.
+        """
         self.vocabulary = vocabulary
         self.kind = type(tokenizer).__name__
         self._tokenizer = tokenizer
@@ -42,6 +55,12 @@ class ModelTokenizer:
         self._most_tokens: int | None = None
         self._special_in_text = special_in_text
         self._special_texts: dict[str, SpecialText] = {}
+        self.variables = dict(variables or {})
+        if self.variables:
+            try:
+                check_variables(self.variables, self.template_variables, "--chat-template-kwargs")
+            except RequestError as error:
+                raise SettingError(error.message, param="chat_template_kwargs") from None
 
     def prepare(self, most_tokens: int) -> None:
         """Does now what the first request would wait for. `most_tokens`: of a prompt, for `fit`."""
@@ -64,6 +83,17 @@ class ModelTokenizer:
         added = getattr(self._tokenizer, "added_tokens_decoder", {})
         return found | {str(token): number for number, token in added.items() if token.special}
 
+    @cached_property
+    def added(self) -> frozenset[str]:
+        """Names of the tokens that were added to the vocabulary, special or not."""
+        return frozenset(map(str, getattr(self._tokenizer, "added_tokens_decoder", {}).values()))
+
+    @property
+    def response_template(self) -> Mapping[str, Any] | None:
+        """How the tokenizer's own files say that answers are to be read; None if they say nothing."""
+        found = getattr(self._tokenizer, "response_template", None)
+        return found if isinstance(found, dict) else None
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds by itself, or without."""
         if self._fast is not None:
@@ -81,8 +111,23 @@ class ModelTokenizer:
             message = f"the prompt has {fewest} tokens or more, the context is {self._most_tokens} (--max-model-len)"
             raise ContextLengthExceeded(message, param="prompt")
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The prompt of a conversation, ending where the assistant's turn begins.
+    @cached_property
+    def template_variables(self) -> frozenset[str]:
+        """The names that the chat template looks at, whichever it is: with tools or without."""
+        found: set[str] = set()
+        for tools in (False, True):
+            with contextlib.suppress(Unsupported, TemplateError):
+                source = self.chat_template(tools=tools)
+                found |= ChatTemplate(source, self._limits).variables if source else set()
+        return frozenset(found)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: TemplateOptions = NO_TEMPLATE_OPTIONS,
+    ) -> list[int]:
+        """The prompt of a conversation, ending where the assistant's turn begins, unless `options` say otherwise.
 
         Raises Unsupported where the model has no chat template, or none that says anything of tools, InvalidValue where
         the template refuses, LimitExceeded where it takes too long or writes too much.
@@ -96,14 +141,21 @@ class ModelTokenizer:
                 raise Unsupported(
                     "tools are not honoured: this model's chat template says nothing of them", param="tools"
                 )
-            write = partial(template.render, special_tokens=self._tokenizer.special_tokens_map)
-            text = write(messages, tools)
+            # What a user wrote; the defaults are the operator's.
+            others = {"tools": tools, "documents": options.documents, "variables": options.variables}
+
+            def write(turns: Sequence[Mapping[str, Any]], others: Any) -> str:
+                variables = {**self.variables, **others["variables"]}
+                given = dataclasses.replace(options, variables=variables, documents=others["documents"])
+                return template.render(turns, others["tools"], self._tokenizer.special_tokens_map, given)
+
+            text = write(messages, others)
             self.fit(text)
             tokens = self.encode(text, special=False)
             if self._special_in_text:
                 return tokens
             encode = partial(self.encode, special=False)
-            return self._special_text(source, template).tokens(tokens, messages, tools, write, encode)
+            return self._special_text(source, template).tokens(tokens, messages, others, write, encode)
         except RequestError:
             raise
         except Exception as error:

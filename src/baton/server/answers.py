@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from baton.core.events import Usage
-from baton.server.tool_calls import Call
+from baton.parsing.deltas import Call
 
 
 class BatonUsage(BaseModel):
@@ -32,13 +32,20 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """`reasoning_tokens`: from the token that completes the opening tag to the one that completes the closing tag."""
+
+    reasoning_tokens: int
+
+
 class UsageBody(BaseModel):
-    """The tokens of a request."""
+    """The tokens of a request. `completion_tokens_details` is there if the model is one that reasons."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = None
     baton: BatonUsage | None = None
 
 
@@ -87,11 +94,16 @@ class ToolCall(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """`content` is null where there are only tool calls; `tool_calls` is not there where there are none."""
+    """`content` is null where there are only tool calls; `tool_calls` is not there where there are none.
+
+    `reasoning_content` is what the model thought before it answered, not there without any; `reasoning` is the same.
+    """
 
     role: str = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 
@@ -181,6 +193,23 @@ class Delta(BaseModel):
 
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class FunctionDelta(BaseModel):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallDelta(BaseModel):
+    """`id`, `type` and the name come first and once; then the arguments, piece by piece."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta
 
 
 class ModelCard(BaseModel):
@@ -275,8 +304,10 @@ class Load(BaseModel):
     idle_slots: int
 
 
-def usage_body(prompts: Iterable[Sequence[Usage]], *, baton: bool) -> UsageBody:
+def usage_body(prompts: Iterable[Sequence[Usage]], *, baton: bool, reasoning: int | None = None) -> UsageBody:
     """Usage of a request, from those of each prompt's choices: prompts are counted once each, choices added up.
+
+    `reasoning`: tokens of all choices' reasoning; None for a model that does not reason.
 
     Of a prompt with several choices, what none of them had to compute was cached.
     """
@@ -290,6 +321,7 @@ def usage_body(prompts: Iterable[Sequence[Usage]], *, baton: bool) -> UsageBody:
         completion_tokens=generated,
         total_tokens=asked + generated,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        completion_tokens_details=None if reasoning is None else CompletionTokensDetails(reasoning_tokens=reasoning),
         baton=_baton(each) if baton else None,
     )
 

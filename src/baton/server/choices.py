@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 from baton.core.events import Update, Usage
 from baton.core.query import Query
-from baton.server.logprobs import Body, ChatLogprobs, CompletionLogprobs
-from baton.server.tool_calls import Call, Parser
+from baton.parsing.deltas import Delta, Parser, Text, merged
+from baton.parsing.reasoning import ReasoningParser
+from baton.server.logprobs import Body, ChatLogprobs, CompletionLogprobs, joined
 
 
 class Piece(NamedTuple):
-    """Text, the log-probabilities of its tokens where asked for, and tool calls that are complete with it."""
+    """What an update says, see `parsing/deltas.py`, and the log-probabilities of its tokens where asked for.
 
-    text: str
+    No deltas: tokens without text yet.
+    """
+
+    deltas: tuple[Delta, ...]
     logprobs: Body | None = None
-    calls: tuple[Call, ...] = ()
 
 
 @dataclass(slots=True)
@@ -24,7 +27,7 @@ class Choice:
     """`echo`: the text it begins with. `logprobs` writes its log-probabilities; None where not asked for.
 
     `silent`: only the prompt is told, not the one token that is drawn behind it (`max_tokens` 0 with `echo`).
-    `parser` finds tool calls in it; None where there can be none.
+    `parser` finds reasoning and tool calls in it; None where there can be none.
     """
 
     query: Query
@@ -33,6 +36,12 @@ class Choice:
     silent: bool = False
     parser: Parser | None = None
     begun: bool = field(default=False, init=False)
+    reasoning_tokens: int | None = field(default=None, init=False)
+    _untold: list[Body] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.parser, ReasoningParser):
+            self.reasoning_tokens = 0
 
     def take(self, update: Update) -> list[Piece]:
         """What is new with an update."""
@@ -40,12 +49,16 @@ class Choice:
         if not self.begun:
             self.begun = True
             if self.echo or update.prompt_logprobs:
-                found.append(Piece(self.echo, self._of_prompt(update)))
-        text, calls = self._read(update)
-        # Tokens without text yet are news too: clients measure the time between tokens by the chunks.
-        if not self.silent and (text or calls or update.logprobs or update.finish_reason is None):
-            told = self.logprobs.answer(update.logprobs) if self.logprobs and update.logprobs else None
-            found.append(Piece(text, told, calls))
+                found.append(Piece(_text(self.echo), self._of_prompt(update)))
+        deltas = self._read(update)
+        if not self.silent and (deltas or update.logprobs or update.finish_reason is None):
+            if self.logprobs and update.logprobs:
+                self._untold.append(self.logprobs.answer(update.logprobs))
+            # Tokens without text yet are news too: clients measure the time between tokens by the chunks. But what a
+            # parser holds back is no chunk: its log-probabilities come with the next.
+            if deltas or self.parser is None or update.finish_reason is not None:
+                told, self._untold = joined(self._untold), []
+                found.append(Piece(deltas, told))
         return found
 
     def finish_reason(self, update: Update) -> str | None:
@@ -58,15 +71,22 @@ class Choice:
             return update.usage
         return replace(update.usage, generated_tokens=0)
 
-    def _read(self, update: Update) -> tuple[str, tuple[Call, ...]]:
+    def _read(self, update: Update) -> tuple[Delta, ...]:
         if self.parser is None:
-            return update.text, ()
-        said = self.parser.push(update.text)
-        if update.finish_reason is None:
-            return said
-        return said.text + self.parser.finish().text, said.calls
+            return _text(update.text)
+        reasoned = self.parser.reasoning
+        deltas = self.parser.push(update.text)
+        if self.reasoning_tokens is not None and (reasoned or self.parser.reasoning):
+            self.reasoning_tokens += len(update.token_ids)
+        if update.finish_reason is not None:
+            deltas += self.parser.finish()
+        return tuple(merged(deltas))
 
     def _of_prompt(self, update: Update) -> Body | None:
         if not isinstance(self.logprobs, CompletionLogprobs):
             return None
         return self.logprobs.echo(self.query.prompt, self.echo, update.prompt_logprobs)
+
+
+def _text(text: str) -> tuple[Delta, ...]:
+    return (Text(text),) if text else ()

@@ -37,7 +37,6 @@ MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "annotations": ([],),
     "audio": (),
     "function_call": (),
-    "reasoning_content": ("",),
     "refusal": (),
 }
 """The same for the fields of a message: answers are often sent back as they came, with their nulls."""

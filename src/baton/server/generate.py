@@ -14,6 +14,8 @@ from starlette.responses import Response
 from baton.core.errors import ModelNotFound, Overloaded, RequestError
 from baton.core.events import Update, Usage
 from baton.engine.client import Client, Held, size_of
+from baton.parsing.deltas import Message, Parser, message_of
+from baton.parsing.reasoning import ReasoningParser, Tags, inside, tags_of
 from baton.server.answers import UsageBody, dump_usage, tool_call, usage_body
 from baton.server.auth import asker
 from baton.server.body import parse_object
@@ -55,9 +57,12 @@ class Job:
         """The body of these usages, one of each choice, in their order."""
         n = self.asked.n
         prompts = (usages[first : first + n] for first in range(0, len(usages), n))
-        return usage_body(prompts, baton=self.asked.baton_usage)
+        reasoned = [choice.reasoning_tokens for choice in self.choices if choice.reasoning_tokens is not None]
+        return usage_body(prompts, baton=self.asked.baton_usage, reasoning=sum(reasoned) if reasoned else None)
 
 
+# A prompt's last tokens, among which a tag is that opens the reasoning.
+_PROMPT_END = 32
 _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 
 
@@ -128,17 +133,36 @@ class Generating:
         self._check_model(asked.model)
         params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
         turns, tools = asked.turns(), asked.offered(tokenizer, self._limits)
-        form, shown = (tools.form, tools.shown) if tools else (None, ())
+        form, shown = (tools.form, tools.shown) if tools else (None, frozenset[int]())
+        tags = None if form or params.form or not self._client.settings.reasoning else self._tags()
         try:
             check_template(turns, tokenizer.chat_template(tools=tools is not None))
-            prompt = tokenizer.chat(turns, tools.told if tools else ())
+            options = asked.template_options(tokenizer, reasons=self._tags() is not None)
+            prompt = tokenizer.chat(turns, tools.told if tools else (), options)
+            shown |= self._special_in(tags) if tags else set()
             queries = self._client.queries(prompt, params, terms, form=form, shown=shown)
         except RequestError as error:
             error.param = _NAMES_IN_CHAT.get(error.param or "", error.param)
             raise
         logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
-        choices = [Choice(query, logprobs=logprobs, parser=tools.parser() if tools else None) for query in queries]
+        begun = tags is not None and inside(tags, tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
+
+        def parser() -> Parser | None:
+            calls = tools.parser() if tools else None
+            return calls if tags is None else ReasoningParser(tags, begun=begun, rest=calls)
+
+        choices = [Choice(query, logprobs=logprobs, parser=parser()) for query in queries]
         return Job(asked, choices, self._client.model_name, tools is not None)
+
+    def _tags(self) -> Tags | None:
+        """Between which tags the model reasons; None for one that does not."""
+        tokenizer = self._client.tokenizer
+        return tags_of(tokenizer.chat_template(tools=False) or "", tokenizer.added, tokenizer.response_template)
+
+    def _special_in(self, tags: Tags) -> set[int]:
+        """The special tokens in these tags, which the parser must see in the text."""
+        special = self._client.tokenizer.special.items()
+        return {token for name, token in special if name and any(name in tag for tag in tags)}
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if not isinstance(prompt, str):
@@ -173,18 +197,22 @@ class _Found:
 
     def told(self, index: int, *, chat: bool) -> dict[str, object]:
         """As answers.ChatChoice and answers.CompletionChoice describe it."""
-        text = "".join(piece.text for piece in self.pieces)
-        said: dict[str, object] = {"message": self._message(text)} if chat else {"text": text}
+        message = message_of(delta for piece in self.pieces for delta in piece.deltas)
+        said: dict[str, object] = {"message": _told(message)} if chat else {"text": message.text}
         logprobs: dict[str, Any] | None = joined(one.logprobs for one in self.pieces if one.logprobs is not None)
         if chat and logprobs is not None:
             logprobs = {**logprobs, "refusal": None}
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": self.reason}
 
-    def _message(self, text: str) -> dict[str, object]:
-        calls = [tool_call(call) for piece in self.pieces for call in piece.calls]
-        content = text or (None if calls else "")
-        message: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
-        return message | {"tool_calls": calls} if calls else message
+
+def _told(message: Message) -> dict[str, object]:
+    """As answers.AssistantMessage describes it."""
+    calls = [tool_call(call) for call in message.calls]
+    content = message.text or (None if calls else "")
+    told: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
+    if message.reasoning:
+        told |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
+    return told | {"tool_calls": calls} if calls else told
 
 
 def _answer(job: Job, updates: Sequence[Update]) -> bytes:

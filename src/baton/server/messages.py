@@ -42,6 +42,8 @@ class Message(Strict):
     tool_calls: Annotated[list[ToolCallSent], FailFast()] = Field(default_factory=list)
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning_content: str | None = Field(None, description="What an assistant thought; reasoning is another name.")
+    reasoning: str | None = None
 
 
 def _plain_messages(value: object) -> object:
@@ -65,6 +67,8 @@ def turns_of(messages: list[Message]) -> list[dict[str, Any]]:
             turn["content"] = PartedText([part.text for part in message.content])
         elif message.content is not None:
             turn["content"] = message.content
+        if thought := message.reasoning_content or message.reasoning:
+            turn["reasoning_content"] = thought
         if message.tool_calls:
             turn["tool_calls"] = [
                 _call(call, f"messages[{at}].tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
@@ -102,12 +106,15 @@ def _call(sent: ToolCallSent, where: str) -> dict[str, Any]:
     return {"id": sent.id, "type": "function", "function": called}
 
 
+_THOUGHT = (("reasoning_content", "assistant"), ("reasoning", "assistant"))
+
+
 def _plain_message(sent: dict[str, object], where: str) -> dict[str, object]:
     message = without_neutral(sent, Message, MESSAGE_NEUTRAL, f"{where}.")
     role, calls = message.get("role"), message.get("tool_calls")
     if role == "function":
         raise Unsupported(f"{where}.role 'function' is not honoured: tool is", param=f"{where}.role")
-    for name, whose in (("tool_calls", "assistant"), ("tool_call_id", "tool"), ("name", "tool")):
+    for name, whose in (("tool_calls", "assistant"), ("tool_call_id", "tool"), ("name", "tool"), *_THOUGHT):
         if message.get(name) and role != whose:
             raise Unsupported(f"{where}.{name} is only for role {whose}", param=f"{where}.{name}")
     content = message.get("content")

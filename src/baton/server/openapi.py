@@ -17,11 +17,11 @@ from baton.core.limits import Limits
 from baton.core.query import MAX_SALT_CHARACTERS, MAX_USER_CHARACTERS
 from baton.core.sampling import SAMPLING_FIELDS, SamplingField
 from baton.engine.client import Client
+from baton.parsing.styles import style_of
 from baton.server.answers import ChatChunk, CompletionChunk, ErrorAnswer
 from baton.server.auth import Access
 from baton.server.fields import MESSAGE_NEUTRAL, NEUTRAL, STREAM_NEUTRAL
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from baton.server.tools import style_of
 
 Schema = dict[str, Any]
 

@@ -6,6 +6,7 @@ honoured are refused by name, unless they have the value that asks for nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_model, model_validator
@@ -14,9 +15,10 @@ from baton.core.errors import InvalidValue, RequestError, Unsupported
 from baton.core.limits import Limits
 from baton.core.query import RequestOptions
 from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
+from baton.core.template_options import TemplateOptions, check_variables, with_effort
 from baton.engine.client import Tokenizer
 from baton.server.fields import STREAM_NEUTRAL, Strict, without_neutral
-from baton.server.messages import Messages, turns_of
+from baton.server.messages import Message, Messages, turns_of
 from baton.server.tools import ToolNamed, ToolOffered, Tools, chosen
 
 _PROMPT_SCHEMA = {
@@ -213,6 +215,20 @@ class ChatRequest(Generation):
     tool_choice: Literal["none", "auto", "required"] | ToolNamed | None = None
     parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="As the chat template takes it: under this name, or as reasoning turned on or off."
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Variables of the chat template, such as enable_thinking."
+    )
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="Whether the prompt ends where the assistant's turn begins; true, unless a message is continued.",
+    )
+    continue_final_message: bool = Field(False, description="The answer goes on with the last message, an assistant's.")
+    documents: Annotated[list[dict[str, Any]], FailFast()] = Field(
+        default_factory=list, description="Documents, for chat templates that quote them."
+    )
     logprobs: bool = Field(False, description="Adds the log-probability of each token of the answer.")
     top_logprobs: int = Field(0, ge=0, description="With logprobs: of so many best tokens at each token too.")
 
@@ -234,6 +250,25 @@ class ChatRequest(Generation):
     def turns(self) -> list[dict[str, Any]]:
         """Raises InvalidValue."""
         return turns_of(self.messages)
+
+    def template_options(self, tokenizer: Tokenizer, *, reasons: bool) -> TemplateOptions:
+        """How the chat template writes the prompt. Raises InvalidValue or Unsupported.
+
+        `reasons`: whether the model is known to reason.
+        """
+        known = tokenizer.template_variables
+        check_variables(self.chat_template_kwargs, known, "chat_template_kwargs")
+        variables = with_effort(self.chat_template_kwargs, self.reasoning_effort, known, reasons=reasons)
+        if self.documents and "documents" not in known:
+            message = "documents are not honoured: this model's chat template says nothing of them"
+            raise Unsupported(message, param="documents")
+        return template_options(
+            self.messages,
+            variables=variables,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            documents=self.documents,
+        )
 
     def offered(self, tokenizer: Tokenizer, limits: Limits) -> Tools | None:
         """The tools that the answer may call. Raises InvalidValue or Unsupported."""
@@ -260,6 +295,28 @@ class ChatRequest(Generation):
         return old if new is None else new
 
 
+def template_options(
+    messages: list[Message],
+    *,
+    variables: Mapping[str, Any],
+    add_generation_prompt: bool | None,
+    continue_final_message: bool,
+    documents: Sequence[Mapping[str, Any]] = (),
+) -> TemplateOptions:
+    """Raises InvalidValue for what does not go together."""
+    param = "continue_final_message"
+    if continue_final_message and add_generation_prompt:
+        raise InvalidValue(f"{param} and add_generation_prompt cannot both be true", param=param)
+    if continue_final_message and messages[-1].role != "assistant":
+        raise InvalidValue(f"{param} needs an assistant's message at the end", param=param)
+    return TemplateOptions(
+        variables=variables,
+        generation_prompt=add_generation_prompt is not False,
+        continue_final=continue_final_message,
+        documents=documents,
+    )
+
+
 class TokenizeRequest(Strict):
     """Either a text or a conversation."""
 
@@ -267,6 +324,19 @@ class TokenizeRequest(Strict):
     prompt: str | None = None
     add_special_tokens: bool = Field(True, description="Those that the tokenizer adds to a prompt by itself.")
     messages: Messages = Field(default_factory=list)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="With messages, as in chats.")
+    add_generation_prompt: bool | None = Field(None, description="With messages, as in chats.")
+    continue_final_message: bool = Field(False, description="With messages, as in chats.")
+
+    def template_options(self, tokenizer: Tokenizer) -> TemplateOptions:
+        """How the chat template writes the prompt. Raises InvalidValue or Unsupported."""
+        check_variables(self.chat_template_kwargs, tokenizer.template_variables, "chat_template_kwargs")
+        return template_options(
+            self.messages,
+            variables=self.chat_template_kwargs,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
 
     def turns(self) -> list[dict[str, Any]] | None:
         if (self.prompt is None) == (not self.messages):
@@ -274,6 +344,9 @@ class TokenizeRequest(Strict):
         if self.messages and "add_special_tokens" in self.model_fields_set:
             message = "add_special_tokens is not honoured with messages: the chat template has them"
             raise Unsupported(message, param="add_special_tokens")
+        for name in ("chat_template_kwargs", "add_generation_prompt", "continue_final_message"):
+            if not self.messages and getattr(self, name):
+                raise InvalidValue(f"{name} is only for messages", param=name)
         return turns_of(self.messages) if self.messages else None
 
 

@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from baton.core.errors import BatonError, SlowReader
 from baton.core.events import Update, Usage
 from baton.engine.client import Client, Held
-from baton.server.answers import UsageBody, dump_usage, tool_call
+from baton.parsing.deltas import CallArguments, CallStart, Delta, Reasoning, Text
+from baton.server.answers import UsageBody, dump_usage
 from baton.server.body import end_now
 from baton.server.choices import Choice, Piece
 from baton.server.errors import error_body, failure, internal_error
@@ -83,13 +84,17 @@ class Frames:
         return f'{self._head}{index},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
     def piece(self, index: int, piece: Piece) -> str:
-        if not self._tools:
-            return self._text(index, piece.text, piece.logprobs)
-        delta: dict[str, object] = {"content": piece.text} if piece.text else {}
-        if piece.calls:
-            delta["tool_calls"] = [{"index": call.number, **tool_call(call)} for call in piece.calls]
-        told = self._logprobs(piece.logprobs)
-        return f'{self._head}{index},"delta":{json.dumps(delta)},"logprobs":{told},"finish_reason":null}}]}}\n\n'
+        """One chunk for each delta; the log-probabilities are told with the first."""
+        first, *others = piece.deltas or (Text(""),)
+        return "".join(
+            [self._chunk(index, first, piece.logprobs), *(self._chunk(index, delta, None) for delta in others)]
+        )
+
+    def _chunk(self, index: int, delta: Delta, logprobs: Body | None) -> str:
+        if isinstance(delta, Text):
+            return self._text(index, delta.text, logprobs)
+        told, news = self._logprobs(logprobs), json.dumps(_spelt(delta))
+        return f'{self._head}{index},"delta":{news},"logprobs":{told},"finish_reason":null}}]}}\n\n'
 
     def _text(self, index: int, text: str, logprobs: Body | None) -> str:
         told = self._logprobs(logprobs)
@@ -116,6 +121,16 @@ class Frames:
     @staticmethod
     def error(error: BatonError) -> str:
         return f"data: {error_body(error).decode()}\n\n"
+
+
+def _spelt(delta: Reasoning | CallStart | CallArguments) -> dict[str, object]:
+    """A delta as chats spell it."""
+    if isinstance(delta, Reasoning):
+        return {"reasoning_content": delta.text, "reasoning": delta.text}
+    if isinstance(delta, CallStart):
+        function = {"name": delta.name, "arguments": ""}
+        return {"tool_calls": [{"index": delta.number, "id": delta.id, "type": "function", "function": function}]}
+    return {"tool_calls": [{"index": delta.number, "function": {"arguments": delta.text}}]}
 
 
 class EventStream(Response):

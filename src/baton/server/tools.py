@@ -12,12 +12,11 @@ from pydantic import Field
 from baton.core.constraint import CALLS, NAME, OutputFormat
 from baton.core.errors import InvalidValue, Unsupported
 from baton.engine.client import Tokenizer
+from baton.parsing.deltas import Parser
+from baton.parsing.styles import Style, style_of
 from baton.server.fields import Strict
-from baton.server.tool_calls import HERMES, LLAMA, Parser, Style, parser_of
 
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
-# What tells a style from a chat template: the tag, and how it has the model write the arguments.
-_OTHER_TAGGED = "<function="
 
 
 class FunctionOffered(Strict):
@@ -53,16 +52,20 @@ class ToolNamed(Strict):
 class Tools:
     """Those that an answer may call. `form`: what it must look like, where it is not free.
 
-    `shown`: special tokens that the parser must see in the text.
+    `shown`: special tokens that the parser must see in the text. `forced`: the answer is nothing but calls, of the tool
+    `only` if there is but one.
     """
 
     offered: Sequence[ToolOffered]
     style: Style
     form: OutputFormat | None
     shown: frozenset[int]
+    only: str | None = None
+    forced: bool = False
 
     def parser(self) -> Parser:
-        return parser_of(self.style, [tool.function.name for tool in self.offered])
+        schemas = {tool.function.name: tool.function.parameters or _NO_ARGUMENTS for tool in self.offered}
+        return self.style.parser(schemas, forced=self.forced, only=self.only)
 
     @property
     def told(self) -> list[dict[str, Any]]:
@@ -84,7 +87,7 @@ def chosen(
     if style is None:
         message = "tools are not honoured: this model's chat template has no form of tool calls that is known here"
         raise Unsupported(message, param="tools")
-    found = {tag: tokenizer.token(tag) for tag in (style.opening, style.closing) if tag}
+    found = {tag: tokenizer.token(tag) for tag in style.tags}
     tokens = {tag: token for tag, token in found.items() if token is not None}
     several = many is not False
     forced = choice is not None and choice != "auto"
@@ -94,14 +97,9 @@ def chosen(
         tool for tool in offered if not isinstance(choice, ToolNamed) or tool.function.name == choice.function.name
     ]
     form = _form(called, style, tokens, several=several, forced=forced) if bound else None
-    return Tools(offered, style, form, frozenset(token for tag, token in tokens.items() if tag in tokenizer.special))
-
-
-def style_of(template: str) -> Style | None:
-    """How a model writes calls, as its chat template shows it."""
-    if HERMES.opening in template:
-        return None if _OTHER_TAGGED in template else HERMES
-    return LLAMA if LLAMA.opening in template or '"parameters": ' in template else None
+    shown = frozenset(token for tag, token in tokens.items() if tag in tokenizer.special)
+    only = called[0].function.name if forced and len(called) == 1 else None
+    return Tools(offered, style, form, shown, only, forced)
 
 
 def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many: bool | None) -> None:

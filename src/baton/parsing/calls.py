@@ -1,0 +1,111 @@
+"""What all parsers of tool calls share: text around calls, and calls that begin as soon as they are sure.
+
+What might be the beginning of a call is held back. What turns out to be none stays text, to the letter. A call is sure
+once the name of an offered tool and the beginning of its arguments were read; from there on its arguments are handed on
+as they come.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from baton.parsing.deltas import CallArguments, CallStart, Delta, call_id
+from baton.parsing.scanner import Scanner, Steps
+
+Offered = Mapping[str, Mapping[str, Any]]
+"""The JSON Schemas of tools' parameters by the tools' names."""
+Reading = Generator[None, None, bool]
+"""Reads one call; returns whether it was one."""
+
+
+class CallParser(ABC):
+    """A parser of one answer; see `deltas.Parser`.
+
+    `forced`: the answer is nothing but calls, so that what is cut before its name is no text. `only`: the tool that
+    must be called, if there is but one.
+    """
+
+    reasoning = False
+
+    def __init__(self, tools: Offered, *, forced: bool = False, only: str | None = None) -> None:
+        self.tools = tools
+        self.calls = 0
+        self._forced = forced
+        self._only = only
+        self._blanks: list[str] = []
+        self.scanner = Scanner()
+        self.scanner.begin(self._all())
+
+    @property
+    def held(self) -> int:
+        return self.scanner.held + sum(map(len, self._blanks))
+
+    def push(self, text: str) -> list[Delta]:
+        return self.scanner.push(text)
+
+    def finish(self) -> list[Delta]:
+        return self.scanner.finish()
+
+    @abstractmethod
+    def read(self) -> Steps:
+        """Reads the answer."""
+
+    def say(self, text: str) -> None:
+        """Text; blanks at its end are held back, because those in front of a call are dropped."""
+        words = text.rstrip()
+        if words:
+            self.scanner.say("".join([*self._blanks, words]))
+            self._blanks = []
+        if len(words) < len(text):
+            self._blanks.append(text[len(words) :])
+
+    def start(self, name: str) -> bool:
+        """Begins a call if such a tool is offered."""
+        if name not in self.tools:
+            return False
+        self.scanner.forget()
+        self._blanks = []
+        self.scanner.out.append(CallStart(self.calls, call_id(), name))
+        self.calls += 1
+        return True
+
+    def argue(self, text: str) -> None:
+        """The next piece of the call's arguments."""
+        if text:
+            self.scanner.out.append(CallArguments(self.calls - 1, text))
+
+    def try_call(self, reading: Reading, before: str, closing: str = "") -> Steps:
+        """Reads a call behind its opening tag `before`, up to its closing tag. What is no call is said as text."""
+        self.scanner.keep()
+        began = self.calls
+        yield from reading
+        if self.calls == began:
+            rest: list[str] = []
+            tag = (yield from self.scanner.until((closing,), rest.append)) if closing else ""
+            inside = self.scanner.kept()
+            if self.scanner.ended and not tag and self._forced:
+                self._give_up()
+                return
+            self.say(before + inside)
+        elif closing:
+            pieces: list[str] = []
+            yield from self.scanner.until((closing,), pieces.append)
+            stray = "".join(pieces)
+            # A brace too many is a slip of the model's, and words are its text.
+            if stray.strip("]} \r\n\t"):
+                self.say(stray)
+
+    def _give_up(self) -> None:
+        if self._only is not None and not self.calls:
+            self.start(self._only)
+
+    def _all(self) -> Steps:
+        yield from self.read()
+        if self._blanks and not self.calls:
+            self.scanner.say("".join(self._blanks))
+        self._blanks = []
+
+
+ParserOf = Callable[..., CallParser]

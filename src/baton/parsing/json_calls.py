@@ -1,0 +1,141 @@
+"""Calls that are JSON objects with a name and arguments: between tags (Hermes, Qwen), or bare (Llama)."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from baton.parsing.calls import CallParser, Reading
+from baton.parsing.scanner import Found, Steps
+
+ARGUMENTS = ("arguments", "parameters")
+_SCALAR = re.compile(r"[^,\]}\s]*")
+_SEPARATOR = re.compile(r"[\s;]*")
+
+
+def call_object(parser: CallParser) -> Reading:
+    """Reads an object. Arguments stream if the name came before them, else they follow when the name is known."""
+    scanner = parser.scanner
+    started = False
+    early = ""  # arguments in front of the name
+    name = ""
+    yield from scanner.blanks()
+    if not (yield from scanner.tag("{")):
+        return False
+    while True:
+        yield from scanner.blanks()
+        end = yield from scanner.tag("}", ",", '"')
+        if end == ",":
+            continue
+        if end != '"':
+            return started
+        key = yield from _text(parser)
+        yield from scanner.blanks()
+        if key is None or not (yield from scanner.tag(":")):
+            return started
+        yield from scanner.blanks()
+        if key in ARGUMENTS and name and not started and (yield from scanner.peek()) == "{":
+            if not parser.start(name):
+                return False
+            started = True
+            yield from scanner.json(parser.argue)
+            continue
+        value = yield from json_value(parser)
+        if key == "name" and not name:
+            name = _loaded(value) if value.startswith('"') else ""
+            if not isinstance(name, str) or name not in parser.tools:
+                return started
+        elif key in ARGUMENTS and not started:
+            early = _object_in(value)
+            if not early:
+                return False
+        if early and name and not started:
+            started = parser.start(name)
+            parser.argue(early)
+
+
+def json_value(parser: CallParser) -> Found:
+    """The next JSON value, as it is written."""
+    scanner = parser.scanner
+    pieces: list[str] = []
+    first = yield from scanner.peek()
+    if first in ("{", "["):
+        yield from scanner.json(pieces.append)
+    elif first == '"':
+        pieces.append((yield from scanner.tag('"')))
+        yield from scanner.string(pieces.append)
+    else:
+        pieces.append((yield from scanner.matching(_SCALAR)))
+    return "".join(pieces)
+
+
+class Tagged(CallParser):
+    """Objects between two tags, text around them; in one pair of tags there may be several, or a list of them."""
+
+    opening = "<tool_call>"
+    closing = "</tool_call>"
+
+    def read(self) -> Steps:
+        while True:
+            tag = yield from self.scanner.until((self.opening,), self.say)
+            if not tag:
+                return
+            yield from self.try_call(self._inside(), tag, self.closing)
+
+    def _inside(self) -> Reading:
+        found = False
+        while True:
+            yield from self.scanner.matching(_BETWEEN)
+            if (yield from self.scanner.peek()) != "{":
+                return found
+            if not (yield from call_object(self)):
+                return found
+            found = True
+
+
+class Bare(CallParser):
+    """An answer that is nothing but objects, perhaps behind a tag; others are text."""
+
+    opening = "<|python_tag|>"
+
+    def read(self) -> Steps:
+        scanner = self.scanner
+        before = yield from scanner.blanks()
+        before += yield from scanner.tag(self.opening)
+        before += yield from scanner.blanks()
+        while (yield from scanner.peek()) == "{":
+            began = self.calls
+            yield from self.try_call(call_object(self), before)
+            if self.calls == began:
+                before = ""
+                break
+            before = yield from scanner.matching(_SEPARATOR)
+        self.say(before)
+        yield from scanner.rest(self.say)
+
+
+_BETWEEN = re.compile(r"[\s\[\],;]*")
+
+
+def _text(parser: CallParser) -> Any:
+    """A string behind its first quote; None where it is none."""
+    pieces = ['"']
+    ended = yield from parser.scanner.string(pieces.append)
+    found = _loaded("".join(pieces)) if ended else None
+    return found if isinstance(found, str) else None
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object_in(value: str) -> str:
+    """The arguments as an object's text: an object, or a string that has one in it; "" for anything else."""
+    if value.startswith('"'):
+        inner = _loaded(value)
+        value = inner if isinstance(inner, str) else ""
+    return value if value.lstrip().startswith("{") and isinstance(_loaded(value), dict) else ""

@@ -1,0 +1,131 @@
+"""Reasoning: what a model thinks aloud before it answers, between tags of its own.
+
+Blanks beside a tag belong to neither text. An opening tag counts at the answer's beginning and behind another block:
+where a model speaks about tags in the middle of a text, they are text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from baton.parsing.deltas import Delta, Parser, Reasoning, Text
+from baton.parsing.scanner import Scanner, Steps
+
+
+class Tags(NamedTuple):
+    opening: str
+    closing: str
+
+
+KNOWN = (
+    Tags("<think>", "</think>"),
+    Tags("[THINK]", "[/THINK]"),
+    Tags("<|channel>thought\n", "<channel|>"),
+    Tags("<|START_THINKING|>", "<|END_THINKING|>"),
+    Tags("<seed:think>", "</seed:think>"),
+    Tags("<thinking>", "</thinking>"),
+    Tags("<|begin_of_thought|>", "<|end_of_thought|>"),
+    Tags("<thought>", "</thought>"),
+    Tags("<reasoning>", "</reasoning>"),
+)
+"""Those of Qwen, DeepSeek, GLM, Kimi and many more; Magistral; Gemma 4; Command A; Seed-OSS; and rarer ones."""
+
+# Names of the field in the wild.
+_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_BLANK = " \n\r\t"
+
+
+def tags_of(template: str, tokens: frozenset[str], declared: Mapping[str, object] | None = None) -> Tags | None:
+    """The tags of a model: those that its tokenizer declares, those that are tokens, those of its chat template.
+
+    `tokens`: the names of the tokenizer's added tokens. `declared`: the tokenizer's response template.
+    """
+    found = (declared or {}).get("fields")
+    fields: Mapping[str, object] = found if isinstance(found, Mapping) else {}
+    for name in _FIELDS:
+        field = fields.get(name)
+        if isinstance(field, Mapping) and isinstance(field.get("open"), str) and isinstance(field.get("close"), str):
+            return Tags(field["open"], field["close"])
+    for tags in KNOWN:
+        if tags.closing in tokens or tags.closing in template:
+            return tags
+    return None
+
+
+def inside(tags: Tags, prompt_end: str) -> bool:
+    """Whether a prompt leaves the model in the middle of its reasoning. `prompt_end`: the last few tokens, as text."""
+    return prompt_end.rstrip(_BLANK).endswith(tags.opening.rstrip(_BLANK))
+
+
+@dataclass(slots=True)
+class _Nothing:
+    """A parser that finds nothing but text."""
+
+    calls = 0
+    held = 0
+    reasoning = False
+
+    def push(self, text: str) -> list[Delta]:
+        return [Text(text)] if text else []
+
+    def finish(self) -> list[Delta]:
+        return []
+
+
+class ReasoningParser:
+    """Splits reasoning off and hands all other text to another parser. `begun`: the prompt opened the reasoning."""
+
+    def __init__(self, tags: Tags, *, begun: bool, rest: Parser | None = None) -> None:
+        self._tags = tags
+        self._rest: Parser = rest or _Nothing()
+        self._blanks: list[str] = []
+        self._begun = False  # whether this block has said anything
+        self.reasoning = begun
+        self._scanner = Scanner()
+        self._scanner.begin(self._read())
+
+    @property
+    def calls(self) -> int:
+        return self._rest.calls
+
+    @property
+    def held(self) -> int:
+        return self._scanner.held + self._rest.held + sum(map(len, self._blanks))
+
+    def push(self, text: str) -> list[Delta]:
+        return self._scanner.push(text)
+
+    def finish(self) -> list[Delta]:
+        return [*self._scanner.finish(), *self._rest.finish()]
+
+    def _read(self) -> Steps:
+        scanner, (opening, closing) = self._scanner, self._tags
+        behind_block = False
+        while True:
+            if not self.reasoning:
+                blanks = yield from scanner.blanks()
+                if not (yield from scanner.tag(opening)):
+                    self._answer("" if behind_block else blanks)
+                    break
+                self.reasoning = True
+            yield from scanner.until((closing,), self._think)
+            self._blanks = []
+            self._begun = self.reasoning = False
+            behind_block = True
+        yield from scanner.rest(self._answer)
+
+    def _think(self, text: str) -> None:
+        """Blanks are held back until it is known that no tag follows them."""
+        words = text.rstrip(_BLANK)
+        if words:
+            said = "".join([*self._blanks, words])
+            self._scanner.out.append(Reasoning(said if self._begun else said.lstrip(_BLANK)))
+            self._blanks, self._begun = [], True
+        if len(words) < len(text):
+            self._blanks.append(text[len(words) :])
+
+    def _answer(self, text: str) -> None:
+        if text:
+            self._scanner.out += self._rest.push(text)
