@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import transformers
 
-from baton.loader.load import hook
-from baton.model.forward import Forward
+from baton.loader.choose import choose
+from baton.model.port import Forward
+from baton.native.forward import NativeForward
 from families import FAMILIES, model_of
 
 POLICIES = ("run_to_completion", "orca", "baton")
@@ -62,7 +63,7 @@ def write_page(file: Path, found: Sequence[dict[str, Any]]) -> None:
     refused = [one for one in found if "refused" in one]
     assert not missing and refused, f"the page needs the results of: {COMMAND}"
     lines = [
-        f"| {family.name} | `{family.model_type}` | {_way(forward := hook(model_of(family.name)))} | {_kept(forward)} "
+        f"| {family.name} | `{family.model_type}` | {_way(forward := taken(family.name))} | {_kept(forward)} "
         f"| {worst[family.name, 'baton']['tokens']} | "
         + " | ".join(f"{worst[family.name, policy]['worst']:.0e}" for policy in POLICIES)
         + " |"
@@ -81,8 +82,16 @@ def write_page(file: Path, found: Sequence[dict[str, Any]]) -> None:
     file.write_text(text)
 
 
+def taken(name: str) -> Forward:
+    return choose(model_of(name)).forward
+
+
 def _way(forward: Forward) -> str:
-    return forward.way.value + (", native" if forward.native else "") + (", whole prompts" * forward.whole_prompts)
+    return (
+        forward.backend.value
+        + (", native" if isinstance(forward, NativeForward) else "")
+        + (", whole prompts" * forward.whole_prompts)
+    )
 
 
 def _kept(forward: Forward) -> str:
