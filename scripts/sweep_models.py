@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from baton.core.errors import LoadError
-from baton.loader.load import hook
+from baton.loader.choose import choose
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,
@@ -99,7 +99,7 @@ def _tried(name: str) -> tuple[str, str]:
             signal.alarm(0)
         signal.alarm(SECONDS)
         try:
-            return "runs", hook(model).description
+            return "runs", choose(model).description
         except (LoadError, TimeoutError) as error:
             found = ("refused", _line(error))
         finally:

@@ -21,16 +21,6 @@ ABOVE = {"measure": 8, "cli": 9, "__main__": 10}
 
 # The GPU's wing has one door, so that a reader of the CPU's path never needs it.
 CUDA_DOORS = ("compose", "loader")
-# Arrows that still run up into the fast paths. Each leaves this list for good when its port is there.
-STILL_UP = {
-    ("baton.model.forward", "baton.native.program"),
-    ("baton.model.forward", "baton.cuda.decode_steps"),
-    ("baton.model.forward", "baton.cuda.float8"),
-    ("baton.model.forward", "baton.cuda.ragged_attention"),
-    ("baton.model.forward", "baton.cuda.slots"),
-    ("baton.model.forward", "baton.cuda.varlen_prefill"),
-    ("baton.model.hooked", "baton.cuda.compiled_layers"),
-}
 
 # Who may import a third party's package.
 TORCH = {
@@ -149,7 +139,7 @@ def _homeless(tree: Mapping[str, str]) -> Iterator[str]:
 
 def _upward(imports: Iterable[Import]) -> Iterator[str]:
     for found in imports:
-        if not ours(found.target) or (found.module, found.target) in STILL_UP:
+        if not ours(found.target):
             continue
         mine, theirs = floor_of(found.module), floor_of(found.target)
         same_room = room_of(found.module) == room_of(found.target) or mine == theirs == HIGHEST
@@ -176,7 +166,7 @@ def _past_the_port(imports: Iterable[Import]) -> Iterator[str]:
 
 def _into_cuda(imports: Iterable[Import]) -> Iterator[str]:
     for found in imports:
-        if not ours(found.target) or room_of(found.target) != "cuda" or (found.module, found.target) in STILL_UP:
+        if not ours(found.target) or room_of(found.target) != "cuda":
             continue
         if room_of(found.module) not in (*CUDA_DOORS, "cuda"):
             yield f"{found}: only {' and '.join(CUDA_DOORS)} open the GPU's wing"

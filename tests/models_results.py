@@ -11,8 +11,9 @@ import torch
 import transformers
 from scripts.pages.models import COMMAND
 
-from baton.loader.load import hook
-from baton.model.forward import Forward
+from baton.loader.choose import choose
+from baton.model.port import Forward
+from baton.native.forward import NativeForward
 from families import FAMILIES, model_of
 
 POLICIES = ("run_to_completion", "orca", "baton")
@@ -28,7 +29,7 @@ def write_results(file: Path, found: Sequence[dict[str, Any]]) -> None:
         {
             "family": family.name,
             "type": family.model_type,
-            "way": _way(forward := hook(model_of(family.name))),
+            "way": _way(forward := choose(model_of(family.name)).forward),
             "kept": _kept(forward),
             "tokens": worst[family.name, "baton"]["tokens"],
             "worst": {policy: f"{worst[family.name, policy]['worst']:.0e}" for policy in POLICIES},
@@ -49,7 +50,11 @@ def _lines(results: dict[str, Any]) -> str:
 
 
 def _way(forward: Forward) -> str:
-    return forward.way.value + (", native" if forward.native else "") + (", whole prompts" * forward.whole_prompts)
+    return (
+        forward.backend.value
+        + (", native" if isinstance(forward, NativeForward) else "")
+        + (", whole prompts" * forward.whole_prompts)
+    )
 
 
 def _kept(forward: Forward) -> str:

@@ -23,12 +23,13 @@ from baton.core.query import Query, SamplingParams
 from baton.core.text import TextStream
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.copy_stream import LateLane
+from baton.cuda.forward import CudaForward
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.offload import HostOffload
 from baton.cuda.page_layout import PageLayout
 from baton.cuda.pinned_memory import Extent, HostMemory
 from baton.cuda.prefill_stream import PrefillStreamRows, Side
-from baton.cuda.ragged_attention import InTorch, Places
+from baton.cuda.ragged_attention import InTorch, Places, Ragged
 from baton.cuda.varlen_prefill import Varlen
 from baton.cuda.virtual_memory import Driver
 from baton.engine.engine import Engine
@@ -37,10 +38,11 @@ from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import Budget
 from baton.kv.prefix import BLOCK_TOKENS, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.loader.choose import hook
+from baton.loader.choose import choose
 from baton.model.aligned import AlignedForward
 from baton.model.execution import PrefillPlacement
-from baton.model.forward import Forward
+from baton.model.forward import TorchForward
+from baton.model.port import Forward
 from baton.model.visibility import Visibility
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Plan, Policy, View
@@ -198,13 +200,13 @@ def random_batch(
     tokens at a time. `side`: where prompts are computed beside steps that begin ahead. `prompts`: or else where.
     """
     on_cpu = model.device.type == "cpu"
-    forward = hook(model, native=native and not aligned and not (ahead and on_cpu))
-    if ahead and on_cpu:
-        forward.go_resident(InTorch() if driver is None else RowByRow())
-    if varlen is not None:
-        forward.go_packed(varlen)
+    forward = choose(model, native=native and not aligned and not (ahead and on_cpu)).forward
+    if varlen is not None or (ahead and on_cpu):
+        assert isinstance(forward, TorchForward)
+        ragged: Ragged = InTorch() if driver is None else RowByRow()
+        forward = CudaForward(forward, ragged if ahead and on_cpu else None, varlen=varlen)
     if deterministic:
-        forward.fix_shapes(rows)
+        forward = forward.fixed(rows)
     recorder = Recorder()
 
     make = partial(mapped_rectangle, driver, kv_bytes, interleaved) if driver is not None else Rectangle
@@ -280,7 +282,7 @@ def bodies(
         beside = PrefillHere(apart, range(rows + 1), beside_batch=False)
         return shaped, RectangleBatch(shaped, range(rows), rows), beside
     rectangle = make(shapes, capacity=2 * rows + 1, **of)
-    steps = forward.steps(rectangle)
+    steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
     if steps is None:
         both = Rows(rectangle, forward, recorder, "tiny", copies=copies)
     elif side is not None:

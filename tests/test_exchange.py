@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from baton.kv.rectangle import Rectangle
-from baton.loader.load import hook
-from baton.model.forward import Forward
+from baton.loader.choose import choose
+from baton.model.port import Forward
 from baton.model.visibility import Span
 from baton.policy.table import POLICIES
 from families import model_of
@@ -58,7 +58,7 @@ def test_the_comparison_notices_rows_that_are_found_by_their_numbers(monkeypatch
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_rows_out_of_order_are_attended_each_to_its_own(family: str) -> None:
     """As many as there are, in one masked call, but not in the order in which they lie."""
-    forward = hook(model_of(family), native=False)
+    forward = choose(model_of(family), native=False).forward
     of = {"capacity": 2, "columns": 40, "dtype": torch.float32, "device": torch.device("cpu")}
     rectangle = Rectangle(forward.geometry.shapes, **of)  # type: ignore[arg-type]
     texts = [list(range(5, 17)), list(range(30, 40))]

@@ -11,6 +11,7 @@ import torch
 
 from baton.core.query import Query
 from baton.native import library as native
+from baton.native.forward import NativeForward
 from baton.native.program import Program
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
@@ -59,8 +60,8 @@ class Trouble:
 
 def program_of(batch: RandomBatch) -> Program | None:
     """What runs the model's steps natively; None where torch does."""
-    program: Program | None = batch.engine.batch._rows._forward.program  # type: ignore[attr-defined]
-    return program
+    forward = batch.engine.batch._rows._forward  # type: ignore[attr-defined]
+    return forward.program if isinstance(forward, NativeForward) else None
 
 
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:

@@ -10,6 +10,7 @@ import torch
 
 from baton.cli.live import machine_of, read_bytes_per_second
 from baton.core.footprint import Columns, Footprint
+from baton.loader.formats import FORMATS
 
 FOOTPRINT = Footprint((Columns(token_bytes=64, count=4),))
 
@@ -17,7 +18,12 @@ FOOTPRINT = Footprint((Columns(token_bytes=64, count=4),))
 def loaded_of(device: str = "cpu", eight_bits: bool = False, **config: Any) -> Any:
     settings = SimpleNamespace(**{"tie_word_embeddings": True, "vocab_size": 100, "hidden_size": 8, **config})
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: settings))
-    facts = {"model": model, "device": torch.device(device), "dtype": torch.bfloat16, "eight_bits": eight_bits}
+    facts = {
+        "model": model,
+        "device": torch.device(device),
+        "dtype": torch.bfloat16,
+        "format": FORMATS["int8" if eight_bits else "none"],
+    }
     return SimpleNamespace(parameters=5000, **facts)
 
 

@@ -25,9 +25,11 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from baton.kv.rectangle import Rectangle
-from baton.loader.load import hook
-from baton.model.forward import Forward
+from baton.loader.choose import choose
+from baton.loader.formats import FORMATS
+from baton.model.port import Forward
 from baton.model.visibility import Span
+from baton.native.forward import NativeForward
 from benchmarks.report import command, machine, table, write_section
 
 TURNS = 21
@@ -54,18 +56,18 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
     weights = sum(p.numel() for p in model.parameters()) * (1 if args.int8 else dtype.itemsize)
     operations = 2 * sum(p.numel() for p in model.model.layers.parameters())
-    forward = hook(model, native=not args.torch, int8=args.int8, release=True)
+    choice = choose(model, native=not args.torch, format=FORMATS["int8" if args.int8 else "none"], release=True)
     bandwidth = read_bandwidth()
     busy = [multiprocessing.Process(target=compute, daemon=True) for _ in range(args.neighbours)]
     for process in busy:
         process.start()
-    lines = [f"{forward.description}. {machine(args.model)}", ""]
+    lines = [f"{choice.description}. {machine(args.model)}", ""]
     lines.append(
         f"{args.dtype}{', weights in 8 bits' * args.int8}; {torch.get_num_threads()} threads, {args.neighbours} busy "
         f"neighbours; reading {bandwidth / 1e9:.0f} GB/s. Medians of {TURNS}, by part in ms."
     )
-    lines += ["", *steps(forward, args.rows, args.columns, dtype, weights, bandwidth)]
-    lines += ["", *fills(forward, args.fill, dtype, operations), "", f"Again: `{command()}`"]
+    lines += ["", *steps(choice.forward, args.rows, args.columns, dtype, weights, bandwidth)]
+    lines += ["", *fills(choice.forward, args.fill, dtype, operations), "", f"Again: `{command()}`"]
     for process in busy:
         process.terminate()
     print("\n".join(lines))
@@ -101,7 +103,8 @@ def fills(forward: Forward, lengths: Sequence[int], dtype: torch.dtype, operatio
 def timed(forward: Forward, rectangle: Rectangle, spans: Sequence[Span]) -> tuple[float, str]:
     tokens = [5] * sum(span.count for span in spans)
     run = forward.decode if all(span.count == 1 for span in spans) else forward.fill
-    program, seconds = forward.program, []
+    program = forward.program if isinstance(forward, NativeForward) else None
+    seconds = []
     for turn in range(WARM + TURNS):
         if turn == WARM and program is not None:
             program.profile(True)

@@ -27,7 +27,7 @@ from baton.policy.table import POLICIES
 
 from .asks import prompt_of
 from .engine import Responses
-from .models import free
+from .models import cuda_forward, free
 from .results import Results
 
 ROWS = 16
@@ -77,9 +77,8 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
     """Steps of a running batch alone, and while rows go to the host and come back without a pause."""
     rectangle = _rectangle(loaded, ROWS + 2, tokens)
     rectangle.lens[:] = [tokens] * (ROWS + 2)
-    way = loaded.forward._ragged
-    assert way is not None, loaded.forward.description
-    run = Steps(loaded.forward._hooked, rectangle, way, capture=loaded.device.type == "cuda")
+    forward = cuda_forward(loaded)
+    run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=loaded.device.type == "cuda")
     run.launch([Slot(row, 5 + row, tokens // 2) for row in range(ROWS)]).tokens()
     row_bytes = sum(part.nbytes for part in rectangle.view(0))
     found = []

@@ -20,9 +20,9 @@ from baton.cuda import compiled_layers as regions
 from baton.cuda.decode_steps import Slot, Steps
 from baton.cuda.ragged_attention import InTorch
 from baton.kv.rectangle import Rectangle
-from baton.loader.choose import hook
+from baton.loader.choose import choose
 from baton.model import hooked
-from baton.model.forward import Forward
+from baton.model.forward import TorchForward
 
 SIZES = (1, 2, 4, 8)
 TOKENS = 39
@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.loose:
         regions.OPTIONS.clear()
-    forward = hook(_model(args.layers, getattr(torch, args.dtype)), native=False)
+    forward = choose(_model(args.layers, getattr(torch, args.dtype)), native=False).forward
     expected = _drawn(_steps(forward))
     compiled = _steps(forward, "inductor")
     _compile(compiled, "layers, one for all")
@@ -59,10 +59,10 @@ def _model(layers: int, dtype: torch.dtype) -> AutoModelForCausalLM:
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 
 
-def _steps(forward: Forward, compiled: str | None = None) -> Steps:
+def _steps(forward: TorchForward, compiled: str | None = None) -> Steps:
     make = partial(Rectangle, forward.geometry.shapes, capacity=8, columns=64, device=torch.device("cpu"))
-    rectangle = make(dtype=forward._hooked._model.dtype)
-    return Steps(forward._hooked, rectangle, InTorch(), capture=False, compiled=compiled)
+    rectangle = make(dtype=forward.hooked.model.dtype)
+    return Steps(forward.hooked, rectangle, InTorch(), capture=False, compiled=compiled)
 
 
 def _compile(steps: Steps, name: str) -> None:

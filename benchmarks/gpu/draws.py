@@ -14,7 +14,7 @@ from baton.kv.rectangle import Rectangle
 from baton.loader.load import Loaded
 from baton.sampling.on_device import Kind
 
-from .models import collect
+from .models import collect, cuda_forward
 from .timing import seconds_of
 
 _WAYS = {Kind.FREE: Chance(1.0, seed=7), Kind.FILTERED: Chance(1.0, (40, 0.95, 0.0), seed=7)}
@@ -23,13 +23,12 @@ _WAYS = {Kind.FREE: Chance(1.0, seed=7), Kind.FILTERED: Chance(1.0, (40, 0.95, 0
 def draws(loaded: Loaded, counts: Sequence[int]) -> list[dict[str, Any]]:
     """Microseconds of a step, and of each kind of draw of all of its rows."""
     cuda, found = loaded.device.type == "cuda", []
-    way = loaded.forward._ragged
-    assert way is not None, loaded.forward.description
+    forward = cuda_forward(loaded)
     for rows in counts:
         rectangle = Rectangle(
             loaded.geometry.shapes, capacity=rows, columns=64, dtype=loaded.dtype, device=loaded.device
         )
-        run = Steps(loaded.forward._hooked, rectangle, way, capture=cuda)
+        run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=cuda)
         for kind, chance in _WAYS.items():
             run.launch([Slot(row, 5 + row, 1, chance) for row in range(rows)]).tokens()
             (step,) = run._made.values()

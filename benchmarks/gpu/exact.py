@@ -53,5 +53,5 @@ def logits_error(loaded: Loaded, tolerance: float | None = None) -> dict[str, An
     return {
         "logits differ by": self_check(loaded.model, loaded.forward, texts, expected, tolerance=tolerance),
         "dtype": str(loaded.dtype),
-        "how": loaded.forward.description,
+        "how": loaded.description,
     }

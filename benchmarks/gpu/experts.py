@@ -13,7 +13,7 @@ from baton.kv.rectangle import Rectangle, footprint
 from baton.loader.load import Loaded
 from baton.model.hooked import BY_TOKEN, EXPERTS
 
-from .models import MIXTURE, build, collect
+from .models import MIXTURE, build, collect, cuda_forward
 from .timing import seconds_of
 
 # Tokens of each row.
@@ -26,8 +26,7 @@ def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny:
     Experts that are read: as many different ones as rows choose on average, if all are chosen alike.
     """
     loaded = build(MIXTURE, device, tiny)
-    way, config = loaded.forward._ragged, loaded.model.config
-    assert way is not None, loaded.forward.description
+    forward, config = cuda_forward(loaded), loaded.model.config
     length = 32 if tiny else _LENGTH
     of_experts = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." in name)
     others = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." not in name)
@@ -38,7 +37,7 @@ def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny:
         columns = footprint(loaded.geometry.shapes, length, loaded.dtype, device).token_bytes * rows * length
         touched = 1 - (1 - chosen) ** rows
         floor = (others + touched * of_experts + columns) / bandwidth
-        for how in dict.fromkeys((loaded.forward.experts, BY_TOKEN)):
+        for how in dict.fromkeys((forward.torch_forward.hooked.experts, BY_TOKEN)):
             seconds = _seconds(loaded, rows, length, how)
             one = {"rows": rows, "experts": EXPERTS.get(how, how), "step ms": seconds * 1e3, "floor ms": floor * 1e3}
             found.append({**one, "of the limit": floor / seconds, "experts read": touched})
@@ -52,7 +51,8 @@ def _seconds(loaded: Loaded, rows: int, length: int, how: str | None) -> float:
     )
     for buffer in (*rectangle.keys, *rectangle.values):
         buffer.normal_()
-    run = Steps(loaded.forward._hooked, rectangle, loaded.forward._ragged, capture=cuda, experts=how)
+    forward = cuda_forward(loaded)
+    run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=cuda, experts=how)
     try:
         run.launch([Slot(row, 5 + row, length) for row in range(rows)]).tokens()
         (step,) = run._made.values()

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
+from baton.cuda.forward import CudaForward
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import Loaded
 from baton.model.execution import PrefillPlacement
-from baton.model.forward import Forward
+from baton.model.port import Forward
 from baton.model.visibility import Span
 
 from .asks import Ask
 from .engine import engine_run
-from .models import collect
+from .models import collect, cuda_forward
 from .timing import seconds_of
 
 STALL_SECONDS = 0.05
@@ -26,18 +27,18 @@ _PROMPTS = (1, 4, 16)
 
 def fills(loaded: Loaded, asks: Sequence[Ask], product: float, columns: int) -> list[dict[str, Any]]:
     """Prompts of the trace in one forward, each way in turn; `product`: operations a second of a large product."""
-    forward, cuda = loaded.forward, loaded.device.type == "cuda"
+    forward, cuda = cuda_forward(loaded), loaded.device.type == "cuda"
     operations = 2 * sum(p.numel() for p in _products(loaded.model))
     rectangle = Rectangle(
         loaded.geometry.shapes, capacity=max(_PROMPTS), columns=columns, dtype=loaded.dtype, device=loaded.device
     )
-    varlen = forward._varlen
     found = []
     try:
-        for count, (name, way) in itertools.product(_PROMPTS, (("one call", varlen), ("request by request", None))):
-            forward._varlen = way
+        for count, (name, way) in itertools.product(
+            _PROMPTS, (("one call", forward.varlen), ("request by request", None))
+        ):
             prompts = [ask.prompt for ask in asks[:count]]
-            run = partial(_filled, forward, rectangle, prompts)
+            run = partial(_filled, CudaForward(forward.torch_forward, varlen=way), rectangle, prompts)
             seconds, tokens = seconds_of(run, loaded.device, 3 if cuda else 1), sum(map(len, prompts))
             found.append(
                 {
@@ -49,7 +50,6 @@ def fills(loaded: Loaded, asks: Sequence[Ask], product: float, columns: int) -> 
                 }
             )
     finally:
-        forward._varlen = varlen
         del rectangle
         collect(loaded.device)
     return found
@@ -73,6 +73,6 @@ def streams(loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, cap: f
         some = asks if how is not None else asks[:1]
         of: dict[str, Any] = {"rows": rows, "columns": columns, "cap": cap, "stall_seconds": STALL_SECONDS}
         ran = engine_run(loaded, some, prompts=how, **of)
-        gains = {name.value: gain for name, gain in (loaded.forward.gains or {}).items()}
+        gains = {name.value: gain for name, gain in (cuda_forward(loaded).gains or {}).items()}
         found.append({"prompts": how or f"as chosen at the start ({gains}), one query", **ran})
     return found

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config, Qwen3Mo
 
 from baton.cuda import ragged_attention as ragged
 from baton.cuda.float8 import quantize
-from baton.loader.load import Loaded, hook
-from baton.loader.selfcheck import INT8_TOLERANCE
+from baton.cuda.forward import CudaForward
+from baton.loader.choose import choose
+from baton.loader.formats import FORMATS
+from baton.loader.load import Loaded
+from baton.model.forward import TorchForward
 from baton.model.tokenizer import ModelTokenizer
 from benchmarks.make_shape import tokenizer
 
@@ -58,16 +62,15 @@ def build(name: str, device: torch.device, tiny: bool, *, float8: bool = False) 
     if float8:
         quantize(model, device)
     made = time.perf_counter() - began
-    forward = hook(model, native=device.type == "cuda", tolerance=INT8_TOLERANCE if float8 else None)
-    if device.type == "cpu":
-        forward.go_resident(ragged.InTorch())
+    choice = choose(model, native=device.type == "cuda", format=FORMATS["float8" if float8 else "none"])
+    if isinstance(choice.forward, TorchForward) and device.type == "cpu":
+        choice = replace(choice, forward=CudaForward(choice.forward, ragged.InTorch()))
     print(f"{name}: made in {made:.1f} s, hooked in {time.perf_counter() - began - made:.1f} s", flush=True)
-    print(f"{name}: {forward.description}", flush=True)
+    print(f"{name}: {choice.description}", flush=True)
     return Loaded(
         name=name,
         model=model,
-        forward=forward,
-        geometry=forward.geometry,
+        choice=choice,
         tokenizer=ModelTokenizer(tokenizer(config.vocab_size), config.vocab_size),
         end_ids=(),
         context_tokens=config.max_position_embeddings,
@@ -92,10 +95,21 @@ def stock(model: Any) -> Iterator[None]:
 
 def free(loaded: Loaded) -> None:
     """Lets go of the last engine's rectangle and its graphs."""
-    way = loaded.forward._ragged
-    if way is not None:
-        loaded.forward.go_resident(way, compiled=loaded.forward._compiled, experts=loaded.forward._experts)
+    cuda_forward(loaded).release()
     collect(loaded.device)
+
+
+def cuda_forward(loaded: Loaded) -> CudaForward:
+    """The model's forward, which must have decode steps of constant shape."""
+    forward = loaded.forward
+    assert isinstance(forward, CudaForward), loaded.description
+    assert forward.ragged is not None, loaded.description
+    return forward
+
+
+def run_by(loaded: Loaded, forward: CudaForward) -> Loaded:
+    """The same model, run by this forward."""
+    return replace(loaded, choice=replace(loaded.choice, forward=forward))
 
 
 def collect(device: torch.device) -> None:

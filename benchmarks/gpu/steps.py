@@ -16,7 +16,7 @@ from baton.kv.rectangle import Rectangle, footprint
 from baton.loader.load import Loaded
 
 from .asks import Ask, lengths_of
-from .models import collect
+from .models import collect, cuda_forward
 from .timing import seconds_of
 
 
@@ -53,9 +53,8 @@ def _of_rows(loaded: Loaded, lens: Sequence[int], columns: int, compiled: str | 
     )
     for buffer in (*rectangle.keys, *rectangle.values):
         buffer.normal_()
-    way = loaded.forward._ragged
-    assert way is not None, loaded.forward.description
-    run = Steps(loaded.forward._hooked, rectangle, way, capture=cuda, compiled=compiled)
+    forward = cuda_forward(loaded)
+    run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=cuda, compiled=compiled)
     began = time.perf_counter()
     run.launch([Slot(row, 5 + row, length) for row, length in enumerate(lens)]).tokens()
     made = time.perf_counter() - began

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from baton.cuda.forward import CudaForward
 from baton.loader.load import Loaded
 
 from .asks import Ask
 from .engine import engine_run
-from .models import free
+from .models import cuda_forward, free, run_by
 from .peers import continuous, static_batches
 from .results import Results
 from .steps import backend
@@ -78,13 +79,10 @@ class _Turns:
         times = [self._step_ms(part) for part in ("steps", "steps compiled")]
         if not self.tiny and not 0.0 < times[1] < times[0]:
             return self.found
-        forward = self.loaded.forward
-        way = forward._ragged
-        forward.go_resident(way, compiled=backend(self.tiny))
-        try:
-            return self.run("baton", more=" compiled")
-        finally:
-            forward.go_resident(way)
+        forward = cuda_forward(self.loaded)
+        how = {"compiled": backend(self.tiny), "experts": forward.experts, "varlen": forward.varlen}
+        compiled = CudaForward(forward.torch_forward, forward.ragged, **how)
+        return replace(self, loaded=run_by(self.loaded, compiled)).run("baton", more=" compiled")
 
     def _step_ms(self, part: str) -> float:
         """Of as many rows as here; 0 where that was not measured."""

@@ -28,6 +28,7 @@ from baton.core.query import Query
 from baton.core.text import IncrementalDecoder, TextStream
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.copy_stream import CudaLane
+from baton.cuda.forward import CudaForward
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.offload import HostOffload, trial
 from baton.cuda.page_layout import PageLayout
@@ -105,7 +106,7 @@ def open_engine(
         sinks = [*sinks, trace]
     began = monotonic()
     client = start(loaded, settings, policy, name, sinks, faults=faults)
-    if loaded.forward.resident:
+    if isinstance(loaded.forward, CudaForward) and loaded.forward.ragged is not None:
         told("steps", monotonic() - began)
     return EngineHandle(client, settings, facts, loaded, trace)
 
@@ -161,7 +162,7 @@ def make_engine(
     if faults is not None:
         sampler = faults.sampler(sampler)
     if settings.deterministic:
-        loaded.forward.fix_shapes(settings.max_rows)
+        loaded = loaded.fixed(settings.max_rows)
     if traits(policy).prompts_in_step:
         prompts = PrefillPlacement.AFTER_DECODE
     copies = _copies(loaded, settings)
@@ -253,8 +254,8 @@ def _rows(
 ) -> Rows:
     """Rows on a device that can be fed ahead begin each step before the last one is read."""
     forward = loaded.forward
-    steps = forward.steps(rectangle)
-    if steps is None or type(sampler) is not Sampler:
+    steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
+    if not isinstance(forward, CudaForward) or steps is None or type(sampler) is not Sampler:
         return Rows(rectangle, forward, sampler, loaded.stamp, copies=copies)
     steps.warm(most)
     ahead = AsyncRows(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)

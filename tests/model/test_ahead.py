@@ -15,11 +15,11 @@ from baton.core.step import Feeding
 from baton.cuda import async_rows as ahead
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.decode_steps import Steps
+from baton.cuda.forward import CudaForward
 from baton.cuda.slots import Slot
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import arrived
 from baton.model.execution import PrefillPlacement
-from baton.model.forward import Forward
 from baton.model.visibility import Span
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
@@ -54,13 +54,13 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
     plain.run(queries)
     expected = {query.id: plain.tokens(query.id) for query in queries}
     fills: list[set[bool]] = []
-    fill = Forward.fill
+    fill = CudaForward.fill
 
-    def counted(self: Forward, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> object:
+    def counted(self: CudaForward, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> object:
         fills.append({span.count > 1 for span in spans})
         return fill(self, rectangle, spans, tokens)
 
-    monkeypatch.setattr(Forward, "fill", counted)
+    monkeypatch.setattr(CudaForward, "fill", counted)
     events: list[Event] = []
     batch = run(family, queries, prompts=PrefillPlacement.FUSED, sinks=[events.append])
     assert {name: batch.tokens(name) for name in expected} == expected

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.loader.cache_length import length_matters
-from baton.loader.load import hook
+from baton.loader.choose import choose
 from baton.loader.selfcheck import check_texts, self_check, stock_logits, whatever_the_size
 from baton.model.execution import AttentionBackend
 from families import Family, bare_model, model_of
@@ -80,8 +80,8 @@ def test_each_row_has_its_own_answer(name: str, ask: Callable[..., Tensor], way:
     model = asking(name, ask, floor)
     texts = check_texts(model)
     expected = stock_logits(model, texts)
-    forward = hook(model, columns=WIDE)
-    assert forward.way is way
+    forward = choose(model, columns=WIDE).forward
+    assert forward.backend is way
     for columns in (64, floor, WIDE):
         assert self_check(model, forward, texts, expected, columns=columns) < 1e-5
 
@@ -93,8 +93,8 @@ def test_llama4_is_exact_in_a_rectangle_of_any_size(floor: int, columns: int) ->
     model = bare_model(Family("llama4", "llama4_text", {**experts, "floor_scale": floor}))
     texts = check_texts(model)
     expected = stock_logits(model, texts)
-    forward = hook(model, columns=columns)
-    assert forward.way is AttentionBackend.FLAT
+    forward = choose(model, columns=columns).forward
+    assert forward.backend is AttentionBackend.FLAT
     assert self_check(model, forward, texts, expected, columns=columns) < 1e-5
 
 
@@ -122,7 +122,7 @@ def test_whether_a_models_own_code_uses_the_length_is_found(name: str, ask: Any,
 def test_what_depends_on_the_rectangles_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = asking("llama", by_longest, 8192)
     texts = check_texts(model)
-    forward = hook(model, native=False)
+    forward = choose(model, native=False).forward
     whatever_the_size(model, forward, texts, 8192)
     columns = property(lambda layer: layer._current.step.rectangle.columns, lambda layer, value: None)
     monkeypatch.setattr("baton.model.cache.RectangleLayer._longest", columns, raising=False)
@@ -133,7 +133,7 @@ def test_what_depends_on_the_rectangles_size_is_refused(monkeypatch: pytest.Monk
 
 def test_a_model_that_asks_whether_a_prompt_has_begun_is_refused() -> None:
     with pytest.raises(LoadError, match="ambiguous"):
-        hook(asking("llama", whether_begun, 5))
+        choose(asking("llama", whether_begun, 5))
 
 
 def test_a_layer_that_has_been_given_its_tokens_holds_them() -> None:
@@ -146,6 +146,6 @@ def test_a_layer_that_has_been_given_its_tokens_holds_them() -> None:
     model = asking("llama", after, 5)
     texts = check_texts(model)
     expected = stock_logits(model, texts)
-    forward = hook(model)
-    assert forward.way is AttentionBackend.FLAT
+    forward = choose(model).forward
+    assert forward.backend is AttentionBackend.FLAT
     assert self_check(model, forward, texts, expected) < 1e-5

@@ -12,11 +12,11 @@ from baton.core.errors import Refused
 from baton.core.events import Event, IterationDone
 from baton.core.query import Query
 from baton.core.step import Feeding
+from baton.cuda.forward import CudaForward
 from baton.cuda.prefill_stream import PrefillStreamRows, fastest
 from baton.engine.costs import CostMeter
 from baton.kv.segment import arrived
 from baton.model.execution import WHERE, PrefillPlacement
-from baton.model.forward import Forward
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from delayed import DelayedStream
@@ -282,7 +282,7 @@ def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) 
     rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
     assert isinstance(rows, PrefillStreamRows)
     forward = rows._forward
-    assert isinstance(forward, Forward)
+    assert isinstance(forward, CudaForward)
     measured = (
         (1.25, 1.1, "on a stream of their own"),
         (0.9, 1.1, "in one forward with a step"),
@@ -293,9 +293,9 @@ def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(PrefillStreamRows, "gains", lambda self, batch, prompts, gains=gains: gains)
         forward.gains = None
         how = fastest(rows, forward, 4)
-        assert how is forward.prompts and WHERE[how] == words
+        assert how is forward.placement and WHERE[how] == words
         figures = f"measured: on a stream of their own {beside:.2f}x, in one forward with a step {fused:.2f}x"
-        assert f"prompts {words} ({figures})" in forward.description
+        assert f"prompts {words} ({figures})" in forward.parts()
     # Once for a model.
     monkeypatch.setattr(PrefillStreamRows, "gains", lambda self, batch, prompts: {PrefillPlacement.SIDE_STREAM: 2.0})
     assert fastest(rows, forward, 4) is PrefillPlacement.AFTER_DECODE
@@ -305,7 +305,7 @@ def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytes
     rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
     assert isinstance(rows, PrefillStreamRows)
     forward = rows._forward
-    assert isinstance(forward, Forward)
+    assert isinstance(forward, CudaForward)
     right = forward.fill
     monkeypatch.setattr(forward, "fill", Trouble(right, random.Random(1), 1, before=True))
     assert fastest(rows, forward, 4) is PrefillPlacement.AFTER_DECODE

@@ -21,7 +21,7 @@ from baton.cuda.slots import Chance, Slot, follows
 from baton.cuda.streams import Streams
 from baton.cuda.virtual_memory import CudaDriver, trial
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.loader.choose import hook
+from baton.loader.choose import choose
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
@@ -42,7 +42,7 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: t
     expected = {query.id: alone(model, query)[0] for query in queries}
     dice = random.Random(1)
     batch = random_batch(model, Shaken(policy(), dice), ahead=True)
-    assert isinstance(batch.rows, AsyncRows), batch.rows._forward.description
+    assert isinstance(batch.rows, AsyncRows), batch.rows._forward
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
 
@@ -83,10 +83,10 @@ def test_captured_draws_are_those_that_are_launched_one_by_one(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_warmed_step_waits_for_nothing(family: str, dtype: torch.dtype) -> None:
     """Torch raises at whatever makes the host wait for the device."""
-    forward = hook(model_of(family).to("cuda", dtype))
+    forward = choose(model_of(family).to("cuda", dtype)).forward
     shapes, device = forward.geometry.shapes, torch.device("cuda")
     steps = forward.steps(Rectangle(shapes, capacity=3, columns=CONTEXT, dtype=dtype, device=device))
-    assert steps is not None, forward.description
+    assert steps is not None
     steps.warm(3)
     torch.cuda.set_sync_debug_mode("error")
     try:

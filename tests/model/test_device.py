@@ -9,8 +9,7 @@ import torch
 
 from baton.core.errors import SettingError
 from baton.cuda import ragged_attention as ragged
-from baton.loader.choose import go_resident, hook
-from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
+from baton.loader.choose import choose, in_steady_steps, proof_of
 from baton.model.device import Device, device_of
 from families import model_of
 
@@ -78,13 +77,10 @@ def test_facts_are_read_off_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gpu_without_triton_attends_in_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
-    use_reference_attention(model)
-    texts = check_texts(model)
-    expected = stock_logits(model, texts)
-    forward = hook(model, native=False)
+    proof, plain = proof_of(model), choose(model, native=False).forward
     monkeypatch.setattr(ragged, "device_of", lambda device: T4)
-    go_resident(model, forward, texts, expected)
-    assert forward.description.endswith(
-        "decode steps of constant shape, masked attention in torch "
-        "(Triton's kernels need compute capability 8.0, this GPU's is 7.5)"
-    )
+    forward, reasons = in_steady_steps(proof, plain)
+    assert forward.parts()[-1] == "decode steps of constant shape, masked attention in torch"
+    assert [str(reason) for reason in reasons] == [
+        "not attention in Triton: Triton's kernels need compute capability 8.0, this GPU's is 7.5"
+    ]

@@ -10,8 +10,9 @@ from torch import nn
 
 from baton.core.errors import LoadError
 from baton.cuda.float8 import FLOAT8, Float8Linear, in_torch, quantize
-from baton.loader.choose import hook
-from baton.loader.selfcheck import INT8_TOLERANCE, check_texts, stock_logits
+from baton.loader.choose import choose
+from baton.loader.formats import FORMATS, ROUNDED_TOLERANCE
+from baton.loader.selfcheck import check_texts, stock_logits
 from baton.policy.baton import Baton
 from families import model_of
 from random_batch import Shaken, alone, random_batch, some_queries
@@ -59,8 +60,8 @@ def test_a_family_in_float8_is_near_itself_and_passes_its_own_check(family: str)
     assert model.dtype is torch.bfloat16
     after = stock_logits(model, texts)
     assert 1e-3 < max(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True)) < 0.4
-    forward = hook(model, native=False, tolerance=INT8_TOLERANCE)
-    assert "linear layers in float8" in forward.description
+    choice = choose(model, native=False, format=FORMATS["float8"])
+    assert "linear layers in float8" in choice.description
 
 
 def test_a_shaken_batch_in_float8_gives_what_each_query_gives_alone() -> None:
@@ -77,7 +78,7 @@ def test_a_shaken_batch_in_float8_gives_what_each_query_gives_alone() -> None:
         tokens, logits = expected[query.id]
         for at, token in enumerate(batch.tokens(query.id)):
             found = batch.recorder.logits[query.seed, len(query.prompt) + at]
-            assert float((found - logits[at]).abs().max() / logits[at].abs().max()) < INT8_TOLERANCE
+            assert float((found - logits[at]).abs().max() / logits[at].abs().max()) < ROUNDED_TOLERANCE
             same, compared = same + (token == tokens[at]), compared + 1
             if token != tokens[at]:
                 break

@@ -25,7 +25,7 @@ from baton.cuda.decode_steps import Steps
 from baton.cuda.ragged_attention import InTorch
 from baton.cuda.slots import Chance, Slot
 from baton.kv.rectangle import Rectangle
-from baton.loader.choose import hook
+from baton.loader.choose import choose
 from baton.model.device import Device
 from baton.policy.baton import Baton
 from baton.sampling.on_device import Kind
@@ -129,10 +129,10 @@ def test_captured_draws_are_those_of_steps_one_by_one(on_host: type[OnHost], mon
 
 def made() -> Steps:
     """Steps of three rows, captured."""
-    forward = hook(model_of("llama"), native=False)
+    forward = choose(model_of("llama"), native=False).forward
     shapes, device = forward.geometry.shapes, torch.device("cpu")
     rectangle = Rectangle(shapes, capacity=3, columns=CONTEXT, dtype=torch.float32, device=device)
-    return Steps(forward._hooked, rectangle, InTorch(), capture=True)
+    return Steps(forward.hooked, rectangle, InTorch(), capture=True)
 
 
 def test_a_draw_is_captured_when_it_is_first_needed(on_host: type[OnHost]) -> None:

@@ -12,7 +12,7 @@ import torch
 from baton.core.config import Config
 from baton.core.errors import LoadError, SettingError
 from baton.kv.rectangle import footprint
-from baton.loader.load import Loaded, context_of, hook, load
+from baton.loader.load import Loaded, choose, context_of, load
 from baton.loader.survey import survey
 from baton.model.device import Device
 from checkpoints import config_of
@@ -138,8 +138,8 @@ def test_float8_is_for_gpus_that_have_it_and_computes_in_bfloat16(
     # On a CPU that is taken for such a GPU: the product is the same.
     monkeypatch.setattr("baton.loader.load.device_of", lambda device: Device("cuda", (9, 0)))
     found = loaded_of(folder, quantize="float8")
-    assert (found.dtype, found.eight_bits) == (torch.bfloat16, True)
-    assert "linear layers in float8" in found.forward.description
+    assert (found.dtype, found.format.rounded_bits) == (torch.bfloat16, 8)
+    assert "linear layers in float8" in found.description
     with pytest.raises(LoadError, match="computes in bfloat16"):
         loaded_of(folder, quantize="float8", dtype="float32")
 
@@ -194,7 +194,9 @@ def test_a_survey_knows_rings_states_and_attention_of_the_models_own(tmp_path: P
         found = survey(str(folder))
         assert found.refused is None
         assert found.geometry is not None
-        loaded = footprint(hook(model).geometry.shapes, found.context_tokens, torch.float32, torch.device("cpu"))
+        loaded = footprint(
+            choose(model).forward.geometry.shapes, found.context_tokens, torch.float32, torch.device("cpu")
+        )
         assert found.footprint(torch.float32) == loaded
 
 

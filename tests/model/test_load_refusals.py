@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from baton.core.errors import LoadError
-from baton.loader.load import hook
+from baton.loader.choose import choose
 from families import REFUSED, bare_model
 
 
@@ -17,6 +17,6 @@ def test_a_kind_that_cannot_be_exact_is_refused_with_its_reason(
 ) -> None:
     family, reason = REFUSED[name]
     with pytest.raises(LoadError, match=reason) as caught:
-        hook(bare_model(family))
+        choose(bare_model(family))
     record_property("refused", name)
     record_property("reason", caught.value.message)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from baton.core.errors import LoadError
+from baton.cuda.forward import CudaForward
 from baton.cuda.virtual_memory import HostDriver
-from baton.loader.load import hook
+from baton.loader.choose import choose
 from baton.loader.mapping import check, mapping
+from baton.model.forward import TorchForward
 from families import model_of
 from mapped_batches import KINDS
 from random_batch import RowByRow
@@ -58,8 +60,9 @@ def test_a_page_that_is_touched_and_not_there_ends_the_process() -> None:
 @linux_only
 def test_a_model_is_tried_on_mapped_memory_before_it_is_served_there() -> None:
     model = model_of("gemma3")
-    forward = hook(model, native=False)
-    forward.go_resident(RowByRow())
+    plain = choose(model, native=False).forward
+    assert isinstance(plain, TorchForward)
+    forward = CudaForward(plain, RowByRow())
     check(model, forward, HostDriver())
     assert mapping(model, forward) == (None, "cpu has no such calls")
 
@@ -79,4 +82,4 @@ def test_a_model_is_tried_on_mapped_memory_before_it_is_served_there() -> None:
 def test_attention_that_reads_rows_as_far_as_the_longest_has_no_mapped_memory() -> None:
     model = model_of("bloom")
     with pytest.raises(LoadError, match="as far as the longest"):
-        check(model, hook(model, native=False), HostDriver())
+        check(model, choose(model, native=False).forward, HostDriver())

@@ -18,10 +18,10 @@ from baton.core.errors import LoadError
 from baton.cuda import varlen_prefill as packed
 from baton.cuda.varlen_prefill import Packed, Varlen, bounds, of_torch, one_behind_the_other
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.loader.choose import go_packed, hook
-from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
+from baton.loader.choose import choose, proof_of, with_packed_prompts
 from baton.model import attention
-from baton.model.forward import Forward
+from baton.model.forward import TorchForward
+from baton.model.port import Forward
 from baton.model.visibility import Span, Visibility
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
@@ -152,28 +152,29 @@ def test_what_the_kernel_cannot_do_goes_request_by_request(
     assert torch.equal(found, attention.fill(spans, rectangle).attend(q, *layer))
 
 
-def packed_forward(family: str, varlen: Varlen) -> Forward:
+def packed_forward(family: str, varlen: Varlen) -> tuple[Forward, str]:
+    """The forward, and why it is not packed."""
     model = model_of(family)
-    use_reference_attention(model)
-    texts = check_texts(model)
-    expected = stock_logits(model, texts)
-    forward = hook(model, native=False)
-    go_packed(model, forward, texts, expected, varlen)
-    return forward
+    proof, plain = proof_of(model), choose(model, native=False).forward
+    assert isinstance(plain, TorchForward)
+    forward, reasons = with_packed_prompts(proof, plain, varlen)
+    return forward, "; ".join(map(str, reasons))
 
 
 # Rings in the third and fifth, states in the last.
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_window", "gpt2", "gemma3", "qwen3_moe", "falcon_h1"])
 def test_a_model_is_taken_so_where_it_is_exact(family: str) -> None:
     varlen = Varlen(varlen_attn)
-    forward = packed_forward(family, varlen)
-    assert "prompts' attention in one call per layer" in forward.description
+    forward, why_not = packed_forward(family, varlen)
+    assert "prompts' attention in one call per layer" in forward.parts()
+    assert not why_not
     assert not varlen.proving
 
 
 def test_a_model_of_softcaps_stays_as_it_was_and_says_why() -> None:
-    forward = packed_forward("gemma2", Varlen(varlen_attn))
-    assert "request by request: none of its layers can be attended so" in forward.description
+    forward, why_not = packed_forward("gemma2", Varlen(varlen_attn))
+    assert why_not == "not prompts' attention in one call per layer: none of its layers can be attended so"
+    assert isinstance(forward, TorchForward)
 
 
 def wider(*args: object, window_size: tuple[int, int], **more: object) -> Tensor:
@@ -192,9 +193,10 @@ def raising(*args: object, **more: object) -> Tensor:
 
 @pytest.mark.parametrize(("broken", "why"), [(wider, "differs"), (shifted, "differs"), (raising, "no kernel image")])
 def test_a_kernel_that_is_wrong_is_not_taken(broken: object, why: str) -> None:
-    forward = packed_forward("mistral_window" if broken is wider else "llama", Varlen(broken))  # type: ignore[arg-type]
-    assert why in forward.description
-    assert "request by request" in forward.description
+    family = "mistral_window" if broken is wider else "llama"
+    forward, why_not = packed_forward(family, Varlen(broken))  # type: ignore[arg-type]
+    assert why in why_not
+    assert isinstance(forward, TorchForward)
     spans = [Span(0, 0, 5)]
     logits, _ = forward.fill(whole(forward), spans, range(3, 8))
     assert bool(logits.isfinite().all())
@@ -281,5 +283,5 @@ def test_torchs_own_gives_what_float64_gives(
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe"])
 def test_first_lights_families_take_it_in_bfloat16(family: str) -> None:
     """The self-check holds it against the model alone, and each call against attention request by request."""
-    forward = hook(copy.deepcopy(model_of(family)).to("cuda", torch.bfloat16))
-    assert "prompts' attention in one call per layer" in forward.description
+    forward = choose(copy.deepcopy(model_of(family)).to("cuda", torch.bfloat16)).forward
+    assert "prompts' attention in one call per layer" in forward.parts()

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape
-from baton.loader.load import hook
+from baton.loader.choose import choose
 from baton.loader.selfcheck import check_texts, self_check, stock_logits
 from baton.model.attention import Decode, Visibility
 from baton.model.execution import AttentionBackend
-from baton.model.forward import Forward
+from baton.model.forward import TorchForward
 from baton.model.probe import probe
 from families import WINDOW, Family, bare_model, model_of
 
@@ -70,8 +70,8 @@ def test_what_each_layer_keeps_per_token_is_found(name: str, shape: LayerShape) 
     ],
 )
 def test_each_kind_is_run_in_the_first_way_that_is_exact(name: str, way: AttentionBackend, whole: bool) -> None:
-    forward = hook(model_of(name))
-    assert (forward.way, forward.whole_prompts) == (way, whole)
+    forward = choose(model_of(name)).forward
+    assert (forward.backend, forward.whole_prompts) == (way, whole)
 
 
 def test_windows_are_rings_latents_are_small_and_recurrent_layers_keep_states() -> None:
@@ -86,11 +86,11 @@ def test_windows_are_rings_latents_are_small_and_recurrent_layers_keep_states() 
 
 def test_a_length_of_the_config_beyond_what_was_checked_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     family = Family("mistral", "mistral", {"sliding_window": 100})
-    checked = hook(bare_model(family))
+    checked = choose(bare_model(family))
     assert (checked.checked_tokens > 100, "not checked" in checked.description) == (True, False)
     monkeypatch.setattr("baton.loader.selfcheck.MOST_OPERATIONS", 1)
     monkeypatch.setattr("baton.loader.structure.MOST_OPERATIONS", 1)
-    told = hook(bare_model(family)).description
+    told = choose(bare_model(family)).description
     assert "not checked beyond 28 tokens: sliding_window 100 (baton check does)" in told
 
 
@@ -105,7 +105,7 @@ def test_layers_may_keep_different_shapes() -> None:
 def test_a_model_without_causal_attention_is_refused() -> None:
     model = bare_model(Family("gemma3", "gemma3_text", {"head_dim": 16, "use_bidirectional_attention": True}))
     with pytest.raises(LoadError):
-        hook(model)
+        choose(model)
 
 
 def test_a_model_whose_own_code_fails_with_our_cache_is_refused_in_one_line() -> None:
@@ -116,7 +116,7 @@ def test_a_model_whose_own_code_fails_with_our_cache_is_refused_in_one_line() ->
 
     model.model.layers[1].forward = fails
     with pytest.raises(LoadError) as caught:
-        hook(model)
+        choose(model)
     assert "IndexError: something of its own" in caught.value.message
     assert "\n" not in caught.value.message
 
@@ -126,7 +126,7 @@ def test_the_self_check_passes_and_gives_the_model_our_attention() -> None:
     texts = check_texts(model)
     assert max(len(text) for text in texts) > WINDOW
     expected = stock_logits(model, texts)
-    forward = hook(model)
+    forward = choose(model).forward
     assert model.config._attn_implementation.startswith("baton_")
     assert forward.geometry.looks[0] == NEAR
     assert self_check(model, forward, texts, expected) < 1e-5
@@ -140,7 +140,7 @@ def test_the_self_check_refuses_a_window_that_is_wrong(look: Visibility) -> None
     geometry = probe(model)
     geometry.looks[1] = look
     shapes = tuple(replace(shape, window=0) for shape in geometry.shapes)
-    forward = Forward(model, replace(geometry, shapes=shapes))
+    forward = TorchForward(model, replace(geometry, shapes=shapes))
     with pytest.raises(LoadError, match="differ from those of the model alone"):
         self_check(model, forward, texts, expected)
 
@@ -156,7 +156,7 @@ def test_the_self_check_refuses_a_decode_step_that_sees_one_column_too_few(monke
     model = model_of("llama")
     texts = check_texts(model)
     expected = stock_logits(model, texts)
-    forward = hook(model, native=False)
+    forward = choose(model, native=False).forward
     monkeypatch.setattr(Decode, "_mask", fewer)
     with pytest.raises(LoadError, match="differ from those of the model alone"):
         self_check(model, forward, texts, expected)
@@ -166,7 +166,7 @@ def test_two_engines_in_a_process_have_each_their_own_steps() -> None:
     models = [model_of("llama"), model_of("gpt2")]
     texts = [check_texts(model) for model in models]
     expected = [stock_logits(model, some) for model, some in zip(models, texts, strict=True)]
-    forwards = [hook(model) for model in models]
+    forwards = [choose(model).forward for model in models]
     for model, forward, some, right in zip(models, forwards, texts, expected, strict=True):
         assert self_check(model, forward, some, right) < 1e-5
 
@@ -194,4 +194,4 @@ def test_the_cache_is_handed_in_under_the_name_that_the_models_forward_has(name:
 
 def test_a_cache_that_is_swallowed_is_noticed() -> None:
     with pytest.raises(LoadError, match="takes a cache and keeps nothing in it"):
-        hook(renamed("cache", swallowed=True))
+        choose(renamed("cache", swallowed=True))

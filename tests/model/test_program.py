@@ -13,12 +13,15 @@ from torch import Tensor
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle
-from baton.loader.load import hook
+from baton.loader.choose import choose
+from baton.loader.formats import FORMATS
 from baton.loader.selfcheck import stock_logits
 from baton.model import forward as forward_module
-from baton.model.forward import Forward
+from baton.model.forward import TorchForward
+from baton.model.port import Forward
 from baton.model.visibility import Span, cut
 from baton.native import library as native
+from baton.native.forward import NativeForward
 from baton.native.graph import Graph, Ref
 from baton.native.lower import lower
 from baton.native.record import record
@@ -55,6 +58,10 @@ NATIVE = [
     "starcoder2",
     "exaone4",
 ]
+
+
+def is_native(forward: Forward) -> bool:
+    return isinstance(forward, NativeForward)
 
 
 def rectangle_of(forward: Forward, rows: int, dtype: torch.dtype = torch.float32) -> Rectangle:
@@ -97,17 +104,17 @@ def some_texts(rows: int, seed: int = 0) -> list[Tensor]:
 
 
 def test_these_families_are_run_natively() -> None:
-    found = {family.name: hook(model_of(family.name)).native for family in FAMILIES}
+    found = {family.name: is_native(choose(model_of(family.name)).forward) for family in FAMILIES}
     assert sorted(name for name, yes in found.items() if yes) == sorted(NATIVE)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_any_spans_give_the_logits_that_torch_gives(name: str) -> None:
     texts, steps = some_texts(4), some_steps(random.Random(name), 4, 60)
-    forward = hook(model_of(name), native=False)
+    forward = choose(model_of(name), native=False).forward
     expected = fed(forward, rectangle_of(forward, 4), steps, texts)
-    forward = hook(model_of(name))
-    assert forward.native
+    forward = choose(model_of(name)).forward
+    assert is_native(forward)
     for ours, torchs in zip(fed(forward, rectangle_of(forward, 4), steps, texts), expected, strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-5 * float(torchs.abs().max()))
 
@@ -116,11 +123,11 @@ def test_any_spans_give_the_logits_that_torch_gives(name: str) -> None:
 @pytest.mark.parametrize("variant", native.variants() if native.library else [])
 def test_each_instruction_set_gives_the_same(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, steps = some_texts(3), some_steps(random.Random(5), 3, 40)
-    forward = hook(model_of(name))
+    forward = choose(model_of(name)).forward
     expected = fed(forward, rectangle_of(forward, 3), steps, texts)
     monkeypatch.setattr(native, "best", lambda: native.kernels(variant))
-    forward = hook(model_of(name))
-    assert variant in forward.description
+    forward = choose(model_of(name)).forward
+    assert variant in ", ".join(forward.parts())
     for ours, best in zip(fed(forward, rectangle_of(forward, 3), steps, texts), expected, strict=True):
         torch.testing.assert_close(ours, best, rtol=1e-4, atol=1e-5 * float(best.abs().max()))
 
@@ -128,7 +135,7 @@ def test_each_instruction_set_gives_the_same(name: str, variant: str, monkeypatc
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_a_row_gives_the_same_bits_in_any_company(name: str) -> None:
     texts = some_texts(6)
-    forward = hook(model_of(name))
+    forward = choose(model_of(name)).forward
     steps = [[Span(row, 0, 20) for row in range(6)], *([Span(row, at, 1) for row in range(6)] for at in range(20, 30))]
     together = fed(forward, rectangle_of(forward, 6), steps, texts)
     for row in range(6):
@@ -140,7 +147,7 @@ def test_a_row_gives_the_same_bits_in_any_company(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_a_row_gives_the_same_bits_however_its_prompt_is_cut(name: str) -> None:
     texts = some_texts(1)
-    forward = hook(model_of(name))
+    forward = choose(model_of(name)).forward
     found = []
     for cuts in ([0, 40], [0, 1, 2, 17, 39, 40], list(range(41)), [0, 16, 32, 40]):
         steps = [[Span(0, first, last - first)] for first, last in itertools.pairwise(cuts)]
@@ -152,7 +159,7 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     texts, steps, found = some_texts(5), some_steps(random.Random(2), 5, 40), []
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        forward = hook(model_of("qwen3"))
+        forward = choose(model_of("qwen3")).forward
         found.append(fed(forward, rectangle_of(forward, 5), steps, texts))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
@@ -160,7 +167,7 @@ def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_engines_of_a_process_may_compute_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The native threads are shared."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    forwards, texts, steps = [hook(model_of(name)) for name in ("llama", "gemma3")], some_texts(4), []
+    forwards, texts, steps = [choose(model_of(name)).forward for name in ("llama", "gemma3")], some_texts(4), []
     for seed in range(6):
         steps.append(some_steps(random.Random(seed), 4, 40))
 
@@ -176,7 +183,7 @@ def test_two_engines_of_a_process_may_compute_at_once(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", ["llama", "mistral_window"])
 def test_a_forward_that_is_not_committed_has_changed_nothing_that_is_seen(name: str) -> None:
     texts = some_texts(2)
-    forward = hook(model_of(name))
+    forward = choose(model_of(name)).forward
     rectangle = rectangle_of(forward, 2)
     fed(forward, rectangle, [[Span(0, 0, WINDOW + 5), Span(1, 0, 7)]], texts)
     spans = [Span(0, WINDOW + 5, 9), Span(1, 7, 1)]
@@ -191,7 +198,7 @@ def test_a_forward_that_is_not_committed_has_changed_nothing_that_is_seen(name: 
 
 def test_long_chunks_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(2)
-    forward = hook(model_of("llama"))
+    forward = choose(model_of("llama")).forward
     steps = [[Span(0, 0, 50, every=True), Span(1, 0, 33)], [Span(0, 50, 1), Span(1, 33, 20)]]
     whole = fed(forward, rectangle_of(forward, 2), steps, texts)
     monkeypatch.setattr(forward_module, "PASS", 16)
@@ -208,7 +215,7 @@ def test_spans_are_cut_where_a_pass_ends() -> None:
 
 def test_padding_is_computed_and_kept_nowhere() -> None:
     texts = some_texts(3)
-    forward = hook(model_of("gemma3"))
+    forward = choose(model_of("gemma3")).forward
     rectangle, spans = rectangle_of(forward, 3), [Span(0, 0, 9), Span(1, 0, 4), Span(2, 0, 1)]
     tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
     padded, ran = forward.padded(rectangle, spans, tokens)
@@ -221,7 +228,7 @@ def test_padding_is_computed_and_kept_nowhere() -> None:
 
 def test_padding_columns_that_hold_nan_are_never_read() -> None:
     texts = some_texts(2)
-    forward = hook(model_of("llama"))
+    forward = choose(model_of("llama")).forward
     rectangle = rectangle_of(forward, 2)
     for tensor in (*rectangle.keys, *rectangle.values):
         tensor.fill_(float("nan"))
@@ -237,20 +244,20 @@ def test_released_weights_are_given_back_when_the_program_is_not_exact(
     family = next(family for family in FAMILIES if family.name == name)
     model = bare_model(family)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    right = forward_module.Forward._natively
+    right = NativeForward._run
 
-    def wrong(self: Forward, *args: object, **kwargs: object) -> tuple[Tensor, object]:
+    def wrong(self: NativeForward, *args: object, **kwargs: object) -> tuple[Tensor, object]:
         logits, ran = right(self, *args, **kwargs)  # type: ignore[arg-type]
         return logits + 1, ran
 
     with monkeypatch.context() as patch:
-        patch.setattr(forward_module.Forward, "_natively", wrong)
-        forward = hook(model, release=True)
-    assert not forward.native
-    assert "differ from those of the model alone" in forward.description
+        patch.setattr(NativeForward, "_run", wrong)
+        choice = choose(model, release=True)
+    assert isinstance(choice.forward, TorchForward)
+    assert "differ from those of the model alone" in choice.description
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     again = bare_model(family)
-    assert hook(again, release=True).native
+    assert is_native(choose(again, release=True).forward)
     assert sum(p.numel() for p in again.parameters()) < sum(value.numel() for value in before.values()) / 2
 
 
@@ -258,8 +265,8 @@ def test_released_weights_are_given_back_when_the_program_is_not_exact(
 def test_weights_in_8_bits_give_nearly_the_same(name: str) -> None:
     model, text = model_of(name), some_texts(1)[0][:40]
     expected = stock_logits(model, [text])[0]
-    forward = hook(model, int8=True)
-    assert forward.native
+    forward = choose(model, format=FORMATS["int8"]).forward
+    assert is_native(forward)
     steps = [[Span(0, 0, 36)], *([Span(0, at, 1)] for at in range(36, 40))]
     found = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
     error = float((found - expected).abs().max() / expected.abs().max())
@@ -268,9 +275,9 @@ def test_weights_in_8_bits_give_nearly_the_same(name: str) -> None:
 
 def test_8_bits_are_refused_where_steps_are_not_native() -> None:
     with pytest.raises(LoadError, match=r"--quantize int8: .*recurrent"):
-        hook(model_of("mamba2"), int8=True)
+        choose(model_of("mamba2"), format=FORMATS["int8"])
     with pytest.raises(LoadError, match="leave out --no-compile"):
-        hook(model_of("llama"), int8=True, native=False)
+        choose(model_of("llama"), format=FORMATS["int8"], native=False)
 
 
 def test_a_model_whose_step_looks_at_values_is_run_in_torch() -> None:
@@ -283,9 +290,10 @@ def test_a_model_whose_step_looks_at_values_is_run_in_torch() -> None:
         return stock(*args, **kwargs)
 
     model.model.forward = looks
-    forward = hook(model)
-    assert not forward.native
-    assert "cannot be recorded" in forward.description
+    choice = choose(model)
+    assert not is_native(choice.forward)
+    assert "not steps as one native call: " in choice.description
+    assert "cannot be recorded" in choice.description
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma4", "phi"])
@@ -326,4 +334,4 @@ def widest(draft: Graph) -> int:
 
 def test_a_family_of_another_dtype_is_named() -> None:
     model = bare_model(Family("llama", "llama")).to(torch.float16)
-    assert "float16" in hook(model).description
+    assert "float16" in choose(model).description

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.core.query import Query
-from baton.loader.choose import hook
+from baton.loader.choose import choose
 from baton.model.rotary import anew_limit, as_made, near_limit
 from baton.policy.baton import Baton
 from baton.policy.port import Plan
@@ -206,7 +206,7 @@ def test_a_rotation_that_fails_in_long_texts_is_refused_by_name(monkeypatch: pyt
 
     monkeypatch.setattr(type(model.model.rotary_emb), "forward", forward)
     with pytest.raises(LoadError, match=rf"model.rotary_emb fails beyond {LIMIT} tokens \(UnboundLocalError"):
-        hook(model)
+        choose(model)
 
 
 class Longest(nn.Module):
@@ -230,5 +230,5 @@ def own_rotary(inside: Callable[[Tensor], Tensor]) -> PreTrainedModel:
 
 def test_a_rotation_by_the_longest_text_of_a_kind_that_is_not_known_is_refused_by_name() -> None:
     with pytest.raises(LoadError, match=r"model.rotary_emb \(Longest\) rotates all rows by the longest text"):
-        hook(own_rotary(lambda positions: 1 + positions.max() // 256))
-    assert hook(own_rotary(lambda positions: torch.ones(()))).near_limit is None
+        choose(own_rotary(lambda positions: 1 + positions.max() // 256))
+    assert choose(own_rotary(lambda positions: torch.ones(()))).forward.near_limit is None

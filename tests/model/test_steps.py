@@ -18,17 +18,17 @@ from baton.core.errors import LoadError
 from baton.core.query import SamplingParams
 from baton.cuda.compiled_layers import CompiledLayers
 from baton.cuda.decode_steps import Launched, Resident, Steps
+from baton.cuda.forward import CudaForward
 from baton.cuda.ragged_attention import InTorch
 from baton.cuda.slots import Chance, Slot, chance_of, chances_of, follows, told
 from baton.kv.rectangle import Rectangle
-from baton.loader import choose
-from baton.loader.choose import go_resident, hook
-from baton.loader.selfcheck import check_texts, stock_logits, use_reference_attention
+from baton.loader.choose import choose, in_steady_steps, proof_of
 from baton.model import hooked
 from baton.model.device import Device
 from baton.model.execution import AttentionBackend
-from baton.model.forward import Forward
+from baton.model.forward import TorchForward
 from baton.model.hooked import BY_TOKEN, Hooked
+from baton.model.port import Forward
 from baton.model.visibility import Span
 from baton.sampling.draw import Draw
 from baton.sampling.on_device import LOOK_AGAIN, NOT_FINITE, Kind, drawn
@@ -40,6 +40,12 @@ FIRST_LIGHT = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe"
 OTHERS = ("gemma2", "gpt_oss", "llama4", "gemma3n", "olmo3", "opt")
 LENGTHS, ROWS = (20, 5, 33), (2, 0, 5)
 ANSWER = 20
+
+
+def plain_of(model: Any) -> TorchForward:
+    forward = choose(model, native=False).forward
+    assert isinstance(forward, TorchForward)
+    return forward
 
 
 def rectangle_of(forward: Forward, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Rectangle:
@@ -58,11 +64,11 @@ def filled(forward: Forward, rectangle: Rectangle) -> list[int]:
 
 def compare(family: str, compiled: str | None = None) -> None:
     """Step after step, each fed what the one before drew: the same tokens, and logits to a millionth."""
-    forward = hook(model_of(family), native=False)
+    forward = plain_of(model_of(family))
     today, resident = rectangle_of(forward), rectangle_of(forward)
     tokens = filled(forward, today)
     assert filled(forward, resident) == tokens
-    steps = Steps(forward._hooked, resident, InTorch(), capture=False, compiled=compiled)
+    steps = Steps(forward.hooked, resident, InTorch(), capture=False, compiled=compiled)
     last: Launched | None = None
     for step in range(ANSWER):
         spans = [Span(row, length + step, 1) for row, length in zip(ROWS, LENGTHS, strict=True)]
@@ -113,21 +119,21 @@ def test_one_layer_is_compiled_for_all() -> None:
         torch.compiler.reset()
         counters.clear()
         config = AutoConfig.for_model("llama", **{**_COMMON, "num_hidden_layers": layers})
-        forward = hook(AutoModelForCausalLM.from_config(config).eval(), native=False)
-        steps = Steps(forward._hooked, rectangle_of(forward), InTorch(), capture=False, compiled="eager")
+        forward = plain_of(AutoModelForCausalLM.from_config(config).eval())
+        steps = Steps(forward.hooked, rectangle_of(forward), InTorch(), capture=False, compiled="eager")
         for rows in (2, 3, 6):
             steps.launch([Slot(row, 7, 1) for row in range(rows)])
         counted.append(counters["stats"]["unique_graphs"])
         # What is not captured runs as stock has it.
-        assert not any("forward" in vars(layer) for layer in forward._hooked._model.model.layers)
+        assert not any("forward" in vars(layer) for layer in forward.hooked.model.model.layers)
     assert 0 < counted[0] == counted[1] <= 6
 
 
 def test_a_model_without_a_list_of_layers_is_named() -> None:
-    model = hook(model_of("llama"), native=False)._hooked._model
-    model.config.num_hidden_layers += 1
+    hooked = plain_of(model_of("llama")).hooked
+    hooked.model.config.num_hidden_layers += 1
     with pytest.raises(LoadError, match="in no list"):
-        CompiledLayers(model, "eager", ("", ""))
+        CompiledLayers(hooked, "eager")
 
 
 def is_transformers_at_least(version: str) -> bool:
@@ -153,14 +159,14 @@ def test_nothing_of_a_step_asks_the_host(family: str, chance: Chance) -> None:
     """On a device that has no numbers at all, whatever looks at one raises."""
     if family == "gemma3n" and not is_transformers_at_least("5.23"):
         pytest.skip("older transformers copy a constant to the device in each of its steps")
-    geometry = hook(model_of(family), native=False).geometry
+    geometry = plain_of(model_of(family)).geometry
     found = next(one for one in FAMILIES if one.name == family)
     with torch.device("meta"):
         config = AutoConfig.for_model(found.model_type, **{**_COMMON, **found.more})
         model = AutoModelForCausalLM.from_config(config).bfloat16().eval()
-    forward = Forward(model, geometry, AttentionBackend.RAGGED)
+    forward = TorchForward(model, geometry, AttentionBackend.RAGGED)
     rectangle = rectangle_of(forward, "meta", torch.bfloat16)
-    steps = Steps(forward._hooked, rectangle, InTorch(), capture=False)
+    steps = Steps(forward.hooked, rectangle, InTorch(), capture=False)
     slots = [Slot(2, 7, 21, chance), Slot(0, follows(1), 6)]
     launched = steps.launch(slots)
     (step,) = steps._made.values()
@@ -250,37 +256,35 @@ def _drawn(logits: Tensor, *draws: Draw) -> list[int]:
 
 def test_a_model_goes_resident_in_the_first_way_that_is_exact() -> None:
     model = model_of("llama")
-    use_reference_attention(model)
-    texts = check_texts(model)
-    expected = stock_logits(model, texts)
-    forward = hook(model, native=False)
+    proof, plain = proof_of(model), plain_of(model)
 
     class Wrong(InTorch):
         def attend(self, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             return super().attend(q, *args, **kwargs) * 1.1
 
-    go_resident(model, forward, texts, expected, [Wrong(name="wrong"), InTorch(name="right")])
-    assert "right" in forward.description
+    forward, reasons = in_steady_steps(proof, plain, [Wrong(name="wrong"), InTorch(name="right")])
+    assert "decode steps of constant shape, right" in forward.parts()
+    assert isinstance(forward, CudaForward)
     assert forward.steps(rectangle_of(forward)) is not None
-    go_resident(model, forward, texts, expected, [Wrong(name="wrong")])
-    assert "step by step in torch: wrong: its logits differ" in forward.description
-    assert forward.steps(rectangle_of(forward)) is None
+    assert [reason.way for reason in reasons] == ["decode steps of constant shape by wrong"]
+    assert "its logits differ" in reasons[0].why
+    assert in_steady_steps(proof, plain, [Wrong(name="wrong")]) == (plain, reasons)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "no_such_backend"])
 def test_steps_are_compiled_where_that_is_exact_and_else_are_not(backend: str) -> None:
     """Inductor's kernels for the CPU take a minute and give the same: docs/lab-notes.md."""
     model = model_of("llama")
-    use_reference_attention(model)
-    texts = check_texts(model)
-    expected = stock_logits(model, texts)
-    forward = hook(model, native=False)
-    go_resident(model, forward, texts, expected, [InTorch()], compiled=backend)
+    proof, plain = proof_of(model), plain_of(model)
+    forward, reasons = in_steady_steps(proof, plain, [InTorch()], compiled=backend)
     if backend == "aot_eager":
-        assert forward.description.endswith("masked attention in torch, compiled by aot_eager")
+        assert forward.parts()[-1].endswith("masked attention in torch, compiled by aot_eager")
+        assert reasons == []
     else:
-        said = "masked attention in torch (masked attention in torch, no_such_backend does not run ("
-        assert said in forward.description
+        assert forward.parts()[-1].endswith("masked attention in torch")
+        said = "not decode steps of constant shape by masked attention in torch, no_such_backend: it does not run ("
+        assert str(reasons[0]).startswith(said)
+    assert isinstance(forward, CudaForward)
     assert forward.steps(rectangle_of(forward)) is not None
 
 
@@ -296,16 +300,16 @@ def test_experts_in_16_bits_are_grouped_products_or_token_by_token(
         return product(*args, **kwargs)
 
     model = model_of(family).bfloat16()
-    forward = hook(model, native=False)
+    forward = plain_of(model)
     rectangle = rectangle_of(forward, dtype=torch.bfloat16)
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
     found = []
     for how, products in ((None, 2 * len(forward.geometry.shapes)), (BY_TOKEN, 0)):
-        steps = Steps(forward._hooked, rectangle, InTorch(), capture=False, experts=how)
+        steps = Steps(forward.hooked, rectangle, InTorch(), capture=False, experts=how)
         calls[0] = 0
         found.append(steps.launch([Slot(0, 7, 1), Slot(1, 9, 1)]).logits)
         assert calls[0] == products
-        assert forward.experts == "grouped_mm"
+        assert forward.hooked.experts == "grouped_mm"
     assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 2e-2
 
 
@@ -314,16 +318,13 @@ def test_experts_are_grouped_where_that_asks_no_host(
     capability: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of("qwen3_moe").bfloat16()
-    use_reference_attention(model)
-    texts = check_texts(model)
-    expected = stock_logits(model, texts)
-    forward = hook(model, native=False)
-    monkeypatch.setattr(choose, "device_of", lambda device: Device("cuda", capability))
-    go_resident(model, forward, texts, expected, [InTorch()])
-    assert f"masked attention in torch, experts {said}" in forward.description
+    proof, plain = proof_of(model), plain_of(model)
+    monkeypatch.setattr("baton.loader.choose.device_of", lambda device: Device("cuda", capability))
+    forward, _ = in_steady_steps(proof, plain, [InTorch()])
+    assert forward.parts()[-1].endswith(f"masked attention in torch, experts {said}")
 
 
 def test_a_family_with_states_keeps_its_steps() -> None:
-    forward = hook(model_of("mamba2"), native=False)
+    plain = plain_of(model_of("mamba2"))
     with pytest.raises(LoadError, match="more than a token and a length"):
-        forward.go_resident(InTorch())
+        CudaForward(plain, InTorch())

@@ -9,12 +9,13 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from baton.core.errors import LoadError
+from baton.loader.choose import choose
 from baton.loader.lengths import lengths_of
-from baton.loader.load import hook
 from baton.loader.selfcheck import TOLERANCE, check_texts, stock_logits, tolerance_of
 from baton.loader.structure import structure
 from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
 from baton.model.execution import AttentionBackend
+from baton.native.forward import NativeForward
 from families import Family, bare_model, model_of
 
 HALF = (torch.bfloat16, torch.float16)
@@ -28,13 +29,13 @@ def test_whole_prompts_are_wanted_in_every_number_format(kind: str, dtype: torch
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "A_log" not in name:
             torch.nn.init.normal_(weight, std=0.5 if "embed" in name else 0.18)
-    assert hook(model.to(dtype)).whole_prompts
+    assert choose(model.to(dtype)).forward.whole_prompts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_a_model_that_sees_what_comes_is_refused_in_every_number_format(dtype: torch.dtype) -> None:
     with pytest.raises(LoadError):
-        hook(bare_model(Family("bert", "bert")).to(dtype))
+        choose(bare_model(Family("bert", "bert")).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -42,9 +43,9 @@ def test_a_model_that_sees_what_comes_is_refused_in_every_number_format(dtype: t
     "name", ["llama", "gemma3", "opt", "deepseek_v3", "mamba2", "jamba", "bloom", "llama4_temperature"]
 )
 def test_a_way_does_not_depend_on_the_number_format(name: str, dtype: torch.dtype) -> None:
-    exact, rounded = hook(model_of(name)), hook(model_of(name).to(dtype))
-    assert (exact.way, exact.whole_prompts) == (rounded.way, rounded.whole_prompts)
-    assert rounded.native == (exact.native and dtype is torch.bfloat16)
+    exact, rounded = choose(model_of(name)).forward, choose(model_of(name).to(dtype)).forward
+    assert (exact.backend, exact.whole_prompts) == (rounded.backend, rounded.whole_prompts)
+    assert isinstance(rounded, NativeForward) == (isinstance(exact, NativeForward) and dtype is torch.bfloat16)
 
 
 def doge(keep: int) -> PreTrainedModel:
@@ -57,15 +58,15 @@ def doge(keep: int) -> PreTrainedModel:
 
 def test_what_begins_beyond_a_length_of_the_config_is_seen() -> None:
     """Of equals, a top-k over columns takes others where there are more columns."""
-    assert hook(doge(keep=40)).way is AttentionBackend.PER_ROW
-    assert hook(doge(keep=2048)).way is AttentionBackend.MASKED
+    assert choose(doge(keep=40)).forward.backend is AttentionBackend.PER_ROW
+    assert choose(doge(keep=2048)).forward.backend is AttentionBackend.MASKED
 
 
 def test_lengths_that_cost_too_much_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.loader.structure.MOST_OPERATIONS", 1)
-    forward = hook(doge(keep=40))
-    assert forward.unchecked == ("keep_window_size 40",)
-    assert "not checked beyond 28 tokens: keep_window_size 40 (baton check does)" in forward.description
+    choice = choose(doge(keep=40))
+    assert choice.unchecked == ("keep_window_size 40",)
+    assert "not checked beyond 28 tokens: keep_window_size 40 (baton check does)" in choice.description
 
 
 @pytest.mark.parametrize(

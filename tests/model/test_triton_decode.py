@@ -27,8 +27,8 @@ from baton.cuda.ragged_attention import InTorch, InTriton, Places
 from baton.cuda.slots import Slot, follows
 from baton.cuda.virtual_memory import HostDriver
 from baton.kv.rectangle import Rectangle
-from baton.loader.load import hook
-from baton.model.forward import Forward
+from baton.loader.choose import choose
+from baton.model.port import Forward
 from baton.model.visibility import EVERYTHING, Visibility
 from families import model_of
 
@@ -213,7 +213,7 @@ def test_steps_through_it_give_what_torch_gives(
 ) -> None:
     # Interpreted programs are slow: two splits are enough to be merged.
     monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
-    forward = hook(model_of(family), native=False)
+    forward = choose(model_of(family), native=False).forward
     found = []
     for body in (InTorch(), InTriton()):
         rectangle = Rectangle(
@@ -221,7 +221,7 @@ def test_steps_through_it_give_what_torch_gives(
         )
         for buffer in (*rectangle.keys, *rectangle.values):
             buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(0)))
-        steps, logits = Steps(forward._hooked, rectangle, body, capture=False), []
+        steps, logits = Steps(forward.hooked, rectangle, body, capture=False), []
         # To beyond a window.
         for step in range(10, 14):
             tokens = [7, 30, 99] if step == 10 else [follows(at) for at in range(3)]
@@ -240,7 +240,7 @@ def test_kernels_touch_nothing_that_rows_did_not_reach(
     monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
     # It would copy all memory that a kernel is told of back to where it is already.
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)
-    forward = hook(model_of(family), native=False)
+    forward = choose(model_of(family), native=False).forward
     child = os.fork()
     if not child:
         os._exit(_kernels_on_mapped_memory(forward))
@@ -261,7 +261,7 @@ def _kernels_on_mapped_memory(forward: Forward) -> int:
             rectangle.write(place, parts, length)
     found = []
     for rectangle, body in ((plain, InTorch()), (mapped, InTriton())):
-        steps, logits = Steps(forward._hooked, rectangle, body, capture=False), []
+        steps, logits = Steps(forward.hooked, rectangle, body, capture=False), []
         for step in range(1, 4):
             tokens = [7, 30, 99] if step == 1 else [follows(at) for at in range(3)]
             told = zip((3, 0, 2), tokens, lengths, strict=True)

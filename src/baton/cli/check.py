@@ -30,7 +30,7 @@ def run_check(config: Config, *, tokens: int, longest: int | None, as_json: bool
     told = (lambda phase, seconds: None) if as_json else tell_phase
     loaded = load(config, config.model or str(builtin.path()), name, told=told, before=oracle)
     if not as_json:
-        errors.print(f"  {name}, {loaded.dtype} on {loaded.device}: {loaded.forward.description}")
+        errors.print(f"  {name}, {loaded.dtype} on {loaded.device}: {loaded.description}")
     done: list[Outcome] = []
     with Live(_verdicts(done), console=errors, transient=True) if not as_json else contextlib.nullcontext() as live:
         for outcome in check(loaded, oracle, config):
@@ -41,7 +41,7 @@ def run_check(config: Config, *, tokens: int, longest: int | None, as_json: bool
     if as_json:
         facts = [{**dataclasses.asdict(outcome), "passed": outcome.passed} for outcome in done]
         about = {"model": name, "dtype": str(loaded.dtype).removeprefix("torch."), "device": str(loaded.device)}
-        run = {"way": loaded.forward.way.value, "whole_prompts": loaded.forward.whole_prompts}
+        run = {"way": loaded.forward.backend.value, "whole_prompts": loaded.forward.whole_prompts}
         print(json.dumps({**about, **run, "notes": oracle.notes, "passed": not failed, "scenarios": facts}))
     else:
         console = Console(highlight=False)

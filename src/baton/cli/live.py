@@ -40,10 +40,10 @@ def machine_of(loaded: Loaded, footprint: Footprint, read_bytes: float) -> Machi
     # Of an embedding that is not the output's too, a step reads one row a token.
     apart = not getattr(config, "tie_word_embeddings", True)
     embedding = getattr(config, "vocab_size", 0) * getattr(config, "hidden_size", 0) if apart else 0
-    size = 1 if loaded.eight_bits else loaded.dtype.itemsize
+    size = (loaded.format.rounded_bits or 8 * loaded.dtype.itemsize) / 8
     return Machine(
         read_bytes=read_bytes if known else 0.0,
-        weight_bytes=(loaded.parameters - embedding) * size,
+        weight_bytes=int((loaded.parameters - embedding) * size),
         kv_token_bytes=footprint.token_bytes,
     )
 

@@ -23,7 +23,7 @@ from baton.kv.port import KVOffload
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment
 from baton.model.execution import PrefillPlacement
-from baton.model.forward import Forward
+from baton.model.port import ModelRunner
 from baton.model.visibility import Span
 from baton.sampling.grammar_masks import Mask
 from baton.sampling.on_device import LOOK_AGAIN, Kind
@@ -54,7 +54,7 @@ class AsyncRows(Rows):
     def __init__(
         self,
         rectangle: Rectangle,
-        forward: Forward,
+        forward: ModelRunner,
         sampler: Sampler,
         stamp: str,
         steps: Steps,

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from baton.core.errors import LoadError
+from baton.model.hooked import Compiled, Hooked
 from baton.model.probe import use_attention
 
 OPTIONS: dict[str, dict[str, Any]] = {"inductor": {"emulate_precision_casts": True}}
@@ -33,22 +34,31 @@ class OutsideCache(Cache):
     update = torch.compiler.disable(Cache.update)
 
 
-class CompiledLayers:
-    """`attentions`: the names of our attention as it is, and as one that is not compiled. Raises LoadError."""
+def compiled_layers(hooked: Hooked, backend: str) -> Compiled:
+    """The layers of this model by this backend, compiled once however many steps are made of them. Raises LoadError."""
+    if backend not in hooked.compiled:
+        hooked.compiled[backend] = CompiledLayers(hooked, backend)
+    return hooked.compiled[backend]
 
-    def __init__(self, model: PreTrainedModel, backend: str, attentions: tuple[str, str]) -> None:
-        self._model = model
-        self._attentions = attentions
-        self._layers = _layers(model)
+
+class CompiledLayers:
+    """A `Compiled`. `backend`: of torch.compile. Raises LoadError."""
+
+    def __init__(self, hooked: Hooked, backend: str) -> None:
+        self._model = hooked.model
+        self._attention = hooked.attention
+        self._outside = f"{hooked.attention}_outside"
+        AttentionInterface.register(self._outside, outside(AttentionInterface()[hooked.attention]))
+        self.cache: Cache = OutsideCache(layers=hooked.cache.layers)
+        self._layers = _layers(self._model)
         compile = partial(torch.compile, backend=backend, dynamic=True, options=OPTIONS.get(backend))
         self._forwards = [compile(layer.forward) for layer in self._layers]
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Calls of the model go through what is compiled."""
-        before, outside = self._attentions
         try:
-            use_attention(self._model, outside)
+            use_attention(self._model, self._outside)
             for layer, forward in zip(self._layers, self._forwards, strict=True):
                 layer.forward = forward
             # The number of a layer is no constant, or each would be compiled for itself.
@@ -59,7 +69,7 @@ class CompiledLayers:
         finally:
             for layer in self._layers:
                 vars(layer).pop("forward", None)
-            use_attention(self._model, before)
+            use_attention(self._model, self._attention)
 
 
 def outside(function: Callable[..., Any]) -> Callable[..., Any]:

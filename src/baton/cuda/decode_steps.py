@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from baton.core.sampling import SamplingParams
+from baton.cuda.compiled_layers import compiled_layers
 from baton.cuda.graphs import Graphs
 from baton.cuda.ragged_attention import Places, Ragged
 from baton.cuda.slots import GREEDY, NUMBERS, Chance, Slot, chances_of, told
@@ -108,7 +109,7 @@ class Steps:
         self.rectangle = rectangle
         self._hooked = hooked
         self._ragged = ragged
-        self._compiled = compiled
+        self._compiled = compiled_layers(hooked, compiled) if compiled else None
         self._experts = experts
         self._made: dict[tuple[int, int], _Step] = {}
         self._drawn = torch.zeros(BUCKETS[-1], dtype=torch.int64, device=rectangle.device)

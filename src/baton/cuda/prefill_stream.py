@@ -22,12 +22,13 @@ from baton.core.query import Query, SamplingParams
 from baton.core.step import Feeding, StepOutput
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.decode_steps import BUCKETS, Steps
+from baton.cuda.forward import CudaForward
 from baton.kv.budget import out_of_memory
 from baton.kv.port import KVOffload
 from baton.kv.rectangle import Rectangle
 from baton.kv.segment import KVSegment, arrived
 from baton.model.execution import PrefillPlacement
-from baton.model.forward import Forward
+from baton.model.port import ModelRunner
 from baton.model.visibility import Span
 from baton.sampling.sampler import Sampler
 
@@ -83,7 +84,7 @@ class PrefillStreamRows(AsyncRows):
     def __init__(
         self,
         rectangle: Rectangle,
-        forward: Forward,
+        forward: ModelRunner,
         sampler: Sampler,
         stamp: str,
         steps: Steps,
@@ -239,7 +240,7 @@ class PrefillStreamRows(AsyncRows):
             self._surplus = 0
 
 
-def fastest(rows: PrefillStreamRows, forward: Forward, batch: int) -> PrefillPlacement:
+def fastest(rows: PrefillStreamRows, forward: CudaForward, batch: int) -> PrefillPlacement:
     """Where prompts are computed fastest on this machine: measured once for a model, and told of there.
 
     The first `batch` rows are those that decode.
@@ -250,7 +251,7 @@ def fastest(rows: PrefillStreamRows, forward: Forward, batch: int) -> PrefillPla
         except Exception:
             log.warning("where prompts are computed fastest could not be measured", exc_info=True)
             forward.gains = {}
-    return forward.prompts
+    return forward.placement
 
 
 def _begun(name: str, tokens: int, stamp: str) -> KVSegment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from baton.core.config import (
     ALIGNED,
     AUTO,
-    FLOAT8,
     NO_COMPILER,
     Config,
     longest_asked,
@@ -24,19 +23,19 @@ from baton.core.config import (
     template_variables,
 )
 from baton.core.errors import LoadError, SettingError
-from baton.cuda.float8 import quantize
 from baton.cuda.virtual_memory import Driver
 from baton.loader.checkpoint import few
-from baton.loader.choose import hook
+from baton.loader.choose import Choice, choose
 from baton.loader.context import context
+from baton.loader.formats import FORMATS, WeightFormat
 from baton.loader.hub import find
 from baton.loader.mapping import mapping
-from baton.loader.selfcheck import INT8_TOLERANCE, use_reference_attention
+from baton.loader.selfcheck import use_reference_attention
 from baton.loader.stock import read_config, read_model, read_tokenizer, tell_of_tokens
 from baton.loader.structure import Structure, structure
 from baton.loader.whole import not_finite
 from baton.model.device import Device, device_of
-from baton.model.forward import Forward
+from baton.model.port import Forward
 from baton.model.probe import Geometry
 from baton.model.tokenizer import ModelTokenizer
 
@@ -50,8 +49,7 @@ class Loaded:
 
     name: str
     model: PreTrainedModel
-    forward: Forward
-    geometry: Geometry
+    choice: Choice
     tokenizer: ModelTokenizer
     end_ids: tuple[int, ...]
     context_tokens: int
@@ -60,9 +58,29 @@ class Loaded:
     device: torch.device
     parameters: int
     stamp: str
-    eight_bits: bool = False
     driver: Driver | None = None
     why_not_mapped: str = ""
+
+    @property
+    def forward(self) -> Forward:
+        return self.choice.forward
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.forward.geometry
+
+    @property
+    def format(self) -> WeightFormat:
+        return self.choice.format
+
+    @property
+    def description(self) -> str:
+        """How the model is run, for people."""
+        return self.choice.description
+
+    def fixed(self, rows: int) -> Loaded:
+        """Returns the same model, run so that a row's bits do not depend on its company; see `Forward.fixed`."""
+        return replace(self, choice=replace(self.choice, forward=self.forward.fixed(rows)))
 
 
 def load(
@@ -82,9 +100,8 @@ def load(
     device = device_asked(config.device)
     facts = device_of(device)
     compiled = _compiler(config, facts)
-    if config.quantize == FLOAT8 and not facts.float8:
-        message = "--quantize float8 needs an NVIDIA GPU of compute capability 8.9 or newer; the CPU has int8"
-        raise SettingError(message, param="quantize")
+    format = FORMATS[config.quantize]
+    format.check(facts)
     code = config.trust_remote_code
     with _phase("tokenizer", told):
         place = find(source, code=code)
@@ -93,13 +110,13 @@ def load(
         template = read_template(config)
         tokenizer.chat_template = tokenizer.chat_template if template is None else template
     with _phase("weights", told):
-        model = read_model(place, stock, dtype=_dtype(config, stock, facts), trust_remote_code=code)
+        model = read_model(place, stock, dtype=_dtype(config, stock, facts, format), trust_remote_code=code)
         parameters = sum(p.numel() for p in model.parameters())
         columns, found_ways = longest_asked(config, context_of(model.config)), None
-        if config.quantize == FLOAT8:
-            # What 8 bits lose would hide which way is exact.
+        if format.rounded_bits is not None and not format.native_only:
+            # Rounded weights would hide which way is exact.
             found_ways = _ways(model.eval().requires_grad_(False), columns, name, config)
-            quantize(model, device)
+        format.prepare(model, device)
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if before is not None:
         use_reference_attention(model)
@@ -110,28 +127,26 @@ def load(
             # Rows that are aligned are torch's: native steps find each row where it lies.
             why_not = "--shaping aligned" if config.shaping == ALIGNED else "--no-compile"
             native = config.compile and config.shaping != ALIGNED
-            forward = hook(
+            choice = choose(
                 model,
                 native=native,
                 why_not=why_not,
-                int8=config.quantize == "int8",
+                format=format,
                 release=True,
                 compiled=compiled,
-                tolerance=INT8_TOLERANCE if config.quantize == FLOAT8 else None,
                 columns=columns,
                 found=found_ways,
             )
         except LoadError as error:
             raise LoadError(_why_not(model, name, error, config)) from error
-        driver, why_not_mapped = mapping(model, forward) if config.kv_mapping else (None, "")
+        driver, why_not_mapped = mapping(model, choice.forward) if config.kv_mapping else (None, "")
     found = context(model.config)
     vocabulary = int(model.config.get_text_config().vocab_size)
     tell_of_tokens(tokenizer, vocabulary, name)
     return Loaded(
         name=name,
         model=model,
-        forward=forward,
-        geometry=forward.geometry,
+        choice=choice,
         tokenizer=ModelTokenizer(
             tokenizer,
             vocabulary,
@@ -145,8 +160,7 @@ def load(
         dtype=model.dtype,
         device=device,
         parameters=parameters,
-        stamp=f"{name}:{model.dtype}:{config.quantize}:{hash(forward.geometry.shapes) & 0xFFFFFFFF:08x}",
-        eight_bits=config.quantize != "none",
+        stamp=f"{name}:{model.dtype}:{config.quantize}:{hash(choice.forward.geometry.shapes) & 0xFFFFFFFF:08x}",
         driver=driver,
         why_not_mapped=why_not_mapped,
     )
@@ -189,14 +203,14 @@ def saved_dtype(config: Any) -> str:
     return str(saved).removeprefix("torch.")
 
 
-def _dtype(config: Config, stock: Any, facts: Device) -> str:
+def _dtype(config: Config, stock: Any, facts: Device, format: WeightFormat) -> str:
     """The number format that weights are loaded in. Raises SettingError for one that the device has not."""
     if config.dtype == AUTO and facts.kind != "cuda":
         return AUTO
     if config.dtype == AUTO and getattr(stock, "quantization_config", None):
         return AUTO
-    if config.dtype == AUTO and config.quantize == FLOAT8:
-        return "bfloat16"
+    if config.dtype == AUTO and format.dtype is not None:
+        return format.dtype
     return facts.dtype(config.dtype, saved_dtype(stock))
 
 

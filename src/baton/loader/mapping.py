@@ -12,7 +12,7 @@ from baton.cuda.page_layout import PageLayout
 from baton.cuda.virtual_memory import CudaDriver, Driver, trial
 from baton.loader.selfcheck import check_texts, our_logits, self_check
 from baton.model.execution import AttentionBackend
-from baton.model.forward import Forward
+from baton.model.port import Forward
 from baton.model.probe import own_words
 
 
@@ -32,7 +32,7 @@ def mapping(model: PreTrainedModel, forward: Forward) -> tuple[Driver | None, st
 
 def check(model: PreTrainedModel, forward: Forward, driver: Driver) -> None:
     """Raises where the driver does not do what it says, or the model gives other logits on such memory."""
-    if forward.way is AttentionBackend.MASKED:
+    if forward.backend is AttentionBackend.MASKED:
         raise LoadError("its own attention reads all rows as far as the longest")
     trial(driver)
     texts = check_texts(model)

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle, is_lazy
 from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
-from baton.model.forward import Forward
+from baton.model.port import Forward
 from baton.model.probe import call
 from baton.model.rotary import as_made
 from baton.model.visibility import Span
@@ -25,9 +25,6 @@ STEPS = 4
 # Two ways of computing are each about as far from float32 as the noise; on other tokens than those it was measured on.
 TIMES_NOISE = 4
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-
-# Weights in 8 bits are other weights: this finds what is broken, `baton check` says how far off they are.
-INT8_TOLERANCE = 2e-1
 
 
 def check_texts(model: PreTrainedModel) -> list[Tensor]:

@@ -30,7 +30,7 @@ from baton.loader.selfcheck import (
 )
 from baton.loader.upcast import can_be_lifted, layers_of_all_kinds, lifted
 from baton.model.execution import AttentionBackend
-from baton.model.forward import Forward
+from baton.model.forward import TorchForward
 from baton.model.probe import call, own_words, probe
 from baton.model.rotary import must_rotate_beyond
 
@@ -132,13 +132,13 @@ def _must_be_causal(model: PreTrainedModel, text: Tensor) -> None:
         raise LoadError("its attention is not causal: tokens see those that come behind them")
 
 
-def hooked(model: PreTrainedModel, way: AttentionBackend, whole: bool, stock: str) -> Forward | None:
+def hooked(model: PreTrainedModel, way: AttentionBackend, whole: bool, stock: str) -> TorchForward | None:
     """The model run in this way; None where there is no such way for it. `stock`: its own attention's name."""
     model.set_attn_implementation(stock if way.ours else "eager")
     geometry = probe(model, interface=way.ours)
     if whole and not any(shape.states for shape in geometry.shapes):
         return None
-    return Forward(model, geometry, way, whole_prompts=whole)
+    return TorchForward(model, geometry, way, whole_prompts=whole)
 
 
 def _texts(model: PreTrainedModel, columns: int, layers: int) -> tuple[list[Tensor], tuple[str, ...]]:

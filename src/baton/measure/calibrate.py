@@ -127,7 +127,7 @@ class Calibration:
 
     def costs(self) -> MeasuredCosts:
         """Medians of all passes."""
-        return replace(middle(self.passes), about=f"{self._loaded.name}, {self._loaded.forward.description}")
+        return replace(middle(self.passes), about=f"{self._loaded.name}, {self._loaded.description}")
 
     # Through engines
 

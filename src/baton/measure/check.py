@@ -19,9 +19,10 @@ from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
 from baton.engine.engine import Engine
 from baton.kv.rectangle import is_lazy
+from baton.loader.formats import ROUNDED_TOLERANCE
 from baton.loader.load import Loaded
 from baton.loader.oracle import Case, Oracle
-from baton.loader.selfcheck import INT8_TOLERANCE, another_size
+from baton.loader.selfcheck import another_size
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan, Policy, View, traits
@@ -225,7 +226,7 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
         _drive(engine, some, scenario.late, hear)
-    tolerance = INT8_TOLERANCE if loaded.eight_bits else oracle.tolerance
+    tolerance = ROUNDED_TOLERANCE if loaded.format.rounded_bits is not None else oracle.tolerance
     outcome = _compared(scenario, cases, list(found.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
 

@@ -149,7 +149,7 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
     some = choices(costs, settings.max_rows, asked["prompt_tokens"], asked["answer_tokens"], spread)
     goal = asked["goal_ms"] and asked["goal_ms"] / 1000
     best = advice(some, goal)
-    console.print(f"{name}, {loaded.dtype} on {loaded.device}; {loaded.forward.description}")
+    console.print(f"{name}, {loaded.dtype} on {loaded.device}; {loaded.description}")
     console.print(_table(costs, list(points(some)), best, asked["prompt_tokens"] + asked["answer_tokens"] / 2))
     console.print(_sentence(costs, best, some, goal, settings.max_stall_seconds, spread))
     if asked["json_file"]:

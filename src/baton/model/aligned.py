@@ -16,8 +16,8 @@ from baton.core.errors import LoadError
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import Rectangle
 from baton.model.attention import Padded
-from baton.model.forward import Forward
-from baton.model.port import ForwardStats
+from baton.model.forward import TorchForward
+from baton.model.port import Forward, ForwardStats
 from baton.model.sdpa import attention
 from baton.model.visibility import Span, Visibility
 
@@ -79,9 +79,11 @@ class AlignedForward:
     grid = 0
 
     def __init__(self, forward: Forward, rectangle: AlignedRectangle) -> None:
-        reason = _cannot(forward)
-        if reason:
-            raise LoadError(f"--shaping aligned: {reason}")
+        if not isinstance(forward, TorchForward):
+            raise LoadError("--shaping aligned: needs steps in torch: add --no-compile")
+        if not forward.pads or forward.near_limit is not None:
+            how = ", ".join(forward.parts())
+            raise LoadError(f"--shaping aligned: this model's rows cannot be aligned ({how})")
         self._forward = forward
         self._rectangle = rectangle
 
@@ -131,12 +133,3 @@ class AlignedForward:
         ids = torch.zeros(len(spans) * longest, dtype=torch.int64, device=device)
         ids[shape.kept] = torch.tensor(tokens, device=device)
         return shape, ids.view(-1, longest)
-
-
-def _cannot(forward: Forward) -> str:
-    """Why this model's rows cannot be aligned, or nothing."""
-    if forward.native:
-        return "needs steps in torch: add --no-compile"
-    if not forward.pads or forward.near_limit is not None:
-        return f"this model's rows cannot be aligned ({forward.description})"
-    return ""

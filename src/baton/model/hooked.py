@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from baton.core.errors import LoadError
-from baton.cuda.compiled_layers import CompiledLayers, OutsideCache, outside
 from baton.model.attention import Layout, ModelAttention, Padded
 from baton.model.cache import Current, StateLayer, Step, layers_of
 from baton.model.probe import Geometry, call, own_words, use_attention
@@ -31,33 +31,44 @@ EXPERTS = {
 _engines = itertools.count()
 
 
+class Compiled(Protocol):
+    """A model's layers, compiled. `cache`: what they keep columns in."""
+
+    cache: Cache
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Calls of the model go through the compiled layers inside of it."""
+
+
 class Hooked:
     """`ours`: attention is ours; else the model keeps its own. `near_limit`, `anew_limit`: see `model/rotary.py`."""
 
     def __init__(self, model: PreTrainedModel, geometry: Geometry, *, ours: bool) -> None:
         self.near_limit, self.anew_limit = near_limit(model), anew_limit(model)
-        self._model = model
+        self.model = model
         self._current = Current()
         layers = layers_of(self._current, model.config)
-        self._cache = Cache(layers=layers)
-        self._outside = OutsideCache(layers=layers)
+        self.cache = Cache(layers=layers)
+        self.compiled: dict[str, Compiled] = {}
+        """Its compiled layers, by backend of torch.compile."""
         self._states = [
             (at, layer, states)
             for at, layer in enumerate(layers)
             if isinstance(layer, StateLayer) and (states := geometry.shapes[at].states)
         ]
-        self._attentions = "", ""
-        self._compiled: dict[str, CompiledLayers] = {}
+        self.attention = ""
+        """The name of our attention in transformers' registry; empty if the model keeps its own."""
         self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if ours:
             # A name per engine: two engines in a process have each their own steps.
-            name = f"baton_{next(_engines)}"
-            attention = _attention(self._current, geometry.looks)
-            AttentionInterface.register(name, attention)
-            AttentionInterface.register(f"{name}_outside", outside(attention))
-            self._attentions = name, f"{name}_outside"
-            use_attention(model, name)
+            self.attention = f"baton_{next(_engines)}"
+            AttentionInterface.register(self.attention, _attention(self._current, geometry.looks))
+            use_attention(model, self.attention)
         rotate_by_row(model, self._lengths)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     @property
     def recurrent(self) -> bool:
@@ -66,8 +77,8 @@ class Hooked:
     @property
     def experts(self) -> str | None:
         """How its experts are computed, see EXPERTS; None where it has none that can be told how."""
-        can_be_told = getattr(self._model, "_can_set_experts_implementation", lambda: False)()
-        return getattr(self._model.config.get_text_config(), "_experts_implementation", None) if can_be_told else None
+        can_be_told = getattr(self.model, "_can_set_experts_implementation", lambda: False)()
+        return getattr(self.model.config.get_text_config(), "_experts_implementation", None) if can_be_told else None
 
     def _lengths(self) -> tuple[Sequence[int], Callable[[Tensor], Tensor]] | None:
         step = getattr(self._current, "step", None)
@@ -79,40 +90,44 @@ class Hooked:
         if how is None:
             yield
             return
-        before = self._model.get_experts_implementation()
-        self._model.set_experts_implementation(how)
+        before = self.model.get_experts_implementation()
+        self.model.set_experts_implementation(how)
         try:
             yield
         finally:
-            self._model.set_experts_implementation(before)
+            self.model.set_experts_implementation(before)
 
     def experts_by_row(self) -> None:
         """Has experts compute each token by itself, whatever its neighbours chose. Raises LoadError."""
-        if getattr(self._model.config.get_text_config(), "_experts_implementation", None) is None:
+        if getattr(self.model.config.get_text_config(), "_experts_implementation", None) is None:
             return
         try:
-            self._model.set_experts_implementation(BY_TOKEN)
+            self.model.set_experts_implementation(BY_TOKEN)
         except (ValueError, AttributeError, RuntimeError) as error:
             raise LoadError(own_words("its experts cannot be computed row by row", error)) from error
 
     def run(
-        self, shape: Layout, ids: Tensor, positions: Tensor, last: Tensor | None, *, compiled: str | None = None
+        self, shape: Layout, ids: Tensor, positions: Tensor, last: Tensor | None, *, compiled: Compiled | None = None
     ) -> tuple[Tensor, Callable[[], None]]:
         """Logits in float32, and what writes the rest of the result into the rectangle, to be called if all went well.
 
         `ids` and `positions` `[B, T]`. Logits `[B, vocabulary]` of the only token of each row where `last` is None;
         else `[len(last), vocabulary]`: of these slots, rows one behind the other.
-        `compiled`: its layers by this backend of torch.compile; only where attention is ours.
+        `compiled`: runs these instead of its layers; only if attention is ours.
         """
         self._current.step = Step(shape.rectangle, shape, ids.shape[1])
         self._load(shape)
         padded = isinstance(shape, Padded)
         picked = {"logits_to_keep": last} if last is not None and not padded and self._picks_logits else {}
         mask = {"attention_mask": shape.mask} if isinstance(shape, ModelAttention) else {}
-        with torch.inference_mode(), self._only_last(last if padded else None), self._layers(compiled):
+        with (
+            torch.inference_mode(),
+            self._only_last(last if padded else None),
+            nullcontext() if compiled is None else compiled.in_use(),
+        ):
             try:
-                cache = self._cache if compiled is None else self._outside
-                logits = call(self._model, ids, positions, cache, **picked, **mask).logits
+                cache = self.cache if compiled is None else compiled.cache
+                logits = call(self.model, ids, positions, cache, **picked, **mask).logits
                 states = [(at, layer.found()) for at, layer, _ in self._states]
             finally:
                 # transformers' registry of attention functions lives as long as the process: it must not keep rows.
@@ -128,13 +143,6 @@ class Hooked:
         else:
             logits = logits[0, last]
         return logits.float(), lambda: self._commit(shape, states)
-
-    def _layers(self, compiled: str | None) -> AbstractContextManager[None]:
-        if compiled is None:
-            return nullcontext()
-        if compiled not in self._compiled:
-            self._compiled[compiled] = CompiledLayers(self._model, compiled, self._attentions)
-        return self._compiled[compiled].in_use()
 
     def _load(self, shape: Layout) -> None:
         if not self._states:
@@ -164,7 +172,7 @@ class Hooked:
         def pick(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (inputs[0].flatten(0, 1)[last][:, None], *inputs[1:])
 
-        handle = self._model.get_output_embeddings().register_forward_pre_hook(pick)
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
         try:
             yield
         finally:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from baton.kv.rectangle import Rectangle
+from baton.model.execution import AttentionBackend
 from baton.model.layout import Layout
+from baton.model.probe import Geometry
 from baton.model.visibility import Span
 
 
@@ -35,7 +37,7 @@ class ModelRunner(Protocol):
     `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
     `near_limit`: the keys of longer texts depend on what the text began with, and spans tell it; None for most.
     `anew_limit`: a row whose text grows longer than so many tokens is to be computed anew; None for most.
-    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fix_shapes`.
+    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fixed`.
     """
 
     @property
@@ -60,6 +62,27 @@ class ModelRunner(Protocol):
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
+
+
+class Forward(ModelRunner, Protocol):
+    """A loaded model over rows of a rectangle. Three bodies: in torch, native on the CPU, and on CUDA.
+
+    `geometry`: what its layers keep and see. `backend`: how its attention reads the rectangle.
+    """
+
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def backend(self) -> AttentionBackend: ...
+
+    def parts(self) -> list[str]:
+        """How the model is run, for people; one phrase for each part of it."""
+
+    def fixed(self, rows: int) -> Forward:
+        """Returns a forward that gives a row equal bits in any company of up to `rows` rows: `--deterministic`.
+
+        Raises LoadError if the model's experts cannot be computed row by row.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from baton.kv.rectangle import Rectangle
 from baton.model.probe import Geometry
 from baton.model.visibility import NOBODY, Span
 from baton.native import library as native
-from baton.native.graph import Graph, Line, Ref, Space, TableDraft
+from baton.native.graph import Graph, Line, Ref, Space
+from baton.native.packing import AS_SAVED, KINDS, Packing, aligned, kind_of
 
-_KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16}
 _HUGE_PAGE = 2 << 20
 
 
@@ -38,7 +38,7 @@ def _pool(threads: int) -> int:
 class Program:
     """`dtype`: of keys and values, and of weights that are not quantised. One thread calls it.
 
-    `int8`: products' weights are kept in 8 bits, see native/source/kernels.h. `release`: parameters whose memory is
+    `packing`: how products' weights are kept. `release`: parameters whose memory is
     given back once they are packed, so that there is never a second copy of all; `restore` undoes it.
     Raises LoadError where there is no native library, it does not compute in this dtype, or its threads cannot start.
     """
@@ -50,31 +50,31 @@ class Program:
         dtype: torch.dtype,
         *,
         threads: int,
-        int8: bool = False,
+        packing: Packing = AS_SAVED,
         release: Iterable[nn.Parameter] = (),
     ) -> None:
         kernels = native.best()
         if native.library is None or kernels is None:
             raise LoadError(native.describe())
-        if dtype not in _KINDS:
+        if dtype not in KINDS:
             raise LoadError(f"native kernels do not compute in {dtype}")
         self._library = native.library
         self._kernels = kernels
         self._draft = draft
-        self._dtype = dtype
+        self._packing = packing
         # First: once weights are released, there is no way back to the model's own.
         self._pool = _pool(threads)
         # What the native side points to lives as long as this does.
         self._alive: list[Any] = []
         self.weight_bytes = 0
-        self._arena = _Arena(sum(self._packed_bytes(one, int8) for one in draft.tables if one.packed))
+        self._arena = _Arena(sum(map(self._packed_bytes, (one.weight for one in draft.tables if one.packed))))
         self._alive.append(self._arena)
         self._releasing = {parameter.data_ptr(): parameter for parameter in release}
-        self._released: list[tuple[nn.Parameter, native.Table, bool]] = []
+        self._released: list[tuple[nn.Parameter, native.Weight, bool]] = []
         tables = []
         for one in draft.tables:
             assert one.weight is not None
-            tables.append(self._table(one.weight, one.packed, int8))
+            tables.append(self._packed(one.weight) if one.packed else self._as_is(one.weight))
             one.weight = None
         for parameter in self._releasing.values():
             # Those that stay must not hold on to the file that all were loaded from.
@@ -98,7 +98,7 @@ class Program:
             draft.vocabulary,
             draft.token.offset,
             draft.position.offset,
-            _KINDS[dtype],
+            KINDS[dtype],
         )
         self._alive += [code, layers, looks]
         self._program: int = self._library.baton_program_new(
@@ -174,10 +174,9 @@ class Program:
 
     def restore(self) -> None:
         """Gives the model back the parameters that were released. Raises LoadError where they were quantised."""
-        for parameter, table, turned in self._released:
-            weight = table.weight
-            if weight.kind == native.INT8:
-                raise LoadError("its weights were quantised and are gone")
+        if self._released and not self._packing.exact:
+            raise LoadError("its weights were quantised and are gone")
+        for parameter, weight, turned in self._released:
             found = torch.empty(weight.outputs, weight.inputs)
             self._library.baton_unpack(self._kernels, byref(weight), 0, weight.outputs, found.data_ptr())
             found = found.to(parameter.dtype)
@@ -205,45 +204,31 @@ class Program:
 
     # What the native side is handed
 
-    def _sizes(self, kind: int, outputs: int, inputs: int) -> tuple[int, int]:
-        """Bytes of a packed weight, and the number of its scales."""
-        size = self._library.baton_weight_bytes(self._kernels, kind, outputs, inputs)
-        return size, self._library.baton_scale_count(self._kernels, kind, outputs, inputs)
+    def _packed_bytes(self, weight: Tensor | None) -> int:
+        assert weight is not None
+        return self._packing.bytes_of(self._library, self._kernels, weight)
 
-    def _packed_bytes(self, one: TableDraft, int8: bool) -> int:
-        assert one.weight is not None
-        kind = native.INT8 if int8 else _KINDS.get(one.weight.dtype, native.FLOAT32)
-        size, scales = self._sizes(kind, *one.weight.shape)
-        return _aligned(size + 4 * scales)
-
-    def _table(self, weight: Tensor, packed: bool, int8: bool) -> native.Table:
-        kind, (outputs, inputs) = _KINDS.get(weight.dtype), weight.shape
-        if kind is None:
-            raise LoadError(f"native kernels do not compute with weights in {weight.dtype}")
-        if not packed:
-            weight = weight.detach().contiguous()
-            parameter = self._releasing.pop(weight.data_ptr(), None)
-            if parameter is not None:
-                weight = parameter.data = weight.clone()
-            self._alive.append(weight)
-            return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
-        packed_as = native.INT8 if int8 else kind
-        size, scales = self._sizes(packed_as, outputs, inputs)
-        address = self._arena.take(size + 4 * scales)
-        found = native.Weight(packed_as, outputs, inputs, address, address + size if scales else None)
-        self.weight_bytes += size + 4 * scales
-        # By pieces, so that a weight that lies otherwise in memory is never copied whole.
-        step = max(native.PANEL, (4 << 20) // max(1, inputs * weight.element_size()) // native.PANEL * native.PANEL)
-        for first in range(0, outputs, step):
-            piece = weight[first : first + step].detach().contiguous()
-            self._library.baton_pack(self._kernels, byref(found), first, len(piece), piece.data_ptr(), kind)
-        table = native.Table(found, 0)
+    def _packed(self, weight: Tensor) -> native.Table:
+        """A product's weight in the arena; the model's own memory for it is given back if it may be."""
+        size = self._packed_bytes(weight)
+        found = self._packing.pack(self._library, self._kernels, weight, self._arena.take(size))
+        self.weight_bytes += size
         parameter = self._releasing.pop(weight.data_ptr(), None)
         if parameter is not None and parameter.numel() == weight.numel():
-            self._released.append((parameter, table, not weight.is_contiguous()))
+            self._released.append((parameter, found, not weight.is_contiguous()))
             _drop_pages(parameter.data)
             parameter.data = parameter.data.new_empty(0)
-        return table
+        return native.Table(found, 0)
+
+    def _as_is(self, weight: Tensor) -> native.Table:
+        """Numbers that are read row by row, as an embedding's."""
+        kind, (outputs, inputs) = kind_of(weight.dtype), weight.shape
+        weight = weight.detach().contiguous()
+        parameter = self._releasing.pop(weight.data_ptr(), None)
+        if parameter is not None:
+            weight = parameter.data = weight.clone()
+        self._alive.append(weight)
+        return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
 
     def _instruction(self, line: Line) -> native.Instruction:
         found = native.Instruction()
@@ -296,7 +281,7 @@ class _Arena:
     def take(self, size: int) -> int:
         """The address of so many bytes, which begin at a cache line."""
         found = self._next
-        self._next += _aligned(size)
+        self._next += aligned(size)
         return found
 
 
@@ -309,10 +294,6 @@ def _drop_pages(tensor: Tensor) -> None:
     stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if hasattr(mmap, "MADV_DONTNEED") and start < stop and tensor.is_contiguous():
         CDLL(None).madvise(c_void_p(start), c_size_t(stop - start), mmap.MADV_DONTNEED)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // 64) * 64
 
 
 @cache

@@ -22,10 +22,14 @@ from typing import NamedTuple, Protocol
 
 
 class Text(NamedTuple):
+    """A part of the answer."""
+
     text: str
 
 
 class Reasoning(NamedTuple):
+    """A part of what the model thought."""
+
     text: str
 
 
@@ -38,6 +42,8 @@ class CallStart(NamedTuple):
 
 
 class CallArguments(NamedTuple):
+    """A part of the arguments of a call, as JSON text."""
+
     number: int
     text: str
 
@@ -81,6 +87,8 @@ class Call:
 
 
 class Message(NamedTuple):
+    """A whole answer, in its parts."""
+
     text: str
     reasoning: str
     calls: Sequence[Call]

@@ -14,7 +14,7 @@ _SCALAR = re.compile(r"[^,\]}\s]*")
 _SEPARATOR = re.compile(r"[\s;]*")
 
 
-def call_object(parser: CallParser) -> Reading:
+def call_object(parser: CallParser) -> Reading:  # noqa: C901
     """Reads an object. Arguments stream if the name came before them, else they follow when the name is known."""
     scanner = parser.scanner
     started = False

@@ -15,6 +15,8 @@ from baton.parsing.scanner import Scanner, Steps
 
 
 class Tags(NamedTuple):
+    """What stands around a thought."""
+
     opening: str
     closing: str
 

@@ -199,6 +199,8 @@ class Delta(BaseModel):
 
 
 class FunctionDelta(BaseModel):
+    """A part of a function call."""
+
     name: str | None = None
     arguments: str
 

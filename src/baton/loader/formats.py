@@ -1,0 +1,66 @@
+"""The formats that a model's weights may be kept in, other than as they were saved; one object for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from baton.core.config import FLOAT8
+from baton.core.errors import SettingError
+from baton.cuda import float8
+from baton.model.device import Device
+from baton.native.packing import AS_SAVED, INT8, Packing
+
+ROUNDED_TOLERANCE = 2e-1
+"""Of logits, relative to the largest. Rounded weights are other weights: this finds what is broken, and `baton check`
+says how far off they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How the weights of a model's linear layers are kept.
+
+    `name`: as `--quantize` takes it. `rounded_bits`: of each weight, or None if it keeps the model's number format.
+    `dtype`: the number format to load a model in that names none, or None for any.
+    `native_only`: whether only native steps compute with it. `packing`: how native steps keep a product's weight.
+    """
+
+    name: str
+    rounded_bits: int | None = None
+    dtype: str | None = None
+    native_only: bool = False
+    packing: Packing = AS_SAVED
+
+    def check(self, device: Device) -> None:
+        """Raises SettingError for a device that does not compute with it."""
+
+    def prepare(self, model: PreTrainedModel, device: torch.device) -> None:
+        """Changes a loaded model's layers, if torch computes with the format. Raises LoadError."""
+
+
+class Float8(WeightFormat):
+    """8 bits per weight on newer NVIDIA GPUs; see `cuda/float8.py`."""
+
+    __slots__ = ()
+
+    def check(self, device: Device) -> None:
+        if not device.float8:
+            message = "--quantize float8 needs an NVIDIA GPU of compute capability 8.9 or newer; the CPU has int8"
+            raise SettingError(message, param="quantize")
+
+    def prepare(self, model: PreTrainedModel, device: torch.device) -> None:
+        float8.quantize(model, device)
+
+
+PLAIN = WeightFormat("none")
+_FORMATS = (
+    PLAIN,
+    # A scale for each output and group of inputs; see native/source/kernels.h.
+    WeightFormat("int8", rounded_bits=8, native_only=True, packing=INT8),
+    Float8(FLOAT8, rounded_bits=8, dtype="bfloat16"),
+)
+FORMATS: Mapping[str, WeightFormat] = {found.name: found for found in _FORMATS}
+"""By the names of `core.config.QUANTIZE`."""

@@ -1,0 +1,86 @@
+"""A stock model over rows of a rectangle, each call carried out by the native library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from baton.core.errors import LoadError
+from baton.kv.rectangle import Rectangle
+from baton.model.execution import AttentionBackend
+from baton.model.forward import TorchForward
+from baton.model.port import ForwardStats
+from baton.model.visibility import Span, cut, wanted_tokens, with_padding
+from baton.native.program import Program
+
+# One native call takes at most so many tokens if the call can be divided: their values then stay in the cache.
+PASS = 512
+
+
+def check_native(torch_forward: TorchForward) -> None:
+    """Raises LoadError if native calls cannot give what this forward gives."""
+    if torch_forward.device.type != "cpu":
+        raise LoadError(f"native steps are for the CPU, not for {torch_forward.device.type}")
+    if torch_forward.backend is not AttentionBackend.RAGGED:
+        raise LoadError("its layers do not take our attention as it is")
+    if torch_forward.near_limit is not None:
+        raise LoadError("its rotation depends on a text's length")
+
+
+class NativeForward:
+    """A `Forward` over a `Program`. `torch_forward`: the same model in torch, whose layout it takes over.
+
+    Kernels compute each token by itself, to the bit, however a prompt is cut.
+    """
+
+    exchanges = True
+    near_limit = None
+    grid = 0
+
+    def __init__(self, program: Program, torch_forward: TorchForward) -> None:
+        check_native(torch_forward)
+        self.program = program
+        self.geometry = torch_forward.geometry
+        self.backend = torch_forward.backend
+        self.whole_prompts = torch_forward.whole_prompts
+        self.anew_limit = torch_forward.anew_limit
+        self._parts = torch_forward.parts()
+
+    def parts(self) -> list[str]:
+        return [*self._parts, self.program.description]
+
+    def fixed(self, rows: int) -> NativeForward:
+        """Returns itself; see `Forward.fixed`."""
+        return self
+
+    def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
+        return self._run(rectangle, spans, tokens)
+
+    fill = decode
+
+    def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
+        return self._run(rectangle, spans, tokens, pad=True)
+
+    def _run(
+        self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int], *, pad: bool = False
+    ) -> tuple[Tensor, ForwardStats]:
+        """Feeds all tokens of all spans, one behind the other; with `pad`, shorter rows are filled up with padding."""
+        program = self.program
+        wanted = list(wanted_tokens(spans))
+        longest = max(span.count for span in spans) if pad else 0
+        if pad:
+            spans, tokens, wanted = with_padding(spans, tokens, longest)
+        needed = sum(span.stop for span in spans if span.row >= 0)
+        if len(tokens) <= PASS or any(rectangle.rings):
+            logits, ran = program.run(rectangle, spans, tokens, wanted)
+            return logits, ForwardStats(needed, longest, 0, partial(program.commit, ran))
+        # Without rings a pass may be repeated: columns behind a row's end belong to nobody.
+        parts = []
+        for first in range(0, len(tokens), PASS):
+            last = min(first + PASS, len(tokens))
+            kept = [at - first for at in wanted if first <= at < last]
+            parts.append(program.run(rectangle, cut(spans, first, last), tokens[first:last], kept)[0])
+        return torch.cat(parts), ForwardStats(needed, longest, 0, lambda: None)
