@@ -182,8 +182,9 @@ def _by_name(tree: Mapping[str, str]) -> Iterator[str]:
     """Imports that a reader of imports does not see; the package itself has them for its public names."""
     for name, source in tree.items():
         for node in ast.walk(ast.parse(source)):
-            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if name != "baton" and called in ("__import__", "importlib.import_module", "import_module", "exec", "eval"):
+            if not isinstance(node, ast.Call) or name == "baton":
+                continue
+            if ast.unparse(node.func) in ("__import__", "importlib.import_module", "import_module", "exec", "eval"):
                 yield f"{name}:{node.lineno} imports by name"
 
 

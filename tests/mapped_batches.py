@@ -94,7 +94,8 @@ def batch(family: str, kind: Kind, ahead: bool) -> str:
 def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple[Watched, RandomBatch]:
     dice = random.Random(1)
     of: dict[str, Any] = {"ahead": ahead, "native": False, "interleaved": kind.interleaved}
-    footprint = random_batch(model_of(family), Baton(), driver=HostDriver(), **of).engine.batch.footprint
+    engine = random_batch(model_of(family), Baton(), driver=HostDriver(), **of).engine
+    footprint = engine.batch.footprint  # type: ignore[attr-defined]
     # One page of each kind is the first row's for ever.
     first = footprint.of(1) // footprint.page
     driver = Watched(footprint.of(CONTEXT) // footprint.page + 2 * first if kind.memory == SHORT else sys.maxsize)

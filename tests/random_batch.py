@@ -256,6 +256,13 @@ def random_batch(
     return RandomBatch(engine, recorder, shared)
 
 
+def torch_forward_of(model: PreTrainedModel) -> TorchForward:
+    """The model run by torch alone."""
+    forward = choose(model, native=False).forward
+    assert isinstance(forward, TorchForward)
+    return forward
+
+
 def bodies(
     forward: Forward,
     recorder: Sampler,

@@ -221,11 +221,11 @@ class Other:
 def other_server() -> Iterator[Other]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.reply(200, "application/json", [other.models])
+            self.reply(200, "application/json", [recorded.models])
 
         def do_POST(self) -> None:
-            other.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.reply(*other.answers.pop(0))
+            recorded.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.reply(*recorded.answers.pop(0))
 
         def reply(self, status: int, kind: str, pieces: list[bytes]) -> None:
             self.send_response(status)
@@ -240,10 +240,10 @@ def other_server() -> Iterator[Other]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     models = b'{"data": [{"id": "first"}, {"id": "second"}]}'
-    other = Other(f"http://127.0.0.1:{server.server_port}", [], models, [])
+    recorded = Other(f"http://127.0.0.1:{server.server_port}", [], models, [])
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
-        yield other
+        yield recorded
     finally:
         server.shutdown()
         server.server_close()

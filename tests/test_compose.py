@@ -81,7 +81,7 @@ def test_an_engine_whose_memory_is_mapped_counts_the_pages_that_its_rows_have(tm
     model = dataclasses.replace(model, driver=driver)
     settings = resolve(config, facts_of(model))
     engine = make_engine(model, settings, Baton())
-    rectangle = engine.prefiller.rectangle
+    rectangle = engine.prefiller.rectangle  # type: ignore[attr-defined]
     assert isinstance(rectangle, MappedRectangle) and settings.kv_mapping
     heard: list[int] = []
     engine.accept(query_of("a", range(3, 80), 5), lambda updates: heard.extend(t for u in updates for t in u.token_ids))
@@ -92,6 +92,6 @@ def test_an_engine_whose_memory_is_mapped_counts_the_pages_that_its_rows_have(tm
         used = max(used, engine.kv_bytes_used)
     assert len(heard) == 5
     # The prompt's row and the batch's, which is the first and keeps its first page.
-    assert used == engine.batch.footprint.of(81)
+    assert used == engine.batch.footprint.of(81)  # type: ignore[attr-defined]
     assert (1000 - driver.left) * rectangle.footprint.page == 2 * used
     assert rectangle.spare_bytes == 2 * used - rectangle.footprint.page

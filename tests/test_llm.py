@@ -469,7 +469,7 @@ async def test_closing_the_iterator_cancels_its_query(engine: AsyncLLM) -> None:
 async def test_what_cannot_be_honoured_is_refused_when_the_iterator_is_advanced(engine: AsyncLLM) -> None:
     with pytest.raises(ContextLengthExceeded):
         await anext(engine.generate("x" * CONTEXT, GREEDY))
-    with pytest.raises(baton.core.errors.Unsupported):
+    with pytest.raises(Unsupported):
         await anext(engine.generate("hello", GREEDY, priority=3))
 
 

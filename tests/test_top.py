@@ -97,6 +97,7 @@ def test_what_is_new_is_added_and_another_server_begins_anew() -> None:
 
 
 def test_it_goes_on_while_the_server_is_away_and_ends_when_asked() -> None:
+    answers: list[httpx.Response | Exception]
     answers = [httpx.Response(200, json=told()), httpx.ConnectError("gone"), httpx.Response(200, json=told())]
     waits: list[float] = []
 

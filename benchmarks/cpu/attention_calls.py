@@ -52,7 +52,7 @@ def main() -> None:
         for together in (True, False):
             shape.together = together
             times[together] = median(attend(shape, q, rectangle), args.repeat)
-        padding = (len(lens) * max(lens) - sum(lens)) * rectangle.bytes_per_token
+        padding = (len(lens) * max(lens) - sum(lens)) * rectangle.footprint.token_bytes
         per_call = padding // max(len(lens) - 1, 1)
         print(f"| {name} | {times[True]:.0f} | {times[False]:.0f} | {per_call // 1024} KiB | {chosen} |")
     print(f"CALL_BYTES is {CALL_BYTES // 1024} KiB")

@@ -14,6 +14,7 @@ import torch
 
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.decode_steps import Steps
+from baton.cuda.forward import CudaForward
 from baton.cuda.graphs import Graphs
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.prefill_stream import PrefillStreamRows
@@ -84,6 +85,7 @@ def test_captured_draws_are_those_that_are_launched_one_by_one(
 def test_a_warmed_step_waits_for_nothing(family: str, dtype: torch.dtype) -> None:
     """Torch raises at whatever makes the host wait for the device."""
     forward = choose(model_of(family).to("cuda", dtype)).forward
+    assert isinstance(forward, CudaForward)
     shapes, device = forward.geometry.shapes, torch.device("cuda")
     steps = forward.steps(Rectangle(shapes, capacity=3, columns=CONTEXT, dtype=dtype, device=device))
     assert steps is not None

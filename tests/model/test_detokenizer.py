@@ -96,7 +96,7 @@ def said(kind: str, tokens: Sequence[int], prompt: Sequence[int] = (), **more: A
 def ids(kind: str, *names: str) -> list[int]:
     found = [tokenizer_of(kind)[1].token_to_id(name) for name in names]
     assert None not in found
-    return found
+    return [token for token in found if token is not None]
 
 
 def some_tokens(kind: str, dice: random.Random) -> list[int]:

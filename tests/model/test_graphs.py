@@ -25,12 +25,11 @@ from baton.cuda.decode_steps import Steps
 from baton.cuda.ragged_attention import InTorch
 from baton.cuda.slots import Chance, Slot
 from baton.kv.rectangle import Rectangle
-from baton.loader.choose import choose
 from baton.model.device import Device
 from baton.policy.baton import Baton
 from baton.sampling.on_device import Kind
 from families import CONTEXT, model_of
-from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries
+from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries, torch_forward_of
 
 
 class OnHost:
@@ -129,7 +128,7 @@ def test_captured_draws_are_those_of_steps_one_by_one(on_host: type[OnHost], mon
 
 def made() -> Steps:
     """Steps of three rows, captured."""
-    forward = choose(model_of("llama"), native=False).forward
+    forward = torch_forward_of(model_of("llama"))
     shapes, device = forward.geometry.shapes, torch.device("cpu")
     rectangle = Rectangle(shapes, capacity=3, columns=CONTEXT, dtype=torch.float32, device=device)
     return Steps(forward.hooked, rectangle, InTorch(), capture=True)

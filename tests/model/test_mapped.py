@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_model_is_tried_on_mapped_memory_before_it_is_served_there() -> None:
     class Fading(HostDriver):
         """What was there is gone when a row grows."""
 
-        def map(self, address: int, size: int, pages: list[int]) -> None:
+        def map(self, address: int, size: int, pages: Sequence[int]) -> None:
             for at in list(self._mapped) if len(self._mapped) > 4 else ():
                 super().unmap(at, size)
                 super().map(at, size, [self.create(size)])

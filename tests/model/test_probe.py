@@ -181,7 +181,9 @@ def renamed(name: str, *, swallowed: bool = False) -> PreTrainedModel:
         return stock(**given) if swallowed else stock(past_key_values=cache, **given)
 
     taken = ("input_ids", "position_ids", "use_cache", name)
-    forward.__signature__ = Signature([Parameter(one, Parameter.KEYWORD_ONLY) for one in taken])
+    forward.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Parameter(one, Parameter.KEYWORD_ONLY) for one in taken]
+    )
     model.forward = forward
     return model
 

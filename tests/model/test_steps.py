@@ -22,7 +22,7 @@ from baton.cuda.forward import CudaForward
 from baton.cuda.ragged_attention import InTorch
 from baton.cuda.slots import Chance, Slot, chance_of, chances_of, follows, told
 from baton.kv.rectangle import Rectangle
-from baton.loader.choose import choose, in_steady_steps, proof_of
+from baton.loader.choose import in_steady_steps, proof_of
 from baton.model import hooked
 from baton.model.device import Device
 from baton.model.execution import AttentionBackend
@@ -34,18 +34,13 @@ from baton.sampling.draw import Draw
 from baton.sampling.on_device import LOOK_AGAIN, NOT_FINITE, Kind, drawn
 from baton.sampling.sampler import Sampler
 from families import _COMMON, CONTEXT, FAMILIES, model_of
+from random_batch import torch_forward_of
 
 FIRST_LIGHT = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
 # Softcaps, sinks, chunks, shared layers.
 OTHERS = ("gemma2", "gpt_oss", "llama4", "gemma3n", "olmo3", "opt")
 LENGTHS, ROWS = (20, 5, 33), (2, 0, 5)
 ANSWER = 20
-
-
-def plain_of(model: Any) -> TorchForward:
-    forward = choose(model, native=False).forward
-    assert isinstance(forward, TorchForward)
-    return forward
 
 
 def rectangle_of(forward: Forward, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Rectangle:
@@ -64,7 +59,7 @@ def filled(forward: Forward, rectangle: Rectangle) -> list[int]:
 
 def compare(family: str, compiled: str | None = None) -> None:
     """Step after step, each fed what the one before drew: the same tokens, and logits to a millionth."""
-    forward = plain_of(model_of(family))
+    forward = torch_forward_of(model_of(family))
     today, resident = rectangle_of(forward), rectangle_of(forward)
     tokens = filled(forward, today)
     assert filled(forward, resident) == tokens
@@ -119,7 +114,7 @@ def test_one_layer_is_compiled_for_all() -> None:
         torch.compiler.reset()
         counters.clear()
         config = AutoConfig.for_model("llama", **{**_COMMON, "num_hidden_layers": layers})
-        forward = plain_of(AutoModelForCausalLM.from_config(config).eval())
+        forward = torch_forward_of(AutoModelForCausalLM.from_config(config).eval())
         steps = Steps(forward.hooked, rectangle_of(forward), InTorch(), capture=False, compiled="eager")
         for rows in (2, 3, 6):
             steps.launch([Slot(row, 7, 1) for row in range(rows)])
@@ -130,7 +125,7 @@ def test_one_layer_is_compiled_for_all() -> None:
 
 
 def test_a_model_without_a_list_of_layers_is_named() -> None:
-    hooked = plain_of(model_of("llama")).hooked
+    hooked = torch_forward_of(model_of("llama")).hooked
     hooked.model.config.num_hidden_layers += 1
     with pytest.raises(LoadError, match="in no list"):
         CompiledLayers(hooked, "eager")
@@ -159,7 +154,7 @@ def test_nothing_of_a_step_asks_the_host(family: str, chance: Chance) -> None:
     """On a device that has no numbers at all, whatever looks at one raises."""
     if family == "gemma3n" and not is_transformers_at_least("5.23"):
         pytest.skip("older transformers copy a constant to the device in each of its steps")
-    geometry = plain_of(model_of(family)).geometry
+    geometry = torch_forward_of(model_of(family)).geometry
     found = next(one for one in FAMILIES if one.name == family)
     with torch.device("meta"):
         config = AutoConfig.for_model(found.model_type, **{**_COMMON, **found.more})
@@ -256,7 +251,7 @@ def _drawn(logits: Tensor, *draws: Draw) -> list[int]:
 
 def test_a_model_goes_resident_in_the_first_way_that_is_exact() -> None:
     model = model_of("llama")
-    proof, plain = proof_of(model), plain_of(model)
+    proof, plain = proof_of(model), torch_forward_of(model)
 
     class Wrong(InTorch):
         def attend(self, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -275,7 +270,7 @@ def test_a_model_goes_resident_in_the_first_way_that_is_exact() -> None:
 def test_steps_are_compiled_where_that_is_exact_and_else_are_not(backend: str) -> None:
     """Inductor's kernels for the CPU take a minute and give the same: docs/lab-notes.md."""
     model = model_of("llama")
-    proof, plain = proof_of(model), plain_of(model)
+    proof, plain = proof_of(model), torch_forward_of(model)
     forward, reasons = in_steady_steps(proof, plain, [InTorch()], compiled=backend)
     if backend == "aot_eager":
         assert forward.parts()[-1].endswith("masked attention in torch, compiled by aot_eager")
@@ -300,7 +295,7 @@ def test_experts_in_16_bits_are_grouped_products_or_token_by_token(
         return product(*args, **kwargs)
 
     model = model_of(family).bfloat16()
-    forward = plain_of(model)
+    forward = torch_forward_of(model)
     rectangle = rectangle_of(forward, dtype=torch.bfloat16)
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
     found = []
@@ -318,13 +313,13 @@ def test_experts_are_grouped_where_that_asks_no_host(
     capability: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of("qwen3_moe").bfloat16()
-    proof, plain = proof_of(model), plain_of(model)
+    proof, plain = proof_of(model), torch_forward_of(model)
     monkeypatch.setattr("baton.loader.choose.device_of", lambda device: Device("cuda", capability))
     forward, _ = in_steady_steps(proof, plain, [InTorch()])
     assert forward.parts()[-1].endswith(f"masked attention in torch, experts {said}")
 
 
 def test_a_family_with_states_keeps_its_steps() -> None:
-    plain = plain_of(model_of("mamba2"))
+    plain = torch_forward_of(model_of("mamba2"))
     with pytest.raises(LoadError, match="more than a token and a length"):
         CudaForward(plain, InTorch())

@@ -27,10 +27,10 @@ from baton.cuda.ragged_attention import InTorch, InTriton, Places
 from baton.cuda.slots import Slot, follows
 from baton.cuda.virtual_memory import HostDriver
 from baton.kv.rectangle import Rectangle
-from baton.loader.choose import choose
-from baton.model.port import Forward
+from baton.model.forward import TorchForward
 from baton.model.visibility import EVERYTHING, Visibility
 from families import model_of
+from random_batch import torch_forward_of
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -213,7 +213,7 @@ def test_steps_through_it_give_what_torch_gives(
 ) -> None:
     # Interpreted programs are slow: two splits are enough to be merged.
     monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
-    forward = choose(model_of(family), native=False).forward
+    forward = torch_forward_of(model_of(family))
     found = []
     for body in (InTorch(), InTriton()):
         rectangle = Rectangle(
@@ -240,14 +240,14 @@ def test_kernels_touch_nothing_that_rows_did_not_reach(
     monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
     # It would copy all memory that a kernel is told of back to where it is already.
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)
-    forward = choose(model_of(family), native=False).forward
+    forward = torch_forward_of(model_of(family))
     child = os.fork()
     if not child:
         os._exit(_kernels_on_mapped_memory(forward))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def _kernels_on_mapped_memory(forward: Forward) -> int:
+def _kernels_on_mapped_memory(forward: TorchForward) -> int:
     """0 where each step gives what torch gives on memory that is there at once."""
     shapes, cpu = forward.geometry.shapes, torch.device("cpu")
     layout = PageLayout(shapes, 64, torch.float32, HostDriver().granularity, page_tokens=5)

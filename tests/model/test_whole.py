@@ -210,7 +210,7 @@ OTHERS: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
         "is an encoder-decoder",
     ),
     "Qwen2ForSequenceClassification": (
-        lambda: transformers.Qwen2Config(**{**SMALL, "tie_word_embeddings": True}, num_labels=1),
+        lambda: transformers.Qwen2Config(**{**SMALL, "tie_word_embeddings": True, "num_labels": 1}),
         "holds the weights of Qwen2ForSequenceClassification, not of Qwen2ForCausalLM",
     ),
     "Qwen2ForTokenClassification": (lambda: transformers.Qwen2Config(**SMALL), "TokenClassification, not of"),
@@ -218,7 +218,7 @@ OTHERS: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
         lambda: transformers.BertConfig(**{n: v for n, v in SMALL.items() if n != "num_key_value_heads"}),
         "holds the weights of BertForMaskedLM",
     ),
-    "GPT2DoubleHeadsModel": (lambda: transformers.GPT2Config(**GPT2, num_labels=1), "GPT2DoubleHeadsModel"),
+    "GPT2DoubleHeadsModel": (lambda: transformers.GPT2Config(**{**GPT2, "num_labels": 1}), "GPT2DoubleHeadsModel"),
     "MistralModel": (lambda: transformers.MistralConfig(**SMALL, head_dim=16), "a model without a head"),
     "CLIPModel": (
         lambda: transformers.CLIPConfig(text_config={**SMALL, "vocab_size": VOCABULARY}, vision_config=IMAGES),

@@ -149,7 +149,7 @@ def other() -> Iterator[Callable[..., Any]]:
     """A server of nothing but completions, which says these lines; and what it was asked."""
     with_app: list[Any] = []
 
-    def started(*lines: str | dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    def started(*lines: str | int | dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
         app, asked = FastAPI(), list[dict[str, Any]]()
 
         @app.post("/v1/completions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import openai
 import pytest
@@ -18,7 +19,7 @@ def client(base_url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
 
-def hi(client: openai.OpenAI, **more: object) -> object:
+def hi(client: openai.OpenAI, **more: object) -> Any:
     return client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}], **more)  # type: ignore
 
 

@@ -21,5 +21,5 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", app_of(ScriptedLoop()),
 
 
 @schema.parametrize()
-def test_what_the_description_says_holds(case: schemathesis.Case) -> None:
+def test_what_the_description_says_holds(case: schemathesis.Case) -> None:  # type: ignore[name-defined]
     case.call_and_validate(additional_checks=[schemathesis_checks.refused_for_a_reason])

@@ -148,10 +148,8 @@ class Connection(H11Protocol):
             reason=HTTPStatus(error.status).phrase.encode(),
         )
         body = b"" if request and request.method == b"HEAD" else bytes(response.body)
-        sent_back: bytes = (
-            self.conn.send(head) + self.conn.send(h11.Data(data=body)) + self.conn.send(h11.EndOfMessage())
-        )
-        return sent_back
+        parts: list[bytes] = [self.conn.send(part) for part in (head, h11.Data(data=body), h11.EndOfMessage())]
+        return b"".join(parts)
 
 
 class Parser(h11.Connection):
