@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from baton.batch.batch import RectangleBatch
+from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import ManualClock
@@ -21,14 +22,14 @@ from baton.core.config import Settings
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
 from baton.core.text import TextStream
-from baton.cuda.async_rows import AsyncRows
+from baton.cuda.async_stepper import AsyncStepper
 from baton.cuda.copy_stream import LateLane
 from baton.cuda.forward import CudaForward
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.offload import HostOffload
 from baton.cuda.page_layout import PageLayout
 from baton.cuda.pinned_memory import Extent, HostMemory
-from baton.cuda.prefill_stream import PrefillStreamRows, Side
+from baton.cuda.prefill_stream import PrefillStreamStepper, Side
 from baton.cuda.ragged_attention import InTorch, Places, Ragged
 from baton.cuda.varlen_prefill import Varlen
 from baton.cuda.virtual_memory import Driver
@@ -213,8 +214,8 @@ def random_batch(
     of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make, "dtype": model.dtype, "side": side}
     shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
     if prompts is not None:
-        assert isinstance(shared, AsyncRows)
-        shared.prompts = prompts
+        assert isinstance(shared.stepper, AsyncStepper)
+        shared.stepper.placement = prompts
     rectangle = prefiller.rectangle
 
     settings = Settings(
@@ -284,18 +285,19 @@ def bodies(
     shapes = forward.geometry.shapes
     if aligned:
         body = AlignedRectangle(keeping_all(shapes), capacity=rows, **of)
-        shaped = Rows(body, AlignedForward(forward, body), recorder, "tiny")
-        apart = Rows(Rectangle(keeping_all(shapes), capacity=rows + 1, **of), forward, recorder, "tiny")
+        assert isinstance(forward, TorchForward)
+        shaped = Rows(RowFeeder(body, AlignedForward(forward, body), recorder), "tiny")
+        apart = Rows(RowFeeder(Rectangle(keeping_all(shapes), capacity=rows + 1, **of), forward, recorder), "tiny")
         beside = PrefillHere(apart, range(rows + 1), beside_batch=False)
         return shaped, RectangleBatch(shaped, range(rows), rows), beside
     rectangle = make(shapes, capacity=2 * rows + 1, **of)
     steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
     if steps is None:
-        both = Rows(rectangle, forward, recorder, "tiny", copies=copies)
-    elif side is not None:
-        both = PrefillStreamRows(rectangle, forward, Sampler(end_ids), "tiny", steps, side(rectangle), copies=copies)
+        both = Rows(RowFeeder(rectangle, forward, recorder), "tiny", copies=copies)
     else:
-        both = AsyncRows(rectangle, forward, Sampler(end_ids), "tiny", steps, copies=copies)
+        feeder = RowFeeder(rectangle, forward, Sampler(end_ids))
+        beside = None if side is None else PrefillStreamStepper(feeder, steps, side(rectangle))
+        both = Rows(feeder, "tiny", stepper=beside or AsyncStepper(feeder, steps), copies=copies)
     beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
     return both, RectangleBatch(both, range(rows), rows), beside
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from baton.cuda.prefill_stream import PrefillStreamRows
+from baton.cuda.prefill_stream import PrefillStreamStepper
 from baton.policy.table import POLICIES
 from families import model_of
 from random_batch import Shaken, alone, as_on_a_gpu, random_batch, some_queries
@@ -27,7 +27,7 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: s
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
     shaken, how = Shaken(POLICIES[policy](), dice), as_on_a_gpu(dice)
     batch = random_batch(model_of(family), shaken, prefix_cache=True, prefix_block=4, pool_bytes=2**22, **how)
-    assert isinstance(batch.rows, PrefillStreamRows)
+    assert isinstance(batch.rows.stepper, PrefillStreamStepper)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0

@@ -60,7 +60,7 @@ class Trouble:
 
 def program_of(batch: RandomBatch) -> Program | None:
     """What runs the model's steps natively; None where torch does."""
-    forward = batch.engine.batch._rows._forward  # type: ignore[attr-defined]
+    forward = batch.engine.batch._rows.feeder.forward  # type: ignore[attr-defined]
     return forward.program if isinstance(forward, NativeForward) else None
 
 

@@ -302,7 +302,7 @@ def test_an_engine_without_faults_has_nothing_of_them() -> None:
     engine = house.client._loop._engine  # type: ignore[attr-defined]
     house.client.close()
     assert not {"iterate", "step", "insert", "resize", "advance"} & {*vars(engine), *vars(engine.batch)}
-    assert type(engine.batch._rows._sampler).__name__ == "Sampler"
+    assert type(engine.batch._rows.feeder.sampler).__name__ == "Sampler"
 
 
 def test_a_disk_that_is_full_costs_the_trace_and_no_query(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from baton.batch.batch import RectangleBatch
+from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, ManualClock
@@ -102,9 +103,7 @@ class ToyForward:
 class ToyAligned(ToyForward):
     """Stands where `model/forward.py` does under the paper's literal shaping; the layout is the real one's."""
 
-    native = False
     pads = True
-    description = "toy"
 
     def aligned(self, shape: Aligned, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         keys = shape.rectangle.keys[0]
@@ -131,7 +130,7 @@ def toy_rows(
     capacity: int, forward: ToyForward | None = None, *, recorder: Recorder | None = None, columns: int = COLUMNS
 ) -> Rows:
     rectangle = toy_rectangle(capacity, columns)
-    return Rows(rectangle, forward or ToyForward(), recorder or Recorder(), STAMP)  # type: ignore[arg-type]
+    return Rows(RowFeeder(rectangle, forward or ToyForward(), recorder or Recorder()), STAMP)  # type: ignore[arg-type]
 
 
 def toy_aligned_rows(capacity: int, columns: int = COLUMNS) -> Rows:
@@ -139,7 +138,7 @@ def toy_aligned_rows(capacity: int, columns: int = COLUMNS) -> Rows:
     of = {"capacity": capacity, "columns": columns, "dtype": torch.float32, "device": torch.device("cpu")}
     body = AlignedRectangle([LayerShape(1, 1, 1)], **of)  # type: ignore[arg-type]
     body.footprint = FOOTPRINT
-    return Rows(body, AlignedForward(ToyAligned(), body), Recorder(), STAMP)  # type: ignore[arg-type]
+    return Rows(RowFeeder(body, AlignedForward(ToyAligned(), body), Recorder()), STAMP)  # type: ignore[arg-type]
 
 
 def toy_segment(query: Query) -> KVSegment:

@@ -80,7 +80,7 @@ class Faults:
 
 
 def faulty(batch: RandomBatch, fails: Callable[[int, int, int], Exception | None]) -> Faults:
-    forward, faults = batch.engine.batch._rows._forward, Faults(fails)  # type: ignore[attr-defined]
+    forward, faults = batch.engine.batch._rows.feeder.forward, Faults(fails)  # type: ignore[attr-defined]
     for name in ("decode", "fill", "padded"):
         setattr(forward, name, faults.before(getattr(forward, name)))
     return faults

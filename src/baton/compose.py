@@ -17,6 +17,7 @@ import torch
 
 from baton import builtin
 from baton.batch.batch import RectangleBatch
+from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, monotonic
@@ -26,14 +27,15 @@ from baton.core.events import Sink
 from baton.core.host import cores, free_memory_bytes, threads_that_start
 from baton.core.query import Query
 from baton.core.text import IncrementalDecoder, TextStream
-from baton.cuda.async_rows import AsyncRows
+from baton.cuda.async_stepper import AsyncStepper
 from baton.cuda.copy_stream import CudaLane
 from baton.cuda.forward import CudaForward
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.offload import HostOffload, trial
 from baton.cuda.page_layout import PageLayout
 from baton.cuda.pinned_memory import HostMemory
-from baton.cuda.prefill_stream import PrefillStreamRows, fastest
+from baton.cuda.placement import fastest
+from baton.cuda.prefill_stream import PrefillStreamStepper
 from baton.cuda.streams import Streams
 from baton.engine.client import Client
 from baton.engine.engine import Engine
@@ -49,6 +51,7 @@ from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.loader.load import Loaded, OnPhase, load
 from baton.model.aligned import AlignedForward
 from baton.model.execution import PrefillPlacement
+from baton.model.forward import TorchForward
 from baton.observe.trace import TraceFile
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy, traits
@@ -238,9 +241,11 @@ def _bodies(
         prefiller = PrefillHere(both, range(rows, rows + places), beside_batch=True)
         return RectangleBatch(both, range(rows), rows), prefiller
     shapes = keeping_all(loaded.geometry.shapes)
+    if not isinstance(forward, TorchForward):
+        raise LoadError("--shaping aligned: needs steps in torch: add --no-compile")
     body = AlignedRectangle(shapes, capacity=rows, **of)
-    aligned = Rows(body, AlignedForward(forward, body), sampler, stamp)
-    apart = Rows(Rectangle(shapes, capacity=places, **of), forward, sampler, stamp)
+    aligned = Rows(RowFeeder(body, AlignedForward(forward, body), sampler), stamp)
+    apart = Rows(RowFeeder(Rectangle(shapes, capacity=places, **of), forward, sampler), stamp)
     return RectangleBatch(aligned, range(rows), rows), PrefillHere(apart, range(places), beside_batch=False)
 
 
@@ -254,17 +259,19 @@ def _rows(
 ) -> Rows:
     """Rows on a device that can be fed ahead begin each step before the last one is read."""
     forward = loaded.forward
+    feeder = RowFeeder(rectangle, forward, sampler)
     steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
     if not isinstance(forward, CudaForward) or steps is None or type(sampler) is not Sampler:
-        return Rows(rectangle, forward, sampler, loaded.stamp, copies=copies)
+        return Rows(feeder, loaded.stamp, copies=copies)
     steps.warm(most)
-    ahead = AsyncRows(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)
+    stepper = AsyncStepper(feeder, steps)
     if loaded.device.type == "cuda" and prompts is not PrefillPlacement.AFTER_DECODE:
-        beside = PrefillStreamRows(rectangle, forward, sampler, loaded.stamp, steps, Streams(rectangle), copies=copies)
-        ahead.prompts = prompts or fastest(beside, forward, most)
-        if ahead.prompts is PrefillPlacement.SIDE_STREAM:
-            return beside
-    return ahead
+        beside = PrefillStreamStepper(feeder, steps, Streams(rectangle))
+        tried = Rows(feeder, loaded.stamp, stepper=beside, copies=copies)
+        stepper.placement = prompts or fastest(tried, beside, forward, most)
+        if stepper.placement is PrefillPlacement.SIDE_STREAM:
+            return tried
+    return Rows(feeder, loaded.stamp, stepper=stepper, copies=copies)
 
 
 def _inject(faults: Faults, engine: Engine) -> None:

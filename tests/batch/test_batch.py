@@ -374,9 +374,9 @@ def test_a_step_that_raises_has_fed_nothing(where: str, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         if where == "forward":
-            patch.setattr(batch._rows._forward, "fill", fails)
+            patch.setattr(batch._rows.feeder.forward, "fill", fails)
         else:
-            patch.setattr(batch._rows, "_sampler", fails)
+            patch.setattr(batch._rows.feeder, "sampler", fails)
         with pytest.raises(RuntimeError):
             batch.step(ALL_PENDING, Feeding.RAGGED)
     assert dict(batch.lens) == {"a": 0, "b": 0}

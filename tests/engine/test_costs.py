@@ -125,7 +125,7 @@ def attacked(cost: Cost, *, fused: bool, bound: float = BOUND) -> tuple[list[flo
         prefill_chunk=None,
         max_stall_seconds=bound,
     )
-    forward = batch.engine.batch._rows._forward  # type: ignore[attr-defined]
+    forward = batch.engine.batch._rows.feeder.forward  # type: ignore[attr-defined]
 
     def costing(run: Callable[..., Any]) -> Callable[..., Any]:
         def timed(rectangle: Any, spans: Any, tokens: Any) -> Any:

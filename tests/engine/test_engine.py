@@ -216,14 +216,14 @@ def test_a_prefill_that_raises_fails_its_query_alone_also_when_packed_with_other
 def test_a_draw_that_raises_in_a_packed_prefill_fails_its_query_alone() -> None:
     batch = toy_batch(Baton(), prefill_chunk=50)
     queries = [asked("a"), replace(asked("b"), seed=77), asked("c")]
-    right = batch.engine.prefiller._rows._sampler  # type: ignore[attr-defined]
+    right = batch.engine.prefiller._rows.feeder.sampler  # type: ignore[attr-defined]
 
     def trips(logits: torch.Tensor, draws: Sequence[Any]) -> list[int | None]:
         if any(draw.seed == 77 for draw in draws):
             raise RuntimeError("a bad draw")
         return right(logits, draws)
 
-    batch.engine.prefiller._rows._sampler = trips  # type: ignore[attr-defined]
+    batch.engine.prefiller._rows.feeder.sampler = trips  # type: ignore[attr-defined]
     batch.run(queries)
     assert batch.reason("b") == "error"
     for query in (queries[0], queries[2]):
@@ -244,7 +244,7 @@ def beside_one_that_runs(say: Say, *names: str, told: list[Event] | None = None)
 def test_prompts_beside_running_rows_ride_in_their_step() -> None:
     told: list[Event] = []
     batch = beside_one_that_runs(hashed, "b", "c", told=told)
-    calls = batch.engine.batch._rows._forward.calls  # type: ignore[attr-defined]
+    calls = batch.engine.batch._rows.feeder.forward.calls  # type: ignore[attr-defined]
     assert calls == {"fill": 2, "decode": 1, "padded": 0}, "a's prefill and first step, then one forward for all three"
     assert (done(told)[-1].kind, done(told)[-1].prefilled_tokens, done(told)[-1].generated_tokens) == ("both", 8, 3)
     turn(batch)

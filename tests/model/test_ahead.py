@@ -12,8 +12,8 @@ import torch
 from baton.core.events import Event, IterationDone
 from baton.core.query import Query
 from baton.core.step import Feeding
-from baton.cuda import async_rows as ahead
-from baton.cuda.async_rows import AsyncRows
+from baton.cuda import async_stepper as ahead
+from baton.cuda.async_stepper import AsyncStepper
 from baton.cuda.decode_steps import Steps
 from baton.cuda.forward import CudaForward
 from baton.cuda.slots import Slot
@@ -74,19 +74,20 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
 
 def test_the_step_that_runs_is_heard_before_a_prompt_goes_with_the_next() -> None:
     rows = random_batch(model_of("llama"), Baton(), ahead=True, prompts=PrefillPlacement.FUSED).rows
-    assert isinstance(rows, AsyncRows)
+    stepper = rows.stepper
+    assert isinstance(stepper, AsyncStepper)
     rows.place(arrived(query_of("a", [5] * 7, 40), "tiny"), range(4))
     rows.feed({"a": 7}, Feeding.RAGGED)
     rows.feed({"a": 1}, Feeding.RAGGED)
     rows.place(arrived(query_of("b", [6] * 20, 40), "tiny"), range(4, 9))
-    assert rows._begun is not None
+    assert stepper._begun is not None
     heard, *fused = (rows.feed({"a": 1, "b": 10}, Feeding.RAGGED) for _ in range(3))
     assert list(heard.shares) == ["a"] and heard.tokens
     assert [told.shares for told in fused] == [{"a": (1, 0), "b": (10, 0)}] * 2
     assert [sorted(told.tokens) for told in fused] == [["a"], ["a", "b"]]
-    assert rows._begun is None
+    assert stepper._begun is None
     both = rows.feed({"a": 1, "b": 1}, Feeding.RAGGED)
-    assert len(both.tokens) == 2 and rows._begun is not None
+    assert len(both.tokens) == 2 and stepper._begun is not None
     # Nothing was computed for nobody.
     assert not any(told.slots.finished_row for told in (heard, *fused, both))
 
@@ -128,18 +129,18 @@ def test_sampled_queries_draw_what_they_draw_step_by_step(end_ids: tuple[int, ..
 def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[tuple[int, bool]] = []
     served: list[int] = []
-    launch, collect = Steps.launch, AsyncRows._collect
+    launch, collect = Steps.launch, AsyncStepper._collect
 
     def launching(self: Steps, slots: list[Slot]) -> object:
         launched.append((len(slots), any(slot.token < 0 for slot in slots)))
         return launch(self, slots)
 
-    def collecting(self: AsyncRows, begun: object, spans: list[Span], *others: object, **more: object) -> None:
+    def collecting(self: AsyncStepper, begun: object, spans: list[Span], *others: object, **more: object) -> None:
         served.append(len(spans))
         collect(self, begun, spans, *others, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Steps, "launch", launching)
-    monkeypatch.setattr(AsyncRows, "_collect", collecting)
+    monkeypatch.setattr(AsyncStepper, "_collect", collecting)
     events: list[Event] = []
     # Rows end where no one foresaw it.
     queries = [query_of(f"q{i}", [5 + i] * 7, 40, seed=i, temperature=1.0, ignore_eos=False) for i in range(9)]

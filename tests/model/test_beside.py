@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from baton.batch.rows import Rows
 from baton.core.errors import Refused
 from baton.core.events import Event, IterationDone
 from baton.core.query import Query
 from baton.core.step import Feeding
+from baton.cuda import placement
 from baton.cuda.forward import CudaForward
-from baton.cuda.prefill_stream import PrefillStreamRows, fastest
+from baton.cuda.prefill_stream import PrefillStreamStepper
 from baton.engine.costs import CostMeter
 from baton.kv.segment import arrived
 from baton.model.execution import WHERE, PrefillPlacement
@@ -91,7 +93,8 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
     batch = batch_beside("gemma3", side, dice)
     left: set[str] = set()
     rows = batch.rows
-    assert isinstance(rows, PrefillStreamRows)
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
     in_flight = 0
     for query in queries:
         batch.engine.accept(query, batch.hear)
@@ -99,7 +102,7 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
         batch.engine.iterate()
         batch.engine.hand_over()
         if dice.random() < 0.2 and len(left) < 10:
-            flying = [] if rows._flight is None else [rows._occupants[row].query.id for row in rows._flight.rows]
+            flying = [] if stepper._flight is None else [rows._occupants[row].query.id for row in stepper._flight.rows]
             name = dice.choice(flying or list(batch.engine.lifecycle.live) or [""])
             in_flight += name in flying
             batch.engine.cancel(name)
@@ -139,9 +142,10 @@ def test_what_fails_is_repeated_and_gives_the_same(
     side = DelayedStream(dice)
     batch = batch_beside(family, side, dice)
     rows = batch.rows
-    assert isinstance(rows, PrefillStreamRows)
-    owner: Any = {"fill": rows._forward, "sample": rows, "step": rows._steps}[where]
-    name = {"fill": "fill", "sample": "_sampler", "step": "launch"}[where]
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
+    owner: Any = {"fill": rows.feeder.forward, "sample": rows.feeder, "step": stepper._steps}[where]
+    name = {"fill": "fill", "sample": "sampler", "step": "launch"}[where]
     # A sampler is not asked for what steps draw.
     trouble = Trouble(getattr(owner, name), dice, 2 if where == "sample" else 5, before=where == "step")
     monkeypatch.setattr(owner, name, trouble)
@@ -156,20 +160,21 @@ def test_what_fails_is_repeated_and_gives_the_same(
     assert batch.engine.kv_bytes_used == 0
 
 
-def placed(rows: PrefillStreamRows, query: Query, among: range) -> Query:
+def placed(rows: Rows, query: Query, among: range) -> Query:
     rows.place(arrived(query, "tiny"), among)
     return query
 
 
-def begun(side: DelayedStream) -> tuple[PrefillStreamRows, Query, Query]:
+def begun(side: DelayedStream) -> tuple[Rows, Query, Query]:
     """One that decodes, and one whose prompt is in flight."""
     rows = batch_beside("llama", side).rows
-    assert isinstance(rows, PrefillStreamRows)
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
     short = placed(rows, query_of("short", [7], 30), range(4))
     long = placed(rows, query_of("long", range(3, 43), 5), range(4, 9))
     rows.feed({"short": 1}, Feeding.RAGGED)
     told = rows.feed({"short": 1, "long": 40}, Feeding.RAGGED)
-    assert list(told.shares) == ["short"] and told.beside and rows._flight is not None
+    assert list(told.shares) == ["short"] and told.beside and stepper._flight is not None
     return rows, short, long
 
 
@@ -213,7 +218,7 @@ def test_a_row_that_is_taken_away_ends_its_flight_and_nothing_came_of_it(verb: s
         segment = rows.lift("long", copy="copied" in verb)
         assert (segment.cached, segment.tokens) == (0, list(long.prompt))
         segment.release()
-    assert rows._flight is None
+    assert rows.stepper._flight is None  # type: ignore[attr-defined]
     # Its slots are told of as computed for nobody, and its place is as good as new.
     told = rows.feed({"short": 1}, Feeding.RAGGED)
     assert told.slots.finished_row >= 40 and not told.beside
@@ -230,7 +235,7 @@ def test_a_refused_verb_leaves_a_flight_alone() -> None:
         rows.drop("nobody")
     rows.pack(range(4), 2)
     rows.drop("short")
-    assert rows._flight is not None
+    assert rows.stepper._flight is not None  # type: ignore[attr-defined]
 
 
 def test_orcas_prompts_are_in_the_iteration() -> None:
@@ -268,10 +273,11 @@ def test_the_measurement_leaves_nothing_behind() -> None:
     side = DelayedStream(random.Random(1))
     batch = batch_beside("llama", side)
     rows = batch.rows
-    assert isinstance(rows, PrefillStreamRows)
-    gains = rows.gains(range(4), range(4, 9))
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
+    gains = placement.gains(rows, stepper, range(4), range(4, 9))
     assert gains.keys() == {PrefillPlacement.SIDE_STREAM, PrefillPlacement.FUSED} and min(gains.values()) > 0
-    assert side.flights == 4 and rows.prompts is PrefillPlacement.SIDE_STREAM and not rows._row_of
+    assert side.flights == 4 and stepper.placement is PrefillPlacement.SIDE_STREAM and not rows._row_of
     assert rows.rectangle.lens == [0] * 9
     queries = some_queries(8, random.Random(3))
     batch.run(queries, random.Random(1))
@@ -280,8 +286,9 @@ def test_the_measurement_leaves_nothing_behind() -> None:
 
 def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
-    assert isinstance(rows, PrefillStreamRows)
-    forward = rows._forward
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
+    forward = rows.feeder.forward
     assert isinstance(forward, CudaForward)
     measured = (
         (1.25, 1.1, "on a stream of their own"),
@@ -290,23 +297,24 @@ def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) 
     )
     for beside, fused, words in measured:
         gains = {PrefillPlacement.SIDE_STREAM: beside, PrefillPlacement.FUSED: fused}
-        monkeypatch.setattr(PrefillStreamRows, "gains", lambda self, batch, prompts, gains=gains: gains)
+        monkeypatch.setattr(placement, "gains", lambda *_, gains=gains: gains)
         forward.gains = None
-        how = fastest(rows, forward, 4)
+        how = placement.fastest(rows, stepper, forward, 4)
         assert how is forward.placement and WHERE[how] == words
         figures = f"measured: on a stream of their own {beside:.2f}x, in one forward with a step {fused:.2f}x"
         assert f"prompts {words} ({figures})" in forward.parts()
     # Once for a model.
-    monkeypatch.setattr(PrefillStreamRows, "gains", lambda self, batch, prompts: {PrefillPlacement.SIDE_STREAM: 2.0})
-    assert fastest(rows, forward, 4) is PrefillPlacement.AFTER_DECODE
+    monkeypatch.setattr(placement, "gains", lambda *_: {PrefillPlacement.SIDE_STREAM: 2.0})
+    assert placement.fastest(rows, stepper, forward, 4) is PrefillPlacement.AFTER_DECODE
 
 
 def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
-    assert isinstance(rows, PrefillStreamRows)
-    forward = rows._forward
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
+    forward = rows.feeder.forward
     assert isinstance(forward, CudaForward)
     right = forward.fill
     monkeypatch.setattr(forward, "fill", Trouble(right, random.Random(1), 1, before=True))
-    assert fastest(rows, forward, 4) is PrefillPlacement.AFTER_DECODE
-    assert not rows._row_of and rows._flight is None and rows.rectangle.lens == [0] * 9
+    assert placement.fastest(rows, stepper, forward, 4) is PrefillPlacement.AFTER_DECODE
+    assert not rows._row_of and stepper._flight is None and rows.rectangle.lens == [0] * 9

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from baton.cuda.async_rows import AsyncRows
+from baton.cuda.async_stepper import AsyncStepper
 from baton.cuda.decode_steps import Steps
 from baton.cuda.forward import CudaForward
 from baton.cuda.graphs import Graphs
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.prefill_stream import PrefillStreamRows
+from baton.cuda.placement import gains
+from baton.cuda.prefill_stream import PrefillStreamStepper
 from baton.cuda.slots import Chance, Slot, follows
 from baton.cuda.streams import Streams
 from baton.cuda.virtual_memory import CudaDriver, trial
@@ -43,7 +44,7 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: t
     expected = {query.id: alone(model, query)[0] for query in queries}
     dice = random.Random(1)
     batch = random_batch(model, Shaken(policy(), dice), ahead=True)
-    assert isinstance(batch.rows, AsyncRows), batch.rows._forward
+    assert isinstance(batch.rows.stepper, AsyncStepper), batch.rows.feeder.forward
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
 
@@ -74,8 +75,8 @@ def test_captured_draws_are_those_that_are_launched_one_by_one(
     names = [f"q{i}" for i in range(12)]
     expected, batch = drawing(False, monkeypatch), drawing(True, monkeypatch)
     assert [batch.tokens(name) for name in names] == [expected.tokens(name) for name in names]
-    assert isinstance(batch.rows, AsyncRows)
-    made = batch.rows._steps._made.values()
+    assert isinstance(batch.rows.stepper, AsyncStepper)
+    made = batch.rows.stepper._steps._made.values()
     assert any(step.draws for step in made)
     assert not [record for record in caplog.records if record.name == "baton.model"]
 
@@ -124,7 +125,7 @@ def test_a_batch_on_mapped_memory_gives_what_each_query_gives_alone(family: str,
     batch = random_batch(
         model, Shaken(Baton(), dice), ahead=True, driver=driver, interleaved=interleaved, kv_bytes=kv_bytes
     )
-    assert isinstance(batch.rows, AsyncRows) and batch.rows.rectangle.mapped, batch.rows
+    assert isinstance(batch.rows.stepper, AsyncStepper) and batch.rows.rectangle.mapped, batch.rows
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
 
@@ -165,12 +166,13 @@ def test_prompts_on_a_stream_of_their_own_give_the_same(family: str, seed: int) 
     expected = {query.id: alone(model, query)[0] for query in queries}
     batch = random_batch(model, Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8)
     rows = batch.rows
-    assert isinstance(rows, PrefillStreamRows)
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
     # It leaves nothing behind.
-    assert min(rows.gains(range(4), range(4, 9)).values()) > 0
+    assert min(gains(rows, stepper, range(4), range(4, 9)).values()) > 0
     begun = []
-    begin = rows._side.begin
-    rows._side.begin = lambda work, *, behind: begun.append(behind) or begin(work, behind=behind)  # type: ignore[method-assign]
+    begin = stepper._side.begin
+    stepper._side.begin = lambda work, *, behind: begun.append(behind) or begin(work, behind=behind)  # type: ignore[method-assign]
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert len(begun) > 5

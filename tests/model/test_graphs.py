@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from baton.core.query import Query
-from baton.cuda import async_rows as ahead
+from baton.cuda import async_stepper as ahead
 from baton.cuda import decode_steps as steps
 from baton.cuda import graphs
 from baton.cuda.decode_steps import Steps

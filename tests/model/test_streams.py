@@ -15,7 +15,7 @@ import torch
 
 from baton.cuda import streams
 from baton.cuda.decode_steps import Launched
-from baton.cuda.prefill_stream import PrefillStreamRows
+from baton.cuda.prefill_stream import PrefillStreamStepper
 from baton.cuda.streams import Streams
 from baton.kv.rectangle import Rectangle
 from baton.policy.baton import Baton
@@ -114,7 +114,8 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
         model_of("gemma3"), Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8
     )
     rows = batch.rows
-    assert isinstance(rows, PrefillStreamRows)
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
     launched: dict[int, Any] = {}
 
     def listen(owner: object, name: str, rows_of: Callable[..., set[int]]) -> None:
@@ -131,8 +132,8 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
     places = rows.rectangle.places
     listen(rows.rectangle, "claim", lambda row, *_: {places[row]})
     listen(rows.rectangle, "clear", lambda row: {places[row]})
-    listen(rows._steps, "launch", lambda slots: {slot.place for slot in slots})
-    fill = rows._forward.fill
+    listen(stepper._steps, "launch", lambda slots: {slot.place for slot in slots})
+    fill = rows.feeder.forward.fill
 
     def filling(rectangle: Any, spans: Sequence[Any], tokens: Sequence[int]) -> Any:
         logits, ran = fill(rectangle, spans, tokens)
@@ -147,8 +148,8 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
         object.__setattr__(ran, "commit", commit)
         return logits, ran
 
-    monkeypatch.setattr(rows._forward, "fill", filling)
-    tokens, sampler = Launched.tokens, rows._sampler
+    monkeypatch.setattr(rows.feeder.forward, "fill", filling)
+    tokens, sampler = Launched.tokens, rows.feeder.sampler
 
     def waited(self: Launched) -> list[int]:
         merge(device.host, launched[id(self)][0])
@@ -160,9 +161,9 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
         return sampler(*args)
 
     monkeypatch.setattr(Launched, "tokens", waited)
-    monkeypatch.setattr(rows, "_sampler", drawing)
-    assert isinstance(rows._side, Streams)
-    return batch, rows._side
+    monkeypatch.setattr(rows.feeder, "sampler", drawing)
+    assert isinstance(stepper._side, Streams)
+    return batch, stepper._side
 
 
 def run(batch: RandomBatch, dice: random.Random) -> list[str]:
@@ -170,14 +171,15 @@ def run(batch: RandomBatch, dice: random.Random) -> list[str]:
     queries = some_queries(20, dice)
     left: list[str] = []
     rows = batch.rows
-    assert isinstance(rows, PrefillStreamRows)
+    stepper = rows.stepper
+    assert isinstance(stepper, PrefillStreamStepper)
     for query in queries:
         batch.engine.accept(query, batch.hear)
     while batch.engine.busy:
         batch.engine.iterate()
         batch.engine.hand_over()
-        if rows._flight is not None and dice.random() < 0.1:
-            left.append(rows._occupants[min(rows._flight.rows)].query.id)
+        if stepper._flight is not None and dice.random() < 0.1:
+            left.append(rows._occupants[min(stepper._flight.rows)].query.id)
             batch.engine.cancel(left[-1])
     for query in queries:
         expected = alone(model_of("gemma3"), query)[0]

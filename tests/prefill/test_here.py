@@ -49,7 +49,7 @@ def test_chunks_of_several_prompts_are_packed_in_one_forward_without_padding() -
     assert stepped.slots == Slots(useful=11, columns_needed=11)
     assert stepped.tokens == {"b": toy_alone(b)[0], "c": toy_alone(c)[0]}
     assert stepped.shares == {"a": (4, 0), "b": (2, 0), "c": (5, 0)}
-    assert prefiller._rows._forward.calls == {"decode": 0, "fill": 1, "padded": 0}  # type: ignore[attr-defined]
+    assert prefiller._rows.feeder.forward.calls == {"decode": 0, "fill": 1, "padded": 0}  # type: ignore[attr-defined]
 
 
 def test_a_segment_taken_at_half_way_goes_on_in_another_prefiller() -> None:

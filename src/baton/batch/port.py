@@ -52,7 +52,7 @@ class Batch(Protocol):
     ) -> StepOutput:
         """Feeds each row up to `feed` pending tokens; rows that ran out draw their next token.
 
-        If steps begin ahead (`cuda/async_rows.py`), a new row may be fed nothing, once. If prompts are computed
+        If steps begin ahead (`cuda/async_stepper.py`), a new row may be fed nothing, once. If prompts are computed
         beside them (`cuda/prefill_stream.py`), one of `beside` is fed nothing until its part is done.
         `done`: queries that are finished and keep their row all the same (batch-wise inference): their row is computed
         and what comes of it dropped. `beside`: queries of a prefiller that shares the batch's rectangle, and how many

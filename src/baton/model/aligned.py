@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +17,7 @@ from baton.core.errors import LoadError
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import Rectangle
 from baton.model.attention import Padded
-from baton.model.forward import TorchForward
-from baton.model.port import Forward, ForwardStats
+from baton.model.port import ForwardStats
 from baton.model.sdpa import attention
 from baton.model.visibility import Span, Visibility
 
@@ -69,6 +69,17 @@ class Aligned(Padded):
         return found
 
 
+class Alignable(Protocol):
+    """What AlignedForward needs of a forward; that in torch has it."""
+
+    @property
+    def pads(self) -> bool: ...
+    @property
+    def near_limit(self) -> int | None: ...
+    def parts(self) -> list[str]: ...
+    def aligned(self, shape: Padded, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor: ...
+
+
 class AlignedForward:
     """A `ModelRunner` over an AlignedRectangle. Raises LoadError for a model that cannot be run so, with the reason."""
 
@@ -78,9 +89,7 @@ class AlignedForward:
     anew_limit = None
     grid = 0
 
-    def __init__(self, forward: Forward, rectangle: AlignedRectangle) -> None:
-        if not isinstance(forward, TorchForward):
-            raise LoadError("--shaping aligned: needs steps in torch: add --no-compile")
+    def __init__(self, forward: Alignable, rectangle: AlignedRectangle) -> None:
         if not forward.pads or forward.near_limit is not None:
             how = ", ".join(forward.parts())
             raise LoadError(f"--shaping aligned: this model's rows cannot be aligned ({how})")

@@ -1,4 +1,4 @@
-"""Rows whose next decode step is begun before the host has read what the last one drew, so that a device never waits.
+"""The next decode step is begun before the host has read what the last one drew, so that a device never waits.
 
 A step that was begun so serves those of its rows that are still there and drew what it was fed; a row's result is its
 own, whoever is beside it. A row that ended meanwhile was computed once for nobody, which is counted; one that came
@@ -9,25 +9,21 @@ only behind the rows' ends.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from baton.batch.feeder import RowFeeder
 from baton.batch.row_state import Drawing, RowState
-from baton.batch.rows import Rows
+from baton.batch.stepper import Spans
 from baton.core.step import Feeding, StepOutput
 from baton.cuda.decode_steps import BUCKETS, Launched, Steps
 from baton.cuda.slots import GREEDY, Chance, Slot, chance_of, follows
-from baton.kv.port import KVOffload
-from baton.kv.rectangle import Rectangle
-from baton.kv.segment import KVSegment
 from baton.model.execution import PrefillPlacement
-from baton.model.port import ModelRunner
 from baton.model.visibility import Span
 from baton.sampling.grammar_masks import Mask
 from baton.sampling.on_device import LOOK_AGAIN, Kind
-from baton.sampling.sampler import Sampler
 
 log = logging.getLogger("baton.model")
 
@@ -48,49 +44,53 @@ class _Begun:
         return (slot.stop, slot.chance, self.fed[at]) == (wanted.stop, wanted.chance, wanted.token)
 
 
-class AsyncRows(Rows):
-    """Rows over a forward that has steps of constant shape."""
+class AsyncStepper:
+    """A `Stepper` over decode steps of constant shape. `placement`: where prompts are computed."""
 
-    def __init__(
-        self,
-        rectangle: Rectangle,
-        forward: ModelRunner,
-        sampler: Sampler,
-        stamp: str,
-        steps: Steps,
-        *,
-        copies: KVOffload | None = None,
-    ) -> None:
-        super().__init__(rectangle, forward, sampler, stamp, copies=copies)
-        self.prompts = PrefillPlacement.AFTER_DECODE
+    def __init__(self, feeder: RowFeeder, steps: Steps) -> None:
+        self.placement = PrefillPlacement.AFTER_DECODE
+        self._feeder = feeder
+        self._rectangle = feeder.rectangle
         self._steps = steps
         self._begun: _Begun | None = None
         # Slots that were computed for nobody, and not told of yet.
         self._surplus = 0
 
-    def place(self, segment: KVSegment, among: range) -> None:
-        super().place(segment, among)
-        # Whoever was there before, the step that runs knows nothing of this one.
+    def placed(self, rows: Collection[int]) -> None:
+        # The step that runs was begun for whoever was in these rows before.
         if self._begun is not None:
-            self._begun.slot_of.pop(self.rectangle.places[self._row_of[segment.query.id]], None)
+            for row in rows:
+                self._begun.slot_of.pop(self._rectangle.places[row], None)
 
-    def _once(self, most: Mapping[str, int], how: Feeding, done: Set[str]) -> StepOutput:
-        """As `Rows._once`; a row that came while a step was running may be fed nothing, once."""
-        return self._step(self._spans(self._landed(most), done), how, done)
+    def moved(self, rows: Collection[int]) -> None:
+        """A step that runs knows rows by where they lie, which stays."""
+
+    def leaving(self, rows: Collection[int]) -> None:
+        """Whoever leaves was computed once for nobody; the next step counts that."""
+
+    def step(self, spans: Spans, how: Feeding, done: Set[str]) -> StepOutput:
+        """A row that came while a step was running may be fed nothing, once."""
+        return self._step(spans(), how, done)
+
+    def forget(self) -> None:
+        """The step that was begun ahead was for nobody."""
+        if self._begun is not None:
+            self._surplus += len(self._begun.launched.slots)
+        self._begun = None
 
     def _step(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> StepOutput:
         single = [span for span in spans if span.count == 1]
         if len(single) > BUCKETS[-1] or any(span.every for span in single):
             # Steps of the forward's own would come between.
-            self._forget()
-            return self._feed(spans, how, done)
+            self.forget()
+            return self._feeder.run(spans, how, done)
         if not single:
-            return self._feed(spans, how, done)
+            return self._feeder.run(spans, how, done)
         wanted = {span: self._slot(span, done) for span in single}
-        fused = self.prompts is PrefillPlacement.FUSED and how is Feeding.RAGGED and len(single) < len(spans)
+        fused = self.placement is PrefillPlacement.FUSED and how is Feeding.RAGGED and len(single) < len(spans)
         if fused and not any(map(self._is_begun, wanted.values())):
-            self._forget()
-            return self._feed(spans, how, done)
+            self.forget()
+            return self._feeder.run(spans, how, done)
         if fused:
             # The step that runs is heard first, and none is begun behind it: prompts go with the next.
             spans = single
@@ -101,12 +101,12 @@ class AsyncRows(Rows):
             others = []
         else:
             waiting = []
-        stepped = self._feed(others, how, done) if others else StepOutput()
+        stepped = self._feeder.run(others, how, done) if others else StepOutput()
         try:
             self._collect(begun, served, waiting, done, stepped, last=fused)
         except Exception:
             # The step after may have been launched, and left its tokens where this one's were.
-            self._forget()
+            self.forget()
             if not others:
                 raise
             # What came of the others is to be told of; rows that were fed nothing are fed by the next step.
@@ -119,16 +119,10 @@ class AsyncRows(Rows):
             served = [span for span, slot in wanted.items() if self._begun.serves(slot)]
             if served:
                 return self._begun, served
-        self._forget()
+        self.forget()
         self._begun = self._launch([*wanted.values()])
         self._begun.fed = [slot.token for slot in wanted.values()]
         return self._begun, list(wanted)
-
-    def _forget(self) -> None:
-        """The step that was begun ahead was for nobody."""
-        if self._begun is not None:
-            self._surplus += len(self._begun.launched.slots)
-        self._begun = None
 
     def _launch(self, slots: Sequence[Slot]) -> _Begun:
         return _Begun(self._steps.launch(slots), {slot.place: at for at, slot in enumerate(slots)})
@@ -141,9 +135,9 @@ class AsyncRows(Rows):
             return None
 
     def _slot(self, span: Span, done: Set[str]) -> Slot:
-        found = self._occupants[span.row]
+        found = self._feeder.occupants[span.row]
         chance = None if found.query.id in done else self._chance(found)
-        return Slot(self.rectangle.places[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
+        return Slot(self._rectangle.places[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
 
     def _chance(self, found: RowState) -> Chance | None:
         """None where its next token is not drawn on the device."""
@@ -163,9 +157,9 @@ class AsyncRows(Rows):
         last: bool,
     ) -> None:
         """Begins the step after, unless this is the `last`, waits for this one, and tells what came of it."""
-        masks = self._begin_masks(served, done)
+        masks = self._feeder.begin_masks(served, done)
         launched = begun.launched
-        slots = [begun.slot_of[self.rectangle.places[span.row]] for span in served]
+        slots = [begun.slot_of[self._rectangle.places[span.row]] for span in served]
         ahead = [] if last else self._ahead(begun, served, waiting, done)
         logits = launched.logits
         if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
@@ -184,16 +178,16 @@ class AsyncRows(Rows):
                 if self._chance(found) is not None and codes[slots[index]] != LOOK_AGAIN
             }
             rest = [(slots[index], found) for index, found in drawing if index not in told]
-            others = iter(self._draw(logits, rest, masks, stepped) if rest else [])
+            others = iter(self._feeder.draw(logits, rest, masks, stepped) if rest else [])
             # Below 0 is NOT_FINITE.
             return [
                 (told[index] if told[index] >= 0 else None) if index in told else next(others) for index, _ in drawing
             ]
 
-        mine = self._count(served, done, 0)
+        mine = self._feeder.count(served, done, 0)
         mine.slots.empty_row = launched.empty_slots
         mine.slots.finished_row += self._surplus + len(launched.slots) - len(served)
-        self._advance(served, done, logits, mine, masks, lambda: None, draw)
+        self._feeder.advance(served, done, logits, mine, masks, lambda: None, draw)
         self._surplus = 0
         if following is not None:
             following.fed = [slot.token if slot.token >= 0 else codes[-1 - slot.token] for slot in ahead]
@@ -207,7 +201,7 @@ class AsyncRows(Rows):
         """The slots of the step after this one, as far as can be known before it; none where that is not enough."""
         slots = []
         for span in served:
-            found = self._occupants[span.row]
+            found = self._feeder.occupants[span.row]
             if found.query.id in done:
                 slots.append(self._slot(span, done))
                 continue
@@ -215,8 +209,8 @@ class AsyncRows(Rows):
             if chance is None or span.stop < len(found.tokens):
                 return []
             generated = len(found.tokens) - len(found.query.prompt)
-            if generated + 1 < found.query.limit_tokens and span.stop < self.rectangle.columns:
-                place = self.rectangle.places[span.row]
+            if generated + 1 < found.query.limit_tokens and span.stop < self._rectangle.columns:
+                place = self._rectangle.places[span.row]
                 slots.append(Slot(place, follows(begun.slot_of[place]), span.stop + 1, chance))
         if all(slot.token >= 0 for slot in slots):
             return []

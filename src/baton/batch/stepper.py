@@ -1,0 +1,47 @@
+"""When forwards over rows are launched, and when their results are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence, Set
+from typing import Protocol
+
+from baton.batch.feeder import RowFeeder
+from baton.core.step import Feeding, StepOutput
+from baton.model.visibility import Span
+
+Spans = Callable[[], Sequence[Span]]
+"""Says what is fed. A stepper calls it once, where the work that it may launch on a device belongs."""
+
+
+class Stepper(Protocol):
+    """Carries out the steps of one feeder's rows."""
+
+    def step(self, spans: Spans, how: Feeding, done: Set[str]) -> StepOutput:
+        """Feeds rows, and tells what has come of the forwards that are finished; see `Batch.step` for `done`.
+
+        Not all that is fed must be finished: the rest is told by a later step. If it raises, nothing was fed.
+        """
+
+    def placed(self, rows: Collection[int]) -> None:
+        """Queries came into these rows."""
+
+    def moved(self, rows: Collection[int]) -> None:
+        """Queries may have gone from one of these rows to another."""
+
+    def leaving(self, rows: Collection[int]) -> None:
+        """Queries are about to leave these rows; what runs for them is of no use any more."""
+
+
+class SynchronousStepper:
+    """One forward per step, waited for."""
+
+    def __init__(self, feeder: RowFeeder) -> None:
+        self._feeder = feeder
+
+    def step(self, spans: Spans, how: Feeding, done: Set[str]) -> StepOutput:
+        return self._feeder.run(spans(), how, done)
+
+    def placed(self, rows: Collection[int]) -> None:
+        """Nothing runs between steps."""
+
+    moved = leaving = placed
