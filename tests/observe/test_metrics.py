@@ -191,8 +191,8 @@ def test_who_asked_for_the_impossible_has_not_failed_under_any_name() -> None:
     metrics = Metrics("model", lambda: 0.0, compat=True)
     metrics(ended(outcome=State.CANCELLED, finish_reason="error"))
     metrics(ended(outcome=State.FAILED, finish_reason="error"))
-    assert metrics.reasons == {"cancelled": 1, "error": 1}
-    assert (metrics.outcomes.by_label["cancelled"], metrics.outcomes.by_label["failed"]) == (1, 1)
+    assert metrics.counted.reasons == {"cancelled": 1, "error": 1}
+    assert (metrics.counted.outcomes.by_label["cancelled"], metrics.counted.outcomes.by_label["failed"]) == (1, 1)
 
 
 def test_bounds_belong_to_their_bucket(metrics: Metrics) -> None:

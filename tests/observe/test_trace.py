@@ -68,7 +68,7 @@ def test_the_same_figures_come_of_a_trace(tmp_path: Path) -> None:
     for event in read_trace(tmp_path / "trace.jsonl").events:
         again(event)
     assert live.render(STATS) == again.render(STATS)
-    assert live.slots.by_label["useful"] > 0 and live.preemptions.by_label
+    assert live.counted.slots.by_label["useful"] > 0 and live.counted.preemptions.by_label
 
 
 def test_every_token_slot_is_in_what_was_fed(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from baton.core.constraint import Constraint, OutputFormat
@@ -103,6 +103,11 @@ class Stats:
     prefix_cached_tokens: int = 0
     submitted: int = 0
     costs: Costs = NO_COSTS
+
+    def numbers(self) -> dict[str, int | float]:
+        """Returns all plain numbers by name, as `LLM.stats()` and the live page tell them."""
+        values = {known.name: getattr(self, known.name) for known in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 
 class Compiler(Protocol):
