@@ -17,7 +17,7 @@ from baton.bench.compare import differences, verdicts
 from baton.cli.main import cli
 from baton.core.errors import BatonError, CheckFailed, SettingError
 from baton.measure import trials
-from baton.measure.trials import contenders
+from baton.measure.contenders import contenders
 
 SMALL = ["--queries", "5", "--prompt", "uniform:5,20", "--answer", "uniform:3,8", "--repeat", "2", "--alone", "3"]
 

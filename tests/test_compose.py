@@ -14,7 +14,8 @@ from baton.core.errors import LoadError, SettingError
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.virtual_memory import HostDriver
 from baton.loader.load import Loaded, load
-from baton.measure.trials import Contender, settings_of
+from baton.measure.contenders import Contender
+from baton.measure.trials import settings_of
 from baton.policy.baton import Baton
 from families import model_of
 from random_batch import query_of
@@ -41,7 +42,7 @@ def test_what_aligned_rows_cannot_be_combined_with_is_refused(more: dict, messag
 
 
 def test_int8_weights_and_aligned_rows_exclude_each_other() -> None:
-    with pytest.raises(LoadError, match="int8 needs native steps: leave out --shaping aligned"):
+    with pytest.raises(SettingError, match="int8 needs native steps: leave out --shaping aligned"):
         open_engine(Config(device="cpu", threads="1", shaping="aligned", quantize="int8"))
 
 

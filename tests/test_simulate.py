@@ -20,8 +20,9 @@ from baton.core.errors import BatonError, SettingError
 from baton.core.footprint import Columns, Footprint
 from baton.kv.rectangle import footprint
 from baton.loader.load import load
+from baton.measure.contenders import Contender
 from baton.measure.simulate import Simulation, simulated
-from baton.measure.trials import Contender, settings_of, trials
+from baton.measure.trials import settings_of, trials
 
 COSTS = MeasuredCosts(
     decode=((1, 0.010), (8, 0.017)),

@@ -21,8 +21,9 @@ from baton.core.config import Config, resolve
 from baton.kv.rectangle import footprint
 from baton.loader.load import Loaded, load
 from baton.measure.calibrate import Calibration
+from baton.measure.contenders import Contender
 from baton.measure.simulate import simulated
-from baton.measure.trials import Contender, settings_of, trials
+from baton.measure.trials import settings_of, trials
 from benchmarks.report import flags, parsed, table, tell
 
 WORKLOADS = {

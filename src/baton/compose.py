@@ -20,7 +20,7 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, monotonic
-from baton.core.config import ALIGNED, Config, Facts, Settings, check_shaping, resolve, threads
+from baton.core.config import ALIGNED, Config, Facts, Settings, check_loading, check_shaping, resolve, threads
 from baton.core.errors import LoadError
 from baton.core.events import Sink
 from baton.core.host import cores, free_memory_bytes, threads_that_start
@@ -90,6 +90,7 @@ def open_engine(
     faults = faults_of(os.environ)
     policy = policy or policy_named(config.policy)
     check_shaping(config, traits(policy))
+    check_loading(config)
     set_threads(config)
     trace = None if config.trace is None else TraceFile(config.trace)
     name = model_name(config)

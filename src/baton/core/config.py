@@ -299,6 +299,30 @@ def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
         raise SettingError(message, param="shaping")
 
 
+def check_loading(config: Config) -> None:
+    """Raises SettingError for flags of the model that exclude each other, whatever the model and the machine are."""
+    native = {"--shaping aligned": config.shaping == ALIGNED, "--no-compile": not config.compile}
+    if config.quantize == "int8":
+        for flag, holds in native.items():
+            if holds:
+                raise SettingError(f"--quantize int8 needs native steps: leave out {flag}", param="quantize")
+    on = config.device
+    if config.quantize == FLOAT8 and on not in (AUTO, "cuda"):
+        message = f"--quantize float8 needs an NVIDIA GPU, not --device {on}; the CPU has int8"
+        raise SettingError(message, param="quantize")
+    if config.step_compiler == NO_COMPILER:
+        return
+    why = {
+        f"decode steps are compiled on CUDA, not on {on}": on not in (AUTO, "cuda"),
+        "steps must be of constant shape, without --no-compile": not config.compile,
+        "aligned rows have no steps of constant shape": config.shaping == ALIGNED,
+        "--deterministic fixes shapes in its own way": config.deterministic,
+    }
+    for reason, holds in why.items():
+        if holds:
+            raise SettingError(f"--step-compiler {config.step_compiler}: {reason}", param="step_compiler")
+
+
 def threads(config: Config, cores: int) -> int:
     """How many threads compute, where the process may use so many cores. Raises SettingError."""
     found = _number("threads", config.threads, cores)

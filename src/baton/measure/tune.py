@@ -18,7 +18,6 @@ from baton.bench.costmodel import MeasuredCosts, save
 from baton.compose import facts_of, model_name, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import AUTO, Config, Settings, resolve
-from baton.core.files import check_writable
 from baton.kv.rectangle import footprint
 from baton.loader.load import Loaded, load
 from baton.measure.calibrate import Calibration
@@ -132,8 +131,6 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
     """Measures, shows the curve and the advice, and writes the costs for `baton simulate`."""
     if config.max_batch_size == AUTO:
         config = dataclasses.replace(config, max_batch_size=str(asked["most_rows"]))
-    if asked["json_file"]:
-        check_writable("--json", asked["json_file"], param="json")
     set_threads(config)
     console = Console(highlight=False)
     name = model_name(config)
