@@ -17,9 +17,9 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import ManualClock
-from baton.core.config import Settings
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings
 from baton.core.text import TextStream
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.copy_stream import LateLane

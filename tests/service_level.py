@@ -19,7 +19,8 @@ import uvicorn
 from baton import builtin
 from baton.compose import facts_of, start
 from baton.core.clock import monotonic
-from baton.core.config import make_config, resolve
+from baton.core.config import make_config
+from baton.core.settings import load_settings, resolve
 from baton.engine.client import Client, Stats
 from baton.faults import Faults
 from baton.loader.load import Loaded, load
@@ -37,7 +38,7 @@ ROWS = 4
 @functools.cache
 def loaded() -> Loaded:
     """One model for all tests; engines stand on it one after the other."""
-    return load(make_config({}), str(builtin.path()), NAME)
+    return load(load_settings(make_config({}), str(builtin.path()), NAME))
 
 
 def a_query(number: int = 0, tokens: int = 120, **more: Any) -> dict[str, Any]:

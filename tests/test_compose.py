@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from baton.compose import facts_of, make_engine, open_engine
-from baton.core.config import Config, resolve
+from baton.core.config import Config
 from baton.core.errors import LoadError, SettingError
+from baton.core.settings import load_settings, resolve
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.virtual_memory import HostDriver
 from baton.loader.load import Loaded, load
@@ -25,7 +26,7 @@ from tiny_checkpoint import save_tokenizer
 def loaded(name: str, folder: Path, config: Config) -> Loaded:
     model_of(name).save_pretrained(folder)
     save_tokenizer(folder)
-    return load(config, str(folder), "tiny")
+    return load(load_settings(config, str(folder), "tiny"))
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.core.config import (
-    AUTO,
-    NOT_SETTINGS,
-    Config,
-    Facts,
-    check_shaping,
-    load_config,
-    make_config,
-    parse_bytes,
-    resolve,
-)
+from baton.core.config import AUTO, NOT_SETTINGS, Config, check_shaping, load_config, make_config, parse_bytes
 from baton.core.errors import SettingError
 from baton.core.footprint import Columns, Footprint
+from baton.core.settings import Facts, resolve
 from baton.core.step import Traits
 from baton.policy.port import traits
 from baton.policy.table import policy_named

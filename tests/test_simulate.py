@@ -15,9 +15,10 @@ from baton.bench.costmodel import MeasuredCosts, at, in_passes, middle, read_cos
 from baton.bench.drive import Mode
 from baton.bench.workload import Ask, Workload, make_workload
 from baton.cli.main import cli
-from baton.core.config import Settings, make_config
+from baton.core.config import make_config
 from baton.core.errors import BatonError, SettingError
 from baton.core.footprint import Columns, Footprint
+from baton.core.settings import Settings, load_settings
 from baton.kv.rectangle import footprint
 from baton.loader.load import load
 from baton.measure.contenders import Contender
@@ -148,7 +149,7 @@ def test_stored_prefixes_are_found_as_they_would_be() -> None:
 def test_what_is_computed_is_what_the_engine_computes() -> None:
     workload = make_workload(12, prompt="uniform:5,40", answer="uniform:2,20", shared_prefix=70, prefixes=2, seed=5)
     config = make_config({"max_model_len": 256, "max_batch_size": 4})
-    loaded = load(config, str(builtin.path()), "m")
+    loaded = load(load_settings(config, str(builtin.path()), "m"))
     for policy in ("run_to_completion", "orca", "baton"):
         one = Contender(policy, {"policy": policy})
         settings = settings_of(config, loaded, one)

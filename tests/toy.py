@@ -16,10 +16,10 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, ManualClock
-from baton.core.config import Settings
 from baton.core.events import Sink
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query
+from baton.core.settings import Settings
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
 from baton.engine.output import OutputProcessor, TextOf

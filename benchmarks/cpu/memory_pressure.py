@@ -31,9 +31,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from baton.compose import facts_of
 from baton.core.clock import monotonic
-from baton.core.config import Config, Settings, resolve
+from baton.core.config import Config
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import State
+from baton.core.settings import Settings, resolve
 from baton.loader.load import Loaded
 from benchmarks import TRACE
 from benchmarks.cpu import resident

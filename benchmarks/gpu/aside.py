@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from baton.compose import make_engine
-from baton.core.config import Settings
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings
 from baton.cuda.copy_stream import CopyStream, CudaLane, LateLane
 from baton.cuda.decode_steps import Steps
 from baton.cuda.offload import HostOffload

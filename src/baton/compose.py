@@ -14,17 +14,19 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from baton import builtin
 from baton.batch.batch import RectangleBatch
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, monotonic
-from baton.core.config import ALIGNED, Config, Facts, Settings, check_loading, check_shaping, resolve, threads
+from baton.core.config import ALIGNED, Config, check_loading, check_shaping, threads
 from baton.core.errors import LoadError
 from baton.core.events import Sink
 from baton.core.host import cores, free_memory_bytes, threads_that_start
 from baton.core.query import Query
+from baton.core.settings import Facts, Settings, load_settings, resolve
 from baton.core.text import IncrementalDecoder, TextStream
 from baton.cuda.async_rows import AsyncRows
 from baton.cuda.copy_stream import CudaLane
@@ -91,10 +93,8 @@ def open_engine(
     policy = policy or policy_named(config.policy)
     check_shaping(config, traits(policy))
     check_loading(config)
-    set_threads(config)
     trace = None if config.trace is None else TraceFile(config.trace)
-    name = model_name(config)
-    loaded = load(config, config.model or str(builtin.path()), name, told=told)
+    loaded, name = open_model(config, told=told), model_name(config)
     # What is there now stays: Python's collector, which would stop everyone for a third of a second, leaves it out.
     gc.collect()
     gc.freeze()
@@ -110,6 +110,18 @@ def open_engine(
     if isinstance(loaded.forward, CudaForward) and loaded.forward.ragged is not None:
         told("steps", monotonic() - began)
     return EngineHandle(client, settings, facts, loaded, trace)
+
+
+def open_model(
+    config: Config,
+    *,
+    told: OnPhase = lambda phase, seconds: None,
+    before: Callable[[PreTrainedModel], None] | None = None,
+) -> Loaded:
+    """Loads the model, with as many threads as were asked for. `before`: see `load`."""
+    set_threads(config)
+    asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
+    return load(asked, told=told, before=before)
 
 
 def _about(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:

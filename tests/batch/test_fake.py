@@ -10,11 +10,11 @@ import pytest
 
 from baton.batch.fake import CostModel, FakeBatch, FakeDevice, FakePrefill
 from baton.core.clock import ManualClock
-from baton.core.config import Settings
 from baton.core.errors import Refused
 from baton.core.events import Event, IterationDone
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query
+from baton.core.settings import Settings
 from baton.core.step import ALL_PENDING, Chunk, Feeding
 from baton.core.text import TextStream
 from baton.engine.engine import Engine

@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 from tqdm import tqdm
 
-from baton import builtin
 from baton.bench.commands import workload_of
 from baton.bench.drive import Mode
 from baton.bench.figures import Figures, Goal
@@ -24,11 +23,11 @@ from baton.bench.picture import Picture
 from baton.bench.table import report, runs_before, table_of
 from baton.bench.workload import Workload
 from baton.builtin.tasks import CHECKABLE_TASKS
-from baton.compose import model_name, set_threads
+from baton.compose import model_name, open_model
 from baton.core.config import Config
 from baton.core.errors import CheckFailed
 from baton.core.files import write_text
-from baton.loader.load import Loaded, load
+from baton.loader.load import Loaded
 from baton.measure.contenders import Contender, contenders
 from baton.measure.testbed import about_machine
 from baton.measure.trials import by_themselves, right_answers, settings_of, trials
@@ -49,9 +48,7 @@ def run_bench(config: Config, asked: Asked) -> None:
     """Runs the trials and writes the reports. Exits with 1 where an answer is not as alone."""
     some = contenders(asked["policies"].split(","), asked["vary"])
     workload = workload_of(asked)
-    set_threads(config)
-    name = model_name(config)
-    loaded = load(config, config.model or str(builtin.path()), name)
+    loaded, name = open_model(config), model_name(config)
     about = {"model": name, "dtype": str(loaded.dtype), "workload": workload.about, **about_machine()}
     earlier = runs_before(asked["json_file"], about, [one.name for one in some]) if asked["append"] else {}
     settings = {one.name: dataclasses.asdict(settings_of(config, loaded, one)) for one in some}

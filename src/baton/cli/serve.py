@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from baton.core.config import Config
+from baton.core.settings import server_settings
 from baton.server.auth import access_of
 from baton.server.run import bind
 
@@ -12,11 +13,12 @@ def run_server(config: Config, began: float) -> None:
 
     The port stays bound from here on, so that nobody can take it while the model is loaded.
     """
-    bound = bind(config.host, config.port)
+    server = server_settings(config)
+    bound = bind(server.host, server.port)
     try:
-        access = access_of(config, bound.getsockname()[0])
+        access = access_of(server, bound.getsockname()[0])
         from baton.cli.serve_engine import run_bound
 
-        run_bound(config, bound, access, began)
+        run_bound(config, server, bound, access, began)
     finally:
         bound.close()

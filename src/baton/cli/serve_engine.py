@@ -15,6 +15,7 @@ from baton.compose import EngineHandle, model_name, open_engine, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import QueryRejected
+from baton.core.settings import ServerSettings
 from baton.observe.metrics import Metrics
 from baton.observe.timeline import Timeline
 from baton.server.app import create_app
@@ -22,9 +23,9 @@ from baton.server.auth import Access, is_loopback
 from baton.server.run import Hang, serve
 
 
-def run_bound(config: Config, bound: socket.socket, access: Access, began: float) -> None:
+def run_bound(config: Config, server: ServerSettings, bound: socket.socket, access: Access, began: float) -> None:
     """Loads the model and serves on a bound socket until told to end."""
-    metrics = Metrics(model_name(config), monotonic, compat=config.metrics_compat == "vllm")
+    metrics = Metrics(model_name(config), monotonic, compat=server.vllm_names)
     errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
     tell_phase("imports", time.perf_counter() - began)
     set_threads(config)
@@ -59,9 +60,9 @@ def run_bound(config: Config, bound: socket.socket, access: Access, began: float
             app,
             bound,
             drain=house.client.drain,
-            drain_timeout_seconds=config.drain_timeout,
+            drain_timeout_seconds=server.drain_seconds,
             limits=house.settings.limits,
-            hang=Hang(config.hang_timeout, config.hang_exit * config.hang_timeout, house.client.stuck_seconds),
+            hang=Hang(server.hang_seconds, server.hang_exit_seconds, house.client.stuck_seconds),
             on_started=started,
         )
     finally:

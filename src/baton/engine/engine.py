@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from baton.batch.port import Batch, Prefiller
 from baton.core.clock import Clock
-from baton.core.config import Settings
 from baton.core.events import Sink
 from baton.core.footprint import Footprint
 from baton.core.query import Query, State
+from baton.core.settings import Settings
 from baton.engine.costs import AnswerMeter, CostMeter
 from baton.engine.executor import Executor, RowLimit
 from baton.engine.inbox import Deliver

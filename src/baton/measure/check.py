@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from baton.compose import facts_of, make_engine
-from baton.core.config import ALIGNED, Config, Settings, resolve
+from baton.core.config import ALIGNED, Config
 from baton.core.errors import LoadError, Refused
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings, resolve
 from baton.engine.engine import Engine
 from baton.kv.rectangle import is_lazy
 from baton.loader.formats import ROUNDED_TOLERANCE

@@ -24,12 +24,13 @@ from baton.bench.figures import NO_GOAL, Figures, Goal, figures
 from baton.bench.table import report, table_of
 from baton.bench.workload import Workload
 from baton.core.clock import ManualClock
-from baton.core.config import Config, Facts, Settings, resolve
+from baton.core.config import Config
 from baton.core.errors import SettingError
 from baton.core.events import Update
 from baton.core.files import write_text
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Facts, Settings, resolve
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
 from baton.engine.output import OutputProcessor
