@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from baton import builtin
 from baton.batch.batch import RectangleBatch
@@ -116,7 +115,7 @@ def open_model(
     config: Config,
     *,
     told: OnPhase = lambda phase, seconds: None,
-    before: Callable[[PreTrainedModel], None] | None = None,
+    before: Callable[[Any], None] | None = None,
 ) -> Loaded:
     """Loads the model, with as many threads as were asked for. `before`: see `load`."""
     set_threads(config)
