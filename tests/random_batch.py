@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Plan, Policy, View
 from baton.sampling.sampler import Draw, Sampler
 from delayed import DelayedStream
-from families import CONTEXT, VOCABULARY
+from families import CONTEXT, VOCABULARY, model_of
 from varlen import varlen_attn
 
 # Of rectangles whose memory is mapped.
@@ -167,8 +167,15 @@ class RandomBatch:
         raise AssertionError(f"not done after {most} iterations: {self.engine.lifecycle.live}")
 
 
+@cache
+def chosen(family: str, native: bool) -> tuple[PreTrainedModel, Forward]:
+    """Engines follow each other on it, as on a loaded model."""
+    model = model_of(family)
+    return model, choose(model, native=native).forward
+
+
 def random_batch(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str,
     policy: Policy,
     *,
     rows: int = 4,
@@ -194,13 +201,23 @@ def random_batch(
 ) -> RandomBatch:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
+    `model`: a model, or a family, whose model is shared by its batches where nothing changes it: to find out how it is
+    run takes longer than most tests.
+
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
     `copies`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
     tokens at a time. `side`: where prompts are computed beside steps that begin ahead. `prompts`: or else where.
     """
+    native = native and not aligned
+    shared = chosen(model, native) if isinstance(model, str) and not (ahead or varlen or deterministic) else None
+    # Where rotation depends on a text's length, a model keeps what earlier texts made it compute.
+    if shared is not None and shared[1].near_limit is None:
+        model, forward = shared
+    else:
+        model = model_of(model) if isinstance(model, str) else model
+        forward = choose(model, native=native and not (ahead and model.device.type == "cpu")).forward
     on_cpu = model.device.type == "cpu"
-    forward = choose(model, native=native and not aligned and not (ahead and on_cpu)).forward
     if varlen is not None or (ahead and on_cpu):
         assert isinstance(forward, TorchForward)
         ragged: Ragged = InTorch() if driver is None else RowByRow()

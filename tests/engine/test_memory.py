@@ -188,7 +188,7 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
     ]
     model = model_of(family)
     expected = {query.id: alone(model, query)[0] for query in queries}
-    row = random_batch(model_of(family), Baton()).engine._footprint.of(CONTEXT)
+    row = random_batch(family, Baton()).engine._footprint.of(CONTEXT)
     batch = random_batch(
         model,
         # Without a pool baton lets nobody begin who may have to be forgotten, and a state never grows.

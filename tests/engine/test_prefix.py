@@ -225,7 +225,7 @@ def test_a_stock_model_gives_with_prefixes_what_it_gives_alone(family: str, begi
     group = choices("g", [*stem, *some(3)], 3, limit=8, seed=10)
     expected = {name: alone(model_of(family), query) for name, query in queries.items()}
     expected |= dict.fromkeys([query.id for query in group], alone(model_of(family), group[0]))
-    batch = random_batch(model_of(family), Baton(), prefix_cache=True)
+    batch = random_batch(family, Baton(), prefix_cache=True)
     for query in queries.values():
         batch.run([query])
     batch.run(group)

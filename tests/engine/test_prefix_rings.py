@@ -38,9 +38,7 @@ SHARED = 8
 
 def batch_with(family: str, policy: Any = None, *, busy: bool = True, **more: Any) -> RandomBatch:
     """An engine; `busy`: a query runs in it all the time, so that prompts are fed in chunks of CHUNK."""
-    batch = random_batch(
-        model_of(family), policy or Baton(), chunk=CHUNK, prefix_cache=True, prefix_block=BLOCK, **more
-    )
+    batch = random_batch(family, policy or Baton(), chunk=CHUNK, prefix_cache=True, prefix_block=BLOCK, **more)
     if busy:
         batch.engine.accept(query_of("busy", [5], 180, seed=99), batch.hear)
         for _ in range(2):
