@@ -68,6 +68,8 @@ class NoText:
 class Recorder(Sampler):
     """Keeps every row of logits that was drawn from, by (seed, position): seeds tell queries apart here."""
 
+    sees_logits = True
+
     def __init__(self) -> None:
         super().__init__(end_ids=())
         self.logits: dict[tuple[int, int], Tensor] = {}
@@ -182,7 +184,7 @@ def random_batch(
     chunk: int | None = 5,
     end_ids: Sequence[int] = (),
     kv_bytes: int = 2**30,
-    pool_bytes: int = 2**30,
+    swap_bytes: int = 2**30,
     guaranteed_tokens: int = GUARANTEED_TOKENS,
     sinks: Sequence[object] = (),
     prefix_cache: bool = False,
@@ -255,7 +257,7 @@ def random_batch(
         stamp="tiny",
         budget=Budget(
             kv_bytes,
-            pool_bytes,
+            swap_bytes,
             floor_bytes=batch.footprint.of(CONTEXT),
             free_bytes=lambda: 2**50,
             clock=clock,

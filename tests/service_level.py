@@ -219,7 +219,7 @@ class Served:
             "baton_queries_preempted",
             "baton_batch_rows_occupied",
             "baton_kv_bytes_used",
-            "baton_pool_bytes_used",
+            "baton_swap_bytes_used",
         )
         return {name.partition("{")[0]: float(value) for name, value in lines if name.startswith(wanted)}
 

@@ -53,6 +53,9 @@ CASES: dict[str, str] = {
     **{f"{verb} --trace {{here}}/none/x": "none/x: No such file" for verb in ("serve", "generate -p hi", "chat")},
     **{f"{verb} --policy fifo": "there is baton, orca" for verb in ("serve", "generate -p hi", "chat")},
     **{f"{verb} --kv-memory 4GBs": "not a size" for verb in VERBS},
+    **{f"{verb} --pool-memory much": "--swap-memory much: not a size" for verb in VERBS},
+    **{f"{verb} --pool-memory 1MB --swap-memory 1MB": "give --swap-memory alone" for verb in VERBS},
+    "bench --vary pool-memory=much": "--swap-memory much: not a size",
     "serve --max-batch-size lots": "must be a whole number",
     "serve --port {port}": "is in use: choose another with --port",
     "serve --port 99999": "must be between 0 and 65535",
@@ -116,6 +119,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Refu
 def test_it_is_refused_in_one_line_before_torch_is_imported(case: str, refused: dict[str, Refused]) -> None:
     found = refused[case]
     assert found.status in (1, 2)
-    assert found.said.startswith("baton: ") and found.said.count("\n") == 1
+    *notes, line = found.said.splitlines()
+    assert line.startswith("baton: ") and all("is called" in note for note in notes)
     assert CASES[case] in found.said
     assert not found.with_torch

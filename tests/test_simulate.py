@@ -42,7 +42,7 @@ SETTINGS = Settings(
     max_stall_seconds=0.2,
     max_waiting=256,
     seed=0,
-    pool_bytes=10**6,
+    swap_bytes=10**6,
     prefix_cache=False,
 )
 

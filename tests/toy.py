@@ -164,7 +164,7 @@ def toy_settings(**changes: object) -> Settings:
         "max_stall_seconds": 0.2,
         "max_waiting": 256,
         "seed": 0,
-        "pool_bytes": 2**20,
+        "swap_bytes": 2**20,
     }
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -199,7 +199,7 @@ def toy_batch(
         stamp=STAMP,
         budget=Budget(
             holds.kv_bytes,
-            holds.pool_bytes,
+            holds.swap_bytes,
             floor_bytes=FOOTPRINT.of(holds.max_model_len),
             free_bytes=free_bytes,
             clock=clock,

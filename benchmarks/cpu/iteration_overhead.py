@@ -209,6 +209,8 @@ def whole(args: argparse.Namespace, rows: int, params: Mapping[str, Any]) -> dic
 
 
 class Timed(Sampler):
+    sees_logits = True
+
     def __init__(self, parts: Parts) -> None:
         super().__init__(end_ids=(2,))
         self._parts = parts

@@ -96,7 +96,7 @@ def engine_run(
         max_stall_seconds=stall_seconds,
         max_waiting=len(asks) + 1,
         seed=0,
-        pool_bytes=2**33,
+        swap_bytes=2**33,
         prefix_cache=False,
         kv_mapping=mapped,
     )

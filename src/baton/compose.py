@@ -199,13 +199,13 @@ def make_engine(
         stamp=loaded.stamp,
         budget=Budget(
             settings.kv_bytes,
-            settings.pool_bytes,
+            settings.swap_bytes,
             floor_bytes=footprint.of(settings.max_model_len),
             free_bytes=lambda: free_bytes(loaded.device) + rectangle.spare_bytes,
             clock=clock,
             lazy=is_lazy(loaded.device) or rectangle.mapped,
             spare_bytes=DEVICE_SPARE_BYTES if rectangle.mapped else SPARE_BYTES,
-            pool_free_bytes=None if copies is None else lambda: free_memory_bytes() + copies.host.idle_bytes,
+            swap_free_bytes=None if copies is None else lambda: free_memory_bytes() + copies.host.idle_bytes,
         ),
         clock=clock,
         sinks=sinks,
@@ -222,14 +222,14 @@ def make_engine(
 def _copies(loaded: Loaded, settings: Settings) -> HostOffload | None:
     """By which way rows leave a device whose memory is not the host's; None where they do not."""
     # Aligned rows are for study; their segments stay where they are.
-    if loaded.device.type != "cuda" or settings.shaping == ALIGNED or not settings.pool_bytes:
+    if loaded.device.type != "cuda" or settings.shaping == ALIGNED or not settings.swap_bytes:
         return None
     longest = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
     row_bytes = longest.of(settings.max_model_len)
-    copies = HostOffload(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
+    copies = HostOffload(CudaLane(loaded.device), HostMemory(settings.swap_bytes, longest=row_bytes), row_bytes)
     trouble = trial(copies, loaded.device)
     if trouble:
-        log.warning("what is set aside or stored stays on the device (%s)", trouble)
+        log.warning("what is swapped out or stored stays on the device (%s)", trouble)
     return None if trouble else copies
 
 
@@ -267,7 +267,7 @@ def _rows(
     """Rows on a device that can be fed ahead begin each step before the last one is read."""
     forward = loaded.forward
     steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
-    if not isinstance(forward, CudaForward) or steps is None or type(sampler) is not Sampler:
+    if not isinstance(forward, CudaForward) or steps is None or sampler.sees_logits:
         return Rows(rectangle, forward, sampler, loaded.stamp, copies=copies)
     steps.warm(most)
     ahead = AsyncRows(rectangle, forward, sampler, loaded.stamp, steps, copies=copies)
@@ -305,7 +305,7 @@ def facts_of(loaded: Loaded) -> Facts:
         dtype=str(loaded.dtype).removeprefix("torch."),
         cores=cores(),
         lazy_memory=is_lazy(loaded.device),
-        pool_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
+        swap_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
         mapped_footprint=mapped,
         context_source=loaded.context_source,
     )

@@ -155,6 +155,8 @@ class Faults:
 
 
 class _FaultySampler(Sampler):
+    sees_logits = True
+
     def __init__(self, right: Sampler, faults: Faults) -> None:
         super().__init__(end_ids=())
         self._right = right

@@ -261,8 +261,10 @@ def stats_of(client: Client) -> dict[str, Any]:
     total = slots.useful + slots.idle
     numbers = stats.numbers()
     queries = {name: numbers.pop(name) for name in _QUERIES}
+    old = {f"pool_bytes_{what}": numbers[f"swap_bytes_{what}"] for what in ("used", "budget")}  # for one release
     return {
         **numbers,
+        **old,
         "queries": {**queries, **stats.outcomes},
         "token_slots": slots.by_kind(),
         "idle_ratio": slots.idle_ratio,

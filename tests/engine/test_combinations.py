@@ -82,12 +82,12 @@ def test_what_is_held_for_choices_gives_way_where_the_pool_shrinks(policy: str) 
         clock.advance(2.0)
         turn(batch)
     assert is_idle(batch.engine)
-    assert batch.engine.budget.pool_bytes == 0
+    assert batch.engine.budget.swap_bytes == 0
     assert [batch.tokens(query.id) for query in queries] == [toy_alone(query) for query in queries]
 
 
 def test_a_pool_that_shrinks_holds_no_more_than_it_may() -> None:
-    """What is set aside takes less than whole pages: to forget one of two does not free what two take."""
+    """What is swapped out takes less than whole pages: to forget one of two does not free what two take."""
     plans = [Plan(resize=2, insert=("a", "b")), Plan(detach=("a", "b")), Plan()]
     clock, free = ManualClock(), [2**40]
     batch = random_batch("llama", Scripted(plans), rows=2, clock=clock)
@@ -95,11 +95,11 @@ def test_a_pool_that_shrinks_holds_no_more_than_it_may() -> None:
     accept(batch, query_of("a", [5, 6], 9), query_of("b", [7, 8], 9))
     for _ in range(2):
         turn(batch)
-    assert batch.engine.pool_bytes_used
+    assert batch.engine.swap_bytes_used
     free[0] = 0
     clock.advance(2.0)
     turn(batch)
-    assert batch.engine.budget.pool_bytes == batch.engine.pool_bytes_used == 0
+    assert batch.engine.budget.swap_bytes == batch.engine.swap_bytes_used == 0
 
 
 def test_a_first_choice_that_was_forgotten_is_computed_again_at_once() -> None:

@@ -141,7 +141,7 @@ def test_a_story_has_what_happened_in_order(tmp_path: Path) -> None:
         computed = [int(step.what.split()[0]) for step in every if " computed in " in step.what]
         assert sum(computed) == fed[name]
         assert len(list(explain(trace, name))) <= len(every)
-    assert any("set aside" in step.what for name in queries_of(trace) for step in explain(trace, name))
+    assert any("swapped out" in step.what for name in queries_of(trace) for step in explain(trace, name))
     assert "cancelled" in [step.what for step in explain(trace, "q5")]
 
 
@@ -180,4 +180,4 @@ def test_the_scheduler_says_why(tmp_path: Path) -> None:
         trace(event)
     trace.close()
     reasons = {step.what: step.why for step in explain(read_trace(path), "slow")}
-    assert reasons["set aside, with what was computed"] == "priority"
+    assert reasons["swapped out, with what was computed"] == "priority"

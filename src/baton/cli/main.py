@@ -20,7 +20,7 @@ import click
 from baton import __version__
 from baton.cli.flags import LOADING, OF_THE_BATCH, SERVING, WithLimits, settings, workload
 from baton.cli.refuse import refuse, refuse_bench, refuse_file, refuse_simulate
-from baton.core.config import Config, load_config
+from baton.core.config import OLD_NAMES, Config, load_config
 from baton.core.errors import BatonError, RequestError, SettingError
 from baton.core.files import named
 from baton.core.limits import Limits, flag_of, table
@@ -385,7 +385,7 @@ def _config(flags: dict[str, Any], config_file: str | None) -> Config:
 
 def _parted(options: dict[str, Any], config_file: str | None) -> tuple[Config, dict[str, Any]]:
     """The settings among a verb's options, and those that are its own."""
-    known = {field.name for field in dataclasses.fields(Config)}
+    known = {field.name for field in dataclasses.fields(Config)} | set(OLD_NAMES)
     config = _config({name: value for name, value in options.items() if name in known}, config_file)
     return config, {name: value for name, value in options.items() if name not in known}
 

@@ -79,8 +79,8 @@ def _resolved(house: EngineHandle) -> str:
         "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
         "context": f"{facts.context_tokens:,} tokens ({facts.context_source})",
         "run with": loaded.description + ("; shapes are fixed" if settings.deterministic else ""),
-        "KV memory": f"{in_units(settings.kv_bytes)} for rows and {in_units(settings.pool_bytes)} "
-        f"{'' if facts.pool_free_bytes is None else 'of the host '}for what is set aside, "
+        "KV memory": f"{in_units(settings.kv_bytes)} for rows and {in_units(settings.swap_bytes)} "
+        f"{'' if facts.swap_free_bytes is None else 'of the host '}for what is swapped out, "
         f"{in_units(facts.footprint.token_bytes)} a token" + _mapped(house),
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
     }

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import logging
 import os
-import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -20,8 +18,11 @@ from baton.core.files import named, read_text
 from baton.core.limits import Limits, flag_of, setting
 from baton.core.step import NO_TRAITS, Traits
 from baton.core.template_options import parse_variables
+from baton.core.values import AUTO as AUTO
+from baton.core.values import checked, number_in
 
-AUTO = "auto"
+log = logging.getLogger("baton")
+
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 FLOAT8 = "float8"
 QUANTIZE = ("none", "int8", FLOAT8)
@@ -72,8 +73,11 @@ class Config(Limits):
     kv_mapping: bool = setting(
         False, "Memory for keys and values is mapped as rows grow (CUDA), not allocated at once; never for padded rows."
     )
-    pool_memory: str = setting(
-        AUTO, "Most memory outside all rows, the host's on CUDA: a size, 0 for none, or auto.", memory=True
+    swap_memory: str = setting(
+        AUTO,
+        "Most memory for queries swapped out and stored prefixes, the host's on CUDA: a size, 0 for none, or auto.",
+        memory=True,
+        was="pool_memory",
     )
     policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
     shaping: str = setting(
@@ -182,111 +186,47 @@ def threads(config: Config, cores: int) -> int:
     return found
 
 
+OLD_NAMES = {known.metadata["was"]: known.name for known in dataclasses.fields(Config) if "was" in known.metadata}
+"""Names that settings had before, and what they are called now."""
+
+
 def load_config(
     flags: Mapping[str, object], *, file: str | None = None, environment: Mapping[str, str] = os.environ
 ) -> Config:
     """Flags over environment over file. Raises SettingError by the name of what is unknown or has a bad value."""
     values: dict[str, object] = {}
     if file is not None:
-        values.update(_from_file(file))
-    values.update(_from_environment(environment, {f.name for f in dataclasses.fields(Config)}))
-    values.update({name: value for name, value in flags.items() if value not in (None, ())})
+        values.update(_renamed(_from_file(file)))
+    known = {f.name for f in dataclasses.fields(Config)} | set(OLD_NAMES)
+    values.update(_renamed(_from_environment(environment, known)))
+    values.update(_renamed({name: value for name, value in flags.items() if value not in (None, ())}))
     return make_config(values)
 
 
 def make_config(values: Mapping[str, object]) -> Config:
     """A Config of these values, each checked against its field. Raises SettingError."""
+    values = _renamed(values)
     known = {f.name: f for f in dataclasses.fields(Config)}
     hints = typing.get_type_hints(Config)
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise SettingError(f"unknown setting: {', '.join(unknown)}", param=unknown[0])
-    checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
-    config = Config(**checked)  # type: ignore[arg-type]
+    values = {name: checked(known[name], hints[name], value) for name, value in values.items()}
+    config = Config(**values)  # type: ignore[arg-type]
     check_shaping(config)
     template_variables(config)
     read_template(config)
     return config
 
 
-def parse_bytes(text: str, name: str) -> int:
-    """Bytes of a size like "4GiB", "500MB" or "1048576". Raises SettingError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if not found:
-        raise SettingError(f"{flag_of(name)} {text}: not a size like 4GiB or 500MB", param=name)
-    number, unit, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
-
-
-def number_in(name: str, text: str, auto: int) -> int:
-    """Returns a whole number, or what `auto` is. Raises SettingError."""
-    if text == AUTO:
-        return auto
-    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
-        raise SettingError(f"{flag_of(name)} {text}: must be a whole number above 0, or auto", param=name)
-    return int(text)
-
-
-def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: object) -> object:
-    flag = flag_of(known.name)
-    plain = next(k for k in (typing.get_args(kind) or (kind,)) if k is not types.NoneType)
-    try:
-        if typing.get_origin(kind) is tuple:
-            value = _texts(value)
-        elif known.metadata.get("size"):
-            value = parse_bytes(str(value), known.name)
-        else:
-            value = _plain(plain, value)
-    except (ValueError, TypeError):
-        if known.default == ():  # of keys, a value that is wrong may still be a secret
-            raise SettingError(f"{flag}: must be texts, none of them empty", param=known.name) from None
-        raise SettingError(f"{flag} {value!r}: must be of type {plain.__name__}", param=known.name) from None
-    if known.metadata.get("number"):
-        number_in(known.name, str(value), 1)
-    elif known.metadata.get("memory") and value != AUTO:
-        parse_bytes(str(value), known.name)
-    choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise SettingError(f"{flag} {value}: must be one of {', '.join(choices)}", param=known.name)
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise SettingError(f"{flag} {value}: must be between {low} and {high or 'any number'}", param=known.name)
-    return value
-
-
-def _plain(kind: type, value: object) -> object:
-    """The value as a bool, str, int or float. Raises ValueError or TypeError."""
-    if kind is bool:
-        return _boolean(value)
-    if isinstance(value, bool):
-        raise TypeError
-    if kind is str:
-        if not isinstance(value, (str, int)):
-            raise TypeError
-        return str(value)
-    number = kind(value)
-    if not math.isfinite(number) or (isinstance(value, float) and number != value):
-        raise ValueError
-    return number
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    """Of one text, parted at its commas, or of a list of such."""
-    found = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
-    if not isinstance(found, (list, tuple)):
-        raise TypeError
-    texts = tuple(text.strip() for one in found for text in str(one).split(","))
-    if not all(texts):
-        raise ValueError
-    return texts
-
-
-def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    if str(value).lower() not in words:
-        raise ValueError
-    return words[str(value).lower()]
+def _renamed(values: Mapping[str, object]) -> dict[str, object]:
+    """Returns the values under today's names. Raises SettingError if one is given under both its names."""
+    for old in OLD_NAMES.keys() & values.keys():
+        new = OLD_NAMES[old]
+        if new in values:
+            raise SettingError(f"{flag_of(old)} is called {flag_of(new)} now: give {flag_of(new)} alone", param=old)
+        log.warning("%s is called %s now; the next release takes the new name alone", flag_of(old), flag_of(new))
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[str, object]:

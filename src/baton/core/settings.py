@@ -18,8 +18,6 @@ from baton.core.config import (
     SHARE_BY_KEY,
     Config,
     check_shaping,
-    number_in,
-    parse_bytes,
     read_template,
     template_variables,
 )
@@ -27,6 +25,7 @@ from baton.core.errors import SettingError
 from baton.core.footprint import Footprint
 from baton.core.limits import Limits
 from baton.core.step import NO_TRAITS, Traits
+from baton.core.values import number_in, parse_bytes
 
 # Where KV memory is allocated at once, activations need the rest.
 _AT_ONCE_SHARE = 0.8
@@ -121,8 +120,8 @@ def limits_of(config: Config) -> Limits:
 class Facts:
     """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it.
 
-    `pool_free_bytes`: what is free of the memory that queries set aside and stored prefixes live in, where that is not
-    the rows'; None where it is.
+    `swap_free_bytes`: what is free of the memory that swapped-out queries and stored prefixes are in; None if that
+    is the rows' memory.
     `context_source`: where the context's number comes from, for people.
     `mapped_footprint`: a query's where a device's memory is mapped as rows grow; None where it is not.
     """
@@ -134,7 +133,7 @@ class Facts:
     dtype: str
     cores: int
     lazy_memory: bool
-    pool_free_bytes: int | None = None
+    swap_free_bytes: int | None = None
     mapped_footprint: Footprint | None = None
     context_source: str = "its config"
 
@@ -155,7 +154,7 @@ class Settings:
     max_stall_seconds: float
     max_waiting: int
     seed: int
-    pool_bytes: int = 0
+    swap_bytes: int = 0
     shaping: str = "ragged"
     prefix_cache: bool = True
     prefix_sharing: str = SHARE_ALL
@@ -200,14 +199,14 @@ def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Setting
             f"({row_bytes / 2**20:.0f} MiB): raise --kv-memory or lower --max-model-len"
         )
         raise SettingError(message, param="kv_memory")
-    if config.pool_memory == AUTO:
+    if config.swap_memory == AUTO:
         # Half of what rows may take, where half of what is then left has room for it.
         taken = kv_bytes if facts.lazy_memory else at_once * row_bytes
-        apart = None if config.shaping == ALIGNED else facts.pool_free_bytes
+        apart = None if config.shaping == ALIGNED else facts.swap_free_bytes
         left = facts.free_bytes - taken if apart is None else apart
-        pool_bytes = min(kv_bytes, max(0, left)) // 2
+        swap_bytes = min(kv_bytes, max(0, left)) // 2
     else:
-        pool_bytes = parse_bytes(config.pool_memory, "pool_memory")
+        swap_bytes = parse_bytes(config.swap_memory, "swap_memory")
     chunk = None if config.prefill_chunk == AUTO else number_in("prefill_chunk", config.prefill_chunk, 0)
     return Settings(
         policy=config.policy,
@@ -218,7 +217,7 @@ def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Setting
         max_stall_seconds=config.max_stall_ms / 1000,
         max_waiting=config.max_waiting,
         seed=config.seed,
-        pool_bytes=pool_bytes,
+        swap_bytes=swap_bytes,
         shaping=config.shaping,
         # Where bits count, a prompt is always fed in the same pieces.
         prefix_cache=config.prefix_cache and traits.keeps_prefixes and not config.deterministic,

@@ -149,7 +149,7 @@ class PrefillStreamRows(AsyncRows):
             except Exception as error:
                 self._lost(error)
             else:
-                stepped.add(told)
+                stepped.merge(told)
                 stepped.fill_seconds = told.fill_seconds
         return stepped
 

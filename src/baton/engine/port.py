@@ -97,8 +97,8 @@ class Stats:
     slots: Slots
     outcomes: Mapping[str, int]
     last_iteration_age_seconds: float
-    pool_bytes_used: int = 0
-    pool_bytes_budget: int = 0
+    swap_bytes_used: int = 0
+    swap_bytes_budget: int = 0
     prefix_bytes_used: int = 0
     prefix_cached_tokens: int = 0
     submitted: int = 0

@@ -151,6 +151,8 @@ _Rows = dict[tuple[int, int], Tensor]
 class _Keeping(Sampler):
     """Keeps each row of logits that is drawn from, by query and position."""
 
+    sees_logits = True
+
     def __init__(self) -> None:
         super().__init__(end_ids=())
         self.kept: _Rows = {}
@@ -163,6 +165,8 @@ class _Keeping(Sampler):
 
 class _Listening(Sampler):
     """Compares each row of logits that is drawn from with the oracle's; queries are told apart by their seeds."""
+
+    sees_logits = True
 
     def __init__(self, cases: Sequence[Case]) -> None:
         super().__init__(end_ids=())

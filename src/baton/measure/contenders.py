@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from baton.core.config import Config, check_shaping, make_config
+from baton.core.config import OLD_NAMES, Config, check_shaping, make_config
 from baton.core.errors import SettingError
 from baton.policy.port import traits
 from baton.policy.table import POLICIES, policy_named
@@ -17,7 +17,7 @@ VARIED = frozenset(
         "policy",
         "max_batch_size",
         "kv_memory",
-        "pool_memory",
+        "swap_memory",
         "shaping",
         "prefix_cache",
         "prefill_chunk",
@@ -39,6 +39,7 @@ def contenders(policies: Sequence[str], varied: Sequence[str]) -> list[Contender
     found = [Contender(policy, {"policy": policy}) for policy in policies]
     for spec in varied:
         name, _, values = spec.replace("-", "_").partition("=")
+        name = OLD_NAMES.get(name, name)
         if name not in VARIED or not values:
             known = ", ".join(sorted(VARIED - {"policy"}))
             raise SettingError(f"--vary {spec}: must be like max_batch_size=4,8; there is {known}", param="vary")

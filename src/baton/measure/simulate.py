@@ -82,7 +82,7 @@ class Simulation:
             stamp=device.stamp,
             budget=Budget(
                 settings.kv_bytes,
-                settings.pool_bytes,
+                settings.swap_bytes,
                 floor_bytes=footprint.of(settings.max_model_len),
                 free_bytes=lambda: 2**62,
                 clock=self.clock,

@@ -55,7 +55,7 @@ FAMILIES: tuple[Family, ...] = (
     _gauge(
         "queries_preempted",
         "Queries that were running and wait to run again.",
-        "those set aside or forgotten",
+        "those swapped out or forgotten",
         lambda now: now.stats.preempted,
         QUERIES,
         "preempted",
@@ -87,23 +87,23 @@ FAMILIES: tuple[Family, ...] = (
         "budget",
     ),
     _gauge(
-        "pool_bytes_used",
+        "swap_bytes_used",
         "Bytes of keys and values kept outside all rows.",
-        "of queries set aside",
-        lambda now: now.stats.pool_bytes_used,
+        "of queries swapped out",
+        lambda now: now.stats.swap_bytes_used,
         MEMORY,
-        "set aside",
+        "swapped out",
     ),
     _gauge(
         "prefix_bytes_used",
-        "Bytes of stored prefixes, which give way to those set aside.",
+        "Bytes of stored prefixes, which give way to those swapped out.",
         "",
         lambda now: now.stats.prefix_bytes_used,
         MEMORY,
         "stored prefixes",
     ),
     _gauge(
-        "pool_bytes_budget", "Bytes that may be kept outside all rows now.", "", lambda now: now.stats.pool_bytes_budget
+        "swap_bytes_budget", "Bytes that may be kept outside all rows now.", "", lambda now: now.stats.swap_bytes_budget
     ),
     _gauge(
         "engine_last_iteration_age_seconds",
@@ -122,6 +122,13 @@ FAMILIES: tuple[Family, ...] = (
         "Replicas that the last minute's load would keep at most 80 % busy.",
         "max of the next, 1",
         lambda now: now.wanted.replicas,
+    ),
+    *(
+        _gauge(f"pool_bytes_{what}", f"The old name of baton_swap_bytes_{what}, for one release.", "", source)
+        for what, source in (
+            ("used", lambda now: now.stats.swap_bytes_used),
+            ("budget", lambda now: now.stats.swap_bytes_budget),
+        )
     ),
     Family(
         "baton_wanted_replicas_by",

@@ -27,6 +27,8 @@ _KINDS: dict[str, type[Any]] = {
     "query_rejected": QueryRejected,
     "iteration_done": IterationDone,
 }
+# As traces of the release before have them.
+_OLD_FIELDS = {"pool_bytes_used": "swap_bytes_used"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
@@ -104,7 +106,7 @@ def read_trace(path: str | Path) -> Trace:
 
 def event_of(entry: Mapping[str, Any]) -> Event:
     """The event of one line."""
-    fields = {name: value for name, value in entry.items() if name != "event"}
+    fields = {_OLD_FIELDS.get(name, name): value for name, value in entry.items() if name != "event"}
     kind = _KINDS[entry["event"]]
     if kind is QueryMoved:
         fields["was"] = None if fields["was"] is None else State(fields["was"])
