@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
 import gc
-import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -13,17 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from baton import builtin
 from baton.batch.batch import RectangleBatch
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ALIGNED, Config, check_loading, check_shaping, threads
-from baton.core.errors import LoadError
 from baton.core.events import Sink
-from baton.core.host import cores, free_memory_bytes, threads_that_start
+from baton.core.host import cores, free_memory_bytes
 from baton.core.query import Query
 from baton.core.settings import Facts, Settings, load_settings, resolve
 from baton.core.text import IncrementalDecoder, TextStream
@@ -48,9 +42,11 @@ from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.loader.load import Loaded, OnPhase, load
+from baton.loader.threads import start_threads
 from baton.model.aligned import AlignedForward
+from baton.model.device import free_bytes
 from baton.model.execution import PrefillPlacement
-from baton.observe.trace import TraceFile
+from baton.observe.trace import TraceFile, about_engine
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy, traits
 from baton.policy.table import policy_named
@@ -59,8 +55,6 @@ from baton.sampling.sampler import Sampler
 log = logging.getLogger("baton.kv")
 
 BUILTIN_NAME = "baton-builtin"
-OTHER_THREADS = 20
-"""At most, beside those that compute or wait for a grammar: the engine's, its helpers', and a server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +96,7 @@ def open_engine(
     if trace is not None:
         if faults is not None:
             faults.before("trace", trace, "write")
-        trace.begin(_about(name, settings, facts))
+        trace.begin(about_engine(name, settings, facts))
         sinks = [*sinks, trace]
     began = monotonic()
     client = start(loaded, settings, policy, name, sinks, faults=faults)
@@ -121,14 +115,6 @@ def open_model(
     set_threads(config)
     asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
     return load(asked, told=told, before=before)
-
-
-def _about(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:
-    """What a trace says of the engine."""
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    shown = {**dataclasses.asdict(settings), "device": facts.device, "dtype": facts.dtype, "cores": facts.cores}
-    version = importlib.metadata.version("baton-llm")
-    return {"baton": version, "model": name, "began": began, "clock": monotonic(), "settings": shown}
 
 
 def start(
@@ -215,7 +201,7 @@ def make_engine(
         ),
     )
     if faults is not None:
-        _inject(faults, engine)
+        faults.inject(engine)
     return engine
 
 
@@ -279,13 +265,6 @@ def _rows(
     return ahead
 
 
-def _inject(faults: Faults, engine: Engine) -> None:
-    faults.before("iteration", engine, "iterate")
-    faults.before("prefill", engine.prefiller, "advance")
-    for verb in ("step", "insert", "resize"):
-        faults.before(verb, engine.batch, verb)
-
-
 def model_name(config: Config) -> str:
     """The name that requests use: as asked, or the hub id or folder as it was given."""
     return config.served_model_name or config.model or BUILTIN_NAME
@@ -311,21 +290,6 @@ def facts_of(loaded: Loaded) -> Facts:
     )
 
 
-def free_bytes(device: torch.device) -> int:
-    """What this process may still take of the memory that keys and values live in."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
-
-
 def set_threads(config: Config) -> None:
-    """Torch's threads, and the native pool's, which has as many. Raises SettingError; LoadError if too few start."""
-    count = threads(config, cores())
-    # Torch has a pool for each of the two threads that call it while loading and while serving.
-    wanted = 3 * (count - 1) + OTHER_THREADS + config.max_compiling
-    if (can := threads_that_start(wanted)) < wanted:
-        raise LoadError(
-            f"an engine with {count} computing threads takes {wanted} threads, and this process can start {can}: "
-            "raise its limit of processes (ulimit -u, or pids.max of its control group), or memory, or lower --threads"
-        )
-    torch.set_num_threads(count)
-    # Texts are tokenised one by one: threads of the tokenizer's own would only take turns with those that compute.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Sets how many threads compute. Raises SettingError; LoadError if too few start."""
+    start_threads(threads(config, cores()), beside=config.max_compiling)

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from baton.core.errors import SettingError
 from baton.core.text import IncrementalDecoder
+from baton.engine.engine import Engine
 from baton.sampling.sampler import Draw, Sampler
 
 log = logging.getLogger("baton.faults")
@@ -144,6 +145,13 @@ class Faults:
             return right(*args, **kw)
 
         setattr(owner, verb, met)
+
+    def inject(self, engine: Engine) -> None:
+        """Whoever drives this engine meets the faults of its iteration, its prefiller and its batch."""
+        self.before("iteration", engine, "iterate")
+        self.before("prefill", engine.prefiller, "advance")
+        for verb in ("step", "insert", "resize"):
+            self.before(verb, engine.batch, verb)
 
     def sampler(self, right: Sampler) -> Sampler:
         """As this one, but for queries with faulty logits or draws."""

@@ -7,16 +7,20 @@ The first line says what was running: baton's version, the model, its settings. 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baton.core.clock import monotonic
 from baton.core.errors import SettingError
 from baton.core.events import Event, IterationDone, QueryEnded, QueryMoved, QueryRejected, Slots, Usage
 from baton.core.files import named, open_to_write
 from baton.core.query import State
+from baton.core.settings import Facts, Settings
 from baton.observe.background import Beside
 
 FORMAT = 1
@@ -30,6 +34,14 @@ _KINDS: dict[str, type[Any]] = {
 # As traces of the release before have them.
 _OLD_FIELDS = {"pool_bytes_used": "swap_bytes_used"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def about_engine(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:
+    """Returns what a trace's first line says of an engine."""
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    shown = {**dataclasses.asdict(settings), "device": facts.device, "dtype": facts.dtype, "cores": facts.cores}
+    version = importlib.metadata.version("baton-llm")
+    return {"baton": version, "model": name, "began": began, "clock": monotonic(), "settings": shown}
 
 
 class TraceFile:
