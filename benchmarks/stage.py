@@ -10,16 +10,15 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
-from baton import builtin
 from baton.bench.drive import Responses
 from baton.builtin import tasks
-from baton.compose import facts_of, make_engine, model_name, set_threads
+from baton.compose import facts_of, make_engine, open_model
 from baton.core.clock import monotonic
-from baton.core.config import Config, Settings, resolve
+from baton.core.config import Config
 from baton.core.events import Sink, Update
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings, resolve
 from baton.loader.load import Loaded
-from baton.loader.load import load as load_model
 from baton.policy.port import traits
 from baton.policy.table import POLICIES, policy_named
 
@@ -79,8 +78,7 @@ class Stage:
 
 def load(config: Config, before: Callable[[PreTrainedModel], None] | None = None) -> tuple[Loaded, Settings]:
     """The model, and what these settings are on this machine. `before` gets the model while it is stock."""
-    set_threads(config)
-    loaded = load_model(config, config.model or str(builtin.path()), model_name(config), before=before)
+    loaded = open_model(config, before=before)
     return loaded, resolve(config, facts_of(loaded), traits(policy_named(config.policy)))
 
 

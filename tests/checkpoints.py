@@ -14,6 +14,7 @@ from torch import Tensor
 
 from baton.core.config import Config
 from baton.core.errors import LoadError
+from baton.core.settings import load_settings
 from baton.loader.hub import find
 from baton.loader.load import Loaded, load
 from baton.loader.stock import read_config
@@ -38,7 +39,7 @@ def config_of(folder: Path) -> Any:
 
 
 def loaded_of(folder: Path, **settings: Any) -> Loaded:
-    return load(Config(device="cpu", **settings), str(folder), "tiny")
+    return load(load_settings(Config(device="cpu", **settings), str(folder), "tiny"))
 
 
 def refusal(folder: Path, **settings: Any) -> str:

@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import ManualClock
-from baton.core.config import Settings
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings
 from baton.core.text import TextStream
 from baton.cuda.async_stepper import AsyncStepper
 from baton.cuda.copy_stream import LateLane
@@ -49,7 +49,7 @@ from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Plan, Policy, View
 from baton.sampling.sampler import Draw, Sampler
 from delayed import DelayedStream
-from families import CONTEXT, VOCABULARY
+from families import CONTEXT, VOCABULARY, model_of
 from varlen import varlen_attn
 
 # Of rectangles whose memory is mapped.
@@ -68,6 +68,8 @@ class NoText:
 
 class Recorder(Sampler):
     """Keeps every row of logits that was drawn from, by (seed, position): seeds tell queries apart here."""
+
+    sees_logits = True
 
     def __init__(self) -> None:
         super().__init__(end_ids=())
@@ -168,15 +170,22 @@ class RandomBatch:
         raise AssertionError(f"not done after {most} iterations: {self.engine.lifecycle.live}")
 
 
+@cache
+def chosen(family: str, native: bool) -> tuple[PreTrainedModel, Forward]:
+    """Engines follow each other on it, as on a loaded model."""
+    model = model_of(family)
+    return model, choose(model, native=native).forward
+
+
 def random_batch(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str,
     policy: Policy,
     *,
     rows: int = 4,
     chunk: int | None = 5,
     end_ids: Sequence[int] = (),
     kv_bytes: int = 2**30,
-    pool_bytes: int = 2**30,
+    swap_bytes: int = 2**30,
     guaranteed_tokens: int = GUARANTEED_TOKENS,
     sinks: Sequence[object] = (),
     prefix_cache: bool = False,
@@ -195,13 +204,23 @@ def random_batch(
 ) -> RandomBatch:
     """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
 
+    `model`: a model, or a family, whose model is shared by its batches where nothing changes it: to find out how it is
+    run takes longer than most tests.
+
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
     `copies`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
     tokens at a time. `side`: where prompts are computed beside steps that begin ahead. `prompts`: or else where.
     """
+    native = native and not aligned
+    shared = chosen(model, native) if isinstance(model, str) and not (ahead or varlen or deterministic) else None
+    # Where rotation depends on a text's length, a model keeps what earlier texts made it compute.
+    if shared is not None and shared[1].near_limit is None:
+        model, forward = shared
+    else:
+        model = model_of(model) if isinstance(model, str) else model
+        forward = choose(model, native=native and not (ahead and model.device.type == "cpu")).forward
     on_cpu = model.device.type == "cpu"
-    forward = choose(model, native=native and not aligned and not (ahead and on_cpu)).forward
     if varlen is not None or (ahead and on_cpu):
         assert isinstance(forward, TorchForward)
         ragged: Ragged = InTorch() if driver is None else RowByRow()
@@ -239,7 +258,7 @@ def random_batch(
         stamp="tiny",
         budget=Budget(
             kv_bytes,
-            pool_bytes,
+            swap_bytes,
             floor_bytes=batch.footprint.of(CONTEXT),
             free_bytes=lambda: 2**50,
             clock=clock,

@@ -19,7 +19,8 @@ import uvicorn
 from baton import builtin
 from baton.compose import facts_of, start
 from baton.core.clock import monotonic
-from baton.core.config import make_config, resolve
+from baton.core.config import make_config
+from baton.core.settings import load_settings, resolve
 from baton.engine.client import Client, Stats
 from baton.faults import Faults
 from baton.loader.load import Loaded, load
@@ -37,7 +38,7 @@ ROWS = 4
 @functools.cache
 def loaded() -> Loaded:
     """One model for all tests; engines stand on it one after the other."""
-    return load(make_config({}), str(builtin.path()), NAME)
+    return load(load_settings(make_config({}), str(builtin.path()), NAME))
 
 
 def a_query(number: int = 0, tokens: int = 120, **more: Any) -> dict[str, Any]:
@@ -218,7 +219,7 @@ class Served:
             "baton_queries_preempted",
             "baton_batch_rows_occupied",
             "baton_kv_bytes_used",
-            "baton_pool_bytes_used",
+            "baton_swap_bytes_used",
         )
         return {name.partition("{")[0]: float(value) for name, value in lines if name.startswith(wanted)}
 

@@ -26,11 +26,11 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: s
     queries[8:] = [replace(b, prompt=a.prompt + b.prompt[:20]) for a, b in zip(queries, queries[8:], strict=False)]
     expected = {query.id: alone(model_of(family), query)[0] for query in queries}
     shaken, how = Shaken(POLICIES[policy](), dice), as_on_a_gpu(dice)
-    batch = random_batch(model_of(family), shaken, prefix_cache=True, prefix_block=4, pool_bytes=2**22, **how)
+    batch = random_batch(model_of(family), shaken, prefix_cache=True, prefix_block=4, swap_bytes=2**22, **how)
     assert isinstance(batch.rows.stepper, PrefillStreamStepper)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0
-    assert batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0
+    assert batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0
     assert how["varlen"].calls or family == "gpt2"
     assert how["side"](None).flights or policy == "orca"

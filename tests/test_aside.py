@@ -43,7 +43,7 @@ def kindred(count: int, dice: random.Random) -> list[Query]:
 def is_empty(batch: RandomBatch, copies: HostOffload) -> bool:
     """Nothing is in rows, and of the host's memory no more is in use than what is stored of prefixes."""
     stored = batch.engine.queries.prefixes.bytes_used
-    return batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0 and copies.host.used_bytes == stored
+    return batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0 and copies.host.used_bytes == stored
 
 
 def batch_apart(family: str, policy: Any, copies: HostOffload, **more: Any) -> RandomBatch:
@@ -92,18 +92,18 @@ def test_little_memory_everywhere_changes_nobody_s_tokens(ahead: bool) -> None:
     dice = random.Random(7)
     lane = LateLane(2)
     copies = HostOffload(lane, Spoiled(lane, 2**14), 2**13)
-    batch = batch_apart("gemma3", Shaken(Baton(), dice), copies, ahead=ahead, kv_bytes=2**18, pool_bytes=2**15)
+    batch = batch_apart("gemma3", Shaken(Baton(), dice), copies, ahead=ahead, kv_bytes=2**18, swap_bytes=2**15)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert copies.host.unpinned_pieces > 0
-    assert batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0
+    assert batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0
 
 
 def test_nothing_is_copied_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, expected = queries_of("llama")
     dice = random.Random(7)
     monkeypatch.setattr(HostOffload, "out", None)
-    batch = batch_apart("llama", Shaken(Baton(), dice), late_copies(), pool_bytes=0)
+    batch = batch_apart("llama", Shaken(Baton(), dice), late_copies(), swap_bytes=0)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
 

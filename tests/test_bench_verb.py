@@ -17,7 +17,7 @@ from baton.bench.compare import differences, verdicts
 from baton.cli.main import cli
 from baton.core.errors import BatonError, CheckFailed, SettingError
 from baton.measure import trials
-from baton.measure.trials import contenders
+from baton.measure.contenders import contenders
 
 SMALL = ["--queries", "5", "--prompt", "uniform:5,20", "--answer", "uniform:3,8", "--repeat", "2", "--alone", "3"]
 
@@ -137,7 +137,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
 
 def test_no_page_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("baton.cli.bench.load", lambda *given: pytest.fail("it was begun"))
+    monkeypatch.setattr("baton.cli.bench.open_model", lambda *given: pytest.fail("it was begun"))
     done = run("--html", str(tmp_path / "report.html"))
     assert isinstance(done.exception, SettingError) and "[bench]" in str(done.exception)
 

@@ -8,10 +8,11 @@ import pytest
 
 from baton import builtin
 from baton.compose import facts_of
-from baton.core.config import make_config, resolve
+from baton.core.config import make_config
 from baton.core.errors import CheckFailed
 from baton.core.events import IterationDone, QueryEnded, Slots, Usage
 from baton.core.query import State
+from baton.core.settings import load_settings, resolve
 from baton.kv.rectangle import footprint
 from baton.loader.load import load
 from baton.measure.calibrate import Calibration, Turn, Turns
@@ -67,7 +68,7 @@ def test_what_each_iteration_held_is_heard_of_events() -> None:
 
 def test_a_pass_measures_everything_and_leaves_the_model_to_others() -> None:
     config = make_config({"max_model_len": 128, "max_batch_size": 3})
-    loaded = load(config, str(builtin.path()), "m")
+    loaded = load(load_settings(config, str(builtin.path()), "m"))
     settings = resolve(config, facts_of(loaded))
     calibration = Calibration(loaded, settings)
     for _ in range(2):

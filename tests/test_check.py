@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from baton.cli.main import cli
 from baton.core.config import Config
 from baton.core.errors import CheckFailed
+from baton.core.settings import load_settings
 from baton.loader.load import Loaded, load
 from baton.loader.oracle import Oracle
 from baton.measure.check import DETERMINISTIC, SCENARIOS, SIZE, Outcome, check
@@ -30,7 +31,7 @@ def saved(name: str, folder: Path) -> Path:
 
 def loaded_with(folder: Path, oracle: Oracle, dtype: str = "float32", *, native: bool = True) -> tuple[Loaded, Config]:
     config = Config(device="cpu", dtype=dtype, threads="1", compile=native)
-    return load(config, str(folder), "tiny", before=oracle), config
+    return load(load_settings(config, str(folder), "tiny"), before=oracle), config
 
 
 def checked(folder: Path, **oracle: int) -> list[Outcome]:
@@ -53,7 +54,9 @@ def test_every_scenario_is_equal_and_took_place(name: str, tmp_path: Path) -> No
 def test_aligned_rows_are_equal_in_every_scenario_that_aligns_rows(tmp_path: Path) -> None:
     config = Config(device="cpu", dtype="float32", threads="1", shaping="aligned")
     oracle = Oracle(answer=8)
-    found = list(check(load(config, str(saved("gemma3", tmp_path)), "tiny", before=oracle), oracle, config))
+    found = list(
+        check(load(load_settings(config, str(saved("gemma3", tmp_path)), "tiny"), before=oracle), oracle, config)
+    )
     assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), SIZE, DETERMINISTIC]
     assert [outcome.name for outcome in found if not outcome.passed] == []
     assert [outcome.name for outcome in found if outcome.skipped] == ["orca", SIZE, DETERMINISTIC]

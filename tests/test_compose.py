@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from baton.compose import facts_of, make_engine, open_engine
-from baton.core.config import Config, resolve
+from baton.core.config import Config
 from baton.core.errors import LoadError, SettingError
+from baton.core.settings import load_settings, resolve
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.virtual_memory import HostDriver
 from baton.loader.load import Loaded, load
-from baton.measure.trials import Contender, settings_of
+from baton.measure.contenders import Contender
+from baton.measure.trials import settings_of
 from baton.policy.baton import Baton
 from families import model_of
 from random_batch import query_of
@@ -24,7 +26,7 @@ from tiny_checkpoint import save_tokenizer
 def loaded(name: str, folder: Path, config: Config) -> Loaded:
     model_of(name).save_pretrained(folder)
     save_tokenizer(folder)
-    return load(config, str(folder), "tiny")
+    return load(load_settings(config, str(folder), "tiny"))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_what_aligned_rows_cannot_be_combined_with_is_refused(more: dict, messag
 
 
 def test_int8_weights_and_aligned_rows_exclude_each_other() -> None:
-    with pytest.raises(LoadError, match="int8 needs native steps: leave out --shaping aligned"):
+    with pytest.raises(SettingError, match="int8 needs native steps: leave out --shaping aligned"):
         open_engine(Config(device="cpu", threads="1", shaping="aligned", quantize="int8"))
 
 

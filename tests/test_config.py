@@ -9,20 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.core.config import (
-    AUTO,
-    NOT_SETTINGS,
-    Config,
-    Facts,
-    check_shaping,
-    load_config,
-    make_config,
-    parse_bytes,
-    resolve,
-)
+from baton.core.config import AUTO, NOT_SETTINGS, Config, check_shaping, load_config, make_config
 from baton.core.errors import SettingError
 from baton.core.footprint import Columns, Footprint
+from baton.core.settings import Facts, resolve
 from baton.core.step import Traits
+from baton.core.values import parse_bytes
 from baton.policy.port import traits
 from baton.policy.table import policy_named
 
@@ -187,29 +179,29 @@ def test_auto_memory_is_at_most_half_of_what_is_free() -> None:
 
 
 def test_the_pool_is_half_of_what_rows_may_take_within_half_of_what_is_left() -> None:
-    assert resolve(Config(), FACTS).pool_bytes == 8 * 1000 * 100
-    assert resolve(Config(), dataclasses.replace(FACTS, free_bytes=300_000)).pool_bytes == 75_000
+    assert resolve(Config(), FACTS).swap_bytes == 8 * 1000 * 100
+    assert resolve(Config(), dataclasses.replace(FACTS, free_bytes=300_000)).swap_bytes == 75_000
     tight = dataclasses.replace(FACTS, free_bytes=1_000_000)
-    assert resolve(Config(kv_memory="900000"), tight).pool_bytes == 50_000
-    assert resolve(Config(kv_memory="2MB"), tight).pool_bytes == 0
+    assert resolve(Config(kv_memory="900000"), tight).swap_bytes == 50_000
+    assert resolve(Config(kv_memory="2MB"), tight).swap_bytes == 0
     # Where it is allocated at once, all rows are taken of what is free: 17 of 200 bytes a token.
     at_once = dataclasses.replace(FACTS, lazy_memory=False, context_tokens=10, free_bytes=25_000)
-    assert resolve(Config(), at_once).pool_bytes == (25_000 - 17 * 1000) // 2
+    assert resolve(Config(), at_once).swap_bytes == (25_000 - 17 * 1000) // 2
 
 
 def test_where_the_pool_is_in_other_memory_that_is_what_bounds_it() -> None:
-    apart = dataclasses.replace(FACTS, device="cuda", lazy_memory=False, pool_free_bytes=40_000)
-    assert resolve(Config(max_model_len="100"), apart).pool_bytes == 20_000
-    plenty = dataclasses.replace(apart, pool_free_bytes=10**12)
-    assert resolve(Config(max_model_len="100"), plenty).pool_bytes == 32 * 100 * 100
+    apart = dataclasses.replace(FACTS, device="cuda", lazy_memory=False, swap_free_bytes=40_000)
+    assert resolve(Config(max_model_len="100"), apart).swap_bytes == 20_000
+    plenty = dataclasses.replace(apart, swap_free_bytes=10**12)
+    assert resolve(Config(max_model_len="100"), plenty).swap_bytes == 32 * 100 * 100
     # Aligned rows stay on the device.
-    aligned = dataclasses.replace(apart, free_bytes=10**6, pool_free_bytes=0)
-    assert resolve(Config(max_model_len="10", shaping="aligned", max_batch_size="2"), aligned).pool_bytes > 0
+    aligned = dataclasses.replace(apart, free_bytes=10**6, swap_free_bytes=0)
+    assert resolve(Config(max_model_len="10", shaping="aligned", max_batch_size="2"), aligned).swap_bytes > 0
 
 
 @pytest.mark.parametrize(("text", "count"), [("0", 0), ("3MB", 3 * 10**6), ("1KiB", 1024)])
 def test_the_pool_may_be_asked_for_also_none(text: str, count: int) -> None:
-    assert resolve(Config(pool_memory=text), FACTS).pool_bytes == count
+    assert resolve(Config(swap_memory=text), FACTS).swap_bytes == count
 
 
 def test_what_was_asked_holds() -> None:
@@ -239,8 +231,8 @@ def test_what_was_asked_holds() -> None:
         ({"prefill_chunk": "0"}, "prefill_chunk"),
         ({"kv_memory": "99999"}, "kv_memory"),
         ({"kv_memory": "much"}, "kv_memory"),
-        ({"pool_memory": "much"}, "pool_memory"),
-        ({"pool_memory": "-1"}, "pool_memory"),
+        ({"swap_memory": "much"}, "swap_memory"),
+        ({"swap_memory": "-1"}, "swap_memory"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(asked: dict[str, str], param: str) -> None:
@@ -363,7 +355,7 @@ def test_what_is_on_sometimes_is_on_off_or_left_open(
         ("prefill_chunk", "1.5"),
         ("threads", "all"),
         ("kv_memory", "4GBs"),
-        ("pool_memory", "half"),
+        ("swap_memory", "half"),
     ],
 )
 def test_a_number_that_may_be_auto_is_refused_before_anything_is_loaded(name: str, value: object) -> None:
@@ -374,3 +366,33 @@ def test_a_number_that_may_be_auto_is_refused_before_anything_is_loaded(name: st
 def test_settings_that_exclude_each_other_are_refused_before_anything_is_loaded() -> None:
     with pytest.raises(SettingError, match="selective batching aligns no rows"):
         check_shaping(make_config({"shaping": "aligned"}), Traits(selective=True))
+
+
+@pytest.mark.parametrize("where", ["flag", "variable", "file", "keyword"])
+def test_a_setting_is_taken_under_its_old_name_too_which_is_told(
+    where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('pool-memory = "1MB"')
+    found = {
+        "flag": lambda: load_config({"pool_memory": "1MB"}, environment={}),
+        "variable": lambda: load_config({}, environment={"BATON_POOL_MEMORY": "1MB"}),
+        "file": lambda: load_config({}, file=str(file), environment={}),
+        "keyword": lambda: make_config({"pool_memory": "1MB"}),
+    }[where]()
+    assert found.swap_memory == "1MB"
+    assert [record.getMessage() for record in caplog.records] == [
+        "--pool-memory is called --swap-memory now; the next release takes the new name alone"
+    ]
+
+
+def test_flags_hold_over_a_file_whichever_name_each_has(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('pool_memory = "1MB"')
+    assert load_config({"swap_memory": "2MB"}, file=str(file), environment={}).swap_memory == "2MB"
+    assert load_config({"pool_memory": "3MB"}, file=str(file), environment={}).swap_memory == "3MB"
+
+
+def test_both_names_of_a_setting_at_once_are_refused() -> None:
+    with pytest.raises(SettingError, match="--pool-memory is called --swap-memory now: give --swap-memory alone"):
+        load_config({"pool_memory": "1MB", "swap_memory": "2MB"}, environment={})

@@ -183,8 +183,8 @@ class ScenarioRun:
         pool = engine.queries.pool
         assert lives.submitted == len(self.queries) == sum(lives.ended.values()) + len(lives.live)
         assert engine.kv_bytes_used <= budget.rows_bytes
-        assert engine.pool_bytes_used == sum(segment.bytes for segment, _ in pool._segments.values())
-        assert engine.pool_bytes_used + engine.queries.prefixes.bytes_used <= budget.pool_bytes
+        assert engine.swap_bytes_used == sum(segment.bytes for segment, _ in pool._segments.values())
+        assert engine.swap_bytes_used + engine.queries.prefixes.bytes_used <= budget.swap_bytes
 
     def compare(self) -> None:
         for name, query in self.queries.items():

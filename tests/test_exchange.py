@@ -44,7 +44,7 @@ def test_exchanged_rows_give_what_each_query_gives_alone(
     assert batch.rows is not None
     places = batch.rows.rectangle.places
     assert sorted(places) == [*range(len(places))] != places
-    # Only those come by a copy that were set aside, into the batch's rows.
+    # Only those come by a copy that were swapped out, into the batch's rows.
     assert max(written, default=0) < 4
 
 

@@ -16,6 +16,7 @@ from baton.bench.costmodel import read_costs
 from baton.core.config import Config, load_config
 from baton.core.errors import SettingError
 from baton.core.files import check_writable, read_text, write_text
+from baton.core.settings import server_settings
 from baton.observe.trace import TraceFile, read_trace
 from baton.server.auth import access_of
 
@@ -83,7 +84,7 @@ def test_a_pipe_that_is_read_is_written(tmp_path: Path) -> None:
 
 READERS: list[Callable[[str], object]] = [
     lambda path: load_config({}, file=path, environment={}),
-    lambda path: access_of(Config(api_key_file=path), "127.0.0.1"),
+    lambda path: access_of(server_settings(Config(api_key_file=path)), "127.0.0.1"),
     read_trace,
     read_report,
     read_costs,

@@ -145,7 +145,7 @@ def test_threads_that_cannot_be_had_or_never_begin_are_not_counted(monkeypatch: 
 
 
 def test_an_engine_without_room_for_its_threads_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.compose.threads_that_start", lambda count: count - 1)
+    monkeypatch.setattr("baton.loader.threads.threads_that_start", lambda count: count - 1)
     with pytest.raises(LoadError, match=r"takes 39 threads, and this process can start 38: .*--threads"):
         set_threads(Config(threads="2"))
 

@@ -58,7 +58,7 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(
 ) -> None:
     dice = random.Random(f"{family} {policy}")
     shaken = Shaken(POLICIES[policy](), dice)
-    batch = random_batch(model_of(family), shaken)
+    batch = random_batch(family, shaken)
     expected = oracle[family]
     batch.run([query for query, _, _ in expected], dice)
     worst = 0.0
@@ -77,7 +77,7 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3", "gpt2", "gemma2", "olmo3"])
 def test_without_native_kernels_a_shaken_batch_gives_the_same(family: str, oracle: dict) -> None:
     dice = random.Random(family)
-    batch = random_batch(model_of(family), Shaken(Baton(), dice), native=False)
+    batch = random_batch(family, Shaken(Baton(), dice), native=False)
     expected = oracle[family]
     batch.run([query for query, _, _ in expected], dice)
     for query, tokens, logits in expected:
@@ -96,7 +96,7 @@ ALIGNED = ("llama", "mistral_window", "gemma3", "gpt2", "qwen3_moe", "gpt_oss", 
 def test_rows_aligned_at_their_ends_give_the_same(family: str, policy: str, oracle: dict) -> None:
     dice = random.Random(f"{family} {policy}")
     shaken = Shaken(POLICIES[policy](), dice)
-    batch = random_batch(model_of(family), shaken, aligned=True)
+    batch = random_batch(family, shaken, aligned=True)
     expected = oracle[family]
     batch.run([query for query, _, _ in expected], dice)
     for query, tokens, logits in expected:
@@ -126,7 +126,7 @@ def test_aligned_rows_that_reach_the_right_edge_give_the_same(
         return right(self, counts)
 
     monkeypatch.setattr(aligned.AlignedRectangle, "make_room", make_room)
-    batch = random_batch(model_of("llama"), POLICIES[policy](), aligned=True)
+    batch = random_batch("llama", POLICIES[policy](), aligned=True)
     batch.run([query for query, _, _ in expected])
     for query, tokens, logits in expected:
         assert batch.tokens(query.id) == tokens
@@ -141,7 +141,7 @@ def total(expected: list[tuple[Query, list[int], Tensor]]) -> int:
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
 def test_prefill_apart_while_rows_run_gives_the_same_as_fused(family: str, oracle: dict) -> None:
     dice = random.Random(family)
-    batch = random_batch(model_of(family), Shaken(Baton(fused=False), dice))
+    batch = random_batch(family, Shaken(Baton(fused=False), dice))
     expected = oracle[family]
     batch.run([query for query, _, _ in expected], dice)
     for query, tokens, logits in expected:
@@ -151,7 +151,7 @@ def test_prefill_apart_while_rows_run_gives_the_same_as_fused(family: str, oracl
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_a_batch_left_in_peace_gives_the_same(policy: str, oracle: dict) -> None:
-    batch = random_batch(model_of("llama"), POLICIES[policy](), chunk=None)
+    batch = random_batch("llama", POLICIES[policy](), chunk=None)
     expected = oracle["llama"]
     batch.run([query for query, _, _ in expected])
     for query, tokens, logits in expected:
@@ -197,7 +197,7 @@ def test_a_mask_that_is_wrong_by_one_column_is_noticed(
             other[..., 1:] |= seen[..., :-1]
         return other
 
-    batch = random_batch(model_of(family), POLICIES["baton"](), native=False, aligned=body is Aligned)
+    batch = random_batch(family, POLICIES["baton"](), native=False, aligned=body is Aligned)
     # After the self-check, which sees it too.
     monkeypatch.setattr(body, name, mask)
     expected = oracle[family]

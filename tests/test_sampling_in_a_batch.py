@@ -151,7 +151,7 @@ def test_of_a_real_model_they_are_the_log_softmax_of_its_stock_logits(family: st
     asked = {"temperature": 1.0, "frequency_penalty": 0.5, "logprobs": 3, "prompt_logprobs": 3}
     queries = [query_of(f"q{at}", prompt, 12, seed=at, **asked) for at, prompt in enumerate(prompts)]
     shaken = Shaken(Baton(), dice)
-    batch, quiet = random_batch(model_of(family), shaken), random_batch(model_of(family), Baton(), chunk=None)
+    batch, quiet = random_batch(family, shaken), random_batch(family, Baton(), chunk=None)
     batch.run(queries, dice)
     quiet.run(queries)
     assert min(shaken.moves.values()) > 0

@@ -15,13 +15,15 @@ from baton.bench.costmodel import MeasuredCosts, at, in_passes, middle, read_cos
 from baton.bench.drive import Mode
 from baton.bench.workload import Ask, Workload, make_workload
 from baton.cli.main import cli
-from baton.core.config import Settings, make_config
+from baton.core.config import make_config
 from baton.core.errors import BatonError, SettingError
 from baton.core.footprint import Columns, Footprint
+from baton.core.settings import Settings, load_settings
 from baton.kv.rectangle import footprint
 from baton.loader.load import load
+from baton.measure.contenders import Contender
 from baton.measure.simulate import Simulation, simulated
-from baton.measure.trials import Contender, settings_of, trials
+from baton.measure.trials import settings_of, trials
 
 COSTS = MeasuredCosts(
     decode=((1, 0.010), (8, 0.017)),
@@ -40,7 +42,7 @@ SETTINGS = Settings(
     max_stall_seconds=0.2,
     max_waiting=256,
     seed=0,
-    pool_bytes=10**6,
+    swap_bytes=10**6,
     prefix_cache=False,
 )
 
@@ -147,7 +149,7 @@ def test_stored_prefixes_are_found_as_they_would_be() -> None:
 def test_what_is_computed_is_what_the_engine_computes() -> None:
     workload = make_workload(12, prompt="uniform:5,40", answer="uniform:2,20", shared_prefix=70, prefixes=2, seed=5)
     config = make_config({"max_model_len": 256, "max_batch_size": 4})
-    loaded = load(config, str(builtin.path()), "m")
+    loaded = load(load_settings(config, str(builtin.path()), "m"))
     for policy in ("run_to_completion", "orca", "baton"):
         one = Contender(policy, {"policy": policy})
         settings = settings_of(config, loaded, one)

@@ -102,7 +102,7 @@ def bad_one(**params: Any) -> Query:
 
 def run(way: str, queries: Sequence[Query]) -> Any:
     policy, more = WAYS[way]
-    batch = random_batch(model_of("llama"), policy(), rows=6, **more)
+    batch = random_batch("llama", policy(), rows=6, **more)
     batch.run(queries)
     return batch
 

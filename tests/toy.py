@@ -17,10 +17,10 @@ from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, ManualClock
-from baton.core.config import Settings
 from baton.core.events import Sink
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query
+from baton.core.settings import Settings
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
 from baton.engine.output import OutputProcessor, TextOf
@@ -163,7 +163,7 @@ def toy_settings(**changes: object) -> Settings:
         "max_stall_seconds": 0.2,
         "max_waiting": 256,
         "seed": 0,
-        "pool_bytes": 2**20,
+        "swap_bytes": 2**20,
     }
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -198,7 +198,7 @@ def toy_batch(
         stamp=STAMP,
         budget=Budget(
             holds.kv_bytes,
-            holds.pool_bytes,
+            holds.swap_bytes,
             floor_bytes=FOOTPRINT.of(holds.max_model_len),
             free_bytes=free_bytes,
             clock=clock,

@@ -56,7 +56,7 @@ def is_idle(engine: Engine) -> bool:
         and not engine.batch.lens
         and not engine.prefiller.lens
         and not len(engine.queries.pool)
-        and engine.pool_bytes_used == 0
+        and engine.swap_bytes_used == 0
         and lives.submitted == sum(lives.ended.values())
     )
 

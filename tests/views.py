@@ -49,9 +49,11 @@ def ready(*names: str, **changes: Any) -> list[QueryView]:
     return [standing(name, State.READY, cached=20, **{"generated": 1, **changes}) for name in names]
 
 
-def aside(*names: str, **changes: Any) -> list[QueryView]:
+def swapped_out(*names: str, **changes: Any) -> list[QueryView]:
     """Those that were running and are kept outside all rows."""
-    return [standing(name, State.READY, cached=25, **{"generated": 6, "set_aside": True, **changes}) for name in names]
+    return [
+        standing(name, State.READY, cached=25, **{"generated": 6, "swapped_out": True, **changes}) for name in names
+    ]
 
 
 def running(*names: str, **changes: Any) -> list[QueryView]:
@@ -68,7 +70,7 @@ def view(
     bytes_left: int = 1000,
     bytes_budget: int = 10**9,
     held_bytes: int = 0,
-    pool_left: int = 10**9,
+    swap_left: int = 10**9,
     footprint: Footprint = BYTE_A_TOKEN,
     guaranteed_tokens: int = GUARANTEED_TOKENS,
     answer_share: float = 1.0,
@@ -96,7 +98,7 @@ def view(
         running=of(State.RUNNING),
         footprint=footprint,
         bytes_budget=bytes_budget,
-        pool_left=pool_left,
+        swap_left=swap_left,
         held_bytes=held_bytes,
         guaranteed_tokens=guaranteed_tokens,
         answer_share=answer_share,
@@ -108,7 +110,14 @@ def view(
 
 some = st.lists(
     st.builds(
-        lambda state, priority, user, set_aside, waited, pending: (state, priority, user, set_aside, waited, pending),
+        lambda state, priority, user, swapped_out, waited, pending: (
+            state,
+            priority,
+            user,
+            swapped_out,
+            waited,
+            pending,
+        ),
         st.sampled_from([State.WAITING, State.PREFILLING, State.READY, State.RUNNING]),
         st.integers(0, 3),
         st.sampled_from(["", "a", "b"]),
@@ -123,7 +132,7 @@ some = st.lists(
 def crowd(drawn: list[tuple[Any, ...]]) -> list[QueryView]:
     """The queries that were drawn from `some`."""
     found = []
-    for at, (state, priority, user, set_aside, waited, pending) in enumerate(drawn):
+    for at, (state, priority, user, swapped_out, waited, pending) in enumerate(drawn):
         begun = state in (State.READY, State.RUNNING)
         found.append(
             standing(
@@ -134,7 +143,7 @@ def crowd(drawn: list[tuple[Any, ...]]) -> list[QueryView]:
                 generated=1 if begun else 0,
                 priority=priority,
                 user=user,
-                set_aside=set_aside and state is State.READY,
+                swapped_out=swapped_out and state is State.READY,
                 arrived=-float(waited),
             )
         )
@@ -158,5 +167,5 @@ def check_carried_out(seen: View, found: Plan, *, paced: bool = False) -> None:
     for name in found.insert:
         assert by_id[name].state is State.READY or fed[name] == by_id[name].pending
     # Else no row stays free while one that keeps its memory is ready for it.
-    lent = [query.id for query in seen.ready if not query.set_aside and query.id not in found.forget]
+    lent = [query.id for query in seen.ready if not query.swapped_out and query.id not in found.forget]
     assert paced or staying + len(found.insert) == min(rows, seen.max_rows) or set(lent) <= set(found.insert)

@@ -30,6 +30,7 @@ from baton.bench.table import report
 from baton.bench.workload import make_workload
 from baton.compose import set_threads
 from baton.core.config import Config
+from baton.core.settings import load_settings
 from baton.engine.engine import Engine
 from baton.loader.load import load
 from baton.measure import trials
@@ -97,7 +98,7 @@ def side(pipe: Connection, port: int, change: str, args: Mapping[str, Any]) -> N
         flip_one()
     config = Config(model=args["model"], max_batch_size="8")
     set_threads(config)
-    loaded = load(config, config.model or str(builtin.path()), "model")
+    loaded = load(load_settings(config, config.model or str(builtin.path()), "model"))
     workload = make_workload(args["queries"], prompt="lognormal:60,0.6", answer="lognormal:60,0.5", seed=args["seed"])
     turns = handshake(port, {})
     some = trials.trials(loaded, config, [CONTENDER], workload, repeat=args["pairs"], turns=turns)

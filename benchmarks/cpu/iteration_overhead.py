@@ -32,8 +32,9 @@ from transformers import AutoTokenizer
 from baton import builtin
 from baton.compose import facts_of, make_engine, set_threads
 from baton.core.clock import monotonic
-from baton.core.config import Config, resolve
+from baton.core.config import Config
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import resolve
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.kv.rectangle import LayerShape
@@ -208,6 +209,8 @@ def whole(args: argparse.Namespace, rows: int, params: Mapping[str, Any]) -> dic
 
 
 class Timed(Sampler):
+    sees_logits = True
+
     def __init__(self, parts: Parts) -> None:
         super().__init__(end_ids=(2,))
         self._parts = parts

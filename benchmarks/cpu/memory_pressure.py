@@ -1,7 +1,7 @@
 """Four times more keys and values than there is memory for: everything finishes, within the budget, as if alone.
 
 Queries of the Azure trace's lengths, with longer answers, arrive at once. Rows and pool together (`--kv-memory` and
-`--pool-memory`, half each) may hold a quarter of what all would take at their ends. The process's resident memory may
+`--swap-memory`, half each) may hold a quarter of what all would take at their ends. The process's resident memory may
 grow by that budget and a constant: what the same run takes beside its keys and values when there is memory for all,
 and one row, which is there twice while it is moved. Every answer must be what stock `generate` gives for the same
 query alone.
@@ -31,9 +31,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from baton.compose import facts_of
 from baton.core.clock import monotonic
-from baton.core.config import Config, Settings, resolve
+from baton.core.config import Config
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import State
+from baton.core.settings import Settings, resolve
 from baton.loader.load import Loaded
 from benchmarks import TRACE
 from benchmarks.cpu import resident
@@ -69,9 +70,9 @@ class Memory:
             elif event.was is not None and event.now is State.WAITING:
                 self.forgotten[event.why] += 1
         elif isinstance(event, IterationDone) and self.stage is not None:
-            held = event.kv_bytes_used + event.pool_bytes_used + self.stage.engine.queries.prefixes.bytes_used
+            held = event.kv_bytes_used + event.swap_bytes_used + self.stage.engine.queries.prefixes.bytes_used
             self.rows = max(self.rows, event.kv_bytes_used)
-            self.pool = max(self.pool, event.pool_bytes_used)
+            self.pool = max(self.pool, event.swap_bytes_used)
             self.together = max(self.together, held)
             grown = resident.now() - self.base
             self.grown = max(self.grown, grown)
@@ -94,7 +95,7 @@ def main() -> None:
     alone = one_by_one(args, asked)
     constant = roomy["beside_bytes"] + figures["row_bytes"]
     figures |= {
-        "bound_bytes": figures["kv_bytes"] + figures["pool_bytes"] + constant,
+        "bound_bytes": figures["kv_bytes"] + figures["swap_bytes"] + constant,
         "recomputed_share": figures["recomputed_tokens"] / figures["generated_tokens"],
         "different": sum(tokens != answers[at] for at, tokens in enumerate(alone)),
         "unfinished": sum(len(answers[at]) != one.tokens for at, one in enumerate(asked)),
@@ -121,7 +122,7 @@ def measured(args: argparse.Namespace, pressed: bool) -> Outcome:
     about = {
         "need_bytes": need,
         "kv_bytes": settings.kv_bytes,
-        "pool_bytes": settings.pool_bytes,
+        "swap_bytes": settings.swap_bytes,
         "row_bytes": facts_of(loaded).footprint.of(settings.max_model_len),
     }
     # The first forwards of a process map code and start threads.
@@ -154,7 +155,7 @@ def squeezed(args: argparse.Namespace, config: Config, loaded: Loaded, asked: Se
     need = sum(facts.footprint.of(len(one.prompt) + one.tokens) for one in asked)
     half = int(need / args.pressure / 2)
     longest = max(len(one.prompt) + one.tokens for one in asked)
-    pressed = replace(config, kv_memory=str(half), pool_memory=str(half), max_model_len=str(longest))
+    pressed = replace(config, kv_memory=str(half), swap_memory=str(half), max_model_len=str(longest))
     return resolve(pressed, facts), need
 
 
@@ -209,13 +210,13 @@ def one_by_one(args: argparse.Namespace, asked: Sequence[Asked]) -> list[list[in
 
 
 def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, Any]) -> list[str]:
-    budget, roomy = figures["kv_bytes"] + figures["pool_bytes"], figures["without_pressure"]
+    budget, roomy = figures["kv_bytes"] + figures["swap_bytes"], figures["without_pressure"]
     where = "the process's own high-water mark" if resident.PEAK.exists() else "at the end of each iteration"
     rows = [
         ("keys and values of all queries at their ends", _mib(figures["need_bytes"])),
-        ("budget: rows + pool", f"{_mib(figures['kv_bytes'])} + {_mib(figures['pool_bytes'])}"),
+        ("budget: rows + pool", f"{_mib(figures['kv_bytes'])} + {_mib(figures['swap_bytes'])}"),
         (
-            "most in rows / set aside / together, with stored prefixes",
+            "most in rows / swapped out / together, with stored prefixes",
             " / ".join(_mib(figures[f"{name}_most_bytes"]) for name in ("rows", "pool", "together")),
         ),
         (f"**resident memory grew by at most** ({where})", f"**{_mib(figures['peak_bytes'])}**"),

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from baton.bench.drive import Responses
 from baton.core.clock import monotonic
-from baton.core.config import Config, Settings
+from baton.core.config import Config
+from baton.core.settings import Settings
 from baton.loader.load import Loaded
 from benchmarks.report import flags, machine, parsed, percentile, table, tell
 from benchmarks.stage import Stage, load, prompts

@@ -17,12 +17,14 @@ from baton.bench.costmodel import middle
 from baton.bench.figures import Figures
 from baton.bench.workload import Workload, make_workload
 from baton.compose import facts_of, set_threads
-from baton.core.config import Config, resolve
+from baton.core.config import Config
+from baton.core.settings import load_settings, resolve
 from baton.kv.rectangle import footprint
 from baton.loader.load import Loaded, load
 from baton.measure.calibrate import Calibration
+from baton.measure.contenders import Contender
 from baton.measure.simulate import simulated
-from baton.measure.trials import Contender, settings_of, trials
+from baton.measure.trials import settings_of, trials
 from benchmarks.report import flags, parsed, table, tell
 
 WORKLOADS = {
@@ -47,7 +49,7 @@ def main() -> None:
     args = parsed(parser)
     config = Config(model=args.name, max_model_len=str(CONTEXT))
     set_threads(config)
-    loaded = load(config, args.name or str(builtin.path()), "m")
+    loaded = load(load_settings(config, args.name or str(builtin.path()), "m"))
     workloads = {
         name: make_workload(args.queries, **WORKLOADS[name], seed=args.seed).clipped(500, 200)  # type: ignore[arg-type]
         for name in args.workloads.split(",")

@@ -36,7 +36,7 @@ READY_SECONDS, HEALTH_SECONDS = 5.0, 5.0
 KV, POOL = 9 * 2**20, 64 * 2**20
 RSS_GROWTH = KV + POOL + 192 * 2**20
 SERVE = ["--max-batch-size", "4", "--max-waiting", "48", "--policy", "slo"]
-SERVE += ["--kv-memory", str(KV), "--pool-memory", str(POOL), "--api-key", ",".join(KEYS), "--send-timeout", "5"]
+SERVE += ["--kv-memory", str(KV), "--swap-memory", str(POOL), "--api-key", ",".join(KEYS), "--send-timeout", "5"]
 AT_BASE = ("queries_running", "queries_waiting", "queries_prefilling", "queries_preempted", "kv_bytes_used")
 WORDS = (
     "the",

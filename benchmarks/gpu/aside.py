@@ -1,4 +1,4 @@
-"""What leaves the rectangle: rows set aside on the host and back, beside running steps, and stored prefixes."""
+"""What leaves the rectangle: rows swapped out on the host and back, beside running steps, and stored prefixes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from baton.compose import make_engine
-from baton.core.config import Settings
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings
 from baton.cuda.copy_stream import CopyStream, CudaLane, LateLane
 from baton.cuda.decode_steps import Steps
 from baton.cuda.offload import HostOffload
@@ -109,7 +109,7 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
 
 
 def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]:
-    """Rows full of patient queries when urgent ones come: set aside, and forgotten where nothing may be kept."""
+    """Rows full of patient queries when urgent ones come: swapped out, and forgotten where nothing may be kept."""
     prompt, answer = columns // 2, columns // 8
     patient = [_query(f"p{at}", prompt_of(prompt, at), answer, priority=5) for at in range(ROWS)]
     urgent = [_query(f"u{at}", prompt_of(prompt // 8, at), answer // 4) for at in range(ROWS)]
@@ -134,7 +134,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
         waits = {"urgent first token ms p50": statistics.median(firsts) * 1e3} if firsts else {}
         found.append(
             {
-                "set aside": "kept on the host" if pool else "forgotten",
+                "swapped out": "kept on the host" if pool else "forgotten",
                 "tokens/s": heard.tokens / seconds,
                 "seconds": seconds,
                 "tokens": heard.tokens,
@@ -257,7 +257,7 @@ def _settings(loaded: Loaded, policy: str, columns: int, pool: int) -> Settings:
         max_stall_seconds=0.2,
         max_waiting=4 * ROWS,
         seed=0,
-        pool_bytes=pool,
+        swap_bytes=pool,
         prefix_cache=True,
     )
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.compose import make_engine
-from baton.core.config import Settings
 from baton.core.events import Event, IterationDone, QueryEnded, Update
 from baton.core.query import Query, SamplingParams, State
+from baton.core.settings import Settings
 from baton.engine.engine import Engine
 from baton.loader.load import Loaded
 from baton.model.execution import PrefillPlacement
@@ -96,7 +96,7 @@ def engine_run(
         max_stall_seconds=stall_seconds,
         max_waiting=len(asks) + 1,
         seed=0,
-        pool_bytes=2**33,
+        swap_bytes=2**33,
         prefix_cache=False,
         kv_mapping=mapped,
     )

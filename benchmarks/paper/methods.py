@@ -13,7 +13,8 @@ from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, Slots
 from baton.loader.load import Loaded
-from baton.measure.trials import Contender, settings_of
+from baton.measure.contenders import Contender
+from baton.measure.trials import settings_of
 from baton.policy.table import POLICIES
 
 COMPLETION, ORCA, LITERAL, RAGGED = "run to completion", "Orca", "BATON, shaped as in the paper", "BATON, ragged rows"

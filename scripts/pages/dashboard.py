@@ -6,31 +6,40 @@ import json
 from pathlib import Path
 from typing import Any
 
+from baton.observe import catalog
+from baton.observe.catalog import FAMILIES
+from baton.observe.family import Family, Kind
+
 PAGE = Path(__file__).parents[2] / "deploy" / "grafana" / "baton.json"
 WIDTH, HEIGHT = 8, 7
 OURS = '{model_name=~"$model"}'
 
+Lines = dict[str, str]
+
+
+def _lines(title: str) -> Lines:
+    """By legend, the queries of the metrics that this panel shows."""
+    found: Lines = {}
+    for family in FAMILIES:
+        if family.panel == title:
+            found |= _queries(family)
+    return found
+
+
+def _queries(family: Family) -> Lines:
+    by = f" by ({family.label})" if family.label else ""
+    if family.kind is Kind.HISTOGRAM:
+        rate = f"sum by (le) (rate({family.name}_bucket{OURS}[1m]))"
+        return {f"p{q}": f"histogram_quantile(0.{q}, {rate})" for q in (50, 95)}
+    value = f"{family.name}{OURS}"
+    value = f"rate({value}[1m])" if family.kind is Kind.COUNTER else value
+    return {family.legend: f"sum{by} ({value})" if by else f"sum({value})"}
+
+
 # Title, unit, and each line's legend and query; three panels to a row.
-PANELS: list[tuple[str, str, dict[str, str]]] = [
-    (
-        "Queries",
-        "short",
-        {
-            "running": f"sum(baton_queries_running{OURS})",
-            "prefilling": f"sum(baton_queries_prefilling{OURS})",
-            "waiting": f"sum(baton_queries_waiting{OURS})",
-            "preempted": f"sum(baton_queries_preempted{OURS})",
-        },
-    ),
-    (
-        "Tokens a second",
-        "short",
-        {
-            "generated": f"sum(rate(baton_generated_tokens_total{OURS}[1m]))",
-            "prompt": f"sum(rate(baton_prompt_tokens_total{OURS}[1m]))",
-            "prompt, from a stored prefix": f"sum(rate(baton_prefix_cached_tokens_total{OURS}[1m]))",
-        },
-    ),
+PANELS: list[tuple[str, str, Lines]] = [
+    (catalog.QUERIES, "short", _lines(catalog.QUERIES)),
+    (catalog.TOKENS, "short", _lines(catalog.TOKENS)),
     (
         "Idle computation by kind",
         "percentunit",
@@ -39,38 +48,10 @@ PANELS: list[tuple[str, str, dict[str, str]]] = [
             f" / scalar(sum(rate(baton_token_slots_total{OURS}[1m])))"
         },
     ),
-    *(
-        (
-            title,
-            "s",
-            {f"p{q}": f"histogram_quantile(0.{q}, sum by (le) (rate({name}_bucket{OURS}[1m])))" for q in (50, 95)},
-        )
-        for title, name in (
-            ("Time to first token", "baton_time_to_first_token_seconds"),
-            ("Between tokens", "baton_inter_token_seconds"),
-            ("End to end", "baton_end_to_end_seconds"),
-        )
-    ),
-    (
-        "Rows of the batch",
-        "short",
-        {"rows": f"sum(baton_batch_rows{OURS})", "with a query": f"sum(baton_batch_rows_occupied{OURS})"},
-    ),
-    (
-        "Keys and values",
-        "bytes",
-        {
-            "in rows": f"sum(baton_kv_bytes_used{OURS})",
-            "budget": f"sum(baton_kv_bytes_budget{OURS})",
-            "set aside": f"sum(baton_pool_bytes_used{OURS})",
-            "stored prefixes": f"sum(baton_prefix_bytes_used{OURS})",
-        },
-    ),
-    (
-        "Running rows waited, share of the time, by cause",
-        "percentunit",
-        {"{{cause}}": f"sum by (cause) (rate(baton_decode_stall_seconds_total{OURS}[1m]))"},
-    ),
+    *((title, "s", _lines(title)) for title in ("Time to first token", "Between tokens", "End to end")),
+    (catalog.ROWS, "short", _lines(catalog.ROWS)),
+    (catalog.MEMORY, "bytes", _lines(catalog.MEMORY)),
+    (catalog.STALLS, "percentunit", _lines(catalog.STALLS)),
     (
         "An iteration",
         "s",
@@ -79,28 +60,9 @@ PANELS: list[tuple[str, str, dict[str, str]]] = [
             f" / sum by (kind) (rate(baton_iteration_seconds_count{OURS}[1m]))"
         },
     ),
-    (
-        "Ends and refusals a second",
-        "short",
-        {
-            "{{outcome}}": f"sum by (outcome) (rate(baton_queries_total{OURS}[1m]))",
-            "refused: {{reason}}": f"sum by (reason) (rate(baton_admission_rejections_total{OURS}[1m]))",
-        },
-    ),
-    (
-        "Rows that change: insertions, preemptions, resizes a second",
-        "short",
-        {
-            "insertions": f"sum(rate(baton_insertions_total{OURS}[1m]))",
-            "preempted: {{reason}}": f"sum by (reason) (rate(baton_preemptions_total{OURS}[1m]))",
-            "resized: {{direction}}": f"sum by (direction) (rate(baton_batch_resizes_total{OURS}[1m]))",
-        },
-    ),
-    (
-        "Replicas wanted, by what is short",
-        "short",
-        {"{{reason}}": f"sum by (reason) (baton_wanted_replicas_by{OURS})"},
-    ),
+    (catalog.ENDS, "short", _lines(catalog.ENDS)),
+    (catalog.CHANGES, "short", _lines(catalog.CHANGES)),
+    (catalog.REPLICAS, "short", _lines(catalog.REPLICAS)),
 ]
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
 import gc
-import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -13,19 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from baton import builtin
 from baton.batch.batch import RectangleBatch
 from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.core.clock import Clock, monotonic
-from baton.core.config import ALIGNED, Config, Facts, Settings, check_shaping, resolve, threads
+from baton.core.config import ALIGNED, Config, check_loading, check_shaping, threads
 from baton.core.errors import LoadError
 from baton.core.events import Sink
-from baton.core.host import cores, free_memory_bytes, threads_that_start
+from baton.core.host import cores, free_memory_bytes
 from baton.core.query import Query
+from baton.core.settings import Facts, Settings, load_settings, resolve
 from baton.core.text import IncrementalDecoder, TextStream
 from baton.cuda.async_stepper import AsyncStepper
 from baton.cuda.copy_stream import CudaLane
@@ -49,10 +45,12 @@ from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.loader.load import Loaded, OnPhase, load
+from baton.loader.threads import start_threads
 from baton.model.aligned import AlignedForward
+from baton.model.device import free_bytes
 from baton.model.execution import PrefillPlacement
 from baton.model.forward import TorchForward
-from baton.observe.trace import TraceFile
+from baton.observe.trace import TraceFile, about_engine
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy, traits
 from baton.policy.table import policy_named
@@ -61,8 +59,6 @@ from baton.sampling.sampler import Sampler
 log = logging.getLogger("baton.kv")
 
 BUILTIN_NAME = "baton-builtin"
-OTHER_THREADS = 20
-"""At most, beside those that compute or wait for a grammar: the engine's, its helpers', and a server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +89,9 @@ def open_engine(
     faults = faults_of(os.environ)
     policy = policy or policy_named(config.policy)
     check_shaping(config, traits(policy))
-    set_threads(config)
+    check_loading(config)
     trace = None if config.trace is None else TraceFile(config.trace)
-    name = model_name(config)
-    loaded = load(config, config.model or str(builtin.path()), name, told=told)
+    loaded, name = open_model(config, told=told), model_name(config)
     # What is there now stays: Python's collector, which would stop everyone for a third of a second, leaves it out.
     gc.collect()
     gc.freeze()
@@ -105,7 +100,7 @@ def open_engine(
     if trace is not None:
         if faults is not None:
             faults.before("trace", trace, "write")
-        trace.begin(_about(name, settings, facts))
+        trace.begin(about_engine(name, settings, facts))
         sinks = [*sinks, trace]
     began = monotonic()
     client = start(loaded, settings, policy, name, sinks, faults=faults)
@@ -114,12 +109,16 @@ def open_engine(
     return EngineHandle(client, settings, facts, loaded, trace)
 
 
-def _about(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:
-    """What a trace says of the engine."""
-    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    shown = {**dataclasses.asdict(settings), "device": facts.device, "dtype": facts.dtype, "cores": facts.cores}
-    version = importlib.metadata.version("baton-llm")
-    return {"baton": version, "model": name, "began": began, "clock": monotonic(), "settings": shown}
+def open_model(
+    config: Config,
+    *,
+    told: OnPhase = lambda phase, seconds: None,
+    before: Callable[[Any], None] | None = None,
+) -> Loaded:
+    """Loads the model, with as many threads as were asked for. `before`: see `load`."""
+    set_threads(config)
+    asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
+    return load(asked, told=told, before=before)
 
 
 def start(
@@ -190,13 +189,13 @@ def make_engine(
         stamp=loaded.stamp,
         budget=Budget(
             settings.kv_bytes,
-            settings.pool_bytes,
+            settings.swap_bytes,
             floor_bytes=footprint.of(settings.max_model_len),
             free_bytes=lambda: free_bytes(loaded.device) + rectangle.spare_bytes,
             clock=clock,
             lazy=is_lazy(loaded.device) or rectangle.mapped,
             spare_bytes=DEVICE_SPARE_BYTES if rectangle.mapped else SPARE_BYTES,
-            pool_free_bytes=None if copies is None else lambda: free_memory_bytes() + copies.host.idle_bytes,
+            swap_free_bytes=None if copies is None else lambda: free_memory_bytes() + copies.host.idle_bytes,
         ),
         clock=clock,
         sinks=sinks,
@@ -206,21 +205,21 @@ def make_engine(
         ),
     )
     if faults is not None:
-        _inject(faults, engine)
+        faults.inject(engine)
     return engine
 
 
 def _copies(loaded: Loaded, settings: Settings) -> HostOffload | None:
     """By which way rows leave a device whose memory is not the host's; None where they do not."""
     # Aligned rows are for study; their segments stay where they are.
-    if loaded.device.type != "cuda" or settings.shaping == ALIGNED or not settings.pool_bytes:
+    if loaded.device.type != "cuda" or settings.shaping == ALIGNED or not settings.swap_bytes:
         return None
     longest = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
     row_bytes = longest.of(settings.max_model_len)
-    copies = HostOffload(CudaLane(loaded.device), HostMemory(settings.pool_bytes, longest=row_bytes), row_bytes)
+    copies = HostOffload(CudaLane(loaded.device), HostMemory(settings.swap_bytes, longest=row_bytes), row_bytes)
     trouble = trial(copies, loaded.device)
     if trouble:
-        log.warning("what is set aside or stored stays on the device (%s)", trouble)
+        log.warning("what is swapped out or stored stays on the device (%s)", trouble)
     return None if trouble else copies
 
 
@@ -261,7 +260,7 @@ def _rows(
     forward = loaded.forward
     feeder = RowFeeder(rectangle, forward, sampler)
     steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
-    if not isinstance(forward, CudaForward) or steps is None or type(sampler) is not Sampler:
+    if not isinstance(forward, CudaForward) or steps is None or sampler.sees_logits:
         return Rows(feeder, loaded.stamp, copies=copies)
     steps.warm(most)
     stepper = AsyncStepper(feeder, steps)
@@ -272,13 +271,6 @@ def _rows(
         if stepper.placement is PrefillPlacement.SIDE_STREAM:
             return tried
     return Rows(feeder, loaded.stamp, stepper=stepper, copies=copies)
-
-
-def _inject(faults: Faults, engine: Engine) -> None:
-    faults.before("iteration", engine, "iterate")
-    faults.before("prefill", engine.prefiller, "advance")
-    for verb in ("step", "insert", "resize"):
-        faults.before(verb, engine.batch, verb)
 
 
 def model_name(config: Config) -> str:
@@ -300,27 +292,12 @@ def facts_of(loaded: Loaded) -> Facts:
         dtype=str(loaded.dtype).removeprefix("torch."),
         cores=cores(),
         lazy_memory=is_lazy(loaded.device),
-        pool_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
+        swap_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
         mapped_footprint=mapped,
         context_source=loaded.context_source,
     )
 
 
-def free_bytes(device: torch.device) -> int:
-    """What this process may still take of the memory that keys and values live in."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
-
-
 def set_threads(config: Config) -> None:
-    """Torch's threads, and the native pool's, which has as many. Raises SettingError; LoadError if too few start."""
-    count = threads(config, cores())
-    # Torch has a pool for each of the two threads that call it while loading and while serving.
-    wanted = 3 * (count - 1) + OTHER_THREADS + config.max_compiling
-    if (can := threads_that_start(wanted)) < wanted:
-        raise LoadError(
-            f"an engine with {count} computing threads takes {wanted} threads, and this process can start {can}: "
-            "raise its limit of processes (ulimit -u, or pids.max of its control group), or memory, or lower --threads"
-        )
-    torch.set_num_threads(count)
-    # Texts are tokenised one by one: threads of the tokenizer's own would only take turns with those that compute.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    """Sets how many threads compute. Raises SettingError; LoadError if too few start."""
+    start_threads(threads(config, cores()), beside=config.max_compiling)

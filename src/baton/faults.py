@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from baton.core.errors import SettingError
 from baton.core.text import IncrementalDecoder
+from baton.engine.engine import Engine
 from baton.sampling.sampler import Draw, Sampler
 
 log = logging.getLogger("baton.faults")
@@ -145,6 +146,13 @@ class Faults:
 
         setattr(owner, verb, met)
 
+    def inject(self, engine: Engine) -> None:
+        """Whoever drives this engine meets the faults of its iteration, its prefiller and its batch."""
+        self.before("iteration", engine, "iterate")
+        self.before("prefill", engine.prefiller, "advance")
+        for verb in ("step", "insert", "resize"):
+            self.before(verb, engine.batch, verb)
+
     def sampler(self, right: Sampler) -> Sampler:
         """As this one, but for queries with faulty logits or draws."""
         return _FaultySampler(right, self)
@@ -155,6 +163,8 @@ class Faults:
 
 
 class _FaultySampler(Sampler):
+    sees_logits = True
+
     def __init__(self, right: Sampler, faults: Faults) -> None:
         super().__init__(end_ids=())
         self._right = right

@@ -250,34 +250,22 @@ class AsyncLLM(_Engine):
             await stream.aclose()
 
 
+# Of the engine's numbers, those that count queries now.
+_QUERIES = ("running", "waiting", "prefilling", "ready", "preempted")
+
+
 def stats_of(client: Client) -> dict[str, Any]:
     """The engine's numbers under the names of the metrics: gauges now, counts since the start."""
     stats = client.stats()
     slots: Slots = stats.slots
     total = slots.useful + slots.idle
+    numbers = stats.numbers()
+    queries = {name: numbers.pop(name) for name in _QUERIES}
+    old = {f"pool_bytes_{what}": numbers[f"swap_bytes_{what}"] for what in ("used", "budget")}  # for one release
     return {
-        "rows": stats.rows,
-        "rows_occupied": stats.rows_occupied,
-        "columns": stats.columns,
-        "queries": {
-            "running": stats.running,
-            "waiting": stats.waiting,
-            "prefilling": stats.prefilling,
-            "ready": stats.ready,
-            "preempted": stats.preempted,
-            **stats.outcomes,
-        },
-        "kv_bytes_used": stats.kv_bytes_used,
-        "kv_bytes_budget": stats.kv_bytes_budget,
-        "pool_bytes_used": stats.pool_bytes_used,
-        "pool_bytes_budget": stats.pool_bytes_budget,
-        "iterations": stats.iterations,
-        "insertions": stats.insertions,
-        "preemptions": stats.preemptions,
-        "prompt_tokens": stats.prompt_tokens,
-        "generated_tokens": stats.generated_tokens,
-        "prefix_cached_tokens": stats.prefix_cached_tokens,
-        "prefix_bytes_used": stats.prefix_bytes_used,
+        **numbers,
+        **old,
+        "queries": {**queries, **stats.outcomes},
         "token_slots": slots.by_kind(),
         "idle_ratio": slots.idle_ratio,
         "idle_ratio_by_kind": {

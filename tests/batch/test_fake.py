@@ -10,11 +10,11 @@ import pytest
 
 from baton.batch.fake import CostModel, FakeBatch, FakeDevice, FakePrefill
 from baton.core.clock import ManualClock
-from baton.core.config import Settings
 from baton.core.errors import Refused
 from baton.core.events import Event, IterationDone
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query
+from baton.core.settings import Settings
 from baton.core.step import ALL_PENDING, Chunk, Feeding
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
@@ -59,7 +59,7 @@ def fake_batch(
         talks=OutputProcessor(lambda query: TextStream(NoText(), query.params.stop), ()),
         footprint=FOOTPRINT,
         stamp="fake",
-        budget=Budget(settings.kv_bytes, settings.pool_bytes, floor_bytes=320, free_bytes=lambda: 2**50, clock=clock),
+        budget=Budget(settings.kv_bytes, settings.swap_bytes, floor_bytes=320, free_bytes=lambda: 2**50, clock=clock),
         clock=clock,
         sinks=sinks,  # type: ignore[arg-type]
     )
@@ -172,7 +172,7 @@ def test_every_policy_runs_to_the_end_on_it(policy: str) -> None:
     batch.run(queries, dice)
     assert all(batch.tokens(query.id) == toy_alone(query) for query in queries)
     engine = batch.engine
-    assert (engine.kv_bytes_used, engine.pool_bytes_used, engine.busy) == (0, 0, False)
+    assert (engine.kv_bytes_used, engine.swap_bytes_used, engine.busy) == (0, 0, False)
     assert engine.totals.slots.recomputed > 0, "some were forgotten on the way"
 
 

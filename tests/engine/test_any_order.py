@@ -104,7 +104,7 @@ class AnyOrder(RuleBasedStateMachine):
             max_rows=rows,
             prefill_chunk=chunk,
             kv_bytes=budget * BYTES_PER_TOKEN,
-            pool_bytes=pool * BYTES_PER_TOKEN,
+            swap_bytes=pool * BYTES_PER_TOKEN,
             free_bytes=lambda: self.free_bytes + SPARE_BYTES,
             guaranteed_tokens=sure,
             prefix_store=None if cut is None else PrefixStore(0, divisible_tokens=cut, block=4),
@@ -184,11 +184,11 @@ class AnyOrder(RuleBasedStateMachine):
         assert by_state[State.WAITING] <= pool
         assert len(batch) <= engine.batch.rows <= engine.settings.max_rows
         assert engine.kv_bytes_used <= budget.rows_bytes <= engine.settings.kv_bytes
-        assert engine.pool_bytes_used <= budget.pool_bytes <= engine.settings.pool_bytes
+        assert engine.swap_bytes_used <= budget.swap_bytes <= engine.settings.swap_bytes
         stored = engine.queries.prefixes
-        assert stored.bytes_used <= max(budget.pool_bytes - engine.pool_bytes_used, stored.bytes_held)
+        assert stored.bytes_used <= max(budget.swap_bytes - engine.swap_bytes_used, stored.bytes_held)
         segments = [segment for segment, _ in engine.queries.pool._segments.values()]
-        assert engine.pool_bytes_used == sum(segment.bytes for segment in segments)
+        assert engine.swap_bytes_used == sum(segment.bytes for segment in segments)
         for name, query in self.queries.items():
             if name in self.batch.updates:
                 tokens = self.batch.tokens(name)

@@ -82,30 +82,30 @@ def test_what_is_held_for_choices_gives_way_where_the_pool_shrinks(policy: str) 
         clock.advance(2.0)
         turn(batch)
     assert is_idle(batch.engine)
-    assert batch.engine.budget.pool_bytes == 0
+    assert batch.engine.budget.swap_bytes == 0
     assert [batch.tokens(query.id) for query in queries] == [toy_alone(query) for query in queries]
 
 
 def test_a_pool_that_shrinks_holds_no_more_than_it_may() -> None:
-    """What is set aside takes less than whole pages: to forget one of two does not free what two take."""
+    """What is swapped out takes less than whole pages: to forget one of two does not free what two take."""
     plans = [Plan(resize=2, insert=("a", "b")), Plan(detach=("a", "b")), Plan()]
     clock, free = ManualClock(), [2**40]
-    batch = random_batch(model_of("llama"), Scripted(plans), rows=2, clock=clock)
+    batch = random_batch("llama", Scripted(plans), rows=2, clock=clock)
     batch.engine.budget = Budget(2**30, 2**30, floor_bytes=2**20, free_bytes=lambda: free[0] + SPARE_BYTES, clock=clock)
     accept(batch, query_of("a", [5, 6], 9), query_of("b", [7, 8], 9))
     for _ in range(2):
         turn(batch)
-    assert batch.engine.pool_bytes_used
+    assert batch.engine.swap_bytes_used
     free[0] = 0
     clock.advance(2.0)
     turn(batch)
-    assert batch.engine.budget.pool_bytes == batch.engine.pool_bytes_used == 0
+    assert batch.engine.budget.swap_bytes == batch.engine.swap_bytes_used == 0
 
 
 def test_a_first_choice_that_was_forgotten_is_computed_again_at_once() -> None:
     """It pauses for the others once: mamba's prompts are fed whole, and what is behind a pause token by token."""
     limit = 20
-    batch = random_batch(model_of("mamba"), Forgetting(after=15), rows=2, prefix_cache=True)
+    batch = random_batch("mamba", Forgetting(after=15), rows=2, prefix_cache=True)
     queries = choices(2, prompt_of(30), limit)
     expected = [alone(model_of("mamba"), query)[0] for query in queries]
     accept(batch, *queries)
@@ -161,6 +161,6 @@ def test_a_later_turn_may_have_any_token_of_the_model_in_its_prompt() -> None:
 
 
 def batch_alone(prompt: Sequence[int], limit: int) -> list[int]:
-    batch = random_batch(model_of("llama"), Orca(), rows=1)
+    batch = random_batch("llama", Orca(), rows=1)
     batch.run([query_of("q", prompt, limit)])
     return batch.tokens("q")

@@ -49,7 +49,7 @@ class Watch:
     def __call__(self, event: Event) -> None:
         if isinstance(event, IterationDone):
             self.rows = max(self.rows, event.kv_bytes_used)
-            self.pool = max(self.pool, event.pool_bytes_used)
+            self.pool = max(self.pool, event.swap_bytes_used)
             self.over = max(self.over, event.kv_bytes_used - event.kv_bytes_budget)
             self.most_running = max(self.most_running, event.occupied)
         elif isinstance(event, QueryMoved) and event.was is State.RUNNING and event.now.live:
@@ -66,7 +66,7 @@ def test_queries_that_need_four_times_the_budget_all_finish_and_hardly_anything_
     need = sum(len(query.prompt) + query.limit_tokens for query in queries)
     budget, pool = bytes_for(need) // 4, bytes_for(need) // 8
     batch = toy_batch(
-        Baton(), kv_bytes=budget, pool_bytes=pool, max_rows=40, sinks=[watch], prefill_chunk=200, guaranteed_tokens=3
+        Baton(), kv_bytes=budget, swap_bytes=pool, max_rows=40, sinks=[watch], prefill_chunk=200, guaranteed_tokens=3
     )
     batch.run(queries, dice if arrive == "one after the other" else None)
     all_right(batch, queries)
@@ -85,7 +85,7 @@ def test_in_any_budget_and_pool_every_query_gives_what_it_gives_alone(policy: st
     batch = toy_batch(
         Shaken(POLICIES[policy](), dice),
         kv_bytes=bytes_for(COLUMNS + 20),
-        pool_bytes=bytes_for(pool),
+        swap_bytes=bytes_for(pool),
         max_rows=6,
         guaranteed_tokens=sure,
         sinks=[watch],
@@ -113,7 +113,7 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
             say=say,
             end_ids=(1,),
             kv_bytes=bytes_for(4 * COLUMNS),
-            pool_bytes=0,
+            swap_bytes=0,
             max_rows=30,
             guaranteed_tokens=2,
             sinks=[watch],
@@ -129,7 +129,7 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
 def test_each_query_makes_its_sure_progress_before_it_loses_its_row_for_memory() -> None:
     told: list[Event] = []
     batch = toy_batch(
-        Baton(), kv_bytes=bytes_for(60), pool_bytes=bytes_for(60), max_rows=8, guaranteed_tokens=5, sinks=[told.append]
+        Baton(), kv_bytes=bytes_for(60), swap_bytes=bytes_for(60), max_rows=8, guaranteed_tokens=5, sinks=[told.append]
     )
     queries = [asked(f"q{i}", 3, 30) for i in range(12)]
     batch.run(queries)
@@ -148,7 +148,7 @@ def test_each_query_makes_its_sure_progress_before_it_loses_its_row_for_memory()
 def test_those_that_lost_their_rows_come_back_in_the_order_of_arrival_before_others_begin() -> None:
     told: list[Event] = []
     batch = toy_batch(
-        Baton(), kv_bytes=bytes_for(50), pool_bytes=bytes_for(50), max_rows=8, guaranteed_tokens=4, sinks=[told.append]
+        Baton(), kv_bytes=bytes_for(50), swap_bytes=bytes_for(50), max_rows=8, guaranteed_tokens=4, sinks=[told.append]
     )
     queries = [asked(f"q{i}", 2, 30) for i in range(8)]
     batch.run(queries)
@@ -171,7 +171,7 @@ def test_those_that_lost_their_rows_come_back_in_the_order_of_arrival_before_oth
 
 
 def test_a_query_of_the_whole_budget_runs_by_itself() -> None:
-    batch = toy_batch(Baton(), kv_bytes=bytes_for(COLUMNS), pool_bytes=0, guaranteed_tokens=2)
+    batch = toy_batch(Baton(), kv_bytes=bytes_for(COLUMNS), swap_bytes=0, guaranteed_tokens=2)
     queries = [asked("small"), asked("large", 20, 20), asked("last")]
     batch.run(queries)
     all_right(batch, queries)
@@ -180,7 +180,7 @@ def test_a_query_of_the_whole_budget_runs_by_itself() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
 @pytest.mark.parametrize("pool_rows", [0, 3])
 def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: str, pool_rows: int) -> None:
-    """Whole rows, rings and states are set aside and come back, or are computed again."""
+    """Whole rows, rings and states are swapped out and come back, or are computed again."""
     dice, watch = random.Random(family), Watch()
     queries = [
         query_of(f"q{i}", [dice.randrange(3, 99) for _ in range(dice.randint(1, 30))], dice.randint(30, 90), seed=i)
@@ -188,7 +188,7 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
     ]
     model = model_of(family)
     expected = {query.id: alone(model, query)[0] for query in queries}
-    row = random_batch(model_of(family), Baton()).engine._footprint.of(CONTEXT)
+    row = random_batch(family, Baton()).engine._footprint.of(CONTEXT)
     batch = random_batch(
         model,
         # Without a pool baton lets nobody begin who may have to be forgotten, and a state never grows.
@@ -196,7 +196,7 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
         rows=6,
         chunk=40,
         kv_bytes=row * 5 // 4,
-        pool_bytes=row * pool_rows,
+        swap_bytes=row * pool_rows,
         guaranteed_tokens=2,
         sinks=[watch],
     )
@@ -205,7 +205,7 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
     assert watch.over <= 0 and watch.rows > row // 2 and watch.pool <= row * pool_rows
     assert watch.lost
     assert (batch.engine.totals.slots.recomputed > 0) == (pool_rows == 0) or family == "mamba"
-    assert batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0
+    assert batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0
 
 
 # A machine that has less
@@ -219,7 +219,7 @@ def test_memory_that_others_take_while_queries_run_is_given_up_and_taken_back(po
         POLICIES[policy](),
         clock=clock,
         kv_bytes=bytes_for(160),
-        pool_bytes=bytes_for(40),
+        swap_bytes=bytes_for(40),
         max_rows=8,
         guaranteed_tokens=4,
         free_bytes=lambda: machine["free"] + SPARE_BYTES,
@@ -235,7 +235,7 @@ def test_memory_that_others_take_while_queries_run_is_given_up_and_taken_back(po
     clock.advance(2)
     turn(batch)
     assert engine.kv_bytes_used <= engine.budget.rows_bytes == bytes_for(COLUMNS)
-    assert engine.pool_bytes_used == engine.budget.pool_bytes == 0, "the pool gave way first"
+    assert engine.swap_bytes_used == engine.budget.swap_bytes == 0, "the pool gave way first"
     assert {why for _, why in watch.lost} == {"memory"}
     for _ in range(5):
         turn(batch)
@@ -424,7 +424,7 @@ def test_who_finds_no_row_because_there_was_no_memory_for_it_is_inserted_later(m
 def test_the_budget_bounds_what_rows_take_at_any_moment_of_an_iteration() -> None:
     """Not only when it is told: in the middle of a step, too, rows have grown no further than the plan saw."""
     budget = bytes_for(60)
-    batch = toy_batch(Baton(), kv_bytes=budget, pool_bytes=bytes_for(30), max_rows=8, guaranteed_tokens=3)
+    batch = toy_batch(Baton(), kv_bytes=budget, swap_bytes=bytes_for(30), max_rows=8, guaranteed_tokens=3)
     most = 0
 
     def look(number: int, rows: int, tokens: int) -> None:
@@ -440,14 +440,14 @@ def test_the_budget_bounds_what_rows_take_at_any_moment_of_an_iteration() -> Non
 
 def test_a_query_that_expires_while_it_is_set_aside_leaves_nothing() -> None:
     clock = ManualClock()
-    batch = toy_batch(Baton(), clock=clock, kv_bytes=bytes_for(40), pool_bytes=bytes_for(40), guaranteed_tokens=2)
+    batch = toy_batch(Baton(), clock=clock, kv_bytes=bytes_for(40), swap_bytes=bytes_for(40), guaranteed_tokens=2)
     accept(batch, *(replace(asked(f"q{i}", 4, 30), deadline=5.0 if i else None) for i in range(3)))
     while not batch.engine.lifecycle.preempted:
         turn(batch)
-    assert batch.engine.pool_bytes_used > 0
+    assert batch.engine.swap_bytes_used > 0
     clock.advance(6.0)
     turn(batch)
-    assert batch.engine.pool_bytes_used == 0
+    assert batch.engine.swap_bytes_used == 0
     batch.run([])
     assert batch.tokens("q0") == toy_alone(asked("q0", 4, 30))
     assert is_idle(batch.engine)

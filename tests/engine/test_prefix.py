@@ -75,7 +75,7 @@ def is_released(batch: RandomBatch) -> bool:
     """Whether nothing is left in rows and pool, nobody waits for anybody, and nothing is held in the store."""
     prefixes = batch.engine.queries.prefixes
     waits = prefixes.waiting or prefixes._taking or prefixes._sure or prefixes._awaiting
-    return not (waits or prefixes.bytes_held or batch.engine.kv_bytes_used or batch.engine.pool_bytes_used)
+    return not (waits or prefixes.bytes_held or batch.engine.kv_bytes_used or batch.engine.swap_bytes_used)
 
 
 def worst_difference(batch: RandomBatch, query: Query, logits: Tensor) -> float:
@@ -225,7 +225,7 @@ def test_a_stock_model_gives_with_prefixes_what_it_gives_alone(family: str, begi
     group = choices("g", [*stem, *some(3)], 3, limit=8, seed=10)
     expected = {name: alone(model_of(family), query) for name, query in queries.items()}
     expected |= dict.fromkeys([query.id for query in group], alone(model_of(family), group[0]))
-    batch = random_batch(model_of(family), Baton(), prefix_cache=True)
+    batch = random_batch(family, Baton(), prefix_cache=True)
     for query in queries.values():
         batch.run([query])
     batch.run(group)
@@ -372,7 +372,7 @@ def test_the_prompt_of_choices_stays_until_all_have_begun() -> None:
     """Two rows, so that choices wait long; meanwhile others fill the store."""
     group = choices("g", prompt_of(12, seed=5), 6, limit=12)
     others = [query_of(f"o{i}", prompt_of(12, seed=20 + i), 3) for i in range(8)]
-    batch = batch_with(max_rows=2, pool_bytes=24 * BYTES_PER_TOKEN)
+    batch = batch_with(max_rows=2, swap_bytes=24 * BYTES_PER_TOKEN)
     accept(batch, *group)
     turn(batch, 3)
     accept(batch, *others)
@@ -402,7 +402,7 @@ def test_a_first_choice_that_was_forgotten_goes_on() -> None:
             return replace(plan, detach=gone, forget=gone)
 
     group = choices("g", prompt_of(11), 3)
-    batch = batch_with(policy=Once(fused=False), pool_bytes=0)
+    batch = batch_with(policy=Once(fused=False), swap_bytes=0)
     batch.run(group)
     assert is_right(batch, *group)
     assert usage_of(batch, "g0").preemptions == 1
@@ -410,7 +410,7 @@ def test_a_first_choice_that_was_forgotten_goes_on() -> None:
 
 def test_choices_for_which_there_is_no_room_compute_their_prompt_themselves() -> None:
     group = choices("g", prompt_of(12), 3)
-    batch = batch_with(pool_bytes=0)
+    batch = batch_with(swap_bytes=0)
     accept(batch, *group)
     turn(batch)
     prefixes = batch.engine.queries.prefixes
@@ -463,7 +463,7 @@ def test_those_set_aside_come_before_stored_prefixes_and_the_bound_holds_for_bot
             seen.append((queries.pool.bytes_used, queries.prefixes.bytes_used))
 
     shaken = Shaken(Baton(), dice)
-    batch = batch_with(policy=shaken, sinks=[look], pool_bytes=most)
+    batch = batch_with(policy=shaken, sinks=[look], swap_bytes=most)
     queries = [query_of(f"q{i}", prompt_of(10 + i % 5, seed=i % 6), 12, seed=i) for i in range(40)]
     queries += [query for i in range(4) for query in choices(f"g{i}", prompt_of(16, seed=30 + i), 6, limit=4)]
     batch.run(queries, dice)
@@ -482,7 +482,7 @@ def test_a_query_set_aside_takes_the_room_of_prefixes() -> None:
             return replace(plan, detach=aside, insert=() if aside else plan.insert)
 
     first, second = query_of("a", prompt_of(12), 2), query_of("b", prompt_of(12, seed=2), 8)
-    batch = batch_with(policy=Once(), pool_bytes=16 * BYTES_PER_TOKEN)
+    batch = batch_with(policy=Once(), swap_bytes=16 * BYTES_PER_TOKEN)
     batch.run([first])
     assert batch.engine.queries.prefixes.bytes_used == 12 * BYTES_PER_TOKEN
     batch.run([second])
@@ -504,7 +504,7 @@ class Aside(Baton):
         if self.left < 0:
             return plan
         gone = tuple(query.id for query in view.running if query.id == "aside" and query.generated == 4)
-        kept = {query.id for query in view.aside}
+        kept = {query.id for query in view.swapped_out}
         return replace(
             plan,
             detach=gone,
@@ -519,7 +519,7 @@ def test_pool_and_prefixes_share_one_bound_while_a_query_is_aside(others: str) -
 
     def look(event: Event) -> None:
         if isinstance(event, IterationDone):
-            seen.append(batch.engine.pool_bytes_used + batch.engine.queries.prefixes.bytes_used)
+            seen.append(batch.engine.swap_bytes_used + batch.engine.queries.prefixes.bytes_used)
 
     most = 18 * BYTES_PER_TOKEN
     aside = query_of("aside", prompt_of(12, seed=1), 8)
@@ -527,7 +527,7 @@ def test_pool_and_prefixes_share_one_bound_while_a_query_is_aside(others: str) -
         more = [query_of("b", prompt_of(12, seed=2), 8)]
     else:
         more = choices("g", prompt_of(12, seed=2), 2, limit=8)
-    batch = batch_with(policy=Aside(until=14), sinks=[look], pool_bytes=most)
+    batch = batch_with(policy=Aside(until=14), sinks=[look], swap_bytes=most)
     batch.run([aside, *more])
     assert is_right(batch, aside, *more)
     assert max(seen) <= most
@@ -567,7 +567,7 @@ def test_whoever_comes_and_goes_all_are_right_and_the_bound_holds(
         later += choices(f"g{i}-", prompt, dice.choice([1, 3, 5]), limit=dice.randint(1, 9), seed=10 * i)
     queries = {query.id: query for query in later}
     most = room * BYTES_PER_TOKEN
-    batch = batch_with(store_of(divisible_tokens=divisible_tokens), Shaken(Baton(fused=fused), dice), pool_bytes=most)
+    batch = batch_with(store_of(divisible_tokens=divisible_tokens), Shaken(Baton(fused=fused), dice), swap_bytes=most)
     cancelled = set()
     while later or batch.engine.busy:
         while later and dice.random() < 0.4:
@@ -577,7 +577,7 @@ def test_whoever_comes_and_goes_all_are_right_and_the_bound_holds(
             for query_id in cancelled:
                 batch.engine.cancel(query_id)
         turn(batch)
-        assert batch.engine.pool_bytes_used + batch.engine.queries.prefixes.bytes_used <= most
+        assert batch.engine.swap_bytes_used + batch.engine.queries.prefixes.bytes_used <= most
     ended = {query_id for query_id in queries if batch.reason(query_id) == "cancelled"}
     assert ended <= cancelled
     assert is_right(batch, *(query for query_id, query in queries.items() if query_id not in ended))
@@ -645,7 +645,7 @@ def test_a_query_without_a_space_shares_with_its_choices_alone(policy: str, divi
 
 def test_batches_of_several_spaces_shaken() -> None:
     dice = random.Random(6)
-    batch = batch_with(policy=Shaken(Baton(), dice), pool_bytes=90 * BYTES_PER_TOKEN)
+    batch = batch_with(policy=Shaken(Baton(), dice), swap_bytes=90 * BYTES_PER_TOKEN)
     spaces: list[str | None] = ["", "one", "two", None]
     queries = [
         query

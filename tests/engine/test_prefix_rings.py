@@ -38,9 +38,7 @@ SHARED = 8
 
 def batch_with(family: str, policy: Any = None, *, busy: bool = True, **more: Any) -> RandomBatch:
     """An engine; `busy`: a query runs in it all the time, so that prompts are fed in chunks of CHUNK."""
-    batch = random_batch(
-        model_of(family), policy or Baton(), chunk=CHUNK, prefix_cache=True, prefix_block=BLOCK, **more
-    )
+    batch = random_batch(family, policy or Baton(), chunk=CHUNK, prefix_cache=True, prefix_block=BLOCK, **more)
     if busy:
         batch.engine.accept(query_of("busy", [5], 180, seed=99), batch.hear)
         for _ in range(2):
@@ -223,7 +221,7 @@ def test_a_shaken_batch_that_shares_beginnings_gives_what_each_gives_alone(
 
     monkeypatch.setattr(PrefixStore, "find", look)
     shaken = Shaken(POLICIES[policy](), dice)
-    batch = batch_with(family, shaken, busy=False, pool_bytes=room, sinks=[listen])
+    batch = batch_with(family, shaken, busy=False, swap_bytes=room, sinks=[listen])
     stems = [some(length, seed=length) for length in (6, 9, 11, 25)]
     queries = [
         query_of(f"q{i}", [*dice.choice(stems), *some(dice.choice([1, 2, 20]), seed=i)], dice.randint(1, 12), seed=i)
@@ -237,7 +235,7 @@ def test_a_shaken_batch_that_shares_beginnings_gives_what_each_gives_alone(
     assert any(count > WINDOW for count in found)
     assert max(seen) <= room
     assert room == 2**30 or max(seen) > room // 2
-    assert not (batch.engine.kv_bytes_used or batch.engine.pool_bytes_used or store_in(batch).bytes_held)
+    assert not (batch.engine.kv_bytes_used or batch.engine.swap_bytes_used or store_in(batch).bytes_held)
 
 
 # Controls

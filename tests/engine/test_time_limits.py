@@ -59,7 +59,7 @@ def settle(batch: RandomBatch) -> None:
     batch.engine._policy = Baton()
     batch.run([])
     assert batch.tokens("neighbour") == toy_alone(asked("neighbour"))
-    assert batch.engine.kv_bytes_used == batch.engine.pool_bytes_used == 0
+    assert batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0
 
 
 @pytest.mark.parametrize("way", WAYS)

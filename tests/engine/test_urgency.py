@@ -135,7 +135,7 @@ def test_a_row_changes_hands_at_most_once_for_each_urgent_query() -> None:
 
 
 def test_where_the_pool_is_too_small_the_displaced_are_recomputed_and_say_the_same() -> None:
-    batch = toy_batch(Priority(), max_rows=2, prefill_chunk=8, pool_bytes=0)
+    batch = toy_batch(Priority(), max_rows=2, prefill_chunk=8, swap_bytes=0)
     low = [asked(f"low{i}", limit=12, priority=5) for i in range(2)]
     turn(batch, *low, times=6)
     urgent = asked("urgent")
@@ -209,7 +209,7 @@ def test_a_query_that_expires_is_told_so_and_frees_everything(policy: str) -> No
     assert not {query.id for query in late} & set(batch.engine.lifecycle.live)
     batch.run([])
     assert all(batch.tokens(query.id) == toy_alone(query) for query in stays)
-    assert (batch.engine.kv_bytes_used, batch.engine.pool_bytes_used, batch.engine.busy) == (0, 0, False)
+    assert (batch.engine.kv_bytes_used, batch.engine.swap_bytes_used, batch.engine.busy) == (0, 0, False)
 
 
 # Anything
@@ -245,7 +245,7 @@ def test_any_mix_of_arrivals_and_terms_ends_with_the_tokens_of_each_query_alone(
         max_rows=rows,
         prefill_chunk=chunk,
         kv_bytes=budget * 8,
-        pool_bytes=budget * 8,
+        swap_bytes=budget * 8,
     )
     batch.engine._expire = lambda: None  # type: ignore[method-assign]
     later = [
@@ -258,4 +258,4 @@ def test_any_mix_of_arrivals_and_terms_ends_with_the_tokens_of_each_query_alone(
             break
         turn(batch, *arrived)
     assert all(batch.tokens(query.id) == toy_alone(query) for _, query in later)
-    assert (batch.engine.kv_bytes_used, batch.engine.pool_bytes_used, batch.engine.busy) == (0, 0, False)
+    assert (batch.engine.kv_bytes_used, batch.engine.swap_bytes_used, batch.engine.busy) == (0, 0, False)

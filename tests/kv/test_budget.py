@@ -25,10 +25,10 @@ class Machine:
         return Budget(100, 50, floor_bytes=30, free_bytes=self, clock=self.clock, lazy=lazy)
 
 
-def looked(free: int, rows_used: int = 0, pool_used: int = 0, *, lazy: bool = True) -> tuple[int, int]:
+def looked(free: int, rows_used: int = 0, swap_used: int = 0, *, lazy: bool = True) -> tuple[int, int]:
     budget = Machine(free).budget(lazy=lazy)
-    budget.look(rows_used, pool_used)
-    return budget.rows_bytes, budget.pool_bytes
+    budget.look(rows_used, swap_used)
+    return budget.rows_bytes, budget.swap_bytes
 
 
 def test_with_memory_enough_what_was_set_holds() -> None:
@@ -42,8 +42,8 @@ def test_the_pool_gives_way_first_and_then_the_rows() -> None:
 
 
 def test_what_they_take_already_is_theirs() -> None:
-    assert looked(0, rows_used=80, pool_used=40) == (100, 20)
-    assert looked(0, rows_used=60, pool_used=10) == (70, 0)
+    assert looked(0, rows_used=80, swap_used=40) == (100, 20)
+    assert looked(0, rows_used=60, swap_used=10) == (70, 0)
 
 
 def test_the_longest_query_always_fits() -> None:
@@ -53,19 +53,19 @@ def test_the_longest_query_always_fits() -> None:
 
 def test_rows_that_were_allocated_at_once_have_theirs() -> None:
     assert looked(20, rows_used=5, lazy=False) == (100, 20)
-    assert looked(0, pool_used=7, lazy=False) == (100, 7)
+    assert looked(0, swap_used=7, lazy=False) == (100, 7)
 
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_where_the_pool_is_in_other_memory_neither_gives_way_to_the_other(lazy: bool) -> None:
     device, host = Machine(60), Machine(20)
-    budget = Budget(100, 50, floor_bytes=30, free_bytes=device, clock=device.clock, lazy=lazy, pool_free_bytes=host)
+    budget = Budget(100, 50, floor_bytes=30, free_bytes=device, clock=device.clock, lazy=lazy, swap_free_bytes=host)
     budget.look(15, 7)
-    assert (budget.rows_bytes, budget.pool_bytes) == (75 if lazy else 100, 27)
+    assert (budget.rows_bytes, budget.swap_bytes) == (75 if lazy else 100, 27)
     device.free, host.free = 1000, -30
     device.clock.advance(2)
     budget.look(15, 7)
-    assert (budget.rows_bytes, budget.pool_bytes) == (100, 0)
+    assert (budget.rows_bytes, budget.swap_bytes) == (100, 0)
 
 
 def test_more_may_be_left_to_others() -> None:
@@ -81,11 +81,11 @@ def test_it_shrinks_and_grows_back_and_asks_once_a_second() -> None:
     for free, expected in ((1000, (100, 50)), (60, (60, 0)), (120, (100, 20)), (1000, (100, 50))):
         machine.free = free
         budget.look(0, 0)
-        assert (budget.rows_bytes, budget.pool_bytes) == expected
+        assert (budget.rows_bytes, budget.swap_bytes) == expected
         machine.free = -1000
         machine.clock.advance(0.9)
         budget.look(0, 0)
-        assert (budget.rows_bytes, budget.pool_bytes) == expected, "not asked again within a second"
+        assert (budget.rows_bytes, budget.swap_bytes) == expected, "not asked again within a second"
         machine.clock.advance(0.2)
     assert machine.asked == 4
 

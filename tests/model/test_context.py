@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from baton import LLM, SamplingParams
 from baton.core.config import Config
 from baton.core.errors import SettingError
+from baton.core.settings import load_settings
 from baton.loader.context import DEFAULT_TOKENS, context
 from baton.loader.load import load
 from checkpoints import config_of
@@ -124,8 +125,8 @@ def test_a_context_without_a_number_is_as_long_as_it_is_asked_to_be(tmp_path: Pa
     written.pop("max_position_embeddings", None)
     (tmp_path / "config.json").write_text(json.dumps(written))
     save_tokenizer(tmp_path)
-    loaded = load(Config(device="cpu", max_model_len="5000"), str(tmp_path), "tiny")
+    loaded = load(load_settings(Config(device="cpu", max_model_len="5000"), str(tmp_path), "tiny"))
     assert loaded.context_tokens == 5000
-    assert load(Config(device="cpu"), str(tmp_path), "tiny").context_tokens == DEFAULT_TOKENS
+    assert load(load_settings(Config(device="cpu"), str(tmp_path), "tiny")).context_tokens == DEFAULT_TOKENS
     with LLM(str(tmp_path), device="cpu", threads=1, max_model_len=5000) as llm:
         assert llm.client.settings.max_model_len == 5000

@@ -16,6 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from baton.core.config import Config
 from baton.core.errors import LoadError
+from baton.core.settings import load_settings
 from baton.loader import hub as hub_module
 from baton.loader.hub import Place, find
 from baton.loader.load import load
@@ -64,12 +65,12 @@ def test_a_model_is_brought_once_and_then_served_with_one_look_or_none(
     served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     use(served.url, monkeypatch)
-    first = load(Config(device="cpu", compile=False), MODEL, "tiny")
+    first = load(load_settings(Config(device="cpu", compile=False), MODEL, "tiny"))
     snapshot = tmp_path / "hub" / f"models--{MODEL.replace('/', '--')}" / "snapshots" / REVISION
     brought = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
     assert brought == {path.name for path in served.folder.iterdir() if path.is_file()} - set(OTHERS)
     served.asked.clear()
-    again = load(Config(device="cpu", compile=False), MODEL, "tiny")
+    again = load(load_settings(Config(device="cpu", compile=False), MODEL, "tiny"))
     assert first.stamp == again.stamp
     # The client asks one more thing by itself, at times.
     assert [path for path in served.asked if MODEL in path] == [f"/api/models/{MODEL}"]
@@ -94,12 +95,12 @@ def test_a_cache_that_lacks_a_file_is_completed_or_says_so(
     (snapshot / "model.safetensors").unlink()
     monkeypatch.setattr(hub_module, "is_offline_mode", lambda: True)
     with pytest.raises(LoadError, match=r"no .safetensors file.*\(so it is in the cache: with network it is completed"):
-        load(Config(device="cpu"), MODEL, "tiny")
+        load(load_settings(Config(device="cpu"), MODEL, "tiny"))
     monkeypatch.setattr(hub_module, "is_offline_mode", lambda: False)
     use(served.url, monkeypatch)
     survey(MODEL)
     assert not (snapshot / "model.safetensors").exists(), "a survey reads no weights"
-    load(Config(device="cpu", compile=False), MODEL, "tiny")
+    load(load_settings(Config(device="cpu", compile=False), MODEL, "tiny"))
     assert (snapshot / "model.safetensors").exists()
 
 

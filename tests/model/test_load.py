@@ -11,6 +11,7 @@ import torch
 
 from baton.core.config import Config
 from baton.core.errors import LoadError, SettingError
+from baton.core.settings import load_settings
 from baton.kv.rectangle import footprint
 from baton.loader.load import Loaded, choose, context_of, load
 from baton.loader.survey import survey
@@ -28,12 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded_of(folder: Path, **settings: object) -> Loaded:
-    return load(Config(device="cpu", **settings), str(folder), "tiny")  # type: ignore[arg-type]
+    return load(load_settings(Config(device="cpu", **settings), str(folder), "tiny"))  # type: ignore[arg-type]
 
 
 def test_a_folder_is_loaded_with_what_it_says_of_itself(folder: Path) -> None:
     told: list[str] = []
-    found = load(Config(device="cpu"), str(folder), "tiny", told=lambda phase, seconds: told.append(phase))
+    found = load(
+        load_settings(Config(device="cpu"), str(folder), "tiny"), told=lambda phase, seconds: told.append(phase)
+    )
     assert told == ["tokenizer", "weights", "self-check"]
     assert (found.name, found.context_tokens, found.end_ids) == ("tiny", CONTEXT, (2,))
     assert found.tokenizer.vocabulary == VOCABULARY
@@ -49,7 +52,7 @@ def test_a_stamp_tells_models_and_dtypes_apart(folder: Path) -> None:
     stamps = {
         loaded_of(folder).stamp,
         loaded_of(folder, dtype="bfloat16").stamp,
-        load(Config(device="cpu"), str(folder), "other").stamp,
+        load(load_settings(Config(device="cpu"), str(folder), "other")).stamp,
     }
     assert len(stamps) == 3
     assert loaded_of(folder).stamp == loaded_of(folder).stamp
@@ -167,7 +170,7 @@ def test_a_device_that_is_not_there_is_a_bad_setting(folder: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(SettingError, match="--device cuda"):
-        load(Config(device="cuda"), str(folder), "tiny")
+        load(load_settings(Config(device="cuda"), str(folder), "tiny"))
 
 
 def test_a_kind_that_is_not_batched_is_refused_by_name_at_load(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from baton.core.config import Config, special_in_text
+from baton.core.config import make_config
 from baton.core.errors import InvalidValue
+from baton.core.settings import load_settings
 from baton.model.template import ChatTemplate
 from baton.model.tokenizer import ModelTokenizer
 from baton.server.schema import ChatRequest
@@ -220,9 +221,11 @@ def test_a_conversation_without_a_character_of_theirs_is_rendered_once(monkeypat
     assert len(times) == 1
 
 
+def special_in_text(**settings: object) -> bool:
+    return load_settings(make_config(settings), "folder", "name").special_in_text
+
+
 def test_they_are_text_by_themselves_where_there_are_keys() -> None:
-    assert special_in_text(Config())
-    assert not special_in_text(Config(api_key=("k",))) and not special_in_text(Config(api_key_file="keys"))
-    assert special_in_text(Config(api_key=("k",), special_in_text=True)) and not special_in_text(
-        Config(special_in_text=False)
-    )
+    assert special_in_text()
+    assert not special_in_text(api_key="k") and not special_in_text(api_key_file="keys")
+    assert special_in_text(api_key="k", special_in_text=True) and not special_in_text(special_in_text=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -34,6 +35,18 @@ def test_all_of_the_catalog_is_on_the_page_and_nothing_else() -> None:
     kinds = dict(line.split()[2:] for line in body.splitlines() if line.startswith("# TYPE"))
     assert kinds == {family.name: family.kind.value for family in FAMILIES}
     assert all(family.help.endswith(".") for family in FAMILIES)
+
+
+def test_the_page_is_as_it_was() -> None:
+    """Dashboards and alerts of others read it: what changes here is told in CHANGELOG.md."""
+    kept = Path(__file__).with_name("page.txt")
+    assert some_metrics(compat=True).render(STATS)[0].decode() == kept.read_text()
+
+
+def test_plain_numbers_of_the_engine_are_told_by_name() -> None:
+    numbers = STATS.numbers()
+    assert numbers["kv_bytes_used"] == 1000 and numbers["last_iteration_age_seconds"] == 0.25
+    assert not {"slots", "outcomes", "costs"} & set(numbers)
 
 
 def test_vllms_names_stand_beside_ours_where_asked_for() -> None:

@@ -35,8 +35,8 @@ STATS = Stats(
     slots=Slots(),
     outcomes={},
     last_iteration_age_seconds=0.25,
-    pool_bytes_used=500,
-    pool_bytes_budget=2000,
+    swap_bytes_used=500,
+    swap_bytes_budget=2000,
     prefix_bytes_used=300,
     prefix_cached_tokens=70,
 )
@@ -132,8 +132,8 @@ def test_gauges_are_those_of_the_stats(metrics: Metrics) -> None:
     assert found[("baton_batch_rows_occupied",)] == 6
     assert found[("baton_kv_bytes_used",)] == 1000
     assert found[("baton_kv_bytes_budget",)] == 4000
-    assert found[("baton_pool_bytes_used",)] == 500
-    assert found[("baton_pool_bytes_budget",)] == 2000
+    assert found[("baton_swap_bytes_used",)] == 500
+    assert found[("baton_swap_bytes_budget",)] == 2000
     assert found[("baton_prefix_bytes_used",)] == 300
     assert found[("baton_prefix_cached_tokens_total",)] == 70
     assert found[("baton_engine_last_iteration_age_seconds",)] == 0.25
@@ -191,8 +191,8 @@ def test_who_asked_for_the_impossible_has_not_failed_under_any_name() -> None:
     metrics = Metrics("model", lambda: 0.0, compat=True)
     metrics(ended(outcome=State.CANCELLED, finish_reason="error"))
     metrics(ended(outcome=State.FAILED, finish_reason="error"))
-    assert metrics.reasons == {"cancelled": 1, "error": 1}
-    assert (metrics.outcomes.by_label["cancelled"], metrics.outcomes.by_label["failed"]) == (1, 1)
+    assert metrics.counted.reasons == {"cancelled": 1, "error": 1}
+    assert (metrics.counted.outcomes.by_label["cancelled"], metrics.counted.outcomes.by_label["failed"]) == (1, 1)
 
 
 def test_bounds_belong_to_their_bucket(metrics: Metrics) -> None:

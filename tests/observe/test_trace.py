@@ -68,7 +68,7 @@ def test_the_same_figures_come_of_a_trace(tmp_path: Path) -> None:
     for event in read_trace(tmp_path / "trace.jsonl").events:
         again(event)
     assert live.render(STATS) == again.render(STATS)
-    assert live.slots.by_label["useful"] > 0 and live.preemptions.by_label
+    assert live.counted.slots.by_label["useful"] > 0 and live.counted.preemptions.by_label
 
 
 def test_every_token_slot_is_in_what_was_fed(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_story_has_what_happened_in_order(tmp_path: Path) -> None:
         computed = [int(step.what.split()[0]) for step in every if " computed in " in step.what]
         assert sum(computed) == fed[name]
         assert len(list(explain(trace, name))) <= len(every)
-    assert any("set aside" in step.what for name in queries_of(trace) for step in explain(trace, name))
+    assert any("swapped out" in step.what for name in queries_of(trace) for step in explain(trace, name))
     assert "cancelled" in [step.what for step in explain(trace, "q5")]
 
 
@@ -180,4 +180,4 @@ def test_the_scheduler_says_why(tmp_path: Path) -> None:
         trace(event)
     trace.close()
     reasons = {step.what: step.why for step in explain(read_trace(path), "slow")}
-    assert reasons["set aside, with what was computed"] == "priority"
+    assert reasons["swapped out, with what was computed"] == "priority"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from baton.core.step import Chunk, Feeding
 from baton.policy.baton import LARGEST_CHUNK, SMALLEST_CHUNK, Baton
 from baton.policy.port import Costs, View
-from views import aside, prefilling, ready, running, standing, view, waiting
+from views import prefilling, ready, running, standing, swapped_out, view, waiting
 
 plan = Baton().plan
 
@@ -164,23 +164,23 @@ def test_no_more_begin_than_budget_and_pool_are_expected_to_hold_to_their_ends()
     names = [f"w{i}" for i in range(4)]
     seen = {"bytes_budget": 200, "guaranteed_tokens": 10, "max_rows": 8, "prefill_room": 9}
     four = waiting(*names, limit_tokens=80)  # each may come to 100 bytes
-    assert begun(view(*four, pool_left=100, **seen)) == names[:3]
-    assert begun(view(*four, pool_left=0, **seen)) == names[:2]
-    assert begun(view(*four, pool_left=0, answer_share=0.25, **seen)) == names, "usually they end at 20 + 20"
+    assert begun(view(*four, swap_left=100, **seen)) == names[:3]
+    assert begun(view(*four, swap_left=0, **seen)) == names[:2]
+    assert begun(view(*four, swap_left=0, answer_share=0.25, **seen)) == names, "usually they end at 20 + 20"
 
 
 def test_those_set_aside_come_back_before_any_other_begins() -> None:
-    back, new = aside("s", "t", limit_tokens=100), waiting("w")
-    enough = view(*back, *new, bytes_budget=36 + 36 + 31, guaranteed_tokens=10, pool_left=500)
+    back, new = swapped_out("s", "t", limit_tokens=100), waiting("w")
+    enough = view(*back, *new, bytes_budget=36 + 36 + 31, guaranteed_tokens=10, swap_left=500)
     assert (plan(enough).insert, begun(enough)) == (("s", "t"), ["w"])
-    one = view(*back, *new, bytes_budget=36 + 35, guaranteed_tokens=10, pool_left=500)
+    one = view(*back, *new, bytes_budget=36 + 35, guaranteed_tokens=10, swap_left=500)
     assert (plan(one).insert, begun(one)) == (("s",), [])
-    none = view(*back, *new, *running("x", limit_tokens=100), bytes_budget=71, guaranteed_tokens=10, pool_left=500)
+    none = view(*back, *new, *running("x", limit_tokens=100), bytes_budget=71, guaranteed_tokens=10, swap_left=500)
     assert (plan(none).insert, begun(none)) == ((), [])
 
 
 def test_what_is_prefilled_already_is_inserted_while_those_set_aside_wait_for_memory() -> None:
-    assert plan(view(*aside("s"), *ready("r"), bytes_budget=60, pool_left=500)).insert == ("r",)
+    assert plan(view(*swapped_out("s"), *ready("r"), bytes_budget=60, swap_left=500)).insert == ("r",)
 
 
 def test_fewer_rows_are_asked_for_where_fewer_may_be() -> None:

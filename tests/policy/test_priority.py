@@ -14,7 +14,7 @@ from baton.core.step import Chunk
 from baton.policy.baton import Baton
 from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.priority import Priority, by_priority
-from views import aside, check_carried_out, crowd, prefilling, ready, running, some, standing, view, waiting
+from views import check_carried_out, crowd, prefilling, ready, running, some, standing, swapped_out, view, waiting
 
 plan = Priority().plan
 
@@ -77,11 +77,11 @@ def test_where_there_may_be_fewer_rows_the_least_urgent_leave() -> None:
     assert plan(full(rows=2, max_rows=1)).detach == ("b",)
 
 
-# Who was set aside
+# Who was swapped out
 
 
 def test_who_was_set_aside_comes_back_before_those_that_never_ran() -> None:
-    seen = view(*running("a"), *ready("new"), *aside("old"), rows=2, max_rows=2)
+    seen = view(*running("a"), *ready("new"), *swapped_out("old"), rows=2, max_rows=2)
     assert plan(seen).insert == ("old",)
     # One that was forgotten has to be prefilled again, and stands before newcomers too.
     forgotten = standing("old", State.WAITING, generated=6)
@@ -90,12 +90,12 @@ def test_who_was_set_aside_comes_back_before_those_that_never_ran() -> None:
 
 
 def test_who_was_set_aside_does_not_take_the_row_back_from_an_equal() -> None:
-    found = plan(view(*running("a"), *aside("old"), rows=1, max_rows=1))
+    found = plan(view(*running("a"), *swapped_out("old"), rows=1, max_rows=1))
     assert (found.detach, found.insert) == ((), ())
 
 
 def test_who_was_set_aside_waits_for_memory_and_newcomers_of_less_urgency_with_it() -> None:
-    seen = view(*running("a"), *aside("old", limit_tokens=90), *ready("new", priority=1), bytes_budget=110)
+    seen = view(*running("a"), *swapped_out("old", limit_tokens=90), *ready("new", priority=1), bytes_budget=110)
     assert plan(seen).insert == ("new",), "what is ready has its memory already"
     assert plan(replace(seen, bytes_budget=10**9)).insert == ("old", "new")
 
@@ -160,17 +160,17 @@ def test_a_less_urgent_one_gives_way_for_the_memory_of_a_more_urgent_one() -> No
 
 def test_nobody_gives_way_where_that_would_not_help() -> None:
     low = running("a", "b", "c", priority=5)
-    seen = view(*low, *waiting("u", priority=1, limit_tokens=80), rows=8, max_rows=8, bytes_budget=130, pool_left=10)
+    seen = view(*low, *waiting("u", priority=1, limit_tokens=80), rows=8, max_rows=8, bytes_budget=130, swap_left=10)
     assert (plan(seen).detach, plan(seen).prefill) == ((), ())
 
 
 def test_those_set_aside_go_on_where_they_hold_what_a_more_urgent_one_needs() -> None:
-    seen = view(*aside("a", "b", priority=5), *waiting("u", priority=1), bytes_budget=45, pool_left=0)
+    seen = view(*swapped_out("a", "b", priority=5), *waiting("u", priority=1), bytes_budget=45, swap_left=0)
     assert plan(seen).insert == ("a",)
-    seen = view(*running("r"), *aside("a", priority=5), *waiting("u", priority=1), bytes_budget=90, pool_left=0)
+    seen = view(*running("r"), *swapped_out("a", priority=5), *waiting("u", priority=1), bytes_budget=90, swap_left=0)
     assert (plan(seen).insert, plan(seen).detach, plan(seen).prefill) == (("a",), (), ())
     # Here it is the rows that are full: nobody goes before it.
-    seen = view(*running("r"), *aside("a", priority=5), *waiting("u", priority=1), bytes_budget=70, pool_left=99)
+    seen = view(*running("r"), *swapped_out("a", priority=5), *waiting("u", priority=1), bytes_budget=70, swap_left=99)
     assert (plan(seen).insert, plan(seen).detach) == ((), ())
 
 

@@ -13,7 +13,7 @@ from baton.core.query import State
 from baton.core.step import Chunk
 from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.slo import SETTLED_TOKENS, Slo, is_pressed, needs, slack
-from views import aside, check_carried_out, crowd, ready, running, some, standing, view, waiting
+from views import check_carried_out, crowd, ready, running, some, standing, swapped_out, view, waiting
 
 plan = Slo().plan
 # A second a step, whatever the rows, and half a second a prompt token.
@@ -107,7 +107,7 @@ def test_who_gave_way_does_not_take_the_row_back_while_that_would_cost_the_deadl
         seen = full(
             *settled("a", deadline=130.0, generated=10 + spent, since_insert=20 + spent),
             *running("q", deadline=30.0, generated=1 + spent, since_insert=spent),
-            *aside("b", deadline=200.0, generated=10, limit_tokens=100),
+            *swapped_out("b", deadline=200.0, generated=10, limit_tokens=100),
             now=float(spent),
         )
         assert (plan(seen).detach, plan(seen).insert) == ((), ())

@@ -12,7 +12,7 @@ from baton.core.query import State
 from baton.core.step import Chunk
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Plan, QueryView, View
-from views import aside, prefilling, ready, running, standing, view, waiting
+from views import prefilling, ready, running, standing, swapped_out, view, waiting
 
 
 @dataclass
@@ -76,17 +76,17 @@ def test_prompts_half_prefilled_are_forgotten_last() -> None:
 
 
 def test_what_the_pool_cannot_hold_is_forgotten() -> None:
-    seen = view(*free_to_go("a", "b", "c"), bytes_budget=26, pool_left=30, **SURE)
+    seen = view(*free_to_go("a", "b", "c"), bytes_budget=26, swap_left=30, **SURE)
     found = fitted(Plan(), seen)
     assert (found.detach, found.forget) == (("c", "b"), ("c",))
-    assert fitted(Plan(), replace(seen, pool_left=50)).forget == ()
+    assert fitted(Plan(), replace(seen, swap_left=50)).forget == ()
     planned = Plan(detach=("a",), reasons={"a": "priority"})
-    found = fitted(planned, view(*free_to_go("a"), pool_left=24, **SURE))
+    found = fitted(planned, view(*free_to_go("a"), swap_left=24, **SURE))
     assert (found.forget, found.reasons) == (("a",), {"a": "priority"})
 
 
 def test_where_the_pool_has_shrunk_those_in_it_are_forgotten_the_latest_first() -> None:
-    seen = view(*aside("s", "t", "u"), pool_left=-26, **SURE)
+    seen = view(*swapped_out("s", "t", "u"), swap_left=-26, **SURE)
     found = fitted(Plan(insert=("t",)), seen)
     assert (set(found.forget), found.insert) == ({"t", "u"}, ())
 
@@ -102,19 +102,19 @@ def test_newcomers_that_do_not_fit_are_dropped_and_do_not_overtake() -> None:
 
 def test_those_set_aside_are_given_memory_before_those_who_begin() -> None:
     planned = Plan(prefill=(Chunk("w", 5),), insert=("s",))
-    seen = view(*waiting("w"), *aside("s", limit_tokens=100), bytes_budget=40, **SURE)
+    seen = view(*waiting("w"), *swapped_out("s", limit_tokens=100), bytes_budget=40, **SURE)
     assert (fitted(planned, seen).prefill, fitted(planned, seen).insert) == ((), ("s",))
 
 
 def test_nobody_loses_a_row_for_a_newcomer() -> None:
     planned = Plan(insert=("s",))
-    seen = view(*free_to_go("a", "b"), *aside("s", limit_tokens=100), bytes_budget=2 * 26 + 20, **SURE)
+    seen = view(*free_to_go("a", "b"), *swapped_out("s", limit_tokens=100), bytes_budget=2 * 26 + 20, **SURE)
     assert fitted(planned, seen).detach == fitted(planned, seen).insert == ()
 
 
 def test_whose_row_the_plan_takes_leaves_room_for_others() -> None:
     planned = Plan(detach=("b",), insert=("s",))
-    seen = view(*free_to_go("a", "b"), *aside("s", limit_tokens=100), bytes_budget=26 + 36, **SURE)
+    seen = view(*free_to_go("a", "b"), *swapped_out("s", limit_tokens=100), bytes_budget=26 + 36, **SURE)
     assert fitted(planned, seen).insert == ("s",)
 
 
@@ -130,10 +130,10 @@ def after(plan: Plan, seen: View) -> tuple[int, int]:
     begun = {chunk.query_id for chunk in plan.prefill} | set(plan.insert)
     gone = {*plan.detach, *plan.forget}
     rows = [query for query in seen.in_rows if query.id not in gone]
-    rows += [query for query in (*seen.waiting, *seen.aside) if query.id in begun]
+    rows += [query for query in (*seen.waiting, *seen.swapped_out) if query.id in begun]
     held = seen.held_bytes if plan.hold_finished else 0
-    kept = [q for q in (*seen.running, *seen.aside) if q.id not in plan.forget and q.id not in begun]
-    pool = sum(q.cached for q in kept if q.set_aside or q.id in plan.detach)
+    kept = [q for q in (*seen.running, *seen.swapped_out) if q.id not in plan.forget and q.id not in begun]
+    pool = sum(q.cached for q in kept if q.swapped_out or q.id in plan.detach)
     return sum(q.prompt_tokens + q.generated for q in rows) + held, pool
 
 
@@ -148,7 +148,7 @@ def standings(draw: st.DrawFn) -> list[QueryView]:
     found = []
     for number in range(draw(st.integers(0, 8))):
         state = draw(st.sampled_from([*kinds, "aside"]))
-        make = aside if state == "aside" else kinds[state]
+        make = swapped_out if state == "aside" else kinds[state]
         generated = 0 if state in (State.WAITING, State.PREFILLING) else draw(st.integers(1, 30))
         (query,) = make(f"q{number}", prompt=draw(st.integers(6, 40)), generated=generated, limit_tokens=40)
         cached = min(query.cached, query.prompt_tokens) if generated == 0 else query.prompt_tokens + generated - 1
@@ -164,9 +164,9 @@ def test_any_plan_for_any_view_fits_afterwards(
     data: st.DataObject, some: list[QueryView], sure: int, held: int
 ) -> None:
     seen = view(*some, guaranteed_tokens=sure, held_rows=held > 0, held_bytes=held)
-    in_pool = sum(query.cached for query in seen.aside)
+    in_pool = sum(query.cached for query in seen.swapped_out)
     pool = data.draw(st.integers(0, in_pool + 80), label="pool")
-    seen = replace(seen, bytes_budget=data.draw(st.integers(0, 300), label="budget"), pool_left=pool - in_pool)
+    seen = replace(seen, bytes_budget=data.draw(st.integers(0, 300), label="budget"), swap_left=pool - in_pool)
 
     def any_of(queries: Any, label: str) -> list[str]:
         names = [query.id for query in queries]

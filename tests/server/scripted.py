@@ -12,12 +12,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from baton.core.clock import monotonic
-from baton.core.config import Settings
 from baton.core.constraint import Constraint, OutputFormat
 from baton.core.errors import InvalidValue
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.limits import Limits
 from baton.core.query import Query
+from baton.core.settings import Settings
 from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
 from baton.engine.client import Client, Stats
 from baton.server.app import create_app

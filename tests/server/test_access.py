@@ -14,12 +14,13 @@ import pytest
 
 from baton.core.config import Config, load_config, make_config
 from baton.core.errors import SettingError
+from baton.core.settings import server_settings
 from baton.server.app import PAGE_FILES
 from baton.server.auth import Access, access_of
 from server.scripted import ScriptedLoop, app_of
 
 ORIGIN = "https://pages.example"
-LOCAL = access_of(Config(), "127.0.0.1")
+LOCAL = access_of(server_settings(Config()), "127.0.0.1")
 
 
 @asynccontextmanager
@@ -71,11 +72,11 @@ def test_keys_of_the_file_and_of_the_flag_hold_together(tmp_path: Path, caplog: 
     file.write_text("# ours\n\n  first, with a comma \nsecond\n")
     file.chmod(stat.S_IRUSR)
     config = load_config({"api_key": ("a,b", "c"), "api_key_file": str(file)}, environment={})
-    assert access_of(config, "127.0.0.1").keys == ("a", "b", "c", "first, with a comma", "second")
+    assert access_of(server_settings(config), "127.0.0.1").keys == ("a", "b", "c", "first, with a comma", "second")
     assert not caplog.records
     file.chmod(stat.S_IRUSR | stat.S_IROTH)
     with caplog.at_level(logging.WARNING):
-        access_of(config, "127.0.0.1")
+        access_of(server_settings(config), "127.0.0.1")
     assert str(file) in caplog.text and "chmod 600" in caplog.text and "first" not in caplog.text
 
 
@@ -86,7 +87,7 @@ def test_a_key_file_without_keys_stops_the_start(tmp_path: Path, text: str | byt
     if text is not None:
         file.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(SettingError) as caught:
-        access_of(make_config({"api_key_file": str(file)}), "127.0.0.1")
+        access_of(server_settings(make_config({"api_key_file": str(file)})), "127.0.0.1")
     assert caught.value.param == "api_key_file" and str(file) in caught.value.message
 
 
@@ -162,7 +163,7 @@ async def test_a_name_that_a_page_brought_along_is_refused(loop: ScriptedLoop, h
 
 def test_when_names_are_checked() -> None:
     def hosts(address: str, **settings: Any) -> frozenset[str] | None:
-        return access_of(make_config(settings), address).hosts
+        return access_of(server_settings(make_config(settings)), address).hosts
 
     for address in ("127.0.0.1", "127.8.8.8", "::1"):
         assert "localhost" in (hosts(address) or ())
@@ -225,4 +226,4 @@ async def test_another_origin_is_refused_beforehand(loop: ScriptedLoop) -> None:
 )
 def test_what_is_no_origin_stops_the_start(origin: str) -> None:
     with pytest.raises(SettingError, match="--cors-origin"):
-        access_of(make_config({"cors_origin": origin}), "127.0.0.1")
+        access_of(server_settings(make_config({"cors_origin": origin})), "127.0.0.1")

@@ -221,7 +221,7 @@ def test_a_query_is_told_by_mouse_and_by_keys(open_page: Open) -> None:
     expect(tip).to_contain_text("q-3")
     expect(tip).to_contain_text("finished")
     page.keyboard.press("ArrowUp")
-    expect(tip).to_contain_text("set aside, with what was computed")
+    expect(tip).to_contain_text("swapped out, with what was computed")
     expect(page.locator("#said")).to_contain_text("q-2")
     page.keyboard.press("Escape")
     expect(tip).to_be_hidden()

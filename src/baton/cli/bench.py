@@ -14,8 +14,6 @@ from typing import Any
 from rich.console import Console
 from tqdm import tqdm
 
-from baton import builtin
-from baton.bench import plots
 from baton.bench.commands import workload_of
 from baton.bench.drive import Mode
 from baton.bench.figures import Figures, Goal
@@ -25,14 +23,14 @@ from baton.bench.picture import Picture
 from baton.bench.table import report, runs_before, table_of
 from baton.bench.workload import Workload
 from baton.builtin.tasks import CHECKABLE_TASKS
-from baton.compose import model_name, set_threads
+from baton.compose import model_name, open_model
 from baton.core.config import Config
-from baton.core.errors import CheckFailed, SettingError
-from baton.core.files import check_writable, write_text
-from baton.loader.load import Loaded, load
+from baton.core.errors import CheckFailed
+from baton.core.files import write_text
+from baton.loader.load import Loaded
+from baton.measure.contenders import Contender, contenders
 from baton.measure.testbed import about_machine
-from baton.measure.trials import Contender, by_themselves, contenders, right_answers, settings_of, trials
-from baton.policy.table import POLICIES
+from baton.measure.trials import by_themselves, right_answers, settings_of, trials
 
 Asked = dict[str, Any]
 
@@ -50,10 +48,7 @@ def run_bench(config: Config, asked: Asked) -> None:
     """Runs the trials and writes the reports. Exits with 1 where an answer is not as alone."""
     some = contenders(asked["policies"].split(","), asked["vary"])
     workload = workload_of(asked)
-    _refuse(config, asked, some)
-    set_threads(config)
-    name = model_name(config)
-    loaded = load(config, config.model or str(builtin.path()), name)
+    loaded, name = open_model(config), model_name(config)
     about = {"model": name, "dtype": str(loaded.dtype), "workload": workload.about, **about_machine()}
     earlier = runs_before(asked["json_file"], about, [one.name for one in some]) if asked["append"] else {}
     settings = {one.name: dataclasses.asdict(settings_of(config, loaded, one)) for one in some}
@@ -71,25 +66,6 @@ def run_bench(config: Config, asked: Asked) -> None:
         write_text("--html", asked["html_file"], _page(about, loaded, found, settings, asked), param="html")
     if any(one.different for runs in found.runs.values() for one in runs):
         raise CheckFailed("an answer is not what its query gives alone")
-
-
-def _refuse(config: Config, asked: Asked, some: Sequence[Contender]) -> None:
-    """Raises SettingError for what could not be honoured in the end, before anything is run."""
-    for one in some:
-        if one.changes["policy"] not in POLICIES:
-            raise SettingError(f"--policies {one.changes['policy']}: there is {', '.join(POLICIES)}", param="policies")
-    if asked["accuracy"] and config.model:
-        message = f"--accuracy asks the built-in model's questions, which {config.model} was not made for"
-        raise SettingError(message, param="accuracy")
-    if asked["append"] and not asked["json_file"]:
-        raise SettingError("--append adds to a --json file, and none is named", param="append")
-    if asked["in_turn"] and asked["mode"] == "timed":
-        raise SettingError("--in-turn has a clock of its own: --mode timed cannot be kept", param="in_turn")
-    if asked["html_file"]:
-        plots.check_installed()
-    for name in ("json", "html"):
-        if asked[f"{name}_file"]:
-            check_writable(f"--{name}", asked[f"{name}_file"], param=name)
 
 
 @contextlib.contextmanager

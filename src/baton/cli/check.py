@@ -11,24 +11,21 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from baton import builtin
 from baton.cli.show import errors, tell_phase
-from baton.compose import model_name, set_threads
+from baton.compose import model_name, open_model
 from baton.core.config import Config
 from baton.core.errors import CheckFailed
-from baton.loader.load import load
 from baton.loader.oracle import Oracle
 from baton.measure.check import Outcome, check
 
 
 def run_check(config: Config, *, tokens: int, longest: int | None, as_json: bool) -> None:
     """Compares every way of running a model with the model alone. Exits with status 1 where they differ."""
-    set_threads(config)
     name, oracle = model_name(config), Oracle(answer=tokens, longest=longest)
     if config.max_model_len.isdecimal():
         oracle.context = int(config.max_model_len)
     told = (lambda phase, seconds: None) if as_json else tell_phase
-    loaded = load(config, config.model or str(builtin.path()), name, told=told, before=oracle)
+    loaded = open_model(config, told=told, before=oracle)
     if not as_json:
         errors.print(f"  {name}, {loaded.dtype} on {loaded.device}: {loaded.description}")
     done: list[Outcome] = []

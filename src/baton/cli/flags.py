@@ -37,6 +37,8 @@ def settings(without: frozenset[str] = frozenset()) -> Callable[[Command], Comma
         for known in sorted(reversed(dataclasses.fields(Config)), key=lambda known: known.name not in _LIMITS):
             if known.name not in {"model", *without}:
                 command = _flag(known)(command)
+                if "was" in known.metadata:
+                    command = click.option(flag_of(known.metadata["was"]), hidden=True, default=None)(command)
         command = click.option("--config", "config_file", metavar="FILE.toml", help="Settings from a file.")(command)
         return click.argument("model", required=False)(command)
 

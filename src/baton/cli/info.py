@@ -11,12 +11,12 @@ from rich.table import Table
 
 from baton import builtin
 from baton.cli.show import in_units
-from baton.compose import free_bytes, model_name, set_threads
+from baton.compose import model_name, set_threads
 from baton.core.config import Config
 from baton.loader.choose import planned
 from baton.loader.load import device_asked
 from baton.loader.survey import survey
-from baton.model.device import device_of
+from baton.model.device import device_of, free_bytes
 
 
 def run_info(config: Config, as_json: bool) -> None:

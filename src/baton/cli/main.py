@@ -19,13 +19,12 @@ import click
 
 from baton import __version__
 from baton.cli.flags import LOADING, OF_THE_BATCH, SERVING, WithLimits, settings, workload
-from baton.core.config import Config, check_shaping, load_config
+from baton.cli.refuse import refuse, refuse_bench, refuse_file, refuse_simulate
+from baton.core.config import OLD_NAMES, Config, load_config
 from baton.core.errors import BatonError, RequestError, SettingError
 from baton.core.files import named
 from baton.core.limits import Limits, flag_of, table
 from baton.core.query import SamplingParams
-from baton.policy.port import traits
-from baton.policy.table import policy_named
 
 if TYPE_CHECKING:
     from baton.chat.remote import Remote
@@ -247,6 +246,7 @@ def bench(config_file: str | None, **options: Any) -> None:
     this one: `baton compare` then finds small changes on noisy machines, too.
     """
     config, asked = _parted(options, config_file)
+    refuse_bench(config, asked)
     from baton.cli.bench import run_bench
 
     run_bench(config, {**asked, "seed": config.seed})
@@ -266,6 +266,7 @@ def tune(config_file: str | None, **options: Any) -> None:
     come throughput and latency for queries of the given lengths.
     """
     config, asked = _parted(options, config_file)
+    refuse_file("json", asked)
     from baton.measure.tune import run_tune
 
     run_tune(config, asked)
@@ -288,6 +289,7 @@ def simulate(config_file: str | None, **options: Any) -> None:
     The engine and the policies are those that serve; only a forward is a number of seconds.
     """
     config, asked = _parted(options, config_file)
+    refuse_simulate(config, asked)
     from baton.measure.simulate import run_simulate
 
     run_simulate(config, {**asked, "seed": config.seed})
@@ -374,7 +376,7 @@ def _print_limits(limits: Limits, as_json: bool) -> None:
 
 def _config(flags: dict[str, Any], config_file: str | None) -> Config:
     config = load_config(flags, file=config_file)
-    check_shaping(config, traits(policy_named(config.policy)))
+    refuse(config)
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -383,7 +385,7 @@ def _config(flags: dict[str, Any], config_file: str | None) -> Config:
 
 def _parted(options: dict[str, Any], config_file: str | None) -> tuple[Config, dict[str, Any]]:
     """The settings among a verb's options, and those that are its own."""
-    known = {field.name for field in dataclasses.fields(Config)}
+    known = {field.name for field in dataclasses.fields(Config)} | set(OLD_NAMES)
     config = _config({name: value for name, value in options.items() if name in known}, config_file)
     return config, {name: value for name, value in options.items() if name not in known}
 

@@ -1,104 +1,24 @@
-"""`baton serve`: the server over one engine, from its socket to its clean end."""
+"""`baton serve`: takes its port and its keys first, and imports torch only when it has both."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-
-import torch
-
-from baton import __version__
-from baton.cli.live import live_view, read_bytes_per_second
-from baton.cli.show import errors, in_units, tell_phase
-from baton.compose import EngineHandle, model_name, open_engine, set_threads
-from baton.core.clock import monotonic
 from baton.core.config import Config
-from baton.core.events import QueryRejected
-from baton.observe.metrics import Metrics
-from baton.observe.timeline import Timeline
-from baton.server.app import create_app
-from baton.server.auth import access_of, is_loopback
-from baton.server.run import Hang, bind, serve
+from baton.core.settings import server_settings
+from baton.server.auth import access_of
+from baton.server.run import bind
 
 
 def run_server(config: Config, began: float) -> None:
-    """Binds, loads, serves until told to end. `began`: when the command started, on time.perf_counter."""
-    bound = bind(config.host, config.port)
-    access = access_of(config, bound.getsockname()[0])
-    metrics = Metrics(model_name(config), monotonic, compat=config.metrics_compat == "vllm")
-    errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
-    tell_phase("imports", time.perf_counter() - began)
-    set_threads(config)
-    read_bytes, timeline = read_bytes_per_second(), Timeline()
-    house = open_engine(config, sinks=[metrics, timeline], told=tell_phase)
-    opened = time.perf_counter()
-    house.client.prepare()
-    tell_phase("forms", time.perf_counter() - opened)
-    metrics.max_rows = house.settings.max_rows
-    errors.print(_resolved(house))
-    if not access.keys and not is_loopback(bound.getsockname()[0]):
-        errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
-    app = create_app(
-        house.client,
-        render_metrics=lambda: metrics.render(house.client.stats()),
-        live=live_view(house, timeline, read_bytes),
-        version=__version__,
-        access=access,
-        reject=lambda code: metrics(QueryRejected(monotonic(), code)),
-    )
+    """Binds, loads, serves until told to end. `began`: when the command started, on time.perf_counter.
 
-    app.openapi()  # made once, and not while others wait for the event loop
-
-    def started(url: str) -> None:
-        took = time.perf_counter() - began
-        errors.print(
-            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
-        )
-
+    The port stays bound from here on, so that nobody can take it while the model is loaded.
+    """
+    server = server_settings(config)
+    bound = bind(server.host, server.port)
     try:
-        serve(
-            app,
-            bound,
-            drain=house.client.drain,
-            drain_timeout_seconds=config.drain_timeout,
-            limits=house.settings.limits,
-            hang=Hang(config.hang_timeout, config.hang_exit * config.hang_timeout, house.client.stuck_seconds),
-            on_started=started,
-        )
+        access = access_of(server, bound.getsockname()[0])
+        from baton.cli.serve_engine import run_bound
+
+        run_bound(config, server, bound, access, began)
     finally:
-        app.state.close()
-        house.close()
-        with contextlib.suppress(OSError):  # the terminal is closed
-            errors.print(_summary(house))
-
-
-def _resolved(house: EngineHandle) -> str:
-    facts, settings, loaded = house.facts, house.settings, house.loaded
-    lines = {
-        "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
-        "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
-        "context": f"{facts.context_tokens:,} tokens ({facts.context_source})",
-        "run with": loaded.description + ("; shapes are fixed" if settings.deterministic else ""),
-        "KV memory": f"{in_units(settings.kv_bytes)} for rows and {in_units(settings.pool_bytes)} "
-        f"{'' if facts.pool_free_bytes is None else 'of the host '}for what is set aside, "
-        f"{in_units(facts.footprint.token_bytes)} a token" + _mapped(house),
-        "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
-    }
-    return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
-
-
-def _mapped(house: EngineHandle) -> str:
-    """How memory is had, where it was asked to be mapped as rows grow."""
-    if house.settings.kv_mapping:
-        return ", mapped as rows grow"
-    why_not = house.loaded.why_not_mapped or (house.loaded.driver and "not for padded rows")
-    return f"; not mapped as rows grow: {why_not}" if why_not else ""
-
-
-def _summary(house: EngineHandle) -> str:
-    stats = house.client.stats()
-    finished = stats.outcomes.get("finished", 0)
-    return (
-        f"ended: {finished} queries finished, {stats.generated_tokens:,} tokens generated, "
-        f"{stats.slots.idle_ratio:.1%} of the computed token slots were idle"
-    )
+        bound.close()

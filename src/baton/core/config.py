@@ -1,28 +1,28 @@
-"""What was asked (`Config`, with "auto"), what the machine and the model are (`Facts`), what holds (`Settings`).
+"""What was asked: `Config`, with "auto", from flags, environment, file and keywords.
 
-`resolve(config, facts)` is the only place where "auto" becomes a number.
+`core/settings.py` has what becomes of it, for the loader, the engine and the server.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import logging
 import os
-import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from baton.core.errors import SettingError
 from baton.core.files import named, read_text
-from baton.core.footprint import Footprint
 from baton.core.limits import Limits, flag_of, setting
 from baton.core.step import NO_TRAITS, Traits
 from baton.core.template_options import parse_variables
+from baton.core.values import AUTO as AUTO
+from baton.core.values import checked, number_in
 
-AUTO = "auto"
+log = logging.getLogger("baton")
+
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 FLOAT8 = "float8"
 QUANTIZE = ("none", "int8", FLOAT8)
@@ -38,10 +38,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
 # Of the process, not of an engine: read by native/library.py, hatch_build.py and compose.py.
 NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE", "BATON_FAULTS", "BATON_TEST_MODE"}
-# Where KV memory is allocated at once, activations need the rest.
 MOST_THREADS = 1024
 MOST_CONFIG_BYTES = 2**20
-_AT_ONCE_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +73,11 @@ class Config(Limits):
     kv_mapping: bool = setting(
         False, "Memory for keys and values is mapped as rows grow (CUDA), not allocated at once; never for padded rows."
     )
-    pool_memory: str = setting(
-        AUTO, "Most memory outside all rows, the host's on CUDA: a size, 0 for none, or auto.", memory=True
+    swap_memory: str = setting(
+        AUTO,
+        "Most memory for queries swapped out and stored prefixes, the host's on CUDA: a size, 0 for none, or auto.",
+        memory=True,
+        was="pool_memory",
     )
     policy: str = setting("baton", "How queries are scheduled: baton, priority, slo, orca or run_to_completion.")
     shaping: str = setting(
@@ -128,147 +129,6 @@ class Config(Limits):
     log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it.
-
-    `pool_free_bytes`: what is free of the memory that queries set aside and stored prefixes live in, where that is not
-    the rows'; None where it is.
-    `context_source`: where the context's number comes from, for people.
-    `mapped_footprint`: a query's where a device's memory is mapped as rows grow; None where it is not.
-    """
-
-    context_tokens: int
-    footprint: Footprint
-    free_bytes: int
-    device: str
-    dtype: str
-    cores: int
-    lazy_memory: bool
-    pool_free_bytes: int | None = None
-    mapped_footprint: Footprint | None = None
-    context_source: str = "its config"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What holds, in numbers.
-
-    `reasoning`: it is told apart from answers. `has_keys`: requests need an API key.
-    `kv_mapping`: memory for keys and values is mapped as rows grow.
-    """
-
-    policy: str
-    max_rows: int
-    max_model_len: int
-    kv_bytes: int
-    prefill_chunk: int | None
-    max_stall_seconds: float
-    max_waiting: int
-    seed: int
-    pool_bytes: int = 0
-    shaping: str = "ragged"
-    prefix_cache: bool = True
-    prefix_sharing: str = SHARE_ALL
-    has_keys: bool = False
-    deterministic: bool = False
-    hang_seconds: float = 60.0
-    kv_mapping: bool = False
-    reasoning: bool = True
-    limits: Limits = field(default_factory=Limits)
-
-
-def longest_asked(config: Config, auto: int) -> int:
-    """Most tokens of a query, as asked. Raises SettingError for what is no number."""
-    return _number("max_model_len", config.max_model_len, auto)
-
-
-def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Settings:
-    """Turns "auto" into numbers. Raises SettingError with the name of what cannot be honoured."""
-    facts, mapped = _laid_out(config, facts, traits)
-    rows = _number("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
-    # What is allocated at once holds the batch's rows, and as many and one more beside it for prefill.
-    at_once = 1 if facts.lazy_memory else 2 * rows + 1
-    fitting = int(facts.free_bytes * _AT_ONCE_SHARE) // (at_once * max(facts.footprint.token_bytes, 1))
-    auto = facts.context_tokens if facts.lazy_memory else max(1, min(facts.context_tokens, fitting))
-    length = longest_asked(config, auto)
-    if not facts.lazy_memory and length > fitting:
-        message = f"{rows} rows of {length} tokens do not fit this device: lower --max-batch-size or --max-model-len"
-        raise SettingError(message, param="max_model_len")
-    if length > facts.context_tokens:
-        message = (
-            f"--max-model-len {length} is more than the model's context of {facts.context_tokens} tokens "
-            f"({facts.context_source}): lower it, or put the rope scaling that the model's card names into config.json"
-        )
-        raise SettingError(message, param="max_model_len")
-    check_shaping(config, traits)
-    held = facts.footprint.aligned(length) if config.shaping == ALIGNED else facts.footprint
-    row_bytes = held.of(length)
-    if config.kv_memory == AUTO:
-        # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
-        share = _AT_ONCE_SHARE if mapped else 0.5
-        kv_bytes = min(2 * rows * row_bytes, int(facts.free_bytes * share))
-    else:
-        kv_bytes = parse_bytes(config.kv_memory, "kv_memory")
-    if kv_bytes < row_bytes:
-        message = (
-            f"{kv_bytes / 2**20:.0f} MiB for keys and values cannot hold one query of {length} tokens "
-            f"({row_bytes / 2**20:.0f} MiB): raise --kv-memory or lower --max-model-len"
-        )
-        raise SettingError(message, param="kv_memory")
-    if config.pool_memory == AUTO:
-        # Half of what rows may take, where half of what is then left has room for it.
-        taken = kv_bytes if facts.lazy_memory else at_once * row_bytes
-        apart = None if config.shaping == ALIGNED else facts.pool_free_bytes
-        left = facts.free_bytes - taken if apart is None else apart
-        pool_bytes = min(kv_bytes, max(0, left)) // 2
-    else:
-        pool_bytes = parse_bytes(config.pool_memory, "pool_memory")
-    chunk = None if config.prefill_chunk == AUTO else _number("prefill_chunk", config.prefill_chunk, 0)
-    return Settings(
-        policy=config.policy,
-        max_rows=rows,
-        max_model_len=length,
-        kv_bytes=kv_bytes,
-        prefill_chunk=chunk,
-        max_stall_seconds=config.max_stall_ms / 1000,
-        max_waiting=config.max_waiting,
-        seed=config.seed,
-        pool_bytes=pool_bytes,
-        shaping=config.shaping,
-        # Where bits count, a prompt is always fed in the same pieces.
-        prefix_cache=config.prefix_cache and traits.keeps_prefixes and not config.deterministic,
-        prefix_sharing=_prefix_sharing(config),
-        has_keys=has_keys(config),
-        deterministic=config.deterministic,
-        hang_seconds=config.hang_timeout,
-        kv_mapping=mapped,
-        reasoning=config.reasoning == AUTO,
-        limits=Limits(**{known.name: getattr(config, known.name) for known in dataclasses.fields(Limits)}),
-    )
-
-
-def _laid_out(config: Config, facts: Facts, traits: Traits) -> tuple[Facts, bool]:
-    """What is the case for these settings, and whether memory is mapped as rows grow.
-
-    Not where rows are padded or aligned: others' columns are read with theirs then.
-    """
-    if facts.mapped_footprint is None or traits.pads or config.shaping == ALIGNED:
-        return facts, False
-    return dataclasses.replace(facts, footprint=facts.mapped_footprint, lazy_memory=True), True
-
-
-def _prefix_sharing(config: Config) -> str:
-    if config.prefix_sharing != AUTO:
-        return config.prefix_sharing
-    return SHARE_BY_KEY if has_keys(config) else SHARE_ALL
-
-
-def special_in_text(config: Config) -> bool:
-    """Whether special tokens in what a conversation says are those tokens."""
-    return not has_keys(config) if config.special_in_text is None else config.special_in_text
-
-
 def template_variables(config: Config) -> dict[str, typing.Any]:
     """What chat templates are handed by default. Raises SettingError."""
     return {} if config.chat_template_kwargs is None else parse_variables(config.chat_template_kwargs)
@@ -280,11 +140,6 @@ def read_template(config: Config) -> str | None:
     if path is None:
         return None
     return read_text("--chat-template", path, param="chat_template", most_bytes=MOST_CONFIG_BYTES)
-
-
-def has_keys(config: Config) -> bool:
-    """Whether requests need a key, so that they come from people who need not trust one another."""
-    return bool(config.api_key or config.api_key_file)
 
 
 def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
@@ -299,12 +154,40 @@ def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
         raise SettingError(message, param="shaping")
 
 
+def check_loading(config: Config) -> None:
+    """Raises SettingError for flags of the model that exclude each other, whatever the model and the machine are."""
+    native = {"--shaping aligned": config.shaping == ALIGNED, "--no-compile": not config.compile}
+    if config.quantize == "int8":
+        for flag, holds in native.items():
+            if holds:
+                raise SettingError(f"--quantize int8 needs native steps: leave out {flag}", param="quantize")
+    on = config.device
+    if config.quantize == FLOAT8 and on not in (AUTO, "cuda"):
+        message = f"--quantize float8 needs an NVIDIA GPU, not --device {on}; the CPU has int8"
+        raise SettingError(message, param="quantize")
+    if config.step_compiler == NO_COMPILER:
+        return
+    why = {
+        f"decode steps are compiled on CUDA, not on {on}": on not in (AUTO, "cuda"),
+        "steps must be of constant shape, without --no-compile": not config.compile,
+        "aligned rows have no steps of constant shape": config.shaping == ALIGNED,
+        "--deterministic fixes shapes in its own way": config.deterministic,
+    }
+    for reason, holds in why.items():
+        if holds:
+            raise SettingError(f"--step-compiler {config.step_compiler}: {reason}", param="step_compiler")
+
+
 def threads(config: Config, cores: int) -> int:
     """How many threads compute, where the process may use so many cores. Raises SettingError."""
-    found = _number("threads", config.threads, cores)
+    found = number_in("threads", config.threads, cores)
     if found > MOST_THREADS:
         raise SettingError(f"--threads {config.threads}: at most {MOST_THREADS}", param="threads")
     return found
+
+
+OLD_NAMES = {known.metadata["was"]: known.name for known in dataclasses.fields(Config) if "was" in known.metadata}
+"""Names that settings had before, and what they are called now."""
 
 
 def load_config(
@@ -313,104 +196,37 @@ def load_config(
     """Flags over environment over file. Raises SettingError by the name of what is unknown or has a bad value."""
     values: dict[str, object] = {}
     if file is not None:
-        values.update(_from_file(file))
-    values.update(_from_environment(environment, {f.name for f in dataclasses.fields(Config)}))
-    values.update({name: value for name, value in flags.items() if value not in (None, ())})
+        values.update(_renamed(_from_file(file)))
+    known = {f.name for f in dataclasses.fields(Config)} | set(OLD_NAMES)
+    values.update(_renamed(_from_environment(environment, known)))
+    values.update(_renamed({name: value for name, value in flags.items() if value not in (None, ())}))
     return make_config(values)
 
 
 def make_config(values: Mapping[str, object]) -> Config:
     """A Config of these values, each checked against its field. Raises SettingError."""
+    values = _renamed(values)
     known = {f.name: f for f in dataclasses.fields(Config)}
     hints = typing.get_type_hints(Config)
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise SettingError(f"unknown setting: {', '.join(unknown)}", param=unknown[0])
-    checked = {name: _checked(known[name], hints[name], value) for name, value in values.items()}
-    config = Config(**checked)  # type: ignore[arg-type]
+    values = {name: checked(known[name], hints[name], value) for name, value in values.items()}
+    config = Config(**values)  # type: ignore[arg-type]
     check_shaping(config)
     template_variables(config)
     read_template(config)
     return config
 
 
-def parse_bytes(text: str, name: str) -> int:
-    """Bytes of a size like "4GiB", "500MB" or "1048576". Raises SettingError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if not found:
-        raise SettingError(f"{flag_of(name)} {text}: not a size like 4GiB or 500MB", param=name)
-    number, unit, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
-
-
-def _number(name: str, text: str, auto: int) -> int:
-    if text == AUTO:
-        return auto
-    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
-        raise SettingError(f"{flag_of(name)} {text}: must be a whole number above 0, or auto", param=name)
-    return int(text)
-
-
-def _checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: object) -> object:
-    flag = flag_of(known.name)
-    plain = next(k for k in (typing.get_args(kind) or (kind,)) if k is not types.NoneType)
-    try:
-        if typing.get_origin(kind) is tuple:
-            value = _texts(value)
-        elif known.metadata.get("size"):
-            value = parse_bytes(str(value), known.name)
-        else:
-            value = _plain(plain, value)
-    except (ValueError, TypeError):
-        if known.default == ():  # of keys, a value that is wrong may still be a secret
-            raise SettingError(f"{flag}: must be texts, none of them empty", param=known.name) from None
-        raise SettingError(f"{flag} {value!r}: must be of type {plain.__name__}", param=known.name) from None
-    if known.metadata.get("number"):
-        _number(known.name, str(value), 1)
-    elif known.metadata.get("memory") and value != AUTO:
-        parse_bytes(str(value), known.name)
-    choices, low, high = (known.metadata.get(key) for key in ("choices", "low", "high"))
-    if choices and value not in choices:
-        raise SettingError(f"{flag} {value}: must be one of {', '.join(choices)}", param=known.name)
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise SettingError(f"{flag} {value}: must be between {low} and {high or 'any number'}", param=known.name)
-    return value
-
-
-def _plain(kind: type, value: object) -> object:
-    """The value as a bool, str, int or float. Raises ValueError or TypeError."""
-    if kind is bool:
-        return _boolean(value)
-    if isinstance(value, bool):
-        raise TypeError
-    if kind is str:
-        if not isinstance(value, (str, int)):
-            raise TypeError
-        return str(value)
-    number = kind(value)
-    if not math.isfinite(number) or (isinstance(value, float) and number != value):
-        raise ValueError
-    return number
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    """Of one text, parted at its commas, or of a list of such."""
-    found = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
-    if not isinstance(found, (list, tuple)):
-        raise TypeError
-    texts = tuple(text.strip() for one in found for text in str(one).split(","))
-    if not all(texts):
-        raise ValueError
-    return texts
-
-
-def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    if str(value).lower() not in words:
-        raise ValueError
-    return words[str(value).lower()]
+def _renamed(values: Mapping[str, object]) -> dict[str, object]:
+    """Returns the values under today's names. Raises SettingError if one is given under both its names."""
+    for old in OLD_NAMES.keys() & values.keys():
+        new = OLD_NAMES[old]
+        if new in values:
+            raise SettingError(f"{flag_of(old)} is called {flag_of(new)} now: give {flag_of(new)} alone", param=old)
+        log.warning("%s is called %s now; the next release takes the new name alone", flag_of(old), flag_of(new))
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[str, object]:

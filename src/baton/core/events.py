@@ -150,7 +150,7 @@ class IterationDone:
 
     `kind`: what was computed: "decode", "prefill", "both" or "none" (moves only).
     `stall_seconds`: how long running rows waited for something else than their own step, by cause.
-    `kv_bytes_used` of `kv_bytes_budget`: what all rows take; `pool_bytes_used`: what is kept of queries set aside.
+    `kv_bytes_used` of `kv_bytes_budget`: what all rows take; `swap_bytes_used`: what is kept of queries swapped out.
     `fed`: tokens of each query that were computed in it, idle ones too.
     """
 
@@ -176,7 +176,7 @@ class IterationDone:
     step_seconds: float
     stall_seconds: Mapping[str, float] = field(default_factory=dict)
     kv_bytes_budget: int = 0
-    pool_bytes_used: int = 0
+    swap_bytes_used: int = 0
     fed: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -15,6 +15,7 @@ def setting(default: object, help: str, **kw: object) -> Any:
     """A field of the settings: `choices`, `low` and `high` bound it, `size` says that it is in bytes ("4MiB").
 
     `number`: a whole number, or auto. `memory`: a size, or auto. Both stay text until the model is known.
+    `was`: its name before, which is taken, too, until the next release.
     """
     return field(default=default, metadata={"help": help, **kw})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -10,6 +10,8 @@ from baton.core.events import Slots, TokenLogprobs
 
 ALL_PENDING = 2**31
 """Feed a row everything that it has left to feed."""
+MEMORY = "memory"
+"""Why a query loses its row: there is too little memory."""
 
 
 class Feeding(StrEnum):
@@ -99,8 +101,8 @@ class StepOutput:
         """Queries that cannot go on."""
         return self.failed.keys() | self.infeasible.keys()
 
-    def add(self, part: StepOutput) -> None:
-        """What was done to other queries, apart from `beside` and `fill_seconds`."""
+    def merge(self, part: StepOutput) -> None:
+        """Adds what was done to other queries, apart from `beside` and `fill_seconds`."""
         self.tokens |= part.tokens
         self.failed |= part.failed
         self.infeasible |= part.infeasible
@@ -108,3 +110,11 @@ class StepOutput:
         self.logprobs |= part.logprobs
         self.prompt_logprobs |= part.prompt_logprobs
         self.slots.add(part.slots)
+
+
+def merged(parts: Iterable[StepOutput]) -> StepOutput:
+    """Returns what was done in several forwards to different queries."""
+    whole = StepOutput()
+    for part in parts:
+        whole.merge(part)
+    return whole

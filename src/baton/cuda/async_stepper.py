@@ -192,7 +192,7 @@ class AsyncStepper:
         if following is not None:
             following.fed = [slot.token if slot.token >= 0 else codes[-1 - slot.token] for slot in ahead]
         self._begun = following
-        stepped.add(mine)
+        stepped.merge(mine)
 
     def _meanwhile(self) -> None:
         """What the host may do while the device has steps enough."""

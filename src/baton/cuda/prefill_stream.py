@@ -129,7 +129,7 @@ class PrefillStreamStepper(AsyncStepper):
             except Exception as error:
                 self._lost(error)
             else:
-                stepped.add(told)
+                stepped.merge(told)
                 stepped.fill_seconds = told.fill_seconds
         return stepped
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 
 from baton.core.clock import Clock
-from baton.core.config import SHARE_BY_KEY, SHARE_BY_SALT, Settings
+from baton.core.config import SHARE_BY_KEY, SHARE_BY_SALT
 from baton.core.constraint import Constraint, OutputFormat
 from baton.core.errors import (
     ContextLengthExceeded,
@@ -31,6 +31,7 @@ from baton.core.errors import (
 )
 from baton.core.events import Update
 from baton.core.query import NO_OPTIONS, Query, RequestOptions, SamplingParams
+from baton.core.settings import Settings
 from baton.engine.delivery import OutputDelivery, Subscriber
 from baton.engine.delivery import size_of as size_of
 from baton.engine.held import Held as Held

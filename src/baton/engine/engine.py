@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from baton.batch.port import Batch, Prefiller
 from baton.core.clock import Clock
-from baton.core.config import Settings
 from baton.core.events import Sink
 from baton.core.footprint import Footprint
 from baton.core.query import Query, State
+from baton.core.settings import Settings
 from baton.engine.costs import AnswerMeter, CostMeter
 from baton.engine.executor import Executor, RowLimit
 from baton.engine.inbox import Deliver
@@ -61,7 +61,7 @@ class Engine:
         self._costs = CostMeter()
         self._answers = AnswerMeter()
         self._limit = RowLimit(settings.max_rows)
-        pool, lifecycle = SegmentPool(budget.pool_bytes), Lifecycle(clock, self._sinks, footprint)
+        pool, lifecycle = SegmentPool(budget.swap_bytes), Lifecycle(clock, self._sinks, footprint)
         prefixes = Prefixes(prefix_store, whole_prompts=whole_prompts)
         self.queries = Queries(batch, prefiller, pool, lifecycle, talks, stamp, prefixes)
         self._forwards = Executor(self.queries, self._costs, self._answers, self._limit, clock)
@@ -95,8 +95,8 @@ class Engine:
         return self._costs.costs
 
     @property
-    def pool_bytes_used(self) -> int:
-        """What is kept of queries that were set aside."""
+    def swap_bytes_used(self) -> int:
+        """What is kept of queries that were swapped out."""
         return self.queries.pool.bytes_used
 
     def accept(self, query: Query, deliver: Deliver) -> None:
@@ -127,8 +127,8 @@ class Engine:
         self._expire()
         if self.queries.held and not self.lifecycle.count(State.RUNNING):
             self.queries.release_held()
-        self.budget.look(self.kv_bytes_used, self.pool_bytes_used + self.queries.prefixes.bytes_used)
-        self.queries.pool.bytes_most = self.budget.pool_bytes
+        self.budget.look(self.kv_bytes_used, self.swap_bytes_used + self.queries.prefixes.bytes_used)
+        self.queries.pool.bytes_most = self.budget.swap_bytes
         self.queries.limit_prefixes()
         view = self._view()
         now = Iteration(self._clock, self._clock(), bool(view.running), self._policy.plan(view))
@@ -152,8 +152,8 @@ class Engine:
         reserved = sum(query.bytes_reserved for some in (prefilling, ready, running) for query in some)
         reserved += sum(self._footprint.of(len(query.prompt) + query.limit_tokens) for query in held.values())
         lens = self.batch.lens if held else {}
-        # By whole pages, as plans count what they set aside and forget: it takes no more than that.
-        aside = sum(self._footprint.of(query.cached) for query in ready if query.set_aside)
+        # By whole pages, as plans count what they swapped out and forget: it takes no more than that.
+        swapped = sum(self._footprint.of(query.cached) for query in ready if query.swapped_out)
         return View(
             now=self._clock(),
             rows=self.batch.rows,
@@ -170,7 +170,7 @@ class Engine:
             running=running,
             footprint=self._footprint,
             bytes_budget=self.budget.rows_bytes,
-            pool_left=self.budget.pool_bytes - aside - self.queries.prefixes.bytes_held,
+            swap_left=self.budget.swap_bytes - swapped - self.queries.prefixes.bytes_held,
             whole_prompts=self._whole_prompts,
             held_bytes=sum(self._footprint.of(lens[query_id]) for query_id in held),
             guaranteed_tokens=self._sure_tokens,
@@ -223,7 +223,7 @@ class Engine:
             self.queries.forget(query_id, plan.reasons.get(query_id, "policy"))
         for query_id in plan.detach:
             if query_id not in plan.forget:
-                self.queries.set_aside(query_id, plan.reasons.get(query_id, "policy"))
+                self.queries.swap_out(query_id, plan.reasons.get(query_id, "policy"))
             now.detached.append(query_id)
 
     def _resize(self, rows: int) -> bool:
@@ -244,9 +244,7 @@ class Engine:
 
     def _pending(self, query_id: str) -> int:
         """As the view said it, with what is stored for a query that waits."""
-        life = self.lifecycle.live[query_id]
-        cached = life.cached or self.queries.prefixes.sure(query_id)
-        return len(life.query.prompt) + life.generated - cached
+        return self.lifecycle.live[query_id].pending(stored=self.queries.prefixes.sure(query_id))
 
     def _expire(self) -> None:
         """Ends queries whose time is over. Looks at them only when one of them may be."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from baton.core.clock import Clock
 from baton.core.events import TokenLogprobs
 from baton.core.query import State
-from baton.core.step import Chunk, StepOutput
+from baton.core.step import MEMORY, Chunk, StepOutput, merged
 from baton.engine.costs import AnswerMeter, CostMeter
 from baton.engine.iteration import Iteration
-from baton.engine.queries import MEMORY, Queries
+from baton.engine.queries import Queries
 from baton.kv.budget import out_of_memory
 
 log = logging.getLogger("baton.engine")
@@ -103,11 +103,11 @@ class Executor:
             queries.release_held()
 
     def _shrink(self, now: Iteration) -> None:
-        """At least half of the rows are set aside, the latest to arrive first."""
+        """At least half of the rows are swapped out, the latest to arrive first."""
         victims = self._running()
         victims = victims[: (len(victims) + 1) // 2]
         for query_id in victims:
-            self._queries.set_aside(query_id, MEMORY)
+            self._queries.swap_out(query_id, MEMORY)
             now.detached.append(query_id)
         self._limit.cut(len(self._queries.batch.lens))
         log.warning("out of memory in a step: %d rows go on", self._limit.rows)
@@ -135,7 +135,7 @@ class Executor:
             return self._queries.prefiller.advance(chunks)
         except Exception as error:
             if len(chunks) > 1:
-                return _joined(self._advance([chunk], now) for chunk in chunks)
+                return merged(self._advance([chunk], now) for chunk in chunks)
             if not out_of_memory(error):
                 log.exception("prefill of query %s failed", chunks[0].query_id)
                 self._queries.fail(chunks[0].query_id, f"prefill failed: {type(error).__name__}")
@@ -146,7 +146,7 @@ class Executor:
         """Half of a chunk for which there was no memory; where that is nothing, its query waits for others to end."""
         queries = self._queries
         if chunk.tokens > 1:
-            pending = self._pending(chunk.query_id)
+            pending = self._queries.lifecycle.live[chunk.query_id].pending()
             return self._advance([Chunk(chunk.query_id, min(chunk.tokens, pending) // 2 or 1)], now)
         if queries.batch.lens or len(queries.prefiller.lens) > 1 or queries.pool.bytes_used:
             queries.forget(chunk.query_id, MEMORY)
@@ -155,10 +155,6 @@ class Executor:
         else:
             queries.fail(chunk.query_id, "out of memory, even by itself")
         return StepOutput()
-
-    def _pending(self, query_id: str) -> int:
-        life = self._queries.lifecycle.live[query_id]
-        return len(life.query.prompt) + life.generated - life.cached
 
     # What comes of a forward
 
@@ -230,10 +226,3 @@ class Executor:
             life = self._queries.lifecycle.live[query_id]
             self._answers.finished(life.generated, life.query.limit_tokens)
             self._queries.end(query_id, State.FINISHED, reason, hold=hold)
-
-
-def _joined(parts: Iterable[StepOutput]) -> StepOutput:
-    whole = StepOutput()
-    for part in parts:
-        whole.add(part)
-    return whole

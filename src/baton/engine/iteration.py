@@ -99,6 +99,6 @@ def done(now: Iteration, index: int, queries: Queries, kv_bytes_budget: int) -> 
         step_seconds=now.step_seconds,
         stall_seconds=now.stalls,
         kv_bytes_budget=kv_bytes_budget,
-        pool_bytes_used=queries.pool.bytes_used,
+        swap_bytes_used=queries.pool.bytes_used,
         fed=now.fed,
     )

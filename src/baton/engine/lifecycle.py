@@ -42,7 +42,7 @@ class QueryState:
     since_insert: int = 0
     preemptions: int = 0
     preempted: bool = False
-    set_aside: bool = False
+    swapped_out: bool = False
     useful_slots: int = 0
     idle_slots: int = 0
     prefix_cached: int = 0
@@ -51,6 +51,10 @@ class QueryState:
     last_token_at: float | None = None
     gaps: list[float] = field(default_factory=list)
     standing: QueryView | None = None
+
+    def pending(self, stored: int = 0) -> int:
+        """Returns how many tokens are left to feed. `stored`: of its prefix, for a query that waits."""
+        return len(self.query.prompt) + self.generated - (self.cached or stored)
 
 
 class Lifecycle:
@@ -93,7 +97,7 @@ class Lifecycle:
             self.preemptions += 1
         if state is State.RUNNING:
             life.since_insert = 0
-        life.set_aside = was is State.RUNNING
+        life.swapped_out = was is State.RUNNING
         life.preempted = was is State.RUNNING or (life.preempted and state is not State.RUNNING)
         self.preempted += life.preempted
         self._counts[state] += 1
@@ -188,7 +192,7 @@ class Lifecycle:
             bytes_reserved=life.bytes_reserved,
             limit_tokens=query.limit_tokens,
             since_insert=life.since_insert if life.state is State.RUNNING else 0,
-            set_aside=life.set_aside,
+            swapped_out=life.swapped_out,
             user=query.user,
         )
         return life.standing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from baton.core.constraint import Constraint, OutputFormat
@@ -97,12 +97,17 @@ class Stats:
     slots: Slots
     outcomes: Mapping[str, int]
     last_iteration_age_seconds: float
-    pool_bytes_used: int = 0
-    pool_bytes_budget: int = 0
+    swap_bytes_used: int = 0
+    swap_bytes_budget: int = 0
     prefix_bytes_used: int = 0
     prefix_cached_tokens: int = 0
     submitted: int = 0
     costs: Costs = NO_COSTS
+
+    def numbers(self) -> dict[str, int | float]:
+        """Returns all plain numbers by name, as `LLM.stats()` and the live page tell them."""
+        values = {known.name: getattr(self, known.name) for known in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 
 class Compiler(Protocol):

@@ -34,7 +34,7 @@ class Prefixes:
 
     @property
     def bytes_held(self) -> int:
-        """Bytes that cannot be given to queries that are set aside."""
+        """Bytes that cannot be given to queries that are swapped out."""
         return self._store.bytes_held if self._store is not None else 0
 
     def limit(self, bytes_most: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from baton.batch.port import Batch, Prefiller
 from baton.core.errors import Refused
 from baton.core.query import Query, State
+from baton.core.step import MEMORY
 from baton.engine.inbox import Deliver
 from baton.engine.lifecycle import Lifecycle
 from baton.engine.output import OutputProcessor
@@ -16,13 +17,10 @@ from baton.kv.budget import out_of_memory
 from baton.kv.pool import SegmentPool
 from baton.kv.segment import KVSegment, arrived
 
-MEMORY = "memory"
-"""Why a query lost its row or what it kept, where there was no memory for it."""
-
 
 @dataclass(slots=True)
 class Queries:
-    """A query is in the pool (waiting or set aside), in the prefiller (prefilling or ready), or in the batch (running).
+    """A query is in the pool (waiting or swapped out), the prefiller (prefilling or ready), or the batch (running).
 
     `held`: finished queries whose rows the plan asked to hold.
     """
@@ -58,7 +56,7 @@ class Queries:
             raise Refused(f"query {query_id} is not prefilled yet")
         return self._hand_on(query_id, self.batch.insert, State.RUNNING, why)
 
-    def set_aside(self, query_id: str, reason: str) -> None:
+    def swap_out(self, query_id: str, reason: str) -> None:
         """From the batch to the pool with what it keeps; where there is no memory for that it is forgotten."""
         try:
             size = self.batch.peek(query_id).bytes

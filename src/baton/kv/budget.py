@@ -1,4 +1,4 @@
-"""What rows and pool may take now: what was set, or less while others on the machine need the memory."""
+"""What rows and swap may take now: what was set, or less while others on the machine need the memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baton.core.clock import Clock
 log = logging.getLogger("baton.kv")
 
 SPARE_BYTES = 128 * 2**20
-"""Left to everyone else: rows and pool never grow into the machine's last so many bytes."""
+"""Left to everyone else: rows and swap never grow into the machine's last so many bytes."""
 DEVICE_SPARE_BYTES = 2**30
 """Where rows grow into the memory that activations are taken from."""
 _ASK_SECONDS = 1.0
@@ -20,58 +20,58 @@ _MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class Budget:
-    """`rows_bytes` for all rows and `pool_bytes` for the pool, both less where the machine has less, the pool first.
+    """`rows_bytes` for all rows and `swap_bytes` for what is swapped out; less if the machine has less, swap first.
 
     `floor_bytes`: what rows may always take, so that the longest query runs by itself whatever others do.
     `spare_bytes` are left to everyone else.
     `free_bytes` answers what this process could still take; it is asked at most once a second. Where memory is not
-    committed as rows grow (`lazy` False), rows have theirs already, and only the pool gives way. `pool_free_bytes`: the
-    same of the memory that the pool is in, where that is not the rows'; then neither gives way to the other.
+    committed as rows grow (`lazy` False), rows have theirs already, and only swap gives way. `swap_free_bytes`: the
+    same of the memory that swap is in, where that is not the rows'; then neither gives way to the other.
     """
 
     def __init__(
         self,
         rows_bytes: int,
-        pool_bytes: int,
+        swap_bytes: int,
         *,
         floor_bytes: int,
         free_bytes: Callable[[], int],
         clock: Clock,
         lazy: bool = True,
-        pool_free_bytes: Callable[[], int] | None = None,
+        swap_free_bytes: Callable[[], int] | None = None,
         spare_bytes: int = SPARE_BYTES,
     ) -> None:
         self.rows_bytes = rows_bytes
-        self.pool_bytes = pool_bytes
+        self.swap_bytes = swap_bytes
         self._most_rows = rows_bytes
-        self._most_pool = pool_bytes
+        self._most_swap = swap_bytes
         self._floor = floor_bytes
         self._free_bytes = free_bytes
         self._clock = clock
         self._lazy = lazy
-        self._pool_free_bytes = pool_free_bytes
+        self._swap_free_bytes = swap_free_bytes
         self._spare = spare_bytes
         self._asked: float | None = None
 
-    def look(self, rows_used: int, pool_used: int) -> None:
-        """Sets `rows_bytes` and `pool_bytes` to what holds now, where rows and pool take so much of it."""
+    def look(self, rows_used: int, swap_used: int) -> None:
+        """Sets `rows_bytes` and `swap_bytes` to what holds now, where rows and swap take so much of it."""
         now = self._clock()
         if self._asked is not None and now - self._asked < _ASK_SECONDS:
             return
         self._asked = now
-        apart = self._pool_free_bytes is not None
-        room = self._free_bytes() - self._spare + (0 if apart else pool_used)
+        apart = self._swap_free_bytes is not None
+        room = self._free_bytes() - self._spare + (0 if apart else swap_used)
         rows = self._most_rows
         if self._lazy:
             room += rows_used
             rows = min(rows, max(room, self._floor))
             room -= rows
-        if self._pool_free_bytes is not None:
-            room = self._pool_free_bytes() - SPARE_BYTES + pool_used
-        pool = max(0, min(self._most_pool, room))
+        if self._swap_free_bytes is not None:
+            room = self._swap_free_bytes() - SPARE_BYTES + swap_used
+        swap = max(0, min(self._most_swap, room))
         if (rows < self._most_rows) != (self.rows_bytes < self._most_rows):
             log.warning("memory for keys and values: %d MiB of %d MiB", rows >> 20, self._most_rows >> 20)
-        self.rows_bytes, self.pool_bytes = rows, pool
+        self.rows_bytes, self.swap_bytes = rows, swap
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Segments outside all rows: of queries that wait, which keep nothing, and of those that were set aside."""
+"""Segments outside all rows: of queries that wait, which keep nothing, and of those that were swapped out."""
 
 from __future__ import annotations
 

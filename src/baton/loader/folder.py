@@ -68,6 +68,24 @@ _BEGINNINGS = (
 )
 
 
+def local(source: str) -> Path | None:
+    """Returns the folder that a model is in, or None for a hub id. Raises LoadError if it is neither."""
+    folder = Path(source).expanduser()
+    try:
+        here = folder.exists()
+    except (OSError, ValueError):
+        here = False
+    if here and not folder.is_dir():
+        raise LoadError(file_is(folder, source))
+    if here:
+        return folder
+    if "://" in source:
+        raise LoadError(f"{source} is an address: give the model's hub id, {'/'.join(source.split('/')[3:5])}")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
+        raise LoadError(f"{source}: no such folder")
+    return None
+
+
 def file_is(path: Path, source: str) -> str:
     """Why a file is no model's folder, and what to do."""
     if path.suffix.lower() == ".gguf":

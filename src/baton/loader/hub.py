@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from baton.core.errors import LoadError
-from baton.loader.folder import ADAPTER, CONFIG, check_names, file_is, names_in
+from baton.loader.folder import ADAPTER, CONFIG, check_names, local, names_in, read_json
 
 log = logging.getLogger("baton.model")
 
@@ -57,31 +57,39 @@ def find(source: str, *, code: bool = False) -> Place:
 
     `code`: with the Python files that come with it.
     """
-    folder = Path(source).expanduser()
-    try:
-        here = folder.exists()
-    except (OSError, ValueError):
-        here = False
-    if here and not folder.is_dir():
-        raise LoadError(file_is(folder, source))
-    if here:
+    folder = local(source)
+    if folder is not None:
         return Place(source, folder)
-    if "://" in source:
-        raise LoadError(f"{source} is an address: give the model's hub id, {'/'.join(source.split('/')[3:5])}")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
-        raise LoadError(f"{source}: no such folder")
     return _on_the_hub(source, code)
 
 
-def _on_the_hub(source: str, code: bool) -> Place:
+def check_found(source: str) -> None:
+    """Raises LoadError if it can be told without asking the hub that there is no model. Imports no torch."""
+    folder = local(source)
+    if folder is None:
+        if is_offline_mode():
+            _offline(source)
+        return
+    names = names_in(folder, source)
+    check_names(names, source, folder)
+    if CONFIG in names:
+        read_json(folder, CONFIG, source)
+
+
+def _offline(source: str) -> Place:
     cached = _cached(source)
+    if cached is None:
+        raise LoadError(
+            f"{source}: no such folder here, nor is it in the hub's cache ({constants.HF_HUB_CACHE}), and"
+            f" HF_HUB_OFFLINE is set: unset it to download, or {_WAY_OUT}"
+        )
+    return Place(source, cached, cached=True)
+
+
+def _on_the_hub(source: str, code: bool) -> Place:
     if is_offline_mode():
-        if cached is None:
-            raise LoadError(
-                f"{source}: no such folder here, nor is it in the hub's cache ({constants.HF_HUB_CACHE}), and"
-                f" HF_HUB_OFFLINE is set: unset it to download, or {_WAY_OUT}"
-            )
-        return Place(source, cached, cached=True)
+        return _offline(source)
+    cached = _cached(source)
     try:
         look = _look(source, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _LOOK_SECONDS))
     except Exception as error:

@@ -12,17 +12,9 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from baton.core.config import (
-    ALIGNED,
-    AUTO,
-    NO_COMPILER,
-    Config,
-    longest_asked,
-    read_template,
-    special_in_text,
-    template_variables,
-)
+from baton.core.config import ALIGNED, AUTO, NO_COMPILER
 from baton.core.errors import LoadError, SettingError
+from baton.core.settings import LoadSettings
 from baton.cuda.virtual_memory import Driver
 from baton.loader.checkpoint import few
 from baton.loader.choose import Choice, choose
@@ -84,38 +76,37 @@ class Loaded:
 
 
 def load(
-    config: Config,
-    source: str,
-    name: str,
+    asked: LoadSettings,
     *,
     told: OnPhase = lambda phase, seconds: None,
     before: Callable[[PreTrainedModel], None] | None = None,
 ) -> Loaded:
-    """Loads `source` (hub id or folder). Raises LoadError in one line that says what to do.
+    """Loads a model. Raises LoadError in one line that says what to do.
 
     `before` is called with the model while it is still as stock makes it.
     """
+    name = asked.name
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = device_asked(config.device)
+    device = device_asked(asked.device)
     facts = device_of(device)
-    compiled = _compiler(config, facts)
-    format = FORMATS[config.quantize]
+    compiled = _compiler(asked, facts)
+    format = FORMATS[asked.quantize]
     format.check(facts)
-    code = config.trust_remote_code
+    code = asked.trust_remote_code
     with _phase("tokenizer", told):
-        place = find(source, code=code)
+        place = find(asked.source, code=code)
         stock = read_config(place, trust_remote_code=code)
         tokenizer = read_tokenizer(place, trust_remote_code=code)
-        template = read_template(config)
-        tokenizer.chat_template = tokenizer.chat_template if template is None else template
+        if asked.template is not None:
+            tokenizer.chat_template = asked.template
     with _phase("weights", told):
-        model = read_model(place, stock, dtype=_dtype(config, stock, facts, format), trust_remote_code=code)
+        model = read_model(place, stock, dtype=_dtype(asked, stock, facts, format), trust_remote_code=code)
         parameters = sum(p.numel() for p in model.parameters())
-        columns, found_ways = longest_asked(config, context_of(model.config)), None
+        columns, found_ways = asked.longest or context_of(model.config), None
         if format.rounded_bits is not None and not format.native_only:
             # Rounded weights would hide which way is exact.
-            found_ways = _ways(model.eval().requires_grad_(False), columns, name, config)
+            found_ways = _ways(model.eval().requires_grad_(False), columns, name, asked)
         format.prepare(model, device)
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if before is not None:
@@ -125,8 +116,8 @@ def load(
     with _phase("self-check", told):
         try:
             # Rows that are aligned are torch's: native steps find each row where it lies.
-            why_not = "--shaping aligned" if config.shaping == ALIGNED else "--no-compile"
-            native = config.compile and config.shaping != ALIGNED
+            why_not = "--shaping aligned" if asked.shaping == ALIGNED else "--no-compile"
+            native = asked.compile and asked.shaping != ALIGNED
             choice = choose(
                 model,
                 native=native,
@@ -138,8 +129,8 @@ def load(
                 found=found_ways,
             )
         except LoadError as error:
-            raise LoadError(_why_not(model, name, error, config)) from error
-        driver, why_not_mapped = mapping(model, choice.forward) if config.kv_mapping else (None, "")
+            raise LoadError(_why_not(model, name, error, asked)) from error
+        driver, why_not_mapped = mapping(model, choice.forward) if asked.kv_mapping else (None, "")
     found = context(model.config)
     vocabulary = int(model.config.get_text_config().vocab_size)
     tell_of_tokens(tokenizer, vocabulary, name)
@@ -150,36 +141,36 @@ def load(
         tokenizer=ModelTokenizer(
             tokenizer,
             vocabulary,
-            config,
-            special_in_text=special_in_text(config),
-            variables=template_variables(config),
+            asked.limits,
+            special_in_text=asked.special_in_text,
+            variables=asked.template_variables,
         ),
         end_ids=end_ids(model, tokenizer),
-        context_tokens=found.asked(longest_asked(config, 0)),
+        context_tokens=found.asked(asked.longest or 0),
         context_source=found.source,
         dtype=model.dtype,
         device=device,
         parameters=parameters,
-        stamp=f"{name}:{model.dtype}:{config.quantize}:{hash(choice.forward.geometry.shapes) & 0xFFFFFFFF:08x}",
+        stamp=f"{name}:{model.dtype}:{asked.quantize}:{hash(choice.forward.geometry.shapes) & 0xFFFFFFFF:08x}",
         driver=driver,
         why_not_mapped=why_not_mapped,
     )
 
 
-def _ways(model: PreTrainedModel, columns: int, name: str, config: Config) -> Structure:
+def _ways(model: PreTrainedModel, columns: int, name: str, asked: LoadSettings) -> Structure:
     use_reference_attention(model)
     try:
         return structure(model, columns)
     except LoadError as error:
-        raise LoadError(_why_not(model, name, error, config)) from error
+        raise LoadError(_why_not(model, name, error, asked)) from error
 
 
-def _why_not(model: PreTrainedModel, name: str, error: LoadError, config: Config) -> str:
+def _why_not(model: PreTrainedModel, name: str, error: LoadError, asked: LoadSettings) -> str:
     broken = not_finite(model)
     if broken:
         return f"{name} has weights that are NaN or infinite, {few(broken)}: take another checkpoint"
     why = f"{name} cannot be batched exactly: {error.message}"
-    if config.quantize != "none":
+    if asked.quantize != "none":
         return why
     return f"{why}; so it is not served: run {model.config.model_type} models with transformers' own generate"
 
@@ -203,31 +194,31 @@ def saved_dtype(config: Any) -> str:
     return str(saved).removeprefix("torch.")
 
 
-def _dtype(config: Config, stock: Any, facts: Device, format: WeightFormat) -> str:
+def _dtype(asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat) -> str:
     """The number format that weights are loaded in. Raises SettingError for one that the device has not."""
-    if config.dtype == AUTO and facts.kind != "cuda":
+    if asked.dtype == AUTO and facts.kind != "cuda":
         return AUTO
-    if config.dtype == AUTO and getattr(stock, "quantization_config", None):
+    if asked.dtype == AUTO and getattr(stock, "quantization_config", None):
         return AUTO
-    if config.dtype == AUTO and format.dtype is not None:
+    if asked.dtype == AUTO and format.dtype is not None:
         return format.dtype
-    return facts.dtype(config.dtype, saved_dtype(stock))
+    return facts.dtype(asked.dtype, saved_dtype(stock))
 
 
-def _compiler(config: Config, facts: Device) -> str | None:
+def _compiler(asked: LoadSettings, facts: Device) -> str | None:
     """The backend of torch.compile for decode steps. Raises SettingError where there are none that it compiles."""
-    if config.step_compiler == NO_COMPILER:
+    if asked.step_compiler == NO_COMPILER:
         return None
     why = {
         f"decode steps are compiled on CUDA, not on {facts.kind}": not facts.captures,
-        "steps must be of constant shape, without --no-compile": not config.compile,
-        "aligned rows have no steps of constant shape": config.shaping == ALIGNED,
-        "--deterministic fixes shapes in its own way": config.deterministic,
+        "steps must be of constant shape, without --no-compile": not asked.compile,
+        "aligned rows have no steps of constant shape": asked.shaping == ALIGNED,
+        "--deterministic fixes shapes in its own way": asked.deterministic,
     }
     for reason, holds in why.items():
         if holds:
-            raise SettingError(f"--step-compiler {config.step_compiler}: {reason}", param="step_compiler")
-    return config.step_compiler
+            raise SettingError(f"--step-compiler {asked.step_compiler}: {reason}", param="step_compiler")
+    return asked.step_compiler
 
 
 def device_asked(asked: str) -> torch.device:

@@ -20,9 +20,9 @@ from baton.bench.drive import drive
 from baton.bench.workload import Ask, Workload
 from baton.compose import start
 from baton.core.clock import monotonic
-from baton.core.config import Settings
 from baton.core.errors import CheckFailed
 from baton.core.events import Event, IterationDone, QueryEnded
+from baton.core.settings import Settings
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import Loaded
 from baton.model.visibility import Span

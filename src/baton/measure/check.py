@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from baton.compose import facts_of, make_engine
-from baton.core.config import ALIGNED, Config, Settings, resolve
+from baton.core.config import ALIGNED, Config
 from baton.core.errors import LoadError, Refused
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings, resolve
 from baton.engine.engine import Engine
 from baton.kv.rectangle import is_lazy
 from baton.loader.formats import ROUNDED_TOLERANCE
@@ -150,6 +151,8 @@ _Rows = dict[tuple[int, int], Tensor]
 class _Keeping(Sampler):
     """Keeps each row of logits that is drawn from, by query and position."""
 
+    sees_logits = True
+
     def __init__(self) -> None:
         super().__init__(end_ids=())
         self.kept: _Rows = {}
@@ -162,6 +165,8 @@ class _Keeping(Sampler):
 
 class _Listening(Sampler):
     """Compares each row of logits that is drawn from with the oracle's; queries are told apart by their seeds."""
+
+    sees_logits = True
 
     def __init__(self, cases: Sequence[Case]) -> None:
         super().__init__(end_ids=())

@@ -24,18 +24,20 @@ from baton.bench.figures import NO_GOAL, Figures, Goal, figures
 from baton.bench.table import report, table_of
 from baton.bench.workload import Workload
 from baton.core.clock import ManualClock
-from baton.core.config import Config, Facts, Settings, resolve
+from baton.core.config import Config
 from baton.core.errors import SettingError
 from baton.core.events import Update
-from baton.core.files import check_writable, write_text
+from baton.core.files import write_text
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query, SamplingParams
+from baton.core.settings import Facts, Settings, resolve
 from baton.core.text import TextStream
 from baton.engine.engine import Engine
 from baton.engine.output import OutputProcessor
 from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
-from baton.measure.trials import Tally, changed, check_lengths, contenders
+from baton.measure.contenders import changed, contenders
+from baton.measure.trials import Tally, check_lengths
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import traits
 from baton.policy.table import policy_named
@@ -80,7 +82,7 @@ class Simulation:
             stamp=device.stamp,
             budget=Budget(
                 settings.kv_bytes,
-                settings.pool_bytes,
+                settings.swap_bytes,
                 floor_bytes=footprint.of(settings.max_model_len),
                 free_bytes=lambda: 2**62,
                 clock=self.clock,
@@ -183,8 +185,6 @@ def simulated(
 
 def run_simulate(config: Config, asked: dict[str, Any]) -> None:
     """Runs the contenders one after the other and shows their figures. Raises SettingError."""
-    if asked["json_file"]:
-        check_writable("--json", asked["json_file"], param="json")
     costs, more = read_costs(asked["costs"])
     shape, context = _shape(more, asked["costs"])
     facts = Facts(context, shape, asked["memory"], "cpu", "float32", 1, True)

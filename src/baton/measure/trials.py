@@ -16,39 +16,20 @@ from baton.bench.workload import Ask, Workload
 from baton.builtin.tasks import CHECKABLE_TASKS, check, questions
 from baton.compose import facts_of, make_engine, start
 from baton.core.clock import monotonic
-from baton.core.config import Config, Settings, make_config, resolve
-from baton.core.errors import InvalidValue, SettingError
+from baton.core.config import Config
+from baton.core.errors import InvalidValue
 from baton.core.events import Event, IterationDone, QueryMoved, Slots
 from baton.core.query import SamplingParams, State
+from baton.core.settings import Settings, resolve
 from baton.loader.load import Loaded
+from baton.measure.contenders import Contender, changed
 from baton.measure.testbed import machine_speed
 from baton.observe.timeline import Timeline
 from baton.policy.port import traits
 from baton.policy.table import policy_named
 
-# Settings that belong to the engine, and not to the model as it was loaded.
-VARIED = frozenset(
-    {
-        "policy",
-        "max_batch_size",
-        "kv_memory",
-        "pool_memory",
-        "shaping",
-        "prefix_cache",
-        "prefill_chunk",
-        "max_stall_ms",
-    }
-)
 WARM_UP_TOKENS = 8
 LONGEST_ANSWER = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A name, and what is set differently from the common settings."""
-
-    name: str
-    changes: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -80,32 +61,10 @@ class Trial:
     picture: Picture
 
 
-def contenders(policies: Sequence[str], varied: Sequence[str]) -> list[Contender]:
-    """Each policy with each combination of `varied`, which are like "max_batch_size=4,8". Raises SettingError."""
-    found = [Contender(policy, {"policy": policy}) for policy in policies]
-    for spec in varied:
-        name, _, values = spec.replace("-", "_").partition("=")
-        if name not in VARIED or not values:
-            known = ", ".join(sorted(VARIED - {"policy"}))
-            raise SettingError(f"--vary {spec}: must be like max_batch_size=4,8; there is {known}", param="vary")
-        found = [
-            Contender(f"{one.name} {name}={value}", {**one.changes, name: value})
-            for one in found
-            for value in values.split(",")
-        ]
-    return found
-
-
 def settings_of(config: Config, loaded: Loaded, contender: Contender) -> Settings:
     """Raises SettingError."""
     asked = changed(config, contender)
     return resolve(asked, facts_of(loaded), traits(policy_named(asked.policy)))
-
-
-def changed(config: Config, contender: Contender) -> Config:
-    """The common settings with the contender's own. Raises SettingError."""
-    checked = {name: getattr(make_config({name: value}), name) for name, value in contender.changes.items()}
-    return dataclasses.replace(config, **checked)
 
 
 def trials(

@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from baton import builtin
 from baton.bench.costmodel import MeasuredCosts, save
-from baton.compose import facts_of, model_name, set_threads
+from baton.compose import facts_of, model_name, open_model
 from baton.core.clock import monotonic
-from baton.core.config import AUTO, Config, Settings, resolve
-from baton.core.files import check_writable
+from baton.core.config import AUTO, Config
+from baton.core.settings import Settings, resolve
 from baton.kv.rectangle import footprint
-from baton.loader.load import Loaded, load
+from baton.loader.load import Loaded
 from baton.measure.calibrate import Calibration
 
 FAR = 256
@@ -132,12 +131,8 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
     """Measures, shows the curve and the advice, and writes the costs for `baton simulate`."""
     if config.max_batch_size == AUTO:
         config = dataclasses.replace(config, max_batch_size=str(asked["most_rows"]))
-    if asked["json_file"]:
-        check_writable("--json", asked["json_file"], param="json")
-    set_threads(config)
     console = Console(highlight=False)
-    name = model_name(config)
-    loaded = load(config, config.model or str(builtin.path()), name)
+    loaded, name = open_model(config), model_name(config)
     settings = resolve(config, facts_of(loaded))
     with Progress(*_COLUMNS, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("measuring", total=None)

@@ -8,6 +8,7 @@ import torch
 
 from baton.core.config import AUTO
 from baton.core.errors import SettingError
+from baton.core.host import free_memory_bytes
 
 # NVIDIA's Ampere: the first GPUs with bfloat16, and the oldest that the kernels' products are compiled for.
 _AMPERE = (8, 0)
@@ -81,3 +82,8 @@ def device_of(device: torch.device) -> Device:
 
 def _dotted(capability: tuple[int, int] | None) -> str:
     return ".".join(map(str, capability or ()))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns what this process may still take of the memory that keys and values are in."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from baton.engine.client import Stats
-from baton.observe.catalog import Family, Kind
-from baton.observe.exposition import Values
+from baton.observe.family import Family, Kind, Values
 
 _HISTOGRAMS = {
     "time_to_first_token_seconds": "time_to_first_token_seconds",

@@ -17,7 +17,7 @@ _WORDS = {
     (State.WAITING, State.PREFILLING): "its prompt is begun",
     (State.PREFILLING, State.READY): "prefilled",
     (State.READY, State.RUNNING): "inserted into the batch",
-    (State.RUNNING, State.READY): "set aside, with what was computed",
+    (State.RUNNING, State.READY): "swapped out, with what was computed",
     (State.RUNNING, State.WAITING): "forgotten, to be computed again",
     (State.READY, State.WAITING): "forgotten, to be computed again",
     (State.PREFILLING, State.WAITING): "forgotten, to be computed again",

@@ -6,18 +6,15 @@ Families are built by hand, since its own Counter and Histogram cannot stand in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from baton.observe.catalog import Family, Kind
 from baton.observe.counters import Histogram
-
-Values = Mapping[str, float | Histogram]
-"""By the value of the family's label, "" where it has none."""
+from baton.observe.family import Family, Kind, Values
 
 
 def page(model_name: str, families: Iterable[tuple[Family, Values]]) -> tuple[bytes, str]:

@@ -70,7 +70,7 @@ class Live:
             "stays": [_told(stay) for stay in news.stays],
             "buckets": columns(news.buckets),
             "figures": figures(self._timeline.last(FIGURES_SECONDS, now), now),
-            "engine": _engine(stats),
+            "engine": stats.numbers(),
             "diagnosis": asdict(diagnose(recent, stats.costs, self._machine, max_rows=self._max_rows)),
             "process": self._cpu.told(),
         }
@@ -149,10 +149,3 @@ def figures(buckets: Sequence[Bucket], now: float) -> dict[str, Any]:
         "inter_token": {f"p{q}": percentile(gaps, q / 100) for q in (50, 95)},
         "busy": min(1.0, round(sum(bucket.busy_seconds for bucket in recent) / span, 3)),
     }
-
-
-def _engine(stats: Stats) -> dict[str, Any]:
-    names = ("running", "waiting", "prefilling", "ready", "preempted", "rows", "rows_occupied", "columns", "iterations")
-    more = ("kv_bytes_used", "kv_bytes_budget", "pool_bytes_used", "pool_bytes_budget", "prefix_bytes_used")
-    counts = ("generated_tokens", "insertions", "preemptions", "last_iteration_age_seconds")
-    return {name: getattr(stats, name) for name in (*names, *more, *counts)}

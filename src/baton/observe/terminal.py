@@ -102,7 +102,7 @@ def _figures(last: dict[str, Any]) -> list[Text]:
     state = {
         "rows": f"{engine['running']}/{engine['rows']}",
         "wait": f"{engine['waiting']}",
-        "aside": f"{engine['preempted']}",
+        "swapped": f"{engine['preempted']}",
         "KV": f"{used:.0%}",
         "idle": f"{found['idle_ratio']:.1%}",
         "CPU": f"{process['cpu_cores']:.1f}/{process['cores']}",

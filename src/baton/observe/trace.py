@@ -7,16 +7,20 @@ The first line says what was running: baton's version, the model, its settings. 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baton.core.clock import monotonic
 from baton.core.errors import SettingError
 from baton.core.events import Event, IterationDone, QueryEnded, QueryMoved, QueryRejected, Slots, Usage
 from baton.core.files import named, open_to_write
 from baton.core.query import State
+from baton.core.settings import Facts, Settings
 from baton.observe.background import Beside
 
 FORMAT = 1
@@ -27,7 +31,17 @@ _KINDS: dict[str, type[Any]] = {
     "query_rejected": QueryRejected,
     "iteration_done": IterationDone,
 }
+# As traces of the release before have them.
+_OLD_FIELDS = {"pool_bytes_used": "swap_bytes_used"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+def about_engine(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:
+    """Returns what a trace's first line says of an engine."""
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    shown = {**dataclasses.asdict(settings), "device": facts.device, "dtype": facts.dtype, "cores": facts.cores}
+    version = importlib.metadata.version("baton-llm")
+    return {"baton": version, "model": name, "began": began, "clock": monotonic(), "settings": shown}
 
 
 class TraceFile:
@@ -104,7 +118,7 @@ def read_trace(path: str | Path) -> Trace:
 
 def event_of(entry: Mapping[str, Any]) -> Event:
     """The event of one line."""
-    fields = {name: value for name, value in entry.items() if name != "event"}
+    fields = {_OLD_FIELDS.get(name, name): value for name, value in entry.items() if name != "event"}
     kind = _KINDS[entry["event"]]
     if kind is QueryMoved:
         fields["was"] = None if fields["was"] is None else State(fields["was"])

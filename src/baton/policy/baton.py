@@ -31,7 +31,7 @@ class Baton:
         free = rows - len(view.running)
         back, begin = self._admit(view, free)
         chunks, made_ready = prefill_chunks(view, [*view.prefilling, *begin])
-        ready = [query.id for query in view.ready if not query.set_aside or query in back]
+        ready = [query.id for query in view.ready if not query.swapped_out or query in back]
         # A row that is inserted now runs in this step: there must be one to ride in.
         fused = self.fused and bool(view.running or ready)
         arrivals = (ready if fused else [*ready, *made_ready])[:free]
@@ -44,11 +44,11 @@ class Baton:
         )
 
     def _admit(self, view: View, free: int) -> tuple[list[QueryView], list[QueryView]]:
-        """Who may have memory: those set aside come back before any other begins."""
-        aside = view.aside
+        """Who may have memory: those swapped out come back before any other begins."""
+        back = view.swapped_out
         places = min(free + self.ready_ahead - len(view.ready) - len(view.prefilling), view.prefill_room)
-        chosen = view.admitted([*aside, *view.waiting], len(aside) + max(places, 0))
-        return chosen[: len(aside)], chosen[len(aside) :]
+        chosen = view.admitted([*back, *view.waiting], len(back) + max(places, 0))
+        return chosen[: len(back)], chosen[len(back) :]
 
 
 def rows_wanted(view: View) -> int:

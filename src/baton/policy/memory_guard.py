@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baton.core.query import State
+from baton.core.step import MEMORY
 from baton.policy.port import Plan, Policy, QueryView, View, victims_first
-
-MEMORY = "memory"
-"""The reason that is told of those who lose their row here."""
 
 
 class MemoryGuard:
     """What `inner` plans, less what does not fit; where those that are in rows outgrow the budget, some lose theirs.
 
     After every plan: what protected queries were promised, and what the others take after the step, is within the
-    budget; and what is set aside is within the pool. A protected query loses its row only when the budget has shrunk.
+    budget; and what is swapped out fits swap memory. A protected query loses its row only when the budget has shrunk.
     """
 
     def __init__(self, inner: Policy) -> None:
@@ -40,7 +38,7 @@ def _rows_fit(plan: Plan, view: View) -> Plan:
 def _evict(plan: Plan, view: View, over: int) -> Plan:
     staying = _staying(plan, view)
     running = victims_first([query for query in staying if query.state is State.RUNNING])
-    # Those in the prefiller's rows come last: they cannot be set aside, only forgotten.
+    # Those in the prefiller's rows come last: they cannot be swapped out, only forgotten.
     beside = victims_first([query for query in staying if query.state is not State.RUNNING])
     order = sorted(running, key=view.protected) + beside
     victims: list[QueryView] = []
@@ -63,18 +61,20 @@ def _evict(plan: Plan, view: View, over: int) -> Plan:
 
 
 def _pool_fits(plan: Plan, view: View) -> Plan:
-    """Forgets what the pool cannot hold: of those set aside now, and where it has shrunk, of those that are."""
-    if view.pool_left >= 0 and not plan.detach:
+    """Forgets what swap memory cannot hold: of those swapped out now, and where it has shrunk, of those that are."""
+    if view.swap_left >= 0 and not plan.detach:
         return plan
-    left = view.pool_left + sum(view.footprint.of(query.cached) for query in view.aside if query.id in plan.forget)
+    left = view.swap_left + sum(
+        view.footprint.of(query.cached) for query in view.swapped_out if query.id in plan.forget
+    )
     forget: list[str] = []
-    for query in victims_first(view.aside):
+    for query in victims_first(view.swapped_out):
         if left < 0 and query.id not in plan.forget:
             forget.append(query.id)
             left += view.footprint.of(query.cached)
     for query in view.running:
         if query.id in plan.detach and query.id not in plan.forget:
-            # What comes back leaves the pool after this.
+            # What comes back leaves swap memory after this.
             size = view.footprint.of(query.cached)
             if size > left:
                 forget.append(query.id)
@@ -87,7 +87,7 @@ def _pool_fits(plan: Plan, view: View) -> Plan:
         forget=(*plan.forget, *forget),
         insert=tuple(query_id for query_id in plan.insert if query_id not in forget),
         reasons={**dict.fromkeys(forget, MEMORY), **plan.reasons},
-        why=f"{plan.why}; {len(forget)} forgotten, the pool is full",
+        why=f"{plan.why}; {len(forget)} forgotten, swap is full",
     )
 
 
@@ -97,7 +97,7 @@ def _newcomers_fit(plan: Plan, view: View) -> Plan:
         return plan
     left = _room(plan, view)
     planned = {chunk.query_id for chunk in plan.prefill} | set(plan.insert)
-    came_back = [query for query in view.aside if query.id in plan.insert]
+    came_back = [query for query in view.swapped_out if query.id in plan.insert]
     waiting = {query.id: query for query in view.waiting if query.id in planned}
     order = [chunk.query_id for chunk in plan.prefill] + list(plan.insert)
     dropped: set[str] = set()

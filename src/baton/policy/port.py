@@ -20,7 +20,7 @@ class QueryView:
     """How one live query stands.
 
     `arrived` is a time on the clock of `View.now`. `cached`, `generated` and `limit_tokens` (the most it may generate)
-    are tokens; `since_insert` is how many it has generated since it was last given a row. `set_aside`: its keys and
+    are tokens; `since_insert` is how many it has generated since it was last given a row. `swapped_out`: its keys and
     values are kept outside all rows.
     `bytes_reserved` is what it takes in a row when it has generated all that it may.
     """
@@ -36,7 +36,7 @@ class QueryView:
     bytes_reserved: int
     limit_tokens: int
     since_insert: int = 0
-    set_aside: bool = False
+    swapped_out: bool = False
     user: str = ""
 
     @property
@@ -102,7 +102,7 @@ class View:
     `rows`: the batch has so many; `max_rows`: it may have so many. `held_rows`: rows of finished queries that the plan
     before asked to hold. `prefill_room`: how many more segments the prefiller takes. `bytes_left`: of the budget, after
     what all queries that are prefilling, ready or running may still grow to. `bytes_budget`: what all rows together may
-    take now; `held_bytes`: what held rows take of it; `pool_left`: bytes that are free for queries set aside, below 0
+    take now; `held_bytes`: what held rows take of it; `swap_left`: bytes that are free for queries swapped out, below 0
     where those that are must make room. `footprint`: what one query takes.
     `whole_prompts`: this model's prompts cannot be fed in chunks, a chunk feeds all that is pending.
     `guaranteed_tokens`: see GUARANTEED_TOKENS. `answer_share`: nine of ten queries that finished lately had generated
@@ -124,21 +124,21 @@ class View:
     running: Sequence[QueryView]
     footprint: Footprint = NOTHING
     bytes_budget: int = 0
-    pool_left: int = 0
+    swap_left: int = 0
     whole_prompts: bool = False
     held_bytes: int = 0
     guaranteed_tokens: int = GUARANTEED_TOKENS
     answer_share: float = 1.0
 
     @property
-    def aside(self) -> list[QueryView]:
+    def swapped_out(self) -> list[QueryView]:
         """Those that were running and are kept outside all rows."""
-        return [query for query in self.ready if query.set_aside]
+        return [query for query in self.ready if query.swapped_out]
 
     @property
     def in_rows(self) -> list[QueryView]:
         """All that have a row, of the batch or of the prefiller."""
-        return [*self.prefilling, *(query for query in self.ready if not query.set_aside), *self.running]
+        return [*self.prefilling, *(query for query in self.ready if not query.swapped_out), *self.running]
 
     def protected(self, query: QueryView) -> bool:
         """Whether memory alone is no reason yet to take its row."""
@@ -149,23 +149,23 @@ class View:
         return self._bytes(query, _at_insertion(query) + max(0, self.guaranteed_tokens - query.since_insert))
 
     def admitted(self, queries: Sequence[QueryView], most: int) -> list[QueryView]:
-        """The first of these, waiting or set aside, that may have memory, at most `most`, none overtaking another.
+        """The first of these, waiting or swapped out, that may have memory, at most `most`, none overtaking another.
 
         Optimistic, with two guards: all that then have rows can generate another `guaranteed_tokens` at once, and all
-        that they and those set aside are expected to need fits budget and pool together, so that nothing need be
+        that they and those swapped out are expected to need fits budget and swap together, so that nothing need be
         forgotten.
         """
         if most <= 0 or not queries:
             return []
         soon = self.bytes_budget - self.held_bytes - sum(map(self._soon, self.in_rows))
-        later = self.bytes_budget - self.held_bytes + self.pool_left - sum(map(self._expected, self.in_rows))
-        later -= sum(self._expected(query) - self.footprint.of(query.cached) for query in self.aside)
+        later = self.bytes_budget - self.held_bytes + self.swap_left - sum(map(self._expected, self.in_rows))
+        later -= sum(self._expected(query) - self.footprint.of(query.cached) for query in self.swapped_out)
         chosen: list[QueryView] = []
         for query in queries[:most]:
             soon -= self._soon(query)
-            later -= 0 if query.set_aside else self._expected(query)
+            later -= 0 if query.swapped_out else self._expected(query)
             # What one that comes back will need is in `later` already; it makes no progress outside.
-            if soon < 0 or (later < 0 and not query.set_aside):
+            if soon < 0 or (later < 0 and not query.swapped_out):
                 break
             chosen.append(query)
         return chosen
@@ -204,8 +204,8 @@ def _at_insertion(query: QueryView) -> int:
 class Plan:
     """The next iteration, carried out in this order: `forget`, `detach`, `resize`, `prefill`, `insert`, a step.
 
-    `detach` names running queries; they are set aside, or forgotten where `forget` names them too. `reasons` says why,
-    in a word, of those that lose their row ("memory", "priority"); "policy" of those it does not name.
+    `detach` names running queries; they are swapped out, or forgotten if `forget` names them too. `reasons` says in a
+    word why queries lose their row ("memory", "priority"); "policy" of those it does not name.
     `prefill` may name waiting queries; `insert` waiting ones (they are fed inside the batch), ready ones, and those
     that `prefill` makes ready. The step feeds each row up to `feed` tokens, laid out as `how` says; no rows, no step.
     `fused`: where the prefiller can, `prefill` rides in the step, one forward for both; what becomes ready by it can be

@@ -30,7 +30,7 @@ def stage(query: QueryView) -> int:
     """0: has a row of the batch; 1: had one, and lost it; 2: never had one."""
     if query.state is State.RUNNING:
         return 0
-    return 1 if query.set_aside or (query.state is State.WAITING and query.generated) else 2
+    return 1 if query.swapped_out or (query.state is State.WAITING and query.generated) else 2
 
 
 def everyone(view: View) -> list[QueryView]:
@@ -42,7 +42,7 @@ class PreemptivePlanner:
     """Plans for an `order` of all live queries: of those that can run, its first `most` have the rows.
 
     In the order, a running query stands before all those that may not take its row. Rows change hands only when the
-    newcomer is ready, so that none is empty meanwhile; what the displaced have computed is set aside, not lost.
+    newcomer is ready, so that none is empty meanwhile; what the displaced have computed is swapped out, not lost.
     """
 
     ready_ahead: int = READY_AHEAD
@@ -53,7 +53,7 @@ class PreemptivePlanner:
         near = [query for query in order[: most + self.ready_ahead] if query.state is State.WAITING]
         forget = _no_room(view, order, near)
         begin = {query.id for query in near[: view.prefill_room]}
-        asking = [query for query in order if query.set_aside or query.id in begin]
+        asking = [query for query in order if query.swapped_out or query.id in begin]
         displaced = _displaced(view, order, most, asking)
         admitted = _admitted(_after(view, displaced), asking)
 
@@ -100,28 +100,28 @@ def _displaced(view: View, order: Sequence[QueryView], most: int, asking: Sequen
 
 def _is_ready(query: QueryView, admitted: Set[str]) -> bool:
     """Whether it can be given a row of the batch now."""
-    return query.state is State.READY and (not query.set_aside or query.id in admitted)
+    return query.state is State.READY and (not query.swapped_out or query.id in admitted)
 
 
 def _after(view: View, leaving: Sequence[QueryView]) -> View:
-    """As it will be when these are set aside; where the pool is too small for them, it will be less than empty."""
-    aside = [replace(query, state=State.READY, set_aside=True) for query in leaving]
+    """As it will be when these are swapped out; where swap memory is too small for them, it will be less than empty."""
+    swapped = [replace(query, state=State.READY, swapped_out=True) for query in leaving]
     gone = {query.id for query in leaving}
     return replace(
         view,
         running=[query for query in view.running if query.id not in gone],
-        ready=[*view.ready, *aside],
-        pool_left=view.pool_left - sum(view.footprint.of(query.cached) for query in leaving),
+        ready=[*view.ready, *swapped],
+        swap_left=view.swap_left - sum(view.footprint.of(query.cached) for query in leaving),
     )
 
 
 def _admitted(view: View, asking: Sequence[QueryView]) -> set[str]:
     """The ids of those that may have memory, the most urgent first, none overtaking another."""
     found = view.admitted(asking, len(asking))
-    if not found and replace(view, pool_left=_ENDLESS).admitted(asking, 1):
-        # There is room in the rows for the first of them, and what it will need is held by those set aside: they must
+    if not found and replace(view, swap_left=_ENDLESS).admitted(asking, 1):
+        # There is room in the rows for the first of them, and what it will need is held by those swapped out: they must
         # go on for that to become free.
-        found = view.admitted([query for query in asking if query.set_aside], len(asking))
+        found = view.admitted([query for query in asking if query.swapped_out], len(asking))
     return {query.id for query in found}
 
 

@@ -19,7 +19,12 @@ _MOST = torch.finfo(torch.float32).max
 
 
 class Sampler:
-    """`end_ids`: tokens that end a text; they cannot be drawn before `min_tokens`."""
+    """`end_ids`: tokens that end a text; they cannot be drawn before `min_tokens`.
+
+    `sees_logits`: it does something else with logits than draw, so a device must not draw in its place.
+    """
+
+    sees_logits = False
 
     def __init__(self, end_ids: Sequence[int]) -> None:
         self._end_ids = tuple(end_ids)

@@ -18,9 +18,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
-from baton.core.config import Config
 from baton.core.errors import RequestError, SettingError
 from baton.core.files import named, read_text
+from baton.core.settings import ServerSettings
 from baton.server.errors import error_response
 
 ANY = "*"
@@ -50,17 +50,17 @@ OPEN = Access()
 """Everyone may ask, under any name; no page of another origin may read the answers."""
 
 
-def access_of(config: Config, address: str) -> Access:
+def access_of(asked: ServerSettings, address: str) -> Access:
     """What the settings ask for, where the server listens on this address. Raises SettingError; reads the key file."""
-    keys = (*config.api_key, *(_keys_in(config.api_key_file) if config.api_key_file else ()))
+    keys = (*asked.api_key, *(_keys_in(asked.api_key_file) if asked.api_key_file else ()))
     hosts: frozenset[str] | None = None
-    if ANY not in config.allowed_host and (config.allowed_host or (is_loopback(address) and not keys)):
-        hosts = frozenset(_LOCAL | {name.lower() for name in (config.host, *config.allowed_host)})
-    for origin in config.cors_origin:
+    if ANY not in asked.allowed_host and (asked.allowed_host or (is_loopback(address) and not keys)):
+        hosts = frozenset(_LOCAL | {name.lower() for name in (asked.host, *asked.allowed_host)})
+    for origin in asked.cors_origin:
         if origin != ANY and not _ORIGIN.fullmatch(origin):
             message = f"--cors-origin {origin}: must be * or an origin like https://example.org, without a path"
             raise SettingError(message, param="cors_origin")
-    return Access(keys, hosts, config.cors_origin)
+    return Access(keys, hosts, asked.cors_origin)
 
 
 def is_loopback(address: str) -> bool:

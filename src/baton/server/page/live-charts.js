@@ -66,7 +66,7 @@ export const CARDS = [
   {
     title: "Queue",
     about: "Queries that wait for their prompt to be begun. Marks: a query was preempted, or refused because the queue was full.",
-    told: ({ engine }) => [`${engine.waiting} wait`, `${engine.prefilling} begun, ${engine.preempted} set aside`],
+    told: ({ engine }) => [`${engine.waiting} wait`, `${engine.prefilling} begun, ${engine.preempted} swapped out`],
     lines: (slots) => [
       { colour: "accent", area: true, values: lasting(slots, "waiting") },
       { colour: "bad", marks: slots.map((slot) => slot && (slot.preempted || slot.rejected)) },
@@ -77,7 +77,7 @@ export const CARDS = [
   {
     title: "Memory of keys and values",
     about: "What the rows take of their budget. Aside: what is kept of preempted queries and shared prefixes.",
-    told: ({ engine }) => [percent(engine.kv_bytes_used / (engine.kv_bytes_budget || 1)), `of ${mib(engine.kv_bytes_budget)}, ${mib(engine.pool_bytes_used + engine.prefix_bytes_used)} aside`],
+    told: ({ engine }) => [percent(engine.kv_bytes_used / (engine.kv_bytes_budget || 1)), `of ${mib(engine.kv_bytes_budget)}, ${mib(engine.swap_bytes_used + engine.prefix_bytes_used)} aside`],
     lines: (slots) => [{ colour: "accent", area: true, values: share(slots) }],
     least: 1,
     most: 1,

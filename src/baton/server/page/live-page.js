@@ -7,7 +7,7 @@ import { inWords, saveKey } from "/stream.js";
 const $ = (id) => document.getElementById(id);
 const BEHIND = 0.9; // seconds: what is drawn has been told already, so that nothing jumps
 const DRAW_MS = matchMedia("(prefers-reduced-motion: reduce)").matches ? 500 : 125, CHARTS_MS = 500, SENTENCE_MS = 2500;
-const WAYS = { ready: "set aside, with what was computed", waiting: "forgotten, to be computed again", finished: "finished", cancelled: "cancelled", failed: "failed", expired: "ran out of time" };
+const WAYS = { ready: "swapped out, with what was computed", waiting: "forgotten, to be computed again", finished: "finished", cancelled: "cancelled", failed: "failed", expired: "ran out of time" };
 
 const canvas = $("rectangle"), batch = new Batch(canvas), news = new News(heard);
 const charts = CARDS.map((card) => new Chart(card, $("cards")));

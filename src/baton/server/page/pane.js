@@ -13,7 +13,7 @@ function facts(seen, usage) {
   if (made > 1 && seconds > 0) told.push(`${Math.round((made - 1) / seconds)} tokens/s`);
   if (seen.first) told.push(`first after ${Math.round(seen.first - seen.asked)} ms`);
   if (spent) told.push(`waited ${Math.round(1000 * spent.queue_seconds)} ms`, `${(100 * spent.idle_ratio).toFixed(1)} % idle`);
-  if (spent?.preemptions) told.push(`set aside ${spent.preemptions}×`);
+  if (spent?.preemptions) told.push(`swapped out ${spent.preemptions}×`);
   if (seen.reason === "length") told.push("cut at the token limit");
   if (seen.reason === "stopped") told.push("stopped");
   return told.map((one) => one.replaceAll(" ", "\u00a0")).join("\u00a0· "); // a line ends between two of them

@@ -1,0 +1,70 @@
+"""What is refused in a moment, before torch is imported: settings, files and folders that no engine could use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from baton.core.config import Config, check_loading, check_shaping, threads
+from baton.core.errors import SettingError
+from baton.core.files import check_writable
+from baton.core.host import cores
+from baton.policy.port import traits
+from baton.policy.table import policy_named
+
+Asked = dict[str, Any]
+
+
+def refuse(config: Config) -> None:
+    """Raises SettingError or LoadError for what an engine with these settings would refuse."""
+    check_shaping(config, traits(policy_named(config.policy)))
+    check_loading(config)
+    threads(config, cores())
+    if config.trace is not None:
+        check_writable("--trace", config.trace, param="trace")
+    if config.model is not None:
+        from baton.loader.hub import check_found  # half a second that other verbs need not wait
+
+        check_found(config.model)
+
+
+def refuse_file(name: str, asked: Asked) -> None:
+    """Raises SettingError if a report could not be written where it is asked for."""
+    if asked[f"{name}_file"]:
+        check_writable(f"--{name}", asked[f"{name}_file"], param=name)
+
+
+def refuse_bench(config: Config, asked: Asked) -> None:
+    """Raises SettingError for what could not be honoured in the end."""
+    from baton.bench import plots
+    from baton.bench.commands import workload_of
+    from baton.bench.table import runs_before
+    from baton.measure.contenders import check_contenders, contenders
+
+    some = contenders(asked["policies"].split(","), asked["vary"])
+    check_contenders(config, some)
+    workload_of({**asked, "seed": config.seed})
+    if asked["accuracy"] and config.model:
+        message = f"--accuracy asks the built-in model's questions, which {config.model} was not made for"
+        raise SettingError(message, param="accuracy")
+    if asked["append"] and not asked["json_file"]:
+        raise SettingError("--append adds to a --json file, and none is named", param="append")
+    if asked["in_turn"] and asked["mode"] == "timed":
+        raise SettingError("--in-turn has a clock of its own: --mode timed cannot be kept", param="in_turn")
+    if asked["html_file"]:
+        plots.check_installed()
+    for name in ("json", "html"):
+        refuse_file(name, asked)
+    if asked["append"]:
+        runs_before(asked["json_file"], {}, [one.name for one in some])
+
+
+def refuse_simulate(config: Config, asked: Asked) -> None:
+    """Raises SettingError for what could not be simulated."""
+    from baton.bench.commands import workload_of
+    from baton.bench.costmodel import read_costs
+    from baton.measure.contenders import check_contenders, contenders
+
+    check_contenders(config, contenders(asked["policies"].split(","), asked["vary"]))
+    workload_of({**asked, "seed": config.seed})
+    read_costs(asked["costs"])
+    refuse_file("json", asked)

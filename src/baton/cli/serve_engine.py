@@ -1,0 +1,104 @@
+"""The server over one engine, from its bound socket to its clean end."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+import torch
+
+from baton import __version__
+from baton.cli.live import live_view, read_bytes_per_second
+from baton.cli.show import errors, in_units, tell_phase
+from baton.compose import EngineHandle, model_name, open_engine, set_threads
+from baton.core.clock import monotonic
+from baton.core.config import Config
+from baton.core.events import QueryRejected
+from baton.core.settings import ServerSettings
+from baton.observe.metrics import Metrics
+from baton.observe.timeline import Timeline
+from baton.server.app import create_app
+from baton.server.auth import Access, is_loopback
+from baton.server.run import Hang, serve
+
+
+def run_bound(config: Config, server: ServerSettings, bound: socket.socket, access: Access, began: float) -> None:
+    """Loads the model and serves on a bound socket until told to end."""
+    metrics = Metrics(model_name(config), monotonic, compat=server.vllm_names)
+    errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
+    tell_phase("imports", time.perf_counter() - began)
+    set_threads(config)
+    read_bytes, timeline = read_bytes_per_second(), Timeline()
+    house = open_engine(config, sinks=[metrics, timeline], told=tell_phase)
+    opened = time.perf_counter()
+    house.client.prepare()
+    tell_phase("forms", time.perf_counter() - opened)
+    metrics.max_rows = house.settings.max_rows
+    errors.print(_resolved(house))
+    if not access.keys and not is_loopback(bound.getsockname()[0]):
+        errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
+    app = create_app(
+        house.client,
+        render_metrics=lambda: metrics.render(house.client.stats()),
+        live=live_view(house, timeline, read_bytes),
+        version=__version__,
+        access=access,
+        reject=lambda code: metrics(QueryRejected(monotonic(), code)),
+    )
+
+    app.openapi()  # made once, and not while others wait for the event loop
+
+    def started(url: str) -> None:
+        took = time.perf_counter() - began
+        errors.print(
+            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
+        )
+
+    try:
+        serve(
+            app,
+            bound,
+            drain=house.client.drain,
+            drain_timeout_seconds=server.drain_seconds,
+            limits=house.settings.limits,
+            hang=Hang(server.hang_seconds, server.hang_exit_seconds, house.client.stuck_seconds),
+            on_started=started,
+        )
+    finally:
+        app.state.close()
+        house.close()
+        with contextlib.suppress(OSError):  # the terminal is closed
+            errors.print(_summary(house))
+
+
+def _resolved(house: EngineHandle) -> str:
+    facts, settings, loaded = house.facts, house.settings, house.loaded
+    lines = {
+        "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
+        "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
+        "context": f"{facts.context_tokens:,} tokens ({facts.context_source})",
+        "run with": loaded.description + ("; shapes are fixed" if settings.deterministic else ""),
+        "KV memory": f"{in_units(settings.kv_bytes)} for rows and {in_units(settings.swap_bytes)} "
+        f"{'' if facts.swap_free_bytes is None else 'of the host '}for what is swapped out, "
+        f"{in_units(facts.footprint.token_bytes)} a token" + _mapped(house),
+        "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
+    }
+    return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
+
+
+def _mapped(house: EngineHandle) -> str:
+    """How memory is had, where it was asked to be mapped as rows grow."""
+    if house.settings.kv_mapping:
+        return ", mapped as rows grow"
+    why_not = house.loaded.why_not_mapped or (house.loaded.driver and "not for padded rows")
+    return f"; not mapped as rows grow: {why_not}" if why_not else ""
+
+
+def _summary(house: EngineHandle) -> str:
+    stats = house.client.stats()
+    finished = stats.outcomes.get("finished", 0)
+    return (
+        f"ended: {finished} queries finished, {stats.generated_tokens:,} tokens generated, "
+        f"{stats.slots.idle_ratio:.1%} of the computed token slots were idle"
+    )
