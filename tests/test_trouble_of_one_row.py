@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from baton.batch import rows
+from baton.batch import feeder
 from baton.core.query import Query, State
 from baton.model.execution import PrefillPlacement
 from baton.policy.baton import Baton
@@ -59,13 +59,13 @@ def break_draw_of_all(patch: pytest.MonkeyPatch) -> None:
 
 def break_logprobs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        rows, "told", unless_bad(rows.told, lambda logits, queries, drawn: any(q.seed == BAD for q in queries))
+        feeder, "told", unless_bad(feeder.told, lambda logits, queries, drawn: any(q.seed == BAD for q in queries))
     )
 
 
 def break_prompt_logprobs(patch: pytest.MonkeyPatch) -> None:
     bad = lambda logits, tokens, best: BAD_BEST in best  # noqa: E731
-    patch.setattr(rows, "token_logprobs", unless_bad(rows.token_logprobs, bad))
+    patch.setattr(feeder, "token_logprobs", unless_bad(feeder.token_logprobs, bad))
 
 
 STAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {

@@ -168,6 +168,7 @@ def placed(rows: Rows, query: Query, among: range) -> Query:
 def begun(side: DelayedStream) -> tuple[Rows, Query, Query]:
     """One that decodes, and one whose prompt is in flight."""
     rows = batch_beside("llama", side).rows
+    assert rows is not None
     stepper = rows.stepper
     assert isinstance(stepper, PrefillStreamStepper)
     short = placed(rows, query_of("short", [7], 30), range(4))
