@@ -22,16 +22,14 @@ UNHONOURED: dict[str, Any] = {
     "best_of": 3,
     "functions": [{"name": "f"}],
     "modalities": ["audio"],
-    "prediction": {"type": "content"},
     "prompt_logprobs": 1,
     "reasoning_effort": "high",
-    "service_tier": "flex",
     "suffix": "end",
-    "verbosity": "low",
     "web_search_options": {},
     "priority": 1,
     "guided_json": {},
-    "nonsense": None,
+    "nonsense": 1,
+    "use_beam_search": True,
 }
 
 
