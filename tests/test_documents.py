@@ -121,3 +121,7 @@ def test_the_changelog_keeps_its_form() -> None:
         names = [part.split("\n")[0] for part in parts]
         assert "- " not in head and names == [kind for kind in kinds if kind in names]
         assert all(re.fullmatch(r"\w+\n\n(?:- .*\n(?:  .*\n)*)+\n?", part) for part in parts)
+
+
+def test_the_tour_is_read_in_ten_minutes() -> None:
+    assert len((ROOT / "ARCHITECTURE.md").read_text().split()) <= 1500
