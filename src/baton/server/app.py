@@ -38,6 +38,8 @@ from baton.server.generate import Generating
 from baton.server.ignored import IgnoredFields
 from baton.server.live import DESCRIBED, LiveRoutes
 from baton.server.middleware import AuthMiddleware, Middleware
+from baton.server.not_found import PAGE_HEADERS as PAGE_HEADERS
+from baton.server.not_found import not_found
 from baton.server.openapi import described
 from baton.server.page_inputs import with_inputs
 from baton.server.responses import ResponsesRequest
@@ -55,6 +57,7 @@ PAGE_FILES = {
     "/live.css": ("live.css", "text/css; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.svg": ("page.svg", "image/svg+xml"),
+    "/favicon.ico": ("page.svg", "image/svg+xml"),
 }
 _SCRIPTS: tuple[str, ...] = ("docs", "live", "page", "pane", "settings", "stream", "text", "theme")
 _SCRIPTS += ("live-batch", "live-charts", "live-news", "live-page")
@@ -63,15 +66,6 @@ PAGE_FILES |= {f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") f
 
 OPEN_PATHS = frozenset({"/health", *PAGE_FILES})
 """These need no key."""
-
-PAGE_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "referrer-policy": "no-referrer",
-}
 
 
 def create_app(
@@ -164,7 +158,13 @@ def _add_errors(app: FastAPI, reject: Callable[[str], None] | None) -> None:
         return error_response(error if isinstance(error, BatonError) else internal_error(), request.url.path)
 
     app.add_exception_handler(BatonError, answer_baton_error)
-    app.add_exception_handler(HTTPException, answer_http_exception)
+
+    async def answer_framework_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 404:
+            return not_found(request, [str(getattr(route, "path", "")) for route in app.routes])
+        return await answer_http_exception(request, error)
+
+    app.add_exception_handler(HTTPException, answer_framework_error)
 
 
 def _post(app: FastAPI, path: str, route: Callable[..., Any], takes: type[BaseModel], answers: type[BaseModel]) -> None:

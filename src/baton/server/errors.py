@@ -153,13 +153,11 @@ def error_response(error: BatonError, path: str = "") -> Response:
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: an unknown path, a wrong method."""
+    """What the framework itself refuses beside unknown paths: a wrong method."""
     route = request.url.path
     if not isinstance(error, HTTPException):
         return error_response(internal_error(), route)
     path = f"{request.method} {route}"
-    if error.status_code == 404:
-        return error_response(NotFound(f"there is no {path}"), route)
     if error.status_code == 405:
         allow = set((error.headers or {}).get("Allow", "GET").split(", "))
         # Whatever answers GET answers HEAD, see `door.Middleware`.
