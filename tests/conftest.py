@@ -37,7 +37,7 @@ FAST = (
     "observe/test_replicas.py",
     "policy",
     "server/test_access.py",
-    "server/test_calls.py",
+    "parsing/test_calls.py",
     "server/test_chat.py",
     "server/test_completions.py",
     "server/test_live_data.py",

@@ -198,7 +198,7 @@ async def test_a_hang_is_told_while_it_lasts_and_logged_once(
 
     until(lambda: told("goes on"))
     stacks = told("where all threads are")
-    assert "faults.py" in stacks[0] and "promises.py" in stacks[0], "of every thread"
+    assert "faults.py" in stacks[0] and "service_level.py" in stacks[0], "of every thread"
     assert len(stacks) == len(told("goes on")), "once for one hang, however often it was looked at"
 
 

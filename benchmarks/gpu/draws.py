@@ -8,16 +8,21 @@ from typing import Any
 
 import torch
 
+from baton.core.sampling import SamplingParams
 from baton.cuda.decode_steps import Steps
 from baton.cuda.slots import Chance, Slot
 from baton.kv.rectangle import Rectangle
 from baton.loader.load import Loaded
+from baton.sampling.draw import filters_of
 from baton.sampling.on_device import Kind
 
 from .models import collect, cuda_forward
 from .timing import seconds_of
 
-_WAYS = {Kind.FREE: Chance(1.0, seed=7), Kind.FILTERED: Chance(1.0, (40, 0.95, 0.0), seed=7)}
+_WAYS = {
+    Kind.FREE: Chance(1.0, seed=7),
+    Kind.FILTERED: Chance(1.0, filters_of(SamplingParams(top_k=40, top_p=0.95)), seed=7),
+}
 
 
 def draws(loaded: Loaded, counts: Sequence[int]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What a worker is asked and what it answers: one engine, one fresh process, measured the same way for every engine.
 
 Only the standard library and psutil, because workers run in their engine's own environment. A worker is started as
-`python run_ENGINE.py JOB.json`; its answer is the last line on its standard output, in JSON.
+`python run_NAME.py JOB.json`; its answer is the last line on its standard output, in JSON.
 """
 
 from __future__ import annotations

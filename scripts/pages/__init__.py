@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.pages import dashboard, limits, metrics, models, sampling, settings
+from scripts.pages import dashboard, fields, limits, metrics, models, sampling, settings
 
 PAGES: dict[Path, Callable[[str], str]] = {
-    module.PAGE: module.text for module in (dashboard, limits, metrics, models, sampling, settings)
+    module.PAGE: module.text for module in (dashboard, metrics, models, sampling, settings)
 }
+PAGES[limits.PAGE] = lambda page: fields.text(limits.text(page))
 """`text` takes the page as it is, because some pages are made only in part."""

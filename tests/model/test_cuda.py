@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from baton.core.sampling import SamplingParams
 from baton.cuda.async_stepper import AsyncStepper
 from baton.cuda.decode_steps import Steps
 from baton.cuda.forward import CudaForward
@@ -27,6 +28,7 @@ from baton.loader.choose import choose
 from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
+from baton.sampling.draw import filters_of
 from families import CONTEXT, model_of
 from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries
 
@@ -93,7 +95,13 @@ def test_a_warmed_step_waits_for_nothing(family: str, dtype: torch.dtype) -> Non
     steps.warm(3)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for turn, chance in enumerate((Chance(), Chance(1.0, seed=7), Chance(1.0, (5, 0.9, 0.1), seed=7))):
+        for turn, chance in enumerate(
+            (
+                Chance(),
+                Chance(1.0, seed=7),
+                Chance(1.0, filters_of(SamplingParams(top_k=5, top_p=0.9, min_p=0.1)), seed=7),
+            )
+        ):
             tokens = [follows(at) if turn else 7 for at in range(3)]
             last = steps.launch([Slot(at, token, turn + 1, chance) for at, token in enumerate(tokens)])
     finally:

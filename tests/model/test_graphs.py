@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.core.query import Query
+from baton.core.query import Query, SamplingParams
 from baton.cuda import async_stepper as ahead
 from baton.cuda import decode_steps as steps
 from baton.cuda import graphs
@@ -27,6 +27,7 @@ from baton.cuda.slots import Chance, Slot
 from baton.kv.rectangle import Rectangle
 from baton.model.device import Device
 from baton.policy.baton import Baton
+from baton.sampling.draw import filters_of
 from baton.sampling.on_device import Kind
 from families import CONTEXT, model_of
 from random_batch import RandomBatch, Shaken, alone, query_of, random_batch, some_queries, torch_forward_of
@@ -164,7 +165,7 @@ def test_a_draw_that_cannot_be_captured_is_launched_as_it_is(
             return lambda: None, None
         raise RuntimeError(f"{fault}\nand more")
 
-    slots = [Slot(0, 7, 1, Chance(1.0, (5, 1.0, 0.0), seed=3)), Slot(1, 9, 1)]
+    slots = [Slot(0, 7, 1, Chance(1.0, filters_of(SamplingParams(top_k=5)), seed=3)), Slot(1, 9, 1)]
     expected = made().launch(slots).tokens()
     monkeypatch.setattr(OnHost, "captured", captured)
     steps = made()

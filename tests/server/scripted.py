@@ -73,7 +73,7 @@ class ScriptedLoop:
 
     `held`: queries get no update until `release`, but for a first one of `opening`; `refuse`: raised by submit;
     `fail_after`: letters before an error, which is the asker's own where `infeasible`; `cached`: prompt tokens that
-    each query did not compute, in their order.
+    each query did not compute, in their order; `stopped_by`: the stop string that each answer ends with.
     """
 
     def __init__(self, answer: str = "hello") -> None:
@@ -84,6 +84,7 @@ class ScriptedLoop:
         self.fail_after: int | None = None
         self.infeasible = False
         self.cached: list[int] = []
+        self.stopped_by: str | None = None
         self.reason: str | None = None
         self.tokenizer = Letters()
         self.context = CONTEXT
@@ -185,7 +186,8 @@ class ScriptedLoop:
         reason = "length" if len(text) < len(self.answer) else "stop"
         at = self.queries.index(query)
         usage = usage_of(query, len(text), self.cached[at] if self.cached else 0)
-        return [*said[:-1], replace(said[-1], finish_reason=reason, usage=usage)]
+        stopped_by = self.stopped_by if reason == "stop" else None
+        return [*said[:-1], replace(said[-1], finish_reason=reason, usage=usage, stopped_by=stopped_by)]
 
 
 def logprobs_of(token: int, best: int) -> TokenLogprobs:

@@ -58,7 +58,6 @@ async def test_roles_and_parts(http: httpx.AsyncClient, loop: ScriptedLoop) -> N
         ([{"role": "king", "content": "a"}], "invalid_value", "messages[0].role"),
         ([*HI, {"role": "tool", "content": "a"}], "invalid_value", "messages[1].tool_call_id"),
         ([*HI, {"role": "function", "content": "a"}], "unsupported_parameter", "messages[1].role"),
-        ([{"role": "user", "content": "a", "name": "me"}], "unsupported_parameter", "messages[0].name"),
         ([{"role": "user", "content": "a", "mood": 1}], "unsupported_parameter", "messages[0].mood"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],

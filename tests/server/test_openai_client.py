@@ -59,8 +59,8 @@ def test_models(client: openai.OpenAI) -> None:
 
 def test_error_classes(client: openai.OpenAI, loop: ScriptedLoop) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        hi(client, service_tier="flex")
-    assert (bad.value.code, bad.value.param) == ("unsupported_parameter", "service_tier")
+        hi(client, modalities=["audio"])
+    assert (bad.value.code, bad.value.param) == ("unsupported_parameter", "modalities")
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt="a")
     loop.refuse = QueueFull("256 are waiting")

@@ -20,6 +20,9 @@ EVERY = {"200", "400", "408", "431", "500"}
 STATUSES = {
     ("post", "/v1/completions"): EVERY | {"404", "413", "415", "429", "503", "504"},
     ("post", "/v1/chat/completions"): EVERY | {"404", "413", "415", "429", "503", "504"},
+    ("post", "/v1/responses"): EVERY | {"404", "413", "415", "429", "503", "504"},
+    ("post", "/v1/messages"): EVERY | {"404", "413", "415", "429", "503", "504"},
+    ("post", "/v1/messages/count_tokens"): EVERY | {"404", "413", "415", "429", "503"},
     ("post", "/tokenize"): EVERY | {"404", "413", "415", "429", "503"},
     ("post", "/detokenize"): EVERY | {"404", "413", "415", "429", "503"},
     ("get", "/v1/models/{model}"): EVERY | {"404"},
@@ -46,7 +49,8 @@ def test_every_route_lists_what_it_can_answer() -> None:
                 assert ("retry-after" in response["headers"]) == (status in ("429", "503"))
                 if status != "200" and method != "head":
                     schema = response["content"]["application/json"]["schema"]
-                    assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}
+                    name = "AnthropicError" if path.startswith("/v1/messages") else "ErrorAnswer"
+                    assert schema == {"$ref": f"#/components/schemas/{name}"}
     names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
     assert len(names) == len(set(names))
 
@@ -110,7 +114,8 @@ async def test_null_and_neutral_values_are_taken_as_told(http: httpx.AsyncClient
     properties = document_of()["components"]["schemas"]["CompletionRequest"]["properties"]
     for name, told in properties.items():
         if name != "prompt":
-            assert {"type": "null"} in told.get("anyOf", []) or None in told["enum"], name
+            anything = set(told) == {"description"}
+            assert anything or {"type": "null"} in told.get("anyOf", []) or None in told["enum"], name
             for value in (None, *told.get("enum", ())):
                 response = await http.post("/v1/completions", json={"prompt": "a", name: value})
                 assert response.status_code == 200, (name, value, response.text)
@@ -140,9 +145,14 @@ async def test_token_ids_of_logit_bias_are_those_of_the_pattern(http: httpx.Asyn
 
 def test_streams_are_told() -> None:
     document = document_of()
-    for path, chunk in (("/v1/completions", "CompletionChunk"), ("/v1/chat/completions", "ChatChunk")):
+    for path, chunk in (
+        ("/v1/completions", "CompletionChunk"),
+        ("/v1/chat/completions", "ChatChunk"),
+        ("/v1/responses", "ResponseEvent"),
+        ("/v1/messages", "MessageEvent"),
+    ):
         events = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
-        assert chunk in json.dumps(events) and "[DONE]" in json.dumps(events)
+        assert chunk in json.dumps(events) and ("[DONE]" in json.dumps(events)) == ("Chunk" in chunk)
         assert chunk in document["components"]["schemas"]
 
 

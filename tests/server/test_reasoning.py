@@ -16,11 +16,9 @@ ANSWER = "<think>\nhm, so\n</think>\n\nhello"
 
 
 @pytest.fixture
-def loop() -> ScriptedLoop:
-    found = ScriptedLoop(ANSWER)
-    found.tokenizer.template = "{{ messages }} </think>"
-    found.context = 200
-    return found
+def loop(loop: ScriptedLoop) -> ScriptedLoop:
+    loop.answer, loop.tokenizer.template, loop.context = ANSWER, "{{ messages }} </think>", 200
+    return loop
 
 
 async def plain(http: httpx.AsyncClient, **more: Any) -> dict[str, Any]:

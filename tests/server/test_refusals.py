@@ -22,16 +22,14 @@ UNHONOURED: dict[str, Any] = {
     "best_of": 3,
     "functions": [{"name": "f"}],
     "modalities": ["audio"],
-    "prediction": {"type": "content"},
     "prompt_logprobs": 1,
     "reasoning_effort": "high",
-    "service_tier": "flex",
     "suffix": "end",
-    "verbosity": "low",
     "web_search_options": {},
     "priority": 1,
     "guided_json": {},
-    "nonsense": None,
+    "nonsense": 1,
+    "use_beam_search": True,
 }
 
 
@@ -185,6 +183,40 @@ async def test_body_too_large(http: httpx.AsyncClient) -> None:
 
 async def test_headers_too_large(http: httpx.AsyncClient) -> None:
     check(await http.get("/health", headers={"x-long": "a" * 33_000}), 431, "headers_too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "hint"),
+    [
+        ("POST", "/chat/completions", "it is under /v1, as /v1/chat/completions"),
+        ("POST", "/v1/v1/chat/completions", "it is under /v1, as /v1/chat/completions"),
+        ("POST", "/v1/v1/messages", "it is under /v1, as /v1/messages"),
+        ("GET", "/models", "it is under /v1, as /v1/models"),
+        ("GET", "/v1/health", "it is /health"),
+        ("GET", "/v1/model", "did you mean /v1/models?"),
+        ("POST", "/v1/chat/completion", "did you mean /v1/chat/completions?"),
+        ("POST", "/v1/embeddings", "a server made for embeddings"),
+        ("GET", "/props", "/v1/models"),
+        ("POST", "/api/chat", "POST /v1/chat/completions"),
+        ("GET", "/wp-admin/" + "x" * 500, "/docs lists all routes"),
+    ],
+)
+async def test_a_path_without_a_route_is_told_of_the_one_that_was_meant(
+    http: httpx.AsyncClient, method: str, path: str, hint: str
+) -> None:
+    error = check(await http.request(method, path, json={}), 404, "not_found")
+    assert hint in error["message"]
+
+
+async def test_a_browser_is_shown_a_page(http: httpx.AsyncClient) -> None:
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    response = await http.get("/chat/%3Cscript%3Ealert(1)%3C/script%3E", headers=browser)
+    assert response.status_code == 404 and response.headers["content-type"].startswith("text/html")
+    assert "<script>alert" not in response.text and "&lt;script&gt;" in response.text
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert 'href="/docs"' in response.text
+    icon = await http.get("/favicon.ico")
+    assert icon.status_code == 200 and icon.headers["content-type"] == "image/svg+xml"
 
 
 async def test_unknown_path_and_method(http: httpx.AsyncClient) -> None:

@@ -18,7 +18,11 @@ import httpx
 import pytest
 
 import baton
+from baton.cli import serve_engine
+from baton.cli.serve import run_server
+from baton.core.config import Config, make_config
 from baton.core.errors import SettingError
+from baton.core.settings import ServerSettings
 from baton.server.run import Pulse, bind, url_of
 
 TESTS = Path(__file__).parents[1]
@@ -58,6 +62,19 @@ def test_port_in_use_is_one_line() -> None:
     assert error.value.message == f"port {port} on 127.0.0.1 is in use: choose another with --port"
     bound.close()
     bind("127.0.0.1", port).close()
+
+
+def test_a_server_holds_its_port_from_before_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+
+    def loading(config: Config, server: ServerSettings, bound: socket.socket, *given: object) -> None:
+        with pytest.raises(SettingError) as error:
+            bind("127.0.0.1", bound.getsockname()[1])
+        found.append(error.value.message)
+
+    monkeypatch.setattr(serve_engine, "run_bound", loading)
+    run_server(make_config({"port": 0}), 0.0)
+    assert len(found) == 1 and "is in use: choose another with --port" in found[0]
 
 
 def test_address_that_is_not_ours() -> None:

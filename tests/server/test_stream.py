@@ -11,44 +11,8 @@ import pytest
 
 from baton.core.events import Update
 from baton.server.stream import until_gone
-from server.scripted import ScriptedLoop, app_of, usage_body
-
-
-class Wire:
-    """One request by hand: what the app sent, and a connection that can be closed."""
-
-    def __init__(self, loop: ScriptedLoop, body: dict[str, Any]) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.close = asyncio.Event()
-        self.news = asyncio.Event()
-        self._body: bytes | None = json.dumps(body).encode()
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
-        self.task = asyncio.create_task(app_of(loop)(scope, self._receive, self._send))
-
-    async def _receive(self) -> dict[str, Any]:
-        if self._body is not None:
-            body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
-        await self.close.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Any) -> None:
-        self.sent.append(message)
-        self.news.set()
-
-    async def heard(self, count: int) -> None:
-        while len(self.sent) < count:
-            self.news.clear()
-            await asyncio.wait_for(self.news.wait(), 10)
-
-    @property
-    def bodies(self) -> list[bytes]:
-        return [message["body"] for message in self.sent if message["type"] == "http.response.body"]
-
-
-async def submitted(loop: ScriptedLoop) -> None:
-    await asyncio.wait_for(asyncio.to_thread(loop.came.wait), 10)
+from server.by_hand import Wire, submitted
+from server.scripted import ScriptedLoop, usage_body
 
 
 async def test_usage_goes_by_choice_and_not_by_who_ended_first(loop: ScriptedLoop) -> None:

@@ -45,6 +45,7 @@ def run_bound(config: Config, server: ServerSettings, bound: socket.socket, acce
         version=__version__,
         access=access,
         reject=lambda code: metrics(QueryRejected(monotonic(), code)),
+        ignore=metrics.fields_ignored,
     )
 
     app.openapi()  # made once, and not while others wait for the event loop

@@ -96,7 +96,7 @@ class Update:
     last two cases.
     `logprobs`: where asked for, one for each of `token_ids`. `prompt_logprobs`: where asked for, one for each prompt
     token but the first, all in the update that brings the first token. `infeasible`: the error is the asker's own,
-    because what was asked for turned out to be impossible.
+    because what was asked for turned out to be impossible. `stopped_by`: the stop string that ended it, if one did.
     """
 
     query_id: str
@@ -108,6 +108,7 @@ class Update:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     infeasible: bool = False
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,11 @@ def with_effort(
     raise Unsupported(message, param=EFFORT)
 
 
+def has_switch(known: frozenset[str]) -> bool:
+    """Whether a chat template that looks at these names can be told to reason."""
+    return EFFORT in known or any(name in known for name in _SWITCHES)
+
+
 def parse_variables(text: str) -> dict[str, Any]:
     """Those of `--chat-template-kwargs`. Raises SettingError."""
     try:

@@ -23,7 +23,7 @@ class TextStream:
     """One query's text as it comes.
 
     `push` and `finish` answer text that is safe to send: as long as its end might be the start of a stop string it
-    is held back. Once `stopped`, the stop string and all behind it are dropped.
+    is held back. Once `stopped`, the stop string and all behind it are dropped; `stopped_by` is the string.
 
     `silent`: the names of tokens that have no text. A stop string with such a name in it is met by the token as by its
     letters; until then a mark stands for the token, which is never sent.
@@ -39,9 +39,16 @@ class TextStream:
         mark_of = {name: chr(_MARKS + at) for at, name in enumerate(names)}
         self._marks = {token: mark_of[name] for token, name in named.items()}
         self._unmarked = dict.fromkeys(map(ord, mark_of.values()))
-        self._stop = tuple(dict.fromkeys([*stop, *(_marked(string, mark_of) for string in stop)]))
+        # Each form of a stop string, with the string as it was asked for.
+        self._stop = {string: string for string in stop}
+        for string in stop:
+            self._stop.setdefault(_marked(string, mark_of), string)
         self._held = ""
-        self.stopped = False
+        self.stopped_by: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
         """Takes the next token; answers the text that may be sent now.
@@ -71,10 +78,11 @@ class TextStream:
         if not self._stop:
             return piece
         text = self._held + piece
-        found = [at for at in (text.find(string) for string in self._stop) if at >= 0]
+        found = [(at, string) for string in self._stop if (at := text.find(string)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, string = min(found)
+            self.stopped_by, self._held = self._stop[string], ""
+            return text[:at]
         keep = max(_overlap(text, string) for string in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -63,6 +63,7 @@ class OutputStream:
             tuple(self.logprobs),
             tuple(self.prompt_logprobs),
             infeasible,
+            self.text.stopped_by if reason == STOP else None,
         )
         for told in (self.tokens, self.pieces, self.logprobs, self.prompt_logprobs):
             told.clear()

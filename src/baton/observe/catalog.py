@@ -237,6 +237,13 @@ FAMILIES: tuple[Family, ...] = (
         "refused: {{reason}}",
         label="reason",
     ),
+    _counter(
+        "fields_ignored",
+        "Fields of requests that were taken without effect.",
+        "by name, of a list",
+        lambda now: now.counted.ignored.by_label,
+        label="name",
+    ),
     _histogram(
         "time_to_first_token_seconds",
         "Arrival to first token.",

@@ -38,6 +38,7 @@ class Counted:
         self.insertions = 0
         self.stalls = CounterVec("prefill", "insert", "resize", "other")
         self.rejections = CounterVec()
+        self.ignored = CounterVec()
 
     def _make_histograms(self) -> None:
         self.first_token = Histogram(_SLOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 
 from baton.core.clock import Clock
 from baton.core.events import Event
@@ -30,6 +31,12 @@ class Metrics:
         """Counts one event. Quick: additions under a lock that is only held for such."""
         with self._lock:
             self.counted.add(event)
+
+    def fields_ignored(self, names: Collection[str]) -> None:
+        """Counts fields of a request that were taken without effect; the names are of the server's fixed list."""
+        with self._lock:
+            for name in names:
+                self.counted.ignored.add(name)
 
     def render(self, stats: Stats) -> tuple[bytes, str]:
         """The metrics page and its content type; gauges are those of `stats`."""

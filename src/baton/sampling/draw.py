@@ -1,8 +1,8 @@
 """One row's draw, and the key of its noise.
 
 The noise of a draw is a function of (query's seed, position, token id) alone. So a row's draw does not depend on its
-neighbours, and no generator's state has to move with a row. `draw_host.py` and
-`draw_device.py` are two ways to the same draws.
+neighbours, and no generator's state has to move with a row. `on_host.py` and `on_device.py` are two ways to the same
+draws.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Sampler:
         return self._together(logits, draws)
 
     def _row_by_row(self, rows: Floats, draws: Sequence[Draw]) -> list[int | None]:
-        """As `draw_host.py` draws."""
+        """As `on_host.py` draws."""
         best = rows.argmax(-1)
         # The best is what is too large, or not a number, where anything is.
         finite = np.isfinite(rows[np.arange(len(rows)), best]) & np.isfinite(rows.min(-1))
@@ -61,7 +61,7 @@ class Sampler:
         return best if draw.params.greedy else random_token(row, draw)
 
     def _together(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
-        """As `draw_device.py` draws."""
+        """As `on_device.py` draws."""
         fine = logits.sum(-1).isfinite()
         if any(draw.shapes or draw.mask is not None for draw in draws):
             logits = logits.clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,35 @@ from baton.server.answers import (
     ChatCompletion,
     Completion,
     Load,
+    MessageObject,
     ModelCard,
     ModelList,
     Prompt,
+    ResponseObject,
     Status,
+    TokenCount,
     TokenizerInfo,
     Tokens,
     Version,
 )
+from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.auth import OPEN, Access, Origins
-from baton.server.errors import answer_http_exception, error_response, internal_error
+from baton.server.errors import MESSAGES, answer_http_exception, error_response, internal_error
 from baton.server.generate import Generating
+from baton.server.ignored import IgnoredFields
 from baton.server.live import DESCRIBED, LiveRoutes
 from baton.server.middleware import AuthMiddleware, Middleware
+from baton.server.not_found import PAGE_HEADERS as PAGE_HEADERS
+from baton.server.not_found import not_found
 from baton.server.openapi import described
 from baton.server.page_inputs import with_inputs
+from baton.server.responses import ResponsesRequest
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from baton.server.status import StatusRoutes
 from baton.server.workers import Line, Workers
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+GENERATING = frozenset({COMPLETIONS, CHAT, RESPONSES, MESSAGES})
 
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -48,6 +57,7 @@ PAGE_FILES = {
     "/live.css": ("live.css", "text/css; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.svg": ("page.svg", "image/svg+xml"),
+    "/favicon.ico": ("page.svg", "image/svg+xml"),
 }
 _SCRIPTS: tuple[str, ...] = ("docs", "live", "page", "pane", "settings", "stream", "text", "theme")
 _SCRIPTS += ("live-batch", "live-charts", "live-news", "live-page")
@@ -56,15 +66,6 @@ PAGE_FILES |= {f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") f
 
 OPEN_PATHS = frozenset({"/health", *PAGE_FILES})
 """These need no key."""
-
-PAGE_HEADERS = {
-    "cache-control": "no-cache",
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "referrer-policy": "no-referrer",
-}
 
 
 def create_app(
@@ -75,12 +76,14 @@ def create_app(
     live: Callable[[int, float], bytes] | None = None,
     access: Access = OPEN,
     reject: Callable[[str], None] | None = None,
+    ignore: Callable[[Collection[str]], None] = lambda names: None,
 ) -> FastAPI:
     """The server over one engine.
 
     `render_metrics` answers the metrics page and its content type; `live` what the live page draws, as JSON, from a
     serial and a time on; without it there is no /live/data. `reject` is told the error code of each request
-    that never came to the engine; what the engine itself refuses is in its events. With keys in `access` every route
+    that never came to the engine; what the engine itself refuses is in its events. `ignore` is told the names of
+    fields that were taken without effect, which are of `field_rules.TOLD`. With keys in `access` every route
     but /health and the pages needs one. `serve` sets `app.state.draining` when the process is told to end;
     `app.state.answers` is what clients have not read yet. `app.state.close` ends the application's threads once it is
     not served any more.
@@ -92,8 +95,9 @@ def create_app(
     limits = client.settings.limits
     line = Line(client, workers, Held(max(limits.max_bodies_bytes, limits.max_body_bytes)))
     app.state.answers = Held(limits.max_answers_bytes)
-    _add_generating(app, Generating(client, workers, line, app.state.answers))
-    _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version))
+    ignored = IgnoredFields(ignore)
+    _add_generating(app, Generating(client, workers, line, app.state.answers, ignored))
+    _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version, ignored))
     if live is not None:
         app.add_api_route("/live/data", LiveRoutes(live, workers).data, response_model=None, **DESCRIBED)
     _add_pages(app)
@@ -114,6 +118,9 @@ def _add_doors(app: FastAPI, access: Access, limits: Limits) -> None:
 def _add_generating(app: FastAPI, routes: Generating) -> None:
     _post(app, COMPLETIONS, routes.completions, CompletionRequest, Completion)
     _post(app, CHAT, routes.chat_completions, ChatRequest, ChatCompletion)
+    _post(app, RESPONSES, routes.responses, ResponsesRequest, ResponseObject)
+    _post(app, MESSAGES, routes.messages, MessagesRequest, MessageObject)
+    _post(app, f"{MESSAGES}/count_tokens", routes.count_tokens, CountRequest, TokenCount)
 
 
 def _add_telling(app: FastAPI, routes: StatusRoutes) -> None:
@@ -146,12 +153,18 @@ def _page(body: bytes, headers: dict[str, str]) -> Callable[[], Any]:
 
 def _add_errors(app: FastAPI, reject: Callable[[str], None] | None) -> None:
     async def answer_baton_error(request: Request, error: Exception) -> Response:
-        if reject is not None and isinstance(error, RequestError) and request.url.path in (COMPLETIONS, CHAT):
+        if reject is not None and isinstance(error, RequestError) and request.url.path in GENERATING:
             reject(error.code or "invalid_request")
-        return error_response(error if isinstance(error, BatonError) else internal_error())
+        return error_response(error if isinstance(error, BatonError) else internal_error(), request.url.path)
 
     app.add_exception_handler(BatonError, answer_baton_error)
-    app.add_exception_handler(HTTPException, answer_http_exception)
+
+    async def answer_framework_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 404:
+            return not_found(request, [str(getattr(route, "path", "")) for route in app.routes])
+        return await answer_http_exception(request, error)
+
+    app.add_exception_handler(HTTPException, answer_framework_error)
 
 
 def _post(app: FastAPI, path: str, route: Callable[..., Any], takes: type[BaseModel], answers: type[BaseModel]) -> None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Scope
 from baton.core.errors import RequestError, SettingError
 from baton.core.files import named, read_text
 from baton.core.settings import ServerSettings
-from baton.server.errors import error_response
+from baton.server.errors import error_response, of_messages
 
 ANY = "*"
 _LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
@@ -84,13 +84,19 @@ class Keys:
         return scheme.lower() == b"bearer" and any(found)
 
 
+def authorization_of(scope: Scope) -> bytes:
+    """The request's Authorization header. Clients of Messages send their key in a header of its own."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    key = headers.get(b"x-api-key", b"") if of_messages(scope["path"]) else b""
+    return headers.get(b"authorization") or (b"Bearer " + key if key else b"")
+
+
 def asker(scope: Scope) -> str:
     """Whose request it is: the key that came with it, as a digest under a secret of this process; "" without one.
 
     The key itself belongs nowhere else, and however its header is written it is the same asker.
     """
-    # Of several such headers the one that `AuthMiddleware` looks at.
-    _, key = _parted(dict(scope["headers"]).get(b"authorization", b""))
+    _, key = _parted(authorization_of(scope))
     return hashlib.blake2b(key, key=_SECRET, digest_size=16).hexdigest() if key else ""
 
 
@@ -121,7 +127,7 @@ class Origins(CORSMiddleware):
             allow_origins=origins,
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=(ANY,),
-            expose_headers=("x-request-id", "retry-after"),
+            expose_headers=("x-request-id", "retry-after", "x-baton-ignored"),
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

@@ -29,6 +29,17 @@ from baton.core.events import Update
 MAX_MESSAGE_CHARACTERS = 240
 """At six bytes for an escaped character, this and a field's name stay below the 2 KB of an error body."""
 MAX_PARAM_CHARACTERS = 80
+MESSAGES = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class InvalidJson(RequestError):
@@ -102,18 +113,35 @@ def internal_error() -> BatonError:
     return BatonError("the server failed on this request; its log says why")
 
 
-def error_body(error: BatonError) -> bytes:
-    """The OpenAI error body, at most 2 KB."""
+def error_body(error: BatonError, path: str = "") -> bytes:
+    """The error body of the form that this path has, at most 2 KB."""
+    message = cut(error.message, MAX_MESSAGE_CHARACTERS)
+    if of_messages(path):
+        told: dict[str, object] = {"type": _ANTHROPIC_TYPES.get(error.status, _other_type(error)), "message": message}
+        return _dumped({"type": "error", "error": told})
     told = {
-        "message": _cut(error.message, MAX_MESSAGE_CHARACTERS),
+        "message": message,
         "type": error.type,
-        "param": None if error.param is None else _cut(error.param, MAX_PARAM_CHARACTERS),
+        "param": None if error.param is None else cut(error.param, MAX_PARAM_CHARACTERS),
         "code": error.code,
     }
-    return json.dumps({"error": told}, ensure_ascii=False).encode(errors="replace")
+    return _dumped({"error": told})
 
 
-def error_response(error: BatonError) -> Response:
+def of_messages(path: str) -> bool:
+    """Whether what is under this path has Anthropic's form."""
+    return path == MESSAGES or path.startswith(f"{MESSAGES}/")
+
+
+def _other_type(error: BatonError) -> str:
+    return "api_error" if error.status >= 500 else "invalid_request_error"
+
+
+def _dumped(told: object) -> bytes:
+    return json.dumps(told, ensure_ascii=False).encode(errors="replace")
+
+
+def error_response(error: BatonError, path: str = "") -> Response:
     headers = {}
     if isinstance(error, (QueueFull, Unavailable)):
         headers["retry-after"] = str(max(1, error.retry_after_seconds))
@@ -121,39 +149,65 @@ def error_response(error: BatonError) -> Response:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed):
         headers["allow"] = error.allow
-    return Response(error_body(error), error.status, headers, "application/json")
+    return Response(error_body(error, path), error.status, headers, "application/json")
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses: an unknown path, a wrong method."""
+    """What the framework itself refuses beside unknown paths: a wrong method."""
+    route = request.url.path
     if not isinstance(error, HTTPException):
-        return error_response(internal_error())
-    path = f"{request.method} {request.url.path}"
-    if error.status_code == 404:
-        return error_response(NotFound(f"there is no {path}"))
+        return error_response(internal_error(), route)
+    path = f"{request.method} {route}"
     if error.status_code == 405:
         allow = set((error.headers or {}).get("Allow", "GET").split(", "))
         # Whatever answers GET answers HEAD, see `door.Middleware`.
         allow |= {"HEAD"} if "GET" in allow else set()
-        return error_response(MethodNotAllowed(f"{path}: the method is not allowed", allow))
+        return error_response(MethodNotAllowed(f"{path}: the method is not allowed", allow), route)
     known = RequestError(HTTPStatus(error.status_code).phrase)
     known.status = error.status_code
-    return error_response(known)
+    return error_response(known, route)
 
 
 def from_validation(error: ValidationError) -> RequestError:
     """The first thing wrong with a request's fields, in our words and with the field's name."""
     first = error.errors(include_url=False, include_context=False)[0]
     location = first["loc"]
-    # Deeper parts of the location name branches of a union, which a client never wrote.
-    deep = {"messages": 3, "stream_options": 3, "tools": 4}.get(str(location[0]) if location else "", 1)
-    param = _path(location[:deep])
+    param = _path(_as_sent(location))
     if first["type"] == "extra_forbidden":
         return Unsupported(f"unknown field {param}", param=param)
     if first["type"] == "missing":
         return RequestError(f"{param} is required", param=param)
     value = quoted(first["input"])
     return InvalidValue(f"{param or 'the body'}: {first['msg']}, got {value}", param=param or None)
+
+
+_WITH_FIELDS = {
+    "input",
+    "messages",
+    "output_config",
+    "reasoning",
+    "stream_options",
+    "system",
+    "text",
+    "thinking",
+    "tools",
+}
+_KINDS = {"function_call", "function_call_output", "input_text", "message", "reasoning", "refusal", "text", "thinking"}
+_KINDS |= {"tool_result", "tool_use"}
+
+
+def _as_sent(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Without names of a union's branches, which a client never wrote."""
+    if not location or location[0] not in _WITH_FIELDS:
+        return location[:1]
+    found: list[int | str] = []
+    for before, part in zip((None, *location), location, strict=False):
+        if isinstance(before, int) and part in _KINDS:
+            continue
+        if isinstance(part, str) and (part == "str" or "[" in part):
+            break
+        found.append(part)
+    return tuple(found)
 
 
 def failure(update: Update) -> BatonError | None:
@@ -174,5 +228,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path.removeprefix(".")
 
 
-def _cut(text: str, most: int) -> str:
+def cut(text: str, most: int) -> str:
+    """A text of at most so many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,80 +1,98 @@
-"""Fields of requests in general: strict models, and the fields that are known and not honoured."""
+"""Fields of requests in general: strict models, and what is taken without effect before they read the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from baton.core.errors import Unsupported
+from baton.core.errors import Unsupported, quoted
 from baton.server.errors import from_validation
-
-NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "audio": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "modalities": (["text"],),
-    "moderation": (),
-    "parallel_tool_calls": (True,),
-    "prediction": (),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
-    "prompt_logprobs": (),
-    "reasoning_effort": ("none",),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-"""Fields that are known and not honoured, with the values beside null that ask for nothing."""
-
-MESSAGE_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "refusal": (),
-}
-"""The same for the fields of a message: answers are often sent back as they came, with their nulls."""
-
-STREAM_NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "continuous_usage_stats": (False,),
-    "include_obfuscation": (False,),
-}
+from baton.server.field_rules import REQUEST, Place, Rules, told_as
 
 
 class Strict(BaseModel):
-    """A JSON object whose types are not converted, and which has no unknown fields."""
+    """A JSON object whose types are not converted, and which has no unknown fields.
+
+    `ignored`: fields that were taken without effect, by the names of `field_rules.TOLD`.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
+    inner: ClassVar[Mapping[str, Place]] = {}
+    rules: ClassVar[Rules] = REQUEST
+    _ignored: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
     def read(cls, sent: Mapping[str, object]) -> Self:
         """The request in a JSON object. Raises RequestError with the name of the first wrong field."""
+        told: set[str] = set()
+        kept = without_ignored(sent, place_of(cls, "", cls.rules, cls.inner), told)
         try:
-            return cls.model_validate(without_neutral(sent, cls, NEUTRAL))
+            found = cls.model_validate(kept)
         except ValidationError as error:
             raise from_validation(error) from None
+        found._ignored = tuple(sorted(told))
+        return found
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        return self._ignored
 
 
-def without_neutral(
-    sent: Mapping[str, object],
-    model: type[BaseModel],
-    neutral: Mapping[str, tuple[object, ...]],
-    where: str = "",
-) -> dict[str, object]:
-    """What was sent, without nulls and neutral values of known fields. Raises Unsupported for others."""
-    kept = {}
+def place_of(
+    model: type[BaseModel], path: str, rules: Rules, inner: Mapping[str, Place] | None = None, **only_for: str
+) -> Place:
+    """The place of an object that this model reads."""
+    return Place(path, frozenset(model.model_fields), rules, inner or {}, only_for)
+
+
+def without_ignored(sent: Mapping[str, object], place: Place, told: set[str], where: str = "") -> dict[str, object]:
+    """What is left to honour of an object. Adds to `told` what was taken without effect.
+
+    `where`: the object's path in the request, for errors. Raises Unsupported for fields that are refused.
+    """
+    if place.kinds:
+        return _of_its_kind(sent, place, told, where)
+    kept: dict[str, object] = {}
     for name, value in sent.items():
-        if name in model.model_fields:
-            if value is not None:
-                kept[name] = value
-        elif name not in neutral:
+        if value is None:
+            continue
+        rule = place.rules.get(name)
+        honoured = place.honoured is None or name in place.honoured
+        if honoured and place.only_for.get(name) not in (None, sent.get("role")):
+            honoured = False
+        if honoured:
+            kept[name] = _inside(value, place.inner[name], told, where + name) if name in place.inner else value
+        elif rule is None:
             raise Unsupported(f"unknown field {where}{name}", param=f"{where}{name}")
-        elif value is not None and not any(type(value) is type(v) and value == v for v in neutral[name]):
-            raise Unsupported(f"{where}{name} is not honoured: leave it out", param=f"{where}{name}")
+        elif rule.takes(value):
+            told.add(told_as(place.path, name))
+        else:
+            instead = rule.instead or "leave it out"
+            raise Unsupported(f"{where}{name} is not honoured: {instead}", param=f"{where}{name}")
     return kept
+
+
+def _of_its_kind(sent: Mapping[str, object], place: Place, told: set[str], where: str) -> dict[str, object]:
+    first = next(iter(place.kinds))
+    kind = sent.get("type", first)
+    if not isinstance(kind, str):
+        return dict(sent)
+    found = place.kinds.get(kind)
+    if found is None:
+        honoured = "only text is" if list(place.kinds) == ["text"] else f"only {', '.join(place.kinds)}"
+        raise Unsupported(f"{where}type {quoted(kind)} is not honoured: {honoured}", param=f"{where}type")
+    return without_ignored(sent, found, told, where)
+
+
+def _inside(value: object, place: Place, told: set[str], where: str) -> object:
+    """An object or a list of them; whatever else it is, the model refuses."""
+    if isinstance(value, dict):
+        return without_ignored(value, place, told, f"{where}.")
+    if isinstance(value, list):
+        return [
+            without_ignored(one, place, told, f"{where}[{at}].") if isinstance(one, dict) else one
+            for at, one in enumerate(value)
+        ]
+    return value

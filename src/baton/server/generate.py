@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -17,30 +17,67 @@ from baton.engine.client import Client, Held, size_of
 from baton.parsing.deltas import Message, Parser, message_of
 from baton.parsing.reasoning import ReasoningParser, Tags, inside, tags_of
 from baton.server.answers import UsageBody, dump_usage, tool_call, usage_body
+from baton.server.anthropic import CountRequest, MessagesRequest
+from baton.server.anthropic_events import MessageWriter
 from baton.server.auth import asker
+from baton.server.blocks import BlockWriter
 from baton.server.body import parse_object
 from baton.server.choices import Choice, Piece
+from baton.server.chunks import Frames, SoFar
 from baton.server.errors import failure
+from baton.server.ignored import IgnoredFields
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
+from baton.server.responses import ResponsesRequest
+from baton.server.responses_events import ResponseWriter
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
-from baton.server.stream import EventStream, Frames, InSlices, all_answers, until_gone
+from baton.server.stream import Events, EventStream, InSlices, all_answers, until_gone
+from baton.server.tools import Tools
 from baton.server.workers import LIGHT, Line, Workers, weight
 from baton.server.written import written
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request made ready for the engine. Choice j of prompt i has the index i * n + j."""
+    """A request made ready for the engine. Choice j of prompt i has the index i * n + j.
+
+    `writer`: of the one choice of a form that has blocks. `ignored`: fields that were taken without effect.
+    """
 
     asked: Generation
     choices: list[Choice]
     model: str
     tools: bool = False
+    writer: BlockWriter | None = None
+    ignored: Sequence[str] = ()
 
     @property
     def chat(self) -> bool:
         return isinstance(self.asked, ChatRequest)
+
+    def events(self) -> Events:
+        """How a streamed answer is spelled."""
+        if self.writer is not None:
+            return self.writer
+        asked = self.asked
+        return Frames(
+            self.head(chunk=True),
+            chat=self.chat,
+            usage=self.usage if asked.wants_usage else None,
+            so_far=SoFar(self.choices, asked.n) if asked.wants_usage_so_far else None,
+            tools=self.tools,
+        )
+
+    def body(self, updates: Sequence[Update]) -> bytes:
+        """A plain answer, as answers.ChatCompletion and answers.Completion describe it, or as the writer has it."""
+        if self.writer is not None:
+            return written(self.writer.whole(self.choices[0], updates))
+        found = {choice.query.id: _Found(choice) for choice in self.choices}
+        for update in updates:
+            found[update.query_id].take(update)
+        usage = self.usage([one.usage for one in found.values() if one.usage is not None])
+        choices = [one.told(index, chat=self.chat) for index, one in enumerate(found.values())]
+        return written({**self.head(chunk=False), "choices": choices, "usage": dump_usage(usage)})
 
     def head(self, *, chunk: bool) -> dict[str, object]:
         name = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
@@ -69,8 +106,9 @@ _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 class Generating:
     """The two routes over one engine."""
 
-    def __init__(self, client: Client, workers: Workers, line: Line, answers: Held) -> None:
+    def __init__(self, client: Client, workers: Workers, line: Line, answers: Held, ignored: IgnoredFields) -> None:
         self._client = client
+        self._ignored = ignored
         self._limits = client.settings.limits
         self._workers = workers
         self._line = line
@@ -82,13 +120,27 @@ class Generating:
     async def chat_completions(self, request: Request) -> Response:
         return await self._answer(request, self._chat_job)
 
+    async def responses(self, request: Request) -> Response:
+        return await self._answer(request, self._response_job)
+
+    async def messages(self, request: Request) -> Response:
+        return await self._answer(request, self._message_job)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """How long a conversation is as the model is shown it."""
+        body, ignored = await self._line.pass_through(request, self._counted)
+        return self._ignored.tell(request, InSlices(body, self._answers), ignored)
+
     async def _answer(self, request: Request, make_job: Callable[[bytes, str], Job]) -> Response:
         # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
         job = await self._line.pass_through(request, make_job, asker(request.scope))
         if job.asked.stream:
-            frames = Frames(job.head(chunk=True), chat=job.chat, usage_last=job.asked.wants_usage, tools=job.tools)
-            usage = job.usage if job.asked.wants_usage else None
-            return EventStream(self._client, self._workers, self._answers, job.choices, frames, usage)
+            response: Response = EventStream(self._client, self._workers, self._answers, job.choices, job.events())
+        else:
+            response = await self._whole(request, job)
+        return self._ignored.tell(request, response, job.ignored)
+
+    async def _whole(self, request: Request, job: Job) -> Response:
         answer = await until_gone(request.receive, self._plain(job))
         # Where there is no answer there is no client either: what is returned goes nowhere.
         return Response() if answer is None else InSlices(answer, self._answers)
@@ -111,7 +163,7 @@ class Generating:
                     if hold.gone:
                         raise Overloaded(all_answers(self._answers))
             hold.kept = True
-            return _answer(job, found) if size < LIGHT else await self._workers.answer(_answer, job, found)
+            return job.body(found) if size < LIGHT else await self._workers.answer(job.body, found)
         finally:
             hold.free()
 
@@ -126,19 +178,53 @@ class Generating:
             for query in queries:
                 logprobs = None if asked.logprobs is None else CompletionLogprobs(tokenizer)
                 choices.append(Choice(query, echo, logprobs, asked.silent))
-        return Job(asked, choices, self._client.model_name)
+        return Job(asked, choices, self._client.model_name, ignored=asked.ignored)
 
     def _chat_job(self, body: bytes, key: str) -> Job:
-        asked = ChatRequest.read(parse_object(body, self._limits))
+        return self._chat(ChatRequest.read(parse_object(body, self._limits)), key)
+
+    def _response_job(self, body: bytes, key: str) -> Job:
+        sent = ResponsesRequest.read(parse_object(body, self._limits))
+        translation = sent.to_chat()
+        with translation.in_its_names():
+            job = self._chat(ChatRequest.read(translation.chat), key)
+        writer = ResponseWriter(sent, job.choices[0].query, job.model, job.usage)
+        return replace(job, writer=writer, ignored=sent.ignored)
+
+    def _message_job(self, body: bytes, key: str) -> Job:
+        sent = MessagesRequest.read(parse_object(body, self._limits))
+        translation = sent.to_chat(self._client.tokenizer.template_variables)
+        with translation.in_its_names():
+            job = self._chat(ChatRequest.read(translation.chat), key, up_to_context=True)
+        writer = MessageWriter(sent, job.choices[0].query, job.model, job.usage)
+        return replace(job, writer=writer, ignored=sent.ignored)
+
+    def _counted(self, body: bytes) -> tuple[bytes, tuple[str, ...]]:
+        sent = CountRequest.read(parse_object(body, self._limits))
+        translation = sent.to_chat(self._client.tokenizer.template_variables)
+        with translation.in_its_names():
+            asked = ChatRequest.read(translation.chat)
+            self._check_model(asked.model)
+            count = len(self._prompt(asked, asked.offered(self._client.tokenizer, self._limits)))
+        return written({"input_tokens": count}), sent.ignored
+
+    def _prompt(self, asked: ChatRequest, tools: Tools | None) -> list[int]:
+        turns, tokenizer = asked.turns(), self._client.tokenizer
+        check_template(turns, tokenizer.chat_template(tools=tools is not None))
+        options = asked.template_options(tokenizer, reasons=self._tags() is not None)
+        return tokenizer.chat(turns, tools.told if tools else (), options)
+
+    def _chat(self, asked: ChatRequest, key: str, *, up_to_context: bool = False) -> Job:
+        """`up_to_context`: an answer that max_tokens allows and the context does not ends where the context does."""
         self._check_model(asked.model)
         params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
-        turns, tools = asked.turns(), asked.offered(tokenizer, self._limits)
+        tools = asked.offered(tokenizer, self._limits)
         form, shown = (tools.form, tools.shown) if tools else (None, frozenset[int]())
         tags = None if form or params.form or not self._client.settings.reasoning else self._tags()
         try:
-            check_template(turns, tokenizer.chat_template(tools=tools is not None))
-            options = asked.template_options(tokenizer, reasons=self._tags() is not None)
-            prompt = tokenizer.chat(turns, tools.told if tools else (), options)
+            prompt = self._prompt(asked, tools)
+            if up_to_context and len(prompt) + (params.max_tokens or 0) > self._client.settings.max_model_len:
+                params = replace(params, max_tokens=None)
             shown |= self._special_in(tags) if tags else set()
             queries = self._client.queries(prompt, params, terms, form=form, shown=shown)
         except RequestError as error:
@@ -152,7 +238,7 @@ class Generating:
             return calls if tags is None else ReasoningParser(tags, begun=begun, rest=calls)
 
         choices = [Choice(query, logprobs=logprobs, parser=parser()) for query in queries]
-        return Job(asked, choices, self._client.model_name, tools is not None)
+        return Job(asked, choices, self._client.model_name, tools is not None, ignored=asked.ignored)
 
     def _tags(self) -> Tags | None:
         """Between which tags the model reasons; None for one that does not."""
@@ -213,13 +299,3 @@ def _told(message: Message) -> dict[str, object]:
     if message.reasoning:
         told |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
     return told | {"tool_calls": calls} if calls else told
-
-
-def _answer(job: Job, updates: Sequence[Update]) -> bytes:
-    """The body of a plain answer, as answers.ChatCompletion and answers.Completion describe it."""
-    found = {choice.query.id: _Found(choice) for choice in job.choices}
-    for update in updates:
-        found[update.query_id].take(update)
-    usage = job.usage([one.usage for one in found.values() if one.usage is not None])
-    choices = [one.told(index, chat=job.chat) for index, one in enumerate(found.values())]
-    return written({**job.head(chunk=False), "choices": choices, "usage": dump_usage(usage)})

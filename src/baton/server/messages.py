@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, FailFast, Field, ValidationError
 
 from baton.core.errors import InvalidValue, Unsupported
 from baton.core.text import ArgumentsText, PartedText
-from baton.server.fields import MESSAGE_NEUTRAL, Strict, without_neutral
+from baton.server.field_rules import CALLED, MESSAGE, PART, TOOL_CALL, Place
+from baton.server.fields import Strict, place_of
 
 
 class TextPart(Strict):
@@ -23,7 +24,7 @@ class CalledFunction(Strict):
     """The function that a tool call named."""
 
     name: str
-    arguments: str = Field(description="A JSON object, as text.")
+    arguments: str = Field(description="A JSON object, as text; an empty text is an object without fields.")
 
 
 class ToolCallSent(Strict):
@@ -35,7 +36,7 @@ class ToolCallSent(Strict):
 
 
 class Message(Strict):
-    """`content` may be missing from an assistant's message with tool calls. `name`: of a tool."""
+    """`content` may be missing from a tool's message, and from an assistant's with tool calls. `name`: of a tool."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -46,15 +47,23 @@ class Message(Strict):
     reasoning: str | None = None
 
 
-def _plain_messages(value: object) -> object:
-    """Messages with their neutral fields dropped."""
-    if not isinstance(value, list):
-        return value
-    numbered = enumerate(value)
-    return [_plain_message(m, f"messages[{at}]") if isinstance(m, dict) else m for at, m in numbered]
+_CALLED = place_of(CalledFunction, "messages.tool_calls.function", CALLED)
+_INSIDE = {
+    "content": Place(kinds={"text": place_of(TextPart, "messages.content", PART)}),
+    "tool_calls": place_of(ToolCallSent, "messages.tool_calls", TOOL_CALL, {"function": _CALLED}),
+}
+MESSAGE_PLACE: Place = place_of(Message, "messages", MESSAGE, _INSIDE, name="tool")
 
 
-Messages = Annotated[list[Message], FailFast(), BeforeValidator(_plain_messages), Field(min_length=1)]
+def _checked(value: object) -> object:
+    if isinstance(value, list):
+        for at, message in enumerate(value):
+            if isinstance(message, dict):
+                _check_message(message, f"messages[{at}]")
+    return value
+
+
+Messages = Annotated[list[Message], FailFast(), BeforeValidator(_checked), Field(min_length=1)]
 
 
 def turns_of(messages: list[Message]) -> list[dict[str, Any]]:
@@ -65,8 +74,8 @@ def turns_of(messages: list[Message]) -> list[dict[str, Any]]:
         turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
         if isinstance(message.content, list):
             turn["content"] = PartedText([part.text for part in message.content])
-        elif message.content is not None:
-            turn["content"] = message.content
+        elif message.content is not None or message.role == "tool":
+            turn["content"] = message.content or ""
         if thought := message.reasoning_content or message.reasoning:
             turn["reasoning_content"] = thought
         if message.tool_calls:
@@ -95,36 +104,34 @@ def check_template(turns: list[dict[str, Any]], template: str | None) -> None:
 
 def _call(sent: ToolCallSent, where: str) -> dict[str, Any]:
     """Templates write arguments as JSON themselves, or join the text."""
-    param = f"{where}.function.arguments"
+    param, text = f"{where}.function.arguments", sent.function.arguments or "{}"
     try:
-        arguments = json.loads(sent.function.arguments)
+        arguments = json.loads(text)
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise InvalidValue(f"{param} must be a JSON object, as text", param=param)
-    called = {"name": sent.function.name, "arguments": ArgumentsText(arguments, sent.function.arguments)}
+    called = {"name": sent.function.name, "arguments": ArgumentsText(arguments, text)}
     return {"id": sent.id, "type": "function", "function": called}
 
 
 _THOUGHT = (("reasoning_content", "assistant"), ("reasoning", "assistant"))
 
 
-def _plain_message(sent: dict[str, object], where: str) -> dict[str, object]:
-    message = without_neutral(sent, Message, MESSAGE_NEUTRAL, f"{where}.")
+def _check_message(message: dict[str, object], where: str) -> None:
     role, calls = message.get("role"), message.get("tool_calls")
     if role == "function":
         raise Unsupported(f"{where}.role 'function' is not honoured: tool is", param=f"{where}.role")
-    for name, whose in (("tool_calls", "assistant"), ("tool_call_id", "tool"), ("name", "tool"), *_THOUGHT):
+    for name, whose in (("tool_calls", "assistant"), ("tool_call_id", "tool"), *_THOUGHT):
         if message.get(name) and role != whose:
             raise Unsupported(f"{where}.{name} is only for role {whose}", param=f"{where}.{name}")
     content = message.get("content")
     if isinstance(content, list):
         for at, part in enumerate(content):
             _check_part(part, f"{where}.content[{at}]")
-    elif not isinstance(content, str) and (content is not None or not calls):
+    elif not isinstance(content, str) and (content is not None or not (calls or role == "tool")):
         where += ".content"
         raise InvalidValue(f"{where} must be a text or a list of text parts", param=where)
-    return message
 
 
 def _check_part(part: object, where: str) -> None:

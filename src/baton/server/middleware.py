@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baton.core.errors import BatonError
 from baton.core.limits import Limits, exceeded
-from baton.server.auth import Access, Hosts, Keys
+from baton.server.auth import Access, Hosts, Keys, authorization_of
 from baton.server.errors import HeadersTooLarge, InvalidHost, InvalidKey, error_response, internal_error
 
 _log = logging.getLogger("baton.server")
@@ -78,7 +78,7 @@ class AuthMiddleware:
                 _log.exception("request %s failed", scope["state"]["request_id"])
                 error = internal_error()
             if not started:
-                await error_response(error)(scope, receive, send)
+                await error_response(error, scope["path"])(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -89,7 +89,7 @@ class AuthMiddleware:
             raise InvalidHost("this server is not known by the request's Host: --allowed-host adds a name")
         if not self._keys or scope["path"] in self._open_paths:
             return
-        if not self._keys.admit(headers.get(b"authorization", b"")):
+        if not self._keys.admit(authorization_of(scope)):
             raise InvalidKey("this server needs an API key: send it as 'Authorization: Bearer KEY'")
 
     def _check_size(self, scope: Scope) -> None:

@@ -18,17 +18,71 @@ from baton.core.query import MAX_SALT_CHARACTERS, MAX_USER_CHARACTERS
 from baton.core.sampling import SAMPLING_FIELDS, SamplingField
 from baton.engine.client import Client
 from baton.parsing.styles import style_of
-from baton.server.answers import ChatChunk, CompletionChunk, ErrorAnswer
+from baton.server.answers import AnthropicError, ChatChunk, CompletionChunk, ErrorAnswer, MessageEvent, ResponseEvent
+from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.auth import Access
-from baton.server.fields import MESSAGE_NEUTRAL, NEUTRAL, STREAM_NEUTRAL
+from baton.server.errors import of_messages
+from baton.server.field_rules import MESSAGE, TABLES, Rule, Rules
+from baton.server.fields import Strict
+from baton.server.responses import ResponsesRequest
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 Schema = dict[str, Any]
 
-_REQUESTS: tuple[type[BaseModel], ...] = (CompletionRequest, ChatRequest, TokenizeRequest, DetokenizeRequest)
-_NEUTRAL = {model.__name__: NEUTRAL for model in _REQUESTS}
-_NEUTRAL |= {"Message": MESSAGE_NEUTRAL, "StreamOptions": STREAM_NEUTRAL}
-_STREAMS: Mapping[str, type[BaseModel]] = {"/v1/completions": CompletionChunk, "/v1/chat/completions": ChatChunk}
+_REQUESTS: tuple[type[Strict], ...] = (
+    CompletionRequest,
+    ChatRequest,
+    ResponsesRequest,
+    MessagesRequest,
+    CountRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
+_CHAT, _RESPONSES, _MESSAGES = TABLES["chats and completions"], TABLES["responses"], TABLES["messages"]
+_RULES: Mapping[str, Rules] = {
+    **{model.__name__: model.rules for model in _REQUESTS},
+    "Message": _CHAT["messages"],
+    "TextPart": _CHAT["messages.content"],
+    "ToolCallSent": _CHAT["messages.tool_calls"],
+    "CalledFunction": _CHAT["messages.tool_calls.function"],
+    "ToolOffered": _CHAT["tools"],
+    "FunctionOffered": _CHAT["tools.function"],
+    "StreamOptions": _CHAT["stream_options"],
+    **dict.fromkeys(("InputMessage", "FunctionCall", "FunctionCallOutput", "ReasoningItem"), _RESPONSES["input"]),
+    **dict.fromkeys(("InputText", "RefusalPart"), _RESPONSES["input.content"]),
+    "FunctionTool": _RESPONSES["tools"],
+    "NamedFunction": {},
+    "Reasoning": _RESPONSES["reasoning"],
+    "TextConfig": _RESPONSES["text"],
+    "TextFormat": {},
+    "ResponsesStreamOptions": _RESPONSES["stream_options"],
+    "InputTurn": _MESSAGES["messages"],
+    **dict.fromkeys(("TextBlock", "ThinkingBlock", "ToolUseBlock", "ToolResultBlock"), _MESSAGES["messages.content"]),
+    "CustomTool": _MESSAGES["tools"],
+    "Thinking": _MESSAGES["thinking"],
+    **{name: {} for name in ("ToolChoice", "OutputConfig", "JsonFormat", "Metadata")},
+}
+"""What is done with the fields that these models do not have."""
+_OR_TEXT = {
+    ("ResponsesRequest", "input"),
+    ("InputMessage", "content"),
+    ("FunctionCallOutput", "output"),
+    ("ReasoningItem", "content"),
+    ("ReasoningItem", "summary"),
+    ("MessagesRequest", "system"),
+    ("CountRequest", "system"),
+    ("InputTurn", "content"),
+    ("ToolResultBlock", "content"),
+}
+"""Lists that may be sent as a text."""
+_STREAMS: Mapping[str, type[BaseModel]] = {
+    "/v1/completions": CompletionChunk,
+    "/v1/chat/completions": ChatChunk,
+    "/v1/responses": ResponseEvent,
+    "/v1/messages": MessageEvent,
+}
+_DONE = ("/v1/completions", "/v1/chat/completions")
+"""Streams that end with a line of their own."""
 
 _EVERY = (400, 408, 431, 500)
 _WITH_BODY = (404, 413, 415)
@@ -37,6 +91,9 @@ _GENERATING = (*_IN_LINE, 504)
 _MORE: Mapping[str, tuple[int, ...]] = {
     "/v1/completions": _GENERATING,
     "/v1/chat/completions": _GENERATING,
+    "/v1/responses": _GENERATING,
+    "/v1/messages": _GENERATING,
+    "/v1/messages/count_tokens": _IN_LINE,
     "/tokenize": _IN_LINE,
     "/detokenize": _IN_LINE,
     "/v1/models/{model}": (404,),
@@ -44,6 +101,9 @@ _MORE: Mapping[str, tuple[int, ...]] = {
 }
 _ID: Schema = {
     "x-request-id": {"required": True, "schema": {"type": "string"}, "description": "As sent, or a new one."}
+}
+_IGNORED: Schema = {
+    "x-baton-ignored": {"schema": {"type": "string"}, "description": "Fields that were taken without effect."}
 }
 _RETRY: Schema = {
     "retry-after": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
@@ -53,19 +113,21 @@ _HEADERS: Mapping[int, Schema] = {
     429: _RETRY,
     503: _RETRY,
 }
-_ABOUT = """OpenAI's API, and more. Each field that is sent is honoured or refused by its name.
+_ABOUT = """OpenAI's API, and more. What could change an answer is honoured or refused by its name. What could not is
+taken, and told in `x-baton-ignored`. A null is as if the field were not there.
 
 Errors always have the body `ErrorAnswer`; 405 names the path's methods in `Allow`. HEAD answers as GET does, without
 the body. The bounds of numbers, texts and lists are the limits of this server as it runs (`baton info --limits`).
 """
 _MOST = 2**31 - 1
+_NULL: Schema = {"type": "null"}
 
 
 def described(app: FastAPI, client: Client, access: Access, open_paths: Collection[str]) -> dict[str, Any]:
     """The document for an app whose engine, and whose access, these are."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_ABOUT)
     schemas = document["components"]["schemas"]
-    schemas |= _schemas_of((ErrorAnswer, *_STREAMS.values()), "serialization")
+    schemas |= _schemas_of((ErrorAnswer, AnthropicError, *_STREAMS.values()), "serialization")
     schemas |= _requests(client)
     for path, item in document["paths"].items():
         for operation in item.values():
@@ -74,8 +136,14 @@ def described(app: FastAPI, client: Client, access: Access, open_paths: Collecti
             item["head"] = _head_of(item["get"])
     _tell_example(document, client.model_name)
     if access.keys:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schemes = {"key": {"type": "http", "scheme": "bearer"}}
+        schemes["x_api_key"] = {"type": "apiKey", "in": "header", "name": "x-api-key"}
+        document["components"]["securitySchemes"] = schemes
         document["security"] = [{"key": []}]
+        for path, item in document["paths"].items():
+            if of_messages(path):
+                for operation in item.values():
+                    operation["security"] = [{"key": []}, {"x_api_key": []}]
     return document
 
 
@@ -83,28 +151,35 @@ def _tell_answers(path: str, operation: Schema, *, guarded: bool) -> None:
     responses = operation["responses"]
     content = responses["200"].setdefault("content", {})
     if path in _STREAMS:
-        content["text/event-stream"] = _events(_STREAMS[path].__name__)
-    responses["200"]["headers"] = _ID
+        content["text/event-stream"] = _events(path)
+    responses["200"]["headers"] = {**_ID, **_IGNORED} if "requestBody" in operation else _ID
     for status in sorted({*_EVERY, *_MORE.get(path, ()), *([401] if guarded else [])}):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "headers": {**_ID, **_HEADERS.get(status, {})},
-            "content": {"application/json": {"schema": _ref("ErrorAnswer")}},
+            "content": {"application/json": {"schema": _ref(_error_of(path))}},
         }
     if not guarded:
         operation["security"] = []
 
 
-def _events(chunk: str) -> Schema:
+def _error_of(path: str) -> str:
+    return (AnthropicError if of_messages(path) else ErrorAnswer).__name__
+
+
+def _events(path: str) -> Schema:
     """The schema of one event, as OpenAPI 3.2's `itemSchema` and tools for earlier versions read it."""
     told = {"type": "string", "contentMediaType": "application/json"}
-    kinds = [{"contentSchema": {"anyOf": [_ref(chunk), _ref("ErrorAnswer")]}, **told}, {"const": "[DONE]"}]
+    either = [_ref(_STREAMS[path].__name__), _ref(_error_of(path))]
+    kinds: list[Schema] = [{"contentSchema": {"anyOf": either}, **told}]
+    if path in _DONE:
+        kinds.append({"const": "[DONE]"})
     return {
         "schema": {
             "type": "object",
             "required": ["data"],
             "properties": {"data": {"anyOf": kinds}},
-            "description": "With stream: true. Ends with [DONE], or with an error if it fails after it has begun.",
+            "description": "With stream: true. If it fails after it has begun, its last event says why.",
         }
     }
 
@@ -131,11 +206,13 @@ def _requests(client: Client) -> dict[str, Schema]:
         required = schema.get("required", ())
         for field, told in schema.get("properties", {}).items():
             bound = bounds.get(f"{name}.{field}", bounds.get(field, {}))
-            schema["properties"][field] = _field(told, bound, nullable=name in _NEUTRAL and field not in required)
-        for field, values in _NEUTRAL.get(name, {}).items():
-            if field not in schema["properties"]:
-                about = "Not honoured: only what asks for nothing is taken."
-                schema["properties"][field] = {"enum": [None, *values], "description": about}
+            schema["properties"][field] = _field(told, bound, nullable=name in _RULES and field not in required)
+            if (name, field) in _OR_TEXT:
+                schema["properties"][field] = {"anyOf": [{"type": "string"}, schema["properties"][field]]}
+        if name in _RULES:
+            for field, rule in _RULES[name].items():
+                schema["properties"].setdefault(field, _ruled(rule))
+            schema["additionalProperties"] = _NULL
     schemas["Message"] = _message(schemas["Message"], client.tokenizer.chat_template(tools=False) or "")
     text, null = {"type": "string"}, {"type": "null"}
     either = [_given(prompt=text, messages=null)]
@@ -144,11 +221,18 @@ def _requests(client: Client) -> dict[str, Schema]:
     return schemas
 
 
+def _ruled(rule: Rule) -> Schema:
+    """What may be sent in a field that is not honoured."""
+    if rule.values is None:
+        return {"description": "Taken without effect."}
+    return {"enum": [None, *rule.values], "description": "Not honoured: only what asks for nothing is taken."}
+
+
 def _message(schema: Schema, template: str) -> Schema:
     """By who speaks: each role has fields of its own, and those of tools only where the chat template knows them."""
     fields = schema["properties"]
     told = fields["content"]["anyOf"][:-1]
-    plain = {"content": {"anyOf": told}, "tool_call_id": {"enum": [None, ""]}, "name": {"enum": [None, ""]}}
+    plain = {"content": {"anyOf": told}, "tool_call_id": {"enum": [None, ""]}, "name": _ruled(MESSAGE["name"])}
     no_calls: Schema = {"tool_calls": {"enum": [None, []]}}
 
     def of(roles: list[str], required: list[str], **own: Schema) -> Schema:
@@ -157,7 +241,7 @@ def _message(schema: Schema, template: str) -> Schema:
             "type": "object",
             "properties": properties,
             "required": ["role", *required],
-            "additionalProperties": False,
+            "additionalProperties": _NULL,
         }
 
     kinds = [of(["system", "developer", "user", "assistant"], ["content"], **plain, **no_calls)]
@@ -165,8 +249,8 @@ def _message(schema: Schema, template: str) -> Schema:
         calls = {**fields["tool_calls"]["anyOf"][0], "minItems": 1}
         kinds.append(of(["assistant"], ["tool_calls"], **{**plain, "content": fields["content"], "tool_calls": calls}))
     if "tool" in template:
-        of_tool = {"content": plain["content"], "tool_call_id": {"type": "string", "description": "Of a call before."}}
-        kinds.append(of(["tool"], ["content", "tool_call_id"], **of_tool, **no_calls))
+        of_tool = {"tool_call_id": {"type": "string", "description": "Of a call before."}}
+        kinds.append(of(["tool"], ["tool_call_id"], **of_tool, **no_calls))
     return {"title": "Message", "anyOf": kinds}
 
 
@@ -206,14 +290,17 @@ def _bounds(client: Client) -> dict[str, Schema]:
             "maxProperties": limits.max_logit_bias,
         },
         "stop": {"anyOf": [stop, _list(stop, 0, limits.max_stop_strings)]},
+        "stop_sequences": _list(stop, 0, limits.max_stop_strings),
+        "MessagesRequest.max_tokens": _whole(1, _MOST),
         "stop_token_ids": _list(token, 0, limits.max_stop_tokens),
         "max_tokens": _whole(1, longest - 1),
         "CompletionRequest.max_tokens": _whole(0, longest - 1),
         "max_completion_tokens": _whole(1, longest - 1),
+        "max_output_tokens": _whole(1, longest - 1),
         "top_logprobs": _whole(0, limits.max_logprobs),
         "priority": _whole(-(2**31), _MOST) if client.honours("priority") else {"enum": [None, 0]},
         "deadline_ms": _whole(1, _MOST),
-        "user": {"type": "string", "maxLength": MAX_USER_CHARACTERS},
+        "user": {"anyOf": [{"type": "string", "maxLength": MAX_USER_CHARACTERS}, {"type": "object"}]},
         "cache_salt": {"type": "string", "minLength": 1, "maxLength": MAX_SALT_CHARACTERS},
         "prompt": {
             "anyOf": [text, _list(text, 1, limits.max_prompts), tokens, _list(tokens, 1, limits.max_prompts)],

@@ -1,15 +1,16 @@
-"""What requests may say: one model per route, strict, and no field that is not honoured.
+"""What requests may say: one strict model per route, whose fields are honoured.
 
-A field set to null is as if it were left out. Fields that OpenAI's or vLLM's users know and that are not
-honoured are refused by name, unless they have the value that asks for nothing.
+A field set to null is as if it were left out. `field_rules.py` says what is done with other fields that clients know.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_model, model_validator
+from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_model
 
 from baton.core.errors import InvalidValue, RequestError, Unsupported
 from baton.core.limits import Limits
@@ -17,9 +18,10 @@ from baton.core.query import RequestOptions
 from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
 from baton.core.template_options import TemplateOptions, check_variables, with_effort
 from baton.engine.client import Tokenizer
-from baton.server.fields import STREAM_NEUTRAL, Strict, without_neutral
-from baton.server.messages import Message, Messages, turns_of
-from baton.server.tools import ToolNamed, ToolOffered, Tools, chosen
+from baton.server.field_rules import STREAM, TOOL, Place
+from baton.server.fields import Strict, place_of
+from baton.server.messages import MESSAGE_PLACE, Message, Messages, turns_of
+from baton.server.tools import FunctionNamed, FunctionOffered, ToolNamed, ToolOffered, Tools, chosen
 
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -88,11 +90,16 @@ class StreamOptions(Strict):
     """What a stream has beside the text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="Each event has the usage up to it.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, sent: object) -> object:
-        return without_neutral(sent, cls, STREAM_NEUTRAL, "stream_options.") if isinstance(sent, dict) else sent
+
+# `core/constraint.py` says which fields a form may have.
+_ANY_FORM = Place("response_format", inner={"json_schema": Place("response_format.json_schema")})
+STREAM_PLACE = place_of(StreamOptions, "stream_options", STREAM)
+_INSIDE = {"stream_options": STREAM_PLACE, "response_format": _ANY_FORM}
+_TOOLS = place_of(ToolOffered, "tools", TOOL, {"function": place_of(FunctionOffered, "tools.function", TOOL)})
+_CHOICE = place_of(ToolNamed, "tool_choice", {}, {"function": place_of(FunctionNamed, "tool_choice.function", {})})
+_INSIDE_CHAT = {**_INSIDE, "messages": MESSAGE_PLACE, "tools": _TOOLS, "tool_choice": _CHOICE}
 
 
 def _listed(value: object) -> object:
@@ -107,8 +114,18 @@ _Stop = Annotated[
 ]
 
 
+def _named(value: object) -> object:
+    """Some clients say more of a user than a name: then all of it is the name."""
+    if not isinstance(value, dict):
+        return value
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+_User = Annotated[str, BeforeValidator(_named), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
+
+
 # They are other things in a request, or differ by route.
-_OWN = ("max_tokens", "logprobs", "prompt_logprobs", "skip_special_tokens")
+_OWN = ("n", "max_tokens", "logprobs", "prompt_logprobs", "skip_special_tokens")
 _NUMBERS = {
     known.name: (
         known.kind | None if known.nullable else known.kind,
@@ -120,26 +137,32 @@ _NUMBERS = {
 _Numbers: Any = create_model("_Numbers", __base__=Strict, **_NUMBERS)  # type: ignore[call-overload]
 
 
-class Generation(_Numbers):  # type: ignore[misc]
-    """What both generating routes take. What its fields may be is for `SamplingParams` and `Limits`."""
+class Sampled(_Numbers):  # type: ignore[misc]
+    """What all generating routes take. What its fields may be is for `SamplingParams` and `Limits`."""
 
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    best_of: int | None = Field(None, description="Only the same as n: all answers come back.")
     logit_bias: dict[str, float] = Field(default_factory=dict)
     stop: _Stop = Field(default_factory=list)
     stop_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list)
-    response_format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT_SCHEMA)] = None
-    structured_outputs: Annotated[dict[str, Any] | None, WithJsonSchema(_OUTPUTS_SCHEMA)] = None
     priority: int = Field(0, description="Lower runs first, under the policies priority and slo.")
     deadline_ms: int | None = Field(None, description="Given up with 504 if it is not done so long after it came.")
-    baton_usage: bool = Field(False, description="Adds usage.baton, what the engine spent on this request.")
-    user: str | None = Field(None, description="Users share the rows, under the policies priority and slo.")
+    user: _User | None = Field(None, description="Users share the rows, under the policies priority and slo.")
     cache_salt: str | None = Field(None, description="Stored prefixes are shared with requests of this salt alone.")
-    metadata: dict[str, Any] | None = Field(None, description="Accepted without effect.")
-    store: bool | None = Field(None, description="Accepted without effect: nothing is stored.")
+
+
+class Generation(Sampled):
+    """What completions and chats take."""
+
+    inner: ClassVar[Mapping[str, Place]] = _INSIDE
+
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int = 1
+    best_of: int | None = Field(None, description="Only the same as n: all answers come back.")
+    response_format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT_SCHEMA)] = None
+    structured_outputs: Annotated[dict[str, Any] | None, WithJsonSchema(_OUTPUTS_SCHEMA)] = None
+    baton_usage: bool = Field(False, description="Adds usage.baton, what the engine spent on this request.")
 
     def sampling(
         self, max_tokens: int | None, *, logprobs: int | None = None, prompt_logprobs: int | None = None
@@ -151,7 +174,7 @@ class Generation(_Numbers):  # type: ignore[misc]
             message = f"best_of {self.best_of} is not honoured with n {self.n}: all answers come back"
             raise Unsupported(message, param="best_of")
         return SamplingParams(
-            **{name: getattr(self, name) for name in (*_NUMBERS, "response_format", "structured_outputs")},
+            **{name: getattr(self, name) for name in ("n", *_NUMBERS, "response_format", "structured_outputs")},
             stop=tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             logit_bias={_token_id(key): value for key, value in self.logit_bias.items()} or None,
@@ -176,6 +199,10 @@ class Generation(_Numbers):  # type: ignore[misc]
     def wants_usage(self) -> bool:
         """Whether a stream ends with a usage chunk: as asked, or because usage.baton needs the place."""
         return self.baton_usage or (self.stream_options is not None and self.stream_options.include_usage)
+
+    @property
+    def wants_usage_so_far(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
 
 class CompletionRequest(Generation):
@@ -209,6 +236,8 @@ class CompletionRequest(Generation):
 
 class ChatRequest(Generation):
     """The body of `/v1/chat/completions`."""
+
+    inner: ClassVar[Mapping[str, Place]] = _INSIDE_CHAT
 
     messages: Messages
     tools: Annotated[list[ToolOffered], FailFast()] = Field(default_factory=list)
@@ -319,6 +348,8 @@ def template_options(
 
 class TokenizeRequest(Strict):
     """Either a text or a conversation."""
+
+    inner: ClassVar[Mapping[str, Place]] = {"messages": MESSAGE_PLACE}
 
     model: str | None = None
     prompt: str | None = None

@@ -12,6 +12,7 @@ from baton.core.errors import EngineUnhealthy, InvalidValue, ModelNotFound, Shut
 from baton.engine.client import Client, Held
 from baton.server.answers import Load, ModelCard, ModelList, TokenizerInfo
 from baton.server.body import parse_object
+from baton.server.ignored import IgnoredFields
 from baton.server.messages import check_template
 from baton.server.schema import DetokenizeRequest, TokenizeRequest
 from baton.server.stream import InSlices
@@ -30,8 +31,10 @@ class StatusRoutes:
         answers: Held,
         render_metrics: Callable[[], tuple[bytes, str]],
         version: str,
+        ignored: IgnoredFields,
     ) -> None:
         self._client = client
+        self._ignored = ignored
         self._workers = workers
         self._line = line
         self._answers = answers
@@ -87,12 +90,14 @@ class StatusRoutes:
 
     async def tokenize(self, request: Request) -> Response:
         """The tokens of a text, or of a conversation as the model is shown it."""
-        return self._json(await self._line.pass_through(request, self._tokenized))
+        body, ignored = await self._line.pass_through(request, self._tokenized)
+        return self._ignored.tell(request, self._json(body), ignored)
 
     async def detokenize(self, request: Request) -> Response:
-        return self._json(await self._line.pass_through(request, self._detokenized))
+        body, ignored = await self._line.pass_through(request, self._detokenized)
+        return self._ignored.tell(request, self._json(body), ignored)
 
-    def _tokenized(self, body: bytes) -> bytes:
+    def _tokenized(self, body: bytes) -> tuple[bytes, tuple[str, ...]]:
         asked = TokenizeRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         turns = asked.turns()
@@ -103,16 +108,16 @@ class StatusRoutes:
         else:
             tokens = tokenizer.encode(asked.prompt or "", special=asked.add_special_tokens)
         longest = self._client.settings.max_model_len
-        return written({"count": len(tokens), "max_model_len": longest, "tokens": tokens})
+        return written({"count": len(tokens), "max_model_len": longest, "tokens": tokens}), asked.ignored
 
-    def _detokenized(self, body: bytes) -> bytes:
+    def _detokenized(self, body: bytes) -> tuple[bytes, tuple[str, ...]]:
         asked = DetokenizeRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         tokenizer = self._client.tokenizer
         if not all(0 <= token < tokenizer.vocabulary for token in asked.tokens):
             message = f"tokens has ids outside the vocabulary of {tokenizer.vocabulary}"
             raise InvalidValue(message, param="tokens")
-        return written({"prompt": tokenizer.decode(asked.tokens, skip_special_tokens=False)})
+        return written({"prompt": tokenizer.decode(asked.tokens, skip_special_tokens=False)}), asked.ignored
 
     def _tokenizer_info(self) -> bytes:
         tokenizer = self._client.tokenizer

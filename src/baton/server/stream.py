@@ -1,14 +1,13 @@
-"""Answers as they come: frames of server-sent events, and the end of queries whose client is gone."""
+"""Answers as they come: server-sent events, and the end of queries whose client is gone."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -17,14 +16,10 @@ from starlette.types import Receive, Scope, Send
 from baton.core.errors import BatonError, SlowReader
 from baton.core.events import Update, Usage
 from baton.engine.client import Client, Held
-from baton.parsing.deltas import CallArguments, CallStart, Delta, Reasoning, Text
-from baton.server.answers import UsageBody, dump_usage
 from baton.server.body import end_now
 from baton.server.choices import Choice, Piece
-from baton.server.errors import error_body, failure, internal_error
-from baton.server.logprobs import Body
+from baton.server.errors import failure, internal_error
 from baton.server.workers import LIGHT, Workers, weight
-from baton.server.written import written
 
 _log = logging.getLogger("baton.server")
 _T = TypeVar("_T")
@@ -32,7 +27,6 @@ _T = TypeVar("_T")
 WAITING = b": waiting\n\n"
 """A comment, which every reader of server-sent events skips: the connection is alive, and proxies see that."""
 
-_FEW = 64
 _SLICE = 64 * 2**10
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -59,78 +53,25 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-class Frames:
-    """The events of one stream as bytes. What is the same in all of them is formatted once.
-
-    `head` is what every chunk begins with (id, object, created, model). `usage_last` says that a chunk with
-    the usage will come, which OpenAI announces by a null in all others. `tools`: there may be tool calls.
-    """
-
-    def __init__(self, head: Mapping[str, object], *, chat: bool, usage_last: bool, tools: bool = False) -> None:
-        self._chat = chat
-        self._tools = tools
-        self._bare = "data: " + json.dumps(head)[:-1]
-        self._head = self._bare + (',"usage":null' if usage_last else "") + ',"choices":[{"index":'
-        self._refusal: dict[str, object] = {"refusal": None} if chat else {}
-        self._before, self._after = (',"delta":{"content":', "}") if chat else (',"text":', "")
+class Events(Protocol):
+    """How an API spells the news of an answer as server-sent events."""
 
     def opening(self, index: int) -> str:
-        """A chat's first chunk: who speaks."""
-        if not self._chat:
-            return ""
-        # Of an answer that may be nothing but tool calls the content is null until there is some.
-        nothing = "null" if self._tools else '""'
-        delta = f'{{"role":"assistant","content":{nothing}}}'
-        return f'{self._head}{index},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
+        """Before a choice's first piece."""
 
-    def piece(self, index: int, piece: Piece) -> str:
-        """One chunk for each delta; the log-probabilities are told with the first."""
-        first, *others = piece.deltas or (Text(""),)
-        return "".join(
-            [self._chunk(index, first, piece.logprobs), *(self._chunk(index, delta, None) for delta in others)]
-        )
+    def count(self, choice: Choice, update: Update) -> None:
+        """Tells of each update before what is in it."""
 
-    def _chunk(self, index: int, delta: Delta, logprobs: Body | None) -> str:
-        if isinstance(delta, Text):
-            return self._text(index, delta.text, logprobs)
-        told, news = self._logprobs(logprobs), json.dumps(_spelt(delta))
-        return f'{self._head}{index},"delta":{news},"logprobs":{told},"finish_reason":null}}]}}\n\n'
+    def piece(self, index: int, piece: Piece) -> str: ...
 
-    def _text(self, index: int, text: str, logprobs: Body | None) -> str:
-        told = self._logprobs(logprobs)
-        end = f'{self._after},"logprobs":{told},"finish_reason":null}}]}}\n\n'
-        return f"{self._head}{index}{self._before}{json.dumps(text)}{end}"
+    def finish(self, index: int, reason: str, stopped_by: str | None) -> str:
+        """A choice has ended. `stopped_by`: the stop string that ended it."""
 
-    def _logprobs(self, body: Body | None) -> str:
-        if body is None:
-            return "null"
-        told = self._refusal | body
-        return json.dumps(told) if len(next(iter(body.values()))) < _FEW else written(told).decode()
+    def ending(self, usages: Sequence[Usage]) -> str:
+        """All choices have ended; these are their usages, in their order."""
 
-    def finish(self, index: int, reason: str) -> str:
-        rest = '"delta":{}' if self._chat else '"text":""'
-        return f'{self._head}{index},{rest},"logprobs":null,"finish_reason":{json.dumps(reason)}}}]}}\n\n'
-
-    def usage(self, usage: UsageBody) -> str:
-        return f'{self._bare},"choices":[],"usage":{json.dumps(dump_usage(usage))}}}\n\n'
-
-    @staticmethod
-    def done() -> str:
-        return "data: [DONE]\n\n"
-
-    @staticmethod
-    def error(error: BatonError) -> str:
-        return f"data: {error_body(error).decode()}\n\n"
-
-
-def _spelt(delta: Reasoning | CallStart | CallArguments) -> dict[str, object]:
-    """A delta as chats spell it."""
-    if isinstance(delta, Reasoning):
-        return {"reasoning_content": delta.text, "reasoning": delta.text}
-    if isinstance(delta, CallStart):
-        function = {"name": delta.name, "arguments": ""}
-        return {"tool_calls": [{"index": delta.number, "id": delta.id, "type": "function", "function": function}]}
-    return {"tool_calls": [{"index": delta.number, "function": {"arguments": delta.text}}]}
+    def error(self, error: BatonError) -> str:
+        """Instead of the ending."""
 
 
 class EventStream(Response):
@@ -138,7 +79,6 @@ class EventStream(Response):
 
     Until the first update nothing is sent, so that a refusal or an early failure has its own status. Only where that
     takes longer than `limits.stream_comment` the answer begins with a comment, and a failure behind it is an event.
-    `usage` makes the usage chunk's body of the choices' usages, in their order; without it there is no such chunk.
     """
 
     media_type = "text/event-stream"
@@ -149,8 +89,7 @@ class EventStream(Response):
         workers: Workers,
         answers: Held,
         choices: Sequence[Choice],
-        frames: Frames,
-        usage: Callable[[Sequence[Usage]], UsageBody] | None,
+        events: Events,
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
@@ -158,8 +97,7 @@ class EventStream(Response):
         self._workers = workers
         self._answers = answers
         self._choices = choices
-        self._frames = frames
-        self._usage = usage
+        self._events = events
         self._index = {choice.query.id: index for index, choice in enumerate(choices)}
         self._usages: dict[int, Usage] = {}
 
@@ -185,12 +123,12 @@ class EventStream(Response):
                 await self._send_updates(send, first)
                 async for updates in batches:
                     await self._send_updates(send, updates)
-                end = self._ending()
+                end = self._events.ending([self._usages[index] for index in range(len(self._choices))])
             except BatonError as error:
-                end = self._frames.error(error)
+                end = self._events.error(error)
             except Exception:
                 _log.exception("a stream failed")
-                end = self._frames.error(internal_error())
+                end = self._events.error(internal_error())
         await send({"type": "http.response.body", "body": end.encode()})
 
     async def _send_updates(self, send: Send, updates: Sequence[Update]) -> None:
@@ -211,25 +149,20 @@ class EventStream(Response):
         return await self._workers.answer(self._framed, updates)
 
     def _framed(self, updates: Sequence[Update]) -> bytes:
-        frames, pieces = self._frames, []
+        events, pieces = self._events, []
         for update in updates:
             index = self._index[update.query_id]
             choice = self._choices[index]
+            events.count(choice, update)
             if not choice.begun:
-                pieces.append(frames.opening(index))
-            pieces += [frames.piece(index, piece) for piece in choice.take(update)]
+                pieces.append(events.opening(index))
+            pieces += [events.piece(index, piece) for piece in choice.take(update)]
             reason, usage = choice.finish_reason(update), choice.usage(update)
             if reason is not None:
-                pieces.append(frames.finish(index, reason))
+                pieces.append(events.finish(index, reason, update.stopped_by))
             if usage is not None:
                 self._usages[index] = usage
         return "".join(pieces).encode()
-
-    def _ending(self) -> str:
-        if self._usage is None:
-            return self._frames.done()
-        usages = [self._usages[index] for index in range(len(self._choices))]
-        return self._frames.usage(self._usage(usages)) + self._frames.done()
 
 
 class InSlices(Response):

@@ -1,0 +1,136 @@
+"""Answers as a row of blocks, each of which begins, grows and ends: what Responses and Messages have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from baton.core.errors import BatonError
+from baton.core.events import Update, Usage
+from baton.parsing.deltas import CallArguments, CallStart, Delta, Reasoning
+from baton.server.answers import UsageBody
+from baton.server.choices import Choice, Piece
+
+
+class Kind(StrEnum):
+    """What a block has."""
+
+    TEXT = "text"
+    REASONING = "reasoning"
+    CALL = "call"
+
+
+@dataclass(slots=True)
+class Block:
+    """`number`: which of the answer's blocks it is. `id` and `name`: of a call. `logprobs`: of its tokens, for text."""
+
+    kind: Kind
+    number: int
+    id: str = ""
+    name: str = ""
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    cut: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+class BlockWriter(ABC):
+    """Writes the answer of one choice, see `stream.Events`: as events, or as the body that they add up to."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.reason = ""
+        self.stopped_by: str | None = None
+        self._open: Block | None = None
+
+    def opening(self, index: int) -> str:
+        return "".join(self.began())
+
+    def count(self, choice: Choice, update: Update) -> None:
+        """Nothing of the usage is told before the end."""
+        return
+
+    def piece(self, index: int, piece: Piece) -> str:
+        logprobs = (piece.logprobs or {}).get("content", [])
+        return "".join(event for delta in piece.deltas for event in self._written(delta, logprobs))
+
+    def finish(self, index: int, reason: str, stopped_by: str | None) -> str:
+        self.reason, self.stopped_by = reason, stopped_by
+        # An answer of no tokens is an empty text.
+        events = [] if self.blocks else [*self._begin(Block(Kind.TEXT, 0))]
+        if self._open is not None and reason == "length":
+            self._open.cut = True
+        return "".join([*events, *self._end()])
+
+    def ending(self, usages: Sequence[Usage]) -> str:
+        return "".join(self.ended(self.usage(usages)))
+
+    def whole(self, choice: Choice, updates: Sequence[Update]) -> dict[str, Any]:
+        """The plain answer that all updates come to."""
+        usages = []
+        for update in updates:
+            for piece in choice.take(update):
+                self.piece(0, piece)
+            if (reason := choice.finish_reason(update)) is not None:
+                self.finish(0, reason, update.stopped_by)
+            usages += [] if update.usage is None else [update.usage]
+        return self.body(self.usage(usages))
+
+    @abstractmethod
+    def usage(self, usages: Sequence[Usage]) -> UsageBody: ...
+
+    @abstractmethod
+    def body(self, usage: UsageBody) -> dict[str, Any]:
+        """The plain answer, once it has finished."""
+
+    @abstractmethod
+    def began(self) -> Iterator[str]:
+        """Events before the first block."""
+
+    @abstractmethod
+    def block_began(self, block: Block) -> Iterator[str]: ...
+
+    @abstractmethod
+    def block_grew(self, block: Block, text: str, logprobs: list[Any]) -> Iterator[str]: ...
+
+    @abstractmethod
+    def block_ended(self, block: Block) -> Iterator[str]: ...
+
+    @abstractmethod
+    def ended(self, usage: UsageBody) -> Iterator[str]: ...
+
+    @abstractmethod
+    def error(self, error: BatonError) -> str: ...
+
+    def _written(self, delta: Delta, logprobs: list[Any]) -> Iterator[str]:
+        if isinstance(delta, CallStart):
+            yield from self._end()
+            yield from self._begin(Block(Kind.CALL, len(self.blocks), delta.id, delta.name))
+            return
+        if not isinstance(delta, CallArguments):
+            kind = Kind.REASONING if isinstance(delta, Reasoning) else Kind.TEXT
+            if self._open is None or self._open.kind is not kind:
+                yield from self._end()
+                yield from self._begin(Block(kind, len(self.blocks)))
+        block = self._open
+        assert block is not None
+        block.pieces.append(delta.text)
+        of_text = logprobs if block.kind is Kind.TEXT else []
+        block.logprobs += of_text
+        yield from self.block_grew(block, delta.text, of_text)
+
+    def _begin(self, block: Block) -> Iterator[str]:
+        self.blocks.append(block)
+        self._open = block
+        yield from self.block_began(block)
+
+    def _end(self) -> Iterator[str]:
+        if self._open is not None:
+            block, self._open = self._open, None
+            yield from self.block_ended(block)

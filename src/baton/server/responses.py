@@ -1,0 +1,259 @@
+"""Requests to /v1/responses, and their translation to chat requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
+
+from baton.server.field_rules import ITEM, ITEM_PART, RESPONSES, RESPONSES_TOOL, STREAM, TABLES, Place, Rules
+from baton.server.fields import Strict, place_of
+from baton.server.schema import Sampled
+from baton.server.translation import Translation, described_tool, shared, text_parts
+
+WITH_LOGPROBS = "message.output_text.logprobs"
+
+
+class InputText(Strict):
+    """A text of a message, of a tool's output or of reasoning."""
+
+    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"] = "input_text"
+    text: str
+
+
+class RefusalPart(Strict):
+    """What an assistant refused with."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+def _kind(value: object, default: str) -> object:
+    return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+
+
+def _as_parts(value: object) -> object:
+    return [{"text": value}] if isinstance(value, str) else value
+
+
+_PARTS: Mapping[str, type[Strict]] = {
+    "input_text": InputText,
+    "output_text": InputText,
+    "text": InputText,
+    "refusal": RefusalPart,
+}
+Part = Annotated[
+    Annotated[InputText, Tag("input_text")] | Annotated[RefusalPart, Tag("refusal")],
+    Discriminator(lambda part: "refusal" if _kind(part, "") == "refusal" else "input_text"),
+]
+Parts = Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
+Texts = Annotated[list[InputText], FailFast(), BeforeValidator(_as_parts)]
+
+
+class InputMessage(Strict):
+    """What somebody said."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Parts
+
+
+class FunctionCall(Strict):
+    """A tool call that the model made earlier."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str = Field(description="A JSON object, as text.")
+
+
+class FunctionCallOutput(Strict):
+    """What a tool returned."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Texts
+
+
+class ReasoningItem(Strict):
+    """What the model thought earlier: its own words, or else what was said of them."""
+
+    type: Literal["reasoning"]
+    content: Texts = Field(default_factory=list)
+    summary: Texts = Field(default_factory=list)
+
+
+_ITEMS: Mapping[str, type[Strict]] = {
+    "message": InputMessage,
+    "function_call": FunctionCall,
+    "function_call_output": FunctionCallOutput,
+    "reasoning": ReasoningItem,
+}
+Item = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[FunctionCall, Tag("function_call")]
+    | Annotated[FunctionCallOutput, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(lambda item: _kind(item, "message")),
+]
+
+
+def _as_items(value: object) -> object:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class FunctionTool(Strict):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of an object.")
+    strict: bool | None = Field(None, description="Arguments fit the schema whenever the tool is called.")
+
+
+class NamedFunction(Strict):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+class Reasoning(Strict):
+    """How the model is to reason."""
+
+    effort: str | None = None
+
+
+class TextFormat(Strict):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextConfig(Strict):
+    """How the answer's text is to be."""
+
+    format: TextFormat | None = None
+
+
+class ResponsesStreamOptions(Strict):
+    """Nothing is honoured in it."""
+
+
+_TABLE = TABLES["responses"]
+_TEXT = place_of(InputText, "input.content", ITEM_PART)
+_CONTENT = Place(kinds={kind: place_of(model, "input.content", ITEM_PART) for kind, model in _PARTS.items()})
+_OUTPUT = Place(kinds=dict.fromkeys(("input_text", "output_text", "text"), _TEXT))
+_INSIDE = {
+    "message": {"content": _CONTENT},
+    "function_call_output": {"output": _OUTPUT},
+    "reasoning": {"content": _TEXT, "summary": _TEXT},
+}
+_ITEM_PLACE = Place(kinds={kind: place_of(model, "input", ITEM, _INSIDE.get(kind)) for kind, model in _ITEMS.items()})
+_FORMAT = Place("text.format", frozenset({"type", "name", "description", "schema", "strict"}))
+
+
+class ResponsesRequest(Sampled):
+    """A conversation, as text or items. Nothing is stored: what it goes on from is sent again."""
+
+    rules: ClassVar[Rules] = RESPONSES
+    inner: ClassVar[Mapping[str, Place]] = {
+        "input": _ITEM_PLACE,
+        "tools": Place(kinds={"function": place_of(FunctionTool, "tools", RESPONSES_TOOL)}),
+        "tool_choice": Place(kinds={"function": place_of(NamedFunction, "tool_choice", {})}),
+        "reasoning": place_of(Reasoning, "reasoning", _TABLE["reasoning"]),
+        "text": place_of(TextConfig, "text", _TABLE["text"], {"format": _FORMAT}),
+        "stream_options": place_of(ResponsesStreamOptions, "stream_options", STREAM),
+    }
+
+    input: Annotated[list[Item], FailFast(), BeforeValidator(_as_items)]
+    instructions: str | None = None
+    tools: Annotated[list[FunctionTool], FailFast()] = Field(default_factory=list)
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    parallel_tool_calls: bool | None = None
+    max_output_tokens: int | None = None
+    reasoning: Reasoning | None = None
+    text: TextConfig | None = None
+    top_logprobs: int | None = None
+    include: list[str] = Field(
+        default_factory=list, description=f"Only {WITH_LOGPROBS} has an effect: there are no hosted tools."
+    )
+    stream_options: ResponsesStreamOptions | None = None
+
+    def to_chat(self) -> Translation:
+        found = Translation({**shared(self), "messages": []})
+        found.origins |= {
+            "messages": "input",
+            "max_completion_tokens": "max_output_tokens",
+            "reasoning_effort": "reasoning.effort",
+            "response_format.json_schema": "text.format",
+            "response_format": "text.format",
+        }
+        if self.instructions:
+            found.add({"role": "system", "content": self.instructions}, "instructions")
+        for at, item in enumerate(self.input):
+            _add(found, item, f"input[{at}]")
+        self._add_tools(found)
+        self._add_form(found)
+        found.chat["max_completion_tokens"] = self.max_output_tokens
+        if self.reasoning is not None and self.reasoning.effort is not None:
+            found.chat["reasoning_effort"] = self.reasoning.effort
+        if self.top_logprobs is not None or WITH_LOGPROBS in self.include:
+            found.chat |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        return found
+
+    @property
+    def tools_told(self) -> list[dict[str, Any]]:
+        """As a response repeats them."""
+        return [tool.model_dump() for tool in self.tools]
+
+    @property
+    def choice_told(self) -> str | dict[str, Any]:
+        choice = self.tool_choice or "auto"
+        return choice if isinstance(choice, str) else choice.model_dump()
+
+    @property
+    def form(self) -> dict[str, Any]:
+        form = None if self.text is None else self.text.format
+        return {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
+
+    def _add_tools(self, found: Translation) -> None:
+        if self.tools:
+            found.chat["tools"] = [described_tool(tool.model_dump(), "parameters") for tool in self.tools]
+            found.chat["parallel_tool_calls"] = self.parallel_tool_calls
+            found.origins |= {f"tools[{at}].function": f"tools[{at}]" for at in range(len(self.tools))}
+        choice = self.tool_choice
+        if isinstance(choice, NamedFunction):
+            found.chat["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        elif choice is not None:
+            found.chat["tool_choice"] = choice
+
+    def _add_form(self, found: Translation) -> None:
+        told = self.form
+        kind = told.pop("type")
+        if kind != "text" or told:
+            found.chat["response_format"] = {"type": kind} | ({"json_schema": told} if told else {})
+
+
+def _add(found: Translation, item: Any, origin: str) -> None:
+    if isinstance(item, FunctionCall):
+        call = {"id": item.call_id, "type": "function"}
+        called = {"function": {"name": item.name, "arguments": item.arguments}}
+        found.add({"role": "assistant", "content": None, "tool_calls": [call | called]}, origin)
+    elif isinstance(item, FunctionCallOutput):
+        found.add({"role": "tool", "tool_call_id": item.call_id, "content": text_parts(item.output)}, origin)
+    elif isinstance(item, ReasoningItem):
+        thought = "".join(part.text for part in item.content or item.summary)
+        found.add({"role": "assistant", "reasoning_content": thought}, origin)
+    else:
+        found.add({"role": item.role, "content": text_parts(item.content)}, origin)

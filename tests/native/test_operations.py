@@ -1,0 +1,55 @@
+"""Each row-wise operation gives, in a recorded step, what torch gives: it stands in for a tiny model's activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from baton.loader.choose import choose
+from baton.model.visibility import Span
+from baton.native import library as native
+from families import Family, model_from
+from model.test_program import fed, is_native, rectangle_of, some_texts
+
+pytestmark = pytest.mark.skipif(native.library is None, reason=native.describe())
+
+OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamp": lambda x: x.clamp(-0.5, 0.25),
+    "cos": torch.cos,
+    "exp": torch.exp,
+    "ge": lambda x: torch.where(x >= 0, x, 0.5 * x),
+    "log": lambda x: torch.log(x.abs() + 0.1),
+    "log1p": lambda x: torch.log1p(x.abs()),
+    "maximum": lambda x: torch.maximum(x, x * x),
+    "pow": lambda x: torch.pow(x.abs() + 0.1, 1.7),
+    "reciprocal": lambda x: torch.reciprocal(x.abs() + 0.1),
+    "rsqrt": lambda x: torch.rsqrt(x.abs() + 0.1),
+    "softplus": nn.functional.softplus,
+    "tanh": torch.tanh,
+}
+
+
+class Activation(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return OPERATIONS[self.name](x)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_step_with_an_operation_gives_the_logits_that_torch_gives(name: str) -> None:
+    texts, found = some_texts(2), []
+    for wanted in (False, True):
+        model = model_from(Family("llama", "llama", {"num_hidden_layers": 1}))
+        model.model.layers[0].mlp.act_fn = Activation(name)
+        forward = choose(model, native=wanted).forward
+        assert is_native(forward) == wanted
+        steps = [[Span(0, 0, 9), Span(1, 0, 4)], [Span(0, 9, 1), Span(1, 4, 1)]]
+        found.append(fed(forward, rectangle_of(forward, 2), steps, texts))
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
