@@ -56,7 +56,7 @@ class Stage:
 
     def turn(self) -> None:
         self.engine.iterate()
-        self.engine.hand_over()
+        self.engine.flush()
 
     def finish(self) -> None:
         """Until nothing is left to do."""

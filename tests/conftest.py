@@ -30,7 +30,7 @@ FAST = (
     "bench/test_workload.py",
     "builtin/test_tasks.py",
     "engine/test_post.py",
-    "engine/test_talk.py",
+    "engine/test_output.py",
     "grammar/test_closed.py",
     "observe/test_exposition.py",
     "observe/test_metrics.py",

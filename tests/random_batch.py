@@ -166,7 +166,7 @@ class RandomBatch:
             if not later and not self.engine.busy:
                 return
             self.engine.iterate()
-            self.engine.hand_over()
+            self.engine.flush()
         raise AssertionError(f"not done after {most} iterations: {self.engine.lifecycle.live}")
 
 
@@ -215,7 +215,7 @@ def random_batch(
     native = native and not aligned
     shared = chosen(model, native) if isinstance(model, str) and not (ahead or varlen or deterministic) else None
     # Where rotation depends on a text's length, a model keeps what earlier texts made it compute.
-    if shared is not None and shared[1].near_limit is None:
+    if shared is not None and shared[1].long_rope_limit is None:
         model, forward = shared
     else:
         model = model_of(model) if isinstance(model, str) else model
@@ -253,7 +253,7 @@ def random_batch(
         prefiller=prefiller,
         policy=MemoryGuard(policy),
         settings=settings,
-        talks=OutputProcessor(lambda query: TextStream(NoText(), query.params.stop), end_ids),
+        outputs=OutputProcessor(lambda query: TextStream(NoText(), query.params.stop), end_ids),
         footprint=batch.footprint,
         stamp="tiny",
         budget=Budget(
@@ -268,7 +268,7 @@ def random_batch(
         whole_prompts=forward.whole_prompts,
         guaranteed_tokens=guaranteed_tokens,
         prefix_store=(
-            prefix_store(rectangle, block=prefix_block, longest=forward.near_limit, copies=copies)
+            prefix_store(rectangle, block=prefix_block, longest=forward.long_rope_limit, copies=copies)
             if prefix_cache
             else None
         ),

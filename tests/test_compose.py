@@ -90,7 +90,7 @@ def test_an_engine_whose_memory_is_mapped_counts_the_pages_that_its_rows_have(tm
     used = 0
     while engine.busy:
         engine.iterate()
-        engine.hand_over()
+        engine.flush()
         used = max(used, engine.kv_bytes_used)
     assert len(heard) == 5
     # The prompt's row and the batch's, which is the first and keeps its first page.

@@ -139,7 +139,7 @@ class ScenarioRun:
                 return
             self.disturb()
             self.engine.iterate()
-            self.engine.hand_over()
+            self.engine.flush()
             self.check()
         raise AssertionError(f"not done after {most} iterations: {self.engine.lifecycle.live}")
 

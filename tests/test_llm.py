@@ -346,8 +346,8 @@ def trips(tokens: int) -> Callable[[pytest.MonkeyPatch, Any], None]:
     """Queries whose prompts have so many tokens fail at their third."""
 
     def patch(monkeypatch: pytest.MonkeyPatch, engine: Any) -> None:
-        talks = engine.client._loop._engine.queries.talks
-        right = talks._text_of
+        outputs = engine.client._loop._engine.queries.outputs
+        right = outputs._text_of
 
         def text_of(query: Any) -> Any:
             found = right(query)
@@ -356,7 +356,7 @@ def trips(tokens: int) -> Callable[[pytest.MonkeyPatch, Any], None]:
                 found.push = lambda *args, **kw: (said.append(1), 1 / (len(said) < 3), push(*args, **kw))[-1]
             return found
 
-        monkeypatch.setattr(talks, "_text_of", text_of)
+        monkeypatch.setattr(outputs, "_text_of", text_of)
 
     return patch
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from baton.batch import rows
+from baton.batch import feeder
 from baton.core.events import TokenLogprobs
 from baton.core.query import Query
 from baton.policy.baton import Baton
@@ -117,7 +117,7 @@ def test_the_mixes_above_are_mixes() -> None:
 def test_each_prompt_token_is_told_once_whatever_the_pieces(
     policy: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "_EVERY_TOKENS", most)
+    monkeypatch.setattr(feeder, "_EVERY_TOKENS", most)
     dice = random.Random(f"{policy} {most}")
     shaken = Shaken(POLICIES[policy](), dice)
     batch = toy_batch(shaken, say=noisy)

@@ -59,10 +59,10 @@ class ToyForward:
     """Stands where `model/forward.py` does. `calls`: how often each of its three was used."""
 
     whole_prompts = False
-    near_limit: int | None = None
-    anew_limit: int | None = None
+    long_rope_limit: int | None = None
+    recompute_limit: int | None = None
     grid = 0
-    exchanges = False
+    swaps_rows = False
 
     def __init__(self, say: Say = hashed) -> None:
         self.say = say
@@ -193,7 +193,7 @@ def toy_batch(
         prefiller=PrefillHere(rows, beside, beside_batch=True),
         policy=MemoryGuard(policy),
         settings=holds,
-        talks=OutputProcessor(text_of, end_ids),
+        outputs=OutputProcessor(text_of, end_ids),
         footprint=FOOTPRINT,
         stamp=STAMP,
         budget=Budget(

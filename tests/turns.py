@@ -45,7 +45,7 @@ def accept(batch: RandomBatch, *queries: Query) -> None:
 
 def turn(batch: RandomBatch) -> None:
     batch.engine.iterate()
-    batch.engine.hand_over()
+    batch.engine.flush()
 
 
 def is_idle(engine: Engine) -> bool:

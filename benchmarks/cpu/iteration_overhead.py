@@ -101,7 +101,7 @@ class Parts:
 class ReadyMade:
     """Stands where `model/forward.py` does."""
 
-    whole_prompts, near_limit, grid = False, None, 0
+    whole_prompts, long_rope_limit, grid = False, None, 0
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
@@ -172,7 +172,7 @@ def whole(args: argparse.Namespace, rows: int, params: Mapping[str, Any]) -> dic
     parts.watch(engine, "_view", "plan")
     parts.watch(engine._policy, "plan", "plan")
     parts.watch(engine.batch, "step", "rows")
-    parts.watch(engine.queries.talks, "hear", "talk and text")
+    parts.watch(engine.queries.outputs, "hear", "talk and text")
     parts.watch(engine.lifecycle, "_tell", "events and metrics")
     engine._sinks = (lambda event: watched(parts, metrics, event),)
     loop = EngineLoop.__new__(EngineLoop)

@@ -128,7 +128,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
                 engine.accept(late.pop(), heard)
             turn += 1
             engine.iterate()
-            engine.hand_over()
+            engine.flush()
         seconds = time.perf_counter() - asked
         firsts = [heard.told[name][0] - began for name, began in sent.items() if name in heard.told]
         waits = {"urgent first token ms p50": statistics.median(firsts) * 1e3} if firsts else {}
@@ -275,5 +275,5 @@ def _first(engine: Engine, query: Query, times: list[float]) -> None:
     engine.accept(query, heard)
     while engine.busy:
         engine.iterate()
-        engine.hand_over()
+        engine.flush()
     times.append(time.perf_counter() - began)

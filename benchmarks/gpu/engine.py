@@ -150,7 +150,7 @@ def _driven(
             time.sleep(0.0005)
             continue
         engine.iterate()
-        engine.hand_over()
+        engine.flush()
     return began, time.perf_counter() - began, sent == len(queries) and not engine.busy
 
 

@@ -65,7 +65,7 @@ def _as_mapped(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: i
     lens = lengths_of(asks, rows, columns)
     began = time.perf_counter()
     for row, length in enumerate(lens):
-        rectangle.reach(row, length)
+        rectangle.reserve(row, length)
     seconds = time.perf_counter() - began
     layers = [*zip(rectangle.keys, rectangle.values, strict=True)]
     for row, length in enumerate(lens):
@@ -77,7 +77,7 @@ def _as_mapped(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: i
     attend = partial(_attend_all, *asked, {"scale": dim**-0.5, "look": EVERYTHING})
     taken = replayed(attend, loaded.device) / len(layers)
     read = 2 * sum(lens) * heads * dim * loaded.dtype.itemsize
-    pages = sum(map(rectangle.held, range(rows)))
+    pages = sum(map(rectangle.mapped_pages, range(rows)))
     return {
         "rows": rows,
         "layout": "interleaved, mapped",

@@ -179,12 +179,14 @@ def make_engine(
         decoder = decoder if faults is None else faults.decoder(decoder, query.seed)
         return TextStream(decoder, query.params.stop, silent)
 
+    longest = loaded.forward.long_rope_limit
+    prefixes = prefix_store(rectangle, longest=longest, copies=copies) if settings.prefix_cache else None
     engine = Engine(
         batch=batch,
         prefiller=prefiller,
         policy=MemoryGuard(policy),
         settings=settings,
-        talks=OutputProcessor(text_of, loaded.end_ids),
+        outputs=OutputProcessor(text_of, loaded.end_ids),
         footprint=footprint,
         stamp=loaded.stamp,
         budget=Budget(
@@ -200,9 +202,7 @@ def make_engine(
         clock=clock,
         sinks=sinks,
         whole_prompts=loaded.forward.whole_prompts,
-        prefix_store=(
-            prefix_store(rectangle, longest=loaded.forward.near_limit, copies=copies) if settings.prefix_cache else None
-        ),
+        prefix_store=prefixes,
     )
     if faults is not None:
         faults.inject(engine)

@@ -56,7 +56,7 @@ def fake_batch(
         prefiller=FakePrefill(stage, settings.max_rows + 1),
         policy=MemoryGuard(policy),
         settings=settings,
-        talks=OutputProcessor(lambda query: TextStream(NoText(), query.params.stop), ()),
+        outputs=OutputProcessor(lambda query: TextStream(NoText(), query.params.stop), ()),
         footprint=FOOTPRINT,
         stamp="fake",
         budget=Budget(settings.kv_bytes, settings.swap_bytes, floor_bytes=320, free_bytes=lambda: 2**50, clock=clock),

@@ -37,7 +37,7 @@ class Counting:
         self._clock.advance(1.0)
         return True
 
-    def hand_over(self) -> None:
+    def flush(self) -> None:
         for name, (query, deliver, said) in list(self._live.items()):
             if name in self._fails:
                 deliver([Update(name, finish_reason="error", error="broken")])

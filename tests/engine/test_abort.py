@@ -23,9 +23,9 @@ def test_an_abort_takes_a_query_from_every_state_and_may_come_twice(way: str) ->
         engine.cancel("a")
         assert "a" not in engine.lifecycle.live, "before anything else happens"
         assert {*engine.batch.lens, *engine.prefiller.lens} == {"neighbour"} and "a" not in engine.queries.pool
-    engine.hand_over()
+    engine.flush()
     engine.cancel("a")
-    engine.hand_over()
+    engine.flush()
     assert [update.finish_reason for update in batch.updates["a"] if update.finish_reason] == ["cancelled"]
     assert engine.lifecycle.ended[State.CANCELLED] == 1
     settle(batch)
@@ -39,7 +39,7 @@ def test_an_abort_of_what_just_finished_changes_nothing() -> None:
         engine.iterate()
     assert not batch.updates, "it has finished and nobody has heard of it"
     engine.cancel("a")
-    engine.hand_over()
+    engine.flush()
     assert batch.reason("a") == "length" and batch.tokens("a") == toy_alone(asked("a", limit=3))
     assert engine.lifecycle.ended[State.CANCELLED] == 0
 

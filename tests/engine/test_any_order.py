@@ -201,7 +201,7 @@ class AnyOrder(RuleBasedStateMachine):
             if not self.engine.busy:
                 break
             turn(self.batch)
-        self.engine.hand_over()
+        self.engine.flush()
         assert is_idle(self.engine)
         for name, query in self.queries.items():
             reasons = [update.finish_reason for update in self.batch.updates[name] if update.finish_reason]

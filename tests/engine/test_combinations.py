@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from baton.batch import rows as rows_module
+from baton.batch import feeder
 from baton.core.clock import ManualClock
 from baton.core.query import Query, State
 from baton.kv.budget import SPARE_BYTES, Budget
@@ -129,7 +129,7 @@ class Forgetting(Orca):
 
 def test_who_is_set_aside_while_it_is_computed_anew_goes_on_in_as_large_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longrope: the text outgrew the first 40 tokens, and its row was taken before all of it was fed again."""
-    monkeypatch.setattr(rows_module, "_ANEW_TOKENS", 8)
+    monkeypatch.setattr(feeder, "_RECOMPUTED_TOKENS", 8)
     query = query_of("q", prompt_of(38), 6)
     expected = alone(model_of("phi3_longrope"), query)[0]
     into = Plan(insert=("q",), feed=1)

@@ -411,7 +411,7 @@ def test_a_plan_that_cannot_be_carried_out_raises_and_all_can_be_failed_afterwar
     with pytest.raises((Refused, KeyError)):
         turn(batch)
     batch.engine.fail_all("internal error")
-    batch.engine.hand_over()
+    batch.engine.flush()
     assert {batch.reason(name) for name in "abc"} == {"error"}
     assert is_idle(batch.engine)
     batch.engine._policy = Baton()
@@ -471,7 +471,7 @@ def test_in_every_state_a_query_that_leaves_frees_its_row_and_bytes_at_once(
     assert not len(engine.queries.pool)
     assert engine.kv_bytes_used == engine.batch.lens["neighbour"] * BYTES_PER_TOKEN
     engine.cancel("a")
-    engine.hand_over()
+    engine.flush()
     reason = {"cancel": "cancelled", "expire": "expired", "fail": "error"}[how]
     assert [update.finish_reason for update in batch.updates["a"] if update.finish_reason] == [reason]
     engine._policy = Baton()

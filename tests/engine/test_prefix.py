@@ -60,7 +60,7 @@ def accept(batch: RandomBatch, *queries: Query) -> None:
 def turn(batch: RandomBatch, times: int = 1) -> None:
     for _ in range(times):
         batch.engine.iterate()
-        batch.engine.hand_over()
+        batch.engine.flush()
 
 
 def finish(batch: RandomBatch) -> None:

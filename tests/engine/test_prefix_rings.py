@@ -52,7 +52,7 @@ def run(batch: RandomBatch, *queries: Query) -> None:
         batch.engine.accept(query, batch.hear)
         while query.id in batch.engine.lifecycle.live:
             batch.engine.iterate()
-            batch.engine.hand_over()
+            batch.engine.flush()
 
 
 def begun(batch: RandomBatch, *queries: Query) -> list[int]:
@@ -164,7 +164,7 @@ def test_choices_of_a_prompt_begin_at_its_last_token_however_long_it_is(family: 
         batch.engine.accept(query, batch.hear)
     while len(batch.engine.lifecycle.live) > 1:
         batch.engine.iterate()
-        batch.engine.hand_over()
+        batch.engine.flush()
     assert begun(batch, *group) == [0, length - 1, length - 1]
     assert is_as_alone(family, batch, *group)
 

@@ -49,7 +49,7 @@ def brought(way: str, **limits: float) -> tuple[RandomBatch, ManualClock]:
     batch.engine.accept(asked("a", **limits), batch.hear)
     for _ in range(len(plans) + 1):
         batch.engine.iterate()
-        batch.engine.hand_over()
+        batch.engine.flush()
     states = {"preempted": State.READY, "forgotten": State.WAITING}
     assert batch.engine.lifecycle.live["a"].state is states.get(way, State(way) if way not in states else None)
     return batch, clock
@@ -70,7 +70,7 @@ def test_the_time_in_all_is_over_in_every_state(way: str) -> None:
     assert "a" in batch.engine.lifecycle.live, "it may take that long"
     clock.advance(0.5)
     batch.engine.iterate()
-    batch.engine.hand_over()
+    batch.engine.flush()
     last = batch.updates["a"][-1]
     assert last.finish_reason == "expired"
     assert last.error == "the query took 10.5 s, the limit is 10 s (--query-timeout)"
@@ -82,7 +82,7 @@ def test_the_time_in_the_queue_counts_until_something_was_computed(way: str) -> 
     batch, clock = brought(way, start_by=10.0)
     clock.advance(10.5)
     batch.engine.iterate()
-    batch.engine.hand_over()
+    batch.engine.flush()
     if way == "waiting":
         last = batch.updates["a"][-1]
         assert last.finish_reason == "expired"

@@ -37,7 +37,7 @@ def turn(batch: RandomBatch, *queries: Query, times: int = 1) -> None:
         batch.engine.accept(query, batch.hear)
     for _ in range(times):
         batch.engine.iterate()
-        batch.engine.hand_over()
+        batch.engine.flush()
 
 
 def turns_until(batch: RandomBatch, name: str) -> int:

@@ -76,8 +76,8 @@ def test_rows_hold_what_they_hold_where_memory_is_there_at_once(
             ours.move(row, count % ROWS)
             theirs.move(row, count % ROWS)
         elif verb == "exchange":
-            ours.exchange(row, count % ROWS)
-            theirs.exchange(row, count % ROWS)
+            ours.swap_rows(row, count % ROWS)
+            theirs.swap_rows(row, count % ROWS)
         for at in range(ROWS):
             assert ours.lens[at] == theirs.lens[at]
             if ours.lens[at]:
@@ -90,10 +90,10 @@ def test_a_row_has_the_pages_that_its_footprint_says() -> None:
         footprint = rectangle.footprint
         assert footprint.page == 4096 and footprint.of(0) == 0
         for tokens in (1, 3, 4, 5, 40, 200, COLUMNS):
-            rectangle.reach(2, tokens)
-            assert rectangle.held(2) * footprint.page == footprint.of(tokens)
+            rectangle.reserve(2, tokens)
+            assert rectangle.mapped_pages(2) * footprint.page == footprint.of(tokens)
         # The first row has the first page of everything from the beginning.
-        assert rectangle.held(0) * footprint.page == footprint.of(1)
+        assert rectangle.mapped_pages(0) * footprint.page == footprint.of(1)
         assert rectangle.spare_bytes == 0
 
 
@@ -112,44 +112,44 @@ def test_a_cleared_rows_pages_stay_until_another_row_needs_them() -> None:
     rectangle = mapped(driver, SHAPES[:1])
     # 128 bytes a token: 32 of them to a page.
     rectangle.write(1, [torch.randn(COLUMNS, 2, 8)] * 2, COLUMNS)
-    assert rectangle.held(1) == 10
+    assert rectangle.mapped_pages(1) == 10
     rectangle.clear(1)
-    assert rectangle.held(1) == 10 and rectangle.spare_bytes == 10 * 4096
-    rectangle.reach(2, COLUMNS)
-    rectangle.reach(3, 290)
+    assert rectangle.mapped_pages(1) == 10 and rectangle.spare_bytes == 10 * 4096
+    rectangle.reserve(2, COLUMNS)
+    rectangle.reserve(3, 290)
     # One is the first row's, nineteen new ones were to be had.
-    assert [rectangle.held(row) for row in range(ROWS)] == [1, 0, 10, 10]
+    assert [rectangle.mapped_pages(row) for row in range(ROWS)] == [1, 0, 10, 10]
     assert rectangle.spare_bytes == 9 * 4096
     with pytest.raises(torch.OutOfMemoryError):
-        rectangle.reach(1, COLUMNS)
-    assert rectangle.held(1) == 0
+        rectangle.reserve(1, COLUMNS)
+    assert rectangle.mapped_pages(1) == 0
     rectangle.clear(2)
-    rectangle.reach(1, COLUMNS)
-    assert [rectangle.held(row) for row in range(ROWS)] == [1, 10, 0, 10]
+    rectangle.reserve(1, COLUMNS)
+    assert [rectangle.mapped_pages(row) for row in range(ROWS)] == [1, 10, 0, 10]
 
 
 def test_pages_of_cleared_rows_are_taken_before_more_are_made_than_the_budget_has() -> None:
     driver = HostDriver(pages=1000)
     rectangle = mapped(driver, SHAPES[:1], most_bytes=12 * 4096)
     for row in (1, 2, 3, 1, 2, 3):
-        rectangle.reach(row, COLUMNS)
+        rectangle.reserve(row, COLUMNS)
         rectangle.clear(row)
     assert 1000 - driver.left <= 12
     # Who is there gets what there is, budget or not.
     for row in range(1, ROWS):
-        rectangle.reach(row, COLUMNS)
+        rectangle.reserve(row, COLUMNS)
     assert 1000 - driver.left == 31
 
 
 def test_what_no_row_needs_goes_back_to_the_device() -> None:
     driver = HostDriver(pages=100)
     rectangle = mapped(driver, SHAPES[:1])
-    rectangle.reach(1, COLUMNS)
-    rectangle.reach(2, 64)
-    assert not rectangle.trim()
+    rectangle.reserve(1, COLUMNS)
+    rectangle.reserve(2, 64)
+    assert not rectangle.release_unused()
     rectangle.clear(1)
     rectangle.write(2, [torch.ones(64, 2, 8)] * 2, 64)
-    assert rectangle.trim()
+    assert rectangle.release_unused()
     assert 100 - driver.left == 3 and rectangle.spare_bytes == 0
     assert bool((rectangle.view(2)[0] == 1).all())
     keys = rectangle.view(2)[0]

@@ -206,8 +206,8 @@ def test_rows_that_are_exchanged_are_where_the_other_was_and_nothing_is_copied()
     parts = [torch.arange(6.0).view(3, 1, 2), -torch.arange(6.0).view(3, 1, 2)]
     rectangle.write(2, parts, 3)
     before = [part.data_ptr() for part in rectangle.view(2)]
-    rectangle.exchange(2, 0)
-    assert (rectangle.lens, rectangle.places) == ([3, 0, 0], [2, 1, 0])
+    rectangle.swap_rows(2, 0)
+    assert (rectangle.lens, rectangle.row_slots) == ([3, 0, 0], [2, 1, 0])
     assert [part.data_ptr() for part in rectangle.view(0)] == before
     assert all(torch.equal(ours, part) for ours, part in zip(rectangle.view(0), parts, strict=True))
     rectangle.clear(2)

@@ -100,7 +100,7 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
         batch.engine.accept(query, batch.hear)
     while batch.engine.busy:
         batch.engine.iterate()
-        batch.engine.hand_over()
+        batch.engine.flush()
         if dice.random() < 0.2 and len(left) < 10:
             flying = [] if stepper._flight is None else [rows._occupants[row].query.id for row in stepper._flight.rows]
             name = dice.choice(flying or list(batch.engine.lifecycle.live) or [""])

@@ -157,7 +157,7 @@ def test_rows_grow_by_pages_and_take_those_that_others_have_left() -> None:
             mapped.clear(row)
     # Four rows of 128 MiB each fit the budget; five were written.
     assert 2**28 < mapped.spare_bytes <= 2**29
-    assert mapped.trim() and mapped.spare_bytes == 0
+    assert mapped.release_unused() and mapped.spare_bytes == 0
 
 
 def test_memory_that_the_device_has_not_is_refused_as_such() -> None:

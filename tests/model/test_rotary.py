@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from baton.core.errors import LoadError
 from baton.core.query import Query
 from baton.loader.choose import choose
-from baton.model.rotary import anew_limit, as_made, near_limit
+from baton.model.rotary import as_made, long_rope_limit, recompute_limit
 from baton.policy.baton import Baton
 from baton.policy.port import Plan
 from families import _LOCAL_MOE, _LONGROPE, _MAMBA2, _MLA, VOCABULARY, WINDOW, Family, model_from, model_of
@@ -170,7 +170,7 @@ def test_choices_of_a_prompt_near_the_limit(name: str, length: int) -> None:
 
 def test_the_class_is_asked_whether_it_begins_a_text_anew() -> None:
     kinds = ("phi3_longrope", "llama_longrope", "gemma3_longrope", "llama_dynamic", "phi3", "llama")
-    found = {name: (near_limit(model_of(name)), anew_limit(model_of(name))) for name in kinds}
+    found = {name: (long_rope_limit(model_of(name)), recompute_limit(model_of(name))) for name in kinds}
     assert found == {
         "phi3_longrope": (LIMIT, LIMIT),
         "llama_longrope": (LIMIT, None),
@@ -179,7 +179,9 @@ def test_the_class_is_asked_whether_it_begins_a_text_anew() -> None:
         "phi3": (None, None),
         "llama": (None, None),
     }
-    others = {name: (near_limit(model), anew_limit(model)) for name in KINDS for model in [model_from(KINDS[name])]}
+    others = {
+        name: (long_rope_limit(model), recompute_limit(model)) for name in KINDS for model in [model_from(KINDS[name])]
+    }
     assert others["phimoe"] == (LIMIT, LIMIT)
     assert others["two_limits"] == (24, None)
 
@@ -231,4 +233,4 @@ def own_rotary(inside: Callable[[Tensor], Tensor]) -> PreTrainedModel:
 def test_a_rotation_by_the_longest_text_of_a_kind_that_is_not_known_is_refused_by_name() -> None:
     with pytest.raises(LoadError, match=r"model.rotary_emb \(Longest\) rotates all rows by the longest text"):
         choose(own_rotary(lambda positions: 1 + positions.max() // 256))
-    assert choose(own_rotary(lambda positions: torch.ones(()))).forward.near_limit is None
+    assert choose(own_rotary(lambda positions: torch.ones(()))).forward.long_rope_limit is None

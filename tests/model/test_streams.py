@@ -129,7 +129,7 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
 
         monkeypatch.setattr(owner, name, heard)
 
-    places = rows.rectangle.places
+    places = rows.rectangle.row_slots
     listen(rows.rectangle, "claim", lambda row, *_: {places[row]})
     listen(rows.rectangle, "clear", lambda row: {places[row]})
     listen(stepper._steps, "launch", lambda slots: {slot.place for slot in slots})
@@ -177,7 +177,7 @@ def run(batch: RandomBatch, dice: random.Random) -> list[str]:
         batch.engine.accept(query, batch.hear)
     while batch.engine.busy:
         batch.engine.iterate()
-        batch.engine.hand_over()
+        batch.engine.flush()
         if stepper._flight is not None and dice.random() < 0.1:
             left.append(rows._occupants[min(stepper._flight.rows)].query.id)
             batch.engine.cancel(left[-1])

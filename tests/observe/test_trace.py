@@ -37,7 +37,7 @@ def lively(sinks: Sequence[Any], seed: int = 3) -> None:
         if not batch.engine.busy:
             return
         batch.engine.iterate()
-        batch.engine.hand_over()
+        batch.engine.flush()
     raise AssertionError("not done")
 
 

@@ -24,8 +24,8 @@ log = logging.getLogger("baton.model")
 _NOT_FINITE = "the model's output for this query is not finite"
 _NOTHING_LEFT = "no token may be drawn: logit_bias, min_tokens and the answer's form leave none"
 
-# A row that is computed anew in the batch is fed so many tokens per step.
-_ANEW_TOKENS = 256
+# A row that is recomputed in the batch is fed so many tokens per step.
+_RECOMPUTED_TOKENS = 256
 # If the logits of all of a row's tokens are wanted, it is fed at most so many: each takes a vocabulary of float32.
 _EVERY_TOKENS = 64
 
@@ -49,7 +49,7 @@ class RowFeeder:
     def spans(self, most: Mapping[str, int], done: Set[str]) -> list[Span]:
         """What each named query is fed: up to so many of its pending tokens."""
         # As they lie, so that attention may read them so.
-        rows = sorted((self.row_of[query_id] for query_id in most), key=self.rectangle.places.__getitem__)
+        rows = sorted((self.row_of[query_id] for query_id in most), key=self.rectangle.row_slots.__getitem__)
         return [self._span(row, most, done) for row in rows]
 
     def run(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> StepOutput:
@@ -101,8 +101,8 @@ class RowFeeder:
             return Span(row, start, 1, began)
         if found.computed < found.query.fork_at:
             pending = found.query.fork_at - start
-        if found.anew:
-            count = max(count, _ANEW_TOKENS)
+        if found.recompute:
+            count = max(count, _RECOMPUTED_TOKENS)
         if found.untold(start, start + min(count, _EVERY_TOKENS)):
             count = min(count, _EVERY_TOKENS)
         if self.forward.whole_prompts:
@@ -115,7 +115,7 @@ class RowFeeder:
 
     def _began(self, found: RowState) -> int:
         """How many tokens its text begins with, alone, in one forward."""
-        prompt, limit = len(found.query.prompt), self.forward.anew_limit
+        prompt, limit = len(found.query.prompt), self.forward.recompute_limit
         return prompt if limit is None or not prompt <= limit < len(found.tokens) else limit + 1
 
     def count(self, spans: Sequence[Span], done: Set[str], width: int) -> StepOutput:
@@ -179,7 +179,7 @@ class RowFeeder:
         for _, span, found in fed:
             self.rectangle.lens[span.row] = span.stop
             found.computed = max(found.computed, span.stop)
-            found.anew = found.anew and span.stop < len(found.tokens)
+            found.recompute = found.recompute and span.stop < len(found.tokens)
         for (_, found), token in zip(drawing, drawn, strict=True):
             if token is not None:
                 stepped.tokens[found.query.id] = token
@@ -227,11 +227,11 @@ class RowFeeder:
 
     def _append(self, found: RowState, token: int) -> None:
         found.append(token)
-        limit = self.forward.anew_limit
+        limit = self.forward.recompute_limit
         if limit is not None and len(found.tokens) == limit + 1:
             # From here on all its positions are rotated otherwise; `generate` begins anew, too.
             self.rectangle.lens[self.row_of[found.query.id]] = 0
-            found.anew = True
+            found.recompute = True
 
 
 def _on_grid(start: int, last: int, grid: int) -> int:

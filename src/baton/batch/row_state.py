@@ -20,14 +20,14 @@ from baton.sampling.seen_tokens import Seen
 class RowState:
     """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
 
-    `anew`: it grew to where the model begins a text anew, and its tokens are fed again, several a step.
+    `recompute`: it grew to where the model begins a text anew, and its tokens are fed again, several a step.
     `guide`: where its tokens are constrained. `seen`: where they are penalised, from its first draw on.
     """
 
     query: Query
     tokens: list[int]
     computed: int
-    anew: bool = False
+    recompute: bool = False
     guide: Guide | None = None
     seen: Seen | None = None
 

@@ -51,7 +51,7 @@ class Rows:
     def place(self, segment: KVSegment, among: range) -> None:
         """Into the first free one of these rows, keys and values copied; the segment is released."""
         query = segment.query
-        row = max(self.free(among), key=self.rectangle.held, default=None)
+        row = max(self.free(among), key=self.rectangle.mapped_pages, default=None)
         if segment.stamp != self.stamp:
             raise Refused(f"query {query.id}: its segment is of {segment.stamp}, these rows of {self.stamp}")
         if query.id in self._row_of:
@@ -60,25 +60,25 @@ class Rows:
             raise Refused(f"query {query.id}: no row is free")
         if len(segment.tokens) > self.rectangle.columns:
             raise Refused(f"query {query.id}: {len(segment.tokens)} tokens, {self.rectangle.columns} columns")
-        limit = self.feeder.forward.anew_limit
+        limit = self.feeder.forward.recompute_limit
         # Half of a long text, or the beginning of a shorter one: by which length it was rotated is not known any more.
         unsure = limit is not None and segment.cached <= limit < len(segment.tokens)
         if segment.cached and not unsure:
             self._embed(segment, row)
         # In the batch it would else be fed from its first token on, one a step.
-        anew = segment.cached > 0 and unsure
+        recompute = segment.cached > 0 and unsure
         guide = Guide(query, segment.tokens[len(query.prompt) :]) if query.constraint is not None else None
-        self._occupants[row] = RowState(query, segment.tokens, max(segment.computed, segment.cached), anew, guide)
+        self._occupants[row] = RowState(query, segment.tokens, max(segment.computed, segment.cached), recompute, guide)
         self._row_of[query.id] = row
         segment.release()
         self.stepper.placed([row])
 
     def _embed(self, segment: KVSegment, row: int) -> None:
         """KV embedding: the row has what the segment has. Where it may, a row of this rectangle changes its number."""
-        if segment.home is not None and segment.home[0] is self.rectangle:
-            self._land(segment.home[1])
-            if self.feeder.forward.exchanges:
-                self.rectangle.exchange(row, segment.home[1])
+        if segment.location is not None and segment.location[0] is self.rectangle:
+            self._land(segment.location[1])
+            if self.feeder.forward.swaps_rows:
+                self.rectangle.swap_rows(row, segment.location[1])
                 return
         try:
             if self._copies is not None and isinstance(segment.parts, OffloadedParts):
@@ -105,17 +105,17 @@ class Rows:
         found = self._occupants[row]
         # A row that holds no token has states all the same, of nobody.
         parts: Sequence[Tensor] = self.rectangle.view(row) if self.rectangle.lens[row] else []
-        home: tuple[object, int] | None = None
+        location: tuple[object, int] | None = None
         release: Callable[[], None] | None = None
         if not copy:
-            home, release = (self.rectangle, row), partial(self._take_back, row)
+            location, release = (self.rectangle, row), partial(self._take_back, row)
         elif self._copies is not None and parts:
             parts = offloaded = self._copies.joined(self._copies.out(parts).pieces)
             release = partial(self._copies.release, offloaded)
         else:
             parts = [part.clone() for part in parts]
         cached = self.rectangle.lens[row]
-        segment = KVSegment(found.query, found.tokens, self.stamp, cached, found.computed, parts, home, release)
+        segment = KVSegment(found.query, found.tokens, self.stamp, cached, found.computed, parts, location, release)
         if copy:
             self.drop(query_id)
         else:
@@ -166,8 +166,8 @@ class Rows:
         for row in [row for row in self._occupants if row in among[rows:]]:
             target = next(free)
             self._land(row)
-            if self.feeder.forward.exchanges:
-                self.rectangle.exchange(row, target)
+            if self.feeder.forward.swaps_rows:
+                self.rectangle.swap_rows(row, target)
             else:
                 self.rectangle.move(row, target)
             found = self._occupants[target] = self._occupants.pop(row)
@@ -182,7 +182,7 @@ class Rows:
         try:
             return self._once(most, how, done)
         except Exception as error:
-            if not (out_of_memory(error) and self.rectangle.trim()):
+            if not (out_of_memory(error) and self.rectangle.release_unused()):
                 raise
         # What it could not have was kept for rows that nobody is in; a forward that ran out has fed nothing.
         return self._once(most, how, done)

@@ -65,7 +65,7 @@ class _Lockstep:
 
     def _iterate(self) -> None:
         self._engine.iterate()
-        self._engine.hand_over()
+        self._engine.flush()
         ended, self._ended = self._ended, []
         for name in ended:
             self._ask_next(self._rest.pop(name))

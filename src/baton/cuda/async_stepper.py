@@ -60,7 +60,7 @@ class AsyncStepper:
         # The step that runs was begun for whoever was in these rows before.
         if self._begun is not None:
             for row in rows:
-                self._begun.slot_of.pop(self._rectangle.places[row], None)
+                self._begun.slot_of.pop(self._rectangle.row_slots[row], None)
 
     def moved(self, rows: Collection[int]) -> None:
         """A step that runs knows rows by where they lie, which stays."""
@@ -137,7 +137,7 @@ class AsyncStepper:
     def _slot(self, span: Span, done: Set[str]) -> Slot:
         found = self._feeder.occupants[span.row]
         chance = None if found.query.id in done else self._chance(found)
-        return Slot(self._rectangle.places[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
+        return Slot(self._rectangle.row_slots[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
 
     def _chance(self, found: RowState) -> Chance | None:
         """None where its next token is not drawn on the device."""
@@ -159,7 +159,7 @@ class AsyncStepper:
         """Begins the step after, unless this is the `last`, waits for this one, and tells what came of it."""
         masks = self._feeder.begin_masks(served, done)
         launched = begun.launched
-        slots = [begun.slot_of[self._rectangle.places[span.row]] for span in served]
+        slots = [begun.slot_of[self._rectangle.row_slots[span.row]] for span in served]
         ahead = [] if last else self._ahead(begun, served, waiting, done)
         logits = launched.logits
         if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
@@ -210,7 +210,7 @@ class AsyncStepper:
                 return []
             generated = len(found.tokens) - len(found.query.prompt)
             if generated + 1 < found.query.limit_tokens and span.stop < self._rectangle.columns:
-                place = self._rectangle.places[span.row]
+                place = self._rectangle.row_slots[span.row]
                 slots.append(Slot(place, follows(begun.slot_of[place]), span.stop + 1, chance))
         if all(slot.token >= 0 for slot in slots):
             return []

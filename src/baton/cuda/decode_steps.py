@@ -131,7 +131,7 @@ class Steps:
     def launch(self, slots: Sequence[Slot]) -> Launched:
         """Begins a step of these slots, at most as many as the largest bucket has."""
         for slot in slots:
-            self.rectangle.reach(slot.place, slot.stop)
+            self.rectangle.reserve(slot.place, slot.stop)
         size = next(size for size in BUCKETS if size >= len(slots))
         width = self._width(max(slot.stop for slot in slots)) if self._ragged.reads_width else 0
         kind = max(slot.chance.kind for slot in slots)

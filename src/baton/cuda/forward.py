@@ -41,7 +41,7 @@ class CudaForward:
         experts: str | None = None,
         varlen: Varlen | None = None,
     ) -> None:
-        if ragged is not None and not (torch_forward.pads and torch_forward.near_limit is None):
+        if ragged is not None and not (torch_forward.pads and torch_forward.long_rope_limit is None):
             raise LoadError("its rows need more than a token and a length each step")
         if varlen is not None and torch_forward.backend is not AttentionBackend.RAGGED:
             raise LoadError("its layers do not take our attention as it is")
@@ -50,9 +50,9 @@ class CudaForward:
         self.geometry = torch_forward.geometry
         self.backend = torch_forward.backend
         self.whole_prompts = torch_forward.whole_prompts
-        self.near_limit, self.anew_limit = torch_forward.near_limit, torch_forward.anew_limit
+        self.long_rope_limit, self.recompute_limit = torch_forward.long_rope_limit, torch_forward.recompute_limit
         self.grid = torch_forward.grid
-        self.exchanges = ragged is not None or torch_forward.exchanges
+        self.swaps_rows = ragged is not None or torch_forward.swaps_rows
         self.gains: dict[PrefillPlacement, float] | None = None
         self._prompts = torch_forward if varlen is None else torch_forward.packed(partial(packed, varlen=varlen))
         self._steps: Steps | None = None
@@ -100,7 +100,7 @@ class CudaForward:
         steps = self.steps(rectangle)
         if steps is None or len(spans) > BUCKETS[-1]:
             return self._prompts.decode(rectangle, spans, tokens)
-        places = rectangle.places
+        places = rectangle.row_slots
         fed = zip(spans, tokens, strict=True)
         launched = steps.launch([Slot(places[span.row], token, span.stop) for span, token in fed])
         needed = sum(span.stop for span in spans)

@@ -125,7 +125,7 @@ class MappedRectangle(Rectangle):
         needed = sum(self._needed(space, place) for space in self._spaces for place in range(self.capacity))
         return (self._made - needed) * self._layout.page
 
-    def reach(self, place: int, tokens: int) -> None:
+    def reserve(self, place: int, tokens: int) -> None:
         if tokens <= self._reached[place]:
             return
         for space in self._spaces:
@@ -137,12 +137,12 @@ class MappedRectangle(Rectangle):
     def clear(self, row: int) -> None:
         """Empties the row. What was in it stays there, for nobody: whoever reads, reads what its own row holds."""
         self.lens[row] = 0
-        self._reached[self.places[row]] = 0
+        self._reached[self.row_slots[row]] = 0
 
-    def held(self, row: int) -> int:
-        return sum(len(space.held[self.places[row]]) for space in self._spaces)
+    def mapped_pages(self, row: int) -> int:
+        return sum(len(space.held[self.row_slots[row]]) for space in self._spaces)
 
-    def trim(self) -> bool:
+    def release_unused(self) -> bool:
         if self.spare_bytes:
             self._driver.settle()
         for place in range(self.capacity):

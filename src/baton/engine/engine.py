@@ -39,7 +39,7 @@ class Engine:
         prefiller: Prefiller,
         policy: Policy,
         settings: Settings,
-        talks: OutputProcessor,
+        outputs: OutputProcessor,
         footprint: Footprint,
         stamp: str,
         budget: Budget,
@@ -63,7 +63,7 @@ class Engine:
         self._limit = RowLimit(settings.max_rows)
         pool, lifecycle = SegmentPool(budget.swap_bytes), Lifecycle(clock, self._sinks, footprint)
         prefixes = Prefixes(prefix_store, whole_prompts=whole_prompts)
-        self.queries = Queries(batch, prefiller, pool, lifecycle, talks, stamp, prefixes)
+        self.queries = Queries(batch, prefiller, pool, lifecycle, outputs, stamp, prefixes)
         self._forwards = Executor(self.queries, self._costs, self._answers, self._limit, clock)
         # Until then no live query is overdue.
         self._in_time_until = math.inf
@@ -140,9 +140,9 @@ class Engine:
             sink(event)
         return now.slots.useful + now.slots.idle > 0
 
-    def hand_over(self) -> None:
+    def flush(self) -> None:
         """Delivers what clients have not heard yet."""
-        self.queries.talks.hand_over()
+        self.queries.outputs.flush()
 
     def _view(self) -> View:
         """What the policy sees."""

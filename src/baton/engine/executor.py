@@ -202,7 +202,7 @@ class Executor:
             else:
                 queries.fed(query_id, lens[query_id], useful, idle)
         for query_id, told in stepped.prompt_logprobs.items():
-            queries.talks.hear_prompt(query_id, told)
+            queries.outputs.hear_prompt(query_id, told)
         for query_id, token in stepped.tokens.items():
             if lifecycle.live[query_id].state is State.PREFILLING:
                 lifecycle.move(query_id, State.READY, "prefilled")
@@ -217,7 +217,7 @@ class Executor:
     def _say(self, query_id: str, token: int, logprobs: TokenLogprobs | None, *, hold: bool) -> None:
         """Makes text of a query's next token, and ends the query if that was its last."""
         try:
-            reason = self._queries.talks.hear(query_id, token, logprobs)
+            reason = self._queries.outputs.append(query_id, token, logprobs)
         except Exception as error:
             log.exception("the text of query %s failed", query_id)
             self._queries.fail(query_id, f"its text could not be made: {type(error).__name__}")

@@ -175,7 +175,7 @@ class EngineLoop:
         self._beat = self._clock()
         # First the statistics: who hears that a query ended finds it counted.
         self._publish()
-        self._engine.hand_over()
+        self._engine.flush()
         if not self._engine.busy:
             self._inbox.wait(_NAP_SECONDS)
         elif not computed:
@@ -201,7 +201,7 @@ class EngineLoop:
             log.exception("the engine could not be emptied")
             return False
         finally:
-            self._engine.hand_over()
+            self._engine.flush()
         return True
 
     def _stop(self) -> None:

@@ -27,7 +27,7 @@ class OutputStream:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
-    def hear(self, token: int, end_ids: Collection[int], logprobs: TokenLogprobs | None = None) -> str | None:
+    def append(self, token: int, end_ids: Collection[int], logprobs: TokenLogprobs | None = None) -> str | None:
         """Takes the next token; answers the finish reason if it was the last."""
         params = self.query.params
         self.tokens.append(token)
@@ -71,7 +71,7 @@ class OutputStream:
 
 
 class OutputProcessor:
-    """All live talks. `hand_over` is the one crossing per iteration and listener."""
+    """All live outputs. `flush` is the one crossing per iteration and listener."""
 
     def __init__(self, text_of: TextOf, end_ids: Collection[int]) -> None:
         self._text_of = text_of
@@ -82,9 +82,9 @@ class OutputProcessor:
     def open(self, query: Query, deliver: Deliver) -> None:
         self._live[query.id] = OutputStream(query, self._text_of(query), deliver)
 
-    def hear(self, query_id: str, token: int, logprobs: TokenLogprobs | None = None) -> str | None:
+    def append(self, query_id: str, token: int, logprobs: TokenLogprobs | None = None) -> str | None:
         """Takes the query's next token; answers the finish reason if it was the last. Raises what the decoder does."""
-        return self._live[query_id].hear(token, self._end_ids, logprobs)
+        return self._live[query_id].append(token, self._end_ids, logprobs)
 
     def hear_prompt(self, query_id: str, logprobs: Sequence[TokenLogprobs]) -> None:
         """Takes those of the next prompt tokens; they are delivered with the first token."""
@@ -94,7 +94,7 @@ class OutputProcessor:
         talk = self._live.pop(query_id)
         self._out.setdefault(talk.deliver, []).append(talk.update(reason, error, usage, infeasible=infeasible))
 
-    def hand_over(self) -> None:
+    def flush(self) -> None:
         """Delivers everything that is new, once per listener."""
         for talk in self._live.values():
             if talk.tokens:

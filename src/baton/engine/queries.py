@@ -29,7 +29,7 @@ class Queries:
     prefiller: Prefiller
     pool: SegmentPool
     lifecycle: Lifecycle
-    talks: OutputProcessor
+    outputs: OutputProcessor
     stamp: str
     prefixes: Prefixes = field(default_factory=Prefixes)
     held: dict[str, Query] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Queries:
 
     def arrive(self, query: Query, deliver: Deliver) -> None:
         """It is waiting from now on."""
-        self.talks.open(query, deliver)
+        self.outputs.open(query, deliver)
         self.lifecycle.arrive(query)
         self.pool.put(arrived(query, self.stamp))
         self.prefixes.arrived(query)
@@ -110,7 +110,7 @@ class Queries:
         finally:
             self.prefixes.ended(life.query)
             usage = self.lifecycle.end(query_id, state, reason)
-            self.talks.close(query_id, reason, error, usage, infeasible=infeasible)
+            self.outputs.close(query_id, reason, error, usage, infeasible=infeasible)
 
     def fail(self, query_id: str, why: str) -> None:
         self.end(query_id, State.FAILED, "error", why)

@@ -70,7 +70,7 @@ class AlignedRectangle(Rectangle):
 
     def clear(self, row: int) -> None:
         """What was written lies anywhere in the row's columns."""
-        self.reach(row, self.columns + ALIGNED_SPARE)
+        self.reserve(row, self.columns + ALIGNED_SPARE)
         super().clear(row)
 
     def make_room(self, counts: Mapping[int, int]) -> int:

@@ -66,7 +66,7 @@ class Buffer:
 class Rectangle:
     """Buffers for `capacity` rows of `columns` tokens, and how many tokens each row holds (`lens`).
 
-    `places[row]`: where in the buffers a row lies; its own number, unless rows were exchanged.
+    `row_slots[row]`: where in the buffers a row lies; its own number, unless rows were exchanged.
     `keys[l]`, `values[l]`, `states[l]` are those of layer l; `rings[l]` is its number of columns where it is a
     ring, or 0.
     On the CPU the memory is only address space until a row grows into it, and a cleared row's pages go back to the
@@ -74,7 +74,7 @@ class Rectangle:
     """
 
     mapped = False
-    """Whether columns that rows were not `reach`ed for must not be touched at all, not even read and hidden."""
+    """Whether columns that rows were not `reserve`ed for must not be touched at all, not even read and hidden."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Rectangle:
         self.capacity = capacity
         self.columns = columns
         self.lens = [0] * capacity
-        self.places = list(range(capacity))
+        self.row_slots = list(range(capacity))
         self.dtype = dtype
         self.device = device
         self.footprint = footprint(shapes, columns, dtype, device)
@@ -112,11 +112,11 @@ class Rectangle:
         """Bytes that these rows take."""
         return sum(self.footprint.of(self.lens[row]) for row in rows)
 
-    def held(self, row: int) -> int:
+    def mapped_pages(self, row: int) -> int:
         """Pages that are there for the row, whether it needs them or not; a newcomer had better have one with many."""
         return 0
 
-    def reach(self, place: int, tokens: int) -> None:
+    def reserve(self, place: int, tokens: int) -> None:
         """So many tokens' columns are about to be written where this row lies, and its states.
 
         To be called before any work that does is begun. Raises torch.OutOfMemoryError where there is no memory for
@@ -125,7 +125,7 @@ class Rectangle:
         if tokens > self._reached[place]:
             self._reached[place] = tokens
 
-    def trim(self) -> bool:
+    def release_unused(self) -> bool:
         """Gives back to the device what no row needs; answers whether there was anything."""
         return False
 
@@ -141,18 +141,18 @@ class Rectangle:
 
     def claim(self, row: int, count: int) -> list[Tensor]:
         """The row holds so many tokens from now on; answers its parts, which the caller writes before they are read."""
-        self.reach(self.places[row], count)
+        self.reserve(self.row_slots[row], count)
         self.lens[row] = count
         return self.view(row)
 
     def view(self, row: int) -> list[Tensor]:
         """What the row keeps, not copied: one part for each buffer, layer by layer keys, values, states."""
-        return [buffer.part(self.places[row], self.lens[row]) for buffer in self._buffers]
+        return [buffer.part(self.row_slots[row], self.lens[row]) for buffer in self._buffers]
 
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""
         self.lens[row] = 0
-        place = self.places[row]
+        place = self.row_slots[row]
         written, self._reached[place] = self._reached[place], 0
         if self._maps:
             # Also where the row holds no token: a forward that failed may have written some.
@@ -167,9 +167,9 @@ class Rectangle:
         self.write(target, self.view(source), self.lens[source])
         self.clear(source)
 
-    def exchange(self, row: int, other: int) -> None:
-        """Each of the two rows is where the other was, and nothing is copied; for those who read by `places`."""
-        for listed in (self.lens, self.places):
+    def swap_rows(self, row: int, other: int) -> None:
+        """Each of the two rows is where the other was, and nothing is copied; for those who read by `row_slots`."""
+        for listed in (self.lens, self.row_slots):
             listed[row], listed[other] = listed[other], listed[row]
 
     def _allocate(self) -> None:

@@ -20,7 +20,7 @@ class KVSegment:
     `OffloadedParts` where they are in other memory than rows.
     `stamp` names model, dtype and shapes: a foreign one is refused.
     `computed`: how many of the tokens were ever fed (more than `cached` when their keys and values were forgotten).
-    `home`: the rectangle and its row in which the parts lie, where they were not copied out.
+    `location`: the rectangle and its row in which the parts lie, where they were not copied out.
     Whoever is passed a segment owns it; `release` gives back what the parts live in.
     """
 
@@ -30,7 +30,7 @@ class KVSegment:
     cached: int = 0
     computed: int = 0
     parts: Sequence[Tensor] = ()
-    home: tuple[object, int] | None = field(default=None, repr=False)
+    location: tuple[object, int] | None = field(default=None, repr=False)
     on_release: Callable[[], None] | None = field(default=None, repr=False)
 
     @property
@@ -53,7 +53,7 @@ class KVSegment:
         """Lets go of what the model keeps; the tokens stay. May be called twice."""
         done, self.on_release = self.on_release, None
         self.parts = ()
-        self.home = None
+        self.location = None
         self.cached = 0
         if done is not None:
             done()

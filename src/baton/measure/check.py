@@ -295,7 +295,7 @@ def _drive(engine: Engine, queries: Sequence[Query], late: int, hear: Callable[[
         while waiting and turn >= late * (len(queries) - len(waiting)):
             engine.accept(waiting.pop(0), hear)
         engine.iterate()
-        engine.hand_over()
+        engine.flush()
         turn += 1
 
 

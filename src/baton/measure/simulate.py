@@ -77,7 +77,7 @@ class Simulation:
             prefiller=FakePrefill(device, settings.max_rows + 1),
             policy=MemoryGuard(policy_named(settings.policy)),
             settings=settings,
-            talks=OutputProcessor(lambda query: TextStream(_Silent()), ()),
+            outputs=OutputProcessor(lambda query: TextStream(_Silent()), ()),
             footprint=footprint,
             stamp=device.stamp,
             budget=Budget(
@@ -141,7 +141,7 @@ class Simulation:
                 clock.now = max(clock.now, heard[coming[0]].asked)
                 continue
             computed = self.engine.iterate()
-            self.engine.hand_over()
+            self.engine.flush()
             if not computed and self.engine.busy:
                 clock.advance(_PAUSE_SECONDS)
         return Run(max((one.times[-1] for one in heard if one.times), default=0.0), heard)

@@ -75,7 +75,7 @@ class Alignable(Protocol):
     @property
     def pads(self) -> bool: ...
     @property
-    def near_limit(self) -> int | None: ...
+    def long_rope_limit(self) -> int | None: ...
     def parts(self) -> list[str]: ...
     def aligned(self, shape: Padded, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor: ...
 
@@ -83,14 +83,14 @@ class Alignable(Protocol):
 class AlignedForward:
     """A `ModelRunner` over an AlignedRectangle. Raises LoadError for a model that cannot be run so, with the reason."""
 
-    exchanges = False
+    swaps_rows = False
     whole_prompts = False
-    near_limit = None
-    anew_limit = None
+    long_rope_limit = None
+    recompute_limit = None
     grid = 0
 
     def __init__(self, forward: Alignable, rectangle: AlignedRectangle) -> None:
-        if not forward.pads or forward.near_limit is not None:
+        if not forward.pads or forward.long_rope_limit is not None:
             how = ", ".join(forward.parts())
             raise LoadError(f"--shaping aligned: this model's rows cannot be aligned ({how})")
         self._forward = forward

@@ -45,7 +45,7 @@ class TorchForward:
         self.backend = backend
         self.whole_prompts = whole_prompts
         self.hooked = Hooked(model, geometry, ours=backend.ours)
-        self.near_limit, self.anew_limit = self.hooked.near_limit, self.hooked.anew_limit
+        self.long_rope_limit, self.recompute_limit = self.hooked.long_rope_limit, self.hooked.recompute_limit
         self.grid = 0
         self._fixed_rows = 0
         self._flat_layout = _FLAT[backend]
@@ -61,10 +61,10 @@ class TorchForward:
             found.append(f"rings of {', '.join(map(str, rings))} tokens")
         if self.hooked.recurrent:
             found.append("states per row, prompts one by one" + (" and whole" if self.whole_prompts else ""))
-        if self.near_limit is not None:
-            found.append(f"beyond {self.near_limit} tokens rotated by each text's own length")
-        if self.anew_limit is not None:
-            found.append(f"computed anew where a text grows beyond {self.anew_limit} tokens")
+        if self.long_rope_limit is not None:
+            found.append(f"beyond {self.long_rope_limit} tokens rotated by each text's own length")
+        if self.recompute_limit is not None:
+            found.append(f"computed anew where a text grows beyond {self.recompute_limit} tokens")
         # A model on the meta device has no numbers, so nothing is drawn.
         if self.device.type not in ("cpu", "meta") and not exact(self.device.type):
             found.append("tokens drawn on the host, as this device computes integers otherwise")
@@ -75,7 +75,7 @@ class TorchForward:
         return self.hooked.device
 
     @property
-    def exchanges(self) -> bool:
+    def swaps_rows(self) -> bool:
         """False on the CPU: torch reads all rows there up to the last one, so they must lie together."""
         return self.device.type != "cpu"
 
@@ -187,7 +187,7 @@ class TorchForward:
 
 def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
     """The same spans, by where their rows lie: from here on nobody knows rows by their numbers."""
-    places = rectangle.places
+    places = rectangle.row_slots
     if all(places[span.row] == span.row for span in spans):
         return spans
     return [replace(span, row=places[span.row]) for span in spans]
@@ -196,7 +196,7 @@ def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
 def _reach(rectangle: Rectangle, spans: Sequence[Span]) -> None:
     """There is memory for what these write, placed as they are."""
     for span in spans:
-        rectangle.reach(span.row, span.stop)
+        rectangle.reserve(span.row, span.stop)
 
 
 _FLAT: dict[AttentionBackend, FlatLayout] = {

@@ -17,7 +17,7 @@ from baton.core.errors import LoadError
 from baton.model.attention import Layout, ModelAttention, Padded
 from baton.model.cache import Current, StateLayer, Step, layers_of
 from baton.model.probe import Geometry, call, own_words, use_attention
-from baton.model.rotary import anew_limit, near_limit, rotate_by_row
+from baton.model.rotary import long_rope_limit, recompute_limit, rotate_by_row
 from baton.model.visibility import Visibility
 
 BY_TOKEN = "batched_mm"
@@ -41,10 +41,13 @@ class Compiled(Protocol):
 
 
 class Hooked:
-    """`ours`: attention is ours; else the model keeps its own. `near_limit`, `anew_limit`: see `model/rotary.py`."""
+    """`ours`: attention is ours; else the model keeps its own.
+
+    `long_rope_limit`, `recompute_limit`: see `model/rotary.py`.
+    """
 
     def __init__(self, model: PreTrainedModel, geometry: Geometry, *, ours: bool) -> None:
-        self.near_limit, self.anew_limit = near_limit(model), anew_limit(model)
+        self.long_rope_limit, self.recompute_limit = long_rope_limit(model), recompute_limit(model)
         self.model = model
         self._current = Current()
         layers = layers_of(self._current, model.config)

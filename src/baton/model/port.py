@@ -33,21 +33,21 @@ class ForwardStats:
 class ModelRunner(Protocol):
     """What rows are fed by. One thread calls it, its engine's.
 
-    `exchanges`: whether rows are found by `Rectangle.places`, so that two of them may be exchanged.
+    `swaps_rows`: whether rows are found by `Rectangle.row_slots`, so that two of them may be exchanged.
     `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
-    `near_limit`: the keys of longer texts depend on what the text began with, and spans tell it; None for most.
-    `anew_limit`: a row whose text grows longer than so many tokens is to be computed anew; None for most.
+    `long_rope_limit`: the keys of longer texts depend on what the text began with, and spans tell it; None for most.
+    `recompute_limit`: a row whose text grows longer than so many tokens is to be computed anew; None for most.
     `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fixed`.
     """
 
     @property
-    def exchanges(self) -> bool: ...
+    def swaps_rows(self) -> bool: ...
     @property
     def whole_prompts(self) -> bool: ...
     @property
-    def near_limit(self) -> int | None: ...
+    def long_rope_limit(self) -> int | None: ...
     @property
-    def anew_limit(self) -> int | None: ...
+    def recompute_limit(self) -> int | None: ...
     @property
     def grid(self) -> int: ...
 

@@ -57,17 +57,17 @@ class _Kind:
             setattr(module, f"{self.prefix}max_seq_len_cached", self.limit)
 
 
-def near_limit(model: PreTrainedModel) -> int | None:
+def long_rope_limit(model: PreTrainedModel) -> int | None:
     """Up to so many tokens, nothing depends on a text's length; None where nothing ever does."""
     return min((kind.limit for _, kinds in _rotaries(model) for kind in kinds.values()), default=None)
 
 
-def anew_limit(model: PreTrainedModel) -> int | None:
+def recompute_limit(model: PreTrainedModel) -> int | None:
     """Where a text grows beyond so many tokens, stock's `generate` computes it anew; None where it goes on as it is.
 
     The class is asked, for each number that its config names. Raises LoadError where it does not answer.
     """
-    if near_limit(model) is None:
+    if long_rope_limit(model) is None:
         return None
     prepare: Callable[..., dict[str, Any]] = model.prepare_inputs_for_generation  # type: ignore[assignment]
     name = cache_name(inspect.signature(prepare).parameters)

@@ -26,7 +26,7 @@ def check_native(torch_forward: TorchForward) -> None:
         raise LoadError(f"native steps are for the CPU, not for {torch_forward.device.type}")
     if torch_forward.backend is not AttentionBackend.RAGGED:
         raise LoadError("its layers do not take our attention as it is")
-    if torch_forward.near_limit is not None:
+    if torch_forward.long_rope_limit is not None:
         raise LoadError("its rotation depends on a text's length")
 
 
@@ -36,8 +36,8 @@ class NativeForward:
     Kernels compute each token by itself, to the bit, however a prompt is cut.
     """
 
-    exchanges = True
-    near_limit = None
+    swaps_rows = True
+    long_rope_limit = None
     grid = 0
 
     def __init__(self, program: Program, torch_forward: TorchForward) -> None:
@@ -46,7 +46,7 @@ class NativeForward:
         self.geometry = torch_forward.geometry
         self.backend = torch_forward.backend
         self.whole_prompts = torch_forward.whole_prompts
-        self.anew_limit = torch_forward.anew_limit
+        self.recompute_limit = torch_forward.recompute_limit
         self._parts = torch_forward.parts()
 
     def parts(self) -> list[str]:

@@ -139,7 +139,7 @@ class Program:
         counts = [span.count for span in spans]
         firsts = np.cumsum([0, *counts[:-1]])
         # A span of NOBODY, -1, is in no place either.
-        at = [*rectangle.places, NOBODY]
+        at = [*rectangle.row_slots, NOBODY]
         placed = np.array(
             [(at[s.row], s.start, s.count, first) for s, first in zip(spans, firsts, strict=True)], np.int64
         )

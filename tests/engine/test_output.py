@@ -46,20 +46,20 @@ class Subscriber:
         self.heard.append(updates)
 
 
-def talks_of(late: bool = False) -> OutputProcessor:
+def outputs_of(late: bool = False) -> OutputProcessor:
     return OutputProcessor(lambda query: TextStream(Letters(late), query.params.stop), {END})
 
 
 def said(text: str, late: bool = False, **asked: object) -> tuple[str | None, Update, int]:
     """The finish reason, the one update at the end, and how many tokens were heard until it."""
-    talks, listener = talks_of(late), Subscriber()
-    talks.open(query(**asked), listener)  # type: ignore[arg-type]
+    outputs, listener = outputs_of(late), Subscriber()
+    outputs.open(query(**asked), listener)  # type: ignore[arg-type]
     reason, count = None, 0
     while reason is None and count < len(text):
-        reason = talks.hear("a", ord(text[count]))
+        reason = outputs.append("a", ord(text[count]))
         count += 1
-    talks.close("a", reason or "none", None, USAGE)
-    talks.hand_over()
+    outputs.close("a", reason or "none", None, USAGE)
+    outputs.flush()
     return reason, listener.heard[0][0], count
 
 
@@ -106,47 +106,47 @@ def test_what_the_decoder_kept_comes_before_an_end_token_too() -> None:
 
 
 def test_each_listener_is_called_once_with_all_that_is_new_and_nothing_twice() -> None:
-    talks, one, other = talks_of(), Subscriber(), Subscriber()
-    talks.open(query("a"), one)
-    talks.open(query("b"), one)
-    talks.open(query("c"), other)
+    outputs, one, other = outputs_of(), Subscriber(), Subscriber()
+    outputs.open(query("a"), one)
+    outputs.open(query("b"), one)
+    outputs.open(query("c"), other)
     for name, token in (("a", 97), ("b", 98), ("a", 99)):
-        talks.hear(name, token)
-    talks.hand_over()
+        outputs.append(name, token)
+    outputs.flush()
     assert one.heard == [[Update("a", (97, 99), "ac"), Update("b", (98,), "b")]]
     assert other.heard == []
-    talks.hand_over()
+    outputs.flush()
     assert len(one.heard) == 1
-    talks.hear("a", 100)
-    talks.close("a", "stop", None, USAGE)
-    talks.close("c", "error", "it broke", USAGE)
-    talks.hand_over()
+    outputs.append("a", 100)
+    outputs.close("a", "stop", None, USAGE)
+    outputs.close("c", "error", "it broke", USAGE)
+    outputs.flush()
     assert one.heard[1:] == [[Update("a", (100,), "d", "stop", None, USAGE)]]
     assert other.heard == [[Update("c", (), "", "error", "it broke", USAGE)]]
 
 
 def test_logprobs_come_with_their_tokens_and_the_prompts_with_the_first() -> None:
-    talks, listener = talks_of(), Subscriber()
-    talks.open(query(), listener)
+    outputs, listener = outputs_of(), Subscriber()
+    outputs.open(query(), listener)
     told = [TokenLogprobs(token, -1.0, 1) for token in range(97, 103)]
-    talks.hear_prompt("a", told[:2])
-    talks.hand_over()
+    outputs.hear_prompt("a", told[:2])
+    outputs.flush()
     assert listener.heard == [], "nothing is said before the first token"
-    talks.hear_prompt("a", told[2:3])
-    talks.hear("a", 100, told[3])
-    talks.hand_over()
+    outputs.hear_prompt("a", told[2:3])
+    outputs.append("a", 100, told[3])
+    outputs.flush()
     for one in told[4:]:
-        talks.hear("a", one.token_id, one)
-    talks.close("a", "stop", None, USAGE)
-    talks.hand_over()
+        outputs.append("a", one.token_id, one)
+    outputs.close("a", "stop", None, USAGE)
+    outputs.flush()
     (first,), (last,) = listener.heard
     assert (first.logprobs, first.prompt_logprobs) == ((told[3],), tuple(told[:3]))
     assert (last.logprobs, last.prompt_logprobs) == (tuple(told[4:]), ())
 
 
 def test_a_query_that_ended_before_its_first_token_is_told_so() -> None:
-    talks, listener = talks_of(), Subscriber()
-    talks.open(query(), listener)
-    talks.close("a", "cancelled", None, USAGE)
-    talks.hand_over()
+    outputs, listener = outputs_of(), Subscriber()
+    outputs.open(query(), listener)
+    outputs.close("a", "cancelled", None, USAGE)
+    outputs.flush()
     assert listener.heard == [[Update("a", (), "", "cancelled", None, USAGE)]]

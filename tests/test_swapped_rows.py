@@ -9,7 +9,7 @@ import torch
 
 from baton.kv.rectangle import Rectangle
 from baton.loader.choose import choose
-from baton.model.port import Forward
+from baton.model.forward import TorchForward
 from baton.model.visibility import Span
 from baton.policy.table import POLICIES
 from families import model_of
@@ -36,20 +36,20 @@ def test_exchanged_rows_give_what_each_query_gives_alone(
 ) -> None:
     written: list[int] = []
     write = Rectangle.write
-    monkeypatch.setattr(Forward, "exchanges", True)
+    monkeypatch.setattr(TorchForward, "swaps_rows", True)
     monkeypatch.setattr(Rectangle, "move", None)
     monkeypatch.setattr(Rectangle, "write", lambda self, row, *more: (written.append(row), write(self, row, *more)))
     batch, expected = batch_that_exchanges(family, policy, ahead)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert batch.rows is not None
-    places = batch.rows.rectangle.places
+    places = batch.rows.rectangle.row_slots
     assert sorted(places) == [*range(len(places))] != places
     # Only those come by a copy that were swapped out, into the batch's rows.
     assert max(written, default=0) < 4
 
 
 def test_the_comparison_notices_rows_that_are_found_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Forward, "exchanges", True)
+    monkeypatch.setattr(TorchForward, "swaps_rows", True)
     monkeypatch.setattr("baton.model.forward._placed", lambda rectangle, spans: spans)
     batch, expected = batch_that_exchanges("llama", "baton", False)
     assert {name: batch.tokens(name) for name in expected} != expected
@@ -68,6 +68,6 @@ def test_rows_out_of_order_are_attended_each_to_its_own(family: str) -> None:
     ran.commit()
     expected, ran = forward.decode(rectangle, [Span(row, len(text), 1) for row, text in enumerate(texts)], [3, 4])
     assert ran.columns_read == 2 * 13
-    rectangle.exchange(0, 1)
+    rectangle.swap_rows(0, 1)
     exchanged = [Span(row, len(text), 1) for row, text in enumerate(reversed(texts))]
     assert torch.equal(forward.decode(rectangle, exchanged, [4, 3])[0], expected.flip(0))
