@@ -138,6 +138,7 @@ def start(
         settings=settings,
         tokenizer=loaded.tokenizer,
         fit=loaded.tokenizer.fit,
+        defaults=loaded.generation.sampling,
         loop=EngineLoop(engine, monotonic, sinks),
         clock=monotonic,
         honours=traits(policy).honours,
