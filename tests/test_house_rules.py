@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,18 @@ DOOR = '"""What it is.\n\nMay never do the other thing."""\n'
 @pytest.fixture(scope="module")
 def tree() -> dict[str, str]:
     return tree_of(SOURCE)
+
+
+def test_only_what_joins_the_rooms_sees_the_whole_config(tree: dict[str, str]) -> None:
+    """Rooms are given what they need of it: `LoadSettings`, `Settings`, `ServerSettings`."""
+    found = [
+        name
+        for name, source in tree.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.module == "baton.core.config"
+        if any(alias.name == "Config" for alias in node.names)
+    ]
+    assert {room_of(name) for name in found} == {"core", "compose", "llm", "measure", "cli"}
 
 
 def test_the_source_keeps_every_rule(tree: dict[str, str]) -> None:
