@@ -36,6 +36,10 @@ OnPhase = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""
 
 
+def untold(phase: str, seconds: float) -> None:
+    """Tells nobody of a phase."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model ready to be run. `driver`: what maps memory as rows grow; where it was asked for, or `why_not_mapped`."""
@@ -80,7 +84,7 @@ class Loaded:
 def load(
     asked: LoadSettings,
     *,
-    told: OnPhase = lambda phase, seconds: None,
+    told: OnPhase = untold,
     before: Callable[[PreTrainedModel], None] | None = None,
 ) -> Loaded:
     """Loads a model. Raises LoadError in one line that says what to do.
