@@ -1,6 +1,6 @@
 """One compute thread: tiny models gain nothing from more, and a busy machine makes more of them slow.
 
-`pytest -m fast` reads and runs the files in FAST alone: everyday tests that never import torch.
+`pytest -m fast` reads and runs the files with this mark alone (MARKS): everyday tests that never import torch.
 `--models-results FILE` writes scripts/pages/models.json from the results of the tests that ran.
 """
 
@@ -35,9 +35,9 @@ FAST = (
     "observe/test_exposition.py",
     "observe/test_metrics.py",
     "observe/test_replicas.py",
+    "parsing",
     "policy",
     "server/test_access.py",
-    "parsing/test_calls.py",
     "server/test_chat.py",
     "server/test_completions.py",
     "server/test_live_data.py",
@@ -54,26 +54,52 @@ FAST = (
     "test_query.py",
     "test_text.py",
 )
+# Which marks a file has, by itself or with its folder; each file has one at least.
+MARKS = {
+    "fast": FAST,
+    "models": (
+        *("batch", "builtin", "engine", "grammar", "kv", "model", "native", "observe", "prefill"),
+        *("test_calibrate.py", "test_check.py", "test_cli.py", "test_compose.py", "test_constrained.py"),
+        *("test_deterministic.py", "test_documents.py", "test_everything_at_once.py", "test_examples.py"),
+        *("test_exchange.py", "test_failing_forward.py", "test_files.py", "test_host.py", "test_llm.py"),
+        *("test_machine.py", "test_refused_early.py", "test_same_as_alone.py", "test_sampling_in_a_batch.py"),
+        *("test_sampling_table.py", "test_simulate.py", "test_trouble_of_one_row.py", "test_tune.py"),
+        "test_versions.py",
+    ),
+    "server": (
+        *("bench", "parsing", "server", "test_bench_verb.py", "test_chat_verb.py", "test_faults.py"),
+        *("test_low_limits.py", "test_soak.py", "test_top.py"),
+    ),
+    "gpu_standin": (
+        *("bench/test_on_cuda.py", "kv/test_copies.py", "kv/test_mapped.py", "kv/test_pinned.py"),
+        *("model/test_ahead.py", "model/test_beside.py", "model/test_float8.py", "model/test_graphs.py"),
+        *("model/test_mapped.py", "model/test_packed.py", "model/test_steps.py", "model/test_streams.py"),
+        *("model/test_triton_decode.py", "test_all_of_a_gpu.py", "test_aside.py"),
+    ),
+}
 
 _FOUND = pytest.StashKey[list[dict[str, Any]]]()
 
 
-def is_fast(path: Path) -> bool:
-    """Whether a test file is in FAST, by itself or with its folder."""
+def marks_of(path: Path) -> list[str]:
+    """Those that MARKS gives to a test file, by itself or with its folder."""
     inside = path.relative_to(TESTS).as_posix()
-    return any(inside == name or inside.startswith(f"{name}/") for name in FAST)
+    return [
+        mark for mark, names in MARKS.items() if any(inside == name or inside.startswith(f"{name}/") for name in names)
+    ]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     # Only to read the other files would import torch.
-    others = collection_path.suffix == ".py" and TESTS in collection_path.parents and not is_fast(collection_path)
-    return True if config.option.markexpr == "fast" and others else None
+    asked = config.option.markexpr
+    ours = collection_path.suffix == ".py" and TESTS in collection_path.parents
+    return True if asked in MARKS and ours and asked not in marks_of(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
-        if is_fast(item.path):
-            item.add_marker("fast")
+        for mark in marks_of(item.path):
+            item.add_marker(mark)
 
 
 def pytest_collection_finish() -> None:
@@ -83,9 +109,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_compute_thread() -> None:
+def one_compute_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+    yield
+    assert request.config.option.markexpr != "fast" or "torch" not in sys.modules, "a fast test imported torch"
 
 
 @pytest.fixture(autouse=True)

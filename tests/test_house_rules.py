@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
 import baton
-from conftest import TESTS, is_fast
+from conftest import MARKS, TESTS, marks_of
 from house import broken_rules, reached, room_of, tree_of
 
 SOURCE = Path(baton.__file__).parent
@@ -19,8 +20,25 @@ def tree() -> dict[str, str]:
     return tree_of(SOURCE)
 
 
+def test_only_what_joins_the_rooms_sees_the_whole_config(tree: dict[str, str]) -> None:
+    """Rooms are given what they need of it: `LoadSettings`, `Settings`, `ServerSettings`."""
+    found = [
+        name
+        for name, source in tree.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.module == "baton.core.config"
+        if any(alias.name == "Config" for alias in node.names)
+    ]
+    assert {room_of(name) for name in found} == {"core", "compose", "llm", "measure", "cli"}
+
+
 def test_the_source_keeps_every_rule(tree: dict[str, str]) -> None:
     assert broken_rules(tree) == []
+
+
+def test_every_file_of_tests_has_a_mark_and_every_mark_has_files() -> None:
+    assert [str(path) for path in TESTS.rglob("test_*.py") if not marks_of(path)] == []
+    assert [name for names in MARKS.values() for name in names if not (TESTS / name).exists()] == []
 
 
 def test_all_rooms_were_read(tree: dict[str, str]) -> None:
@@ -47,8 +65,8 @@ def test_the_built_in_tasks_are_reached_without_torch(tree: dict[str, str]) -> N
 
 def test_fast_tests_never_import_torch(tree: dict[str, str]) -> None:
     tests = {path: path.read_text() for path in TESTS.rglob("*.py")}
-    helpers = {path.stem: text for path, text in tests.items() if path.parent == TESTS}
-    fast = [path for path in tests if path.name.startswith("test_") and is_fast(path)]
+    helpers = {".".join(path.relative_to(TESTS).with_suffix("").parts): text for path, text in tests.items()}
+    fast = [path for path in tests if path.name.startswith("test_") and "fast" in marks_of(path)]
     assert len(fast) > 20
     named = {f"fast_{at}": tests[path] for at, path in enumerate(fast)}
     everything = {**tree, **helpers, **named, "fast": "".join(f"import {name}\n" for name in named)}

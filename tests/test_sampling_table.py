@@ -45,7 +45,7 @@ def test_limits_bound_what_they_are_named_for(known: SamplingField) -> None:
 
 @pytest.mark.parametrize("asked", [ChatRequest, CompletionRequest])
 def test_requests_have_the_fields_with_their_defaults(asked: Any) -> None:
-    own = {"max_tokens", "logprobs", "prompt_logprobs", "skip_special_tokens"}
+    own = {"n", "max_tokens", "logprobs", "prompt_logprobs", "skip_special_tokens"}
     for known in SAMPLING_FIELDS:
         if known.kind in (int, float, bool) and known.name not in own:
             assert asked.model_fields[known.name].default == known.default

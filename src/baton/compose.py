@@ -44,7 +44,7 @@ from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
-from baton.loader.load import Loaded, OnPhase, load
+from baton.loader.load import Loaded, OnPhase, load, untold
 from baton.loader.threads import start_threads
 from baton.model.aligned import AlignedForward
 from baton.model.device import free_bytes
@@ -83,7 +83,7 @@ def open_engine(
     *,
     policy: Policy | None = None,
     sinks: Sequence[Sink] = (),
-    told: OnPhase = lambda phase, seconds: None,
+    told: OnPhase = untold,
 ) -> EngineHandle:
     """Loads the model and starts the engine's thread. Raises SettingError and LoadError."""
     faults = faults_of(os.environ)
@@ -109,12 +109,7 @@ def open_engine(
     return EngineHandle(client, settings, facts, loaded, trace)
 
 
-def open_model(
-    config: Config,
-    *,
-    told: OnPhase = lambda phase, seconds: None,
-    before: Callable[[Any], None] | None = None,
-) -> Loaded:
+def open_model(config: Config, *, told: OnPhase = untold, before: Callable[[Any], None] | None = None) -> Loaded:
     """Loads the model, with as many threads as were asked for. `before`: see `load`."""
     set_threads(config)
     asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
@@ -138,6 +133,7 @@ def start(
         settings=settings,
         tokenizer=loaded.tokenizer,
         fit=loaded.tokenizer.fit,
+        defaults=loaded.generation.sampling,
         loop=EngineLoop(engine, monotonic, sinks),
         clock=monotonic,
         honours=traits(policy).honours,

@@ -285,7 +285,7 @@ def _prepare(
     outputs: list[RequestOutput] = []
     asked: dict[str, _Asked] = {}
     for (text, tokens), param, term in zip(prompts, params, terms, strict=True):
-        queries = client.queries(tokens, param, term)
+        queries = client.queries(tokens, param.with_defaults(client.defaults), term)
         completions = [Completion(index) for index in range(len(queries))]
         output = RequestOutput(text, tokens, completions)
         outputs.append(output)

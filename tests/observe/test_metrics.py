@@ -92,6 +92,10 @@ def ended(**changes: Any) -> QueryEnded:
     return QueryEnded(**{**found, **changes})
 
 
+def moved_at(time: float, query: str, was: State | None, now: State) -> QueryMoved:
+    return QueryMoved(time, query, was, now, "", 1, 0)
+
+
 def moved(was: State | None, now: State, why: str = "") -> QueryMoved:
     return QueryMoved(0.0, "q", was, now, why, prompt_tokens=12, generated_tokens=0)
 

@@ -19,12 +19,9 @@ from baton.observe.timeline import MOST_STAYS, Bucket, Timeline, percentile
 from baton.policy.baton import Baton
 from baton.policy.port import NO_COSTS, Costs
 from observe.test_metrics import STATS, ended, iteration
+from observe.test_metrics import moved_at as moved
 from random_batch import Shaken, query_of
 from toy import prompt_of, toy_batch
-
-
-def moved(time: float, query: str, was: State | None, now: State) -> QueryMoved:
-    return QueryMoved(time, query, was, now, "", 1, 0)
 
 
 def test_rows_are_the_first_free_ones_and_prompts_have_lanes() -> None:

@@ -14,7 +14,7 @@ from baton.core.clock import monotonic
 from baton.core.query import State
 from baton.server.auth import Access
 from observe.test_metrics import iteration
-from observe.test_timeline import moved
+from observe.test_metrics import moved_at as moved
 from server.listening import listening
 from server.scripted import MODEL, ScriptedLoop, app_of
 from server.watched import ROWS, SIGHT, beat, live_of

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from baton import LLM
 from baton.bench.compare import differences, verdicts
 from baton.bench.drive import Mode
 from baton.bench.over_http import LoadError, Target, drive_over_http, find_target, slots_of, vocabulary_of
@@ -22,7 +21,6 @@ from baton.bench.workload import Workload, make_workload
 from baton.cli.main import cli
 from baton.core.clock import monotonic
 from baton.core.errors import BatonError, QueueFull, SettingError
-from baton.server.app import create_app
 from server.listening import listening
 from server.scripted import MODEL, ScriptedLoop, usage_body
 
@@ -216,18 +214,3 @@ def test_odd_answers_are_failed_ones(other: Callable[..., Any], lines: Any, why:
     url, _ = other(*lines)
     (heard,) = measured(Target(url, "m", None, {}))
     assert heard.error is not None and why in heard.error
-
-
-def test_the_built_in_model(tmp_path: Path) -> None:
-    with LLM(max_batch_size=4) as llm:
-        app = create_app(llm.client, render_metrics=lambda: (b"", "text/plain"), version="1")
-        with listening(app) as url:
-            workload = make_workload(6, prompt="uniform:5,30", answer="uniform:3,9", shared_prefix=64)
-            target = find_target(url, None, None, {"ignore_eos": True})
-            prompts = workload.prompts(vocabulary_of(target))
-            drove = drive_over_http(target, workload, prompts, monotonic, mode=Mode.CLOSED, at_once=3)
-    heard = drove.run.heard
-    assert [one.error for one in heard] == [None] * 6
-    assert [one.count for one in heard] == [ask.answer_tokens for ask in workload.asks]
-    assert [one.prompt_tokens for one in heard] == [len(prompt) for prompt in prompts]
-    assert sum(one.cached_tokens for one in heard) >= 64, "the shared beginning is computed once or so"

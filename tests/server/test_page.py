@@ -408,7 +408,7 @@ def test_the_key_is_asked_for_once_and_the_question_goes_on(open_page: Open, loo
 def test_a_model_that_does_not_chat_goes_on_with_the_text(
     open_page: Open, loop: ScriptedLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Letters, messages: object) -> list[int]:
+    def refuse(self: Letters, *given: object) -> list[int]:
         raise Unsupported("this model has no chat template: use /v1/completions", param="messages")
 
     monkeypatch.setattr(Letters, "chat", refuse)

@@ -84,6 +84,9 @@ async def test_models_without_reasoning_have_none(http: httpx.AsyncClient, loop:
 
 
 async def test_reasoning_may_be_left_in_the_text(loop: ScriptedLoop) -> None:
-    transport = httpx.ASGITransport(app=app_of(loop, reasoning=False))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        assert (await plain(http))["choices"][0]["message"]["content"] == ANSWER
+    app = app_of(loop, reasoning=False)
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+            assert (await plain(http))["choices"][0]["message"]["content"] == ANSWER
+    finally:
+        app.state.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,11 +17,12 @@ DOCUMENTS = [{"title": "t", "text": "x"}]
 
 
 @pytest.fixture
-def loop() -> ScriptedLoop:
+def loop() -> Iterator[ScriptedLoop]:
     found = ScriptedLoop()
     found.tokenizer.template = "{{ messages }} {{ enable_thinking }} {{ documents }}"
     found.context = 200
-    return found
+    yield found
+    found.close()
 
 
 async def asked(http: httpx.AsyncClient, **more: Any) -> None:

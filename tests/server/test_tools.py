@@ -249,7 +249,7 @@ async def test_what_is_refused(
     assert loop.queries == []
 
 
-@pytest.mark.parametrize("template", ["{{ messages }}", "{{ tools }} <tool_call><function=x>"])
+@pytest.mark.parametrize("template", ["{{ messages }}", "{{ tools }} tool_calls <my_call>"])
 async def test_models_that_are_not_known_to_call_tools_say_so(
     http: httpx.AsyncClient, loop: ScriptedLoop, template: str
 ) -> None:

@@ -10,7 +10,7 @@ from baton.observe.bottleneck import Machine
 from baton.observe.live import Live
 from baton.observe.timeline import Timeline
 from observe.test_metrics import STATS, ended, iteration
-from observe.test_timeline import moved
+from observe.test_metrics import moved_at as moved
 
 ROWS = 4
 SIGHT: Stats = STATS

@@ -11,7 +11,7 @@ from baton.core.errors import QueryFailed
 from baton.core.query import SamplingParams
 from baton.engine.client import Client
 
-# Unless something else is asked for: the likeliest tokens, up to the context's end.
+# Unless the model's author or the user says otherwise: the likeliest tokens, up to the context's end.
 _PLAIN: dict[str, Any] = {"temperature": 0.0, "max_tokens": None}
 
 
@@ -24,7 +24,7 @@ class Here:
         client.tokenizer.chat([{"role": "user", "content": "Hi"}])
 
     def answer(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
-        params = SamplingParams(**{**_PLAIN, **sampling})
+        params = SamplingParams(**{**_PLAIN, **self._client.defaults, **sampling})
         queries = self._client.queries(self._client.tokenizer.chat(messages), params)
         with closing(self._client.run(queries)) as updates:
             for update in updates:

@@ -32,7 +32,9 @@ def run_generate(
     client = house.client
     try:
         prompts = [_tokens(house, line, chat) for line in lines]
-        queries = [query for prompt in prompts for query in client.queries(prompt, params)]
+        queries = [
+            query for prompt in prompts for query in client.queries(prompt, params.with_defaults(client.defaults))
+        ]
         done: dict[str, Completion] = {query.id: Completion(0) for query in queries}
         shown = failed = 0
         with tqdm(total=len(queries), unit="query", file=sys.stderr, disable=not _bar_wanted(len(queries))) as bar:

@@ -49,6 +49,8 @@ def run_info(config: Config, as_json: bool) -> None:
         "windows": found.geometry.windows if found.geometry else [],
         "free_memory_bytes": free,
         "full_rows_that_fit": room // whole if whole else 0,
+        "sampling_defaults": dict(found.generation.sampling),
+        "sampling_not_honoured": list(found.generation.ignored),
         "batched": found.refused is None,
         "why_not": found.refused,
     }
@@ -57,7 +59,9 @@ def run_info(config: Config, as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
-        if value not in (None, []):
+        if isinstance(value, dict):
+            value = ", ".join(f"{one} {number:g}" for one, number in value.items())
+        if value not in (None, [], ""):
             shown = in_units(value) if "bytes" in name else f"{value:,}" if type(value) is int else str(value)
             table.add_row(name.replace("_", " "), shown)
     Console(highlight=False).print(table)

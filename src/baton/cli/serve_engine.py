@@ -15,6 +15,7 @@ from baton.compose import EngineHandle, model_name, open_engine, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import QueryRejected
+from baton.core.generation_defaults import NO_DEFAULTS
 from baton.core.settings import ServerSettings
 from baton.observe.metrics import Metrics
 from baton.observe.timeline import Timeline
@@ -85,6 +86,8 @@ def _resolved(house: EngineHandle) -> str:
         f"{in_units(facts.footprint.token_bytes)} a token" + _mapped(house),
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
     }
+    if loaded.generation != NO_DEFAULTS:
+        lines["defaults"] = f"{loaded.generation} (generation_config.json)"
     return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
 
 

@@ -32,6 +32,7 @@ NO_COMPILER = "none"
 STEP_COMPILERS = (NO_COMPILER, "inductor")
 SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT = "all", "key", "salt"
 PREFIX_SHARING = (AUTO, SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT)
+GENERATION_CONFIG = (AUTO, "none")
 REASONING = (AUTO, "off")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -119,6 +120,12 @@ class Config(Limits):
         AUTO,
         "Reasoning between a model's own tags is told apart from its answer (auto), or left in it.",
         choices=REASONING,
+    )
+    generation_config: str = setting(
+        AUTO,
+        "Sampling defaults of the model's author, from generation_config.json: for requests that name nothing else, "
+        "or none.",
+        choices=GENERATION_CONFIG,
     )
     chat_template: str | None = setting(None, "File with the chat template, instead of the model's own.")
     chat_template_kwargs: str | None = setting(

@@ -14,6 +14,7 @@ from typing import Any
 
 from baton.core.constraint import OutputFormat, form_of
 from baton.core.errors import InvalidValue, quoted
+from baton.core.named_fields import NamedFields
 
 MOST = 2**31 - 1
 """What numbers of requests are bound by at all; `limits.py` has what may be asked for."""
@@ -108,7 +109,7 @@ def within(name: str, value: float, low: float, high: float, *, whole: bool = Fa
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplingParams:
+class SamplingParams(NamedFields):
     """How a query's tokens are drawn and when it ends; names and defaults are those that vLLM's users know.
 
     `temperature` 0 is greedy. `top_k` 0 or -1 means all tokens. `max_tokens` None means up to the context's end.
@@ -118,6 +119,7 @@ class SamplingParams:
     `response_format` is OpenAI's: `{"type": "text"}`, `{"type": "json_object"}`, or `{"type": "json_schema",
     "json_schema": {"name": ..., "schema": {...}}}`, which is always strict. `structured_outputs` is vLLM's: one of
     `json` (a schema), `regex`, `choice` (a list of texts) and `grammar` (Lark, as llguidance writes it).
+    In `LLM` and `AsyncLLM` a field that is not named has the model author's default, if there is one.
     Raises InvalidValue (with the field's name) for a value without meaning; what an engine allows is in `limits.py`.
     """
 

@@ -41,6 +41,7 @@ class LoadSettings:
         longest: Most tokens of a query; None for what the model's context is.
         template: The chat template instead of the model's own; None for that.
         template_variables: What chat templates are handed by default.
+        generation_config: The model author's sampling defaults are taken.
         special_in_text: Special tokens in what a conversation says are those tokens, not text.
     """
 
@@ -59,6 +60,7 @@ class LoadSettings:
     special_in_text: bool
     template: str | None
     template_variables: Mapping[str, Any]
+    generation_config: bool
     limits: Limits
 
 
@@ -74,6 +76,7 @@ def load_settings(config: Config, source: str, name: str) -> LoadSettings:
         trust_remote_code=config.trust_remote_code,
         template=read_template(config),
         template_variables=template_variables(config),
+        generation_config=config.generation_config == AUTO,
         special_in_text=not has_keys(config) if config.special_in_text is None else config.special_in_text,
         limits=limits_of(config),
     )

@@ -14,7 +14,7 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 
 from baton.core.clock import Clock
 from baton.core.config import SHARE_BY_KEY, SHARE_BY_SALT
@@ -61,12 +61,15 @@ class Client:
         honours: Collection[str] = (),
         compiler: Compiler | None = None,
         fit: Callable[[str], None] = lambda text: None,
+        defaults: Mapping[str, float] | None = None,
     ) -> None:
         """`honours`: what of a query's terms the policy goes by, see `policy/port.py`.
 
-        `fit` raises ContextLengthExceeded for a text that is too long whatever its tokens are.
+        `fit` raises ContextLengthExceeded for a text that is too long whatever its tokens are. `defaults`: sampling
+        parameters of the model's author, for those who ask and do not name them.
         """
         self.fit = fit
+        self.defaults = dict(defaults or {})
         self.model_name = model_name
         self.settings = settings
         self.tokenizer = tokenizer

@@ -9,6 +9,7 @@ from typing import Any
 
 from baton.core.constraint import literal
 from baton.grammar.closed import closed
+from baton.grammar.framed import framed_rules
 from baton.grammar.schema import check_schema, without_remarks
 
 _ANY = "/(.|\\n)*/"
@@ -20,12 +21,15 @@ def calls_grammar(spec: Mapping[str, Any], options: Mapping[str, Any], param: st
     """The grammar of an answer that calls tools.
 
     `spec`: tags (`opening`, `closing`) and under which name `arguments` stand; `tokens`: ids of tags that are one
-    token; `tools` with names and `parameters`; `several` calls may come; `forced`: nothing but calls.
+    token; `tools` with names and `parameters`; `several` calls may come; `forced`: nothing but calls. Where
+    there is a `frame`, that says what stands around calls, see `framed.py`.
 
     Raises InvalidValue for a tool's schema that cannot be honoured.
     """
     for tool in spec["tools"]:
         check_schema(tool["parameters"], param)
+    if spec.get("frame"):
+        return "\n".join([*framed_rules(spec, options, param), ""])
     schema = {"x-guidance": dict(options), "anyOf": [_call(at, tool, spec) for at, tool in enumerate(spec["tools"])]}
     rules = _tagged(spec) if spec["closing"] else _bare(spec)
     return "\n".join([*rules, f"body: %json {json.dumps(schema)}", ""])

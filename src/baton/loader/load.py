@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from baton.core.config import ALIGNED, AUTO, NO_COMPILER
 from baton.core.errors import LoadError, SettingError
+from baton.core.generation_defaults import NO_DEFAULTS, GenerationDefaults, defaults_of
 from baton.core.settings import LoadSettings
 from baton.cuda.virtual_memory import Driver
 from baton.loader.checkpoint import few
@@ -35,6 +36,10 @@ OnPhase = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""
 
 
+def untold(phase: str, seconds: float) -> None:
+    """Tells nobody of a phase."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model ready to be run. `driver`: what maps memory as rows grow; where it was asked for, or `why_not_mapped`."""
@@ -50,6 +55,7 @@ class Loaded:
     device: torch.device
     parameters: int
     stamp: str
+    generation: GenerationDefaults = NO_DEFAULTS
     driver: Driver | None = None
     why_not_mapped: str = ""
 
@@ -78,7 +84,7 @@ class Loaded:
 def load(
     asked: LoadSettings,
     *,
-    told: OnPhase = lambda phase, seconds: None,
+    told: OnPhase = untold,
     before: Callable[[PreTrainedModel], None] | None = None,
 ) -> Loaded:
     """Loads a model. Raises LoadError in one line that says what to do.
@@ -152,6 +158,7 @@ def load(
         device=device,
         parameters=parameters,
         stamp=f"{name}:{model.dtype}:{asked.quantize}:{hash(choice.forward.geometry.shapes) & 0xFFFFFFFF:08x}",
+        generation=generation_defaults(model) if asked.generation_config else NO_DEFAULTS,
         driver=driver,
         why_not_mapped=why_not_mapped,
     )
@@ -181,6 +188,11 @@ def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
     ids = list(found) if isinstance(found, (list, tuple)) else [found]
     ids.append(getattr(tokenizer, "eos_token_id", None))
     return tuple(sorted({int(i) for i in ids if i is not None}))
+
+
+def generation_defaults(model: PreTrainedModel) -> GenerationDefaults:
+    """What the model's author says of sampling."""
+    return defaults_of(model.generation_config.to_dict()) if model.generation_config else NO_DEFAULTS
 
 
 def context_of(config: Any) -> int:

@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.core.footprint import Footprint
+from baton.core.generation_defaults import NO_DEFAULTS, GenerationDefaults, defaults_of
 from baton.kv.rectangle import LayerShape, footprint
 from baton.loader.context import context
-from baton.loader.hub import find
+from baton.loader.folder import read_json
+from baton.loader.hub import Place, find
 from baton.loader.load import saved_dtype
 from baton.loader.stock import build, read_config
 from baton.model.probe import Geometry, own_words, probe
@@ -33,11 +35,18 @@ class Survey:
     saved_dtype: str
     geometry: Geometry | None
     refused: str | None
+    generation: GenerationDefaults = NO_DEFAULTS
 
     def footprint(self, dtype: torch.dtype) -> Footprint:
         """What a query of the whole context takes on the CPU; nothing where the model is refused."""
         shapes = [_in(dtype, shape) for shape in self.geometry.shapes] if self.geometry else []
         return footprint(shapes, self.context_tokens, dtype, torch.device("cpu"))
+
+
+def _generation(place: Place) -> GenerationDefaults:
+    """What the model's author says of sampling."""
+    name = "generation_config.json"
+    return defaults_of(read_json(place.folder, name, place.source)) if name in place.names else NO_DEFAULTS
 
 
 def _in(dtype: torch.dtype, shape: LayerShape) -> LayerShape:
@@ -78,4 +87,5 @@ def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
         saved_dtype=saved,
         geometry=geometry,
         refused=refused,
+        generation=_generation(place),
     )

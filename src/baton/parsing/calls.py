@@ -28,10 +28,12 @@ class CallParser(ABC):
     """
 
     reasoning = False
+    reasons = False
 
     def __init__(self, tools: Offered, *, forced: bool = False, only: str | None = None) -> None:
         self.tools = tools
         self.calls = 0
+        self.called = ""  # the tool of the last call
         self._forced = forced
         self._only = only
         self._blanks: list[str] = []
@@ -67,6 +69,7 @@ class CallParser(ABC):
             return False
         self.scanner.forget()
         self._blanks = []
+        self.called = name
         self.scanner.out.append(CallStart(self.calls, call_id(), name))
         self.calls += 1
         return True

@@ -63,6 +63,10 @@ class Parser(Protocol):
         """Whether what comes next is reasoning, as far as is known."""
 
     @property
+    def reasons(self) -> bool:
+        """Whether it tells reasoning apart."""
+
+    @property
     def held(self) -> int:
         """Characters that are held back."""
 

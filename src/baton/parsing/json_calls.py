@@ -10,6 +10,7 @@ from baton.parsing.calls import CallParser, Reading
 from baton.parsing.scanner import Found, Steps
 
 ARGUMENTS = ("arguments", "parameters")
+_NAMES = ("name", "tool_name")
 _SCALAR = re.compile(r"[^,\]}\s]*")
 _SEPARATOR = re.compile(r"[\s;]*")
 
@@ -42,7 +43,7 @@ def call_object(parser: CallParser) -> Reading:  # noqa: C901
             yield from scanner.json(parser.argue)
             continue
         value = yield from json_value(parser)
-        if key == "name" and not name:
+        if key in _NAMES and not name:
             name = _loaded(value) if value.startswith('"') else ""
             if not isinstance(name, str) or name not in parser.tools:
                 return started
@@ -70,28 +71,57 @@ def json_value(parser: CallParser) -> Found:
     return "".join(pieces)
 
 
+def call_objects(parser: CallParser) -> Reading:
+    """Reads objects one after the other, or a list of them."""
+    found = False
+    while True:
+        yield from parser.scanner.matching(_BETWEEN)
+        if (yield from parser.scanner.peek()) != "{":
+            return found
+        if not (yield from call_object(parser)):
+            return found
+        found = True
+
+
 class Tagged(CallParser):
-    """Objects between two tags, text around them; in one pair of tags there may be several, or a list of them."""
+    """Objects between two tags, text around them; in one pair of tags there may be several, or a list of them.
+
+    `closing` "" where nothing closes them. `others`: opening tags that some models write instead.
+    """
 
     opening = "<tool_call>"
     closing = "</tool_call>"
+    others: tuple[str, ...] = ()
 
     def read(self) -> Steps:
         while True:
-            tag = yield from self.scanner.until((self.opening,), self.say)
+            tag = yield from self.scanner.until((self.opening, *self.others), self.say)
             if not tag:
                 return
-            yield from self.try_call(self._inside(), tag, self.closing)
+            yield from self.try_call(call_objects(self), tag, "" if tag in self.others else self.closing)
 
-    def _inside(self) -> Reading:
-        found = False
-        while True:
-            yield from self.scanner.matching(_BETWEEN)
-            if (yield from self.scanner.peek()) != "{":
-                return found
-            if not (yield from call_object(self)):
-                return found
-            found = True
+
+class Granite(Tagged):
+    """Granite 3: a list of objects behind a tag."""
+
+    opening = "<|tool_call|>"
+    closing = ""
+    others = ("<tool_call>",)
+
+
+class Phi(Tagged):
+    """Phi-4: a list of objects between tags, or behind a word."""
+
+    opening = "<|tool_call|>"
+    closing = "<|/tool_call|>"
+    others = ("functools",)
+
+
+class Command(Tagged):
+    """Command A and R: a list of objects, whose names stand under `tool_name`."""
+
+    opening = "<|START_ACTION|>"
+    closing = "<|END_ACTION|>"
 
 
 class Bare(CallParser):

@@ -68,6 +68,7 @@ class _Nothing:
     calls = 0
     held = 0
     reasoning = False
+    reasons = False
 
     def push(self, text: str) -> list[Delta]:
         return [Text(text)] if text else []
@@ -78,6 +79,8 @@ class _Nothing:
 
 class ReasoningParser:
     """Splits reasoning off and hands all other text to another parser. `begun`: the prompt opened the reasoning."""
+
+    reasons = True
 
     def __init__(self, tags: Tags, *, begun: bool, rest: Parser | None = None) -> None:
         self._tags = tags

@@ -75,19 +75,23 @@ class Scanner:
         self.forget()
         return found
 
-    def until(self, tags: Collection[str], take: Take) -> Found:
-        """Hands on the text in front of the first of these tags, which is returned; "" where the text ends."""
+    def until(self, tags: Collection[str], take: Take, *, read_tag: bool = True, keep_cut: bool = True) -> Found:
+        """Hands on the text in front of the first of these tags, which is returned; "" where the text ends.
+
+        `read_tag`: the tag is read, too. `keep_cut`: a tag that the text's end cuts is handed on as text.
+        """
         pattern, longest = _pattern_of(tuple(tags))
         while True:
             found = pattern.search(self._text, self._at)
             if found is not None:
                 self._pass(found.start(), take)
-                self._pass(found.end())
+                self._pass(found.end() if read_tag else found.start())
                 return found[0]
+            cut = _overlap(self._text, tags, self._at, longest)
+            self._pass(len(self._text) - cut, take)
             if self.ended:
-                self._pass(len(self._text), take)
+                self._pass(len(self._text), take if keep_cut else None)
                 return ""
-            self._pass(len(self._text) - _overlap(self._text, tags, self._at, longest), take)
             yield
 
     def tag(self, *tags: str) -> Found:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from baton.core.events import Update, Usage
 from baton.core.query import Query
 from baton.parsing.deltas import Delta, Parser, Text, merged
-from baton.parsing.reasoning import ReasoningParser
 from baton.server.logprobs import Body, ChatLogprobs, CompletionLogprobs, joined
 
 
@@ -40,7 +39,7 @@ class Choice:
     _untold: list[Body] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.parser, ReasoningParser):
+        if self.parser is not None and self.parser.reasons:
             self.reasoning_tokens = 0
 
     def take(self, update: Update) -> list[Piece]:

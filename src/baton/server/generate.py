@@ -14,8 +14,7 @@ from starlette.responses import Response
 from baton.core.errors import ModelNotFound, Overloaded, RequestError
 from baton.core.events import Update, Usage
 from baton.engine.client import Client, Held, size_of
-from baton.parsing.deltas import Message, Parser, message_of
-from baton.parsing.reasoning import ReasoningParser, Tags, inside, tags_of
+from baton.parsing.deltas import Message, message_of
 from baton.server.answers import UsageBody, dump_usage, tool_call, usage_body
 from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.anthropic_events import MessageWriter
@@ -28,6 +27,7 @@ from baton.server.errors import failure
 from baton.server.ignored import IgnoredFields
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
+from baton.server.reading import reading_of, reasons
 from baton.server.responses import ResponsesRequest
 from baton.server.responses_events import ResponseWriter
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
@@ -98,8 +98,6 @@ class Job:
         return usage_body(prompts, baton=self.asked.baton_usage, reasoning=sum(reasoned) if reasoned else None)
 
 
-# A prompt's last tokens, among which a tag is that opens the reasoning.
-_PROMPT_END = 32
 _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 
 
@@ -170,7 +168,11 @@ class Generating:
     def _completion_job(self, body: bytes, key: str) -> Job:
         asked = CompletionRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
-        params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
+        params, terms, tokenizer = (
+            asked.params(self._client.defaults),
+            asked.terms(key, self._limits),
+            self._client.tokenizer,
+        )
         choices: list[Choice] = []
         for prompt in asked.prompts(self._limits):
             queries = self._client.queries(self._tokens(prompt), params, terms)
@@ -211,44 +213,30 @@ class Generating:
     def _prompt(self, asked: ChatRequest, tools: Tools | None) -> list[int]:
         turns, tokenizer = asked.turns(), self._client.tokenizer
         check_template(turns, tokenizer.chat_template(tools=tools is not None))
-        options = asked.template_options(tokenizer, reasons=self._tags() is not None)
+        options = asked.template_options(tokenizer, reasons=reasons(tokenizer))
         return tokenizer.chat(turns, tools.told if tools else (), options)
 
     def _chat(self, asked: ChatRequest, key: str, *, up_to_context: bool = False) -> Job:
         """`up_to_context`: an answer that max_tokens allows and the context does not ends where the context does."""
         self._check_model(asked.model)
-        params, terms, tokenizer = asked.params(), asked.terms(key, self._limits), self._client.tokenizer
-        tools = asked.offered(tokenizer, self._limits)
-        form, shown = (tools.form, tools.shown) if tools else (None, frozenset[int]())
-        tags = None if form or params.form or not self._client.settings.reasoning else self._tags()
+        params, terms = asked.params(self._client.defaults), asked.terms(key, self._limits)
+        tokenizer, tools = self._client.tokenizer, asked.offered(self._client.tokenizer, self._limits)
+        form = tools.form if tools else None
+        reading = reading_of(
+            tokenizer, tools, formed=params.form is not None, reasoning=self._client.settings.reasoning
+        )
         try:
             prompt = self._prompt(asked, tools)
             if up_to_context and len(prompt) + (params.max_tokens or 0) > self._client.settings.max_model_len:
                 params = replace(params, max_tokens=None)
-            shown |= self._special_in(tags) if tags else set()
-            queries = self._client.queries(prompt, params, terms, form=form, shown=shown)
+            queries = self._client.queries(prompt, params, terms, form=form, shown=reading.shown)
         except RequestError as error:
             error.param = _NAMES_IN_CHAT.get(error.param or "", error.param)
             raise
         logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
-        begun = tags is not None and inside(tags, tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
-
-        def parser() -> Parser | None:
-            calls = tools.parser() if tools else None
-            return calls if tags is None else ReasoningParser(tags, begun=begun, rest=calls)
-
-        choices = [Choice(query, logprobs=logprobs, parser=parser()) for query in queries]
+        begun = str(asked.turns()[-1].get("content") or "") if asked.continue_final_message else ""
+        choices = [Choice(query, logprobs=logprobs, parser=reading.parser_of(prompt, begun)) for query in queries]
         return Job(asked, choices, self._client.model_name, tools is not None, ignored=asked.ignored)
-
-    def _tags(self) -> Tags | None:
-        """Between which tags the model reasons; None for one that does not."""
-        tokenizer = self._client.tokenizer
-        return tags_of(tokenizer.chat_template(tools=False) or "", tokenizer.added, tokenizer.response_template)
-
-    def _special_in(self, tags: Tags) -> set[int]:
-        """The special tokens in these tags, which the parser must see in the text."""
-        special = self._client.tokenizer.special.items()
-        return {token for name, token in special if name and any(name in tag for tag in tags)}
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if not isinstance(prompt, str):

@@ -274,7 +274,8 @@ def _field(told: Schema, bound: Schema, *, nullable: bool) -> Schema:
 def _bounds(client: Client) -> dict[str, Schema]:
     """By field, or by model and field."""
     limits, longest = client.settings.limits, client.settings.max_model_len
-    offers = style_of(client.tokenizer.chat_template(tools=True) or "") is not None
+    tokenizer = client.tokenizer
+    offers = style_of(tokenizer.chat_template(tools=True) or "", tokenizer.response_template) is not None
     token = _whole(0, client.tokenizer.vocabulary - 1)
     tokens = _list(token, 1, longest - 1)
     text = {"type": "string", "minLength": 1}

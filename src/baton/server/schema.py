@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_model
 
 from baton.core.errors import InvalidValue, RequestError, Unsupported
+from baton.core.generation_defaults import NO_DEFAULTS
 from baton.core.limits import Limits
 from baton.core.query import RequestOptions
 from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
@@ -165,16 +166,23 @@ class Generation(Sampled):
     baton_usage: bool = Field(False, description="Adds usage.baton, what the engine spent on this request.")
 
     def sampling(
-        self, max_tokens: int | None, *, logprobs: int | None = None, prompt_logprobs: int | None = None
+        self,
+        max_tokens: int | None,
+        defaults: Mapping[str, float],
+        *,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
-        """Raises InvalidValue."""
+        """`defaults`: of the model's author, for fields that were not sent. Raises InvalidValue."""
         if self.stream_options is not None and not self.stream:
             raise InvalidValue("stream_options is only for stream: true", param="stream_options")
         if self.best_of is not None and self.best_of != self.n:
             message = f"best_of {self.best_of} is not honoured with n {self.n}: all answers come back"
             raise Unsupported(message, param="best_of")
+        sent = {name: getattr(self, name) for name in ("n", *_NUMBERS, "response_format", "structured_outputs")}
+        unsent = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
         return SamplingParams(
-            **{name: getattr(self, name) for name in ("n", *_NUMBERS, "response_format", "structured_outputs")},
+            **(sent | unsent),
             stop=tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             logit_bias={_token_id(key): value for key, value in self.logit_bias.items()} or None,
@@ -222,12 +230,13 @@ class CompletionRequest(Generation):
         """Whether only the prompt is to come back."""
         return self.echo and self.max_tokens == 0
 
-    def params(self) -> SamplingParams:
+    def params(self, defaults: Mapping[str, float] = NO_DEFAULTS.sampling) -> SamplingParams:
         """Raises InvalidValue or Unsupported."""
         if self.silent and self.min_tokens:
             raise InvalidValue(f"min_tokens {self.min_tokens} is more than max_tokens 0", param="min_tokens")
         of_prompt = self.logprobs if self.echo else None
-        return self.sampling(1 if self.silent else self.max_tokens, logprobs=self.logprobs, prompt_logprobs=of_prompt)
+        most = 1 if self.silent else self.max_tokens
+        return self.sampling(most, defaults, logprobs=self.logprobs, prompt_logprobs=of_prompt)
 
     def prompts(self, limits: Limits) -> list[str | list[int]]:
         """The prompts, each text or token ids. Raises InvalidValue."""
@@ -261,12 +270,12 @@ class ChatRequest(Generation):
     logprobs: bool = Field(False, description="Adds the log-probability of each token of the answer.")
     top_logprobs: int = Field(0, ge=0, description="With logprobs: of so many best tokens at each token too.")
 
-    def params(self) -> SamplingParams:
+    def params(self, defaults: Mapping[str, float] = NO_DEFAULTS.sampling) -> SamplingParams:
         """Raises InvalidValue or Unsupported."""
         if self.top_logprobs and not self.logprobs:
             raise InvalidValue("top_logprobs is only for logprobs: true", param="top_logprobs")
         try:
-            return self.sampling(self.limit(), logprobs=self.top_logprobs if self.logprobs else None)
+            return self.sampling(self.limit(), defaults, logprobs=self.top_logprobs if self.logprobs else None)
         except InvalidValue as error:
             names = {"logprobs": "top_logprobs"}
             if self.max_tokens is None:

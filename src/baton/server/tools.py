@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import Field
 
@@ -83,7 +83,7 @@ def chosen(
     _check(offered, choice, many)
     if not offered or choice == "none":
         return None
-    style = style_of(tokenizer.chat_template(tools=True) or "")
+    style = style_of(tokenizer.chat_template(tools=True) or "", tokenizer.response_template)
     if style is None:
         message = "tools are not honoured: this model's chat template has no form of tool calls that is known here"
         raise Unsupported(message, param="tools")
@@ -96,6 +96,8 @@ def chosen(
     called = [
         tool for tool in offered if not isinstance(choice, ToolNamed) or tool.function.name == choice.function.name
     ]
+    if bound and not style.forcible:
+        _refuse(style, choice, many)
     form = _form(called, style, tokens, several=several, forced=forced) if bound else None
     shown = frozenset(token for tag, token in tokens.items() if tag in tokenizer.special)
     only = called[0].function.name if forced and len(called) == 1 else None
@@ -124,6 +126,7 @@ def _form(
     tools: Sequence[ToolOffered], style: Style, tokens: dict[str, int], *, several: bool, forced: bool
 ) -> OutputFormat:
     spec = {
+        "frame": style.frame,
         "opening": style.opening,
         "closing": style.closing,
         "arguments": style.arguments,
@@ -135,6 +138,13 @@ def _form(
         ],
     }
     return OutputFormat(CALLS, json.dumps(spec), "tools")
+
+
+def _refuse(style: Style, choice: str | ToolNamed | None, many: bool | None) -> NoReturn:
+    """Says which promise cannot be kept for a model whose calls cannot be given a form."""
+    param = "tool_choice" if choice not in (None, "auto") else "parallel_tool_calls" if many is False else "tools"
+    what = {"tools": "strict", "parallel_tool_calls": "parallel_tool_calls false"}.get(param, "a forced call")
+    raise Unsupported(f"{what} is not honoured: calls in this model's style ({style.name}) have no form", param=param)
 
 
 def _told(function: FunctionOffered) -> dict[str, Any]:

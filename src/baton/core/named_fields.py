@@ -1,0 +1,31 @@
+"""Which fields of a dataclass somebody named, so that others can have defaults from elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+
+class NamedFields:
+    """A base of frozen dataclasses whose fields are given by name. `named`: those that were."""
+
+    __slots__ = ("named",)
+    named: frozenset[str]
+
+    def __new__(cls, *given: object, **named: object) -> Self:
+        made = super().__new__(cls)
+        object.__setattr__(made, "named", frozenset(named))
+        return made
+
+    def __reduce__(self) -> Any:
+        return _made, (type(self), {name: getattr(self, name) for name in self.named})
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
+        """The same with these values where a field was not named. All fields of the result count as named."""
+        missing: dict[str, Any] = {name: value for name, value in defaults.items() if name not in self.named}
+        return dataclasses.replace(self, **missing) if missing else self  # type: ignore[type-var]
+
+
+def _made(kind: type[NamedFields], named: Mapping[str, Any]) -> NamedFields:
+    return kind(**named)
