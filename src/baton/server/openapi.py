@@ -50,7 +50,7 @@ _RULES: Mapping[str, Rules] = {
     "StreamOptions": _CHAT["stream_options"],
     **dict.fromkeys(("InputMessage", "FunctionCall", "FunctionCallOutput", "ReasoningItem"), _RESPONSES["input"]),
     **dict.fromkeys(("InputText", "RefusalPart"), _RESPONSES["input.content"]),
-    "FunctionTool": _RESPONSES["tools"],
+    **dict.fromkeys(("FunctionTool", "NamespaceTool"), _RESPONSES["tools"]),
     "NamedFunction": {},
     "Reasoning": _RESPONSES["reasoning"],
     "TextConfig": _RESPONSES["text"],
