@@ -5,6 +5,7 @@ Loaded by SCHEMATHESIS_HOOKS, see schemathesis.sh.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,8 +16,9 @@ Body = Mapping[str, Any]
 
 def _most(body: Body) -> int | None:
     """The most tokens that the body asks for."""
-    limits = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name) is not None]
-    return min(limits, default=None if "messages" in body else 16)
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    limits = [body[name] for name in names if body.get(name) is not None]
+    return min(limits, default=16 if "prompt" in body else None)
 
 
 def _formed(body: Body) -> bool:
@@ -33,6 +35,21 @@ def _refers(body: Body) -> bool:
     return any(message.get("tool_calls") or message.get("role") == "tool" for message in body["messages"])
 
 
+def _not_all_text(body: Body) -> bool:
+    """Whether items or blocks speak of calls, results or thoughts: who says them, and their ids, must fit together."""
+    items = body.get("input") if isinstance(body.get("input"), list) else body.get("messages")
+    contents = [item.get("content") for item in items or () if isinstance(item, dict)]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    plain = ("message", "text", "input_text", "output_text", "refusal")
+    return not items or any(one.get("type", "text") not in plain for one in (*items, *blocks) if isinstance(one, dict))
+
+
+def _ends_with_assistant(body: Body) -> bool:
+    items = body.get("messages") or body.get("input")
+    last = items[-1] if isinstance(items, list) and items else {}
+    return isinstance(last, dict) and last.get("role") == "assistant"
+
+
 REASONS: dict[str, Callable[[Body], bool]] = {
     "stream_options": lambda body: not body.get("stream"),
     "min_tokens": lambda body: body["min_tokens"] > (_most(body) or 2**31) or _formed(body),
@@ -46,7 +63,17 @@ REASONS: dict[str, Callable[[Body], bool]] = {
     "tools": lambda body: bool(body["tools"]),
     "tool_choice": lambda body: body["tool_choice"] not in (None, "none", "auto"),
     "parallel_tool_calls": lambda body: not body.get("tools"),
-    "messages": lambda body: _last_role(body) == "assistant" or _refers(body),
+    "messages": lambda body: _last_role(body) == "assistant" or _refers(body) or _not_all_text(body),
+    "input": lambda body: _not_all_text(body) or _ends_with_assistant(body),
+    "text": lambda body: body["text"].get("format") is not None,
+    "reasoning": lambda body: body["reasoning"].get("effort") is not None,
+    "output_config": lambda body: body["output_config"] is not None,
+    "thinking": lambda body: body["thinking"] is not None,
+    "documents": lambda body: bool(body["documents"]),
+    "chat_template_kwargs": lambda body: bool(body["chat_template_kwargs"]),
+    "reasoning_effort": lambda body: body["reasoning_effort"] is not None,
+    "continue_final_message": lambda body: body.get("continue_final_message") or _ends_with_assistant(body),
+    "add_generation_prompt": lambda body: body["add_generation_prompt"] is not None,
 }
 """Rules between fields, and what only a compiler or a chat template can tell, by the field that the error names."""
 
@@ -60,8 +87,10 @@ def refused_for_a_reason(ctx: Any, response: Any, case: Any) -> None:
     if response.status_code != 400 or case.meta is None or not case.meta.generation.mode.is_positive:
         return
     error = response.json()["error"]
-    if error["code"] == "context_length_exceeded":
+    if error.get("code") == "context_length_exceeded" or "the context of" in error["message"]:
         return
-    field = (error["param"] or "").partition(".")[0].partition("[")[0]
+    # Anthropic's form has no names but in its messages, which begin with them.
+    named = error["param"] if "param" in error else re.split("[: ]", error["message"])[0]
+    field = (named or "").partition(".")[0].partition("[")[0]
     reason = REASONS.get(field)
     assert reason is not None and reason(body), f"refused without a reason: {error}"

@@ -84,6 +84,7 @@ class ScriptedLoop:
         self.fail_after: int | None = None
         self.infeasible = False
         self.cached: list[int] = []
+        self.defaults: dict[str, float] = {}
         self.stopped_by: str | None = None
         self.reason: str | None = None
         self.tokenizer = Letters()
@@ -276,6 +277,7 @@ def client_of(loop: ScriptedLoop, limits: Limits | None = None, **settings: Any)
         loop=loop,
         clock=monotonic,
         compiler=loop.compiler,
+        defaults=loop.defaults,
     )
 
 

@@ -92,6 +92,7 @@ BROKEN = {
     "no host": head("GET /health HTTP/1.1"),
     "two hosts": head("GET /health HTTP/1.1", "Host: a", "Host: b"),
     "two keys": head("GET /health HTTP/1.1", "Host: a", "Authorization: Bearer a", "authorization: Bearer b"),
+    "two keys of messages": head("GET /health HTTP/1.1", "Host: a", "X-Api-Key: a", "x-api-key: b"),
     "two types": head(*POST, "Content-Type: text/plain", "Content-Length: 15") + BODY,
     "one type twice": head(*POST, "Content-Type: application/json", "Content-Length: 15") + BODY,
     "HTTP/0.9": head("GET /health"),

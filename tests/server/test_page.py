@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+import baton.server.app
 from baton import LLM
 from baton.core.errors import InvalidValue, QueueFull, Unsupported
 from baton.server.app import PAGE_FILES, PAGE_HEADERS, create_app
@@ -24,6 +27,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-
 
 expect, PATIENCE = playwright.expect, 20
 expect.set_options(timeout=1000 * PATIENCE)
+VENDORED = (Path(baton.server.app.__file__).parent / "page" / "vendor" / "README.md").read_text()
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync", "extensions")
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 
@@ -192,18 +196,84 @@ def test_markdown_is_shown_and_html_is_text(page: Any, loop: ScriptedLoop) -> No
     loop.say("<img src=x onerror=alert(1)>\n<script>alert(2)</script> 2 * 3 * 4 **open\n")
     shown = answer(pane(page))
     expect(shown.locator("p").last).to_have_text(
-        "<img src=x onerror=alert(1)>\n<script>alert(2)</script> 2 * 3 * 4 **open"
+        "<img src=x onerror=alert(1)><script>alert(2)</script> 2 * 3 * 4 **open"
     )
-    expect(shown.locator("h4")).to_have_text(["Head"])
-    expect(shown.locator("b")).to_have_text(["bold"])
+    expect(shown.locator("h1")).to_have_text(["Head"])
+    expect(shown.locator("strong")).to_have_text(["bold"])
     expect(shown.locator("p code")).to_have_text(["code"])
-    expect(shown.locator("ol li.numbered")).to_have_text(["one", "two"])
-    expect(shown.locator("ol li.dotted.deep")).to_have_text(["deep"])
-    assert shown.locator("pre code").inner_text() == "x = '<i>'\n\n# no head"
+    expect(shown.locator("ol > li")).to_contain_text(["one", "two"])
+    expect(shown.locator("ol ul li")).to_have_text(["deep"])
+    assert shown.locator("pre code").inner_text().rstrip() == "x = '<i>'\n\n# no head"
     expect(pane(page).locator(".mine")).to_have_text("<b>hi</b>")
     assert page.locator("img[src=x], .log script, .mine b").count() == 0
     loop.release()
     expect(facts(pane(page))).to_be_visible()
+
+
+MARKDOWN = """
+[good](https://example.org) [bad](javascript:alert(1)) ![pic](https://example.org/p.png)
+
+| city | degrees |
+| --- | ---: |
+| Rome | 31 |
+
+It is $a_1 * b_2 * c$ and \\(x_i^2\\), for $5 or $6.
+
+```
+code
+```
+"""
+
+
+def test_links_tables_and_formulas(loop: ScriptedLoop, browser: Any) -> None:
+    loop.answer, loop.context = MARKDOWN, 2000
+    with listening(app_of(loop)) as address, ExitStack() as after:
+        context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+        after.callback(context.close)
+        seen, page = Seen(address), context.new_page()
+        seen.watch(page).goto(address)
+        check_markdown(page)
+        assert seen.problems == []
+
+
+def check_markdown(page: Any) -> None:
+    ask(pane(page), "hi")
+    expect(facts(pane(page))).to_contain_text("of 2000")
+    shown = answer(pane(page))
+    addresses = shown.locator("a").evaluate_all("all => all.map(a => [a.getAttribute('href'), a.target, a.rel])")
+    apart = ["_blank", "noopener noreferrer nofollow"]
+    assert addresses == [["https://example.org", *apart], [None, *apart], ["https://example.org/p.png", *apart]]
+    expect(shown.locator("th")).to_have_text(["city", "degrees"])
+    expect(shown.locator("td").last).to_have_attribute("align", "right")
+    expect(shown.locator(".formula")).to_have_text(["$a_1 * b_2 * c$", "\\(x_i^2\\)"])
+    shown.get_by_role("button", name="Copy this code").click()
+    expect(page.get_by_text("Copied.")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "code\n"
+    assert page.locator(".log img").count() == 0
+
+
+def test_thinking_is_folded(page: Any, loop: ScriptedLoop) -> None:
+    loop.tokenizer.template, loop.answer = "{{ messages }} </think>", "<think>hm **so**</think>hello"
+    ask(pane(page), "hi")
+    expect(answer(pane(page))).to_have_text("hello")
+    thought = pane(page).locator(".thought")
+    expect(thought.locator(".text")).to_be_hidden()
+    thought.locator("summary").click()
+    expect(thought.locator("strong")).to_have_text(["so"])
+    expect(facts(pane(page)).get_by_title("thought before")).to_contain_text("for thinking")
+    ask(pane(page), "ho")
+    expect(pane(page).locator(".exchange")).to_have_count(2)
+    assert told(loop.queries[-1]) == "<user>hi<assistant>hello<user>ho", (
+        "what it thought is no part of the conversation"
+    )
+
+
+def test_each_fact_is_explained(page: Any) -> None:
+    ask(pane(page), "hi")
+    expect(facts(pane(page))).to_be_visible()
+    titles = facts(pane(page)).locator("span").evaluate_all("all => all.map(one => one.title)")
+    assert len(titles) > 4 and all(titles)
+    assert page.locator("#live [title]").count() == 4
 
 
 # Several conversations
@@ -332,19 +402,23 @@ def test_a_pane_may_have_settings_of_its_own(page: Any, loop: ScriptedLoop) -> N
     for number in (1, 2):
         expect(answer(pane(page, number))).to_have_text("hello")
     found = sorted((query.seed, query.params.temperature, query.params.top_k) for query in loop.queries)
-    assert found == [(1, 0.0, 5), (2, 0.5, 5)]
+    assert found == [(1, 1.0, 5), (2, 0.5, 5)]
 
 
-def test_by_itself_the_page_asks_for_the_likeliest_tokens_and_an_empty_field_for_nothing(
-    page: Any, loop: ScriptedLoop
-) -> None:
-    ask(pane(page), "hi")
-    expect(facts(pane(page))).to_be_visible()
-    page.get_by_role("button", name="Settings").first.click()
-    set_all(page, temperature="")
-    ask(pane(page), "ho")
-    expect(pane(page).locator(".facts")).to_have_count(2)
-    assert [query.params.temperature for query in loop.queries] == [0, 1]
+def test_by_itself_the_page_asks_as_any_client_does(loop: ScriptedLoop, browser: Any) -> None:
+    loop.defaults = {"temperature": 0.25}
+    with listening(app_of(loop)) as address:
+        page = browser.new_page()
+        page.goto(address)
+        ask(pane(page), "hi")
+        expect(facts(pane(page))).to_be_visible()
+        page.get_by_role("button", name="Settings").first.click()
+        expect(page.locator("#settings [name=temperature]")).to_have_attribute("placeholder", "0.25")
+        set_all(page, temperature="0")
+        ask(pane(page), "ho")
+        expect(pane(page).locator(".facts")).to_have_count(2)
+        page.close()
+    assert [query.params.temperature for query in loop.queries] == [0.25, 0]
 
 
 # What goes wrong
@@ -501,6 +575,10 @@ def test_every_file_has_its_policy_and_asks_for_nothing_inline(base_url: str) ->
         response = httpx.get(base_url + path)
         assert response.status_code == 200
         assert response.headers["content-security-policy"] == PAGE_HEADERS["content-security-policy"]
+        if PAGE_FILES[path][0].startswith("vendor/"):
+            digest = hashlib.sha256(response.content).hexdigest()
+            assert digest in VENDORED, f"{path} is not the file that its README names"
+            continue
         text = response.text.replace("http://www.w3.org/2000/svg", "")
         assert not [word for word in (" style=", " onclick=", "innerHTML", "http://", "https://") if word in text], path
 

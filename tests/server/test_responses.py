@@ -157,6 +157,19 @@ async def test_forms_and_choices(http: httpx.AsyncClient, loop: ScriptedLoop) ->
     assert body["output"][0]["type"] == "function_call" and body["tool_choice"]["name"] == "weather"
 
 
+async def test_functions_in_a_namespace(http: httpx.AsyncClient, loop: ScriptedLoop) -> None:
+    loop.answer = '<tool_call>\n{"name": "sky__weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    tools = [{"type": "namespace", "name": "sky", "description": "d", "tools": [WEATHER]}]
+    (call,) = (await plain(http, input="hi", tools=tools))["output"]
+    assert (call["name"], call["namespace"]) == ("weather", "sky")
+    assert loop.tokenizer.tools[0]["function"]["name"] == "sky__weather"
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "sun"}
+    await plain(http, input=[{"role": "user", "content": "hi"}, call, result], tools=tools)
+    assert loop.tokenizer.messages[1]["tool_calls"][0]["function"]["name"] == "sky__weather"
+    wrong = [{**tools[0], "tools": [WEATHER, {"type": "function", "name": "a b"}]}]
+    assert await refused(http, tools=wrong) == ("invalid_value", "tools[0].tools[1].name")
+
+
 async def test_log_probabilities(http: httpx.AsyncClient) -> None:
     body = await plain(http, input="hi", top_logprobs=2, include=["message.output_text.logprobs"])
     told = body["output"][0]["content"][0]["logprobs"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from baton.core.events import Usage
 from baton.parsing.deltas import Call
@@ -282,6 +282,9 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "baton"
     max_model_len: int
+    sampling_defaults: dict[str, float] = Field(
+        default_factory=dict, description="Sampling of requests that name nothing else, as the model's author set it."
+    )
 
 
 class ModelList(BaseModel):

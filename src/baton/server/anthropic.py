@@ -54,15 +54,16 @@ class ToolResultBlock(Strict):
     content: Texts = Field(default_factory=list)
 
 
-def _kind(value: object) -> object:
-    return value.get("type", "text") if isinstance(value, dict) else getattr(value, "type", None)
+def _kind(value: object) -> str:
+    """The tag of a block. The parentheses keep it apart from a field's name in an error's location."""
+    return f"({value.get('type', 'text') if isinstance(value, dict) else getattr(value, 'type', None)})"
 
 
 ContentBlock = Annotated[
-    Annotated[TextBlock, Tag("text")]
-    | Annotated[ThinkingBlock, Tag("thinking")]
-    | Annotated[ToolUseBlock, Tag("tool_use")]
-    | Annotated[ToolResultBlock, Tag("tool_result")],
+    Annotated[TextBlock, Tag("(text)")]
+    | Annotated[ThinkingBlock, Tag("(thinking)")]
+    | Annotated[ToolUseBlock, Tag("(tool_use)")]
+    | Annotated[ToolResultBlock, Tag("(tool_result)")],
     Discriminator(_kind),
 ]
 _BLOCKS: Mapping[str, type[Strict]] = {

@@ -62,6 +62,7 @@ PAGE_FILES = {
 _SCRIPTS: tuple[str, ...] = ("docs", "live", "page", "pane", "settings", "stream", "text", "theme")
 _SCRIPTS += ("live-batch", "live-charts", "live-news", "live-page")
 PAGE_FILES |= {f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in _SCRIPTS}
+PAGE_FILES |= {f"/{name}.js": (f"vendor/{name}.js", "text/javascript; charset=utf-8") for name in ("marked", "purify")}
 """The pages hold nothing secret: they ask for the key and send it with what they fetch."""
 
 OPEN_PATHS = frozenset({"/health", *PAGE_FILES})

@@ -26,7 +26,7 @@ LINGER_SECONDS = 5.0
 """How long a client that was answered early may go on sending, before it is cut off and may lose the answer."""
 
 # Whoever reads the first of two is told another thing than who reads the last: which key, which type.
-_SINGLE = (b"authorization", b"content-type")
+_SINGLE = (b"authorization", b"content-type", b"x-api-key")
 _FOLDED = re.compile(rb"\n[ \t]")
 
 

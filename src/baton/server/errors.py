@@ -192,8 +192,6 @@ _WITH_FIELDS = {
     "thinking",
     "tools",
 }
-_KINDS = {"function_call", "function_call_output", "input_text", "message", "reasoning", "refusal", "text", "thinking"}
-_KINDS |= {"tool_result", "tool_use"}
 
 
 def _as_sent(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -201,12 +199,11 @@ def _as_sent(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     if not location or location[0] not in _WITH_FIELDS:
         return location[:1]
     found: list[int | str] = []
-    for before, part in zip((None, *location), location, strict=False):
-        if isinstance(before, int) and part in _KINDS:
-            continue
+    for part in location:
         if isinstance(part, str) and (part == "str" or "[" in part):
             break
-        found.append(part)
+        if not str(part).startswith("("):
+            found.append(part)
     return tuple(found)
 
 

@@ -132,7 +132,7 @@ RESPONSES: Rules = {
     "prompt": _only(instead=_STATE),
     "truncation": _only("disabled"),
 }
-ITEM: Rules = _any("caller", "encrypted_content", "id", "namespace", "phase", "status")
+ITEM: Rules = _any("caller", "encrypted_content", "id", "phase", "status")
 ITEM_PART: Rules = _any("annotations", "cache_control", "logprobs", "prompt_cache_breakpoint")
 RESPONSES_TOOL: Rules = {**_any("allowed_callers", "cache_control", "output_schema"), "defer_loading": _only(False)}
 

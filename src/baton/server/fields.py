@@ -76,7 +76,7 @@ def without_ignored(sent: Mapping[str, object], place: Place, told: set[str], wh
 
 def _of_its_kind(sent: Mapping[str, object], place: Place, told: set[str], where: str) -> dict[str, object]:
     first = next(iter(place.kinds))
-    kind = sent.get("type", first)
+    kind = first if sent.get("type") is None else sent["type"]
     if not isinstance(kind, str):
         return dict(sent)
     found = place.kinds.get(kind)

@@ -50,7 +50,7 @@ _RULES: Mapping[str, Rules] = {
     "StreamOptions": _CHAT["stream_options"],
     **dict.fromkeys(("InputMessage", "FunctionCall", "FunctionCallOutput", "ReasoningItem"), _RESPONSES["input"]),
     **dict.fromkeys(("InputText", "RefusalPart"), _RESPONSES["input.content"]),
-    "FunctionTool": _RESPONSES["tools"],
+    **dict.fromkeys(("FunctionTool", "NamespaceTool"), _RESPONSES["tools"]),
     "NamedFunction": {},
     "Reasoning": _RESPONSES["reasoning"],
     "TextConfig": _RESPONSES["text"],
@@ -244,13 +244,15 @@ def _message(schema: Schema, template: str) -> Schema:
             "additionalProperties": _NULL,
         }
 
-    kinds = [of(["system", "developer", "user", "assistant"], ["content"], **plain, **no_calls)]
+    no_thought: Schema = {name: {"enum": [None, ""]} for name in ("reasoning_content", "reasoning")}
+    kinds = [of(["system", "developer", "user"], ["content"], **plain, **no_calls, **no_thought)]
+    kinds.append(of(["assistant"], ["content"], **plain, **no_calls))
     if "tool_calls" in template:
         calls = {**fields["tool_calls"]["anyOf"][0], "minItems": 1}
         kinds.append(of(["assistant"], ["tool_calls"], **{**plain, "content": fields["content"], "tool_calls": calls}))
     if "tool" in template:
         of_tool = {"tool_call_id": {"type": "string", "description": "Of a call before."}}
-        kinds.append(of(["tool"], ["tool_call_id"], **of_tool, **no_calls))
+        kinds.append(of(["tool"], ["tool_call_id"], **of_tool, **no_calls, **no_thought))
     return {"title": "Message", "anyOf": kinds}
 
 
@@ -311,6 +313,9 @@ def _bounds(client: Client) -> dict[str, Schema]:
         "FunctionOffered.parameters": {"type": "object", "properties": {"type": {"const": "object"}}},
         "tools": {"type": "array", "maxItems": limits.max_tools} if offers else {"enum": [None, []]},
         "tool_choice": {} if offers else {"enum": [None, "none", "auto"]},
+        "ResponsesRequest.parallel_tool_calls": {},
+        "MessagesRequest.tool_choice": {},
+        "CountRequest.tool_choice": {},
         "parallel_tool_calls": {} if offers else {"enum": [None]},
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
@@ -33,8 +33,9 @@ class RefusalPart(Strict):
         return self.refusal
 
 
-def _kind(value: object, default: str) -> object:
-    return value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
+def _kind(value: object, default: str) -> str:
+    """The tag of an object. The parentheses keep it apart from a field's name in an error's location."""
+    return f"({value.get('type', default) if isinstance(value, dict) else getattr(value, 'type', None)})"
 
 
 def _as_parts(value: object) -> object:
@@ -48,8 +49,8 @@ _PARTS: Mapping[str, type[Strict]] = {
     "refusal": RefusalPart,
 }
 Part = Annotated[
-    Annotated[InputText, Tag("input_text")] | Annotated[RefusalPart, Tag("refusal")],
-    Discriminator(lambda part: "refusal" if _kind(part, "") == "refusal" else "input_text"),
+    Annotated[InputText, Tag("(input_text)")] | Annotated[RefusalPart, Tag("(refusal)")],
+    Discriminator(lambda part: "(refusal)" if _kind(part, "") == "(refusal)" else "(input_text)"),
 ]
 Parts = Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
 Texts = Annotated[list[InputText], FailFast(), BeforeValidator(_as_parts)]
@@ -69,6 +70,7 @@ class FunctionCall(Strict):
     type: Literal["function_call"]
     call_id: str
     name: str
+    namespace: str | None = None
     arguments: str = Field(description="A JSON object, as text.")
 
 
@@ -95,10 +97,10 @@ _ITEMS: Mapping[str, type[Strict]] = {
     "reasoning": ReasoningItem,
 }
 Item = Annotated[
-    Annotated[InputMessage, Tag("message")]
-    | Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionCallOutput, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
+    Annotated[InputMessage, Tag("(message)")]
+    | Annotated[FunctionCall, Tag("(function_call)")]
+    | Annotated[FunctionCallOutput, Tag("(function_call_output)")]
+    | Annotated[ReasoningItem, Tag("(reasoning)")],
     Discriminator(lambda item: _kind(item, "message")),
 ]
 
@@ -115,6 +117,26 @@ class FunctionTool(Strict):
     description: str | None = None
     parameters: dict[str, Any] | None = Field(None, description="A JSON Schema of an object.")
     strict: bool | None = Field(None, description="Arguments fit the schema whenever the tool is called.")
+
+
+class NamespaceTool(Strict):
+    """Functions that belong together. A call names both."""
+
+    type: Literal["namespace"]
+    name: str
+    description: str | None = None
+    tools: Annotated[list[FunctionTool], FailFast()]
+
+
+Tool = Annotated[
+    Annotated[FunctionTool, Tag("(function)")] | Annotated[NamespaceTool, Tag("(namespace)")],
+    Discriminator(lambda tool: _kind(tool, "function")),
+]
+
+
+def joined_name(namespace: str | None, name: str) -> str:
+    """A function's name as the model knows it."""
+    return name if namespace is None else f"{namespace}__{name}"
 
 
 class NamedFunction(Strict):
@@ -160,6 +182,7 @@ _INSIDE = {
     "reasoning": {"content": _TEXT, "summary": _TEXT},
 }
 _ITEM_PLACE = Place(kinds={kind: place_of(model, "input", ITEM, _INSIDE.get(kind)) for kind, model in _ITEMS.items()})
+_FUNCTION = place_of(FunctionTool, "tools", RESPONSES_TOOL)
 _FORMAT = Place("text.format", frozenset({"type", "name", "description", "schema", "strict"}))
 
 
@@ -169,7 +192,14 @@ class ResponsesRequest(Sampled):
     rules: ClassVar[Rules] = RESPONSES
     inner: ClassVar[Mapping[str, Place]] = {
         "input": _ITEM_PLACE,
-        "tools": Place(kinds={"function": place_of(FunctionTool, "tools", RESPONSES_TOOL)}),
+        "tools": Place(
+            kinds={
+                "function": _FUNCTION,
+                "namespace": place_of(
+                    NamespaceTool, "tools", RESPONSES_TOOL, {"tools": Place(kinds={"function": _FUNCTION})}
+                ),
+            }
+        ),
         "tool_choice": Place(kinds={"function": place_of(NamedFunction, "tool_choice", {})}),
         "reasoning": place_of(Reasoning, "reasoning", _TABLE["reasoning"]),
         "text": place_of(TextConfig, "text", _TABLE["text"], {"format": _FORMAT}),
@@ -178,7 +208,7 @@ class ResponsesRequest(Sampled):
 
     input: Annotated[list[Item], FailFast(), BeforeValidator(_as_items)]
     instructions: str | None = None
-    tools: Annotated[list[FunctionTool], FailFast()] = Field(default_factory=list)
+    tools: Annotated[list[Tool], FailFast()] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: int | None = None
@@ -228,15 +258,34 @@ class ResponsesRequest(Sampled):
         return {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
 
     def _add_tools(self, found: Translation) -> None:
-        if self.tools:
-            found.chat["tools"] = [described_tool(tool.model_dump(), "parameters") for tool in self.tools]
+        functions = list(self._functions())
+        if functions:
             found.chat["parallel_tool_calls"] = self.parallel_tool_calls
-            found.origins |= {f"tools[{at}].function": f"tools[{at}]" for at in range(len(self.tools))}
+            found.chat["tools"] = [
+                described_tool(tool.model_dump() | {"name": joined_name(namespace, tool.name)}, "parameters")
+                for _, namespace, tool in functions
+            ]
+            found.origins |= {f"tools[{at}].function": origin for at, (origin, *_) in enumerate(functions)}
         choice = self.tool_choice
         if isinstance(choice, NamedFunction):
             found.chat["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
         elif choice is not None:
             found.chat["tool_choice"] = choice
+
+    def _functions(self) -> Iterator[tuple[str, str | None, FunctionTool]]:
+        """Where each function is, in which namespace, and what it is."""
+        for at, tool in enumerate(self.tools):
+            if isinstance(tool, NamespaceTool):
+                yield from ((f"tools[{at}].tools[{i}]", tool.name, one) for i, one in enumerate(tool.tools))
+            else:
+                yield f"tools[{at}]", None, tool
+
+    def called(self, name: str) -> dict[str, str]:
+        """How a call of the function that the model knows by this name is told."""
+        for _, namespace, tool in self._functions():
+            if namespace is not None and joined_name(namespace, tool.name) == name:
+                return {"name": tool.name, "namespace": namespace}
+        return {"name": name}
 
     def _add_form(self, found: Translation) -> None:
         told = self.form
@@ -248,7 +297,7 @@ class ResponsesRequest(Sampled):
 def _add(found: Translation, item: Any, origin: str) -> None:
     if isinstance(item, FunctionCall):
         call = {"id": item.call_id, "type": "function"}
-        called = {"function": {"name": item.name, "arguments": item.arguments}}
+        called = {"function": {"name": joined_name(item.namespace, item.name), "arguments": item.arguments}}
         found.add({"role": "assistant", "content": None, "tool_calls": [call | called]}, origin)
     elif isinstance(item, FunctionCallOutput):
         found.add({"role": "tool", "tool_call_id": item.call_id, "content": text_parts(item.output)}, origin)

@@ -60,7 +60,7 @@ class ResponseWriter(BlockWriter):
     def block_ended(self, block: Block) -> Iterator[str]:
         text = block.text
         if block.kind is Kind.CALL:
-            done = {"item_id": self._id(block), "name": block.name, "arguments": text}
+            done = {"item_id": self._id(block), "name": self._sent.called(block.name)["name"], "arguments": text}
             yield self._of_item("response.function_call_arguments.done", block, **done)
         elif block.kind is Kind.REASONING:
             yield self._of_part("response.reasoning_text.done", block, text=text)
@@ -104,7 +104,7 @@ class ResponseWriter(BlockWriter):
         status = status or (INCOMPLETE if block.cut else COMPLETED)
         head = {"id": self._id(block), "status": status}
         if block.kind is Kind.CALL:
-            called = {"call_id": block.id, "name": block.name, "arguments": block.text}
+            called = {"call_id": block.id, **self._sent.called(block.name), "arguments": block.text}
             return {"type": "function_call", **head, **called}
         content = [] if begun else [_part(block.kind, block.text, block.logprobs)]
         if block.kind is Kind.REASONING:

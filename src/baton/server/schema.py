@@ -318,7 +318,8 @@ class ChatRequest(Generation):
 
     def _check_alone(self, tools: Tools) -> None:
         for name in ("response_format", "structured_outputs"):
-            if getattr(self, name) not in (None, {"type": "text"}):
+            # An answer that is nothing but calls has no text that could have a form.
+            if getattr(self, name) not in (None, {"type": "text"}) and not tools.forced:
                 raise Unsupported(f"{name} is not honoured together with tools", param=name)
         for name in ("min_tokens", "ignore_eos"):
             if tools.form is not None and getattr(self, name):

@@ -134,7 +134,12 @@ class StatusRoutes:
 
     def _card(self) -> ModelCard:
         longest = self._client.settings.max_model_len
-        return ModelCard(id=self._client.model_name, created=self._since, max_model_len=longest)
+        return ModelCard(
+            id=self._client.model_name,
+            created=self._since,
+            max_model_len=longest,
+            sampling_defaults=self._client.defaults,
+        )
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name != self._client.model_name:

@@ -1,12 +1,12 @@
 // The page: several conversations side by side, their settings, and what is kept over a reload.
 import { watch } from "/live.js";
 import { Pane } from "/pane.js";
-import { edit, enterKey, fields } from "/settings.js";
+import { edit, enterKey, fields, tellDefaults } from "/settings.js";
 import { get, inWords, post } from "/stream.js";
 
 const $ = (id) => document.getElementById(id);
 const MOST = 5; // a browser opens six connections to a server, and /load needs one
-const KEPT = "baton-chats", NEW = { temperature: "0" };
+const KEPT = "baton-chats", NEW = {};
 
 const panes = [];
 let settings = NEW;
@@ -16,6 +16,7 @@ let model = null; // {max_model_len, chats}, once the server has told
 
 const host = {
   chats: () => model?.chats ?? true,
+  context: () => model?.max_model_len,
   changed: () => { names(); keep(); },
   edit: (pane) => edit(pane.own, settings, `Of “${pane.title.textContent}” alone. An empty field follows the settings of the page.`, (found) => {
     pane.own = found;
@@ -174,6 +175,7 @@ async function meet() {
   const [card] = (await get("/v1/models")).data;
   const chats = await post("/tokenize", { messages: [{ role: "user", content: "Hi" }] }).then(() => true, (error) => error.code !== "unsupported_parameter");
   model = { ...card, chats };
+  tellDefaults(card.sampling_defaults ?? {});
   $("model").textContent = $("model").title = card.id;
   notice(chats ? "" : "This model has no chat template: it goes on with your text as it is (/v1/completions).");
 }

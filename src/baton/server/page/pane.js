@@ -1,11 +1,31 @@
 // One conversation: its questions and answers, and the box to ask in.
 import { answer, inWords } from "/stream.js";
-import { element, show } from "/text.js";
+import { button, element, show } from "/text.js";
 
 const template = document.getElementById("pane");
-const WHAT = "Tokens made, their pace, the time to the first one, the wait for a row, and the share of token slots that no query needed";
+const WHAT = [
+  [/^waited/, "How long the question waited for a row of the running batch"],
+  [/idle$/, "Idle: the share of token slots computed for this answer that no query needed"],
+  [/^swapped.out/, "How often the answer gave its row to others and went on later"],
+  [/^first/, "From the question to the first token"],
+  [/thinking$/, "Tokens of what the model thought before it answered"],
+  [/^context/, "How much of what the model can read at once the conversation takes"],
+  [/tokens\/s$/, "How fast tokens came, from the first on"],
+  [/tokens?$/, "Tokens that the model made"],
+];
 
-function facts(seen, usage) {
+/** A line of facts, each with its explanation. */
+function explained(line) {
+  const made = element("span", "facts");
+  for (const [at, fact] of line.split("\u00a0· ").entries()) {
+    const one = element("span", "", fact);
+    one.title = WHAT.find(([known]) => known.test(fact))?.[1] ?? "";
+    made.append(at ? "\u00a0· " : "", one);
+  }
+  return made;
+}
+
+function facts(seen, usage, context) {
   const made = usage?.completion_tokens ?? seen.pieces, spent = usage?.baton;
   // A busy browser is handed many tokens at once: the engine knows the pace better.
   const seconds = spent?.decode_seconds || (seen.last - seen.first) / 1000;
@@ -14,16 +34,12 @@ function facts(seen, usage) {
   if (seen.first) told.push(`first after ${Math.round(seen.first - seen.asked)} ms`);
   if (spent) told.push(`waited ${Math.round(1000 * spent.queue_seconds)} ms`, `${(100 * spent.idle_ratio).toFixed(1)} % idle`);
   if (spent?.preemptions) told.push(`swapped out ${spent.preemptions}×`);
+  const thought = usage?.completion_tokens_details?.reasoning_tokens;
+  if (thought) told.push(`${thought} for thinking`);
+  if (usage && context) told.push(`context ${usage.total_tokens} of ${context}`);
   if (seen.reason === "length") told.push("cut at the token limit");
   if (seen.reason === "stopped") told.push("stopped");
   return told.map((one) => one.replaceAll(" ", "\u00a0")).join("\u00a0· "); // a line ends between two of them
-}
-
-function button(text, does, name = "") {
-  const made = element("button", name, text);
-  made.type = "button";
-  made.onclick = does;
-  return made;
 }
 
 export class Pane {
@@ -56,15 +72,15 @@ export class Pane {
   get last() { return this.exchanges.at(-1); }
 
   saved() {
-    const exchanges = this.exchanges.map(({ question, answer: text, facts: told, error, code }) =>
-      told || error ? { question, answer: text, facts: told, error, code }
-        : { question, answer: text, ...(text ? { facts: "stopped" } : { error: "The page was left before the answer came." }) });
+    const exchanges = this.exchanges.map(({ question, answer: text, thought, facts: told, error, code }) =>
+      told || error ? { question, answer: text, thought, facts: told, error, code }
+        : { question, answer: text, thought, ...(text ? { facts: "stopped" } : { error: "The page was left before the answer came." }) });
     return { own: this.own, draft: this.input.value, exchanges };
   }
 
   async ask(question) {
     if (this.busy || !question.trim()) return;
-    this.exchanges.push({ question, answer: "" });
+    this.exchanges.push({ question, answer: "", thought: "" });
     this.#put(this.last);
     await this.#receive(this.last);
   }
@@ -122,29 +138,41 @@ export class Pane {
   #put(exchange) {
     exchange.node = element("article", "exchange");
     exchange.text = element("div", this.host.chats() ? "text" : "text plain");
-    exchange.node.append(element("div", "mine", exchange.question), exchange.text);
+    exchange.fold = element("details", "thought");
+    exchange.words = element("div", "text");
+    exchange.fold.append(element("summary", "", "Thinking"), exchange.words);
+    exchange.fold.hidden = true;
+    exchange.node.append(element("div", "mine", exchange.question), exchange.fold, exchange.text);
     this.log.append(exchange.node);
     this.log.scrollTop = this.log.scrollHeight;
   }
 
   #draw(exchange) {
     const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
-    if (this.host.chats()) show(exchange.text, exchange.answer); else exchange.text.textContent = exchange.answer;
+    if (exchange.thought) {
+      exchange.fold.hidden = false;
+      // What nobody looks at need not be drawn.
+      if (exchange.fold.open) show(exchange.words, exchange.thought, this.#say);
+      exchange.fold.ontoggle = () => exchange.fold.open && show(exchange.words, exchange.thought, this.#say);
+      exchange.fold.firstChild.textContent = exchange.answer || exchange.facts || exchange.error ? "Thought before it answered" : "Thinking…";
+    }
+    if (this.host.chats()) show(exchange.text, exchange.answer, this.#say); else exchange.text.textContent = exchange.answer;
     if (follows) this.log.scrollTop = this.log.scrollHeight;
   }
 
   #finish(exchange) {
     this.#draw(exchange);
     exchange.text.hidden = !exchange.answer;
-    const foot = element("footer"), told = element("span", "facts", exchange.facts);
-    told.title = WHAT;
-    if (exchange.facts) foot.append(told);
+    const foot = element("footer");
+    if (exchange.facts) foot.append(explained(exchange.facts));
     if (exchange.answer) foot.append(button("Copy", () => this.#copy(exchange)));
     foot.append(button("Try again", () => this.again(), "ours"), button("Edit", () => this.#edit(), "ours"));
     if (exchange.error) exchange.node.append(element("div", "wrong", exchange.error));
     exchange.node.append(foot);
     this.log.scrollTop = this.log.scrollHeight;
   }
+
+  #say = (text) => this.host.say(text, true);
 
   async #copy({ answer: text }) {
     const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
@@ -185,11 +213,12 @@ export class Pane {
       for await (const piece of answer(path, body, mine.signal)) {
         usage = piece.usage ?? usage;
         seen.reason = piece.reason ?? seen.reason;
-        if (!piece.text) continue;
+        if (!piece.text && !piece.thought) continue;
         seen.last = performance.now();
         seen.first ||= seen.last;
         seen.pieces += 1;
         exchange.answer += piece.text;
+        exchange.thought = (exchange.thought ?? "") + piece.thought;
         drawing ||= requestAnimationFrame(() => { drawing = 0; this.#draw(exchange); });
       }
     } catch (error) {
@@ -197,7 +226,7 @@ export class Pane {
       else Object.assign(exchange, { error: inWords(error), code: error.code });
     }
     cancelAnimationFrame(drawing);
-    if (!exchange.error || exchange.answer) exchange.facts = facts(seen, usage);
+    if (!exchange.error || exchange.answer) exchange.facts = facts(seen, usage, this.host.context());
     this.#finish(exchange);
     if (this.#running !== mine) return; // cleared meanwhile
     this.#running = null;

@@ -17,6 +17,11 @@ function typed() {
   return Object.fromEntries(given.map((input) => [input.name, input.value]));
 }
 
+/** Shows what the server takes for fields that are left empty. */
+export function tellDefaults(found) {
+  for (const input of inputs) if (input.name in found) defaults.set(input, `${found[input.name]}`);
+}
+
 let finish = null; // what is to be done with what was typed, once
 
 /** Edits `values` and hands them to `done`. `above`: the settings that empty fields follow, for one pane alone. */

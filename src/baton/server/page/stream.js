@@ -51,7 +51,7 @@ async function* lines(response) {
   }
 }
 
-/** Yields `{text, reason, usage}` of a streamed answer, of a chat or a completion. */
+/** Yields `{text, thought, reason, usage}` of a streamed answer, of a chat or a completion. */
 export async function* answer(path, body, signal) {
   for await (const line of lines(await post(path, body, signal))) {
     if (!line.startsWith("data:")) continue;
@@ -60,7 +60,7 @@ export async function* answer(path, body, signal) {
     const { error, choices, usage } = JSON.parse(data);
     if (error) throw new Refusal(error);
     const choice = choices[0];
-    yield { text: choice?.delta?.content ?? choice?.text ?? "", reason: choice?.finish_reason, usage };
+    yield { text: choice?.delta?.content ?? choice?.text ?? "", thought: choice?.delta?.reasoning_content ?? "", reason: choice?.finish_reason, usage };
   }
   throw new Refusal({ code: "cut", message: "the connection ended in the middle of the answer" });
 }

@@ -1,4 +1,7 @@
-// A model's text as elements. Nothing of it is ever read as HTML: it only becomes text nodes.
+// A model's text as elements: Markdown by marked, made safe by DOMPurify. Its HTML is text, and it loads nothing.
+import { Marked } from "/marked.js";
+
+const purify = globalThis.DOMPurify;
 
 export function element(tag, name = "", text = "") {
   const made = document.createElement(tag);
@@ -7,69 +10,81 @@ export function element(tag, name = "", text = "") {
   return made;
 }
 
-const INLINE = /(`+)([^`]+)\1|\*\*(\S(?:[^*]*\S)?)\*\*|\*(\S(?:[^*]*\S)?)\*/g;
-
-function inline(made, text) {
-  let at = 0;
-  for (const found of text.matchAll(INLINE)) {
-    const [all, , code, bold, slanted] = found;
-    made.append(text.slice(at, found.index), code ? element("code", "", code) : bold ? element("b", "", bold) : element("i", "", slanted));
-    at = found.index + all.length;
-  }
-  made.append(text.slice(at));
+export function button(text, does, name = "") {
+  const made = element("button", name, text);
+  made.type = "button";
+  made.onclick = does;
   return made;
 }
 
-const FENCE = /^\s*```/, ITEM = /^(\s*)([-*•]|\d+[.)])\s+(.*)$/, HEADING = /^(#{1,4})\s+(.*)$/;
+const SIGNS = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+const escaped = (text) => text.replace(/[&<>"']/g, (sign) => SIGNS[sign]);
 
-/** The text cut into blocks: code, lists, headings, paragraphs. */
-function cut(text) {
-  const blocks = [];
-  let open = null;
-  for (const line of text.split("\n")) {
-    const fence = FENCE.test(line);
-    if (open?.kind === "code") {
-      if (fence) open = null; else open.lines.push(line);
-      continue;
-    }
-    const kind = fence ? "code" : ITEM.test(line) ? "list" : HEADING.test(line) ? "heading" : line.trim() ? "plain" : "";
-    if (open?.kind !== kind || kind === "heading") {
-      open = kind && { kind, lines: [] };
-      if (open) blocks.push(open);
-    }
-    if (open && !fence) open.lines.push(line);
-  }
-  return blocks;
+// A formula is shown as it was written: Markdown would take its backslashes, stars and underscores.
+const FORMULA = /^(?:\$\$[^$]+\$\$|\\\([\s\S]+?\\\)|\\\[[\s\S]+?\\\]|\$(?!\s)[^$\n]*[^$\s]\$(?!\d))/;
+const formula = {
+  name: "formula",
+  level: "inline",
+  start: (source) => { const at = source.search(/\$|\\[([]/); return at < 0 ? undefined : at; },
+  tokenizer: (source) => { const found = FORMULA.exec(source); return found ? { type: "formula", raw: found[0] } : undefined; },
+  renderer: ({ raw }) => `<span class="formula">${escaped(raw)}</span>`,
+};
+
+const marked = new Marked({ gfm: true, breaks: true }, {
+  extensions: [formula],
+  // Tags are text like any other.
+  tokenizer: { html: () => undefined, tag: () => undefined },
+  renderer: {
+    html: ({ text }) => escaped(text),
+    // A picture would be fetched: its address is shown as a link.
+    image: ({ href, text }) => `<a href="${escaped(href)}">${escaped(text || href)}</a>`,
+  },
+});
+
+const ALLOWED = {
+  ALLOWED_TAGS: ["a", "b", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "input",
+    "li", "ol", "p", "pre", "span", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
+  ALLOWED_ATTR: ["align", "checked", "class", "disabled", "href", "start", "type"],
+  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  // Else these, too, would have to look like addresses.
+  ADD_URI_SAFE_ATTR: ["align", "start", "type"],
+  RETURN_DOM_FRAGMENT: true,
+};
+
+/** A block of code, with a button that copies it. */
+function framed(code, say) {
+  const frame = element("div", "frame");
+  code.replaceWith(frame);
+  const copy = button("Copy", async () => {
+    const done = await navigator.clipboard?.writeText(code.textContent).then(() => true, () => false);
+    say(done ? "Copied." : "The browser does not allow copying here: mark the text instead.");
+  }, "copy");
+  copy.setAttribute("aria-label", "Copy this code");
+  frame.append(code, copy);
 }
 
-function list(lines) {
-  const made = element(/\d/.test(ITEM.exec(lines[0])[2]) ? "ol" : "ul");
-  for (const line of lines) {
-    const [, indent, mark, text] = ITEM.exec(line), numbered = /\d/.test(mark);
-    const item = element("li", `${indent.length > 1 ? "deep " : ""}${numbered ? "numbered" : "dotted"}`);
-    if (numbered) item.value = parseInt(mark);
-    made.append(inline(item, text));
+function block(token, say) {
+  const made = element("div", "block");
+  made.append(purify.sanitize(marked.parser([token]), ALLOWED));
+  for (const link of made.querySelectorAll("a")) Object.assign(link, { target: "_blank", rel: "noopener noreferrer nofollow" });
+  made.querySelectorAll("pre").forEach((code) => framed(code, say));
+  for (const table of made.querySelectorAll("table")) {
+    const frame = element("div", "wide");
+    frame.tabIndex = 0;
+    table.replaceWith(frame);
+    frame.append(table);
   }
   return made;
 }
 
-function block({ kind, lines }) {
-  if (kind === "list") return list(lines);
-  if (kind === "heading") return inline(element("h4"), HEADING.exec(lines[0])[2]);
-  if (kind === "plain") return inline(element("p"), lines.join("\n"));
-  const made = element("pre");
-  made.append(element("code", "", lines.join("\n")));
-  return made;
-}
-
-/** Shows the text inside `place`, and touches only the blocks that are new or grew. */
-export function show(place, text) {
-  const blocks = cut(text);
-  blocks.forEach((found, at) => {
-    const source = found.kind + found.lines.join("\n"), old = place.children[at];
-    if (old?.source === source) return;
-    const made = block(found);
-    made.source = source;
+/** Shows the text inside `place`, and touches only the blocks that are new or grew. `say` tells people something. */
+export function show(place, text, say) {
+  const blocks = marked.lexer(text).filter(({ type }) => type !== "space");
+  blocks.forEach((token, at) => {
+    const old = place.children[at];
+    if (old?.source === token.raw) return;
+    const made = block(token, say);
+    made.source = token.raw;
     if (old) old.replaceWith(made); else place.append(made);
   });
   while (place.children.length > blocks.length) place.lastChild.remove();
