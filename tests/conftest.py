@@ -61,18 +61,8 @@ MARKS = {
         *("batch", "builtin", "engine", "grammar", "kv", "model", "native", "observe", "prefill"),
         *("test_calibrate.py", "test_check.py", "test_cli.py", "test_compose.py", "test_constrained.py"),
         *("test_deterministic.py", "test_documents.py", "test_everything_at_once.py", "test_examples.py"),
-<<<<<<< HEAD
-        *("test_failing_forward.py", "test_generation_defaults.py", "test_files.py", "test_host.py", "test_llm.py"),
         *(
-            "test_machine.py",
-            "test_refused_early.py",
-            "test_same_as_alone.py",
-            "test_sampling_in_a_batch.py",
             "test_swapped_rows.py",
-        ),
-=======
-        *(
-            "test_exchange.py",
             "test_failing_forward.py",
             "test_files.py",
             "test_generation_defaults.py",
@@ -80,7 +70,6 @@ MARKS = {
             "test_llm.py",
         ),
         *("test_machine.py", "test_refused_early.py", "test_same_as_alone.py", "test_sampling_in_a_batch.py"),
->>>>>>> origin/main
         *("test_sampling_table.py", "test_simulate.py", "test_trouble_of_one_row.py", "test_tune.py"),
         "test_versions.py",
     ),
