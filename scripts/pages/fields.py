@@ -21,18 +21,20 @@ from baton.server.anthropic import (
 from baton.server.field_rules import TABLES, Rule, Rules
 from baton.server.messages import CalledFunction, Message, TextPart, ToolCallSent
 from baton.server.responses import (
-    FunctionCall,
-    FunctionCallOutput,
     FunctionTool,
-    InputMessage,
-    InputText,
     NamespaceTool,
     Reasoning,
-    ReasoningItem,
-    RefusalPart,
     ResponsesRequest,
     ResponsesStreamOptions,
     TextConfig,
+)
+from baton.server.responses_items import (
+    FunctionCall,
+    FunctionCallOutput,
+    InputMessage,
+    InputText,
+    ReasoningItem,
+    RefusalPart,
 )
 from baton.server.schema import ChatRequest, CompletionRequest, StreamOptions
 from baton.server.tools import FunctionOffered, ToolOffered

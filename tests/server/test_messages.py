@@ -144,6 +144,25 @@ async def test_blocks_are_the_turns_of_a_chat(http: httpx.AsyncClient, loop: Scr
     assert told == ["messages.content.cache_control", "messages.content.is_error", "messages.content.signature"]
 
 
+@pytest.mark.parametrize(("kind", "variables"), [("enabled", True), ("adaptive", True), ("disabled", False)])
+async def test_thinking_is_a_switch_where_the_template_has_one(
+    http: httpx.AsyncClient, loop: ScriptedLoop, kind: str, variables: bool
+) -> None:
+    loop.tokenizer.template = TEMPLATE + " {{ enable_thinking }}"
+    await plain(http, thinking={"type": kind})
+    assert loop.tokenizer.options.variables == {"enable_thinking": variables}
+    loop.tokenizer.template = TEMPLATE.replace("</think>", "")
+    await plain(http, thinking={"type": kind})
+    assert loop.tokenizer.options.variables == {}, "a model that never thinks has nothing to switch"
+    effort = await refused(http, output_config={"effort": "high"})
+    assert "output_config.effort" in effort
+
+
+async def test_the_assistants_words_are_gone_on_with(http: httpx.AsyncClient, loop: ScriptedLoop) -> None:
+    await plain(http, messages=[*HI, {"role": "assistant", "content": "Well,"}])
+    assert loop.tokenizer.options.continue_final and loop.tokenizer.messages[-1]["content"] == "Well,"
+
+
 async def test_tool_choices(http: httpx.AsyncClient, loop: ScriptedLoop) -> None:
     assert loop.compiler is not None
     for choice, forms in (("auto", 0), ("any", 1), ("tool", 1), ("none", 0)):

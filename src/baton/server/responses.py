@@ -7,106 +7,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
-from baton.server.field_rules import ITEM, ITEM_PART, RESPONSES, RESPONSES_TOOL, STREAM, TABLES, Place, Rules
+from baton.server.field_rules import RESPONSES, RESPONSES_TOOL, STREAM, TABLES, Place, Rules
 from baton.server.fields import Strict, place_of
+from baton.server.responses_items import (
+    ITEM_PLACE,
+    FunctionCall,
+    FunctionCallOutput,
+    Item,
+    ReasoningItem,
+    as_items,
+    kind_of,
+)
 from baton.server.schema import Sampled
 from baton.server.translation import Translation, described_tool, shared, text_parts
 
 WITH_LOGPROBS = "message.output_text.logprobs"
-
-
-class InputText(Strict):
-    """A text of a message, of a tool's output or of reasoning."""
-
-    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"] = "input_text"
-    text: str
-
-
-class RefusalPart(Strict):
-    """What an assistant refused with."""
-
-    type: Literal["refusal"]
-    refusal: str
-
-    @property
-    def text(self) -> str:
-        return self.refusal
-
-
-def _kind(value: object, default: str) -> str:
-    """The tag of an object. The parentheses keep it apart from a field's name in an error's location."""
-    return f"({value.get('type', default) if isinstance(value, dict) else getattr(value, 'type', None)})"
-
-
-def _as_parts(value: object) -> object:
-    return [{"text": value}] if isinstance(value, str) else value
-
-
-_PARTS: Mapping[str, type[Strict]] = {
-    "input_text": InputText,
-    "output_text": InputText,
-    "text": InputText,
-    "refusal": RefusalPart,
-}
-Part = Annotated[
-    Annotated[InputText, Tag("(input_text)")] | Annotated[RefusalPart, Tag("(refusal)")],
-    Discriminator(lambda part: "(refusal)" if _kind(part, "") == "(refusal)" else "(input_text)"),
-]
-Parts = Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
-Texts = Annotated[list[InputText], FailFast(), BeforeValidator(_as_parts)]
-
-
-class InputMessage(Strict):
-    """What somebody said."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Parts
-
-
-class FunctionCall(Strict):
-    """A tool call that the model made earlier."""
-
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    namespace: str | None = None
-    arguments: str = Field(description="A JSON object, as text.")
-
-
-class FunctionCallOutput(Strict):
-    """What a tool returned."""
-
-    type: Literal["function_call_output"]
-    call_id: str
-    output: Texts
-
-
-class ReasoningItem(Strict):
-    """What the model thought earlier: its own words, or else what was said of them."""
-
-    type: Literal["reasoning"]
-    content: Texts = Field(default_factory=list)
-    summary: Texts = Field(default_factory=list)
-
-
-_ITEMS: Mapping[str, type[Strict]] = {
-    "message": InputMessage,
-    "function_call": FunctionCall,
-    "function_call_output": FunctionCallOutput,
-    "reasoning": ReasoningItem,
-}
-Item = Annotated[
-    Annotated[InputMessage, Tag("(message)")]
-    | Annotated[FunctionCall, Tag("(function_call)")]
-    | Annotated[FunctionCallOutput, Tag("(function_call_output)")]
-    | Annotated[ReasoningItem, Tag("(reasoning)")],
-    Discriminator(lambda item: _kind(item, "message")),
-]
-
-
-def _as_items(value: object) -> object:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
 class FunctionTool(Strict):
@@ -130,7 +45,7 @@ class NamespaceTool(Strict):
 
 Tool = Annotated[
     Annotated[FunctionTool, Tag("(function)")] | Annotated[NamespaceTool, Tag("(namespace)")],
-    Discriminator(lambda tool: _kind(tool, "function")),
+    Discriminator(lambda tool: kind_of(tool, "function")),
 ]
 
 
@@ -173,15 +88,6 @@ class ResponsesStreamOptions(Strict):
 
 
 _TABLE = TABLES["responses"]
-_TEXT = place_of(InputText, "input.content", ITEM_PART)
-_CONTENT = Place(kinds={kind: place_of(model, "input.content", ITEM_PART) for kind, model in _PARTS.items()})
-_OUTPUT = Place(kinds=dict.fromkeys(("input_text", "output_text", "text"), _TEXT))
-_INSIDE = {
-    "message": {"content": _CONTENT},
-    "function_call_output": {"output": _OUTPUT},
-    "reasoning": {"content": _TEXT, "summary": _TEXT},
-}
-_ITEM_PLACE = Place(kinds={kind: place_of(model, "input", ITEM, _INSIDE.get(kind)) for kind, model in _ITEMS.items()})
 _FUNCTION = place_of(FunctionTool, "tools", RESPONSES_TOOL)
 _FORMAT = Place("text.format", frozenset({"type", "name", "description", "schema", "strict"}))
 
@@ -191,7 +97,7 @@ class ResponsesRequest(Sampled):
 
     rules: ClassVar[Rules] = RESPONSES
     inner: ClassVar[Mapping[str, Place]] = {
-        "input": _ITEM_PLACE,
+        "input": ITEM_PLACE,
         "tools": Place(
             kinds={
                 "function": _FUNCTION,
@@ -206,7 +112,7 @@ class ResponsesRequest(Sampled):
         "stream_options": place_of(ResponsesStreamOptions, "stream_options", STREAM),
     }
 
-    input: Annotated[list[Item], FailFast(), BeforeValidator(_as_items)]
+    input: Annotated[list[Item], FailFast(), BeforeValidator(as_items)]
     instructions: str | None = None
     tools: Annotated[list[Tool], FailFast()] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
