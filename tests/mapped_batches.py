@@ -130,9 +130,9 @@ def watch(driver: Watched) -> None:
 _LAUNCH = Steps.launch
 
 
-def reach_less() -> None:
-    reach = MappedRectangle.reach
-    MappedRectangle.reach = lambda self, place, tokens: reach(self, place, tokens - 1)  # type: ignore[method-assign]
+def reserve_less() -> None:
+    reserve = MappedRectangle.reserve
+    MappedRectangle.reserve = lambda self, place, tokens: reserve(self, place, tokens - 1)  # type: ignore[method-assign]
 
 
 def main(families: Sequence[str]) -> None:
@@ -144,5 +144,5 @@ def main(families: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     if "--wrong" in sys.argv:
-        reach_less()
+        reserve_less()
     main([name for name in sys.argv[1:] if name != "--wrong"])

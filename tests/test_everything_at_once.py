@@ -240,7 +240,7 @@ def written_wrong(self: Rectangle, row: int, parts: Sequence[torch.Tensor], coun
     _WRITE(self, row, [torch.zeros_like(part) for part in parts], count)
 
 
-def exchanged_wrong(self: Rectangle, row: int, other: int) -> None:
+def swapped_wrong(self: Rectangle, row: int, other: int) -> None:
     self.lens[row], self.lens[other] = self.lens[other], self.lens[row]
 
 
@@ -249,14 +249,14 @@ _WRITE = Rectangle.write
 
 @pytest.mark.parametrize(
     ("verb", "wrong", "seed"),
-    [("write", written_wrong, 5), ("write", written_wrong, 14), ("exchange", exchanged_wrong, 2)],
+    [("write", written_wrong, 5), ("write", written_wrong, 14), ("swap_rows", swapped_wrong, 2)],
 )
 def test_keys_and_values_that_are_moved_wrong_are_noticed(
     verb: str, wrong: Callable[..., None], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: a scenario sees it where a row was moved or a prefix used."""
-    if verb == "exchange" and native.library is None:
-        pytest.skip("no row is exchanged without native steps")
+    if verb == "swap_rows" and native.library is None:
+        pytest.skip("no rows are swapped without native steps")
     run = ScenarioRun(Scenario(seed))
     with monkeypatch.context() as patch:
         patch.setattr(Rectangle, verb, wrong)

@@ -172,7 +172,7 @@ def whole(args: argparse.Namespace, rows: int, params: Mapping[str, Any]) -> dic
     parts.watch(engine, "_view", "plan")
     parts.watch(engine._policy, "plan", "plan")
     parts.watch(engine.batch, "step", "rows")
-    parts.watch(engine.queries.outputs, "hear", "talk and text")
+    parts.watch(engine.queries.outputs, "append", "talk and text")
     parts.watch(engine.lifecycle, "_tell", "events and metrics")
     engine._sinks = (lambda event: watched(parts, metrics, event),)
     loop = EngineLoop.__new__(EngineLoop)
