@@ -49,30 +49,15 @@ FAST = (
     "server/test_telling.py",
     "server/test_tools.py",
     "test_config.py",
+    "test_foreign.py",
     "test_house_rules.py",
     "test_limits.py",
     "test_query.py",
     "test_text.py",
 )
-# Which marks a file has, by itself or with its folder; each file has one at least.
+# Which marks a file has, by itself or with its folder; those that are neither fast nor of servers have `models`.
 MARKS = {
     "fast": FAST,
-    "models": (
-        *("batch", "builtin", "engine", "grammar", "kv", "model", "native", "observe", "prefill"),
-        *("test_calibrate.py", "test_check.py", "test_cli.py", "test_compose.py", "test_constrained.py"),
-        *("test_deterministic.py", "test_documents.py", "test_everything_at_once.py", "test_examples.py"),
-        *(
-            "test_swapped_rows.py",
-            "test_failing_forward.py",
-            "test_files.py",
-            "test_generation_defaults.py",
-            "test_host.py",
-            "test_llm.py",
-        ),
-        *("test_machine.py", "test_refused_early.py", "test_same_as_alone.py", "test_sampling_in_a_batch.py"),
-        *("test_sampling_table.py", "test_simulate.py", "test_trouble_of_one_row.py", "test_tune.py"),
-        "test_versions.py",
-    ),
     "server": (
         *("bench", "parsing", "server", "test_bench_verb.py", "test_chat_verb.py", "test_faults.py"),
         *("test_low_limits.py", "test_soak.py", "test_top.py"),
@@ -89,18 +74,18 @@ _FOUND = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def marks_of(path: Path) -> list[str]:
-    """Those that MARKS gives to a test file, by itself or with its folder."""
     inside = path.relative_to(TESTS).as_posix()
-    return [
+    found = [
         mark for mark, names in MARKS.items() if any(inside == name or inside.startswith(f"{name}/") for name in names)
     ]
+    return found if {"fast", "server"} & {*found} else ["models", *found]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     # Only to read the other files would import torch.
     asked = config.option.markexpr
     ours = collection_path.suffix == ".py" and TESTS in collection_path.parents
-    return True if asked in MARKS and ours and asked not in marks_of(collection_path) else None
+    return True if asked in ("models", *MARKS) and ours and asked not in marks_of(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -19,9 +19,9 @@ import torch
 from baton.core.query import Query
 from baton.cuda.decode_steps import Slot, Steps
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.virtual_memory import HostDriver
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
+from baton.testing.host_driver import HostDriver
 from families import model_of
 from random_batch import CONTEXT, RandomBatch, Shaken, alone, as_on_a_gpu, late_copies, random_batch, some_queries
 

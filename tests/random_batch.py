@@ -17,13 +17,11 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
-from baton.core.clock import ManualClock
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings
 from baton.core.text import TextStream
 from baton.cuda.async_stepper import AsyncStepper
-from baton.cuda.copy_stream import LateLane
 from baton.cuda.forward import CudaForward
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.offload import HostOffload
@@ -48,6 +46,8 @@ from baton.model.visibility import Visibility
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Plan, Policy, View
 from baton.sampling.sampler import Draw, Sampler
+from baton.testing.clock import ManualClock
+from baton.testing.late_lane import LateLane
 from delayed import DelayedStream
 from families import CONTEXT, VOCABULARY, model_of
 from varlen import varlen_attn

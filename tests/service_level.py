@@ -22,12 +22,12 @@ from baton.core.clock import monotonic
 from baton.core.config import make_config
 from baton.core.settings import load_settings, resolve
 from baton.engine.client import Client, Stats
-from baton.faults import Faults
 from baton.loader.load import Loaded, load
 from baton.observe.metrics import Metrics
 from baton.policy.baton import Baton
 from baton.server.app import create_app
 from baton.server.run import bind, server_config, url_of
+from baton.testing.faults import Faults
 
 PATIENCE_SECONDS = 20.0
 NAME = "built-in"

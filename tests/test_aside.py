@@ -14,11 +14,11 @@ from baton.batch.rows import Rows
 from baton.core.query import Query
 from baton.core.step import Feeding
 from baton.cuda import offload as moving
-from baton.cuda.copy_stream import LateLane
 from baton.cuda.offload import HostOffload
 from baton.kv.segment import arrived
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
+from baton.testing.late_lane import LateLane
 from families import CONTEXT, VOCABULARY, model_of
 from random_batch import RandomBatch, Shaken, Spoiled, alone, late_copies, query_of, random_batch, some_queries
 
@@ -76,8 +76,8 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, ahead: bo
 
 
 def test_the_comparison_notices_rows_that_are_read_before_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.cuda.copy_stream._LateMark.join", lambda self: None)
-    monkeypatch.setattr("baton.cuda.copy_stream._LateMark.done", lambda self: True)
+    monkeypatch.setattr("baton.testing.late_lane._LateMark.join", lambda self: None)
+    monkeypatch.setattr("baton.testing.late_lane._LateMark.done", lambda self: True)
     queries, expected = queries_of("llama")
     dice = random.Random(1)
     batch = batch_apart("llama", Shaken(Baton(), dice), late_copies())

@@ -25,6 +25,7 @@ from baton.chat.conversation import SETTABLE, changed
 from baton.chat.events import events
 from baton.chat.lines import question
 from baton.chat.remote import base_of, may_be_sent
+from baton.chat.screen import Terminal as Screen
 from baton.cli.main import main
 from baton.core.errors import QueueFull, SettingError
 from baton.core.query import SamplingParams
@@ -100,6 +101,22 @@ def test_each_line_is_answered_and_remembered(chat: Chat, url: str, loop: Script
     ran = chat(url, stdin="a\n\n  b \n")
     assert ran == ForwardStats(0, "hello\nhello\n", "")
     assert told(loop) == ["<user>a", "<user>a<assistant>hello<user>b"]
+
+
+def test_what_was_thought_is_dimmed_on_a_terminal_and_left_out_of_a_pipe(
+    chat: Chat, url: str, loop: ScriptedLoop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.tokenizer.template, loop.answer = "{{ messages }} </think>", "<think>hm</think>hello"
+    assert chat(url, stdin="a\nb\n") == ForwardStats(0, "hello\nhello\n", "")
+    assert told(loop)[1] == "<user>a<assistant>hello<user>b"
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    screen = Screen()
+    for word in ("h", "m"):
+        screen.thought(word)
+    screen.said("hello")
+    out = capsys.readouterr().out
+    assert "\x1b[2mh" in out and out.endswith("\nhello")
 
 
 def test_flags_reach_the_engine(chat: Chat, url: str, loop: ScriptedLoop) -> None:

@@ -13,11 +13,11 @@ from baton.core.config import Config
 from baton.core.errors import LoadError, SettingError
 from baton.core.settings import load_settings, resolve
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.virtual_memory import HostDriver
 from baton.loader.load import Loaded, load
 from baton.measure.contenders import Contender
 from baton.measure.trials import settings_of
 from baton.policy.baton import Baton
+from baton.testing.host_driver import HostDriver
 from families import model_of
 from random_batch import query_of
 from tiny_checkpoint import save_tokenizer

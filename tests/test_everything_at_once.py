@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from baton.core.clock import ManualClock
 from baton.core.events import TokenLogprobs
 from baton.core.query import Query, SamplingParams
 from baton.kv.budget import SPARE_BYTES, Budget
@@ -27,6 +26,7 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Policy
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
 from families import CONTEXT, model_of
 from random_batch import RandomBatch, Shaken, alone, late_copies, random_batch
 from scenario import FAMILIES, POISON, Scenario

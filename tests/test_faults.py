@@ -21,8 +21,8 @@ from baton.cli.generate import run_generate
 from baton.compose import open_engine
 from baton.core.config import make_config
 from baton.core.errors import QueryFailed, SettingError
-from baton.faults import Faults, InjectedFault, from_environment
 from baton.observe.trace import read_trace
+from baton.testing.faults import Faults, InjectedFault, from_environment
 from service_level import Served, Streams, a_query, serving, until
 
 BAD_SEED = 666

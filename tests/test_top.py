@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from baton.cli.main import cli
-from baton.core.clock import ManualClock, monotonic
+from baton.core.clock import monotonic
 from baton.core.errors import BatonError, SettingError
 from baton.observe.terminal import Seen, screen
 from baton.observe.top import TopError, watch
 from baton.server.auth import Access
+from baton.testing.clock import ManualClock
 from server.listening import listening
 from server.scripted import ScriptedLoop, app_of
 from server.watched import SIGHT, beat, live_of

@@ -16,7 +16,7 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
-from baton.core.clock import Clock, ManualClock
+from baton.core.clock import Clock
 from baton.core.events import Sink
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query
@@ -34,6 +34,7 @@ from baton.model.aligned import Aligned, AlignedForward
 from baton.model.attention import Layout, Span
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Policy
+from baton.testing.clock import ManualClock
 from random_batch import NoText, RandomBatch, Recorder
 
 VOCABULARY = 50

@@ -14,7 +14,7 @@ import torch
 from baton.compose import make_engine
 from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings
-from baton.cuda.copy_stream import CopyStream, CudaLane, LateLane
+from baton.cuda.copy_stream import CopyStream, CudaLane
 from baton.cuda.decode_steps import Steps
 from baton.cuda.offload import HostOffload
 from baton.cuda.packed_rows import Packed
@@ -24,6 +24,7 @@ from baton.engine.engine import Engine
 from baton.kv.rectangle import Rectangle, footprint
 from baton.loader.load import Loaded
 from baton.policy.table import POLICIES
+from baton.testing.late_lane import LateLane
 
 from .asks import prompt_of
 from .engine import Responses

@@ -13,9 +13,10 @@ import torch
 
 from baton.cuda import ragged_attention as ragged
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.cuda.virtual_memory import CudaDriver, HostDriver
+from baton.cuda.virtual_memory import CudaDriver
 from baton.loader.load import Loaded
 from baton.model.visibility import EVERYTHING
+from baton.testing.host_driver import HostDriver
 
 from .asks import Ask, lengths_of
 from .timing import replayed

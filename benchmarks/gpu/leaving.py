@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 import torch
 
-from baton.cuda.copy_stream import LateLane
 from baton.cuda.offload import HostOffload
 from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle
+from baton.testing.late_lane import LateLane
 
 LAYERS, TOKENS, TURNS = 36, 1024, 50
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from baton.cuda.virtual_memory import CudaDriver, Driver, HostDriver
+from baton.cuda.virtual_memory import CudaDriver, Driver
 from baton.kv.rectangle import footprint
 from baton.loader.load import Loaded
 from baton.loader.mapping import check
+from baton.testing.host_driver import HostDriver
 
 from .asks import Ask, prompt_of
 from .engine import engine_run

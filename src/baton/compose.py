@@ -37,8 +37,6 @@ from baton.engine.client import Client
 from baton.engine.engine import Engine
 from baton.engine.loop import EngineLoop
 from baton.engine.output import OutputProcessor
-from baton.faults import Faults
-from baton.faults import from_environment as faults_of
 from baton.grammar.compiler import Grammars
 from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
@@ -55,6 +53,8 @@ from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy, traits
 from baton.policy.table import policy_named
 from baton.sampling.sampler import Sampler
+from baton.testing.faults import Faults
+from baton.testing.faults import from_environment as faults_of
 
 log = logging.getLogger("baton.kv")
 

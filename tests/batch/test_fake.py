@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from baton.batch.fake import CostModel, FakeBatch, FakeDevice, FakePrefill
-from baton.core.clock import ManualClock
 from baton.core.errors import Refused
 from baton.core.events import Event, IterationDone
 from baton.core.footprint import Columns, Footprint
@@ -25,6 +23,8 @@ from baton.policy.baton import Baton
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Policy
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
+from baton.testing.fake_batch import CostModel, FakeBatch, FakeDevice, FakePrefill
 from random_batch import NoText, RandomBatch, Recorder, Shaken, query_of
 from toy import hashed, prompt_of, toy_alone, toy_batch, toy_settings
 

@@ -9,9 +9,9 @@ from baton.bench.drive import TURN_BEFORE_FAILED, Run
 from baton.bench.interleave import NO_TURNS, OwnTime
 from baton.bench.lockstep import drive_in_turn
 from baton.bench.workload import make_workload
-from baton.core.clock import ManualClock
 from baton.core.events import Update
 from baton.core.query import Query
+from baton.testing.clock import ManualClock
 
 
 class Counting:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from baton.bench.interleave import Interleaved, OtherIsGone, OwnTime, handshake
-from baton.core.clock import ManualClock
 from baton.core.errors import SettingError
+from baton.testing.clock import ManualClock
 
 Both = tuple[Interleaved, Interleaved]
 

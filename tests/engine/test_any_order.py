@@ -11,7 +11,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from baton.core.clock import ManualClock
 from baton.core.events import Event, IterationDone, QueryEnded, QueryMoved
 from baton.core.query import Query, State
 from baton.kv.budget import SPARE_BYTES
@@ -19,6 +18,7 @@ from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
 from baton.policy.port import Policy
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
 from random_batch import Shaken, query_of
 from toy import BYTES_PER_TOKEN, COLUMNS, NAN, hashed, prompt_of, toy_batch
 from turns import accept, faulty, is_idle, turn

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from baton.core.clock import ManualClock, monotonic
+from baton.core.clock import monotonic
 from baton.core.errors import ContextLengthExceeded, InvalidValue, QueueFull, ShuttingDown, Unsupported
 from baton.core.events import Update
 from baton.core.query import Query, RequestOptions, SamplingParams
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
+from baton.testing.clock import ManualClock
 from random_batch import RandomBatch
 from toy import COLUMNS, VOCABULARY, Say, hashed, prompt_of, toy_alone, toy_batch, toy_settings
 

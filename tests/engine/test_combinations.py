@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from baton.batch import feeder
-from baton.core.clock import ManualClock
 from baton.core.query import Query, State
 from baton.kv.budget import SPARE_BYTES, Budget
 from baton.kv.prefix import PrefixStore
@@ -18,6 +17,7 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
 from families import model_of
 from random_batch import RandomBatch, alone, query_of, random_batch
 from toy import BYTES_PER_TOKEN, COLUMNS, prompt_of, toy_alone, toy_batch

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from baton.core.clock import ManualClock
 from baton.core.events import Event, IterationDone
 from baton.core.query import State
 from baton.engine.costs import AnswerMeter, CostMeter
 from baton.policy.baton import SMALLEST_CHUNK, Baton
+from baton.testing.clock import ManualClock
 from random_batch import query_of
 from toy import prompt_of, toy_alone, toy_batch
 from turns import accept, done, turn

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from baton.core.clock import ManualClock
 from baton.core.errors import Refused
 from baton.core.events import Event, QueryMoved
 from baton.core.query import Query, State
@@ -20,6 +19,7 @@ from baton.policy.baton import Baton
 from baton.policy.port import Chunk, Plan
 from baton.policy.run_to_completion import RunToCompletion
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
 from families import model_of
 from random_batch import RandomBatch, Shaken, alone, query_of, random_batch
 from toy import BYTES_PER_TOKEN, NAN, Say, hashed, toy_alone, toy_batch

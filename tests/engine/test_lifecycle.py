@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from baton.core.clock import ManualClock
 from baton.core.events import Event, QueryEnded, QueryMoved
 from baton.core.footprint import Columns, Footprint
 from baton.core.query import Query, State
 from baton.engine.lifecycle import MOVES, IllegalMove, Lifecycle
 from baton.policy.port import QueryView
+from baton.testing.clock import ManualClock
 from random_batch import query_of
 
 LIVE = [state for state in State if state.live]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from baton.core.clock import Clock, ManualClock, monotonic
+from baton.core.clock import Clock, monotonic
 from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
 from baton.core.events import Event, QueryRejected, Update
 from baton.core.query import Query
@@ -20,6 +20,7 @@ from baton.engine.loop import EngineLoop
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, Policy, View
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
 from random_batch import NoText, query_of
 from toy import hashed, prompt_of, toy_alone, toy_batch
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from baton.core.clock import ManualClock
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import Query, State
 from baton.engine.executor import GOOD_STEPS
@@ -18,6 +17,7 @@ from baton.policy.baton import Baton
 from baton.policy.orca import Orca
 from baton.policy.port import Plan
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
 from families import CONTEXT, model_of
 from random_batch import RandomBatch, Shaken, alone, query_of, random_batch
 from toy import BYTES_PER_TOKEN, COLUMNS, FOOTPRINT, hashed, prompt_of, toy_alone, toy_batch

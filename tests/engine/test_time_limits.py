@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from baton.core.clock import ManualClock
 from baton.core.query import Query, State
 from baton.policy.baton import Baton
 from baton.policy.port import Chunk, Plan, View
+from baton.testing.clock import ManualClock
 from random_batch import RandomBatch, query_of
 from toy import prompt_of, toy_alone, toy_batch
 

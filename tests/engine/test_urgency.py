@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch.test_fake import fake_batch
-from baton.batch.fake import CostModel
-from baton.core.clock import ManualClock
 from baton.core.events import Event, QueryEnded, QueryMoved
 from baton.core.query import Query, State
 from baton.policy.baton import Baton
@@ -20,6 +18,8 @@ from baton.policy.port import Policy
 from baton.policy.priority import Priority
 from baton.policy.slo import Slo
 from baton.policy.table import POLICIES
+from baton.testing.clock import ManualClock
+from baton.testing.fake_batch import CostModel
 from random_batch import RandomBatch, query_of
 from toy import COLUMNS, prompt_of, toy_alone, toy_batch
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baton.core.clock import ManualClock
 from baton.kv.budget import SPARE_BYTES, Budget, out_of_memory
+from baton.testing.clock import ManualClock
 
 
 class Machine:

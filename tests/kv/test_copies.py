@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from baton.cuda.copy_stream import LateLane
 from baton.cuda.offload import HostOffload, trial
 from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import HostMemory
 from baton.kv.prefix import PrefixStore, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
+from baton.testing.late_lane import LateLane
 from random_batch import Spoiled, late_copies
 
 CPU = torch.device("cpu")
@@ -129,7 +129,7 @@ def test_who_reads_before_it_is_there_reads_no_number(monkeypatch: pytest.Monkey
     rectangle, copies = rectangle_of(*uniform(1)), late_copies()
     rectangle.lens[:2] = [9, 9]
     packed = Packed(copies.out(rectangle.view(0)).pieces)
-    monkeypatch.setattr("baton.cuda.copy_stream._LateMark.join", lambda self: None)
+    monkeypatch.setattr("baton.testing.late_lane._LateMark.join", lambda self: None)
     copies.into(packed, rectangle.view(1)).land()
     assert all(part.isnan().all() for part in rectangle.view(1))
 
@@ -280,7 +280,7 @@ def test_the_trial_says_what_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None
     copies = late_copies()
     assert trial(copies, CPU) == "" and copies.host.used_bytes == 0
     with monkeypatch.context() as patched:
-        patched.setattr("baton.cuda.copy_stream._LateMark.join", lambda self: None)
+        patched.setattr("baton.testing.late_lane._LateMark.join", lambda self: None)
         assert trial(late_copies(), CPU) == "what came back is not what left"
     with monkeypatch.context() as patched:
         patched.setattr("baton.cuda.offload.finite", lambda form, staging: torch.ones(len(staging), dtype=torch.bool))

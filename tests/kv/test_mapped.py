@@ -16,8 +16,9 @@ from torch import Tensor
 from baton.core.errors import SettingError
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.page_layout import PageLayout
-from baton.cuda.virtual_memory import HostDriver, trial
+from baton.cuda.virtual_memory import trial
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
+from baton.testing.host_driver import HostDriver
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 CPU = torch.device("cpu")

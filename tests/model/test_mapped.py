@@ -13,10 +13,10 @@ import pytest
 
 from baton.core.errors import LoadError
 from baton.cuda.forward import CudaForward
-from baton.cuda.virtual_memory import HostDriver
 from baton.loader.choose import choose
 from baton.loader.mapping import check, mapping
 from baton.model.forward import TorchForward
+from baton.testing.host_driver import HostDriver
 from families import model_of
 from mapped_batches import KINDS
 from random_batch import RowByRow

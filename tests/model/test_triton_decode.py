@@ -25,10 +25,10 @@ from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.page_layout import PageLayout
 from baton.cuda.ragged_attention import InTorch, InTriton, Places
 from baton.cuda.slots import Slot, follows
-from baton.cuda.virtual_memory import HostDriver
 from baton.kv.rectangle import Rectangle
 from baton.model.forward import TorchForward
 from baton.model.visibility import EVERYTHING, Visibility
+from baton.testing.host_driver import HostDriver
 from families import model_of
 from random_batch import torch_forward_of
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from baton.core.clock import ManualClock
 from baton.core.query import State
 from baton.observe.catalog import FAMILIES
 from baton.observe.metrics import Metrics
+from baton.testing.clock import ManualClock
 from observe.test_metrics import STATS, ended, iteration, moved
 
 

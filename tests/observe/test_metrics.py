@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from baton.core.clock import ManualClock
 from baton.core.events import IterationDone, QueryEnded, QueryMoved, QueryRejected, Slots, Usage
 from baton.core.query import State
 from baton.engine.client import Stats
 from baton.observe.counters import LastMinute
 from baton.observe.metrics import Metrics
+from baton.testing.clock import ManualClock
 
 STATS = Stats(
     running=3,

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from baton.core.clock import ManualClock
 from baton.core.events import IterationDone, QueryMoved, QueryRejected, Slots
 from baton.core.query import State
 from baton.observe.bottleneck import Machine, diagnose
@@ -18,6 +17,7 @@ from baton.observe.live import Live
 from baton.observe.timeline import MOST_STAYS, Bucket, Timeline, percentile
 from baton.policy.baton import Baton
 from baton.policy.port import NO_COSTS, Costs
+from baton.testing.clock import ManualClock
 from observe.test_metrics import STATS, ended, iteration
 from observe.test_metrics import moved_at as moved
 from random_batch import Shaken, query_of

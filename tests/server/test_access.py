@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -124,6 +125,8 @@ def test_keys_come_from_environment_and_file_too(tmp_path: Path) -> None:
         "[::1]",
         "[::1]:80",
         "192.168.0.7:80",
+        "host.docker.internal:8000",
+        f"{socket.gethostname().partition('.')[0]}.local",
     ],
 )
 async def test_local_names_and_addresses_are_answered(loop: ScriptedLoop, host: str) -> None:

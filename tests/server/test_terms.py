@@ -15,13 +15,14 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baton.core.clock import ManualClock, monotonic
+from baton.core.clock import monotonic
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.policy.port import Policy, traits
 from baton.policy.table import POLICIES
 from baton.server.app import create_app
 from baton.server.auth import Access
+from baton.testing.clock import ManualClock
 from server.scripted import MODEL, Letters, ScriptedLoop, app_of, client_of
 from toy import hashed, toy_batch, toy_settings
 

@@ -156,6 +156,43 @@ async def test_what_is_promised_is_enforced(
     assert "strict" not in json.dumps(loop.tokenizer.tools)
 
 
+LOOSE = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "nullable": True, "format": "city"}, "not": {"type": "string"}},
+    "propertyOrdering": ["city"],
+    "required": ["city"],
+}
+
+
+async def test_a_tool_that_is_not_strict_does_without_what_no_grammar_knows(
+    http: httpx.AsyncClient, loop: ScriptedLoop
+) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": LOOSE}}
+    response = await http.post(PATH, json=asked(tools=[tool], tool_choice="required"))
+    assert response.headers["x-baton-relaxed"] == "format, nullable, propertyOrdering"
+    assert loop.compiler is not None
+    (used,) = json.loads(loop.compiler.forms[0].text)["tools"]
+    city = {"type": ["string", "null"]}
+    assert used["parameters"] == {
+        "type": "object",
+        "properties": {"city": city, "not": {"type": "string"}},
+        "required": ["city"],
+    }
+    assert loop.tokenizer.tools[0]["function"]["parameters"] == LOOSE, "the model is told all of it"
+
+
+async def test_a_strict_tool_keeps_its_schema_and_a_free_answer_relaxes_nothing(
+    http: httpx.AsyncClient, loop: ScriptedLoop
+) -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": LOOSE, "strict": True}}
+    response = await http.post(PATH, json=asked(tools=[tool], tool_choice="required"))
+    assert "x-baton-relaxed" not in response.headers
+    assert loop.compiler is not None
+    assert json.loads(loop.compiler.forms[0].text)["tools"][0]["parameters"] == LOOSE
+    del tool["function"]["strict"]  # type: ignore[attr-defined]
+    assert "x-baton-relaxed" not in (await http.post(PATH, json=asked(tools=[tool]))).headers
+
+
 async def test_none_offers_none(http: httpx.AsyncClient, loop: ScriptedLoop) -> None:
     choice = await answer(http, tool_choice="none")
     assert (choice["message"]["content"], choice["finish_reason"]) == (CALL, "stop")

@@ -77,7 +77,7 @@ class Answer:
     idle_ratio: float | None = None
 
     def take(self, piece: Piece) -> None:
-        if piece.text:
+        if piece.text or piece.reasoning:
             self.last = monotonic()
             self.first = self.first or self.last
             self.pieces += 1
@@ -171,6 +171,7 @@ class Conversation:
             with closing(self._answerer.answer([*before, *turns], self._sampling)) as pieces:
                 for piece in pieces:
                     answer.take(piece)
+                    self._screen.thought(piece.reasoning)
                     self._screen.said(piece.text)
         except KeyboardInterrupt:
             if not self._screen.interactive:

@@ -10,7 +10,11 @@ from baton.chat.port import Message, Piece
 from baton.core.errors import QueryFailed
 from baton.core.query import SamplingParams
 from baton.engine.client import Client
+from baton.parsing.deltas import message_of
+from baton.parsing.reasoning import parser_for, tags_of
 
+# A prompt's last tokens, among which a tag is that opens the reasoning.
+_PROMPT_END = 32
 # Unless the model's author or the user says otherwise: the likeliest tokens, up to the context's end.
 _PLAIN: dict[str, Any] = {"temperature": 0.0, "max_tokens": None}
 
@@ -25,17 +29,25 @@ class Here:
 
     def answer(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
         params = SamplingParams(**{**_PLAIN, **self._client.defaults, **sampling})
-        queries = self._client.queries(self._client.tokenizer.chat(messages), params)
+        tokenizer = self._client.tokenizer
+        prompt = tokenizer.chat(messages)
+        queries = self._client.queries(prompt, params)
+        tags = tags_of(tokenizer.chat_template(tools=False) or "", tokenizer.added, tokenizer.response_template)
+        parser = parser_for(tags, tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
         with closing(self._client.run(queries)) as updates:
             for update in updates:
                 if update.finish_reason in ("error", "expired", "cancelled"):
                     raise QueryFailed(update.error or "the query was ended")
-                spent = update.usage
+                deltas = parser.push(update.text)
+                if update.finish_reason is not None:
+                    deltas += parser.finish()
+                said, spent = message_of(deltas), update.usage
                 if spent is None:
-                    yield Piece(update.text, update.finish_reason)
+                    yield Piece(said.text, said.reasoning, update.finish_reason)
                     continue
                 yield Piece(
-                    update.text,
+                    said.text,
+                    said.reasoning,
                     update.finish_reason,
                     prompt_tokens=spent.prompt_tokens,
                     generated_tokens=spent.generated_tokens,

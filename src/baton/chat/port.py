@@ -12,9 +12,13 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of an answer. What is known of the whole comes with its last pieces; None where nobody says it."""
+    """Some of an answer, and of what was thought before it.
+
+    What is known of the whole comes with its last pieces; None where nobody says it.
+    """
 
     text: str = ""
+    reasoning: str = ""
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     generated_tokens: int | None = None

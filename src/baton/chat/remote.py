@@ -168,22 +168,23 @@ def _streamed(response: httpx.Response) -> Generator[Piece, None, None]:
             raise ServerError(one_line(f"the server failed: {_message(chunk)}"))
         choice: dict[str, Any] = next(iter(chunk.get("choices") or []), {})
         ended = ended or choice.get("finish_reason") is not None
-        text = (choice.get("delta") or {}).get("content")
-        yield _piece(text, choice, chunk)
+        yield _piece(choice.get("delta") or {}, choice, chunk)
     if not ended:
         raise ServerError("the connection ended in the middle of the answer")
 
 
 def _plain(answer: dict[str, Any]) -> Piece:
     choice: dict[str, Any] = next(iter(answer.get("choices") or []), {})
-    return _piece((choice.get("message") or {}).get("content"), choice, answer)
+    return _piece(choice.get("message") or {}, choice, answer)
 
 
-def _piece(text: object, choice: Mapping[str, Any], chunk: Mapping[str, Any]) -> Piece:
+def _piece(said: Mapping[str, Any], choice: Mapping[str, Any], chunk: Mapping[str, Any]) -> Piece:
+    text, thought = said.get("content"), said.get("reasoning_content") or said.get("reasoning")
     usage = chunk.get("usage") or {}
     spent = usage.get("baton") or {}
     return Piece(
         text if isinstance(text, str) else "",
+        thought if isinstance(thought, str) else "",
         choice.get("finish_reason"),
         prompt_tokens=usage.get("prompt_tokens"),
         generated_tokens=usage.get("completion_tokens"),

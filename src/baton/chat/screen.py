@@ -23,6 +23,9 @@ class Screen(Protocol):
     def said(self, text: str) -> None:
         """Some of the answer, as it came."""
 
+    def thought(self, text: str) -> None:
+        """Some of what was thought before the answer, as it came."""
+
     def ended(self, facts: str) -> None:
         """The answer is there; what it took, in one line."""
 
@@ -42,15 +45,26 @@ class Terminal:
         self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._waiting: Status | None = None
         self._at_line_start = True
+        self._thinking = False
 
     def asked(self) -> None:
+        self._thinking = False
         self._waiting = self._console.status("", spinner="dots")
         self._waiting.start()
         self._at_line_start = True
 
+    def thought(self, text: str) -> None:
+        if text := clean(text):
+            self._stop_waiting()
+            self._thinking, self._at_line_start = True, text.endswith("\n")
+            self._console.print(text, style="dim", end="")
+
     def said(self, text: str) -> None:
         if text := clean(text):
             self._stop_waiting()
+            if self._thinking:
+                self._new_line()
+                self._thinking = False
             self._at_line_start = text.endswith("\n")
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -85,6 +99,9 @@ class Plain:
     interactive = False
 
     def asked(self) -> None:
+        pass
+
+    def thought(self, text: str) -> None:
         pass
 
     def said(self, text: str) -> None:

@@ -19,6 +19,7 @@ import click
 
 from baton import __version__
 from baton.cli.flags import LOADING, OF_THE_BATCH, SERVING, WithLimits, settings, workload
+from baton.cli.foreign import check_address, hint
 from baton.cli.refuse import refuse, refuse_bench, refuse_file, refuse_simulate
 from baton.core.config import OLD_NAMES, Config, load_config
 from baton.core.errors import BatonError, RequestError, SettingError
@@ -45,7 +46,9 @@ def main() -> NoReturn:
         if isinstance(error, _NO_VERB):
             click.echo(error.format_message(), err=True)
             sys.exit(2)
-        _fail(error.format_message(), 2)
+        known = error.option_name if isinstance(error, click.NoSuchOption) else ""
+        said = error.format_message()
+        _fail(said.rstrip(".") + hint(sys.argv[1:], known) if known else said, 2)
     except BatonError as error:
         _fail(error.message, getattr(error, "exit_status", 1))
     except BrokenPipeError:
@@ -166,6 +169,7 @@ def chat(
         with closing(_server(flags["model"], api_key or next(iter(known), None), model_name)) as server:
             converse(server, system=system, sampling=sampling)
         return
+    check_address(flags["model"] or "")
     for flag, value in (("--api-key", api_key), ("--model-name", model_name)):
         if value is not None:
             raise SettingError(f"{flag} is for a server: give its address, like http://127.0.0.1:8000")
@@ -331,6 +335,7 @@ def load(url: str, **options: Any) -> None:
     It asks /v1/completions with streams, greedily, for answers of a set length (ignore_eos). What it cannot keep up
     with itself it says: how late queries were asked, and how late its own event loop came round.
     """
+    check_address(url)
     from baton.bench.commands import run_load
 
     run_load(url, options)
@@ -344,6 +349,7 @@ def top(url: str, api_key: str | None) -> None:
 
     Where its output is no terminal, it tells once how things are.
     """
+    check_address(url)
     from baton.observe.top import run_top
 
     run_top(url, api_key)

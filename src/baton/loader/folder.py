@@ -79,6 +79,8 @@ def local(source: str) -> Path | None:
         raise LoadError(file_is(folder, source))
     if here:
         return folder
+    if folder.suffix.lower() == ".gguf":
+        raise LoadError(file_is(folder, source))
     if "://" in source:
         raise LoadError(f"{source} is an address: give the model's hub id, {'/'.join(source.split('/')[3:5])}")
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:

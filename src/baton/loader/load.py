@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,7 +94,9 @@ def load(
     """
     name = asked.name
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        # The hub's bars for downloads go with transformers' own.
+        transformers.logging.disable_progress_bar()
     device = device_asked(asked.device)
     facts = device_of(device)
     compiled = _compiler(asked, facts)

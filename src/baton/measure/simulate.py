@@ -1,7 +1,8 @@
 """The verb `baton simulate`: workloads and policies against measured costs, without a device.
 
 The engine, the policies and the accounts are those that serve; only the forward is a number of seconds, by which a
-clock is moved (`batch/fake.py`). So what cannot be run here can be tried: thousands of queries, other costs, more rows.
+clock is moved (`testing/fake_batch.py`). So what cannot be run here can be tried: thousands of queries, other
+costs, more rows.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ from typing import Any
 from rich.console import Console
 from tqdm import tqdm
 
-from baton.batch.fake import FakeBatch, FakeDevice, FakePrefill
 from baton.bench.commands import workload_of
 from baton.bench.costmodel import MeasuredCosts, read_costs
 from baton.bench.drive import Mode, Responses, Run
 from baton.bench.figures import NO_GOAL, Figures, Goal, figures
 from baton.bench.table import report, table_of
 from baton.bench.workload import Workload
-from baton.core.clock import ManualClock
 from baton.core.config import Config
 from baton.core.errors import SettingError
 from baton.core.events import Update
@@ -41,6 +40,8 @@ from baton.measure.trials import Tally, check_lengths
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import traits
 from baton.policy.table import policy_named
+from baton.testing.clock import ManualClock
+from baton.testing.fake_batch import FakeBatch, FakeDevice, FakePrefill
 
 _PAUSE_SECONDS = 0.002  # as the engine's loop pauses where a policy has nothing to do
 # Prompts are random token ids, so that they share what the workload says and nothing else; all answers are one word.

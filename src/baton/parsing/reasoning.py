@@ -61,6 +61,11 @@ def inside(tags: Tags, prompt_end: str) -> bool:
     return prompt_end.rstrip(_BLANK).endswith(tags.opening.rstrip(_BLANK))
 
 
+def parser_for(tags: Tags | None, prompt_end: str) -> Parser:
+    """A parser of an answer without tools. `tags`: None for a model that does not reason."""
+    return _Nothing() if tags is None else ReasoningParser(tags, begun=inside(tags, prompt_end))
+
+
 @dataclass(slots=True)
 class _Nothing:
     """A parser that finds nothing but text."""

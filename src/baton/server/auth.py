@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from baton.core.settings import ServerSettings
 from baton.server.errors import error_response, of_messages
 
 ANY = "*"
-_LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
+# By the last two no page can have its own name point here: they are given by Docker and by multicast DNS.
+_LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "host.docker.internal"})
+_LOCAL |= {f"{socket.gethostname().partition('.')[0].lower()}.local"}
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _MOST_KEY_BYTES = 2**20

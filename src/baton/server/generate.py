@@ -28,6 +28,7 @@ from baton.server.ignored import IgnoredFields
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
 from baton.server.reading import reading_of, reasons
+from baton.server.relaxed import HEADER as RELAXED
 from baton.server.responses import ResponsesRequest
 from baton.server.responses_events import ResponseWriter
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
@@ -50,6 +51,7 @@ class Job:
     tools: bool = False
     writer: BlockWriter | None = None
     ignored: Sequence[str] = ()
+    relaxed: Sequence[str] = ()
 
     @property
     def chat(self) -> bool:
@@ -136,6 +138,8 @@ class Generating:
             response: Response = EventStream(self._client, self._workers, self._answers, job.choices, job.events())
         else:
             response = await self._whole(request, job)
+        if job.relaxed:
+            response.headers[RELAXED] = ", ".join(job.relaxed)
         return self._ignored.tell(request, response, job.ignored)
 
     async def _whole(self, request: Request, job: Job) -> Response:
@@ -236,7 +240,14 @@ class Generating:
         logprobs = ChatLogprobs(tokenizer) if asked.logprobs else None
         begun = str(asked.turns()[-1].get("content") or "") if asked.continue_final_message else ""
         choices = [Choice(query, logprobs=logprobs, parser=reading.parser_of(prompt, begun)) for query in queries]
-        return Job(asked, choices, self._client.model_name, tools is not None, ignored=asked.ignored)
+        return Job(
+            asked,
+            choices,
+            self._client.model_name,
+            tools is not None,
+            ignored=asked.ignored,
+            relaxed=tools.relaxed if tools else (),
+        )
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if not isinstance(prompt, str):

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baton.core.errors import BatonError
+from baton.core.errors import BatonError, quoted
 from baton.core.limits import Limits, exceeded
 from baton.server.auth import Access, Hosts, Keys, authorization_of
 from baton.server.errors import HeadersTooLarge, InvalidHost, InvalidKey, error_response, internal_error
@@ -86,7 +86,8 @@ class AuthMiddleware:
         host = headers.get(b"host")
         # Only HTTP/1.0 knows requests without one, which no browser sends.
         if self._hosts is not None and host is not None and not self._hosts.admit(host):
-            raise InvalidHost("this server is not known by the request's Host: --allowed-host adds a name")
+            name = quoted(host.decode("latin-1"))
+            raise InvalidHost(f"this server is not known by the request's Host {name}: --allowed-host adds a name")
         if not self._keys or scope["path"] in self._open_paths:
             return
         if not self._keys.admit(authorization_of(scope)):

@@ -15,6 +15,7 @@ from baton.engine.client import Tokenizer
 from baton.parsing.deltas import Parser
 from baton.parsing.styles import Style, style_of
 from baton.server.fields import Strict
+from baton.server.relaxed import relaxed
 
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -53,7 +54,7 @@ class Tools:
     """Those that an answer may call. `form`: what it must look like, where it is not free.
 
     `shown`: special tokens that the parser must see in the text. `forced`: the answer is nothing but calls, of the tool
-    `only` if there is but one.
+    `only` if there is but one. `relaxed`: keywords of schemas that the form does without.
     """
 
     offered: Sequence[ToolOffered]
@@ -62,6 +63,7 @@ class Tools:
     shown: frozenset[int]
     only: str | None = None
     forced: bool = False
+    relaxed: tuple[str, ...] = ()
 
     def parser(self) -> Parser:
         schemas = {tool.function.name: tool.function.parameters or _NO_ARGUMENTS for tool in self.offered}
@@ -98,10 +100,11 @@ def chosen(
     ]
     if bound and not style.forcible:
         _refuse(style, choice, many)
-    form = _form(called, style, tokens, several=several, forced=forced) if bound else None
+    left_out: set[str] = set()
+    form = _form(called, style, tokens, left_out, several=several, forced=forced) if bound else None
     shown = frozenset(token for tag, token in tokens.items() if tag in tokenizer.special)
     only = called[0].function.name if forced and len(called) == 1 else None
-    return Tools(offered, style, form, shown, only, forced)
+    return Tools(offered, style, form, shown, only, forced, tuple(sorted(left_out)))
 
 
 def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many: bool | None) -> None:
@@ -123,8 +126,15 @@ def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many:
 
 
 def _form(
-    tools: Sequence[ToolOffered], style: Style, tokens: dict[str, int], *, several: bool, forced: bool
+    tools: Sequence[ToolOffered],
+    style: Style,
+    tokens: dict[str, int],
+    left_out: set[str],
+    *,
+    several: bool,
+    forced: bool,
 ) -> OutputFormat:
+    """`left_out` gets the keywords that tools which are not strict do without."""
     spec = {
         "frame": style.frame,
         "opening": style.opening,
@@ -134,7 +144,11 @@ def _form(
         "several": several,
         "forced": forced,
         "tools": [
-            {"name": one.name, "parameters": _told(one)["parameters"]} for one in (tool.function for tool in tools)
+            {
+                "name": one.name,
+                "parameters": _told(one)["parameters"] if one.strict else relaxed(_told(one)["parameters"], left_out),
+            }
+            for one in (tool.function for tool in tools)
         ],
     }
     return OutputFormat(CALLS, json.dumps(spec), "tools")

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import torch
 
-from baton.core.clock import ManualClock
 from baton.core.errors import Refused
 from baton.core.footprint import Footprint
 from baton.core.step import Chunk, Feeding, StepCost, StepOutput
 from baton.kv.segment import KVSegment
+from baton.testing.clock import ManualClock
 
 
 class Costs(Protocol):
