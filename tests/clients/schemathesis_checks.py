@@ -62,7 +62,6 @@ REASONS: dict[str, Callable[[Body], bool]] = {
     "structured_outputs": lambda body: body["structured_outputs"] is not None,
     "tools": lambda body: bool(body["tools"]),
     "tool_choice": lambda body: body["tool_choice"] not in (None, "none", "auto"),
-    "parallel_tool_calls": lambda body: not body.get("tools"),
     "messages": lambda body: _last_role(body) == "assistant" or _refers(body) or _not_all_text(body),
     "input": lambda body: _not_all_text(body) or _ends_with_assistant(body),
     "text": lambda body: body["text"].get("format") is not None,

@@ -84,6 +84,7 @@ TAKEN: dict[str, Any] = {
     "metadata": {"a": "b"},
     "service_tier": "flex",
     "verbosity": "low",
+    "parallel_tool_calls": False,
 }
 
 

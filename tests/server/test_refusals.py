@@ -47,7 +47,6 @@ def check(
 
 
 ONLY_FOR_CHAT: dict[str, Any] = {
-    "parallel_tool_calls": False,
     "tool_choice": "required",
     "tools": [{"type": "function", "function": {"name": "f"}}],
 }

@@ -254,7 +254,6 @@ def used(arguments: str) -> list[dict[str, Any]]:
         ),
         ({"tools": []}, "x", ""),
         ({"tools": [], "tool_choice": "required"}, "invalid_value", "tool_choice"),
-        ({"tools": [], "parallel_tool_calls": False}, "invalid_value", "parallel_tool_calls"),
         ({"tool_choice": "some"}, "invalid_value", "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "invalid_value", "tool_choice"),
         ({"tool_choice": "required", "min_tokens": 3}, "unsupported_parameter", "min_tokens"),

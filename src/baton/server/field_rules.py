@@ -39,6 +39,7 @@ def _only(*values: object, instead: str = "") -> Rule:
 
 _OF_CLIENTS = _any(
     "metadata",
+    "parallel_tool_calls",
     "prediction",
     "prompt_cache_key",
     "prompt_cache_retention",
@@ -56,7 +57,6 @@ _OF_OPENAI: Rules = {
     "functions": _only([], instead="send tools"),
     "modalities": _only(["text"]),
     "moderation": _only(),
-    "parallel_tool_calls": _only(True),
     "reasoning_effort": _only("none"),
     "suffix": _only(""),
     "tool_choice": _only("none", "auto"),

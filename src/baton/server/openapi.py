@@ -313,10 +313,8 @@ def _bounds(client: Client) -> dict[str, Schema]:
         "FunctionOffered.parameters": {"type": "object", "properties": {"type": {"const": "object"}}},
         "tools": {"type": "array", "maxItems": limits.max_tools} if offers else {"enum": [None, []]},
         "tool_choice": {} if offers else {"enum": [None, "none", "auto"]},
-        "ResponsesRequest.parallel_tool_calls": {},
         "MessagesRequest.tool_choice": {},
         "CountRequest.tool_choice": {},
-        "parallel_tool_calls": {} if offers else {"enum": [None]},
     }
 
 

@@ -82,7 +82,7 @@ def chosen(
 
     Raises InvalidValue, and Unsupported where this model is not known to call tools.
     """
-    _check(offered, choice, many)
+    _check(offered, choice)
     if not offered or choice == "none":
         return None
     style = style_of(tokenizer.chat_template(tools=True) or "", tokenizer.response_template)
@@ -107,7 +107,7 @@ def chosen(
     return Tools(offered, style, form, shown, only, forced, tuple(sorted(left_out)))
 
 
-def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many: bool | None) -> None:
+def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None) -> None:
     names: set[str] = set()
     for at, tool in enumerate(offered):
         where, name, parameters = f"tools[{at}].function", tool.function.name, tool.function.parameters or {}
@@ -117,8 +117,6 @@ def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many:
         if parameters.get("type", "object") != "object":
             raise InvalidValue(f"{where}.parameters must be the schema of an object", param=f"{where}.parameters")
         names.add(name)
-    if not offered and many is not None:
-        raise InvalidValue("parallel_tool_calls is only for tools", param="parallel_tool_calls")
     if not offered and (isinstance(choice, ToolNamed) or choice == "required"):
         raise InvalidValue("tool_choice is only for tools", param="tool_choice")
     if isinstance(choice, ToolNamed) and choice.function.name not in names:
