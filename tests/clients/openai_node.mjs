@@ -74,7 +74,7 @@ const checks = {
   async structured() {
     const schema = { type: "object", properties: { sum: { type: "integer", minimum: 0, maximum: 99 } }, required: ["sum"], additionalProperties: false };
     const response_format = { type: "json_schema", json_schema: { name: "sum", schema, strict: true } };
-    const answer = await client.chat.completions.parse({ model, messages, response_format, temperature: 0, max_tokens: 40 });
+    const answer = await client.chat.completions.parse({ model, messages, response_format, temperature: 0, max_tokens: 200 });
     assert.equal(typeof answer.choices[0].message.parsed.sum, "number");
   },
 };
