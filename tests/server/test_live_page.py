@@ -262,7 +262,7 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: Open, scheme: str) -> No
     box = canvas.bounding_box()
     canvas.tap(position={"x": box["width"] - 20, "y": box["height"] - AXIS - ROWS * 22 + 8})
     expect(page.locator("#tip")).to_contain_text("q-1")
-    unnamed = "[...document.querySelectorAll('button, input, canvas')].filter((e) => !e.textContent.release_unused()"
+    unnamed = "[...document.querySelectorAll('button, input, canvas')].filter((e) => !e.textContent.trim()"
     unnamed += " && !e.getAttribute('aria-label') && !e.getAttribute('aria-hidden') && !e.labels?.length).length"
     assert page.evaluate(unnamed) == 0 and page.get_by_role("main").count() == 1
 

@@ -532,7 +532,7 @@ def test_a_reader_hears_whole_answers(page: Any, loop: ScriptedLoop) -> None:
     expect(said).to_have_text("Conversation 1: halfhello")
     assert page.get_by_role("main").count() == 1
     unnamed = "[...document.querySelectorAll('button, input, textarea')].filter((e) => !e.closest('template')"
-    unnamed += " && !e.textContent.release_unused() && !e.getAttribute('aria-label') && !e.labels?.length).length"
+    unnamed += " && !e.textContent.trim() && !e.getAttribute('aria-label') && !e.labels?.length).length"
     assert page.evaluate(unnamed) == 0
 
 
