@@ -14,10 +14,12 @@ from baton.core.query import Query
 from baton.kv import aligned
 from baton.model.aligned import Aligned
 from baton.model.attention import Decode, Fill
+from baton.native import library as native
+from baton.native.forward import NativeForward
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
 from families import CONTEXT, FAMILIES, FURTHER, model_of
-from random_batch import RandomBatch, Shaken, alone, random_batch, some_queries
+from random_batch import RandomBatch, Shaken, alone, chosen, random_batch, some_queries
 
 Record = Callable[[str, object], None]
 QUERIES = 14
@@ -32,6 +34,12 @@ CASES = [
     for policy in sorted(POLICIES)
     if policy not in MOVING or family.name in MOVED
 ]
+# Those whose steps are one native call each.
+NATIVE = (
+    *("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "llama3_rope", "qwen2", "qwen2_window"),
+    *("gemma", "gemma2", "gemma4", "phi", "phi3", "olmo2", "olmo3", "gpt_bigcode", "gpt_neox", "opt"),
+    *("granite", "stablelm", "smollm3", "glm4", "cohere2", "starcoder2", "exaone4"),
+)
 
 
 class Oracle(dict[str, list[tuple[Query, list[int], Tensor]]]):
@@ -72,6 +80,12 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(
         record_property(name, value)
     assert min(shaken.moves.values()) > 0, f"the batch was not shaken: {shaken.moves}"
     assert batch.engine.kv_bytes_used == 0
+
+
+@pytest.mark.skipif(native.library is None, reason=native.describe())
+def test_these_families_are_run_natively() -> None:
+    found = [family.name for family in FAMILIES if isinstance(chosen(family.name, True)[1], NativeForward)]
+    assert sorted(found) == sorted(NATIVE)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3", "gpt2", "gemma2", "olmo3"])
