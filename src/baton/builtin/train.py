@@ -179,7 +179,7 @@ def save_model(run: Run, folder: Path) -> None:
     make_config: Any = GenerationConfig
     model.generation_config = make_config(
         bos_token_id=ids["<|bos|>"], eos_token_id=ids["<|end|>"], pad_token_id=ids["<|pad|>"],
-        do_sample=False, max_new_tokens=512,
+        do_sample=False,
     )  # fmt: skip
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())

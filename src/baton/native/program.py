@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import weakref
 from collections.abc import Iterable, Sequence
 from ctypes import CDLL, byref, c_int64, c_size_t, c_void_p
 from functools import cache
@@ -114,11 +115,9 @@ class Program:
             looks,
             len(looks),
         )
+        # Not at the interpreter's end: what the call needs may be gone by then, and the system frees it all.
+        weakref.finalize(self, self._library.baton_program_free, self._program).atexit = False
         self._columns: tuple[Rectangle, Any, Any, Any] | None = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_program", None):
-            self._library.baton_program_free(self._program)
 
     @property
     def description(self) -> str:
