@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ FAST = (
     "test_query.py",
     "test_text.py",
 )
+LONG = (
+    "bench/test_on_cuda.py",
+    "model/test_rotary.py",
+    "model/test_steps.py",
+    "model/test_triton_decode.py",
+    "test_everything_at_once.py",
+    "test_same_as_alone.py",
+    "test_soak.py",
+)
 # Which marks a file has, by itself or with its folder; those that are neither fast nor of servers have `models`.
 MARKS = {
     "fast": FAST,
@@ -88,7 +97,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if asked in ("models", *MARKS) and ours and asked not in marks_of(collection_path) else None
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # With `--dist loadfile --no-loadscope-reorder`, a long file at the end would leave the other cores idle.
+    items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONG)
     for item in items:
         for mark in marks_of(item.path):
             item.add_marker(mark)
