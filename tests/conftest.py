@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ if not Path("/proc/driver/nvidia/version").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TESTS = Path(__file__).parent
-MOST_THREADS = 100
+# What leads to a collection, and what a test may leave behind.
+MOST_THREADS, MOST_LEFT, PATIENCE_SECONDS = 100, 40, 10.0
 FAST = (
     "bench/test_accuracy.py",
     "bench/test_compare.py",
@@ -121,11 +123,20 @@ def one_compute_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def few_threads() -> Iterator[None]:
-    """Whoever opens an engine or an application closes it: a watchdog's look at thousands of stacks takes minutes."""
+    """Tests close engines and applications: a watchdog's look at thousands of stacks takes minutes."""
+    before = threading.active_count()
     yield
     if threading.active_count() > MOST_THREADS:
+        # An engine's thread for masks ends with its batch; what lived when an engine was opened is frozen.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while threading.active_count() > before + MOST_LEFT and time.monotonic() < patience:
+        time.sleep(0.01)  # those of a pool that was shut down are ending
+    if threading.active_count() > before + MOST_LEFT:
         left = Counter(thread.name.rstrip("0123456789_") for thread in threading.enumerate())
-        pytest.fail(f"more than {MOST_THREADS} threads are left: {left}")
+        pytest.fail(f"this test leaves {threading.active_count() - before} threads; there are {left}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
