@@ -8,8 +8,9 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ if not Path("/proc/driver/nvidia/version").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 TESTS = Path(__file__).parent
-MOST_THREADS = 100
+# What leads to a collection, and what a test may leave behind.
+MOST_THREADS, MOST_LEFT, PATIENCE_SECONDS = 100, 40, 10.0
 FAST = (
     "bench/test_accuracy.py",
     "bench/test_compare.py",
@@ -54,6 +56,15 @@ FAST = (
     "test_limits.py",
     "test_query.py",
     "test_text.py",
+)
+LONG = (
+    "bench/test_on_cuda.py",
+    "model/test_rotary.py",
+    "model/test_steps.py",
+    "model/test_triton_decode.py",
+    "test_everything_at_once.py",
+    "test_same_as_alone.py",
+    "test_soak.py",
 )
 # Which marks a file has, by itself or with its folder; those that are neither fast nor of servers have `models`.
 MARKS = {
@@ -88,7 +99,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if asked in ("models", *MARKS) and ours and asked not in marks_of(collection_path) else None
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # With `--dist loadfile --no-loadscope-reorder`, a long file at the end would leave the other cores idle.
+    items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONG)
     for item in items:
         for mark in marks_of(item.path):
             item.add_marker(mark)
@@ -110,11 +123,20 @@ def one_compute_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def few_threads() -> Iterator[None]:
-    """Whoever opens an engine or an application closes it: a watchdog's look at thousands of stacks takes minutes."""
+    """Tests close engines and applications: a watchdog's look at thousands of stacks takes minutes."""
+    before = threading.active_count()
     yield
     if threading.active_count() > MOST_THREADS:
+        # An engine's thread for masks ends with its batch; what lived when an engine was opened is frozen.
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while threading.active_count() > before + MOST_LEFT and time.monotonic() < patience:
+        time.sleep(0.01)  # those of a pool that was shut down are ending
+    if threading.active_count() > before + MOST_LEFT:
         left = Counter(thread.name.rstrip("0123456789_") for thread in threading.enumerate())
-        pytest.fail(f"more than {MOST_THREADS} threads are left: {left}")
+        pytest.fail(f"this test leaves {threading.active_count() - before} threads; there are {left}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
