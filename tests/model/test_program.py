@@ -19,7 +19,7 @@ from baton.loader.selfcheck import stock_logits
 from baton.model.forward import TorchForward
 from baton.model.port import Forward
 from baton.model.visibility import Span, cut
-from baton.native import forward as forward_module
+from baton.native import forward as native_forward
 from baton.native import library as native
 from baton.native.forward import NativeForward
 from baton.native.graph import Graph, Ref
@@ -169,7 +169,7 @@ def test_long_chunks_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = choose(model_of("llama")).forward
     steps = [[Span(0, 0, 50, every=True), Span(1, 0, 33)], [Span(0, 50, 1), Span(1, 33, 20)]]
     whole = fed(forward, rectangle_of(forward, 2), steps, texts)
-    monkeypatch.setattr(forward_module, "PASS", 16)
+    monkeypatch.setattr(native_forward, "PASS", 16)
     for ours, one in zip(fed(forward, rectangle_of(forward, 2), steps, texts), whole, strict=True):
         torch.testing.assert_close(ours, one, rtol=1e-4, atol=1e-4)
 

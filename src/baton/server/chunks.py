@@ -64,6 +64,10 @@ class Frames:
 
     def piece(self, index: int, piece: Piece) -> str:
         """One chunk for each delta; the log-probabilities are told with the first."""
+        if not piece.deltas and self._tools:
+            # Log-probabilities of the last tokens of a call: a text, even an empty one, would be content beside it.
+            told = self._logprobs(piece.logprobs)
+            return f'{self._head}{index},"delta":{{"content":null}},"logprobs":{told},"finish_reason":null}}]}}\n\n'
         first, *others = piece.deltas or (Text(""),)
         return "".join(
             [self._chunk(index, first, piece.logprobs), *(self._chunk(index, delta, None) for delta in others)]
