@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from baton.core.errors import QueueFull, ShuttingDown
 from baton.core.limits import Limits
-from baton.server.tool_calls import _Reader
+from baton.parsing.calls import CallParser
 from baton.server.workers import LARGE_BYTES, LIGHT
 from baton.server.written import written
 from server.scripted import Letters, ScriptedLoop, app_of
@@ -74,7 +74,7 @@ async def test_a_large_call_is_read_beside_the_event_loop(
     call = json.dumps({"name": "f", "arguments": {"a": "b" * LIGHT}})
     loop.answer = f"<tool_call>{call}</tool_call>"
     loop.context, loop.tokenizer.template = 2 * LIGHT, HERMES_TEMPLATE
-    reading = Overheard(monkeypatch, _Reader, "call")
+    reading = Overheard(monkeypatch, CallParser, "argue")
     tools = [{"type": "function", "function": {"name": "f"}}]
     body = {"messages": [{"role": "user", "content": "hi"}], "tools": tools, "stream": stream}
     async with client_of(loop) as http:
