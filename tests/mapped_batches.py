@@ -84,7 +84,7 @@ def batch(family: str, kind: Kind, ahead: bool) -> str:
     queries = some_queries(10, random.Random(3))
     # Some begin as others do, and go on.
     queries[6:] = [replace(b, prompt=a.prompt + b.prompt) for a, b in zip(queries, queries[6:], strict=False)]
-    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    expected = {query.id: alone(family, query)[0] for query in queries}
     driver, ran = run(family, kind, queries, ahead)
     assert {name: ran.tokens(name) for name in expected} == expected, f"{family}: {kind}"
     assert ran.engine.kv_bytes_used == 0

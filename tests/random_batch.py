@@ -377,8 +377,14 @@ def query_of(name: str, prompt: Sequence[int], limit: int, *, seed: int = 0, **p
     return Query(id=name, prompt=tuple(prompt), params=sampling, seed=seed, limit_tokens=limit, arrived=0.0)
 
 
-def alone(model: PreTrainedModel, query: Query) -> tuple[list[int], Tensor]:
-    """The oracle: the same query by itself through stock `generate`: its tokens, and logits `[tokens, vocabulary]`."""
+def alone(model: PreTrainedModel | str, query: Query) -> tuple[list[int], Tensor]:
+    """The oracle: the same query by itself through stock `generate`: its tokens, and logits `[tokens, vocabulary]`.
+
+    `model`: a model, or a family, of which it is computed once for all tests.
+    """
+    if isinstance(model, str):
+        tokens, logits = _alone_of(model, query.prompt, query.limit_tokens)
+        return list(tokens), logits
     # Dynamic rope keeps what a longer text made it compute: each query has a model that saw no other.
     model = copy.deepcopy(model)
     prompt = torch.tensor([query.prompt], device=model.device)
@@ -395,3 +401,11 @@ def alone(model: PreTrainedModel, query: Query) -> tuple[list[int], Tensor]:
         return_dict_in_generate=True,
     )
     return out.sequences[0, len(query.prompt) :].tolist(), torch.cat(out.logits)
+
+
+stock = cache(model_of)
+
+
+@cache
+def _alone_of(family: str, prompt: tuple[int, ...], limit: int) -> tuple[list[int], Tensor]:
+    return alone(stock(family), query_of("alone", prompt, limit))

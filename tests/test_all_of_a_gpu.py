@@ -24,7 +24,7 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: s
     queries = some_queries(14, random.Random(3))
     # Some begin as others do, and go on.
     queries[8:] = [replace(b, prompt=a.prompt + b.prompt[:20]) for a, b in zip(queries, queries[8:], strict=False)]
-    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    expected = {query.id: alone(family, query)[0] for query in queries}
     shaken, how = Shaken(POLICIES[policy](), dice), as_on_a_gpu(dice)
     batch = random_batch(model_of(family), shaken, prefix_cache=True, prefix_block=4, swap_bytes=2**22, **how)
     assert isinstance(batch.rows.stepper, PrefillStreamStepper)

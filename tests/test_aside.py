@@ -55,7 +55,7 @@ def batch_apart(family: str, policy: Any, copies: HostOffload, **more: Any) -> R
 def queries_of(family: str) -> tuple[list[Query], dict[str, list[int]]]:
     """Some that have nothing in common, and some that have; and what each gives alone."""
     queries = [*some_queries(7, random.Random(3)), *kindred(5, random.Random(4))]
-    return queries, {query.id: alone(model_of(family), query)[0] for query in queries}
+    return queries, {query.id: alone(family, query)[0] for query in queries}
 
 
 CASES = [*((family, True, "baton") for family in AHEAD), *((family, False, "baton") for family in PLAIN)]

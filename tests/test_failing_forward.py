@@ -73,7 +73,7 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 def test_what_fails_in_the_last_layer_is_repeated_and_gives_the_same(family: str, policy: type[Policy]) -> None:
     dice = random.Random(f"{family} {policy.__name__}")
     queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
-    expected = {query.id: alone(model_of(family), query) for query in queries}
+    expected = {query.id: alone(family, query) for query in queries}
     model = model_of(family)
     batch = random_batch(model, Shaken(policy(), dice), native=False)
     trouble = Trouble(layers_of(model)[-1], "forward", dice)
@@ -87,7 +87,7 @@ def test_what_fails_in_the_last_layer_is_repeated_and_gives_the_same(family: str
 def test_a_native_step_that_fails_is_repeated_and_gives_the_same(family: str, policy: type[Policy]) -> None:
     dice = random.Random(f"{family} {policy.__name__}")
     queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
-    expected = {query.id: alone(model_of(family), query) for query in queries}
+    expected = {query.id: alone(family, query) for query in queries}
     batch = random_batch(model_of(family), Shaken(policy(), dice))
     trouble = Trouble(program_of(batch), "run", dice)
     batch.run(queries, dice)

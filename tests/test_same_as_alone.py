@@ -18,7 +18,7 @@ from baton.native import library as native
 from baton.native.forward import NativeForward
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-from families import CONTEXT, FAMILIES, FURTHER, model_of
+from families import CONTEXT, FAMILIES, FURTHER
 from random_batch import RandomBatch, Shaken, alone, chosen, random_batch, some_queries
 
 Record = Callable[[str, object], None]
@@ -46,8 +46,8 @@ class Oracle(dict[str, list[tuple[Query, list[int], Tensor]]]):
     """Per family: the queries with what each gives alone. Made with stock attention, when they are first asked for."""
 
     def __missing__(self, family: str) -> list[tuple[Query, list[int], Tensor]]:
-        model, dice = model_of(family), random.Random(3)
-        found = self[family] = [(query, *alone(model, query)) for query in some_queries(QUERIES, dice)]
+        queries = some_queries(QUERIES, random.Random(3))
+        found = self[family] = [(query, *alone(family, query)) for query in queries]
         return found
 
 

@@ -107,7 +107,7 @@ def test_a_first_choice_that_was_forgotten_is_computed_again_at_once() -> None:
     limit = 20
     batch = random_batch("mamba", Forgetting(after=15), rows=2, prefix_cache=True)
     queries = choices(2, prompt_of(30), limit)
-    expected = [alone(model_of("mamba"), query)[0] for query in queries]
+    expected = [alone("mamba", query)[0] for query in queries]
     accept(batch, *queries)
     assert to_the_end(batch) <= limit + 6
     assert [batch.tokens(query.id) for query in queries] == expected
@@ -131,7 +131,7 @@ def test_who_is_set_aside_while_it_is_computed_anew_goes_on_in_as_large_pieces(m
     """Longrope: the text outgrew the first 40 tokens, and its row was taken before all of it was fed again."""
     monkeypatch.setattr(feeder, "_RECOMPUTED_TOKENS", 8)
     query = query_of("q", prompt_of(38), 6)
-    expected = alone(model_of("phi3_longrope"), query)[0]
+    expected = alone("phi3_longrope", query)[0]
     into = Plan(insert=("q",), feed=1)
     prompt = [replace(into, feed=100), *[Plan()] * 4]
     batch = random_batch(model_of("phi3_longrope"), Scripted([*prompt, Plan(detach=("q",)), into]), rows=1)
@@ -157,7 +157,7 @@ def test_memory_may_run_out_once_for_a_prompt_and_once_for_the_step_behind_it() 
 def test_a_later_turn_may_have_any_token_of_the_model_in_its_prompt() -> None:
     """The oracle: token 0 is padding to `generate` where it is told of no mask."""
     prompt = torch.arange(12).tolist()
-    assert alone(model_of("llama"), query_of("q", prompt, 3))[0] == batch_alone(prompt, 3)
+    assert alone("llama", query_of("q", prompt, 3))[0] == batch_alone(prompt, 3)
 
 
 def batch_alone(prompt: Sequence[int], limit: int) -> list[int]:

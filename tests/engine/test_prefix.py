@@ -216,15 +216,15 @@ def test_a_stock_model_gives_with_prefixes_what_it_gives_alone(family: str, begi
 
     stem = some(40)
     first = query_of("a", [*stem, *some(5)], 8, seed=1)
-    answer, _ = alone(model_of(family), first)
+    answer, _ = alone(family, first)
     queries = {
         "a": first,
         "b": query_of("b", [*stem, *some(9)], 8, seed=2),
         "c": query_of("c", [*first.prompt, *answer, *some(7)], 8, seed=3),
     }
     group = choices("g", [*stem, *some(3)], 3, limit=8, seed=10)
-    expected = {name: alone(model_of(family), query) for name, query in queries.items()}
-    expected |= dict.fromkeys([query.id for query in group], alone(model_of(family), group[0]))
+    expected = {name: alone(family, query) for name, query in queries.items()}
+    expected |= dict.fromkeys([query.id for query in group], alone(family, group[0]))
     batch = random_batch(family, Baton(), prefix_cache=True)
     for query in queries.values():
         batch.run([query])
@@ -240,7 +240,7 @@ def test_a_stock_model_gives_with_prefixes_what_it_gives_alone(family: str, begi
 def test_a_text_that_outgrows_its_original_context_may_have_begun_with_a_prefix() -> None:
     stem = [3 + i % 50 for i in range(33)]
     first, second = query_of("a", [*stem, 5], 2, seed=1), query_of("b", [*stem, 9, 8], 12, seed=2)
-    tokens, logits = alone(model_of("phi3_longrope"), second)
+    tokens, logits = alone("phi3_longrope", second)
     batch = random_batch(model_of("phi3_longrope"), Baton(), prefix_cache=True)
     batch.run([first])
     batch.run([second])

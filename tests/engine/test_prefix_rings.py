@@ -16,7 +16,7 @@ from baton.core.query import Query
 from baton.kv.prefix import PrefixStore
 from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
-from families import VOCABULARY, WINDOW, model_of
+from families import VOCABULARY, WINDOW
 from random_batch import RandomBatch, Shaken, alone, query_of, random_batch
 
 BLOCK = 4
@@ -68,7 +68,7 @@ def worst_difference(batch: RandomBatch, query: Query, logits: Tensor) -> float:
 
 def is_as_alone(family: str, batch: RandomBatch, *queries: Query) -> bool:
     for query in queries:
-        tokens, logits = alone(model_of(family), query)
+        tokens, logits = alone(family, query)
         if batch.tokens(query.id) != tokens or worst_difference(batch, query, logits) > TOLERANCE:
             return False
     return True
@@ -261,6 +261,6 @@ def test_a_wrong_cut_is_noticed(family: str, wrong: str | None, monkeypatch: pyt
     assert begun(batch, first, second) == [0, SHARED]
     assert is_as_alone(family, batch, second) is (wrong is None)
     if wrong is not None:
-        _, logits = alone(model_of(family), second)
+        _, logits = alone(family, second)
         # The first token drawn, before anything else differs.
         assert worst_difference(batch, second, logits[:1]) > 100 * TOLERANCE

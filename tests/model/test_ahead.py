@@ -41,7 +41,7 @@ def run(family: str, queries: list[Query], *, policy: str = "baton", seed: int =
 @pytest.mark.parametrize("policy", ["baton", "orca", "run_to_completion"])
 def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: str) -> None:
     queries = some_queries(14, random.Random(3))
-    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    expected = {query.id: alone(family, query)[0] for query in queries}
     batch = run(family, queries, policy=policy)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert batch.engine.kv_bytes_used == 0
@@ -171,7 +171,7 @@ def test_a_step_that_does_not_begin_ahead_takes_nothing_from_those_that_were_fed
 
     monkeypatch.setattr(Steps, "launch", launching)
     queries = some_queries(14, random.Random(3))
-    expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
+    expected = {query.id: alone("llama", query)[0] for query in queries}
     batch = run("llama", queries)
     assert {name: batch.tokens(name) for name in expected} == expected and refused > 20
 
@@ -179,7 +179,7 @@ def test_a_step_that_does_not_begin_ahead_takes_nothing_from_those_that_were_fed
 def test_the_comparison_notices_a_token_fed_back_from_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "follows", lambda slot: -1 - max(slot - 1, 0))
     queries = some_queries(8, random.Random(3))
-    expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
+    expected = {query.id: alone("llama", query)[0] for query in queries}
     batch = run("llama", queries)
     # What does not fit is not taken, unless it is not looked at.
     assert {name: batch.tokens(name) for name in expected} == expected
@@ -193,7 +193,7 @@ def test_a_step_that_cannot_be_launched_loses_no_token(seed: int, monkeypatch: p
     """Neither of prompts that were fed beside it, nor because the step after it was launched already."""
     dice, often = random.Random(seed), random.Random(seed)
     queries = some_queries(14, random.Random(3))
-    expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
+    expected = {query.id: alone("llama", query)[0] for query in queries}
     launch, failed = Steps.launch, 0
 
     def failing(self: Steps, slots: list[Slot]) -> object:

@@ -38,7 +38,7 @@ def batch_beside(family: str, side: DelayedStream, dice: random.Random | None = 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, seed: int) -> None:
     queries = some_queries(14, random.Random(3))
-    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    expected = {query.id: alone(family, query)[0] for query in queries}
     dice = random.Random(seed)
     side = DelayedStream(dice)
     batch = batch_beside(family, side, dice)
@@ -55,7 +55,7 @@ def test_stored_prefixes_are_those_of_rows_that_were_not_in_flight(seed: int) ->
     queries = [
         query_of(f"q{i}", begin[: dice.randint(1, 40)] + [5 + i] * dice.randint(1, 20), 12, seed=i) for i in range(16)
     ]
-    expected = {query.id: alone(model_of("llama"), query)[0] for query in queries}
+    expected = {query.id: alone("llama", query)[0] for query in queries}
     batch = batch_beside("llama", DelayedStream(dice), dice, prefix_cache=True, prefix_block=8)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
@@ -88,7 +88,7 @@ def test_sampled_queries_draw_what_they_draw_step_by_step() -> None:
 def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int) -> None:
     dice = random.Random(seed)
     queries = some_queries(20, dice)
-    expected = {query.id: alone(model_of("gemma3"), query)[0] for query in queries}
+    expected = {query.id: alone("gemma3", query)[0] for query in queries}
     side = DelayedStream(dice, longest=8)
     batch = batch_beside("gemma3", side, dice)
     left: set[str] = set()
@@ -138,7 +138,7 @@ def test_what_fails_is_repeated_and_gives_the_same(
     """While it is launched, while it runs, while the next token is drawn from it, or in a step beside it."""
     dice = random.Random(seed)
     queries = some_queries(16, dice)
-    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    expected = {query.id: alone(family, query)[0] for query in queries}
     side = DelayedStream(dice)
     batch = batch_beside(family, side, dice)
     rows = batch.rows
@@ -227,7 +227,7 @@ def test_a_row_that_is_taken_away_ends_its_flight_and_nothing_came_of_it(verb: s
         placed(rows, query_of("other", range(60, 90), 3), range(4, 9))
         rows.drop("short")
         told = rows.feed({"other": 30}, Feeding.RAGGED)
-        assert told.tokens["other"] == alone(model_of("llama"), query_of("other", range(60, 90), 3))[0][0]
+        assert told.tokens["other"] == alone("llama", query_of("other", range(60, 90), 3))[0][0]
 
 
 def test_a_refused_verb_leaves_a_flight_alone() -> None:
@@ -245,7 +245,7 @@ def test_orcas_prompts_are_in_the_iteration() -> None:
     queries = some_queries(8, random.Random(3))
     batch.run(queries, random.Random(1))
     assert side.flights == 0
-    assert all(batch.tokens(query.id) == alone(model_of("llama"), query)[0] for query in queries)
+    assert all(batch.tokens(query.id) == alone("llama", query)[0] for query in queries)
 
 
 def test_fills_cost_what_they_took_by_themselves_and_steps_beside_them_tell_nothing(
@@ -282,7 +282,7 @@ def test_the_measurement_leaves_nothing_behind() -> None:
     assert rows.rectangle.lens == [0] * 9
     queries = some_queries(8, random.Random(3))
     batch.run(queries, random.Random(1))
-    assert all(batch.tokens(query.id) == alone(model_of("llama"), query)[0] for query in queries)
+    assert all(batch.tokens(query.id) == alone("llama", query)[0] for query in queries)
 
 
 def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def run(queries: list[Query]) -> RandomBatch:
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "qwen3_moe"])
 def test_a_shaken_batch_of_captured_steps_gives_what_each_query_gives_alone(family: str, on_host: type[OnHost]) -> None:
     queries = some_queries(10, random.Random(3))
-    expected = {query.id: alone(model_of(family), query)[0] for query in queries}
+    expected = {query.id: alone(family, query)[0] for query in queries}
     dice = random.Random(1)
     batch = random_batch(model_of(family), Shaken(Baton(), dice), ahead=True)
     batch.run(queries, dice)

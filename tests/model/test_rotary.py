@@ -128,7 +128,7 @@ def test_a_prompt_near_the_limit(name: str, length: int) -> None:
     query = query_of("q", [3 + 7 * i % (VOCABULARY - 3) for i in range(length)], 6)
     batch = random_batch(model_of(name), Baton(), chunk=9)
     batch.run([query])
-    check(batch, query, *alone(model_of(name), query))
+    check(batch, query, *alone(name, query))
 
 
 @pytest.mark.parametrize("name", ["phi3_longrope", "llama_longrope", "gemma3_longrope", "llama_dynamic"])
@@ -139,7 +139,7 @@ def test_a_row_that_is_taken_away_at_the_limit(name: str, forget: tuple[str, ...
     into, out = Plan(insert=("q",), feed=100), Plan(detach=("q",), forget=forget)
     batch = random_batch(model_of(name), Scripted([into, *[Plan(feed=100)] * (generated - 1), out, into]), rows=1)
     batch.run([query])
-    check(batch, query, *alone(model_of(name), query))
+    check(batch, query, *alone(name, query))
 
 
 @pytest.mark.parametrize("name", ["llama_longrope", "gemma3_longrope", "llama_dynamic"])
@@ -154,7 +154,7 @@ def test_a_prefix_serves_texts_on_its_side_of_the_limit_only(name: str) -> None:
     batch = random_batch(model_of(name), Baton(), prefix_cache=True, prefix_block=4)
     for query in queries:
         batch.run([query])
-        check(batch, query, *alone(model_of(name), query))
+        check(batch, query, *alone(name, query))
 
 
 @pytest.mark.parametrize("name", ["phi3_longrope", "llama_longrope", "gemma3_longrope", "llama_dynamic"])
@@ -165,7 +165,7 @@ def test_choices_of_a_prompt_near_the_limit(name: str, length: int) -> None:
     batch = random_batch(model_of(name), Baton(), prefix_cache=True, prefix_block=4)
     batch.run(group)
     for query in group:
-        check(batch, query, *alone(model_of(name), query))
+        check(batch, query, *alone(name, query))
 
 
 def test_the_class_is_asked_whether_it_begins_a_text_anew() -> None:
