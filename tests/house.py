@@ -9,6 +9,7 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 FLOORS = {"core": 0, "kv": 1, "sampling": 1, "grammar": 1, "policy": 1, "model": 2, "batch": 3, "native": 3, "cuda": 4}
@@ -95,7 +96,13 @@ def ours(name: str) -> bool:
 
 
 def imports_of(tree: Mapping[str, str]) -> list[Import]:
-    return [found for name, source in tree.items() for found in _Reader(name, source, tree).read()]
+    names = frozenset(tree)
+    return [found for name, source in tree.items() for found in _imports_of(name, source, names)]
+
+
+@cache
+def _imports_of(name: str, source: str, tree: frozenset[str]) -> list[Import]:
+    return _Reader(name, source, tree).read()
 
 
 def broken_rules(tree: Mapping[str, str]) -> list[str]:
@@ -241,7 +248,7 @@ def _doors(tree: Mapping[str, str]) -> Iterator[str]:
 class _Reader(ast.NodeVisitor):
     """Collects one module's imports."""
 
-    def __init__(self, module: str, source: str, tree: Mapping[str, str]) -> None:
+    def __init__(self, module: str, source: str, tree: frozenset[str]) -> None:
         self._module = module
         self._source = source
         self._tree = tree
