@@ -161,6 +161,22 @@ def test_what_was_read_is_not_looked_at_again(style: ParserOf, first: list[str],
     assert whole.text + "".join(call.arguments for call in whole.calls) in "".join(pieces)
 
 
+class Uncounted(list[str]):
+    """Pieces that nobody goes through."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("all that is held back was looked at")
+
+
+def test_how_much_is_held_back_is_known_without_looking_at_it() -> None:
+    parser = Tagged(TOOLS)
+    parser.push("a")
+    for _ in range(9):
+        parser.push("\n")
+    parser._blanks._pieces = Uncounted(parser._blanks._pieces)
+    assert parser.held == 9
+
+
 def test_text_is_not_held_back_for_long() -> None:
     parser = Tagged(TOOLS)
     assert parser.push("one two <") == [Text("one two")]

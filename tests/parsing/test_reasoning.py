@@ -51,6 +51,15 @@ def test_every_known_pair_of_tags(tags: Tags) -> None:
     assert tags_of(f"{{% if x %}}{tags.closing}{{% endif %}}", frozenset()) == tags
 
 
+def test_how_much_is_held_back_is_known() -> None:
+    parser = ReasoningParser(THINK, begun=True)
+    parser.push("a")
+    for _ in range(9):
+        parser.push("\n")
+    assert parser.held == 9 == parser._blanks.size
+    assert message_of(parser.push("b</think>")).reasoning == "\n" * 9 + "b" and parser.held == 0
+
+
 def test_reasoning_is_told_as_it_comes() -> None:
     parser = ReasoningParser(THINK, begun=False)
     assert parser.push("<think>\none ") == [Reasoning("one")] and parser.reasoning

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from transformers.utils.chat_parsing import parse_response
 
+from baton.parsing import python_calls
 from baton.parsing.calls import CallParser
 from baton.parsing.deltas import CallStart, Delta, message_of
 from baton.parsing.markup_calls import coerced, types_of
@@ -257,6 +260,78 @@ def test_a_style_is_known_by_the_template_or_not_at_all() -> None:
 )
 def test_texts_become_values_of_their_types(text: str, types: tuple[str, ...], value: object) -> None:
     assert coerced(text, types) == value
+
+
+ODD_SCHEMAS: list[Any] = [
+    {"type": 5},
+    {"type": [{"x": 1}]},
+    {"anyOf": 5},
+    {"oneOf": True},
+    {"anyOf": {"a": 1}},
+    {"anyOf": [5]},
+    {"enum": 5},
+    5,
+    None,
+]
+
+
+@pytest.mark.parametrize("schema", ODD_SCHEMAS, ids=str)
+def test_schemas_that_nobody_checked_end_no_answer(schema: Any) -> None:
+    parser = STYLES["qwen3_coder"].parser({"f": {"properties": {"a": schema}}})
+    text = "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"
+    (call,) = message_of(parser.push(text) + parser.finish()).calls
+    assert json.loads(call.arguments) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-2.5e3", -2500.0),
+        ("'it\\'s'", "it's"),
+        ('r"\\d"', "\\d"),
+        ("[1, 'a', None]", [1, "a", None]),
+        ("(1)", 1),
+        ("(1,)", [1]),
+        ("(1, 2)", [1, 2]),
+        ("[]", []),
+        ("{'a': {'b': (True, false)}, 2: []}", {"a": {"b": [True, False]}, "2": []}),
+        ("{}", {}),
+        ("[1 2]", "[1 2]"),
+        ("[1, ", "[1,"),
+        ("1 + 1", "1 + 1"),
+        ("f'{x}'", "f'{x}'"),
+        ("Rome", "Rome"),
+        ("1e999", "1e999"),
+        ("9" * 5000, "9" * 5000),
+        ("-" * 9 + "1", "-" * 9 + "1"),
+        ("not 1", "not 1"),
+    ],
+)
+def test_literals_of_python_are_values_and_all_else_is_text(text: str, value: object) -> None:
+    assert json.loads(python_calls._json(text)) == value
+
+
+DEEP = """
+import threading
+from baton.parsing.styles import STYLES
+
+def read(value):
+    parser = STYLES["lfm2"].parser({"f": {}})
+    assert parser.push("<|tool_call_start|>[f(a=" + value + ")]<|tool_call_end|>")
+
+threading.stack_size(256 * 1024)
+for value in ("-" * 200_000 + "1", "not " * 50_000 + "1", "[" * 50_000, "1" + "+1" * 50_000, "{1:" * 50_000):
+    thread = threading.Thread(target=read, args=(value,))
+    thread.start()
+    thread.join()
+"""
+
+
+def test_what_is_nested_deeply_does_not_end_the_process() -> None:
+    """On a thread with a small stack, as threads have it on other systems."""
+    ran = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_types_are_found_in_unions() -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
+from baton.parsing.blanks import TrailingBlanks
 from baton.parsing.deltas import CallArguments, CallStart, Delta, call_id
 from baton.parsing.scanner import Scanner, Steps
 
@@ -36,13 +37,13 @@ class CallParser(ABC):
         self.called = ""  # the tool of the last call
         self._forced = forced
         self._only = only
-        self._blanks: list[str] = []
+        self._blanks = TrailingBlanks()
         self.scanner = Scanner()
         self.scanner.begin(self._all())
 
     @property
     def held(self) -> int:
-        return self.scanner.held + sum(map(len, self._blanks))
+        return self.scanner.held + self._blanks.size
 
     def push(self, text: str) -> list[Delta]:
         return self.scanner.push(text)
@@ -56,19 +57,14 @@ class CallParser(ABC):
 
     def say(self, text: str) -> None:
         """Text; blanks at its end are held back, because those in front of a call are dropped."""
-        words = text.rstrip()
-        if words:
-            self.scanner.say("".join([*self._blanks, words]))
-            self._blanks = []
-        if len(words) < len(text):
-            self._blanks.append(text[len(words) :])
+        self.scanner.say(self._blanks.add(text))
 
     def start(self, name: str) -> bool:
         """Begins a call if such a tool is offered."""
         if name not in self.tools:
             return False
         self.scanner.forget()
-        self._blanks = []
+        self._blanks.take()
         self.called = name
         self.scanner.out.append(CallStart(self.calls, call_id(), name))
         self.calls += 1
@@ -106,9 +102,26 @@ class CallParser(ABC):
 
     def _all(self) -> Steps:
         yield from self.read()
-        if self._blanks and not self.calls:
-            self.scanner.say("".join(self._blanks))
-        self._blanks = []
+        blanks = self._blanks.take()
+        self.scanner.say("" if self.calls else blanks)
+
+
+class Enclosed(CallParser):
+    """Calls between an opening and a closing tag, text around them."""
+
+    opening: str
+    closing: str
+
+    def read(self) -> Steps:
+        while True:
+            tag = yield from self.scanner.until((self.opening,), self.say)
+            if not tag:
+                return
+            yield from self.try_call(self.inside(), tag, self.closing)
+
+    @abstractmethod
+    def inside(self) -> Reading:
+        """Reads what stands behind the opening tag."""
 
 
 ParserOf = Callable[..., CallParser]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from baton.parsing.calls import CallParser, Reading
+from baton.parsing.calls import Enclosed, Reading
 from baton.parsing.scanner import Steps
 
 _NAME = re.compile(r"[\w.\-]*")
@@ -13,21 +13,14 @@ _SCALAR = re.compile(r"[^,\]}\s]*")
 _DEEPEST = 64
 
 
-class Gemma(CallParser):
+class Gemma(Enclosed):
     """Gemma 4."""
 
     opening = "<|tool_call>"
     closing = "<tool_call|>"
     quote = '<|"|>'
 
-    def read(self) -> Steps:
-        while True:
-            tag = yield from self.scanner.until((self.opening,), self.say)
-            if not tag:
-                return
-            yield from self.try_call(self._inside(), tag, self.closing)
-
-    def _inside(self) -> Reading:
+    def inside(self) -> Reading:
         scanner = self.scanner
         yield from scanner.blanks()
         if not (yield from scanner.tag("call:")):

@@ -152,15 +152,20 @@ def types_of(schema: Any) -> tuple[str, ...]:
     if not isinstance(schema, Mapping):
         return ()
     said = schema.get("type")
-    found = [said] if isinstance(said, str) else [one for one in said or () if isinstance(one, str)]
+    found = [one for one in _listed([said] if isinstance(said, str) else said) if isinstance(one, str)]
     for union in ("anyOf", "oneOf"):
-        for choice in schema.get(union) or ():
+        for choice in _listed(schema.get(union)):
             found += [one for one in types_of(choice) if one not in found]
     if schema.get("nullable") and "null" not in found:
         found.append("null")
     if not found and isinstance(schema.get("enum"), list) and all(isinstance(one, str) for one in schema["enum"]):
         found = ["string"]
     return tuple(found)
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, or nothing: schemas of tools that are not strict are checked by nobody."""
+    return value if isinstance(value, list) else []
 
 
 def coerced(text: str, types: Collection[str]) -> Any:

@@ -7,31 +7,24 @@ import json
 import re
 from typing import Any
 
-from baton.parsing.calls import CallParser, Reading
+from baton.parsing.calls import Enclosed, Reading
 from baton.parsing.scanner import Found, Steps
 
 _BETWEEN = re.compile(r"[\s\[\],;]*")
 _NAME = re.compile(r"[\w.\-]*")
 _STOPS = ("(", ")", "[", "]", "{", "}", ",", '"', "'")
 _QUOTED = {quote: (quote, "\\") for quote in ('"', "'")}
-_CONSTANTS = {"true": True, "false": False, "null": None}
+_CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _DEEPEST = 64
 
 
-class Pythonic(CallParser):
+class Pythonic(Enclosed):
     """A list of calls, with keywords."""
 
     opening = "<|tool_call_start|>"
     closing = "<|tool_call_end|>"
 
-    def read(self) -> Steps:
-        while True:
-            tag = yield from self.scanner.until((self.opening,), self.say)
-            if not tag:
-                return
-            yield from self.try_call(self._inside(), tag, self.closing)
-
-    def _inside(self) -> Reading:
+    def inside(self) -> Reading:
         found = False
         while True:
             yield from self.scanner.matching(_BETWEEN)
@@ -94,22 +87,91 @@ class Olmo(Pythonic):
 def _json(text: str) -> str:
     """A literal of Python, or of JSON, as JSON; what is neither is a text."""
     try:
-        found = _value_of(ast.parse(text.strip(), mode="eval").body)
-        return json.dumps(found, ensure_ascii=False, allow_nan=False)
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return json.dumps(_Literal(text).whole(), ensure_ascii=False, allow_nan=False)
+    except (ValueError, SyntaxError, TypeError):
         return json.dumps(text.strip(), ensure_ascii=False)
 
 
-def _value_of(node: ast.expr) -> Any:
-    if isinstance(node, ast.Constant) and isinstance(node.value, (str, int, float, bool, type(None))):
-        return node.value
-    if isinstance(node, ast.Name) and node.id in _CONSTANTS:
-        return _CONSTANTS[node.id]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value_of(node.operand)
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value_of(one) for one in node.elts]
-    if isinstance(node, ast.Dict):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {str(_value_of(key)): _value_of(value) for key, value in pairs if key is not None}
-    raise ValueError("no literal")
+# Python's own parser is not asked: what a model writes could be nested so deeply that it ends the process.
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<string>[rRbBuU]?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'))|(?P<number>-?[0-9.][\w.+-]*)"""
+    r"""|(?P<word>[A-Za-z]\w*)|(?P<mark>[\[\](){},:]))""",
+    re.DOTALL,
+)
+_CLOSING = {"[": "]", "(": ")", "{": "}"}
+
+
+class _Literal:
+    """Reads one literal. Raises ValueError for anything else; brackets are as deep as `_DEEPEST` at most."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text.strip()
+        self._at = 0
+        self._comma = False  # whether a comma stood in front of the last closing bracket
+
+    def whole(self) -> Any:
+        found = self._value(*self._next())
+        if self._at < len(self._text):
+            raise ValueError("more than a literal")
+        return found
+
+    def _next(self) -> tuple[str, str]:
+        """The kind of the next token, and the token."""
+        found = _TOKEN.match(self._text, self._at)
+        if found is None or found.lastgroup is None:
+            raise ValueError("no token of a literal")
+        self._at = found.end()
+        return found.lastgroup, found[found.lastgroup]
+
+    def _value(self, kind: str, token: str, depth: int = 0) -> Any:
+        if kind == "string":
+            return ast.literal_eval(token)
+        if kind == "number":
+            return _number(token)
+        if kind == "word" and token in _CONSTANTS:
+            return _CONSTANTS[token]
+        if token not in _CLOSING or depth >= _DEEPEST:
+            raise ValueError("no literal")
+        if token == "{":
+            return self._object(depth)
+        items = self._list(_CLOSING[token], depth)
+        # Brackets around one value are only brackets.
+        return items[0] if token == "(" and len(items) == 1 and not self._comma else items
+
+    def _list(self, closing: str, depth: int) -> list[Any]:
+        found: list[Any] = []
+        kind, token = self._next()
+        while token != closing or kind != "mark":
+            found.append(self._value(kind, token, depth + 1))
+            kind, token = self._behind(closing)
+        return found
+
+    def _object(self, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        kind, token = self._next()
+        while token != "}" or kind != "mark":
+            key = str(self._value(kind, token, depth + 1))
+            if self._next() != ("mark", ":"):
+                raise ValueError("no pair")
+            found[key] = self._value(*self._next(), depth + 1)
+            kind, token = self._behind("}")
+        return found
+
+    def _behind(self, closing: str) -> tuple[str, str]:
+        """The token behind an item's comma, or the closing bracket."""
+        found = self._next()
+        self._comma = found == ("mark", ",")
+        return self._next() if self._comma else _only(found, ("mark", closing))
+
+
+def _only(found: tuple[str, str], wanted: tuple[str, str]) -> tuple[str, str]:
+    if found != wanted:
+        raise ValueError(f"{found[1]} where {wanted[1]} was to come")
+    return found
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return float(text)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from baton.parsing.blanks import TrailingBlanks
 from baton.parsing.deltas import Delta, Parser, Reasoning, Text
 from baton.parsing.scanner import Scanner, Steps
 
@@ -61,14 +62,9 @@ def inside(tags: Tags, prompt_end: str) -> bool:
     return prompt_end.rstrip(_BLANK).endswith(tags.opening.rstrip(_BLANK))
 
 
-def parser_for(tags: Tags | None, prompt_end: str) -> Parser:
-    """A parser of an answer without tools. `tags`: None for a model that does not reason."""
-    return _Nothing() if tags is None else ReasoningParser(tags, begun=inside(tags, prompt_end))
-
-
 @dataclass(slots=True)
-class _Nothing:
-    """A parser that finds nothing but text."""
+class PlainText:
+    """A parser of answers that are nothing but text."""
 
     calls = 0
     held = 0
@@ -89,8 +85,8 @@ class ReasoningParser:
 
     def __init__(self, tags: Tags, *, begun: bool, rest: Parser | None = None) -> None:
         self._tags = tags
-        self._rest: Parser = rest or _Nothing()
-        self._blanks: list[str] = []
+        self._rest: Parser = rest or PlainText()
+        self._blanks = TrailingBlanks(_BLANK)
         self._begun = False  # whether this block has said anything
         self.reasoning = begun
         self._scanner = Scanner()
@@ -102,7 +98,7 @@ class ReasoningParser:
 
     @property
     def held(self) -> int:
-        return self._scanner.held + self._rest.held + sum(map(len, self._blanks))
+        return self._scanner.held + self._rest.held + self._blanks.size
 
     def push(self, text: str) -> list[Delta]:
         return self._scanner.push(text)
@@ -121,20 +117,16 @@ class ReasoningParser:
                     break
                 self.reasoning = True
             yield from scanner.until((closing,), self._think)
-            self._blanks = []
+            self._blanks.take()
             self._begun = self.reasoning = False
             behind_block = True
         yield from scanner.rest(self._answer)
 
     def _think(self, text: str) -> None:
         """Blanks are held back until it is known that no tag follows them."""
-        words = text.rstrip(_BLANK)
-        if words:
-            said = "".join([*self._blanks, words])
+        if said := self._blanks.add(text):
             self._scanner.out.append(Reasoning(said if self._begun else said.lstrip(_BLANK)))
-            self._blanks, self._begun = [], True
-        if len(words) < len(text):
-            self._blanks.append(text[len(words) :])
+            self._begun = True
 
     def _answer(self, text: str) -> None:
         if text:
