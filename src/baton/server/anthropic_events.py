@@ -19,19 +19,13 @@ CONTEXT_FULL = "model_context_window_exceeded"
 
 
 class MessageWriter(BlockWriter):
-    """`usage_of` makes the body of a chat's usage, of which this form's is made."""
+    """`sent`: the request that is answered."""
 
     def __init__(
         self, sent: MessagesRequest, query: Query, model: str, usage_of: Callable[[Sequence[Usage]], UsageBody]
     ) -> None:
-        super().__init__()
+        super().__init__(query, model, usage_of)
         self._sent = sent
-        self._query = query
-        self._model = model
-        self._usage_of = usage_of
-
-    def usage(self, usages: Sequence[Usage]) -> UsageBody:
-        return self._usage_of(usages)
 
     def body(self, usage: UsageBody) -> dict[str, Any]:
         content = [self._block(block, block.text) for block in self.blocks]
@@ -39,7 +33,7 @@ class MessageWriter(BlockWriter):
 
     def began(self) -> Iterator[str]:
         # What of the prompt was cached is told at the end, when it is known.
-        usage = {"input_tokens": len(self._query.prompt), "output_tokens": 0}
+        usage = {"input_tokens": len(self.query.prompt), "output_tokens": 0}
         yield _event("message_start", message=self._message([], usage))
 
     def block_began(self, block: Block) -> Iterator[str]:
@@ -67,10 +61,10 @@ class MessageWriter(BlockWriter):
     def _message(self, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         return {
             # The engine's own name of it, by which `baton explain` finds it in a trace.
-            "id": f"msg_{self._query.id}",
+            "id": f"msg_{self.query.id}",
             "type": "message",
             "role": "assistant",
-            "model": self._model,
+            "model": self.model,
             "content": content,
             "stop_reason": None,
             "stop_sequence": None,

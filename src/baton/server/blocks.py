@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from baton.core.errors import BatonError
 from baton.core.events import Update, Usage
-from baton.parsing.deltas import CallArguments, CallStart, Delta, Reasoning
+from baton.core.query import Query
+from baton.parsing.deltas import CallArguments, CallStart, Delta, Reasoning, Text
 from baton.server.answers import UsageBody
 from baton.server.choices import Choice, Piece
 
@@ -43,11 +44,17 @@ class Block:
 class BlockWriter(ABC):
     """Writes the answer of one choice, see `stream.Events`: as events, or as the body that they add up to."""
 
-    def __init__(self) -> None:
+    def __init__(self, query: Query, model: str, usage_of: Callable[[Sequence[Usage]], UsageBody]) -> None:
+        """`usage_of` makes the body of a chat's usage, of which each form's is made."""
+        self.query = query
+        self.model = model
+        self.usage = usage_of
         self.blocks: list[Block] = []
         self.reason = ""
         self.stopped_by: str | None = None
         self._open: Block | None = None
+        # Log-probabilities of tokens that had no text yet.
+        self._untold: list[Any] = []
 
     def opening(self, index: int) -> str:
         return "".join(self.began())
@@ -57,15 +64,20 @@ class BlockWriter(ABC):
         return
 
     def piece(self, index: int, piece: Piece) -> str:
-        logprobs = (piece.logprobs or {}).get("content", [])
-        return "".join(event for delta in piece.deltas for event in self._written(delta, logprobs))
+        self._untold += (piece.logprobs or {}).get("content", [])
+        if piece.deltas and not any(isinstance(delta, Text) for delta in piece.deltas):
+            # Only those of the text have a place.
+            self._untold = []
+        return "".join(event for delta in piece.deltas for event in self._written(delta))
 
     def finish(self, index: int, reason: str, stopped_by: str | None) -> str:
         self.reason, self.stopped_by = reason, stopped_by
         # An answer of no tokens is an empty text.
         events = [] if self.blocks else [*self._begin(Block(Kind.TEXT, 0))]
-        if self._open is not None and reason == "length":
-            self._open.cut = True
+        if self._open is not None:
+            self._open.cut = reason == "length"
+            if self._open.kind is Kind.TEXT:
+                self._open.logprobs += self._untold
         return "".join([*events, *self._end()])
 
     def ending(self, usages: Sequence[Usage]) -> str:
@@ -81,9 +93,6 @@ class BlockWriter(ABC):
                 self.finish(0, reason, update.stopped_by)
             usages += [] if update.usage is None else [update.usage]
         return self.body(self.usage(usages))
-
-    @abstractmethod
-    def usage(self, usages: Sequence[Usage]) -> UsageBody: ...
 
     @abstractmethod
     def body(self, usage: UsageBody) -> dict[str, Any]:
@@ -108,7 +117,7 @@ class BlockWriter(ABC):
     @abstractmethod
     def error(self, error: BatonError) -> str: ...
 
-    def _written(self, delta: Delta, logprobs: list[Any]) -> Iterator[str]:
+    def _written(self, delta: Delta) -> Iterator[str]:
         if isinstance(delta, CallStart):
             yield from self._end()
             yield from self._begin(Block(Kind.CALL, len(self.blocks), delta.id, delta.name))
@@ -121,9 +130,11 @@ class BlockWriter(ABC):
         block = self._open
         assert block is not None
         block.pieces.append(delta.text)
-        of_text = logprobs if block.kind is Kind.TEXT else []
-        block.logprobs += of_text
-        yield from self.block_grew(block, delta.text, of_text)
+        told: list[Any] = []
+        if block.kind is Kind.TEXT:
+            told, self._untold = self._untold, told
+            block.logprobs += told
+        yield from self.block_grew(block, delta.text, told)
 
     def _begin(self, block: Block) -> Iterator[str]:
         self.blocks.append(block)

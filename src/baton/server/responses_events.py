@@ -21,21 +21,15 @@ _ERROR_CODES: Mapping[int, str] = {400: "invalid_prompt", 429: "rate_limit_excee
 
 
 class ResponseWriter(BlockWriter):
-    """`usage_of` makes the body of a chat's usage, of which this form's is made."""
+    """`sent`: the request that is answered."""
 
     def __init__(
         self, sent: ResponsesRequest, query: Query, model: str, usage_of: Callable[[Sequence[Usage]], UsageBody]
     ) -> None:
-        super().__init__()
+        super().__init__(query, model, usage_of)
         self._sent = sent
-        self._query = query
-        self._model = model
-        self._usage_of = usage_of
         self._created = int(time.time())
         self._sequence = 0
-
-    def usage(self, usages: Sequence[Usage]) -> UsageBody:
-        return self._usage_of(usages)
 
     def body(self, usage: UsageBody) -> dict[str, Any]:
         return self._response(self._status, usage)
@@ -97,7 +91,7 @@ class ResponseWriter(BlockWriter):
         return self._event(kind, item_id=self._id(block), output_index=block.number, content_index=0, **told)
 
     def _id(self, block: Block) -> str:
-        return f"{_PREFIXES[block.kind]}_{self._query.id}-{block.number}"
+        return f"{_PREFIXES[block.kind]}_{self.query.id}-{block.number}"
 
     def _item(self, block: Block, status: str | None = None) -> dict[str, Any]:
         begun = status == IN_PROGRESS
@@ -112,12 +106,12 @@ class ResponseWriter(BlockWriter):
         return {"type": "message", **head, "role": "assistant", "content": content}
 
     def _response(self, status: str, usage: UsageBody | None = None) -> dict[str, Any]:
-        sent, params = self._sent, self._query.params
+        sent, params = self._sent, self.query.params
         ended = status in (COMPLETED, INCOMPLETE)
         blocks = self.blocks if status != IN_PROGRESS else []
         return {
             # The engine's own name of it, by which `baton explain` finds it in a trace.
-            "id": f"resp_{self._query.id}",
+            "id": f"resp_{self.query.id}",
             "object": "response",
             "created_at": self._created,
             "completed_at": int(time.time()) if ended else None,
@@ -128,7 +122,7 @@ class ResponseWriter(BlockWriter):
             "instructions": sent.instructions,
             "max_output_tokens": sent.max_output_tokens,
             "metadata": {},
-            "model": self._model,
+            "model": self.model,
             "output": [self._item(block) for block in blocks],
             "parallel_tool_calls": sent.parallel_tool_calls is not False,
             "previous_response_id": None,
