@@ -132,6 +132,27 @@ def test_strings_without_quotes_cannot_have_every_schema() -> None:
         compiled(form(STYLES["glm45"], tools), Vocabulary(backend("letters").to_str(), SIZE, [END]))
 
 
+MARKUP = ["qwen3_coder", "seed_oss", "minimax_m2", "glm45"]
+
+
+@pytest.mark.parametrize("style", MARKUP)
+@pytest.mark.parametrize("key", ["a>b", "a<b", 'a"b', " a", "a\n", "{index}", "{key}", "", "a" * 300])
+def test_names_that_would_be_read_back_as_others_are_refused(style: str, key: str) -> None:
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {key: {"type": "integer"}}}}]
+    with pytest.raises(InvalidValue, match="the property name"):
+        compiled(form(STYLES[style], tools), Vocabulary(backend("letters").to_str(), SIZE, [END]))
+
+
+@pytest.mark.parametrize("style", MARKUP)
+@pytest.mark.parametrize("text", ["\nC", "C\n", "C{closing}D"])
+def test_texts_that_would_be_read_back_as_others_are_refused(style: str, text: str) -> None:
+    closing = STYLES[style].frame["argument"][1].strip()  # type: ignore[index]
+    listed = {"enum": ["C", text.replace("{closing}", closing)]}
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {"a": listed}}}]
+    with pytest.raises(InvalidValue, match="the text"):
+        compiled(form(STYLES[style], tools), Vocabulary(backend("letters").to_str(), SIZE, [END]))
+
+
 def test_a_promise_about_a_free_answer_needs_a_tag_that_is_a_token() -> None:
     with pytest.raises(Unsupported, match="strict"):
         compiled(form(STYLES["kimi_k2"], forced=False), Vocabulary(backend("letters").to_str(), SIZE, [END]))

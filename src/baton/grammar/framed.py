@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from baton.core.constraint import literal
-from baton.core.errors import InvalidValue, Unsupported
+from baton.core.errors import InvalidValue, Unsupported, quoted
 from baton.grammar.closed import closed
 from baton.grammar.schema import without_remarks
 
 _ANY = "/(.|\\n)*/"
+# Names that are read back as they were written.
+_KEY = re.compile(r"[^\s<>\"{}](?:[^\n<>\"{}]{0,254}[^\s<>\"{}])?")
 # What may stand in the schema of a string that is written without quotes.
 _PLAIN = {"type", "description", "title", "default", "examples", "enum", "const"}
 
@@ -69,9 +71,13 @@ def _markup(
         " ".join(name + ("" if key in required else "?") for name, key in zip(names, properties, strict=True)) or '""'
     )
     for name, (key, value) in zip(names, properties.items(), strict=True):
+        if not _KEY.fullmatch(key):
+            what = "this model writes names between tags"
+            raise InvalidValue(f"the property name {quoted(key)} is not honoured: {what}", param=param)
         opening = _pieces(before.replace("{key}", key), tokens)
         texts = _texts(value)
         if texts is not None:
+            _check_texts(texts, after.strip(), param)
             yield f"{name}: {opening} ({' | '.join(map(literal, texts))}) {_pieces(after, tokens)}"
         elif _is_text(value, key, param):
             yield from _free(name, opening, after, tokens)
@@ -97,6 +103,14 @@ def _texts(value: Any) -> list[str] | None:
     listed = [value["const"]] if isinstance(value, Mapping) and "const" in value else None
     listed = value.get("enum") if isinstance(value, Mapping) and listed is None else listed
     return listed if isinstance(listed, list) and listed and all(isinstance(one, str) for one in listed) else None
+
+
+def _check_texts(texts: list[str], closing: str, param: str) -> None:
+    """Raises InvalidValue for what would be read as something else between its tags."""
+    for text in texts:
+        if closing in text or text != text.strip("\n"):
+            what = "this model writes strings without quotes"
+            raise InvalidValue(f"the text {quoted(text)} is not honoured: {what}", param=param)
 
 
 def _is_text(value: Any, key: str, param: str) -> bool:
