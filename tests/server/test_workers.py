@@ -72,7 +72,8 @@ async def test_a_large_call_is_read_beside_the_event_loop(
     loop: ScriptedLoop, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     call = json.dumps({"name": "f", "arguments": {"a": "b" * LIGHT}})
-    loop.answer = f"<tool_call>{call}</tool_call>"
+    # In one piece: of letters that come one by one, a few may be read at once.
+    loop.opening, loop.answer = f"<tool_call>{call}</tool_call>", "."
     loop.context, loop.tokenizer.template = 2 * LIGHT, HERMES_TEMPLATE
     reading = Overheard(monkeypatch, CallParser, "argue")
     tools = [{"type": "function", "function": {"name": "f"}}]

@@ -11,10 +11,9 @@ from baton.core.errors import QueryFailed
 from baton.core.query import SamplingParams
 from baton.engine.client import Client
 from baton.parsing.deltas import message_of
-from baton.parsing.reasoning import parser_for, tags_of
+from baton.parsing.reading import reading_of
+from baton.parsing.reasoning import PlainText
 
-# A prompt's last tokens, among which a tag is that opens the reasoning.
-_PROMPT_END = 32
 # Unless the model's author or the user says otherwise: the likeliest tokens, up to the context's end.
 _PLAIN: dict[str, Any] = {"temperature": 0.0, "max_tokens": None}
 
@@ -30,10 +29,10 @@ class Here:
     def answer(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
         params = SamplingParams(**{**_PLAIN, **self._client.defaults, **sampling})
         tokenizer = self._client.tokenizer
+        reading = reading_of(tokenizer, None, formed=False, reasoning=self._client.settings.reasoning)
         prompt = tokenizer.chat(messages)
-        queries = self._client.queries(prompt, params)
-        tags = tags_of(tokenizer.chat_template(tools=False) or "", tokenizer.added, tokenizer.response_template)
-        parser = parser_for(tags, tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False))
+        queries = self._client.queries(prompt, params, shown=reading.shown)
+        parser = reading.parser_of(prompt, "") or PlainText()
         with closing(self._client.run(queries)) as updates:
             for update in updates:
                 if update.finish_reason in ("error", "expired", "cancelled"):

@@ -145,7 +145,7 @@ MESSAGES: Rules = {
 }
 BLOCK: Rules = {
     **_any("cache_control", "caller", "is_error", "signature", "toolset_name"),
-    "citations": Rule((), "leave them out"),
+    "citations": _only(instead="leave them out"),
 }
 MESSAGES_TOOL: Rules = {
     **_any("allowed_callers", "cache_control", "eager_input_streaming", "input_examples"),

@@ -1,4 +1,4 @@
-"""The two generating routes: a body becomes queries, and their updates an answer."""
+"""The generating routes: a body becomes queries, and their updates an answer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from baton.core.errors import ModelNotFound, Overloaded, RequestError
 from baton.core.events import Update, Usage
 from baton.engine.client import Client, Held, size_of
 from baton.parsing.deltas import Message, message_of
+from baton.parsing.reading import reading_of, reasons
 from baton.server.answers import UsageBody, dump_usage, tool_call, usage_body
 from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.anthropic_events import MessageWriter
@@ -27,7 +28,6 @@ from baton.server.errors import failure
 from baton.server.ignored import IgnoredFields
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
-from baton.server.reading import reading_of, reasons
 from baton.server.relaxed import HEADER as RELAXED
 from baton.server.responses import ResponsesRequest
 from baton.server.responses_events import ResponseWriter
@@ -104,7 +104,7 @@ _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 
 
 class Generating:
-    """The two routes over one engine."""
+    """The routes over one engine."""
 
     def __init__(self, client: Client, workers: Workers, line: Line, answers: Held, ignored: IgnoredFields) -> None:
         self._client = client
