@@ -51,6 +51,7 @@ FAST = (
     "server/test_telling.py",
     "server/test_tools.py",
     "test_config.py",
+    "test_dependencies.py",
     "test_foreign.py",
     "test_house_rules.py",
     "test_limits.py",

@@ -151,5 +151,5 @@ def test_llguidance_bounds_what_it_compiles() -> None:
 
 def test_without_llguidance_forms_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "available", lambda: False)
-    with pytest.raises(Unsupported, match="pip install 'baton-llm\\[structured\\]'"):
+    with pytest.raises(Unsupported, match="pip install llguidance"):
         Grammars(Words(), [END], Limits()).compile(form("{}"))

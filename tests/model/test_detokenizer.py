@@ -245,7 +245,7 @@ class _With:
     """As transformers hands a fast tokenizer out."""
 
     def __init__(self, backend: Any) -> None:
-        self._tokenizer = backend
+        self.backend_tokenizer = backend
 
 
 class Slow:

@@ -150,6 +150,6 @@ def test_it_encodes_and_decodes_as_the_stock_tokenizer_does() -> None:
 
 def test_a_tokenizer_that_was_saved_with_a_length_cuts_nothing() -> None:
     stock = bytewise()
-    stock._tokenizer.enable_truncation(4)
-    stock._tokenizer.enable_padding(length=64)
+    stock.backend_tokenizer.enable_truncation(4)
+    stock.backend_tokenizer.enable_padding(length=64)
     assert len(ModelTokenizer(stock, 300).encode("a" * 30)) == 30

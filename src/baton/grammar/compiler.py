@@ -102,6 +102,6 @@ class Grammars:
 
 def _vocabulary(words: Words, end_ids: Sequence[int]) -> Vocabulary:
     if not available():
-        message = "answers cannot be given a form here: pip install 'baton-llm[structured]' (llguidance)"
+        message = "answers cannot be given a form here: pip install llguidance"
         raise Unsupported(message)
     return Vocabulary(words.backend(), words.vocabulary, end_ids)

@@ -196,7 +196,7 @@ class ModelTokenizer:
 
     def backend(self) -> str | None:
         """The fast tokenizer as JSON, without truncation and padding; None where there is none."""
-        backend = getattr(self._tokenizer, "_tokenizer", None)
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
         plain = copy.copy(backend)
@@ -248,7 +248,7 @@ class ModelTokenizer:
 
     @cached_property
     def _texts(self) -> TokenTexts | None:
-        backend = getattr(self._tokenizer, "_tokenizer", None)
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
         return None if backend is None else TokenTexts(backend)
 
 
@@ -257,7 +257,7 @@ def _settled(tokenizer: Any) -> Any:
 
     None where there is none, or where the stock class does more than call it.
     """
-    backend, kind = getattr(tokenizer, "_tokenizer", None), type(tokenizer)
+    backend, kind = getattr(tokenizer, "backend_tokenizer", None), type(tokenizer)
     if backend is None or any(getattr(kind, name) is not getattr(PreTrainedTokenizerFast, name) for name in _STOCK):
         return None
     backend.no_padding()
