@@ -20,9 +20,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 
 def test_the_oldest_that_is_taken_and_the_newest_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    answered(
-        monkeypatch, "transformers (6.0.0)\nAvailable versions: 6.0.0, 5.99.1, 5.100.0, 5.17.1, 5.17.0, 4.2.0\n"
-    )
+    answered(monkeypatch, "transformers (6.0.0)\nAvailable versions: 6.0.0, 5.99.1, 5.100.0, 5.17.1, 5.17.0, 4.2.0\n")
     assert exact_on_versions.found() == ["5.17.0", "5.100.0"]
 
 
