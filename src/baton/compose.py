@@ -58,8 +58,6 @@ from baton.testing.faults import from_environment as faults_of
 
 log = logging.getLogger("baton.kv")
 
-BUILTIN_NAME = "baton-builtin"
-
 
 @dataclass(frozen=True, slots=True)
 class EngineHandle:
@@ -271,7 +269,7 @@ def _rows(
 
 def model_name(config: Config) -> str:
     """The name that requests use: as asked, or the hub id or folder as it was given."""
-    return config.served_model_name or config.model or BUILTIN_NAME
+    return config.served_model_name or config.model or builtin.NAME
 
 
 def facts_of(loaded: Loaded) -> Facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -477,6 +478,29 @@ def test_the_key_is_asked_for_once_and_the_question_goes_on(open_page: Open, loo
         expect(page.locator("#notice")).to_be_hidden()
         page.reload()
         expect(page.locator("#model")).to_have_text(MODEL)
+
+
+def test_one_of_several_models_is_chosen(open_page: Open) -> None:
+    cards = [{"id": MODEL, "max_model_len": 96, "state": "loaded"}, {"id": "second", "state": "unloaded"}]
+    asked: list[dict[str, Any]] = []
+
+    def take(route: Any) -> None:
+        asked.append(route.request.post_data_json)
+        route.continue_(post_data=json.dumps({**asked[-1], "model": MODEL}))
+
+    page = open_page()
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": cards}))
+    page.route("**/v1/chat/completions", take)
+    page.reload()
+    models = page.get_by_label("Model", exact=True)
+    expect(models.locator("option")).to_have_text([MODEL, "second"])
+    models.select_option("second")
+    expect(page.get_by_role("link", name="live").first).to_have_attribute("href", "/live?model=second")
+    ask(pane(page), "hi")
+    expect(answer(pane(page))).to_have_text("hello")
+    assert [body["model"] for body in asked] == ["second"]
+    page.reload()
+    expect(models).to_have_value("second")
 
 
 def test_a_model_that_does_not_chat_goes_on_with_the_text(

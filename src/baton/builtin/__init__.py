@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+NAME = "baton-builtin"
+"""What requests call it."""
+
 
 def path() -> Path:
     """The folder of the model's files, loadable by `from_pretrained`."""

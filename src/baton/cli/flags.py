@@ -18,7 +18,7 @@ SERVING = (
     _LIMITS
     | _ACCESS
     | {"served_model_name", "drain_timeout", "hang_timeout", "hang_exit", "max_stall_ms", "metrics_compat"}
-    | {"prefix_sharing", "special_in_text", "reasoning"}
+    | {"prefix_sharing", "special_in_text", "reasoning", "models", "load_on_demand", "unload_after"}
 )
 # Settings that the check chooses by itself.
 OF_THE_BATCH = frozenset(
@@ -29,17 +29,22 @@ LOADING = frozenset({"dtype", "device", "quantize", "compile", "step_compiler", 
 Command = Callable[..., Any]
 
 
-def settings(without: frozenset[str] = frozenset()) -> Callable[[Command], Command]:
-    """Gives a command MODEL and one flag per field of Config; what was not given stays None, so that others hold."""
+def settings(without: frozenset[str] = frozenset(), *, several: bool = False) -> Callable[[Command], Command]:
+    """Gives a command MODEL and one flag per field of Config; what was not given stays None, so that others hold.
+
+    `several`: the command takes any number of models.
+    """
 
     def add(command: Command) -> Command:
         # What click is given last it shows first; a dataclass has its base's fields first.
         for known in sorted(reversed(dataclasses.fields(Config)), key=lambda known: known.name not in _LIMITS):
-            if known.name not in {"model", *without}:
+            if known.name not in {"model", "models", *without}:
                 command = _flag(known)(command)
                 if "was" in known.metadata:
                     command = click.option(flag_of(known.metadata["was"]), hidden=True, default=None)(command)
         command = click.option("--config", "config_file", metavar="FILE.toml", help="Settings from a file.")(command)
+        if several:
+            return click.argument("models", nargs=-1, metavar="[MODEL]...")(command)
         return click.argument("model", required=False)(command)
 
     return add

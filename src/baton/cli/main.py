@@ -20,6 +20,7 @@ import click
 from baton import __version__
 from baton.cli.flags import LOADING, OF_THE_BATCH, SERVING, WithLimits, settings, workload
 from baton.cli.foreign import check_address, hint
+from baton.cli.logs import start_logging
 from baton.cli.refuse import refuse, refuse_bench, refuse_file, refuse_simulate
 from baton.core.config import OLD_NAMES, Config, load_config
 from baton.core.errors import BatonError, RequestError, SettingError
@@ -75,11 +76,12 @@ def cli() -> None:
 
 
 @cli.command(cls=WithLimits, epilog="Example:  baton serve Qwen/Qwen3-0.6B --max-batch-size 16 --port 8000")
-@settings()
+@settings(several=True)
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answers the OpenAI API over HTTP, with a chat page at /.
 
-    MODEL is a hub id or a folder; left out, the built-in model is served.
+    MODEL is a hub id or a folder; left out, the built-in model is served. Several models, each a MODEL or NAME=MODEL,
+    run in a process each; with --load-on-demand a model is loaded when it is asked for.
     """
     began = time.perf_counter()
     config = _config(flags, config_file)
@@ -383,9 +385,7 @@ def _print_limits(limits: Limits, as_json: bool) -> None:
 def _config(flags: dict[str, Any], config_file: str | None) -> Config:
     config = load_config(flags, file=config_file)
     refuse(config)
-    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    start_logging(config.log_level)
     return config
 
 

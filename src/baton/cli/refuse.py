@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from baton.core.config import Config, check_loading, check_shaping, threads
+from baton import builtin
+from baton.core.config import Config, check_loading, check_shaping, named_models, threads
 from baton.core.errors import SettingError
 from baton.core.files import check_writable
 from baton.core.host import cores
@@ -21,10 +22,12 @@ def refuse(config: Config) -> None:
     threads(config, cores())
     if config.trace is not None:
         check_writable("--trace", config.trace, param="trace")
-    if config.model is not None:
+    sources = [config.model] if config.model is not None else [*named_models(config).values()]
+    for source in sources:
         from baton.loader.hub import check_found  # half a second that other verbs need not wait
 
-        check_found(config.model)
+        if source != builtin.NAME:
+            check_found(source)
 
 
 def refuse_file(name: str, asked: Asked) -> None:

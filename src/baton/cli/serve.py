@@ -17,6 +17,11 @@ def run_server(config: Config, began: float) -> None:
     bound = bind(server.host, server.port)
     try:
         access = access_of(server, bound.getsockname()[0])
+        if config.models:
+            from baton.cli.serve_several import run_several
+
+            run_several(config, server, bound, access, began)
+            return
         from baton.cli.serve_engine import run_bound
 
         run_bound(config, server, bound, access, began)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -24,8 +25,19 @@ from baton.server.auth import Access, is_loopback
 from baton.server.run import Hang, serve
 
 
-def run_bound(config: Config, server: ServerSettings, bound: socket.socket, access: Access, began: float) -> None:
-    """Loads the model and serves on a bound socket until told to end."""
+def run_bound(
+    config: Config,
+    server: ServerSettings,
+    bound: socket.socket,
+    access: Access,
+    began: float,
+    *,
+    on_started: Callable[[EngineHandle], None] | None = None,
+) -> None:
+    """Loads the model and serves on a bound socket until told to end.
+
+    `on_started`: called once requests are taken, instead of telling people the address.
+    """
     metrics = Metrics(model_name(config), monotonic, compat=server.vllm_names)
     errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
     tell_phase("imports", time.perf_counter() - began)
@@ -37,7 +49,7 @@ def run_bound(config: Config, server: ServerSettings, bound: socket.socket, acce
     tell_phase("forms", time.perf_counter() - opened)
     metrics.max_rows = house.settings.max_rows
     errors.print(_resolved(house))
-    if not access.keys and not is_loopback(bound.getsockname()[0]):
+    if on_started is None and not access.keys and not is_loopback(bound.getsockname()[0]):
         errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
     app = create_app(
         house.client,
@@ -52,6 +64,9 @@ def run_bound(config: Config, server: ServerSettings, bound: socket.socket, acce
     app.openapi()  # made once, and not while others wait for the event loop
 
     def started(url: str) -> None:
+        if on_started is not None:
+            on_started(house)
+            return
         took = time.perf_counter() - began
         errors.print(
             f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"

@@ -48,6 +48,13 @@ class Config(Limits):
     """What was asked for. Each field is a flag, a `BATON_*` variable and a key of `--config file.toml`."""
 
     model: str | None = setting(None, "Hub id or local folder; the built-in model if left out.")
+    models: tuple[str, ...] = setting(
+        (), "Several models in one server, each a hub id or folder, or NAME=ID; the first answers who names none."
+    )
+    load_on_demand: bool = setting(False, "A model is loaded when the first request names it, not at the start.")
+    unload_after: float = setting(
+        0.0, "Seconds without a request after which a model leaves the memory (--load-on-demand); 0: never.", low=0
+    )
     served_model_name: str | None = setting(None, "Name that requests use for the model.")
     host: str = setting("127.0.0.1", "Address to listen on.")
     port: int = setting(8000, "Port to listen on.", low=0, high=65535)
@@ -149,6 +156,43 @@ def read_template(config: Config) -> str | None:
     return read_text("--chat-template", path, param="chat_template", most_bytes=MOST_CONFIG_BYTES)
 
 
+def named_models(config: Config) -> dict[str, str]:
+    """Returns the models of a server with several by the names that requests use. NAME=ID gives one a name.
+
+    Raises SettingError if two have the same name.
+    """
+    named: dict[str, str] = {}
+    for text in config.models:
+        name, equals, source = text.partition("=")
+        if not equals or os.path.exists(text):
+            name = source = text
+        if not name or not source:
+            raise SettingError(f"{text}: a model is given as ID, FOLDER or NAME=ID", param="models")
+        if name in named:
+            raise SettingError(f"two models are called {name}: NAME=ID gives one another name", param="models")
+        named[name] = source
+    return named
+
+
+def check_several(config: Config) -> None:
+    """Raises SettingError for what a server with several models, or one that is loaded on demand, has not."""
+    if not config.models:
+        if config.load_on_demand or config.unload_after:
+            flag = "--load-on-demand" if config.load_on_demand else "--unload-after"
+            raise SettingError(f"{flag}: name the models to load", param="load_on_demand")
+        return
+    if config.unload_after and not config.load_on_demand:
+        message = "--unload-after: a model comes back only with --load-on-demand: add it"
+        raise SettingError(message, param="unload_after")
+    if config.model is not None:
+        raise SettingError("give either one model or several, not both", param="models")
+    if config.served_model_name is not None:
+        raise SettingError("--served-model-name is for one model: give several as NAME=ID", param="served_model_name")
+    if config.trace is not None:
+        raise SettingError("--trace is for one model: each writes a file of its own", param="trace")
+    named_models(config)
+
+
 def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
     """Raises SettingError for what aligned rows cannot be combined with."""
     if config.shaping != ALIGNED:
@@ -207,6 +251,8 @@ def load_config(
     known = {f.name for f in dataclasses.fields(Config)} | set(OLD_NAMES)
     values.update(_renamed(_from_environment(environment, known)))
     values.update(_renamed({name: value for name, value in flags.items() if value not in (None, ())}))
+    if flags.get("models"):  # those that a command names are instead of one in the environment
+        values.pop("model", None)
     return make_config(values)
 
 
@@ -219,7 +265,11 @@ def make_config(values: Mapping[str, object]) -> Config:
     if unknown:
         raise SettingError(f"unknown setting: {', '.join(unknown)}", param=unknown[0])
     values = {name: checked(known[name], hints[name], value) for name, value in values.items()}
+    if len(values.get("models") or ()) == 1 and not values.get("load_on_demand"):  # type: ignore[arg-type]
+        # One model alone needs no process beside its own.
+        values = {**values, "model": values["models"][0], "models": ()}  # type: ignore[index]
     config = Config(**values)  # type: ignore[arg-type]
+    check_several(config)
     check_shaping(config)
     template_variables(config)
     read_template(config)

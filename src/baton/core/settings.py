@@ -89,6 +89,7 @@ class ServerSettings:
     Attributes:
         hang_exit_seconds: After so long in one iteration the process ends itself; 0: never.
         vllm_names: The metrics page has vLLM's names beside baton's.
+        unload_after_seconds: After so long without a request a model is unloaded; 0: never.
     """
 
     host: str = "127.0.0.1"
@@ -101,6 +102,7 @@ class ServerSettings:
     hang_seconds: float = 60.0
     hang_exit_seconds: float = 300.0
     vllm_names: bool = False
+    unload_after_seconds: float = 0.0
 
 
 def server_settings(config: Config) -> ServerSettings:
@@ -112,6 +114,7 @@ def server_settings(config: Config) -> ServerSettings:
         hang_seconds=config.hang_timeout,
         hang_exit_seconds=config.hang_exit * config.hang_timeout,
         vllm_names=config.metrics_compat == "vllm",
+        unload_after_seconds=config.unload_after,
     )
 
 

@@ -76,6 +76,15 @@ def check_found(source: str) -> None:
         read_json(folder, CONFIG, source)
 
 
+def weight_bytes(source: str) -> int:
+    """Returns how large the files of a model's weights are; 0 if that cannot be told without asking the hub."""
+    folder = local(source) or _cached(source)
+    try:
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
+    except OSError:
+        return 0
+
+
 def _offline(source: str) -> Place:
     cached = _cached(source)
     if cached is None:

@@ -101,14 +101,14 @@ def create_app(
     _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version, ignored))
     if live is not None:
         app.add_api_route("/live/data", LiveRoutes(live, workers).data, response_model=None, **DESCRIBED)
-    _add_pages(app)
-    _add_errors(app, reject)
-    _add_doors(app, access, limits)
+    add_pages(app)
+    add_errors(app, reject)
+    add_doors(app, access, limits)
     app.openapi = cache(lambda: described(app, client, access, OPEN_PATHS))  # type: ignore[method-assign]
     return app
 
 
-def _add_doors(app: FastAPI, access: Access, limits: Limits) -> None:
+def add_doors(app: FastAPI, access: Access, limits: Limits) -> None:
     """What is added last comes first."""
     app.add_middleware(AuthMiddleware, access=access, open_paths=OPEN_PATHS, limits=limits)
     if access.origins:
@@ -137,7 +137,7 @@ def _add_telling(app: FastAPI, routes: StatusRoutes) -> None:
     app.add_api_route("/metrics", routes.metrics, response_model=None, response_class=PlainTextResponse)
 
 
-def _add_pages(app: FastAPI) -> None:
+def add_pages(app: FastAPI) -> None:
     folder = Path(__file__).parent / "page"
     for path, (name, kind) in PAGE_FILES.items():
         headers = {**PAGE_HEADERS, "content-type": kind}
@@ -152,7 +152,7 @@ def _page(body: bytes, headers: dict[str, str]) -> Callable[[], Any]:
     return page
 
 
-def _add_errors(app: FastAPI, reject: Callable[[str], None] | None) -> None:
+def add_errors(app: FastAPI, reject: Callable[[str], None] | None) -> None:
     async def answer_baton_error(request: Request, error: Exception) -> Response:
         if reject is not None and isinstance(error, RequestError) and request.url.path in GENERATING:
             reject(error.code or "invalid_request")

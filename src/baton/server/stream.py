@@ -28,7 +28,7 @@ WAITING = b": waiting\n\n"
 """A comment, which every reader of server-sent events skips: the connection is alive, and proxies see that."""
 
 _SLICE = 64 * 2**10
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T | None:
@@ -91,7 +91,7 @@ class EventStream(Response):
         choices: Sequence[Choice],
         events: Events,
     ) -> None:
-        super().__init__(headers=_HEADERS)
+        super().__init__(headers=STREAM_HEADERS)
         del self.headers["content-length"]
         self._client = client
         self._workers = workers

@@ -2,6 +2,7 @@
 import { get } from "/stream.js";
 
 const ASK_MS = 500, LATER_MS = 3000;
+const ONE = new URLSearchParams(location.search).get("model"); // of a server with several
 
 /** A number from 0 up for each query, the same wherever it is seen: ids end in one. */
 function number(query) {
@@ -44,7 +45,7 @@ export class News {
     let wait = ASK_MS;
     try {
       const { serial = 0, run } = this.last ?? {}, time = this.buckets.at(-1)?.at ?? 0;
-      const found = await get(`/live/data?serial=${serial}&time=${time}`);
+      const found = await get(`/live/data?serial=${serial}&time=${time}${ONE ? `&model=${encodeURIComponent(ONE)}` : ""}`);
       if (mine !== this.asking) return;
       if (run && found.run !== run) { // another start of the server, whose serials are others
         this.forget();

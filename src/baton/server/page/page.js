@@ -10,7 +10,8 @@ const KEPT = "baton-chats", NEW = {};
 
 const panes = [];
 let settings = NEW;
-let model = null; // {max_model_len, chats}, once the server has told
+let model = null; // {id, max_model_len, chats}, once the server has told
+let chosen = null; // the name of a model, where there are several
 
 // ---- what panes ask of the page
 
@@ -43,7 +44,7 @@ const host = {
   request: async (pane) => {
     watch(told);
     const { system, ...asked } = { ...settings, ...pane.own };
-    const rest = { ...fields(asked), stream: true, baton_usage: true };
+    const rest = { ...fields(asked), ...named(), stream: true, baton_usage: true };
     if (!host.chats()) return ["/v1/completions", await completion(pane, rest)];
     const said = pane.exchanges.filter((one) => one.answer || one === pane.last);
     const messages = said.flatMap((one) => [["user", one.question], ["assistant", one.answer]]).filter(([, text]) => text);
@@ -53,6 +54,7 @@ const host = {
   answered: (pane, exchange) => {
     host.say(`${pane.name}: ${exchange.error ?? exchange.answer.slice(0, 1000)}`);
     if (exchange.code === "invalid_api_key") editAll(true);
+    else if (chosen && !model?.max_model_len) meet().catch(() => {}); // it is loaded by now
   },
   /** To those who listen; `seen`: to all, for a while. */
   say: (text, seen = false) => {
@@ -65,7 +67,7 @@ const host = {
 /** A model without a chat template goes on with the text, of which 16 tokens would come if none were asked for. */
 async function completion(pane, rest) {
   const prompt = pane.exchanges.map((one) => one.question + one.answer).join("");
-  const { count } = await (await post("/tokenize", { prompt })).json();
+  const { count } = await (await post("/tokenize", { prompt, ...named() })).json();
   return { prompt, max_tokens: Math.max(1, Math.min(256, model.max_model_len - count)), ...rest };
 }
 
@@ -112,7 +114,7 @@ let leaving = false; // a browser that leaves ends the answers first, and that i
 function keep() {
   if (leaving) return;
   try {
-    sessionStorage.setItem(KEPT, JSON.stringify({ settings, panes: panes.map((pane) => pane.saved()) }));
+    sessionStorage.setItem(KEPT, JSON.stringify({ settings, chosen, panes: panes.map((pane) => pane.saved()) }));
   } catch {
     host.say("These conversations are too long to be kept over a reload.", true);
   }
@@ -122,6 +124,7 @@ function restore() {
   let kept = {};
   try { kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "{}"); } catch { /* what cannot be read is forgotten */ }
   settings = kept.settings ?? NEW;
+  chosen = kept.chosen ?? null;
   for (const saved of kept.panes ?? [{}]) add(saved);
   names();
 }
@@ -171,14 +174,37 @@ function notice(text, key = false) {
   button.hidden = !key;
 }
 
+const named = () => chosen ? { model: chosen } : {};
+
 async function meet() {
-  const [card] = (await get("/v1/models")).data;
-  const chats = await post("/tokenize", { messages: [{ role: "user", content: "Hi" }] }).then(() => true, (error) => error.code !== "unsupported_parameter");
+  const { data } = await get("/v1/models");
+  const card = data.find(({ id }) => id === chosen) ?? data[0], loaded = (card.state ?? "loaded") === "loaded";
+  offer(data, card);
+  // To ask a model that is not loaded would load it.
+  const chats = !loaded || await post("/tokenize", { messages: [{ role: "user", content: "Hi" }], ...named() }).then(() => true, (error) => error.code !== "unsupported_parameter");
   model = { ...card, chats };
   tellDefaults(card.sampling_defaults ?? {});
   $("model").textContent = $("model").title = card.id;
   notice(chats ? "" : "This model has no chat template: it goes on with your text as it is (/v1/completions).");
 }
+
+/** A choice of models, where there are several. */
+function offer(cards, card) {
+  const several = cards.length > 1;
+  chosen = several ? card.id : null;
+  $("model").hidden = several;
+  $("models").hidden = !several;
+  if (!several) return;
+  $("models").replaceChildren(...cards.map(({ id }) => new Option(id, id, false, id === card.id)));
+  document.querySelectorAll('a[href^="/live"]').forEach((link) => { link.href = `/live?model=${encodeURIComponent(card.id)}`; });
+}
+
+$("models").onchange = ({ target }) => {
+  chosen = target.value;
+  model = null;
+  keep();
+  meet().catch(() => {});
+};
 
 function told(error) {
   if (!error && !model) meet().catch(() => {});
