@@ -44,7 +44,7 @@ def test_every_path_that_documents_and_sources_name_is_there() -> None:
 
 def test_every_module_that_documents_and_sources_name_is_there() -> None:
     """By its name alone, or with folders: `rows.py`, `batch/rows.py`. Some belong to others, or are made by a test."""
-    others = {"convert_hf_to_gguf.py", "cuda.py", "own.py"}
+    others = {"convert_hf_to_gguf.py", "cuda.py", "hello.py", "own.py"}
     there = {f"/{path.relative_to(ROOT)}" for path in (*SOURCES, ROOT / "hatch_build.py")}
     missing = [
         f"{file.relative_to(ROOT)}: {name}"
