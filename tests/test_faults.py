@@ -315,7 +315,7 @@ def test_a_disk_that_is_full_costs_the_trace_and_no_query(
     monkeypatch.setenv("BATON_FAULTS", "trace_full@1")
     with LLM(trace=str(tmp_path / "trace.jsonl")) as llm:
         assert llm.generate("Tell me about a fox.", params)[0].outputs[0].token_ids == right
-        trace = llm._house.trace if llm._house else None
+        trace = llm._engine.trace if llm._engine else None
     assert trace is not None and trace.dropped > 0
     assert [record.levelname for record in caplog.records if "dropped" in record.message] == ["ERROR"]
     assert read_trace(tmp_path / "trace.jsonl").dropped == trace.dropped

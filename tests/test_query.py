@@ -163,8 +163,8 @@ def test_numbers_of_hundreds_of_digits_are_refused_by_name(name: str, number: in
     for bias in ({5: number}, {number: 1.0}):
         with pytest.raises(InvalidValue, match="logit_bias"):
             SamplingParams(logit_bias=bias)
-    for terms in ({"priority": number}, {"deadline_ms": number}):
+    for options in ({"priority": number}, {"deadline_ms": number}):
         with pytest.raises(InvalidValue):
-            RequestOptions(**terms)
+            RequestOptions(**options)
     with pytest.raises(InvalidValue):
         SamplingParams(structured_outputs={"json": {"const": 10**5000}})

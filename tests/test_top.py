@@ -91,9 +91,13 @@ def test_what_is_new_is_added_and_another_server_begins_anew() -> None:
     assert seen.take(first) and seen.serial == first["serial"]
     count = len(seen.buckets)
     more = {**first, "stays": [], "buckets": {name: values[-1:] for name, values in first["buckets"].items()}}
-    assert seen.take(more) and len(seen.buckets) == count and len(seen.stays) == 4
+    assert seen.take(more) and len(seen.buckets) == count and len(seen.intervals) == 4
     later = {**more, "now": first["now"] + 1000, "buckets": {name: [] for name in first["buckets"]}}
-    assert seen.take(later) and not seen.buckets and set(stay["query"] for stay in seen.stays.values()) == {"q-1"}
+    assert (
+        seen.take(later)
+        and not seen.buckets
+        and set(interval["query"] for interval in seen.intervals.values()) == {"q-1"}
+    )
     assert not seen.take({**first, "run": "another"}) and seen.serial == 0
 
 

@@ -42,7 +42,7 @@ from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
-from baton.loader.load import Loaded, OnPhase, load, untold
+from baton.loader.load import Loaded, OnPhase, ignore_phase, load
 from baton.loader.threads import start_threads
 from baton.model.aligned import AlignedForward
 from baton.model.device import free_bytes
@@ -81,7 +81,7 @@ def open_engine(
     *,
     policy: Policy | None = None,
     sinks: Sequence[Sink] = (),
-    told: OnPhase = untold,
+    on_phase: OnPhase = ignore_phase,
 ) -> EngineHandle:
     """Loads the model and starts the engine's thread. Raises SettingError and LoadError."""
     faults = faults_of(os.environ)
@@ -89,7 +89,7 @@ def open_engine(
     check_shaping(config, traits(policy))
     check_loading(config)
     trace = None if config.trace is None else TraceFile(config.trace)
-    loaded, name = open_model(config, told=told), model_name(config)
+    loaded, name = open_model(config, on_phase=on_phase), model_name(config)
     # What is there now stays: Python's collector, which would stop everyone for a third of a second, leaves it out.
     gc.collect()
     gc.freeze()
@@ -103,15 +103,17 @@ def open_engine(
     began = monotonic()
     client = start(loaded, settings, policy, name, sinks, faults=faults)
     if isinstance(loaded.forward, CudaForward) and loaded.forward.ragged is not None:
-        told("steps", monotonic() - began)
+        on_phase("steps", monotonic() - began)
     return EngineHandle(client, settings, facts, loaded, trace)
 
 
-def open_model(config: Config, *, told: OnPhase = untold, before: Callable[[Any], None] | None = None) -> Loaded:
+def open_model(
+    config: Config, *, on_phase: OnPhase = ignore_phase, before: Callable[[Any], None] | None = None
+) -> Loaded:
     """Loads the model, with as many threads as were asked for. `before`: see `load`."""
     set_threads(config)
     asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
-    return load(asked, told=told, before=before)
+    return load(asked, on_phase=on_phase, before=before)
 
 
 def start(
@@ -166,10 +168,12 @@ def make_engine(
     rectangle, footprint = prefiller.rectangle, batch.footprint
 
     def text_of(query: Query) -> TextStream:
-        skip = query.params.skip_special_tokens
-        decoder: IncrementalDecoder = loaded.tokenizer.stream(query.prompt, skip_special_tokens=skip, shown=query.shown)
+        skip, visible = query.params.skip_special_tokens, query.visible_special_tokens
+        decoder: IncrementalDecoder = loaded.tokenizer.stream(
+            query.prompt, skip_special_tokens=skip, visible_special_tokens=visible
+        )
         special = loaded.tokenizer.special if skip and query.params.stop else {}
-        silent = {token: name for name, token in special.items() if token not in query.shown}
+        silent = {token: name for name, token in special.items() if token not in visible}
         decoder = decoder if faults is None else faults.decoder(decoder, query.seed)
         return TextStream(decoder, query.params.stop, silent)
 

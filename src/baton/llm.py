@@ -95,25 +95,25 @@ class _Engine:
         if model is not None:
             named["model"] = model
         self.config: Config = make_config({**named, **settings})
-        self._house: EngineHandle | None = open_engine(self.config, policy=None if isinstance(policy, str) else policy)
+        self._engine: EngineHandle | None = open_engine(self.config, policy=None if isinstance(policy, str) else policy)
         self._last: dict[str, Any] = {}
 
     @property
     def client(self) -> Client:
-        if self._house is None:
+        if self._engine is None:
             raise EngineUnhealthy("this engine was closed")
-        return self._house.client
+        return self._engine.client
 
     def stats(self) -> dict[str, Any]:
         """Rows, columns, idle fractions and counts, see `stats_of`; after `close` the last there were."""
-        return stats_of(self._house.client) if self._house is not None else self._last
+        return stats_of(self._engine.client) if self._engine is not None else self._last
 
     def close(self) -> None:
         """Cancels what is live and frees the engine's thread and memory, the model's too. May be called twice."""
-        if self._house is not None:
-            self._house.close()
+        if self._engine is not None:
+            self._engine.close()
             self._last = self.stats()
-            self._house = None
+            self._engine = None
             gc.unfreeze()  # see open_engine
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
@@ -164,8 +164,8 @@ class LLM(_Engine):
         """
         some: Sequence[Any] = [prompts] if _is_one(prompts) else list(prompts)
         each = _each(_renamed(sampling_params, params), len(some))
-        terms = [RequestOptions(cache_salt=_salt(prompt)) for prompt in some]
-        return self._run([self._encode(prompt) for prompt in some], each, use_tqdm, terms)
+        options = [RequestOptions(cache_salt=_salt(prompt)) for prompt in some]
+        return self._run([self._encode(prompt) for prompt in some], each, use_tqdm, options)
 
     def chat(
         self,
@@ -201,9 +201,9 @@ class LLM(_Engine):
         prompts: Sequence[tuple[str | None, list[int]]],
         params: Sequence[SamplingParams],
         use_tqdm: Bar,
-        terms: Sequence[RequestOptions],
+        options: Sequence[RequestOptions],
     ) -> list[RequestOutput]:
-        outputs, asked = _prepare(self.client, prompts, params, terms)
+        outputs, asked = _prepare(self.client, prompts, params, options)
         with _bar(use_tqdm, len(asked)) as bar:
             for update in self.client.run([one.query for one in asked.values()]):
                 asked[update.query_id].take(update, self.client.tokenizer)
@@ -233,10 +233,12 @@ class AsyncLLM(_Engine):
         Raises RequestError, QueueFull, and when all choices have ended the error of the first that failed: QueryFailed,
         or DeadlinePassed when it was not done `deadline_ms` from now. The last output has what each came to.
         """
-        terms = RequestOptions(priority, deadline_ms, user, cache_salt=_salt(prompt))
+        options = RequestOptions(priority, deadline_ms, user, cache_salt=_salt(prompt))
         each = _each(_renamed(sampling_params, params), 1)
         # Long prompts, and forms that are compiled, are work for a thread: others go on meanwhile.
-        (output,), asked = await asyncio.to_thread(lambda: _prepare(self.client, [self._encode(prompt)], each, [terms]))
+        (output,), asked = await asyncio.to_thread(
+            lambda: _prepare(self.client, [self._encode(prompt)], each, [options])
+        )
         stream = self.client.stream([one.query for one in asked.values()])
         try:
             failed: QueryFailed | None = None
@@ -279,12 +281,12 @@ def _prepare(
     client: Client,
     prompts: Sequence[tuple[str | None, list[int]]],
     params: Sequence[SamplingParams],
-    terms: Sequence[RequestOptions],
+    options: Sequence[RequestOptions],
 ) -> tuple[list[RequestOutput], dict[str, _Asked]]:
     """Empty outputs, and by its id each query with the completion that it fills."""
     outputs: list[RequestOutput] = []
     asked: dict[str, _Asked] = {}
-    for (text, tokens), param, term in zip(prompts, params, terms, strict=True):
+    for (text, tokens), param, term in zip(prompts, params, options, strict=True):
         queries = client.queries(tokens, param.with_defaults(client.defaults), term)
         completions = [Completion(index) for index in range(len(queries))]
         output = RequestOutput(text, tokens, completions)

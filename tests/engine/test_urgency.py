@@ -28,8 +28,8 @@ PER_ROW = CostModel(row_seconds=1.0)
 EVERY_POLICY = pytest.mark.parametrize("policy", sorted(POLICIES))
 
 
-def asked(name: str, prompt: int = 4, limit: int = 6, **terms: object) -> Query:
-    return replace(query_of(name, prompt_of(prompt, seed=sum(name.encode())), limit), **terms)  # type: ignore[arg-type]
+def asked(name: str, prompt: int = 4, limit: int = 6, **options: object) -> Query:
+    return replace(query_of(name, prompt_of(prompt, seed=sum(name.encode())), limit), **options)  # type: ignore[arg-type]
 
 
 def turn(batch: RandomBatch, *queries: Query, times: int = 1) -> None:

@@ -46,19 +46,19 @@ def test_each_hang_is_told_once_with_all_stacks_and_so_is_its_end(caplog: pytest
     stuck = [0.0]
     watchdog = Watchdog(lambda: stuck[0], 2.0)
     for stuck[0] in (0.0, 2.0):
-        watchdog.look()
+        watchdog.check()
     assert messages(caplog) == [], "not before its time"
     for stuck[0] in (2.5, 3.5, 9.0):
-        watchdog.look()
+        watchdog.check()
     (told,) = messages(caplog)
     assert "no iteration for 2.5 s (--hang-timeout 2)" in told
     assert "test_watchdog.py" in told, "where this thread is"
     stuck[0] = 0.1
-    watchdog.look()
-    watchdog.look()
+    watchdog.check()
+    watchdog.check()
     assert messages(caplog)[1:] == ["it goes on after more than 9.0 s with no iteration"]
     stuck[0] = 3.0
-    watchdog.look()
+    watchdog.check()
     assert "no iteration for 3.0 s" in messages(caplog)[-1], "another one"
 
 
@@ -67,10 +67,10 @@ def test_a_process_that_cannot_be_saved_ends_with_a_word(caplog: pytest.LogCaptu
     watchdog = Watchdog(lambda: stuck[0], 2.0, what="no sign of life", ends_after=10.0, end=ended.append)
     for seconds in (9.0, 500.0, 0.0, 11.0, 12.0, 13.0):
         stuck[0] = seconds
-        watchdog.look()
+        watchdog.check()
     assert not ended, "who was stopped and goes on is not ended"
     stuck[0] = 14.0
-    watchdog.look()
+    watchdog.check()
     assert ended == [GIVEN_UP]
     assert "no sign of life for 14 s: this process ends with status 70" in caplog.text and "--hang-exit" in caplog.text
 
@@ -81,9 +81,9 @@ def test_a_process_ends_even_where_there_is_no_memory_for_a_word(monkeypatch: py
     watchdog._longest = 1.0
     monkeypatch.setattr(watchdog_module.log, "critical", Mock(side_effect=MemoryError))
     for _ in range(3):
-        watchdog.look()
+        watchdog.check()
     with pytest.raises(MemoryError):
-        watchdog.look()
+        watchdog.check()
     assert ended == [GIVEN_UP]
 
 
@@ -93,7 +93,7 @@ def test_no_thread_is_left_out_however_many_there_are(caplog: pytest.LogCaptureF
     threads = [threading.Thread(target=go.wait, args=(20,), name=f"waits-{number}") for number in range(130)]
     for thread in threads:
         thread.start()
-    Watchdog(lambda: 5.0, 2.0).look()
+    Watchdog(lambda: 5.0, 2.0).check()
     go.set()
     for thread in threads:
         thread.join()

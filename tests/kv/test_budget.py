@@ -27,7 +27,7 @@ class Machine:
 
 def looked(free: int, rows_used: int = 0, swap_used: int = 0, *, lazy: bool = True) -> tuple[int, int]:
     budget = Machine(free).budget(lazy=lazy)
-    budget.look(rows_used, swap_used)
+    budget.update(rows_used, swap_used)
     return budget.rows_bytes, budget.swap_bytes
 
 
@@ -60,18 +60,18 @@ def test_rows_that_were_allocated_at_once_have_theirs() -> None:
 def test_where_the_pool_is_in_other_memory_neither_gives_way_to_the_other(lazy: bool) -> None:
     device, host = Machine(60), Machine(20)
     budget = Budget(100, 50, floor_bytes=30, free_bytes=device, clock=device.clock, lazy=lazy, swap_free_bytes=host)
-    budget.look(15, 7)
+    budget.update(15, 7)
     assert (budget.rows_bytes, budget.swap_bytes) == (75 if lazy else 100, 27)
     device.free, host.free = 1000, -30
     device.clock.advance(2)
-    budget.look(15, 7)
+    budget.update(15, 7)
     assert (budget.rows_bytes, budget.swap_bytes) == (100, 0)
 
 
 def test_more_may_be_left_to_others() -> None:
     spare = SPARE_BYTES + 60
     budget = Budget(100, 0, floor_bytes=10, free_bytes=Machine(110), clock=ManualClock(), spare_bytes=spare)
-    budget.look(0, 0)
+    budget.update(0, 0)
     assert budget.rows_bytes == 50
 
 
@@ -80,11 +80,11 @@ def test_it_shrinks_and_grows_back_and_asks_once_a_second() -> None:
     budget = machine.budget()
     for free, expected in ((1000, (100, 50)), (60, (60, 0)), (120, (100, 20)), (1000, (100, 50))):
         machine.free = free
-        budget.look(0, 0)
+        budget.update(0, 0)
         assert (budget.rows_bytes, budget.swap_bytes) == expected
         machine.free = -1000
         machine.clock.advance(0.9)
-        budget.look(0, 0)
+        budget.update(0, 0)
         assert (budget.rows_bytes, budget.swap_bytes) == expected, "not asked again within a second"
         machine.clock.advance(0.2)
     assert machine.asked == 4

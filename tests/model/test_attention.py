@@ -31,7 +31,7 @@ class Case:
     group: int
     dim: int
     value_dim: int
-    look: Visibility
+    visibility: Visibility
     scale: float | None
     seed: int
     sinks: Tensor | None = None
@@ -53,18 +53,18 @@ class Case:
     def reference(self, q: Tensor, row: int, column: int, rectangle: Rectangle) -> Tensor:
         """One token of one row, q `[Hq, D]` -> `[Hq, Dv]`: softmax over what it sees, in float64, head by head."""
         low = 0
-        if self.look.window:
-            low = max(0, column - self.look.window + 1)
-        if self.look.chunk:
-            low = column - column % self.look.chunk
+        if self.visibility.window:
+            low = max(0, column - self.visibility.window + 1)
+        if self.visibility.chunk:
+            low = column - column % self.visibility.chunk
         k = rectangle.keys[0][row, low : column + 1].double()
         v = rectangle.values[0][row, low : column + 1].double()
         scale = 1 / math.sqrt(self.dim) if self.scale is None else self.scale
         out = []
         for head in range(self.heads * self.group):
             scores = k[:, head // self.group] @ q[head].double() * scale
-            if self.look.softcap:
-                scores = self.look.softcap * (scores / self.look.softcap).tanh()
+            if self.visibility.softcap:
+                scores = self.visibility.softcap * (scores / self.visibility.softcap).tanh()
             if self.sinks is not None:
                 scores = torch.cat([scores, self.sinks[head : head + 1].double()])
             out.append(scores.softmax(0)[: column + 1 - low] @ v[:, head // self.group])
@@ -89,7 +89,7 @@ def cases(draw: st.DrawFn, *, ones: bool = False) -> Case:
         group=group,
         dim=dim,
         value_dim=dim,
-        look=replace(kind, softcap=draw(st.sampled_from([0.0, 0.0, 2.0]))),
+        visibility=replace(kind, softcap=draw(st.sampled_from([0.0, 0.0, 2.0]))),
         sinks=sinks,
         scale=draw(st.sampled_from([None, 0.7])),
         seed=draw(st.integers(0, 1000)),
@@ -100,7 +100,7 @@ def check_fill(case: Case) -> None:
     rectangle = case.rectangle
     shape = attention.fill(case.spans, rectangle)
     q = case.queries(1, sum(span.count for span in case.spans))
-    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.look, case.sinks)
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.visibility, case.sinks)
     expected = [
         case.reference(q[0, :, at], int(row), int(column), rectangle)
         for at, (row, column) in enumerate(zip(shape.rows, shape.cols, strict=True))
@@ -114,7 +114,7 @@ def check_decode(case: Case, together: bool) -> None:
     shape = attention.decode(case.spans, rectangle)
     shape.together = together
     q = case.queries(len(case.spans), 1)
-    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.look, case.sinks)
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.visibility, case.sinks)
     expected = [case.reference(q[i, :, 0], s.row, s.start, rectangle) for i, s in enumerate(case.spans)]
     assert out.shape == (len(case.spans), 1, q.shape[1], case.value_dim)
     torch.testing.assert_close(out[:, 0].double(), torch.stack(expected), atol=TOLERANCE, rtol=TOLERANCE)
@@ -125,7 +125,7 @@ def check_padded(case: Case) -> None:
     shape = attention.padded(case.spans, rectangle)
     longest = max(span.count for span in case.spans)
     q = case.queries(len(case.spans), longest)
-    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.look, case.sinks)
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.visibility, case.sinks)
     assert out.shape == (len(case.spans), longest, q.shape[1], case.value_dim)
     assert bool(out.isfinite().all()), "a padding slot must not breed NaN"
     flat = out.flatten(0, 1)[shape.kept]
@@ -162,15 +162,17 @@ def test_padded_rows_equal_the_reference(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "look", [Visibility(window=3), Visibility(window=3, softcap=2.0), Visibility(chunk=4, softcap=2.0)]
+    "visibility", [Visibility(window=3), Visibility(window=3, softcap=2.0), Visibility(chunk=4, softcap=2.0)]
 )
-def test_a_padding_slot_that_would_see_nothing_breeds_no_nan(look: Visibility) -> None:
+def test_a_padding_slot_that_would_see_nothing_breeds_no_nan(visibility: Visibility) -> None:
     """Row 0's token is in column 10; beside row 1's twelve, its last padding slot stands for column 21."""
-    check_padded(replace(plain([Span(0, 10, 1), Span(1, 0, 12)]), look=look))
+    check_padded(replace(plain([Span(0, 10, 1), Span(1, 0, 12)]), visibility=visibility))
 
 
 def plain(spans: Sequence[Span], window: int = 0) -> Case:
-    return Case(list(spans), heads=2, group=2, dim=4, value_dim=4, look=Visibility(window=window), scale=None, seed=1)
+    return Case(
+        list(spans), heads=2, group=2, dim=4, value_dim=4, visibility=Visibility(window=window), scale=None, seed=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ FEEDS = st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3), min_size=1
     st.booleans(),
 )
 def test_a_ring_gives_what_a_layer_that_keeps_everything_gives(
-    feeds: list[list[int]], look: Visibility, aligned: bool, together: bool
+    feeds: list[list[int]], visibility: Visibility, aligned: bool, together: bool
 ) -> None:
     """Three rows are fed random numbers of tokens; each feed is made twice, as if it had failed the first time."""
     layers = [LayerShape(2, 4, 4, window=5), LayerShape(2, 4, 4)]
@@ -246,7 +248,7 @@ def test_a_ring_gives_what_a_layer_that_keeps_everything_gives(
             size = shape.by_place(torch.zeros(sum(span.count for span in spans), dtype=torch.bool)).shape
             q = torch.randn(size[0], 4, size[1], 4, generator=generator)
             new = torch.randn(2, size[0], 2, size[1], 4, generator=generator)
-            ring, whole = (shape.attend(q, *shape.keep(layer, *new), None, look) for layer in (0, 1))
+            ring, whole = (shape.attend(q, *shape.keep(layer, *new), None, visibility) for layer in (0, 1))
             torch.testing.assert_close(_real(shape, ring), _real(shape, whole), atol=TOLERANCE, rtol=TOLERANCE)
         shape.commit()
         for span in spans:

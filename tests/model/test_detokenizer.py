@@ -195,8 +195,11 @@ def test_a_character_that_the_prompt_began_comes_whole_or_not_at_all(
 
 def test_shown_tokens_stand_between_texts_as_the_stock_tokenizer_writes_them() -> None:
     end, *words = ids("sentencepiece", "<|im_end|>", "\u2581Hello", "\u2581a", "<0xC3>")
-    assert said("sentencepiece", [words[0], end, words[1]], [1], shown=[end]) == "Hello<|im_end|> a"
-    assert said("sentencepiece", [words[2], end, 2, words[1]], words[:1], shown=[end]) == "\ufffd<|im_end|> a"
+    assert said("sentencepiece", [words[0], end, words[1]], [1], visible_special_tokens=[end]) == "Hello<|im_end|> a"
+    assert (
+        said("sentencepiece", [words[2], end, 2, words[1]], words[:1], visible_special_tokens=[end])
+        == "\ufffd<|im_end|> a"
+    )
 
 
 class Counting:

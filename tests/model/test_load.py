@@ -35,7 +35,7 @@ def loaded_of(folder: Path, **settings: object) -> Loaded:
 def test_a_folder_is_loaded_with_what_it_says_of_itself(folder: Path) -> None:
     told: list[str] = []
     found = load(
-        load_settings(Config(device="cpu"), str(folder), "tiny"), told=lambda phase, seconds: told.append(phase)
+        load_settings(Config(device="cpu"), str(folder), "tiny"), on_phase=lambda phase, seconds: told.append(phase)
     )
     assert told == ["tokenizer", "weights", "self-check"]
     assert (found.name, found.context_tokens, found.end_ids) == ("tiny", CONTEXT, (2,))

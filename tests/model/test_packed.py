@@ -81,15 +81,15 @@ FEEDS = st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3).filter(any)
 def test_rings_are_attended_in_the_order_of_the_text(feeds: list[list[int]]) -> None:
     layers = [LayerShape(2, 8, 8, window=5), LayerShape(2, 8, 8)]
     rectangle = Rectangle(layers, capacity=3, columns=64, dtype=torch.float32, device=CPU)
-    look, varlen = Visibility(window=5), Varlen(varlen_attn)
+    visibility, varlen = Visibility(window=5), Varlen(varlen_attn)
     for feed in feeds:
         spans = [Span(row, rectangle.lens[row], count) for row, count in enumerate(feed) if count]
         shape = packed.packed(spans, rectangle, varlen)
         q = torch.randn(1, 4, len(shape.rows), 8)
         new = torch.randn(2, 1, 2, len(shape.rows), 8)
         kept = [shape.keep(layer, *new) for layer in (0, 1)]
-        ring, whole = (shape.attend(q, *buffers, None, look) for buffers in kept)
-        expected = attention.fill(spans, rectangle).attend(q, *kept[1], None, look)
+        ring, whole = (shape.attend(q, *buffers, None, visibility) for buffers in kept)
+        expected = attention.fill(spans, rectangle).attend(q, *kept[1], None, visibility)
         for found in (ring, whole):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         shape.commit()
@@ -103,9 +103,9 @@ def test_rings_are_attended_in_the_order_of_the_text(feeds: list[list[int]]) -> 
 def test_one_call_gives_what_calls_request_by_request_give(
     spans: list[Span], heads: int, group: int, window: int, scaled: bool
 ) -> None:
-    rectangle, look = rectangle_of(heads, 8), Visibility(window=window)
+    rectangle, visibility = rectangle_of(heads, 8), Visibility(window=window)
     filled(rectangle, spans, seed=window)
-    layer = (rectangle.keys[0], rectangle.values[0], 0.7 if scaled else None, look)
+    layer = (rectangle.keys[0], rectangle.values[0], 0.7 if scaled else None, visibility)
     # As a model hands them on: by token, then by head.
     q = torch.randn(1, sum(span.count for span in spans), heads * group, 8).transpose(1, 2)
     varlen = Varlen(varlen_attn)
@@ -132,7 +132,7 @@ def test_rows_are_padded_to_pages_and_sequences_begin_where_rows_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("look", "sinks", "dim", "rows"),
+    ("visibility", "sinks", "dim", "rows"),
     [
         (Visibility(softcap=2.0), None, 8, (0, 2)),
         (Visibility(chunk=4), None, 8, (0, 2)),
@@ -141,13 +141,13 @@ def test_rows_are_padded_to_pages_and_sequences_begin_where_rows_do() -> None:
     ],
 )
 def test_what_the_kernel_cannot_do_goes_request_by_request(
-    look: Visibility, sinks: Tensor | None, dim: int, rows: tuple[int, int]
+    visibility: Visibility, sinks: Tensor | None, dim: int, rows: tuple[int, int]
 ) -> None:
     spans = [Span(rows[0], 0, 6), Span(rows[1], 3, 4)]
     rectangle, varlen = rectangle_of(2, dim), Varlen(varlen_attn)
     filled(rectangle, spans, seed=0)
     q = torch.randn(1, 2, 10, dim)
-    layer = (rectangle.keys[0], rectangle.values[0], None, look, sinks)
+    layer = (rectangle.keys[0], rectangle.values[0], None, visibility, sinks)
     found = packed.packed(spans, rectangle, varlen).attend(q, *layer)
     assert varlen.calls == 0
     assert torch.equal(found, attention.fill(spans, rectangle).attend(q, *layer))

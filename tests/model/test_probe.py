@@ -25,7 +25,7 @@ NEAR = Visibility(window=WINDOW)
 
 
 @pytest.mark.parametrize(
-    ("name", "looks"),
+    ("name", "visibilities"),
     [
         ("llama", [ALL] * 3),
         ("mistral_window", [NEAR] * 3),
@@ -42,10 +42,10 @@ NEAR = Visibility(window=WINDOW)
         ),
     ],
 )
-def test_which_columns_each_layers_tokens_see_is_found(name: str, looks: list[Visibility]) -> None:
-    found = probe(model_of(name)).looks
-    assert [found[layer] for layer in range(len(looks))] == looks
-    assert len(found) == len(looks)
+def test_which_columns_each_layers_tokens_see_is_found(name: str, visibilities: list[Visibility]) -> None:
+    found = probe(model_of(name)).visibilities
+    assert [found[layer] for layer in range(len(visibilities))] == visibilities
+    assert len(found) == len(visibilities)
 
 
 @pytest.mark.parametrize(
@@ -128,17 +128,17 @@ def test_the_self_check_passes_and_gives_the_model_our_attention() -> None:
     expected = stock_logits(model, texts)
     forward = choose(model).forward
     assert model.config._attn_implementation.startswith("baton_")
-    assert forward.geometry.looks[0] == NEAR
+    assert forward.geometry.visibilities[0] == NEAR
     assert self_check(model, forward, texts, expected) < 1e-5
 
 
-@pytest.mark.parametrize("look", [ALL, Visibility(window=WINDOW - 1), Visibility(window=WINDOW + 1)])
-def test_the_self_check_refuses_a_window_that_is_wrong(look: Visibility) -> None:
+@pytest.mark.parametrize("visibility", [ALL, Visibility(window=WINDOW - 1), Visibility(window=WINDOW + 1)])
+def test_the_self_check_refuses_a_window_that_is_wrong(visibility: Visibility) -> None:
     model = model_of("mistral_window")
     texts = check_texts(model)
     expected = stock_logits(model, texts)
     geometry = probe(model)
-    geometry.looks[1] = look
+    geometry.visibilities[1] = visibility
     shapes = tuple(replace(shape, window=0) for shape in geometry.shapes)
     forward = TorchForward(model, replace(geometry, shapes=shapes))
     with pytest.raises(LoadError, match="differ from those of the model alone"):

@@ -133,4 +133,4 @@ def test_what_cannot_be_lifted_is_compared_in_its_own_number_format(monkeypatch:
     monkeypatch.setattr("baton.loader.upcast.MOST_LIFTED_BYTES", 0)
     assert not can_be_lifted(model, 3)
     monkeypatch.setattr("baton.loader.structure.can_be_lifted", lambda model, layers: False)
-    assert structure(model, 0).ways[0] == (AttentionBackend.RAGGED, False)
+    assert structure(model, 0).backends[0] == (AttentionBackend.RAGGED, False)

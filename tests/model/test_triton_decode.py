@@ -74,7 +74,7 @@ class Case:
     dim: int = 64
     value_dim: int = 64
     group: int = 2
-    look: Visibility = EVERYTHING
+    visibility: Visibility = EVERYTHING
     ring: int = 0
     sinks: bool = False
     scale: float | None = None
@@ -100,7 +100,7 @@ class Case:
         sinks = self.numbers(self.heads * self.group, seed=3) if self.sinks else None
         scale = 1 / math.sqrt(self.dim) if self.scale is None else self.scale
         found = module.attend(
-            q, keys, values, rows, stops, scale=scale, look=self.look, ring=self.ring > 0, sinks=sinks,
+            q, keys, values, rows, stops, scale=scale, visibility=self.visibility, ring=self.ring > 0, sinks=sinks,
             splits=self.splits, least=64,
         )  # fmt: skip
         expected = [
@@ -115,13 +115,13 @@ class Case:
         """One token, `[Hq, Dv]`, head by head in float64."""
         if not stop:
             return torch.zeros(q.shape[0], values.shape[2], dtype=torch.float64, device=q.device)
-        columns = [token % self.ring if self.ring else token for token in range(self.look.lowest(stop - 1), stop)]
+        columns = [token % self.ring if self.ring else token for token in range(self.visibility.lowest(stop - 1), stop)]
         out = []
         for head in range(q.shape[0]):
             k, v = keys[columns, head // self.group].double(), values[columns, head // self.group].double()
             scores = k @ q[head].double() * scale
-            if self.look.softcap:
-                scores = self.look.softcap * (scores / self.look.softcap).tanh()
+            if self.visibility.softcap:
+                scores = self.visibility.softcap * (scores / self.visibility.softcap).tanh()
             if sinks is not None:
                 scores = torch.cat([scores, sinks[head : head + 1].double()])
             out.append(scores.softmax(0)[: len(columns)] @ v)
@@ -135,14 +135,14 @@ CASES = [
     Case(dim=80, value_dim=80, group=4),
     Case(dim=96, value_dim=96),
     Case(dim=128, value_dim=128, group=4, sinks=True),
-    Case(dim=256, value_dim=256, group=1, look=Visibility(softcap=5.0)),
+    Case(dim=256, value_dim=256, group=1, visibility=Visibility(softcap=5.0)),
     Case(dim=16, value_dim=24, group=3),
-    Case(look=Visibility(window=37)),
-    Case(look=Visibility(window=130, softcap=2.0), sinks=True),
-    Case(look=Visibility(chunk=50)),
-    Case(look=Visibility(window=150), ring=150),
-    Case(look=Visibility(chunk=90), ring=90, sinks=True),
-    Case(look=Visibility(window=33, softcap=3.0), ring=33, group=4),
+    Case(visibility=Visibility(window=37)),
+    Case(visibility=Visibility(window=130, softcap=2.0), sinks=True),
+    Case(visibility=Visibility(chunk=50)),
+    Case(visibility=Visibility(window=150), ring=150),
+    Case(visibility=Visibility(chunk=90), ring=90, sinks=True),
+    Case(visibility=Visibility(window=33, softcap=3.0), ring=33, group=4),
     Case(splits=None),
 ]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -175,9 +175,9 @@ def check(case: Case, module: ModuleType) -> None:
 
 
 def test_the_comparison_notices_a_window_that_is_wrong_by_one(interpreted: ModuleType) -> None:
-    right = Case(look=Visibility(window=37))
+    right = Case(visibility=Visibility(window=37))
     found, _ = right.run(interpreted)
-    _, wider = replace(right, look=Visibility(window=38)).run(interpreted)
+    _, wider = replace(right, visibility=Visibility(window=38)).run(interpreted)
     assert float((found - wider).norm() / wider.norm()) > 100 * TOLERANCE[torch.float32]
 
 

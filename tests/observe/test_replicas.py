@@ -13,7 +13,7 @@ def load_of(rate: float, served_seconds: float, row_bytes: float = 1000.0, until
         time = number / rate
         load.arrived(time)
         load.ended(time, served_seconds)
-        load.looked(time, row_bytes)
+        load.iterated(time, row_bytes)
     return load
 
 

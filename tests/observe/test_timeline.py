@@ -14,7 +14,7 @@ from baton.core.events import IterationDone, QueryMoved, QueryRejected, Slots
 from baton.core.query import State
 from baton.observe.bottleneck import Machine, diagnose
 from baton.observe.live import Live
-from baton.observe.timeline import MOST_STAYS, Bucket, Timeline, percentile
+from baton.observe.timeline import MOST_INTERVALS, Bucket, Timeline, percentile
 from baton.policy.baton import Baton
 from baton.policy.port import NO_COSTS, Costs
 from baton.testing.clock import ManualClock
@@ -35,26 +35,26 @@ def test_rows_are_the_first_free_ones_and_prompts_have_lanes() -> None:
     line(moved(3.0, "b", State.RUNNING, State.FINISHED))
     line(moved(4.0, "d", State.READY, State.RUNNING))
     found = line.since(0, 0.0)
-    runs = {s.query: (s.lane, s.began, s.ended, s.how) for s in found.stays if s.kind == "run"}
+    runs = {s.query: (s.lane, s.began, s.ended, s.how) for s in found.intervals if s.kind == "run"}
     assert runs == {
         "a": (0, 2.0, None, ""),
         "b": (1, 2.0, 3.0, "finished"),
         "c": (2, 2.0, None, ""),
         "d": (1, 4.0, None, ""),
     }
-    assert sorted(stay.lane for stay in found.stays if stay.kind == "prefill") == [0, 1, 2]
+    assert sorted(interval.lane for interval in found.intervals if interval.kind == "prefill") == [0, 1, 2]
 
 
 def test_a_reader_gets_what_changed_and_nothing_twice() -> None:
     line = Timeline()
     line(moved(0.0, "a", State.READY, State.RUNNING))
     first = line.since(0, 0.0)
-    assert len(first.stays) == 1 and line.since(first.serial, 0.0).stays == []
+    assert len(first.intervals) == 1 and line.since(first.serial, 0.0).intervals == []
     line(iteration(time=1.0, fed={"a": 1}))
     again = line.since(first.serial, 1.0)
-    assert [(stay.query, stay.tokens) for stay in again.stays] == [("a", 1)]
+    assert [(interval.query, interval.tokens) for interval in again.intervals] == [("a", 1)]
     assert [bucket.at for bucket in again.buckets] == [1.0]
-    assert first.stays[0].tokens == 0, "what was told does not change"
+    assert first.intervals[0].tokens == 0, "what was told does not change"
 
 
 def test_buckets_add_up() -> None:
@@ -80,20 +80,20 @@ def test_it_keeps_so_many_seconds_and_no_more() -> None:
         line(iteration(time=second + 0.1, fed={name: 1}))
         line(moved(second + 0.2, name, State.RUNNING, State.FINISHED))
     found = line.since(0, 0.0)
-    assert len(found.buckets) <= 12 and len(found.stays) <= 12 and found.complete_from < 1000 - 10
+    assert len(found.buckets) <= 12 and len(found.intervals) <= 12 and found.complete_from < 1000 - 10
     assert not line._now
 
 
 def test_of_too_many_queries_the_last_are_kept_and_it_says_since_when() -> None:
     line = Timeline()
-    for number in range(MOST_STAYS + 5):
+    for number in range(MOST_INTERVALS + 5):
         at = number / 100
         line(moved(at, f"q{number}", State.READY, State.RUNNING))
         line(moved(at + 0.005, f"q{number}", State.RUNNING, State.FINISHED))
         line(iteration(time=at + 0.006))
     found = line.since(0, 0.0)
-    assert len(found.stays) <= MOST_STAYS + 1
-    assert 0 < found.complete_from <= min(stay.began for stay in found.stays)
+    assert len(found.intervals) <= MOST_INTERVALS + 1
+    assert 0 < found.complete_from <= min(interval.began for interval in found.intervals)
 
 
 def test_a_prompt_is_told_apart_from_what_follows() -> None:
@@ -107,7 +107,7 @@ def test_a_prompt_is_told_apart_from_what_follows() -> None:
     line(iteration(time=1.4, fed={"a": 1, "b": 1}))
     line(QueryMoved(1.5, "a", State.RUNNING, State.READY, "memory", 40, 4))
     line(iteration(time=1.5, fed={"a": 1, "b": 1}))
-    found = {(stay.query, stay.kind): stay for stay in line.since(0, 0.0).stays}
+    found = {(interval.query, interval.kind): interval for interval in line.since(0, 0.0).intervals}
     prompt, row, whole = found["a", "prefill"], found["a", "run"], found["b", "run"]
     assert (prompt.prompt, prompt.tokens, prompt.how, prompt.filled) == (40, 40, "ready", 1.3)
     assert (row.tokens, row.generated, row.how, row.filled) == (3, 4, "ready", None)
@@ -139,16 +139,16 @@ def test_all_tokens_of_a_lively_engine_are_in_its_stays() -> None:
         batch.engine.accept(query_of(f"q{number}", prompt_of(6, number), 8, seed=number), batch.hear)
     while batch.engine.busy:
         batch.engine.iterate()
-    stays = line.since(0, 0.0).stays
-    told = {name: sum(stay.tokens for stay in stays if stay.query == name) for name in fed}
+    intervals = line.since(0, 0.0).intervals
+    told = {name: sum(interval.tokens for interval in intervals if interval.query == name) for name in fed}
     assert told == fed and len(fed) == 10
-    assert all(stay.ended is not None for stay in stays)
-    assert max(stay.lane for stay in stays if stay.kind == "run") < 3
-    for stay in stays:
-        for other in stays:
-            if stay is not other and (stay.kind, stay.lane) == (other.kind, other.lane):
-                ends = stay.ended or 0.0, other.ended or 0.0
-                assert ends[0] <= other.began or ends[1] <= stay.began, "two in one row"
+    assert all(interval.ended is not None for interval in intervals)
+    assert max(interval.lane for interval in intervals if interval.kind == "run") < 3
+    for interval in intervals:
+        for other in intervals:
+            if interval is not other and (interval.kind, interval.lane) == (other.kind, other.lane):
+                ends = interval.ended or 0.0, other.ended or 0.0
+                assert ends[0] <= other.began or ends[1] <= interval.began, "two in one row"
 
 
 def test_who_reads_now_and_then_has_in_the_end_what_who_reads_once_has() -> None:
@@ -163,9 +163,13 @@ def test_who_reads_now_and_then_has_in_the_end_what_who_reads_once_has() -> None
         if dice.random() < 0.4:
             news = line.since(serial, 0.0)
             serial = news.serial
-            seen |= {(stay.query, stay.kind, stay.began): stay for stay in news.stays}
-    seen |= {(stay.query, stay.kind, stay.began): stay for stay in line.since(serial, 0.0).stays}
-    assert seen == {(stay.query, stay.kind, stay.began): stay for stay in line.since(0, 0.0).stays}
+            seen |= {(interval.query, interval.kind, interval.began): interval for interval in news.intervals}
+    seen |= {
+        (interval.query, interval.kind, interval.began): interval for interval in line.since(serial, 0.0).intervals
+    }
+    assert seen == {
+        (interval.query, interval.kind, interval.began): interval for interval in line.since(0, 0.0).intervals
+    }
 
 
 MACHINE = Machine(read_bytes=10e9, weight_bytes=100_000_000, kv_token_bytes=1000)
@@ -235,8 +239,8 @@ def test_the_live_view_is_json_of_all_that() -> None:
     assert found["figures"]["idle_ratio"] == 0.25 and found["engine"]["waiting"] == 4
     assert found["diagnosis"]["sentence"] and found["settings"] == {"policy": "baton"}
     assert found["buckets"]["at"] == [0.5] and found["buckets"]["generated"] == [6]
-    (stay,) = found["stays"]
-    assert dict(zip(found["stay_fields"], stay, strict=True))["query"] == "a"
+    (interval,) = found["stays"]
+    assert dict(zip(found["stay_fields"], interval, strict=True))["query"] == "a"
     later = json.loads(live.data(STATS, found["serial"], found["now"]))
     assert later["stays"] == [] and later["buckets"]["at"] == [] and later["run"] == found["run"]
 
@@ -259,7 +263,7 @@ def test_a_full_window_fits_one_answer() -> None:
         clock.advance(0.075)
     body = live.data(STATS, 0, 0.0)
     found = json.loads(body)
-    assert len(found["stays"]) >= MOST_STAYS and len(found["buckets"]["at"]) >= 470
+    assert len(found["stays"]) >= MOST_INTERVALS and len(found["buckets"]["at"]) >= 470
     assert len(body) < 100_000
     assert len(live.data(STATS, found["serial"], found["buckets"]["at"][-1])) < 5_000
 

@@ -13,7 +13,7 @@ import pytest
 
 from baton.core.errors import InvalidValue, SettingError
 from baton.core.events import Event, QueryRejected
-from baton.observe.background import Beside
+from baton.observe.background import BackgroundSink
 from baton.observe.explain import explain, find, queries_of, run_explain
 from baton.observe.metrics import Metrics
 from baton.observe.trace import TraceFile, read_trace
@@ -117,7 +117,7 @@ def test_a_slow_sink_keeps_so_many_and_drops_the_rest() -> None:
         go.wait(20)
         seen.extend(events)
 
-    sink = Beside(slow, "slow", most=10)
+    sink = BackgroundSink(slow, "slow", most=10)
     for number in range(1000):
         sink(QueryRejected(float(number), "queue_full"))
     go.set()

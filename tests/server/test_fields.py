@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from baton.server.field_rules import MESSAGE, TOLD
+from baton.server.field_rules import MESSAGE, REPORTED
 from baton.server.schema import ChatRequest
 from server.scripted import ScriptedLoop, app_of
 
@@ -142,11 +142,11 @@ async def test_what_was_ignored_is_counted_and_logged(loop: ScriptedLoop, caplog
         with caplog.at_level(logging.DEBUG, "baton.server"):
             await http.post(PATH, json={"messages": answered(id="1"), "store": True}, headers={"x-request-id": "r1"})
             await http.post("/tokenize", json={"messages": answered(id="1")})
-    assert counted == ["messages.id", "store", "messages.id"] and set(counted) <= set(TOLD)
+    assert counted == ["messages.id", "store", "messages.id"] and set(counted) <= set(REPORTED)
     assert "request r1: taken without effect: messages.id, store" in caplog.text
 
 
 def test_told_names_are_few_and_plain() -> None:
-    assert len(TOLD) == len(set(TOLD)) < 200
-    assert all(name.replace("_", "").replace(".", "").isalpha() for name in TOLD)
-    assert "messages.audio" not in TOLD and "audio" in MESSAGE, "what is never taken is never told"
+    assert len(REPORTED) == len(set(REPORTED)) < 200
+    assert all(name.replace("_", "").replace(".", "").isalpha() for name in REPORTED)
+    assert "messages.audio" not in REPORTED and "audio" in MESSAGE, "what is never taken is never told"

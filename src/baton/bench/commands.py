@@ -86,14 +86,16 @@ def run_load(url: str, asked: dict[str, Any]) -> None:
 
 
 def _load_once(
-    target: Target, workload: Workload, asked: dict[str, Any], number: int, told: Callable[[], None]
+    target: Target, workload: Workload, asked: dict[str, Any], number: int, on_done: Callable[[], None]
 ) -> tuple[Measured, Figures]:
     """Run `number` of a report: its prompts are its own, so that no server remembers them from the run before."""
     prompts: list[Any] = workload.prompts(vocabulary_of(target), asked["seed"] + 1_000_003 * number)
     if asked["text"]:
         prompts = [_words(prompt) for prompt in prompts]
     before, mode = slots_of(target), Mode(asked["mode"])
-    measured = drive_over_http(target, workload, prompts, monotonic, mode=mode, at_once=asked["at_once"], told=told)
+    measured = drive_over_http(
+        target, workload, prompts, monotonic, mode=mode, at_once=asked["at_once"], on_done=on_done
+    )
     after, goal = slots_of(target), Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"])
     slots = Slots(**{kind: after[kind] - before.get(kind, 0) for kind in after})
     return measured, figures(measured.run, slots, preemptions=0, kv_bytes_most=0, goal=goal, prompts=number)
@@ -106,7 +108,7 @@ def _say(console: Console, text: str) -> None:
 
 def _tell_what_is_odd(console: Console, heard: Sequence[Responses]) -> None:
     done = [one for one in heard if one.error is None]
-    silent = sum(not one.told for one in done)
+    silent = sum(not one.exact_count for one in done)
     if silent:
         _say(console, f"{silent} answers came without usage: their pieces of text are counted as tokens")
     pieces, tokens = sum(len(one.times) for one in done), sum(one.count for one in done)

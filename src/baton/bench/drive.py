@@ -29,11 +29,11 @@ class Mode(StrEnum):
 
 @dataclass(slots=True)
 class Responses:
-    """What came of one query. Seconds from the run's start; `times` has one of each token, or of each piece of text.
+    """The answer to one query. Seconds from the run's start; `times` has one of each token, or of each piece of text.
 
-    `generated`: how many tokens it says it generated, where they are not told one by one; `told`: whether that is the
-    engine's own count, and not one of pieces of text. `prompt_tokens`: of the prompt that it was asked with;
-    `cached_tokens` of them were not computed.
+    `generated`: the number of tokens, if they do not come one by one. `exact_count`: whether that is the engine's own
+    count, and not the number of pieces of text. `prompt_tokens`: of its prompt; `cached_tokens` of these were not
+    computed.
     """
 
     asked: float
@@ -44,7 +44,7 @@ class Responses:
     generated: int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    told: bool = True
+    exact_count: bool = True
     text: str = ""
 
     @property
@@ -90,13 +90,13 @@ def drive(
     *,
     mode: Mode = Mode.OFFLINE,
     at_once: int = 8,
-    told: Callable[[], None] = lambda: None,
+    on_done: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Greedy queries of exactly the tokens that the workload says. `told` is called when one is done.
+    """Greedy queries of exactly the tokens that the workload says. `on_done` is called when one is done.
 
     A query that is refused or fails has an `error`, and the others go on.
     """
-    return asyncio.run(_Drive(client, workload, prompts, clock, told).run(mode, at_once))
+    return asyncio.run(_Drive(client, workload, prompts, clock, on_done).run(mode, at_once))
 
 
 class _Drive:
@@ -106,13 +106,13 @@ class _Drive:
         workload: Workload,
         prompts: Sequence[Sequence[int]],
         clock: Clock,
-        told: Callable[[], None],
+        on_done: Callable[[], None],
     ) -> None:
         self._client = client
         self._asks = workload.asks
         self._prompts = prompts
         self._clock = clock
-        self._told = told
+        self._on_done = on_done
         self._talks = workload.conversations()
         self._heard: dict[int, Responses] = {}
         self._said: dict[int, list[int]] = {}
@@ -145,7 +145,7 @@ class _Drive:
     async def _ask(self, number: int) -> Responses:
         ask = self._asks[number]
         if ask.after is not None and self._heard[ask.after].error:
-            self._told()
+            self._on_done()
             return Responses(self._now(), error=TURN_BEFORE_FAILED)
         prompt = [*self._before(ask), *self._prompts[number]]
         self._said[number] = prompt
@@ -162,7 +162,7 @@ class _Drive:
         except BatonError as error:
             heard.error = error.message
         heard.cached_tokens = heard.usage.cached_tokens if heard.usage else 0
-        self._told()
+        self._on_done()
         return heard
 
     def _before(self, ask: Ask) -> list[int]:

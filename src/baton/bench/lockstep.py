@@ -20,13 +20,13 @@ def drive_in_turn(
     turns: Turns,
     *,
     at_once: int,
-    told: Callable[[], None] = lambda: None,
+    on_done: Callable[[], None] = lambda: None,
 ) -> Run:
     """As `drive`, with so many queries at a time. Seconds are of this process' turns, from 0 on.
 
     A turn is an iteration with all that it takes, until its tokens are handed over.
     """
-    return _Lockstep(engine, workload, prompts, clock, told).run(turns, at_once)
+    return _Lockstep(engine, workload, prompts, clock, on_done).run(turns, at_once)
 
 
 class _Lockstep:
@@ -36,14 +36,14 @@ class _Lockstep:
         workload: Workload,
         prompts: Sequence[Sequence[int]],
         clock: OwnTime,
-        told: Callable[[], None],
+        on_done: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._asks = workload.asks
         self._talks = iter(workload.conversations())
         self._prompts = prompts
         self._clock = clock
-        self._told = told
+        self._on_done = on_done
         self._began = clock()
         self._heard: dict[str, Responses] = {}
         self._said: dict[str, list[int]] = {}
@@ -89,7 +89,7 @@ class _Lockstep:
             before = self._heard[str(ask.after)]
             if before.error:
                 heard.error = TURN_BEFORE_FAILED
-                self._told()
+                self._on_done()
                 return False
             prompt = [*self._said.pop(str(ask.after)), *before.tokens, *prompt]
         heard.prompt_tokens, self._said[name], self._rest[name] = len(prompt), prompt, talk
@@ -111,7 +111,7 @@ class _Lockstep:
                 heard.usage, heard.cached_tokens = update.usage, update.usage.cached_tokens
             if update.finish_reason is not None:
                 self._ended.append(update.query_id)
-                self._told()
+                self._on_done()
 
     def _now(self) -> float:
         return self._clock() - self._began

@@ -99,10 +99,10 @@ def drive_over_http(
     *,
     mode: Mode,
     at_once: int,
-    told: Callable[[], None] = lambda: None,
+    on_done: Callable[[], None] = lambda: None,
 ) -> Measured:
     """As `drive`; offline is all at once over as many connections as it has queries."""
-    return asyncio.run(_Load(target, workload, prompts, clock, told).run(mode, at_once))
+    return asyncio.run(_Load(target, workload, prompts, clock, on_done).run(mode, at_once))
 
 
 class _Load:
@@ -112,14 +112,14 @@ class _Load:
         workload: Workload,
         prompts: Sequence[Sequence[int] | str],
         clock: Clock,
-        told: Callable[[], None],
+        on_done: Callable[[], None],
     ) -> None:
         self._target = target
         self._workload = workload
         self._asks = workload.asks
         self._prompts = prompts
         self._clock = clock
-        self._told = told
+        self._on_done = on_done
         self._heard: dict[int, Responses] = {}
         self._said: dict[int, str] = {}
         self._began = 0.0
@@ -151,7 +151,7 @@ class _Load:
             for number in talk:
                 heard = self._heard[number] = Responses(self._now())
                 await self._try(number, heard)
-                self._told()
+                self._on_done()
 
     async def _try(self, number: int, heard: Responses) -> None:
         after = self._asks[number].after
@@ -194,7 +194,7 @@ class _Load:
                 if line.startswith(b"data:") and (event := line[5:].strip()) not in (b"", b"[DONE]"):
                     self._take(json.loads(event), heard)
         if heard.generated is None:
-            heard.generated, heard.told = len(heard.times), False
+            heard.generated, heard.exact_count = len(heard.times), False
 
     def _take(self, chunk: dict[str, Any], heard: Responses) -> None:
         if "error" in chunk:

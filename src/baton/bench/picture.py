@@ -32,7 +32,7 @@ class Moment:
 class Picture:
     """Seconds count from the run's start."""
 
-    stays: tuple[RowInterval, ...]
+    intervals: tuple[RowInterval, ...]
     moments: tuple[Moment, ...]
 
 

@@ -120,7 +120,7 @@ def timelines(pictures: Mapping[str, Picture]) -> str:
     """One run of each: rows over time, a bar for each query, prompts that are computed apart beneath."""
     heights = [_lanes(one) for one in pictures.values()]
     figure, axes = _figure(len(pictures), 0.5 + sum(0.75 + 0.14 * lanes for lanes in heights), down=heights)
-    end = max((stay.ended for one in pictures.values() for stay in one.stays), default=1.0)
+    end = max((interval.ended for one in pictures.values() for interval in one.intervals), default=1.0)
     for place, (name, picture) in zip(axes, pictures.items(), strict=True):
         _timeline(place, picture)
         place.set_title(name, loc="left", fontsize=10)
@@ -142,12 +142,12 @@ def _timeline(place: Any, picture: Picture) -> None:
             place.broken_barh([span], (0, moment.rows), facecolor="none", edgecolor=IDLE, hatch="//////", linewidth=0)
     for kind, first, looks in (("run", 0, (QUERY, OTHER)), ("prefill", rows + 0.6, (PROMPT, PROMPT))):
         lanes: dict[int, int] = {}
-        for stay in sorted((one for one in picture.stays if one.kind == kind), key=lambda one: one.began):
+        for interval in sorted((one for one in picture.intervals if one.kind == kind), key=lambda one: one.began):
             # Neighbours in a row differ, so that one sees where one query ends and the next begins.
-            turn = lanes[stay.lane] = lanes.get(stay.lane, -1) + 1
+            turn = lanes[interval.lane] = lanes.get(interval.lane, -1) + 1
             place.broken_barh(
-                [(stay.began, stay.ended - stay.began)],
-                (first + stay.lane + 0.06, 0.88),
+                [(interval.began, interval.ended - interval.began)],
+                (first + interval.lane + 0.06, 0.88),
                 facecolor=looks[turn % 2],
                 edgecolor=PAPER,
                 linewidth=0.4,
@@ -163,7 +163,7 @@ def _timeline(place: Any, picture: Picture) -> None:
 
 def _lanes(picture: Picture) -> int:
     rows = max((one.rows for one in picture.moments), default=1)
-    return rows + max((one.lane + 1 for one in picture.stays if one.kind == "prefill"), default=0)
+    return rows + max((one.lane + 1 for one in picture.intervals if one.kind == "prefill"), default=0)
 
 
 def _share(found: Sequence[Figures], kind: str) -> float:

@@ -31,7 +31,7 @@ class Here:
         tokenizer = self._client.tokenizer
         reading = reading_of(tokenizer, None, formed=False, reasoning=self._client.settings.reasoning)
         prompt = tokenizer.chat(messages)
-        queries = self._client.queries(prompt, params, shown=reading.shown)
+        queries = self._client.queries(prompt, params, visible_special_tokens=reading.visible_special_tokens)
         parser = reading.parser_of(prompt, "") or PlainText()
         with closing(self._client.run(queries)) as updates:
             for update in updates:

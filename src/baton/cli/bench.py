@@ -1,4 +1,4 @@
-"""The verb `baton bench`: one workload through several policies and settings, as a table, as JSON and as a page."""
+"""`baton bench`: one workload through several policies and settings, as a table, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Asked = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """What the runs came to, by contender: all of them, the last one's picture, answers to questions."""
+class _Results:
+    """The results of all runs, by contender: the runs, the last run's picture, and answers to questions."""
 
     runs: dict[str, list[Figures]]
     pictures: dict[str, Picture]
@@ -45,7 +45,7 @@ class _Found:
 
 
 def run_bench(config: Config, asked: Asked) -> None:
-    """Runs the trials and writes the reports. Exits with 1 where an answer is not as alone."""
+    """Runs the trials and writes the reports. Exits with status 1 if an answer differs from the same query alone."""
     some = contenders(asked["policies"].split(","), asked["vary"])
     workload = workload_of(asked)
     loaded, name = open_model(config), model_name(config)
@@ -53,24 +53,27 @@ def run_bench(config: Config, asked: Asked) -> None:
     earlier = runs_before(asked["json_file"], about, [one.name for one in some]) if asked["append"] else {}
     settings = {one.name: dataclasses.asdict(settings_of(config, loaded, one)) for one in some}
     with _turns(asked, about, some) as turns:
-        found = _measure(loaded, config, some, workload, asked, turns)
+        results = _measure(loaded, config, some, workload, asked, turns)
     for one, runs in earlier.items():
-        found.runs[one][:0] = runs
+        results.runs[one][:0] = runs
     console = Console(highlight=False)
     console.print(f"{workload.about}\n{name}, {loaded.dtype} on {loaded.device}, {asked['repeat']} alternated runs")
-    console.print(table_of(found.runs, found.right))
+    console.print(table_of(results.runs, results.right))
     if asked["json_file"]:
-        whole = report(about, found.runs, settings, found.right)
+        whole = report(about, results.runs, settings, results.right)
         write_text("--json", asked["json_file"], json.dumps(whole), param="json")
     if asked["html_file"]:
-        write_text("--html", asked["html_file"], _page(about, loaded, found, settings, asked), param="html")
-    if any(one.different for runs in found.runs.values() for one in runs):
+        write_text("--html", asked["html_file"], _page(about, loaded, results, settings, asked), param="html")
+    if any(one.different for runs in results.runs.values() for one in runs):
         raise CheckFailed("an answer is not what its query gives alone")
 
 
 @contextlib.contextmanager
 def _turns(asked: Asked, about: Mapping[str, Any], some: Sequence[Contender]) -> Iterator[Turns | None]:
-    """With the other bench of the same work, which `--in-turn` says where to meet. Raises SettingError, OtherIsGone."""
+    """Takes turns with the other bench of the same work, at the address of `--in-turn`.
+
+    Raises SettingError, OtherIsGone.
+    """
     if asked["in_turn"] is None:
         yield None
         return
@@ -87,16 +90,16 @@ def _measure(
     workload: Workload,
     asked: Asked,
     turns: Turns | None,
-) -> _Found:
+) -> _Results:
     questions = (asked["accuracy"] or 0) * len(CHECKABLE_TASKS)
     total = len(workload.asks) * len(some) * asked["repeat"] + asked["alone"] + questions * len(some)
-    found = _Found({one.name: [] for one in some}, {}, {})
+    results = _Results({one.name: [] for one in some}, {}, {})
     with tqdm(total=total, unit="query", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
 
-        def told() -> None:
+        def on_done() -> None:
             bar.update()
 
-        alone = by_themselves(loaded, config, workload, asked["alone"], told) if asked["alone"] else {}
+        alone = by_themselves(loaded, config, workload, asked["alone"], on_done) if asked["alone"] else {}
         for trial in trials(
             loaded,
             config,
@@ -107,20 +110,20 @@ def _measure(
             at_once=asked["at_once"],
             goal=Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"]),
             alone=alone,
-            told=told,
+            on_done=on_done,
             turns=turns,
         ):
-            found.runs[trial.contender].append(trial.figures)
-            found.pictures[trial.contender] = trial.picture
+            results.runs[trial.contender].append(trial.figures)
+            results.pictures[trial.contender] = trial.picture
             bar.set_postfix_str(f"{trial.contender}: {trial.figures.tokens_per_second:.0f} tokens/s")
         if asked["accuracy"]:
             for one in some:
-                found.right[one.name] = right_answers(loaded, config, one, asked["accuracy"], told)
-    return found
+                results.right[one.name] = right_answers(loaded, config, one, asked["accuracy"], on_done)
+    return results
 
 
 def _page(
-    about: Mapping[str, Any], loaded: Loaded, found: _Found, settings: Mapping[str, Mapping[str, Any]], asked: Asked
+    about: Mapping[str, Any], loaded: Loaded, results: _Results, settings: Mapping[str, Mapping[str, Any]], asked: Asked
 ) -> str:
     facts = {
         "model": about["model"],
@@ -131,9 +134,9 @@ def _page(
         "versions": about["versions"],
         "machine's speed in each run": ", ".join(
             "in turn with another" if one.pair else f"{one.machine_speed:.2f}"
-            for runs in found.runs.values()
+            for runs in results.runs.values()
             for one in runs
         ),
     }
     command = shlex.join(["baton", *sys.argv[1:]])
-    return page(found.runs, found.pictures, facts=facts, settings=settings, accuracy=found.right, command=command)
+    return page(results.runs, results.pictures, facts=facts, settings=settings, accuracy=results.right, command=command)

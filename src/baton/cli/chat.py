@@ -16,8 +16,8 @@ from baton.core.config import Config
 def run_chat(config: Config, *, system: str | None, sampling: Mapping[str, Any]) -> None:
     """A conversation with a model in this process, in one row of its batch."""
     with errors.status(f"loading {model_name(config)}") if errors.is_terminal else contextlib.nullcontext():
-        house = open_engine(config)
+        engine = open_engine(config)
     try:
-        converse(Here(house.client), system=system, sampling=sampling)
+        converse(Here(engine.client), system=system, sampling=sampling)
     finally:
-        house.close()
+        engine.close()

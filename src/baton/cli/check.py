@@ -1,4 +1,4 @@
-"""`baton check`: every way of running a model, held against the model alone."""
+"""`baton check`: every way of running a model, compared with the model alone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from baton.measure.check import Outcome, check
 
 
 def run_check(config: Config, *, tokens: int, longest: int | None, as_json: bool) -> None:
-    """Compares every way of running a model with the model alone. Exits with status 1 where they differ."""
+    """Compares every way of running a model with the model alone. Exits with status 1 if they differ."""
     name, oracle = model_name(config), Oracle(answer=tokens, longest=longest)
     if config.max_model_len.isdecimal():
         oracle.context = int(config.max_model_len)
-    told = (lambda phase, seconds: None) if as_json else tell_phase
-    loaded = open_model(config, told=told, before=oracle)
+    on_phase = (lambda phase, seconds: None) if as_json else tell_phase
+    loaded = open_model(config, on_phase=on_phase, before=oracle)
     if not as_json:
         errors.print(f"  {name}, {loaded.dtype} on {loaded.device}: {loaded.description}")
     done: list[Outcome] = []

@@ -1,4 +1,4 @@
-"""The flags of the command line: one per setting, and those of several verbs."""
+"""The flags of the command line: one per setting, and flags that several verbs share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERVING = (
     | {"served_model_name", "drain_timeout", "hang_timeout", "hang_exit", "max_stall_ms", "metrics_compat"}
     | {"prefix_sharing", "special_in_text", "reasoning", "models", "load_on_demand", "unload_after"}
 )
-# Settings that the check chooses by itself.
+# Settings that the check chooses itself.
 OF_THE_BATCH = frozenset(
     {"max_batch_size", "max_model_len", "policy", "prefill_chunk", "prefix_cache", "deterministic"}
 )
@@ -30,13 +30,13 @@ Command = Callable[..., Any]
 
 
 def settings(without: frozenset[str] = frozenset(), *, several: bool = False) -> Callable[[Command], Command]:
-    """Gives a command MODEL and one flag per field of Config; what was not given stays None, so that others hold.
+    """Gives a command MODEL and one flag per field of Config.
 
-    `several`: the command takes any number of models.
+    A flag that was not given is None, so that other sources count. `several`: the command takes any number of models.
     """
 
     def add(command: Command) -> Command:
-        # What click is given last it shows first; a dataclass has its base's fields first.
+        # click shows the option that it gets last first; a dataclass has its base's fields first.
         for known in sorted(reversed(dataclasses.fields(Config)), key=lambda known: known.name not in _LIMITS):
             if known.name not in {"model", "models", *without}:
                 command = _flag(known)(command)
@@ -53,7 +53,7 @@ def settings(without: frozenset[str] = frozenset(), *, several: bool = False) ->
 def _flag(known: dataclasses.Field[Any]) -> Callable[[Command], Command]:
     flag = flag_of(known.name)
     if known.type in ("bool", "bool | None"):
-        # What is on by itself, or sometimes, can be turned off.
+        # A setting that is on by default, or only sometimes, can be turned off.
         names = flag if known.default is False else f"{flag}/--no-{flag.removeprefix('--')}"
         return click.option(names, known.name, is_flag=True, default=None, help=known.metadata["help"])
     many = known.default == ()
@@ -65,7 +65,7 @@ def _flag(known: dataclasses.Field[Any]) -> Callable[[Command], Command]:
 
 
 class WithLimits(click.Command):
-    """Shows the limits in a section of their own, behind the other options."""
+    """Shows the limits in a section of their own, after the other options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Limits": []}
@@ -103,7 +103,7 @@ _WORKLOAD = (
 
 
 def workload(command: Command) -> Command:
-    """Gives a command what says which queries are asked, and when."""
+    """Gives a command the flags that say which queries are asked, and when."""
     for option in reversed(_WORKLOAD):
         command = option(command)
     return command

@@ -1,4 +1,4 @@
-"""Flags of vLLM, llama.cpp and others: what baton calls the same thing, for those who come from there."""
+"""Flags of vLLM, llama.cpp and others, with baton's names for the same settings."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _ADDRESS = re.compile(r"(?:localhost|[\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}(?:/.*)?
 
 
 def hint(arguments: list[str], unknown: str) -> str:
-    """What baton calls a flag that it does not know; "" for one that nobody knows.
+    """Returns baton's name for another server's flag; "" for an unknown one.
 
-    click names the first letter of a short flag alone, so the whole one is looked for among the `arguments`.
+    click reports only the first letter of a short flag, so the whole flag is searched for among the `arguments`.
     """
     given = next((one for one in arguments if one.split("=")[0] in _MEANT and one.startswith(unknown)), unknown)
     meant = _MEANT.get(given.split("=")[0])

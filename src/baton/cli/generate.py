@@ -27,11 +27,14 @@ def run_generate(
     as_json: bool,
     show_stats: bool,
 ) -> None:
-    """All prompts through one batch; answers on stdout in the order of the prompts, each as soon as it can be."""
-    house = open_engine(config)
-    client = house.client
+    """Runs all prompts through one batch.
+
+    Answers go to stdout in the order of the prompts, each as soon as possible.
+    """
+    engine = open_engine(config)
+    client = engine.client
     try:
-        prompts = [_tokens(house, line, chat) for line in lines]
+        prompts = [_tokens(engine, line, chat) for line in lines]
         queries = [
             query for prompt in prompts for query in client.queries(prompt, params.with_defaults(client.defaults))
         ]
@@ -53,12 +56,15 @@ def run_generate(
         if failed:
             raise QueryFailed(f"{failed} of {len(queries)} prompts could not be finished")
     finally:
-        house.close()
+        engine.close()
 
 
-def _tokens(house: EngineHandle, line: str, chat: bool | None) -> list[int]:
-    """A line is a prompt, or JSON: a string, {"prompt": ...}, {"messages": [...]} or {"prompt_token_ids": [...]}."""
-    tokenizer, asked = house.client.tokenizer, _read(line)
+def _tokens(engine: EngineHandle, line: str, chat: bool | None) -> list[int]:
+    """The tokens of a line: a prompt, or JSON.
+
+    JSON may be a string, {"prompt": ...}, {"messages": [...]} or {"prompt_token_ids": [...]}.
+    """
+    tokenizer, asked = engine.client.tokenizer, _read(line)
     if isinstance(asked, dict):
         unknown = sorted(set(asked) - {"prompt", "messages", "prompt_token_ids"})
         if unknown:
@@ -81,7 +87,7 @@ def _tokens(house: EngineHandle, line: str, chat: bool | None) -> list[int]:
 
 
 def _read(line: str) -> Any:
-    """The line as JSON if it is some, or else the line itself."""
+    """The line's value if it is JSON, or else the line itself."""
     if line.startswith(("{", '"')):
         with contextlib.suppress(json.JSONDecodeError):
             return json.loads(line)

@@ -20,25 +20,25 @@ from baton.model.device import device_of, free_bytes
 
 
 def run_info(config: Config, as_json: bool) -> None:
-    """A model's shapes, bytes per token, and what fits in this machine's memory."""
+    """Prints a model's shapes, its bytes per token, and what fits in this machine's memory."""
     set_threads(config)
-    found = survey(config.model or str(builtin.path()), trust_remote_code=config.trust_remote_code)
+    model = survey(config.model or str(builtin.path()), trust_remote_code=config.trust_remote_code)
     device = device_asked(config.device)
-    asked = device_of(device).dtype(config.dtype, found.saved_dtype)
+    asked = device_of(device).dtype(config.dtype, model.saved_dtype)
     dtype = getattr(torch, asked)
-    footprint = found.footprint(dtype)
-    whole = footprint.of(found.context_tokens)
-    weights = found.parameters * dtype.itemsize
+    footprint = model.footprint(dtype)
+    whole = footprint.of(model.context_tokens)
+    weights = model.parameters * dtype.itemsize
     free = free_bytes(device)
     room = max(free - weights, 0)
     facts: dict[str, Any] = {
         "model": model_name(config),
-        "family": found.family,
-        "parameters": found.parameters,
-        "layers": found.layers,
-        "vocabulary": found.vocabulary,
-        "context_tokens": found.context_tokens,
-        "context_source": found.context_source,
+        "family": model.family,
+        "parameters": model.parameters,
+        "layers": model.layers,
+        "vocabulary": model.vocabulary,
+        "context_tokens": model.context_tokens,
+        "context_source": model.context_source,
         "device": device.type,
         "dtype": asked,
         "steps": planned(device),
@@ -46,13 +46,13 @@ def run_info(config: Config, as_json: bool) -> None:
         "kv_bytes_per_token": footprint.token_bytes,
         "state_bytes_per_row": footprint.state_bytes,
         "kv_bytes_of_a_full_row": whole,
-        "windows": found.geometry.windows if found.geometry else [],
+        "windows": model.geometry.windows if model.geometry else [],
         "free_memory_bytes": free,
         "full_rows_that_fit": room // whole if whole else 0,
-        "sampling_defaults": dict(found.generation.sampling),
-        "sampling_not_honoured": list(found.generation.ignored),
-        "batched": found.refused is None,
-        "why_not": found.refused,
+        "sampling_defaults": dict(model.generation.sampling),
+        "sampling_not_honoured": list(model.generation.ignored),
+        "batched": model.refused is None,
+        "why_not": model.refused,
     }
     if as_json:
         print(json.dumps(facts))

@@ -31,7 +31,7 @@ from baton.core.query import SamplingParams
 if TYPE_CHECKING:
     from baton.chat.remote import Remote
 
-# What click raises from 8.2 on where no verb is given; its message is the help.
+# From click 8.2 on, what it raises if no verb is given; its message is the help.
 _NO_VERB: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
@@ -56,7 +56,7 @@ def main() -> NoReturn:
         _drop_output()
         sys.exit(1)
     except (OSError, MemoryError) as error:
-        # A limit of the machine: a full disk, no more files, no more memory. Where it was met is for those who ask.
+        # A limit of the machine: a full disk, no more files, no more memory. The traceback is only for the debug log.
         logging.getLogger("baton").debug("it ended here", exc_info=True)
         _drop_output()
         _fail(str(error) or "there is no memory left", 1)
@@ -64,7 +64,7 @@ def main() -> NoReturn:
 
 
 def _drop_output() -> None:
-    """What is left of the output has nowhere to go: Python would try it once more at its end, and say so."""
+    """Drops what is left of the output, which nobody reads. Python would else try to write it at its end, and fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -248,8 +248,8 @@ def bench(config_file: str | None, **options: Any) -> None:
 
     Runs are alternated and repeated; medians are shown. Every answer is greedy and of a set length.
 
-    --in-turn makes the runs iteration by iteration in turn with another `baton bench` of the same PORT, started beside
-    this one: `baton compare` then finds small changes on noisy machines, too.
+    --in-turn alternates the iterations with those of another `baton bench` of the same PORT, started beside this one:
+    `baton compare` then finds small changes on noisy machines, too.
     """
     config, asked = _parted(options, config_file)
     refuse_bench(config, asked)
@@ -268,8 +268,8 @@ def bench(config_file: str | None, **options: Any) -> None:
 def tune(config_file: str | None, **options: Any) -> None:
     """Measures this machine and advises rows and chunk for a latency goal, with the curve.
 
-    Iterations are measured by rows and by tokens of prompts, through an engine with a client that listens; from these
-    come throughput and latency for queries of the given lengths.
+    Iterations are measured by rows and by prompt tokens, through an engine with a listening client. Throughput and
+    latency for queries of the given lengths are computed from these.
     """
     config, asked = _parted(options, config_file)
     refuse_file("json", asked)
@@ -307,10 +307,10 @@ def simulate(config_file: str | None, **options: Any) -> None:
 @click.option("--tolerance", type=click.FloatRange(0), default=0.03, show_default=True, help="What is no matter.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def compare(first: str, second: str, tolerance: float, as_json: bool) -> None:
-    """Holds two reports of `baton bench` against each other: speed beyond noise, equality and accuracy of answers.
+    """Compares two reports of `baton bench`: speed beyond noise, equality and accuracy of answers.
 
-    Exit status 1 where B is slower, says something else, or answers fewer questions rightly. To tell, 7 runs of each
-    are needed, or 10 that were made in turn (`baton bench --in-turn`), which find smaller changes.
+    Exit status 1 if B is slower, answers differently, or answers fewer questions rightly. This needs 7 runs of each, or
+    10 runs made in turn (`baton bench --in-turn`), which show smaller changes.
     """
     from baton.bench.commands import run_compare
 
@@ -332,10 +332,10 @@ def compare(first: str, second: str, tolerance: float, as_json: bool) -> None:
 @click.option("--append", is_flag=True, help="Adds the runs to those in the --json file, if it is there.")
 @workload
 def load(url: str, **options: Any) -> None:
-    """Puts a workload to any OpenAI-compatible server and measures what comes.
+    """Sends a workload to any OpenAI-compatible server and measures the answers.
 
-    It asks /v1/completions with streams, greedily, for answers of a set length (ignore_eos). What it cannot keep up
-    with itself it says: how late queries were asked, and how late its own event loop came round.
+    It asks /v1/completions with streams, greedily, for answers of a set length (ignore_eos). It also reports its own
+    delays: how late queries were asked, and how late its event loop came round.
     """
     check_address(url)
     from baton.bench.commands import run_load
@@ -347,9 +347,9 @@ def load(url: str, **options: Any) -> None:
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--api-key", envvar="BATON_API_KEY", default=None, help="Sent as a bearer token.")
 def top(url: str, api_key: str | None) -> None:
-    """The live page in a terminal: the running batch, its figures and what limits it. q or Ctrl-C ends.
+    """Shows the live page in a terminal: the running batch, its figures and what limits it. q or Ctrl-C ends.
 
-    Where its output is no terminal, it tells once how things are.
+    If its output is not a terminal, it prints the state once.
     """
     check_address(url)
     from baton.observe.top import run_top
@@ -363,9 +363,9 @@ def top(url: str, api_key: str | None) -> None:
 @click.option("--every", is_flag=True, help="Every iteration; else those that only decode are told together.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def explain(trace: str, query: str | None, every: bool, as_json: bool) -> None:
-    """Tells one query's way through the engine, with the scheduler's reasons.
+    """Shows one query's way through the engine, with the scheduler's reasons.
 
-    TRACE was written with --trace. QUERY is the id of an answer or of a query; left out, all queries are listed.
+    TRACE was written with --trace. QUERY is the id of an answer or of a query; without it, all queries are listed.
     """
     from baton.observe.explain import run_explain
 
@@ -390,7 +390,7 @@ def _config(flags: dict[str, Any], config_file: str | None) -> Config:
 
 
 def _parted(options: dict[str, Any], config_file: str | None) -> tuple[Config, dict[str, Any]]:
-    """The settings among a verb's options, and those that are its own."""
+    """Splits a verb's options into the settings and the verb's own options."""
     known = {field.name for field in dataclasses.fields(Config)} | set(OLD_NAMES)
     config = _config({name: value for name, value in options.items() if name in known}, config_file)
     return config, {name: value for name, value in options.items() if name not in known}
@@ -405,6 +405,6 @@ def _lines(source: TextIO | None, *, wanted: bool) -> list[str]:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # the exit status says it, too
+    with contextlib.suppress(OSError):  # the exit status says it too
         click.echo(f"baton: {' '.join(message.split())}", err=True)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""What is refused in a moment, before torch is imported: settings, files and folders that no engine could use."""
+"""Refuses at once, before torch is imported, settings, files and folders that no engine could use."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def refuse(config: Config) -> None:
         check_writable("--trace", config.trace, param="trace")
     sources = [config.model] if config.model is not None else [*named_models(config).values()]
     for source in sources:
-        from baton.loader.hub import check_found  # half a second that other verbs need not wait
+        from baton.loader.hub import check_found  # takes half a second that other verbs need not wait
 
         if source != builtin.NAME:
             check_found(source)
 
 
 def refuse_file(name: str, asked: Asked) -> None:
-    """Raises SettingError if a report could not be written where it is asked for."""
+    """Raises SettingError if a report cannot be written to this file."""
     if asked[f"{name}_file"]:
         check_writable(f"--{name}", asked[f"{name}_file"], param=name)
 
 
 def refuse_bench(config: Config, asked: Asked) -> None:
-    """Raises SettingError for what could not be honoured in the end."""
+    """Raises SettingError for options that the run could not honour."""
     from baton.bench import plots
     from baton.bench.commands import workload_of
     from baton.bench.table import runs_before
@@ -62,7 +62,7 @@ def refuse_bench(config: Config, asked: Asked) -> None:
 
 
 def refuse_simulate(config: Config, asked: Asked) -> None:
-    """Raises SettingError for what could not be simulated."""
+    """Raises SettingError for options that cannot be simulated."""
     from baton.bench.commands import workload_of
     from baton.bench.costmodel import read_costs
     from baton.measure.contenders import check_contenders, contenders

@@ -9,9 +9,9 @@ from baton.server.run import bind
 
 
 def run_server(config: Config, began: float) -> None:
-    """Binds, loads, serves until told to end. `began`: when the command started, on time.perf_counter.
+    """Binds, loads, and serves until told to end. `began`: when the command started, on time.perf_counter.
 
-    The port stays bound from here on, so that nobody can take it while the model is loaded.
+    The port is bound from here on, so that nobody can take it while the model is loaded.
     """
     server = server_settings(config)
     bound = bind(server.host, server.port)

@@ -43,29 +43,29 @@ def run_bound(
     tell_phase("imports", time.perf_counter() - began)
     set_threads(config)
     read_bytes, timeline = read_bytes_per_second(), Timeline()
-    house = open_engine(config, sinks=[metrics, timeline], told=tell_phase)
+    engine = open_engine(config, sinks=[metrics, timeline], on_phase=tell_phase)
     opened = time.perf_counter()
-    house.client.prepare()
+    engine.client.prepare()
     tell_phase("forms", time.perf_counter() - opened)
-    metrics.max_rows = house.settings.max_rows
-    errors.print(_resolved(house))
+    metrics.max_rows = engine.settings.max_rows
+    errors.print(_resolved(engine))
     if on_started is None and not access.keys and not is_loopback(bound.getsockname()[0]):
         errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
     app = create_app(
-        house.client,
-        render_metrics=lambda: metrics.render(house.client.stats()),
-        live=live_view(house, timeline, read_bytes),
+        engine.client,
+        render_metrics=lambda: metrics.render(engine.client.stats()),
+        live=live_view(engine, timeline, read_bytes),
         version=__version__,
         access=access,
         reject=lambda code: metrics(QueryRejected(monotonic(), code)),
         ignore=metrics.fields_ignored,
     )
 
-    app.openapi()  # made once, and not while others wait for the event loop
+    app.openapi()  # made once now, because making it later would hold up the event loop
 
     def started(url: str) -> None:
         if on_started is not None:
-            on_started(house)
+            on_started(engine)
             return
         took = time.perf_counter() - began
         errors.print(
@@ -76,21 +76,21 @@ def run_bound(
         serve(
             app,
             bound,
-            drain=house.client.drain,
+            drain=engine.client.drain,
             drain_timeout_seconds=server.drain_seconds,
-            limits=house.settings.limits,
-            hang=Hang(server.hang_seconds, server.hang_exit_seconds, house.client.stuck_seconds),
+            limits=engine.settings.limits,
+            hang=Hang(server.hang_seconds, server.hang_exit_seconds, engine.client.stuck_seconds),
             on_started=started,
         )
     finally:
         app.state.close()
-        house.close()
+        engine.close()
         with contextlib.suppress(OSError):  # the terminal is closed
-            errors.print(_summary(house))
+            errors.print(_summary(engine))
 
 
-def _resolved(house: EngineHandle) -> str:
-    facts, settings, loaded = house.facts, house.settings, house.loaded
+def _resolved(engine: EngineHandle) -> str:
+    facts, settings, loaded = engine.facts, engine.settings, engine.loaded
     lines = {
         "model": f"{loaded.name}, {loaded.parameters / 1e6:,.1f} M parameters, {facts.dtype} on {facts.device}",
         "batch": f"policy {settings.policy}, {settings.max_rows} rows of up to {settings.max_model_len} tokens",
@@ -98,7 +98,7 @@ def _resolved(house: EngineHandle) -> str:
         "run with": loaded.description + ("; shapes are fixed" if settings.deterministic else ""),
         "KV memory": f"{in_units(settings.kv_bytes)} for rows and {in_units(settings.swap_bytes)} "
         f"{'' if facts.swap_free_bytes is None else 'of the host '}for what is swapped out, "
-        f"{in_units(facts.footprint.token_bytes)} a token" + _mapped(house),
+        f"{in_units(facts.footprint.token_bytes)} a token" + _mapped(engine),
         "threads": f"{torch.get_num_threads()} of {facts.cores} cores",
     }
     if loaded.generation != NO_DEFAULTS:
@@ -106,16 +106,16 @@ def _resolved(house: EngineHandle) -> str:
     return "\n".join(f"  {name:<12}{value}" for name, value in lines.items())
 
 
-def _mapped(house: EngineHandle) -> str:
-    """How memory is had, where it was asked to be mapped as rows grow."""
-    if house.settings.kv_mapping:
+def _mapped(engine: EngineHandle) -> str:
+    """Describes how memory is mapped, if it was asked to be mapped as rows grow."""
+    if engine.settings.kv_mapping:
         return ", mapped as rows grow"
-    why_not = house.loaded.why_not_mapped or (house.loaded.driver and "not for padded rows")
+    why_not = engine.loaded.why_not_mapped or (engine.loaded.driver and "not for padded rows")
     return f"; not mapped as rows grow: {why_not}" if why_not else ""
 
 
-def _summary(house: EngineHandle) -> str:
-    stats = house.client.stats()
+def _summary(engine: EngineHandle) -> str:
+    stats = engine.client.stats()
     finished = stats.outcomes.get("finished", 0)
     return (
         f"ended: {finished} queries finished, {stats.generated_tokens:,} tokens generated, "

@@ -1,4 +1,4 @@
-"""How the verbs tell people of phases, sizes and errors, on stderr."""
+"""What the verbs print for people on stderr: phases, sizes and errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 
 
 class Errors(Console):
-    """What is told to people on stderr. A server goes on where that is full, or nobody reads it any more."""
+    """A stderr that never stops a server: errors of a full disk or a closed reader are dropped."""
 
     def print(self, *args: Any, **kw: Any) -> None:
         with contextlib.suppress(OSError):

@@ -75,12 +75,11 @@ class Query:
 
     `prompt` are token ids, at least one. `seed` is resolved (never None), so that a draw is a function of the query.
     `limit_tokens` is the most tokens that may be generated, resolved from `params.max_tokens` and the context.
-    `priority`: lower runs first. `deadline` is a time on the engine's clock, or None; so are the limits `start_by`, for
-    its first computation, and `end_by`. `user`: who asked, or "";
-    policies may share the rows between users. `constraint`: what its tokens must be. `shown`: special tokens that its
-    text has all the same. `sibling_of`: where several queries are choices of one prompt and may
-    share its computation, the id of the first of them, its own for that one; else "".
-    `prefix_space`: queries of one space share stored prefixes; None: with nobody.
+    `priority`: lower runs first. `deadline` is a time on the engine's clock, or None. So are the limits `start_by`, for
+    its first computation, and `end_by`. `user`: who asked, or ""; policies may share the rows between users.
+    `constraint`: what its tokens must be. `visible_special_tokens`: special tokens that its text contains all the same.
+    `sibling_of`: the id of the first of several choices that may share the computation of one prompt; the first has its
+    own id, and a query alone has "". `prefix_space`: queries of one space share stored prefixes; None: with no query.
     """
 
     id: str
@@ -97,7 +96,7 @@ class Query:
     start_by: float | None = None
     end_by: float | None = None
     constraint: Constraint | None = field(default=None, compare=False)
-    shown: frozenset[int] = frozenset()
+    visible_special_tokens: frozenset[int] = frozenset()
 
     @property
     def fork_at(self) -> int:

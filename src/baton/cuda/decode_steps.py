@@ -76,14 +76,14 @@ class Resident(Layout):
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, Dv]`."""
         assert self.ragged is not None
         places = self._places(keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return self.ragged.attend(q[:, :, 0], (keys, values), places, scale, look, sinks)[:, None]
+        return self.ragged.attend(q[:, :, 0], (keys, values), places, scale, visibility, sinks)[:, None]
 
     def _places(self, ring: int) -> Places:
         return Places(self.rows, self.stops, ring, self.width)

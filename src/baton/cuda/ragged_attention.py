@@ -55,7 +55,7 @@ class Ragged(Protocol):
         kept: tuple[Tensor, Tensor],
         places: Places,
         scale: float,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
         """q `[n, Hq, D]` over what rows keep -> `[n, Hq, Dv]`; what comes of nobody's token is finite."""
@@ -84,17 +84,17 @@ class InTorch:
         kept: tuple[Tensor, Tensor],
         places: Places,
         scale: float,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
         rows, stops, ring, width = places
         k, v = (buffer[:, :width].index_select(0, rows).transpose(1, 2) for buffer in kept)
         token = (stops - 1).clamp(min=0)[:, None]
         column = torch.arange(k.shape[2], device=q.device)
-        in_ring = column <= (token % ring if ring and look.chunk else token)
-        seen = in_ring if ring else look.seen(token, column)
+        in_ring = column <= (token % ring if ring and visibility.chunk else token)
+        seen = in_ring if ring else visibility.seen(token, column)
         mask = seen[:, None, None]
-        return attention(q[:, :, None], k, v, mask=mask, scale=scale, softcap=look.softcap, sinks=sinks)[:, :, 0]
+        return attention(q[:, :, None], k, v, mask=mask, scale=scale, softcap=visibility.softcap, sinks=sinks)[:, :, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +113,13 @@ class InTriton:
         kept: tuple[Tensor, Tensor],
         places: Places,
         scale: float,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
         rows, stops, ring, _ = places
-        attended: Tensor = _attend(q, *kept, rows, stops, sinks, scale, look.softcap, look.window, look.chunk, ring > 0)
+        attended: Tensor = _attend(
+            q, *kept, rows, stops, sinks, scale, visibility.softcap, visibility.window, visibility.chunk, ring > 0
+        )
         return attended
 
 
@@ -145,8 +147,10 @@ def _attend(
     chunk: int,
     ring: bool,
 ) -> Tensor:
-    look = Visibility(window=window, chunk=chunk, softcap=softcap)
-    return triton_decode.attend(_dense(q), keys, values, rows, stops, scale=scale, look=look, ring=ring, sinks=sinks)
+    visibility = Visibility(window=window, chunk=chunk, softcap=softcap)
+    return triton_decode.attend(
+        _dense(q), keys, values, rows, stops, scale=scale, visibility=visibility, ring=ring, sinks=sinks
+    )
 
 
 @_attend.register_fake
@@ -158,7 +162,7 @@ def _dense(states: Tensor) -> Tensor:
     return states if states.stride(-1) == 1 else states.contiguous()
 
 
-def ways(device: torch.device) -> tuple[list[Ragged], str]:
+def ragged_backends(device: torch.device) -> tuple[list[Ragged], str]:
     """What there is, the fastest first; and why there is not more, if so."""
     why = device_of(device).why_no_triton(installed=triton_decode is not None)
     return ([InTorch()] if why else [InTriton(), InTorch()]), why

@@ -47,7 +47,7 @@ def attend(
     stops: Tensor,
     *,
     scale: float,
-    look: Visibility,
+    visibility: Visibility,
     ring: bool = False,
     sinks: Tensor | None = None,
     splits: int | None = None,
@@ -64,7 +64,7 @@ def attend(
     heads, value_dim = keys.shape[2], values.shape[3]
     splits = splits or splits_of(tokens, heads)
     chosen = launch_of(max(dim, value_dim), q.dtype is torch.float32) | (launch or {})
-    window, chunk = look.window, look.chunk
+    window, chunk = visibility.window, visibility.chunk
     cut: dict[str, Any] = {
         "WINDOW": window,
         "CHUNK": chunk,
@@ -85,7 +85,7 @@ def attend(
         peaks[0],
         peaks[1],
         scale,
-        look.softcap,
+        visibility.softcap,
         q.stride(0),
         q.stride(1),
         *keys.stride()[:3],
@@ -97,7 +97,7 @@ def attend(
         PAD_DIM=dims[0],
         VALUE_DIM=value_dim,
         PAD_VALUE=dims[1],
-        SOFTCAP=look.softcap > 0,
+        SOFTCAP=visibility.softcap > 0,
         PRECISION="ieee",
         **cut,
         **chosen,

@@ -71,27 +71,27 @@ class Packed(Fill):
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[1, Hq, N, D]`, keys and values `[R, C, H, D]` -> `[1, N, Hq, D]`."""
-        if self.varlen is None or sinks is not None or not _takes(keys, values, look):
-            return Fill.attend(self, q, keys, values, scale, look, sinks)
+        if self.varlen is None or sinks is not None or not _takes(keys, values, visibility):
+            return Fill.attend(self, q, keys, values, scale, visibility, sinks)
         self.varlen.calls += 1
         found: Tensor = self.varlen.function(
             q[0].transpose(0, 1),
-            *self._sequences(keys, values, look),
+            *self._sequences(keys, values, visibility),
             # With 1, kernels take each sequence to have a query.
             max(2, *(span.count for span in self.spans)),
             max(span.stop for span in self.spans),
             scale=scale,
-            window_size=(look.window - 1, 0),
+            window_size=(visibility.window - 1, 0),
         )[None]
         if self.varlen.proving:
-            _compare(found, Fill.attend(self, q, keys, values, scale, look))
+            _compare(found, Fill.attend(self, q, keys, values, scale, visibility))
         return found
 
-    def _sequences(self, keys: Tensor, values: Tensor, look: Visibility) -> tuple[Tensor, ...]:
+    def _sequences(self, keys: Tensor, values: Tensor, visibility: Visibility) -> tuple[Tensor, ...]:
         """Keys and values `[tokens, H, D]`, and where sequences of queries and of keys begin and end."""
         rows = [span.row for span in self.spans]
         ring = keys.shape[1] < self.rectangle.columns
@@ -100,8 +100,8 @@ class Packed(Fill):
             numbers = self._on_device((pitch, None), lambda: bounds(self.spans, pitch))
             return one_behind_the_other(keys), one_behind_the_other(values), *numbers
         # A ring's tokens must be in the order of the text: what each span sees, copied.
-        pieces = [torch.cat([self._seen_by(some, span, look) for span in self.spans]) for some in (keys, values)]
-        return *pieces, *self._on_device((0, look), lambda: bounds_seen(self.spans, look))
+        pieces = [torch.cat([self._seen_by(some, span, visibility) for span in self.spans]) for some in (keys, values)]
+        return *pieces, *self._on_device((0, visibility), lambda: bounds_seen(self.spans, visibility))
 
     def _on_device(
         self, kind: tuple[int, Visibility | None], find: Callable[[], tuple[list[int], list[int]]]
@@ -112,10 +112,10 @@ class Packed(Fill):
         return self._bounds[kind]
 
 
-def _takes(keys: Tensor, values: Tensor, look: Visibility) -> bool:
+def _takes(keys: Tensor, values: Tensor, visibility: Visibility) -> bool:
     dim = keys.shape[-1]
     alike = keys.shape == values.shape and keys.stride() == values.stride()
-    return alike and not (look.softcap or look.chunk) and dim <= _MOST_DIM and dim % _DIM_STEP == 0
+    return alike and not (visibility.softcap or visibility.chunk) and dim <= _MOST_DIM and dim % _DIM_STEP == 0
 
 
 def packed(spans: Sequence[Span], rectangle: Rectangle, varlen: Varlen) -> Packed:
@@ -136,9 +136,9 @@ def bounds(spans: Sequence[Span], pitch: int) -> tuple[list[int], list[int]]:
     return queries, keys
 
 
-def bounds_seen(spans: Sequence[Span], look: Visibility) -> tuple[list[int], list[int]]:
+def bounds_seen(spans: Sequence[Span], visibility: Visibility) -> tuple[list[int], list[int]]:
     """The same where keys are only those that the spans see, one span's behind the other's: `[spans + 1]` each."""
-    seen = (span.stop - look.lowest(span.start) for span in spans)
+    seen = (span.stop - visibility.lowest(span.start) for span in spans)
     return [*itertools.accumulate((span.count for span in spans), initial=0)], [*itertools.accumulate(seen, initial=0)]
 
 

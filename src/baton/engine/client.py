@@ -63,7 +63,7 @@ class Client:
         fit: Callable[[str], None] = lambda text: None,
         defaults: Mapping[str, float] | None = None,
     ) -> None:
-        """`honours`: what of a query's terms the policy goes by, see `policy/port.py`.
+        """`honours`: what of a query's options the policy goes by, see `policy/port.py`.
 
         `fit` raises ContextLengthExceeded for a text that is too long whatever its tokens are. `defaults`: sampling
         parameters of the model's author, for those who ask and do not name them.
@@ -88,25 +88,27 @@ class Client:
         self,
         prompt: Sequence[int],
         params: SamplingParams,
-        terms: RequestOptions = NO_OPTIONS,
+        options: RequestOptions = NO_OPTIONS,
         *,
         form: OutputFormat | None = None,
-        shown: Collection[int] = (),
+        visible_special_tokens: Collection[int] = (),
     ) -> list[Query]:
         """`params.n` queries of one prompt (token ids), each with its own seed and id.
 
-        `form`: where it is another than `params` ask for; `shown`: see `Query`. A form is compiled meanwhile, if it was
-        not before: the caller must not be an event loop's thread.
-        Raises ContextLengthExceeded where the prompt leaves no room for `max_tokens`, InvalidValue for an empty
-        prompt or ids outside the vocabulary, LimitExceeded for params above the limits, Unsupported for a priority
-        that the policy does not go by, and what the compiler does.
+        `form`: replaces the one that `params` ask for. `visible_special_tokens`: see `Query`. A form that is new is
+        compiled in this call, so the caller must not be an event loop's thread.
+        Raises ContextLengthExceeded if the prompt leaves no room for `max_tokens`, InvalidValue for an empty prompt or
+        ids outside the vocabulary, LimitExceeded for params above the limits, Unsupported for a priority that the
+        policy does not honour, and whatever the compiler raises.
         """
         try:
             tokens = tuple(operator.index(token) for token in prompt)
         except TypeError:
             raise InvalidValue("the prompt must be a list of token ids", param="prompt") from None
-        if terms.priority and "priority" not in self._honours:
-            message = f"priority {terms.priority}: this engine's policy has no priorities; --policy priority and slo do"
+        if options.priority and "priority" not in self._honours:
+            message = (
+                f"priority {options.priority}: this engine's policy has no priorities; --policy priority and slo do"
+            )
             raise Unsupported(message, param="priority")
         self.settings.limits.check(params)
         self._check(tokens, params)
@@ -117,7 +119,7 @@ class Client:
         with self._lock:
             first = self._seeds.getrandbits(63) if params.seed is None else params.seed
             names = [f"{self._prefix}-{next(self._names)}" for _ in range(params.n)]
-        space = self._prefix_space(terms)
+        space = self._prefix_space(options)
         # Log-probabilities of the prompt come of computing it.
         shared = params.n > 1 and self.settings.prefix_cache and params.prompt_logprobs is None
         return [
@@ -128,14 +130,14 @@ class Client:
                 seed=first + choice,
                 limit_tokens=limit,
                 arrived=now,
-                priority=terms.priority,
-                deadline=None if terms.deadline_ms is None else now + terms.deadline_ms / 1000,
-                user=self._user(terms),
+                priority=options.priority,
+                deadline=None if options.deadline_ms is None else now + options.deadline_ms / 1000,
+                user=self._user(options),
                 sibling_of=names[0] if shared else "",
-                start_by=None if terms.queue_seconds is None else now + terms.queue_seconds,
-                end_by=None if terms.total_seconds is None else now + terms.total_seconds,
+                start_by=None if options.queue_seconds is None else now + options.queue_seconds,
+                end_by=None if options.total_seconds is None else now + options.total_seconds,
                 constraint=constraint,
-                shown=frozenset(shown),
+                visible_special_tokens=frozenset(visible_special_tokens),
                 prefix_space=space,
             )
             for choice, name in enumerate(names)
@@ -260,23 +262,23 @@ class Client:
         if self._compiler is not None:
             self._compiler.prepare()
 
-    def _prefix_space(self, terms: RequestOptions) -> str | None:
+    def _prefix_space(self, options: RequestOptions) -> str | None:
         """With whom a query shares stored prefixes; see `Query`."""
-        sharing, salt = self.settings.prefix_sharing, terms.cache_salt
+        sharing, salt = self.settings.prefix_sharing, options.cache_salt
         if sharing == SHARE_BY_SALT and salt is None:
             return None
-        key = terms.key if sharing == SHARE_BY_KEY else ""
+        key = options.key if sharing == SHARE_BY_KEY else ""
         if not key and salt is None:
             return ""
         # A digest under a secret of this process: neither a key nor a salt stands in what is stored.
         whose = f"{key}\0{salt or ''}".encode(errors="surrogatepass")
         return hashlib.blake2b(whose, key=self._spaces, digest_size=16).hexdigest()
 
-    def _user(self, terms: RequestOptions) -> str:
+    def _user(self, options: RequestOptions) -> str:
         """Whose share of the rows a query takes. Where there are keys, a name that one gives is nobody's of another."""
-        if self.settings.has_keys and terms.user:
-            return f"{terms.key}:{terms.user}"
-        return terms.user or terms.key
+        if self.settings.has_keys and options.user:
+            return f"{options.key}:{options.user}"
+        return options.user or options.key
 
     def _constraint(self, form: OutputFormat | None) -> Constraint | None:
         if form is None:

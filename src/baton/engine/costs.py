@@ -86,12 +86,12 @@ def _fitted(measured: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
     sizes = [math.sqrt(sum(row[i] ** 2 for row in rows)) or 1.0 for i in range(3)]
     gram = [[sum(row[i] * row[j] for row in rows) / sizes[i] / sizes[j] for j in range(3)] for i in range(3)]
     aims = [sum(row[i] for row in rows) / sizes[i] for i in range(3)]
-    found = [0.0, 0.0, 0.0]
+    weights = [0.0, 0.0, 0.0]
     for _ in range(_SWEEPS):
         for i in (1, 2, 0):
-            rest = aims[i] - sum(gram[i][j] * found[j] for j in range(3) if j != i)
-            found[i] = max(0.0, rest / (gram[i][i] or 1.0))
-    return [weight / size for weight, size in zip(found, sizes, strict=True)]
+            rest = aims[i] - sum(gram[i][j] * weights[j] for j in range(3) if j != i)
+            weights[i] = max(0.0, rest / (gram[i][i] or 1.0))
+    return [weight / size for weight, size in zip(weights, sizes, strict=True)]
 
 
 def _sum(weights: Sequence[float], features: Sequence[float]) -> float:

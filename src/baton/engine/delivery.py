@@ -78,11 +78,11 @@ class Subscriber:
         if self._full:
             raise SlowReader(self._full)
         self._news.clear()
-        found, self._updates = self._updates, []
+        updates, self._updates = self._updates, []
         if self._bytes:
             self._bytes = 0
             self.free()
-        return found
+        return updates
 
     def free(self) -> None:
         """Holds nothing any more."""

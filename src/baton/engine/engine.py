@@ -127,7 +127,7 @@ class Engine:
         self._expire()
         if self.queries.held and not self.lifecycle.count(State.RUNNING):
             self.queries.release_held()
-        self.budget.look(self.kv_bytes_used, self.swap_bytes_used + self.queries.prefixes.bytes_used)
+        self.budget.update(self.kv_bytes_used, self.swap_bytes_used + self.queries.prefixes.bytes_used)
         self.queries.pool.bytes_most = self.budget.swap_bytes
         self.queries.limit_prefixes()
         view = self._view()

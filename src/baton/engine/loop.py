@@ -53,7 +53,7 @@ class EngineLoop:
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
         """All of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
         with self._admission:
-            self._check_room(len(queries), told=len(queries))
+            self._check_room(len(queries), rejected=len(queries))
             self._queued += len(queries)
             self._idle.clear()
             self._inbox.put(queries, deliver)
@@ -61,7 +61,7 @@ class EngineLoop:
     def check_room(self, count: int = 1) -> None:
         """Raises what `submit` of so many queries would now; counts as one that was refused."""
         with self._admission:
-            self._check_room(count, told=1)
+            self._check_room(count, rejected=1)
 
     def cancel(self, query_ids: Sequence[str]) -> None:
         self._inbox.cancel(query_ids)
@@ -103,17 +103,17 @@ class EngineLoop:
             # Who was cut and is not done hangs: it is not waited for twice.
             self._thread.join(timeout=0.0 if self._cut and not self._idle.is_set() else _LAST_SECONDS)
 
-    def _check_room(self, count: int, *, told: int) -> None:
-        """Raises where so many queries are not to be admitted; so many are `told` to the sinks."""
+    def _check_room(self, count: int, *, rejected: int) -> None:
+        """Raises if so many queries must not be admitted. The sinks are told of `rejected` queries."""
         if (stopped := self._stopped()) is not None:
-            self._reject("engine_unhealthy", told)
+            self._reject("engine_unhealthy", rejected)
             raise EngineUnhealthy(stopped)
         if self._draining or self._stopping:
-            self._reject("shutting_down", told)
+            self._reject("shutting_down", rejected)
             raise ShuttingDown("the server is shutting down")
         most = self._engine.settings.max_waiting
         if self._queued + count > most + self._free_rows():
-            self._reject("queue_full", told)
+            self._reject("queue_full", rejected)
             raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
 
     def _stopped(self) -> str | None:

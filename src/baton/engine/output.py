@@ -53,7 +53,7 @@ class OutputStream:
         infeasible: bool = False,
     ) -> Update:
         """All that is new since the last update."""
-        found = Update(
+        update = Update(
             self.query.id,
             tuple(self.tokens),
             "".join(self.pieces),
@@ -67,7 +67,7 @@ class OutputStream:
         )
         for told in (self.tokens, self.pieces, self.logprobs, self.prompt_logprobs):
             told.clear()
-        return found
+        return update
 
 
 class OutputProcessor:

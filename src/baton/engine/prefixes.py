@@ -78,14 +78,14 @@ class Prefixes:
         if self._store is None or space is None or segment.cached or query.params.prompt_logprobs is not None:
             return 0
         try:
-            found = self._store.find(segment.tokens, space) if space else self._store.find(segment.tokens)
+            prefix = self._store.find(segment.tokens, space) if space else self._store.find(segment.tokens)
         except Exception:
             # It is only a way to save work: there may be no memory to put the pieces together.
             log.exception("the stored prefix of query %s could not be used", query.id)
             return 0
-        if found is None or (self._whole_prompts and found[0] < len(segment.tokens) - 1):
+        if prefix is None or (self._whole_prompts and prefix[0] < len(segment.tokens) - 1):
             return 0
-        segment.cached, segment.parts = found
+        segment.cached, segment.parts = prefix
         if query.id in self._awaiting and segment.cached == query.fork_at:
             self._open(query)
         return segment.cached

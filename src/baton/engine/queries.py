@@ -143,7 +143,7 @@ class Queries:
     def _hand_on(self, query_id: str, place: Callable[[KVSegment], None], state: State, why: str) -> bool:
         """Where there is no memory for it, it waits in the pool, forgotten."""
         segment = self._take(query_id)
-        found = self.prefixes.begin(segment)
+        cached = self.prefixes.begin(segment)
         try:
             place(segment)
         except Exception as error:
@@ -154,8 +154,8 @@ class Queries:
                 self._forgotten(query_id, MEMORY)
             return False
         self.prefixes.begun(segment.query)
-        if found:
-            self.lifecycle.began_with(query_id, found)
+        if cached:
+            self.lifecycle.began_with(query_id, cached)
         self.lifecycle.move(query_id, state, why)
         return True
 

@@ -19,7 +19,7 @@ log = logging.getLogger("baton.engine")
 
 GIVEN_UP = 70
 """The status of a process that ends itself."""
-_LOOKS = 4
+_CHECKS = 4
 _MOST_SECONDS = 1.0
 
 
@@ -56,11 +56,11 @@ class Watchdog:
         """Ends its thread, soon. May be called twice, from any thread."""
         self._over.set()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Says what there is to say now, and does what there is to do."""
         seconds = self._stuck()
         self._beyond = self._beyond + 1 if self._ends_after and seconds > self._ends_after else 0
-        if self._beyond >= _LOOKS:
+        if self._beyond >= _CHECKS:
             self._give_up(seconds)
         if seconds > self._limit_seconds:
             if not self._longest:
@@ -80,10 +80,10 @@ class Watchdog:
             self._end(GIVEN_UP)
 
     def _watch(self) -> None:
-        while not self._over.wait(min(self._limit_seconds / _LOOKS, _MOST_SECONDS)):
+        while not self._over.wait(min(self._limit_seconds / _CHECKS, _MOST_SECONDS)):
             # Memory may be short just now, and who looks must not die of it.
             with contextlib.suppress(MemoryError):
-                self.look()
+                self.check()
 
 
 def _stacks() -> str:

@@ -53,7 +53,7 @@ class Budget:
         self._spare = spare_bytes
         self._asked: float | None = None
 
-    def look(self, rows_used: int, swap_used: int) -> None:
+    def update(self, rows_used: int, swap_used: int) -> None:
         """Sets `rows_bytes` and `swap_bytes` to what holds now, where rows and swap take so much of it."""
         now = self._clock()
         if self._asked is not None and now - self._asked < _ASK_SECONDS:

@@ -1,6 +1,6 @@
-"""Whether a model's numbers depend on what its cache says of its length, apart from the masks that stock makes of it.
+"""Whether a model's numbers depend on its cache's length, apart from the masks that stock makes from it.
 
-Rows of different lengths in one call have one answer only where it does not matter.
+Only if they do not can rows of different lengths share a call.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from transformers import DynamicCache, PreTrainedModel, cache_utils, masking_uti
 
 from baton.model.probe import PROBE_TOKENS, call
 
-# One more finds what is compared or looked up, very many what is rounded or begins far away.
+# One more shows comparisons and look-ups; very many show rounding and effects that begin late.
 _BEYOND = (1, 1 << 20)
 _WHO_ASKS_FOR_OTHERS = (__name__, cache_utils.__name__)
 
 
 def length_matters(model: PreTrainedModel) -> bool:
-    """Runs the model with caches that tell its own code, but no mask, that they are longer than they are.
+    """Runs the model with caches that report a longer length to the model's own code, but not to the mask.
 
-    Own code that fails then is taken to depend on it, too.
+    Code that fails then is taken to depend on the length too.
     """
     try:
         truth, asked = _logits(model, 0)
@@ -34,7 +34,7 @@ def length_matters(model: PreTrainedModel) -> bool:
 
 
 def _logits(model: PreTrainedModel, beyond: int) -> tuple[Tensor, bool]:
-    """Of a prompt and one token behind it, `[tokens, vocabulary]`, and whether its own code asked."""
+    """The logits of a prompt and one token after it, `[tokens, vocabulary]`, and whether the model's own code asked."""
     cache = DynamicCache(config=model.config)
     answers = []
     for layer in cache.layers:
@@ -43,13 +43,13 @@ def _logits(model: PreTrainedModel, beyond: int) -> tuple[Tensor, bool]:
             layer.get_seq_length = answers[-1]  # type: ignore[method-assign]
     tokens = torch.arange(PROBE_TOKENS + 1, device=model.device)[None]
     masked = "attention_mask" in inspect.signature(model.forward).parameters
-    found = []
+    logits = []
     with torch.inference_mode():
         for fed in (slice(0, PROBE_TOKENS), slice(PROBE_TOKENS, PROBE_TOKENS + 1)):
             # With a mask, as where rows are not equally long.
             mask = {"attention_mask": torch.ones_like(tokens[:, : fed.stop])} if masked else {}
-            found.append(call(model, tokens[:, fed], tokens[:, fed], cache, **mask).logits[0])
-    return torch.cat(found), any(answer.asked for answer in answers)
+            logits.append(call(model, tokens[:, fed], tokens[:, fed], cache, **mask).logits[0])
+    return torch.cat(logits), any(answer.asked for answer in answers)
 
 
 class _Longer:

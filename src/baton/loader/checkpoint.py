@@ -32,31 +32,31 @@ class Stored:
 
 
 def shards(folder: Path, index: str, source: str) -> dict[str, list[str]]:
-    """By file, the tensors that the index says are in it. Raises LoadError where it is none."""
+    """For each file, the tensors that the index says are in it. Raises LoadError if it is not an index."""
     of_tensor = read_json(folder, index, source).get("weight_map")
     if not isinstance(of_tensor, dict) or not of_tensor:
         raise LoadError(f"{source}: {index} has no weight_map: {_AGAIN}")
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name, file in of_tensor.items():
         if not isinstance(file, str) or PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise LoadError(f"{source}: {index} names {str(file)[:80]!r}, which is no file there")
-        found.setdefault(file, []).append(name)
-    return found
+        names.setdefault(file, []).append(name)
+    return names
 
 
 def stored(folder: Path, files: dict[str, list[str]], source: str) -> dict[str, Stored]:
-    """All tensors in these files; with each file, those that must be in it. Raises LoadError."""
+    """All tensors in these files; with each file, the names that it must have. Raises LoadError."""
     gone = sorted(file for file in files if not (folder / file).exists())
     if gone:
         raise LoadError(f"{source}: {few(gone)} of {len(files)} files of weights are missing: {_AGAIN}")
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for file, names in files.items():
         header = _header(folder / file, f"{source}: {file}")
         absent = [name for name in names if name not in header]
         if absent:
             raise LoadError(f"{source}: {file} lacks what the index says is in it, {few(absent)}: {_AGAIN}")
-        found.update(header)
-    return found
+        tensors.update(header)
+    return tensors
 
 
 def _header(path: Path, called: str) -> dict[str, Stored]:
@@ -73,24 +73,24 @@ def _header(path: Path, called: str) -> dict[str, Stored]:
     try:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
-        found = {name: Stored(one["dtype"], tuple(one["shape"])) for name, one in header.items()}
+        tensors = {name: Stored(one["dtype"], tuple(one["shape"])) for name, one in header.items()}
         end = 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        # Only now: a header may be as long as these bytes read as a number.
+        # Checked only now, because a header may be as long as these bytes read as a number.
         wrong = beginning(head + text) or f"is cut off or no safetensors file, and could not be loaded: {_AGAIN}"
         raise LoadError(f"{called} {wrong}") from error
     if size < end:
         raise LoadError(f"{called} is cut off, {size:,} of {end:,} bytes: {_AGAIN}")
-    return found
+    return tensors
 
 
 def uneven(tensors: Mapping[str, Stored]) -> list[str]:
-    """What is not as in its neighbours among a layer's parts of one kind, its experts: what lacks, or its shape."""
+    """Returns which parts of a layer (its experts) differ from their neighbours: missing ones, or other shapes."""
     parts: dict[str, dict[str, dict[str, Stored]]] = {}
     for name, tensor in tensors.items():
-        found = _PART.fullmatch(name)
-        if found:
-            parts.setdefault(found[1], {}).setdefault(found[2], {})[found[3]] = tensor
+        match = _PART.fullmatch(name)
+        if match:
+            parts.setdefault(match[1], {}).setdefault(match[2], {})[match[3]] = tensor
     odd = []
     for layer, each in sorted(parts.items()):
         for kind in sorted(set().union(*each.values())):

@@ -1,4 +1,4 @@
-"""In which way a model is run: the fastest of those in which rows of a rectangle give what the model gives alone."""
+"""Chooses how a model is run: the fastest way in which rows of a rectangle give what the model gives alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.cuda.forward import CudaForward
-from baton.cuda.ragged_attention import Ragged
-from baton.cuda.ragged_attention import ways as ragged_ways
+from baton.cuda.ragged_attention import Ragged, ragged_backends
 from baton.cuda.varlen_prefill import Varlen, of_torch
 from baton.loader.formats import PLAIN, ROUNDED_TOLERANCE, WeightFormat
 from baton.loader.selfcheck import (
@@ -39,7 +38,7 @@ from baton.native.record import record
 
 log = logging.getLogger("baton.model")
 
-# Ways that are tried, in the words that they are told in.
+# Ways to run a model, in the words that people read.
 NATIVE = "steps as one native call"
 STEADY = "decode steps of constant shape"
 PACKED = "prompts' attention in one call per layer"
@@ -47,7 +46,7 @@ PACKED = "prompts' attention in one call per layer"
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """`why` this way to run a model was not taken, though it is faster than what was."""
+    """`why` this way to run a model was not taken, though it is faster than the one that was."""
 
     way: str
     why: str
@@ -60,8 +59,8 @@ class Reason:
 class Choice:
     """The forward that was taken, and why not a faster one.
 
-    `checked_tokens`: the longest text of the self-check. `unchecked`: lengths that the model's config names and no
-    text of the self-check went beyond. `format`: in which its weights are.
+    `checked_tokens`: the longest text of the self-check. `unchecked`: lengths that the model's config names and that no
+    text of the self-check exceeded. `format`: of its weights.
     """
 
     forward: Forward
@@ -86,17 +85,20 @@ class Choice:
 
 
 def planned(device: torch.device) -> str:
-    """How decode steps are tried first there, for people; what became of it, loading a model says."""
+    """The first way in which decode steps are tried on this device, for people.
+
+    Loading a model says which was taken.
+    """
     facts = device_of(device)
     if not facts.captures:
         return "one native call each" if facts.kind == "cpu" else "in torch"
-    ways, why = ragged_ways(device)
-    return f"captured as a graph each, {ways[0].name}" + (f" ({why})" if why else "")
+    ragged, why = ragged_backends(device)
+    return f"captured as a graph each, {ragged[0].name}" + (f" ({why})" if why else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a way has to give: `expected[i]` logits `[STEPS + 1, vocabulary]` for the text `texts[i]` `[tokens]`.
+    """What a way must give: `expected[i]` logits `[STEPS + 1, vocabulary]` for the text `texts[i]` `[tokens]`.
 
     `tolerance`: of logits relative to the largest; None takes that of the model's number format.
     """
@@ -112,7 +114,7 @@ class Proof:
 
 
 def proof_of(model: PreTrainedModel, tolerance: float | None = None) -> Proof:
-    """What the stock model gives alone. Raises LoadError if it does not run."""
+    """Runs the stock model alone. Raises LoadError if it does not run."""
     use_reference_attention(model)
     texts = check_texts(model)
     try:
@@ -133,28 +135,28 @@ def choose(
     release: bool = False,
     compiled: str | None = None,
     columns: int = 0,
-    found: Structure | None = None,
+    exact: Structure | None = None,
 ) -> Choice:
     """Gives a model our cache and attention in the fastest way that gives what the model gives alone.
 
-    `native`: whether anything but plain torch is tried; if not, `why_not` names the setting that says so.
-    `release`: the model's own weights may be given back, so that only the forward can run it.
-    `compiled`: the backend of torch.compile for decode steps of constant shape. `columns`: of the engine's rectangle,
-    as far as that is known. `found`: what `structure` returned for the model.
-    Raises LoadError, with the reasons of all ways that were tried, if none is exact or none computes with `format`.
+    `native`: whether anything but plain torch is tried; if not, `why_not` names the setting that says so. `release`:
+    the model's own weights may be given back, so that only the forward can run it. `compiled`: the backend of
+    torch.compile for decode steps of constant shape. `columns`: of the engine's rectangle, as far as known. `exact`:
+    what `structure` returned for the model. Raises LoadError, with the reasons of all ways that were tried, if none is
+    exact or none computes with `format`.
     """
     if format.native_only and not native:
         raise LoadError(f"--quantize {format.name} needs native steps: leave out {why_not}")
     rounded = format.rounded_bits is not None and not format.native_only
     proof = proof_of(model, ROUNDED_TOLERANCE if rounded else None)
-    found = found or structure(model, columns, proof.tolerance)
-    plain = _in_torch(proof, found)
+    exact = exact or structure(model, columns, proof.tolerance)
+    plain = _in_torch(proof, exact)
     forward: Forward = plain
     reasons = [Reason(NATIVE, why_not)]
     if native:
         forward, reasons = _fastest(proof, plain, format, release=release, compiled=compiled)
-    checked = max(found.checked_tokens, *(len(text) for text in proof.texts))
-    return Choice(forward, tuple(reasons), checked, found.unchecked, format)
+    checked = max(exact.checked_tokens, *(len(text) for text in proof.texts))
+    return Choice(forward, tuple(reasons), checked, exact.unchecked, format)
 
 
 def _fastest(
@@ -167,12 +169,12 @@ def _fastest(
     return packing, reasons + more
 
 
-def _in_torch(proof: Proof, found: Structure) -> TorchForward:
+def _in_torch(proof: Proof, exact: Structure) -> TorchForward:
     """Raises LoadError, with the reasons of all ways that were tried."""
     model = proof.model
     stock = model.config.get_text_config()._attn_implementation
     reasons: list[str] = []
-    for backend, whole in found.ways:
+    for backend, whole in exact.backends:
         try:
             forward = hooked(model, backend, whole, stock)
             if forward is None:
@@ -189,7 +191,7 @@ def _in_torch(proof: Proof, found: Structure) -> TorchForward:
 def in_native_steps(
     proof: Proof, plain: TorchForward, format: WeightFormat = PLAIN, *, release: bool = False
 ) -> tuple[Forward, list[Reason]]:
-    """The model's steps as native calls, if they give what it gives alone; else as they were, with the reason.
+    """Returns the model's steps as native calls if they are exact; else the steps as they were, with the reason.
 
     Raises LoadError instead if nothing else computes with `format`.
     """
@@ -216,21 +218,22 @@ def in_native_steps(
 
 
 def in_steady_steps(
-    proof: Proof, plain: TorchForward, ways: Sequence[Ragged] = (), *, compiled: str | None = None
+    proof: Proof, plain: TorchForward, backends: Sequence[Ragged] = (), *, compiled: str | None = None
 ) -> tuple[TorchForward | CudaForward, list[Reason]]:
-    """Decode steps of constant shape in the first way that gives what the model gives alone; else as they were.
+    """Returns decode steps of constant shape in the first exact way; else the steps as they were.
 
-    `ways`: those of `ragged_attention.ways` if left out. `compiled`: by this backend of torch.compile, if that works.
+    `backends`: attention to try; by default `ragged_attention.ragged_backends`. `compiled`: tries this backend of
+    torch.compile too.
     """
     model = proof.model
-    found, why = (ways, "") if ways else ragged_ways(model.device)
+    candidates, why = (backends, "") if backends else ragged_backends(model.device)
     reasons = [Reason("attention in Triton", why)] if why else []
     experts: list[str | None] = [None]
     if plain.hooked.experts:
-        # Token by token, nobody asks the host how many tokens each expert has.
+        # If experts run token by token, the host need not be asked how many tokens each expert has.
         experts = [None, BY_TOKEN] if device_of(model.device).groups(model.dtype) else [BY_TOKEN]
     compilers = (compiled, None) if compiled else (None,)
-    for ragged, how, compiler in itertools.product(found, experts, compilers):
+    for ragged, how, compiler in itertools.product(candidates, experts, compilers):
         tried = f"{STEADY} by " + ", ".join(
             [ragged.name, *([EXPERTS[how]] if how else []), *([compiler] if compiler else [])]
         )
@@ -250,9 +253,9 @@ def in_steady_steps(
 def with_packed_prompts(
     proof: Proof, forward: TorchForward | CudaForward, varlen: Varlen | None = None
 ) -> tuple[TorchForward | CudaForward, list[Reason]]:
-    """Prompts' attention in one call per layer, if that gives what calls row by row give; else as it was.
+    """Computes prompts' attention in one call per layer if it gives the same as one call per row; else leaves it.
 
-    `varlen`: torch's own if left out.
+    `varlen`: torch's own by default.
     """
     model = proof.model
     try:

@@ -1,4 +1,4 @@
-"""What a model's folder is, told by the names of its files and their first bytes, before any library reads it."""
+"""Recognises a model's folder by the names of its files and their first bytes, before any library reads it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORIGINAL = "take the original checkpoint, with .safetensors files"
 _SAVE = "save the model there with save_pretrained()"
 _CONVERT = "convert it once: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)"
 
-# A file that tells, what the folder then is, and what to do. The first that is there counts.
+# A file that identifies the folder, what the folder then is, and what to do. The first one that exists counts.
 _KINDS = (
     ("model_index.json", "a diffusers pipeline (model_index.json)", "it makes no text and is not served"),
     (
@@ -30,7 +30,7 @@ _KINDS = (
     (".metadata", "a distributed checkpoint (.metadata), which only pickle can read", "merge it into .safetensors"),
     ("mlc-chat-config.json", "compiled for MLC", ORIGINAL),
 )
-# Where there are no .safetensors of transformers' names: a pattern, what such a file holds, and what to do.
+# For folders without .safetensors of transformers' names: a pattern, what such a file holds, and what to do.
 _FORMATS = (
     ("*.gguf", "GGUF weights, which are not read here", ORIGINAL),
     ("*.safetensors.gz", "packed weights", "unpack them with gunzip"),
@@ -56,7 +56,7 @@ _TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vo
 _TOKENIZERS |= {"spiece.model", "sentencepiece.bpe.model"}
 _OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt"}
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
-# What a file begins with that is not what its name says.
+# First bytes of files that are not what their names say.
 _BEGINNINGS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run `git lfs pull` there"),
     (b"\x1f\x8b", "is packed by gzip: unpack it with gunzip"),
@@ -89,14 +89,14 @@ def local(source: str) -> Path | None:
 
 
 def file_is(path: Path, source: str) -> str:
-    """Why a file is no model's folder, and what to do."""
+    """Why a file is not a model's folder, and what to do."""
     if path.suffix.lower() == ".gguf":
         return f"{source} is a GGUF file, which is not read here: {ORIGINAL}"
     return f"{source} is a file: give the folder that holds {CONFIG} and the weights"
 
 
 def names_in(folder: Path, source: str) -> frozenset[str]:
-    """Names of what is in a folder. Raises LoadError where it cannot be read, or a link there points to nothing."""
+    """Names of the folder's files. Raises LoadError if it cannot be read, or if a link in it points to nothing."""
     try:
         paths = list(folder.iterdir())
     except OSError as error:
@@ -108,12 +108,15 @@ def names_in(folder: Path, source: str) -> frozenset[str]:
 
 
 def check_names(names: Collection[str], source: str, folder: Path | None = None) -> None:
-    """Raises LoadError where the names of a model's files tell that it is not served. `folder`: where it is here."""
+    """Raises LoadError if the names of a model's files show that it is not served.
+
+    `folder`: its place, if it is local.
+    """
     for name, what, todo in _KINDS:
         if name in names:
             raise LoadError(f"{source} is {what}: {todo}")
     if ADAPTER in names:
-        return  # Its content tells what it adapts.
+        return  # Its content says what it adapts.
     if CONFIG not in names:
         raise LoadError(_without_config(names, source, folder))
     if not _TOKENIZERS & set(names):
@@ -136,7 +139,7 @@ def _without_config(names: Collection[str], source: str, folder: Path | None) ->
 
 
 def _models_inside(folder: Path) -> list[str]:
-    """What to give instead of a folder whose folders are models: those, or the names of cached hub models."""
+    """Suggests a model inside a folder of models: their folders, or the names of cached hub models."""
     try:
         cached = [path for path in folder.iterdir() if path.name.startswith("models--")]
         if cached:
@@ -154,7 +157,7 @@ def _other_format(names: Collection[str]) -> str | None:
 
 
 def weights_in(names: Collection[str], config: dict[str, Any], source: str) -> str:
-    """The file of the weights or of their index, as transformers takes them. Raises LoadError where there is none."""
+    """The file of the weights or of their index, as transformers takes them. Raises LoadError if there is none."""
     named = config.get("transformers_weights")
     if named is not None:
         if named not in names or not str(named).endswith((".safetensors", ".safetensors.index.json")):
@@ -175,12 +178,12 @@ def weights_in(names: Collection[str], config: dict[str, Any], source: str) -> s
 
 
 def beginning(head: bytes) -> str | None:
-    """What a file is that begins like this, where that shows it to be another than it should be."""
+    """Returns what a file really is, if its first bytes show that it is not what it should be."""
     return next((what for start, what in _BEGINNINGS if head.startswith(start)), None)
 
 
 def read_json(folder: Path, name: str, source: str) -> dict[str, Any]:
-    """The JSON object in this file. Raises LoadError that says what the file is instead."""
+    """Returns the JSON object in this file. Raises LoadError that says what the file is instead."""
     try:
         content = (folder / name).read_bytes()
     except OSError as error:
@@ -193,16 +196,16 @@ def read_json(folder: Path, name: str, source: str) -> dict[str, Any]:
     if content.startswith(b"\xef\xbb\xbf"):
         raise LoadError(f"{source}: {name} begins with a byte-order mark: save it as UTF-8 without one")
     try:
-        found = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise LoadError(f"{source}: {name} is not JSON and could not be loaded: {error}") from error
-    if not isinstance(found, dict):
-        raise LoadError(f"{source}: {name} holds no JSON object but a {type(found).__name__}")
-    return found
+    if not isinstance(value, dict):
+        raise LoadError(f"{source}: {name} holds no JSON object but a {type(value).__name__}")
+    return value
 
 
 def check_adapter(folder: Path, names: Collection[str], source: str) -> None:
-    """Raises LoadError where this is an adapter, alone or beside a model."""
+    """Raises LoadError if this is an adapter, alone or beside a model."""
     if ADAPTER not in names:
         return
     base = read_json(folder, ADAPTER, source).get("base_model_name_or_path") or "another model"

@@ -1,4 +1,4 @@
-"""The formats that a model's weights may be kept in, other than as they were saved; one object for each."""
+"""The formats in which a model's weights can be kept, other than as saved; one object for each."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from baton.model.device import Device
 from baton.native.packing import AS_SAVED, INT8, Packing
 
 ROUNDED_TOLERANCE = 2e-1
-"""Of logits, relative to the largest. Rounded weights are other weights: this finds what is broken, and `baton check`
-says how far off they are."""
+"""Of logits, relative to the largest. Rounded weights are other weights, so this only finds what is broken.
+
+`baton check` says how far off they are.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +26,8 @@ class WeightFormat:
     """How the weights of a model's linear layers are kept.
 
     `name`: as `--quantize` takes it. `rounded_bits`: of each weight, or None if it keeps the model's number format.
-    `dtype`: the number format to load a model in that names none, or None for any.
-    `native_only`: whether only native steps compute with it. `packing`: how native steps keep a product's weight.
+    `dtype`: the number format in which a model that names none is loaded, or None for any. `native_only`: whether only
+    native steps compute with it. `packing`: how native steps keep a product's weight.
     """
 
     name: str
@@ -58,9 +60,9 @@ class Float8(WeightFormat):
 PLAIN = WeightFormat("none")
 _FORMATS = (
     PLAIN,
-    # A scale for each output and group of inputs; see native/source/kernels.h.
+    # One scale for each output and group of inputs; see native/source/kernels.h.
     WeightFormat("int8", rounded_bits=8, native_only=True, packing=INT8),
     Float8(FLOAT8, rounded_bits=8, dtype="bfloat16"),
 )
-FORMATS: Mapping[str, WeightFormat] = {found.name: found for found in _FORMATS}
+FORMATS: Mapping[str, WeightFormat] = {one.name: one for one in _FORMATS}
 """By the names of `core.config.QUANTIZE`."""

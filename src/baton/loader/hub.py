@@ -1,7 +1,7 @@
-"""Where a model is: a folder, or a snapshot in the hub's cache, brought there where it is not.
+"""Where a model is: a folder, or a snapshot in the hub's cache, downloaded if it is not there.
 
-One look at the hub says which revision is the newest and which files it has. All that is loaded, config, tokenizer and
-weights, then comes out of that revision's one folder. Where the hub cannot be asked, the cache is served.
+The hub is asked once for the newest revision and its files. Config, tokenizer and weights then come from that
+revision's one folder. If the hub cannot be asked, the cache is served.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from baton.loader.folder import ADAPTER, CONFIG, check_names, local, names_in, r
 
 log = logging.getLogger("baton.model")
 
-_LOOK_SECONDS = 5.0
-# What configs and tokenizers are in; weights are named by their index.
+_HUB_SECONDS = 5.0
+# Types of files that hold configs and tokenizers; weights are named by their index.
 _SMALL = {".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".vocab", ".bpe", ".codes"}
 _WAY_OUT = "give a folder, or the id as the hub has it (owner/name)"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A model's folder. `listed`: all files that the hub has of it; None where only those count that are here.
+    """A model's folder. `listed`: all files that the hub has of it; None if only local files count.
 
-    `cached`: the folder is the cache's, and the hub was not asked.
+    `cached`: the folder is in the cache, and the hub was not asked.
     """
 
     source: str
@@ -47,13 +47,13 @@ class Place:
         return names_in(self.folder, self.source) if self.listed is None else self.listed
 
     def bring(self, files: Collection[str]) -> None:
-        """Downloads those of these files that are not here. Raises LoadError where that fails."""
+        """Downloads those of these files that are missing here. Raises LoadError if that fails."""
         if self.listed is not None and not _all_there(self.folder, files):
             _download(self.source, files, revision=self.folder.name)
 
 
 def find(source: str, *, code: bool = False) -> Place:
-    """The place of a model by its folder or hub id, with all but the weights. Raises LoadError.
+    """Returns the place of a model by its folder or hub id, with all files but the weights. Raises LoadError.
 
     `code`: with the Python files that come with it.
     """
@@ -64,7 +64,7 @@ def find(source: str, *, code: bool = False) -> Place:
 
 
 def check_found(source: str) -> None:
-    """Raises LoadError if it can be told without asking the hub that there is no model. Imports no torch."""
+    """Raises LoadError if there is certainly no such model, without asking the hub. Imports no torch."""
     folder = local(source)
     if folder is None:
         if is_offline_mode():
@@ -100,18 +100,18 @@ def _on_the_hub(source: str, code: bool) -> Place:
         return _offline(source)
     cached = _cached(source)
     try:
-        look = _look(source, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _LOOK_SECONDS))
+        info = _ask_hub(source, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _HUB_SECONDS))
     except Exception as error:
         why, todo = _why(error)
         if cached is None:
             raise LoadError(f"{source}: no such folder here, and {why}: {todo}") from error
         log.warning("%s: %s; served from the cache, revision %s", source, why, cached.name[:12])
         return Place(source, cached, cached=True)
-    listed = frozenset(one.rfilename for one in look.siblings or ())
+    listed = frozenset(one.rfilename for one in info.siblings or ())
     check_names(listed, source)
     small = [name for name in listed if "/" not in name and Path(name).suffix in _SMALL]
     small += [name for name in listed if code and name.endswith(".py")]
-    if cached is None or cached.name != look.sha or not _all_there(cached, small):
+    if cached is None or cached.name != info.sha or not _all_there(cached, small):
         cached = _download(source, small)
     return Place(source, cached, listed)
 
@@ -121,33 +121,33 @@ def _all_there(folder: Path, files: Collection[str]) -> bool:
 
 
 def _cached(source: str) -> Path | None:
-    """The snapshot in the cache that the hub's main branch was when it was last asked."""
+    """The cached snapshot of the revision that was the hub's main branch when it was last asked."""
     try:
-        found = [try_to_load_from_cache(source, name) for name in (CONFIG, ADAPTER)]
+        files = [try_to_load_from_cache(source, name) for name in (CONFIG, ADAPTER)]
     except (HFValidationError, OSError, ValueError):
         return None
-    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+    return next((Path(file).parent for file in files if isinstance(file, str)), None)
 
 
-def _look(source: str, seconds: float) -> Any:
-    """What the hub has of a model now. Raises what the hub's client raises, and TimeoutError."""
-    answer: SimpleQueue[Any] = SimpleQueue()
+def _ask_hub(source: str, seconds: float) -> Any:
+    """Returns the hub's current description of a model. Raises what the hub's client raises, and TimeoutError."""
+    answers: SimpleQueue[Any] = SimpleQueue()
 
     def ask() -> None:
         try:
-            answer.put(HfApi().model_info(source, timeout=seconds))
+            answers.put(HfApi().model_info(source, timeout=seconds))
         except Exception as error:
-            answer.put(error)
+            answers.put(error)
 
-    # In a thread, because nothing bounds how long names are looked up, nor how many addresses are tried.
+    # In a thread, because nothing bounds how long name resolution takes, nor how many addresses are tried.
     threading.Thread(target=ask, name="baton-hub", daemon=True).start()
     try:
-        found = answer.get(timeout=seconds)
+        answer = answers.get(timeout=seconds)
     except Empty:
         raise TimeoutError from None
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _download(source: str, files: Collection[str], revision: str | None = None) -> Path:

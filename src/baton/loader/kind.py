@@ -1,4 +1,4 @@
-"""What kind of model a config describes, or in one line why that kind is not served."""
+"""Which kind of model a config describes, or in one line why that kind is not served."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_quantized(said: Mapping[str, Any], source: str) -> None:
 
 
 def check_class(config: Any, source: str) -> None:
-    """Raises LoadError where a config is of a kind of model that continues no text, or says that its weights are."""
+    """Raises LoadError if a config's model does not continue text, or if the config says that its weights do not."""
     said = config.architectures
     names = [name for name in (said if isinstance(said, list) else [said]) if isinstance(name, str)]
     named = ", ".join(names)
@@ -71,7 +71,7 @@ def check_class(config: Any, source: str) -> None:
         return
     if not named or target.__name__ in names or any(_continues(name) for name in names):
         return
-    # A bare model may have all that is needed, where its embedding is its head: then its tensors decide.
+    # A bare model is complete if its embedding is its head too; its tensors decide that.
     if _bare(config) not in names:
         raise LoadError(f"{source} holds the weights of {named}, not of {target.__name__}: {_CAUSAL}")
 
@@ -83,10 +83,10 @@ def _bare(config: Any) -> str | None:
 
 
 def _continues(name: str) -> bool:
-    """Whether a class of this name is a causal language model, by the names that they have."""
+    """Whether a class of this name is a causal language model, by the names that these have."""
     return name.endswith(("ForCausalLM", "LMHeadModel", "WithLMHead"))
 
 
 def of_text(config: Any) -> bool:
-    """Whether this is a model of several kinds of input that has a part for text."""
+    """Whether this is a model of several kinds of input with a part for text."""
     return config.get_text_config() is not config

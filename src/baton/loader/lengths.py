@@ -1,4 +1,4 @@
-"""The lengths that a model's config names: windows, chunks, floors, original contexts, whatever may begin there."""
+"""The lengths that a model's config names, at which its computation may change: windows, chunks, original contexts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Words of names whose numbers say how wide something is, how many there are of it, or which one is meant.
+# Words in names whose numbers are a width, a count or an index, and not a length.
 _NO_LENGTHS = frozenset(
     """
     alpha base beams beta channels clip conv d dim dims dt embd embed embedding expand expert experts factor
@@ -18,15 +18,15 @@ _NO_LENGTHS = frozenset(
 
 
 def lengths_of(config: Any, *, above: int, below: int) -> dict[int, str]:
-    """Every whole number between the two that a text config names, in whatever it holds, unless it is a dimension.
+    """Returns every whole number between the two bounds that a text config names, unless it is a dimension.
 
-    By size, each with the first name that was found for it.
+    Sorted by size, each with the first name that has it.
     """
-    found: dict[int, str] = {}
+    length_names: dict[int, str] = {}
     for name, number in _numbers("", config.to_dict()):
         if above < number < below and not _NO_LENGTHS & set(re.split(r"[^a-z0-9]+", name.lower())):
-            found.setdefault(number, name)
-    return dict(sorted(found.items()))
+            length_names.setdefault(number, name)
+    return dict(sorted(length_names.items()))
 
 
 def _numbers(name: str, value: object) -> Iterator[tuple[str, int]]:

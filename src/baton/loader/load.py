@@ -37,13 +37,16 @@ OnPhase = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""
 
 
-def untold(phase: str, seconds: float) -> None:
-    """Tells nobody of a phase."""
+def ignore_phase(phase: str, seconds: float) -> None:
+    """The default of `on_phase`: does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to be run. `driver`: what maps memory as rows grow; where it was asked for, or `why_not_mapped`."""
+    """A model ready to run.
+
+    `driver`: maps memory as rows grow; None if not asked for, or for the reason `why_not_mapped`.
+    """
 
     name: str
     model: PreTrainedModel
@@ -85,17 +88,17 @@ class Loaded:
 def load(
     asked: LoadSettings,
     *,
-    told: OnPhase = untold,
+    on_phase: OnPhase = ignore_phase,
     before: Callable[[PreTrainedModel], None] | None = None,
 ) -> Loaded:
-    """Loads a model. Raises LoadError in one line that says what to do.
+    """Loads a model. Raises LoadError, in one line that says what to do.
 
-    `before` is called with the model while it is still as stock makes it.
+    `before` is called with the model while it is still stock.
     """
     name = asked.name
     transformers.logging.set_verbosity_error()
     if not sys.stderr.isatty():
-        # The hub's bars for downloads go with transformers' own.
+        # The hub's progress bars for downloads are switched off with transformers' own.
         transformers.logging.disable_progress_bar()
     device = device_asked(asked.device)
     facts = device_of(device)
@@ -103,28 +106,28 @@ def load(
     format = FORMATS[asked.quantize]
     format.check(facts)
     code = asked.trust_remote_code
-    with _phase("tokenizer", told):
+    with _phase("tokenizer", on_phase):
         place = find(asked.source, code=code)
         stock = read_config(place, trust_remote_code=code)
         tokenizer = read_tokenizer(place, trust_remote_code=code)
         if asked.template is not None:
             tokenizer.chat_template = asked.template
-    with _phase("weights", told):
+    with _phase("weights", on_phase):
         model = read_model(place, stock, dtype=_dtype(asked, stock, facts, format), trust_remote_code=code)
         parameters = sum(p.numel() for p in model.parameters())
-        columns, found_ways = asked.longest or context_of(model.config), None
+        columns, exact = asked.longest or context_of(model.config), None
         if format.rounded_bits is not None and not format.native_only:
             # Rounded weights would hide which way is exact.
-            found_ways = _ways(model.eval().requires_grad_(False), columns, name, asked)
+            exact = _exact_backends(model.eval().requires_grad_(False), columns, name, asked)
         format.prepare(model, device)
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if before is not None:
         use_reference_attention(model)
-        with _phase("alone", told):
+        with _phase("alone", on_phase):
             before(model)
-    with _phase("self-check", told):
+    with _phase("self-check", on_phase):
         try:
-            # Rows that are aligned are torch's: native steps find each row where it lies.
+            # Aligned rows run in torch: native steps expect each row at its own columns.
             why_not = "--shaping aligned" if asked.shaping == ALIGNED else "--no-compile"
             native = asked.compile and asked.shaping != ALIGNED
             choice = choose(
@@ -135,12 +138,12 @@ def load(
                 release=True,
                 compiled=compiled,
                 columns=columns,
-                found=found_ways,
+                exact=exact,
             )
         except LoadError as error:
             raise LoadError(_why_not(model, name, error, asked)) from error
         driver, why_not_mapped = mapping(model, choice.forward) if asked.kv_mapping else (None, "")
-    found = context(model.config)
+    model_context = context(model.config)
     vocabulary = int(model.config.get_text_config().vocab_size)
     tell_of_tokens(tokenizer, vocabulary, name)
     return Loaded(
@@ -155,8 +158,8 @@ def load(
             variables=asked.template_variables,
         ),
         end_ids=end_ids(model, tokenizer),
-        context_tokens=found.asked(asked.longest or 0),
-        context_source=found.source,
+        context_tokens=model_context.asked(asked.longest or 0),
+        context_source=model_context.source,
         dtype=model.dtype,
         device=device,
         parameters=parameters,
@@ -167,7 +170,7 @@ def load(
     )
 
 
-def _ways(model: PreTrainedModel, columns: int, name: str, asked: LoadSettings) -> Structure:
+def _exact_backends(model: PreTrainedModel, columns: int, name: str, asked: LoadSettings) -> Structure:
     use_reference_attention(model)
     try:
         return structure(model, columns)
@@ -186,15 +189,15 @@ def _why_not(model: PreTrainedModel, name: str, error: LoadError, asked: LoadSet
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that end a text: the generation config's, and the tokenizer's."""
-    found = model.generation_config.eos_token_id if model.generation_config else None
-    ids = list(found) if isinstance(found, (list, tuple)) else [found]
+    """The tokens that end a text, from the generation config and the tokenizer."""
+    end_id = model.generation_config.eos_token_id if model.generation_config else None
+    ids = list(end_id) if isinstance(end_id, (list, tuple)) else [end_id]
     ids.append(getattr(tokenizer, "eos_token_id", None))
     return tuple(sorted({int(i) for i in ids if i is not None}))
 
 
 def generation_defaults(model: PreTrainedModel) -> GenerationDefaults:
-    """What the model's author says of sampling."""
+    """The sampling defaults of the model's author."""
     return defaults_of(model.generation_config.to_dict()) if model.generation_config else NO_DEFAULTS
 
 
@@ -210,7 +213,7 @@ def saved_dtype(config: Any) -> str:
 
 
 def _dtype(asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat) -> str:
-    """The number format that weights are loaded in. Raises SettingError for one that the device has not."""
+    """The number format in which weights are loaded. Raises SettingError for one that the device does not have."""
     if asked.dtype == AUTO and facts.kind != "cuda":
         return AUTO
     if asked.dtype == AUTO and getattr(stock, "quantization_config", None):
@@ -221,7 +224,7 @@ def _dtype(asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat)
 
 
 def _compiler(asked: LoadSettings, facts: Device) -> str | None:
-    """The backend of torch.compile for decode steps. Raises SettingError where there are none that it compiles."""
+    """The backend of torch.compile for decode steps. Raises SettingError if no decode steps can be compiled."""
     if asked.step_compiler == NO_COMPILER:
         return None
     why = {
@@ -237,7 +240,7 @@ def _compiler(asked: LoadSettings, facts: Device) -> str | None:
 
 
 def device_asked(asked: str) -> torch.device:
-    """The device of this name, or the best there is. Raises SettingError for one that is not there."""
+    """The device of this name, or the best one. Raises SettingError if the device is not there."""
     if asked == AUTO:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if asked == "cuda" and not torch.cuda.is_available():
@@ -248,7 +251,7 @@ def device_asked(asked: str) -> torch.device:
 
 
 @contextmanager
-def _phase(name: str, told: OnPhase) -> Iterator[None]:
+def _phase(name: str, on_phase: OnPhase) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    told(name, time.perf_counter() - began)
+    on_phase(name, time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""Whether a model's rows may lie in memory that is mapped as they grow: tried, before any query comes."""
+"""Tries, before any query comes, whether a model's rows can be in memory that is mapped as they grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from baton.model.probe import own_words
 
 
 def mapping(model: PreTrainedModel, forward: Forward) -> tuple[Driver | None, str]:
-    """What maps memory on the model's device; or None, and why not."""
+    """Returns what maps memory on the model's device; or None, and why not."""
     if model.device.type != "cuda":
         return None, f"{model.device.type} has no such calls"
     try:
@@ -31,7 +31,7 @@ def mapping(model: PreTrainedModel, forward: Forward) -> tuple[Driver | None, st
 
 
 def check(model: PreTrainedModel, forward: Forward, driver: Driver) -> None:
-    """Raises where the driver does not do what it says, or the model gives other logits on such memory."""
+    """Raises if the driver does not do what it says, or if the model gives other logits on such memory."""
     if forward.backend is AttentionBackend.MASKED:
         raise LoadError("its own attention reads all rows as far as the longest")
     trial(driver)
@@ -41,5 +41,5 @@ def check(model: PreTrainedModel, forward: Forward, driver: Driver) -> None:
     expected = our_logits(model, forward, texts)
     make = partial(MappedRectangle, driver=driver, layout=layout)
     self_check(model, forward, texts, expected, make=make)
-    # An address that is not mapped shows when the device gets there.
+    # An access to an unmapped address shows only when the device gets there.
     driver.settle()

@@ -17,10 +17,10 @@ from baton.loader.selfcheck import TOLERANCE, tolerance_of
 from baton.loader.structure import operations
 from baton.model.rotary import as_made
 
-# Stock may take so many operations for a prompt beyond a length, if nobody says how long prompts may be.
+# Stock may take so many operations for a prompt beyond a length, if no length of prompts is asked for.
 MOST_OPERATIONS = 2e12
 MOST_SCORE_BYTES = 2 << 30
-# Prompts up to here are tried in every scenario.
+# Prompts up to this length are tried in every scenario.
 MOST_OF_SHORT = 128
 _BEYOND = 17
 _SHORT = (1, 9, 26, 40, 75)
@@ -28,7 +28,7 @@ _SHORT = (1, 9, 26, 40, 75)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A prompt and what stock gives for it: the tokens, and float32 logits `[tokens, vocabulary]`."""
+    """A prompt and the stock model's result: the tokens, and float32 logits `[tokens, vocabulary]`."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -39,9 +39,10 @@ class Case:
 class Oracle:
     """Makes the cases while the model is still stock.
 
-    `answer`: tokens of each; `longest`: of a prompt, None: as long as the budget allows; `context`: of prompt and
-    answer together. `cases` are short, `long` ones are around the lengths that the config names, and at random between;
-    `further` continue the longest of the short ones. `tolerance`: of logits, as the model's number format makes it.
+    `answer`: tokens of each answer. `longest`: tokens of a prompt; None: as many as the budget allows. `context`: of
+    prompt and answer together. `cases` are short. `long` ones are around the lengths that the config names, and at
+    random lengths between. `further` continue the longest of the short ones. `tolerance`: of logits, from the model's
+    number format.
     """
 
     answer: int
@@ -55,14 +56,14 @@ class Oracle:
 
     def __call__(self, model: PreTrainedModel) -> None:
         context = min(context_of(model.config), self.context or sys.maxsize)
-        # In a short context, short answers: the longest case is a prompt, its answer, five tokens and another answer.
+        # The longest case is a prompt, its answer, five tokens and another answer, which must fit in the context.
         self.answer = max(1, min(self.answer, (context - 6) // 2))
         dice = random.Random(0)
         vocabulary = int(model.config.get_text_config().vocab_size)
         short, long = self._lengths(model, context)
         for length in sorted(short):
             self.cases.append(self._alone(model, [dice.randrange(vocabulary) for _ in range(length)]))
-        # What continues the longest: its next turn, and another text that begins as it does.
+        # Cases that continue the longest one: its next turn, and another text that begins in the same way.
         known = max(self.cases, key=lambda case: len(case.prompt))
         more = [dice.randrange(vocabulary) for _ in range(5)]
         for prompt in ([*known.prompt, *known.tokens, *more], [*known.prompt[:-3], *more]):
@@ -73,7 +74,7 @@ class Oracle:
         self.tolerance = self._tolerance(model)
 
     def _lengths(self, model: PreTrainedModel, context: int) -> tuple[set[int], set[int]]:
-        """Of short and of long prompts: around each length of the config, and one at random of each magnitude."""
+        """Lengths of short and long prompts: around each length of the config, and a random one of each magnitude."""
         dice, most = random.Random(2), context - 2 * self.answer - 8
         wanted = {length: "" for length in _SHORT}
         power = 2 * max(_SHORT)
@@ -100,7 +101,7 @@ class Oracle:
         return operations(model, length, layers, MOST_SCORE_BYTES) <= MOST_OPERATIONS
 
     def _tolerance(self, model: PreTrainedModel) -> float:
-        """Of logits in this model's number format; that of the self-check where it cannot be measured."""
+        """Tolerance of logits in this model's number format; the self-check's if it cannot be measured."""
         known = TOLERANCE.get(model.dtype, max(TOLERANCE.values()))
         if model.dtype is torch.float32:
             return known
@@ -115,7 +116,7 @@ class Oracle:
         try:
             out = model.generate(  # type: ignore[operator]
                 ids,
-                # Else tokens that happen to be the padding token would be hidden.
+                # Without a mask, tokens that happen to be the padding token would be hidden.
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self.answer,
                 min_new_tokens=self.answer,

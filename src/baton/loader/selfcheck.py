@@ -1,4 +1,4 @@
-"""Proof at load that rows of a rectangle give what the stock model gives: refuses by name what does not."""
+"""Checks at load that rows of a rectangle give what the stock model gives, and refuses by name what does not."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from baton.model.rotary import as_made
 from baton.model.visibility import Span
 
 SHORTEST_PROMPT = 24
-# A longer prompt, for a longer window, costs so many operations at most; else `baton check` is where it is checked.
+# If a long window needs a longer prompt than so many operations allow, only `baton check` checks it.
 MOST_OPERATIONS = 3e11
 STEPS = 4
-# Two ways of computing are each about as far from float32 as the noise; on other tokens than those it was measured on.
+# Two ways of computing are each about as far from float32 as the noise, which was measured on other tokens.
 TIMES_NOISE = 4
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -39,7 +39,7 @@ def check_texts(model: PreTrainedModel) -> list[Tensor]:
 
 
 def short_texts(config: Any) -> list[Tensor]:
-    """Two of different lengths, each `[tokens]`, that any model takes."""
+    """Two texts of different lengths, each `[tokens]`, that any model takes."""
     generator = torch.Generator().manual_seed(0)
     lengths = (SHORTEST_PROMPT + STEPS, SHORTEST_PROMPT - 7 + STEPS)
     return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
@@ -50,36 +50,36 @@ def windows_of(config: Any) -> list[int]:
     return [size for name in _WINDOWS if isinstance(size := getattr(config, name, None), int) and size > 0]
 
 
-# The names that families have for it in their configs.
+# Different families have different names for it in their configs.
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
 
 
 def use_reference_attention(model: PreTrainedModel) -> None:
-    """Older transformers leave out the softcap, without a word, where attention is not their eager one."""
+    """Older transformers silently leave out the softcap if attention is not their eager one."""
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")
 
 
 def stock_logits(model: PreTrainedModel, texts: list[Tensor]) -> list[Tensor]:
-    """What the model itself gives for each text alone: float32 `[STEPS + 1, vocabulary]` of its last tokens.
+    """The model's own logits for each text alone: float32 `[STEPS + 1, vocabulary]` of its last tokens.
 
-    As `generate` does it: all but the last tokens at once, those one by one, with a stock cache.
+    As `generate` does it: all but the last tokens at once, then one by one, with a stock cache.
     """
     return [alone(model, text, len(text) - STEPS) for text in texts]
 
 
 def alone(model: PreTrainedModel, text: Tensor, prompt: int) -> Tensor:
-    """What the model gives for a text `[tokens]`, as `generate` does it: float32 `[answered + 1, vocabulary]`."""
+    """The model's own logits for a text `[tokens]`, as `generate` does it: float32 `[answered + 1, vocabulary]`."""
     cache, text = DynamicCache(config=model.config), text.to(model.device)
     positions = torch.arange(len(text), device=text.device)
     as_made(model)
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    found = []
+    logits = []
     with torch.inference_mode():
         for start, stop in [(0, prompt), *((at, at + 1) for at in range(prompt, len(text)))]:
             out = call(model, text[None, start:stop], positions[None, start:stop], cache, **last)
-            found.append(out.logits[0, -1].float())
-    return torch.stack(found)
+            logits.append(out.logits[0, -1].float())
+    return torch.stack(logits)
 
 
 def tolerance_of(
@@ -87,11 +87,11 @@ def tolerance_of(
 ) -> float | None:
     """How far logits may be off in the model's number format: a few times as far as stock is from itself in float32.
 
-    Measured on as many of its layers as there is memory for, and in proportion; None where its numbers cannot be
-    float32. `expected`: what `alone` gives for the texts.
+    Measured on as many of its layers as there is memory for, and scaled up; None if its numbers cannot be float32.
+    `expected`: what `alone` gives for the texts.
     """
     some, every = layers_of_all_kinds(model)
-    # All layers, or where that would take too much, one of each kind.
+    # All layers or, if that would take too much memory, one of each kind.
     layers = next((count for count in (every, some) if can_be_lifted(model, count)), 0)
     if not layers:
         return None
@@ -104,9 +104,9 @@ def tolerance_of(
     return max(TIMES_NOISE * every / layers * largest(expected, exact), 2 * torch.finfo(model.dtype).eps)
 
 
-def largest(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference of logits, relative to the largest of each text's."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+def largest(ours: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of logits, relative to the largest logit of each text."""
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, expected, strict=True))
 
 
 def self_check(
@@ -119,37 +119,37 @@ def self_check(
     make: Callable[..., Rectangle] = Rectangle,
     columns: int = 0,
 ) -> float:
-    """Compares a fill in two chunks and a few decode steps, a row for each text, with what each gives alone.
+    """Compares a fill in two chunks and a few decode steps, one row for each text, with the texts alone.
 
-    Answers the largest difference of logits relative to their largest; raises LoadError above the tolerance, that of
-    the model's dtype if none is given. `make`: makes the rectangle, of so many `columns` at least.
+    Returns the largest difference of logits relative to their largest. Raises LoadError above the tolerance, which is
+    that of the model's dtype by default. `make`: makes the rectangle, of at least so many `columns`.
     """
-    found = our_logits(model, forward, texts, make, columns=columns)
-    error = largest(found, expected)
+    ours = our_logits(model, forward, texts, make, columns=columns)
+    error = largest(ours, expected)
     if not error <= (tolerance or TOLERANCE.get(model.dtype, 1e-1)):
         raise LoadError(f"its logits differ from those of the model alone by {error:.1e} of their size")
     return error
 
 
 def whatever_the_size(model: PreTrainedModel, forward: Forward, texts: list[Tensor], columns: int) -> None:
-    """Raises LoadError where logits are not the same to the bit in a rectangle of so many columns and in another one.
+    """Raises LoadError if logits are not the same to the bit in rectangles with different numbers of columns.
 
-    Both as the engine's, or on devices where that memory would be taken at once, as wide as the texts are long.
+    Both are as wide as the engine's or, on devices that would take that memory at once, as the texts are long.
     """
     longest = max(len(text) for text in texts)
     columns = max(columns if is_lazy(model.device) else 0, longest)
     other = another_size(columns, longest, forward.geometry.windows)
     if other is None:
         return
-    found, again = (our_logits(model, forward, texts, columns=size, steps=1) for size in (columns, other))
-    if not all(a.equal(b) for a, b in zip(found, again, strict=True)):
+    logits, again = (our_logits(model, forward, texts, columns=size, steps=1) for size in (columns, other))
+    if not all(a.equal(b) for a, b in zip(logits, again, strict=True)):
         raise LoadError("its logits depend on how many columns the rectangle has")
 
 
 def another_size(columns: int, least: int, windows: Sequence[int]) -> int | None:
-    """Another number of columns, `least` at least, in which the same layers are rings: their order differs."""
-    found = (columns + 64, columns + 1, columns - 1)
-    return next((n for n in found if n >= least and all((w < n) == (w < columns) for w in windows)), None)
+    """Another number of columns, at least `least`, in which the same layers are rings, but in another order."""
+    sizes = (columns + 64, columns + 1, columns - 1)
+    return next((n for n in sizes if n >= least and all((w < n) == (w < columns) for w in windows)), None)
 
 
 def our_logits(
@@ -172,7 +172,7 @@ def our_logits(
     filled = [len(text) - STEPS for text in texts]
     halves = [0 if forward.whole_prompts else count // 2 + 1 for count in filled]
     rows = range(len(texts))
-    found: list[list[Tensor]] = [[] for _ in rows]
+    by_row: list[list[Tensor]] = [[] for _ in rows]
     for starts, stops in (([0] * len(texts), halves), (halves, filled)):
         if starts != stops:
             spans = [Span(row, starts[row], stops[row] - starts[row], filled[row]) for row in rows]
@@ -181,17 +181,17 @@ def our_logits(
             ran.commit()
     for step in range(steps + 1):
         for row in rows:
-            found[row].append(logits[row])
+            by_row[row].append(logits[row])
         if step < steps:
             spans = [Span(row, filled[row] + step, 1, filled[row]) for row in rows]
             tokens = [int(texts[row][filled[row] + step]) for row in rows]
             logits, ran = forward.decode(rectangle, spans, tokens)
             ran.commit()
-    return [torch.stack(some) for some in found]
+    return [torch.stack(some) for some in by_row]
 
 
 def mixed_fills(model: PreTrainedModel, forward: Forward) -> None:
-    """Runs fills in which rows with several tokens, with one, and with none stand beside each other; answers nothing.
+    """Runs fills in which rows with several tokens, with one and with none are side by side; returns nothing.
 
     For layouts that compare their own attention.
     """

@@ -1,7 +1,7 @@
-"""A stock model out of its folder: config, tokenizer and weights, or in one line why it is not served.
+"""A stock model from its folder: config, tokenizer and weights, or in one line why it is not served.
 
-Nothing is served at random: weights that are missing, of other shapes, or left over where that shows another model are
-refused by name. The folder's config does not choose code: attention and experts are computed in ways of ours.
+Nothing is served at random: weights that are missing or of other shapes, and leftovers that show another model, are
+refused by name. The folder's config does not choose code: attention and experts are computed in our ways.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from baton.loader.whole import check_left_over, check_numbers, check_whole, tell
 log = logging.getLogger("baton.model")
 
 _OF_TOKENIZERS = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-# What reads a SentencePiece model: packages, and what they are imported as.
+# Packages that read a SentencePiece model, and the names under which they are imported.
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 
 
 def read_config(place: Place, *, trust_remote_code: bool) -> Any:
-    """A model's stock config. Raises LoadError where its folder or its config shows that it is not served."""
+    """Returns a model's stock config. Raises LoadError if its folder or its config shows that it is not served."""
     with _in_one_line(place, "its config"):
         names, source = place.names, place.source
         check_names(names, source, place.folder)
@@ -50,7 +50,7 @@ def read_config(place: Place, *, trust_remote_code: bool) -> Any:
                 check_quantized(part, source)
         weights_in(names, said, source)
         config = AutoConfig.from_pretrained(str(place.folder), trust_remote_code=trust_remote_code)
-        # Else a folder could have code of the hub fetched and run.
+        # Otherwise a folder could make transformers fetch code from the hub and run it.
         config._attn_implementation = None
         config._experts_implementation = None
         if getattr(config, "fusion_config", None) is not None:
@@ -87,7 +87,7 @@ def _installed(module: str) -> bool:
 
 
 def read_model(place: Place, config: Any, *, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
-    """A model with all its weights. Raises LoadError where one has none, or what is there is another model's."""
+    """Returns a model with all its weights. Raises LoadError if weights are missing or belong to another model."""
     with _in_one_line(place, "the model"):
         source, folder = place.source, place.folder
         file = weights_in(place.names, read_json(folder, CONFIG, source), source)
@@ -129,7 +129,7 @@ def build(place: Place, config: Any, *, dtype: torch.dtype, trust_remote_code: b
 
 
 def tell_of_tokens(tokenizer: Any, vocabulary: int, source: str) -> None:
-    """Tells of tokens that the tokenizer knows and the model does not: prompts with them are refused."""
+    """Logs tokens that the tokenizer knows and the model does not; prompts with them are refused."""
     if len(tokenizer) <= vocabulary:
         return
     beyond = sorted((number, name) for name, number in tokenizer.get_vocab().items() if number >= vocabulary)
@@ -168,10 +168,10 @@ def _words(error: Exception, place: Place) -> str:
 
 
 def _rope_types(place: Place) -> set[str]:
-    """What a config calls its ways of rotation, wherever it says so."""
-    found, todo = set(), [read_json(place.folder, CONFIG, place.source)]
+    """The names of rotation types that a config has, wherever they stand."""
+    kinds, todo = set(), [read_json(place.folder, CONFIG, place.source)]
     while todo:
         one = todo.pop()
         todo.extend(value for value in one.values() if isinstance(value, dict))
-        found |= {str(one[key]) for key in ("type", "rope_type") if key in one}
-    return found
+        kinds |= {str(one[key]) for key in ("type", "rope_type") if key in one}
+    return kinds

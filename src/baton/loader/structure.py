@@ -1,7 +1,7 @@
-"""Which way of running a model is exact: a question of what it computes, not of how its numbers are rounded.
+"""Finds the way of running a model that is exact. This depends on what it computes, not on how numbers are rounded.
 
-So it is asked in float32, of the model's first layers, one of each kind; and of texts beyond each length that its
-config names, as whatever begins there does not show before.
+So it is tested in float32, on the model's first layers, one of each kind. The texts are longer than each length that
+its config names, because an effect that begins there does not show before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from baton.model.rotary import must_rotate_beyond
 
 log = logging.getLogger("baton.model")
 
-# What one pass over the texts beyond lengths may take; `baton check` goes further.
+# The most operations of one pass over the texts beyond lengths; `baton check` goes further.
 MOST_OPERATIONS = 1e11
 # Stock attention keeps a score for each pair of tokens and each head.
 MOST_SCORE_BYTES = 1 << 28
@@ -46,22 +46,22 @@ _LONGER = 13
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """`ways`: that which was found exact, and those behind it. `unchecked`: lengths that no text went beyond."""
+    """`backends`: the first exact one, and the ones after it. `unchecked`: lengths that no text exceeded."""
 
-    ways: tuple[tuple[AttentionBackend, bool], ...]
+    backends: tuple[tuple[AttentionBackend, bool], ...]
     checked_tokens: int
     unchecked: tuple[str, ...] = ()
 
 
-def ways_of_running() -> list[tuple[AttentionBackend, bool]]:
-    """All, in the order in which they are tried, and whether prompts are fed whole: recurrent layers may want that."""
+def backends_to_try() -> list[tuple[AttentionBackend, bool]]:
+    """All backends in the order of trial, and whether prompts are fed whole, which recurrent layers may need."""
     return list(itertools.product(AttentionBackend, (False, True)))
 
 
 def structure(model: PreTrainedModel, columns: int, tolerance: float | None = None) -> Structure:
-    """Raises LoadError, with the reasons of all ways that were tried, where none is exact.
+    """Raises LoadError, with the reasons of all backends that were tried, if none is exact.
 
-    `tolerance`: of logits, for models that cannot be float32; that of their number format if left out.
+    `tolerance`: of logits, for models that cannot be float32; by default that of their number format.
     """
     must_rotate_beyond(model)
     layers, every = layers_of_all_kinds(model)
@@ -73,7 +73,7 @@ def structure(model: PreTrainedModel, columns: int, tolerance: float | None = No
                     texts, unchecked = _texts(model, columns, layers)
                     _must_be_causal(model, texts[0])
                     expected = stock_logits(model, texts)
-                    return _found(model, texts, expected, unchecked, columns, stock, None)
+                    return _first_exact(model, texts, expected, unchecked, columns, stock, None)
             except LoadError:
                 raise
             except Exception:
@@ -82,14 +82,14 @@ def structure(model: PreTrainedModel, columns: int, tolerance: float | None = No
         try:
             expected = stock_logits(model, texts)
         except Exception as error:
-            # Beyond some length its own code may fail, and there is nothing to compare with.
+            # Its own code may fail beyond some length, and then there is nothing to compare with.
             raise LoadError(own_words("it does not run with a stock cache", error)) from error
-        return _found(model, texts, expected, unchecked, columns, stock, tolerance)
+        return _first_exact(model, texts, expected, unchecked, columns, stock, tolerance)
     finally:
         model.set_attn_implementation(stock)
 
 
-def _found(
+def _first_exact(
     model: PreTrainedModel,
     texts: list[Tensor],
     expected: list[Tensor],
@@ -100,12 +100,12 @@ def _found(
 ) -> Structure:
     counts = length_matters(model)
     reasons: list[str] = []
-    for at, (way, whole) in enumerate(every := ways_of_running()):
+    for at, (backend, whole) in enumerate(every := backends_to_try()):
         try:
-            forward = hooked(model, way, whole, stock)
+            forward = hooked(model, backend, whole, stock)
             if forward is None:
                 continue
-            if counts and way not in (AttentionBackend.FLAT, AttentionBackend.PER_ROW):
+            if counts and backend not in (AttentionBackend.FLAT, AttentionBackend.PER_ROW):
                 raise LoadError("it counts positions by the length of its cache, one for all rows of a call")
             self_check(model, forward, texts, expected, columns=columns, tolerance=tolerance)
             whatever_the_size(model, forward, texts[:2], columns)
@@ -113,42 +113,42 @@ def _found(
         except LoadError as error:
             reasons.append(error.message)
         except Exception as error:
-            # Whatever a family does that we do not know yet shows here, in its own code.
+            # Any unknown trait of a family shows here, as an error in its own code.
             reasons.append(own_words("it does not run with our cache", error))
     raise LoadError("; ".join(dict.fromkeys(reasons)))
 
 
 def _must_be_causal(model: PreTrainedModel, text: Tensor) -> None:
-    """Raises LoadError where what stands behind a token changes its logits: seen long before a wrong way is."""
+    """Raises LoadError if a later token changes a token's logits; this is found long before a wrong backend is."""
     other = text.clone()
     other[-1] = (int(text[-1]) + 1) % model.config.get_text_config().vocab_size
     positions = torch.arange(len(text), device=model.device)[None]
     with torch.inference_mode():
-        found = [
+        logits = [
             call(model, tokens.to(model.device)[None], positions, DynamicCache(config=model.config)).logits[0, :-1]
             for tokens in (text, other)
         ]
-    if not largest(found[:1], found[1:]) <= TOLERANCE[torch.float32] / 10:
+    if not largest(logits[:1], logits[1:]) <= TOLERANCE[torch.float32] / 10:
         raise LoadError("its attention is not causal: tokens see those that come behind them")
 
 
-def hooked(model: PreTrainedModel, way: AttentionBackend, whole: bool, stock: str) -> TorchForward | None:
-    """The model run in this way; None where there is no such way for it. `stock`: its own attention's name."""
-    model.set_attn_implementation(stock if way.ours else "eager")
-    geometry = probe(model, interface=way.ours)
+def hooked(model: PreTrainedModel, backend: AttentionBackend, whole: bool, stock: str) -> TorchForward | None:
+    """Returns the model with this backend; None if it has no such backend. `stock`: its own attention's name."""
+    model.set_attn_implementation(stock if backend.ours else "eager")
+    geometry = probe(model, interface=backend.ours)
     if whole and not any(shape.states for shape in geometry.shapes):
         return None
-    return TorchForward(model, geometry, way, whole_prompts=whole)
+    return TorchForward(model, geometry, backend, whole_prompts=whole)
 
 
 def _texts(model: PreTrainedModel, columns: int, layers: int) -> tuple[list[Tensor], tuple[str, ...]]:
-    """Two short ones, and two beyond each length of the config that is cheap enough; and what is not."""
+    """Two short texts, and two beyond each length of the config that is cheap enough; and the lengths that are not."""
     config = model.config.get_text_config()
     context = columns or getattr(config, "max_position_embeddings", 0) or 2048
     named = lengths_of(config, above=SHORTEST_PROMPT + STEPS, below=context - _BEYOND - _LONGER - STEPS)
     lengths, unchecked, spent = [], [], 0.0
     for length, name in named.items():
-        # And a row that is longer still, for what a row is told of its neighbour's length.
+        # And a row that is longer still, in case one row's result depends on its neighbour's length.
         both = [length + _BEYOND, length + _BEYOND + _LONGER]
         cost = sum(operations(model, tokens, layers, MOST_SCORE_BYTES) for tokens in both)
         if spent + cost > MOST_OPERATIONS:
@@ -162,7 +162,7 @@ def _texts(model: PreTrainedModel, columns: int, layers: int) -> tuple[list[Tens
 
 
 def operations(model: PreTrainedModel, tokens: int, layers: int, most_score_bytes: int) -> float:
-    """Of a pass over so many, in so many layers; infinitely many where scores would take more memory."""
+    """Operations of a pass over so many tokens, in so many layers; infinite if scores would take more memory."""
     config = model.config.get_text_config()
     if 4 * config.num_attention_heads * tokens**2 > most_score_bytes:
         return math.inf

@@ -18,7 +18,7 @@ from baton.loader.load import saved_dtype
 from baton.loader.stock import build, read_config
 from baton.model.probe import Geometry, own_words, probe
 
-# The meta kernels of grouped matrix products know bfloat16 only; shapes do not depend on it.
+# The meta kernels of grouped matrix products know only bfloat16; shapes do not depend on it.
 _SURVEYED = torch.bfloat16
 
 
@@ -38,25 +38,25 @@ class Survey:
     generation: GenerationDefaults = NO_DEFAULTS
 
     def footprint(self, dtype: torch.dtype) -> Footprint:
-        """What a query of the whole context takes on the CPU; nothing where the model is refused."""
+        """What a query of the whole context takes on the CPU; nothing if the model is refused."""
         shapes = [_in(dtype, shape) for shape in self.geometry.shapes] if self.geometry else []
         return footprint(shapes, self.context_tokens, dtype, torch.device("cpu"))
 
 
 def _generation(place: Place) -> GenerationDefaults:
-    """What the model's author says of sampling."""
+    """The sampling defaults of the model's author."""
     name = "generation_config.json"
     return defaults_of(read_json(place.folder, name, place.source)) if name in place.names else NO_DEFAULTS
 
 
 def _in(dtype: torch.dtype, shape: LayerShape) -> LayerShape:
-    """States that have the dtype in which the model was surveyed are kept in the model's, whatever it is."""
+    """States with the dtype in which the model was surveyed are kept in the model's own dtype."""
     states = [replace(s, dtype=dtype if s.dtype is _SURVEYED else s.dtype) for s in shape.states]
     return replace(shape, states=tuple(states))
 
 
 def _probed(model: PreTrainedModel) -> tuple[Geometry | None, str | None]:
-    """What its layers keep, or why that could not be found. Whether it is exact shows when it is loaded."""
+    """What its layers keep, or why that is unknown. Whether it is exact shows only when it is loaded."""
     reason = None
     for interface in (True, False):
         try:
@@ -76,14 +76,14 @@ def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
     text, saved = config.get_text_config(), saved_dtype(config)
     model = build(place, config, dtype=_SURVEYED, trust_remote_code=trust_remote_code)
     geometry, refused = _probed(model)
-    found = context(config)
+    model_context = context(config)
     return Survey(
         family=config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
-        context_tokens=found.tokens,
-        context_source=found.source,
+        context_tokens=model_context.tokens,
+        context_source=model_context.source,
         saved_dtype=saved,
         geometry=geometry,
         refused=refused,

@@ -10,11 +10,11 @@ from baton.core.errors import LoadError
 from baton.core.host import threads_that_start
 
 OTHER_THREADS = 20
-"""At most, beside those that compute or wait for a grammar: the engine's, its helpers', and a server's."""
+"""The most threads besides those that compute or wait for a grammar: the engine's, its helpers', and a server's."""
 
 
 def start_threads(count: int, beside: int) -> None:
-    """Sets torch's threads, and the native steps', which are as many. `beside`: those that wait for a grammar.
+    """Sets torch's threads and as many native ones. `beside`: threads that wait for a grammar.
 
     Raises LoadError if the process cannot start enough of them.
     """
@@ -26,5 +26,5 @@ def start_threads(count: int, beside: int) -> None:
             "raise its limit of processes (ulimit -u, or pids.max of its control group), or memory, or lower --threads"
         )
     torch.set_num_threads(count)
-    # Texts are tokenised one by one: threads of the tokenizer's own would only take turns with those that compute.
+    # Texts are tokenised one by one; the tokenizer's own threads would only compete with those that compute.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,4 +1,4 @@
-"""A model in float32 for a while, as it is or with its first layers alone: to ask what does not depend on rounding."""
+"""A model in float32 for a while, whole or with its first layers alone: to ask what does not depend on rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_LIFTED_BYTES = 2 << 30
 
 @contextmanager
 def kept_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
-    """Meanwhile it has its first `layers` only."""
+    """Reduces the model to its first `layers` for a while."""
     place = _place_of_layers(model)
     if place is not None:
         parent, name, every = place
@@ -30,7 +30,7 @@ def kept_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
 
 @contextmanager
 def lifted(model: PreTrainedModel, layers: int) -> Iterator[None]:
-    """Meanwhile it has its first `layers` only, and its numbers are float32; only for models that `can_be_lifted`."""
+    """Reduces the model to its first `layers`, in float32, for a while; only for models that `can_be_lifted`."""
     with kept_to(model, layers):
         kept = [(tensor, tensor.data) for tensor in _numbers(model) if tensor.dtype in _FLOATS[1:]]
         try:
@@ -43,9 +43,9 @@ def lifted(model: PreTrainedModel, layers: int) -> Iterator[None]:
 
 
 def can_be_lifted(model: PreTrainedModel, layers: int) -> bool:
-    """Whether all its numbers are plain, and so many layers of it take no more in float32 than all of it as it is.
+    """Whether all numbers are plain, and so many layers take no more in float32 than the whole model as it is.
 
-    Or than MOST_LIFTED_BYTES: loading never takes twice a large model's memory.
+    Up to MOST_LIFTED_BYTES they may take more; loading never needs twice a large model's memory.
     """
     if any(p.dtype not in _FLOATS for p in model.parameters()) or any(
         tensor.is_floating_point() and tensor.dtype not in (*_FLOATS, torch.float64) for tensor in model.buffers()
@@ -59,7 +59,7 @@ def can_be_lifted(model: PreTrainedModel, layers: int) -> bool:
 
 
 def layers_of_all_kinds(model: PreTrainedModel) -> tuple[int, int]:
-    """How many of its first layers hold one of each kind that it has, two at least; and how many there are."""
+    """How many of its first layers include one of each kind, at least two; and how many layers there are."""
     place = _place_of_layers(model)
     if place is None:
         count = int(model.config.get_text_config().num_hidden_layers)
@@ -71,16 +71,16 @@ def layers_of_all_kinds(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def _kind(layer: nn.Module) -> tuple[object, ...]:
-    """Alike in two layers that are computed alike: what they are made of and the plain attributes of all that."""
-    found: list[object] = []
+    """The same for two layers that are computed alike: their modules, and the plain attributes of these."""
+    parts: list[object] = []
     for name, module in layer.named_modules():
         plain = [
             (key, value)
             for key, value in sorted(vars(module).items())
             if isinstance(value, (bool, int, float, str)) and not key.endswith(("idx", "_id"))
         ]
-        found.append((name, type(module), tuple(plain)))
-    return tuple(found)
+        parts.append((name, type(module), tuple(plain)))
+    return tuple(parts)
 
 
 def _place_of_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList] | None:

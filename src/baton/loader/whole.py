@@ -1,4 +1,4 @@
-"""Whether a model has all its weights out of a checkpoint, and the checkpoint no others: else it is refused by name."""
+"""Checks that a checkpoint has all of a model's weights and no others; anything else is refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from baton.loader.kind import of_text
 
 log = logging.getLogger("baton.model")
 
-# What wrappers put into the names of tensors.
+# Prefixes that wrappers add to the names of tensors.
 _WRAPPERS = {
     "_orig_mod.": "torch.compile",
     "_fsdp_wrapped_module.": "FSDP",
@@ -24,17 +24,17 @@ _WRAPPERS = {
     "base_layer.": "peft",
     "module.": "a wrapper for training in parallel",
 }
-# Left over without harm: tables and masks that models make by themselves today.
+# Harmless leftovers: tables and masks that models compute themselves today.
 _MADE_ANEW = re.compile(r"(rotary_emb\.|inv_freq$|masked_bias$|causal_mask$|position_ids$|(cos|sin)_cached$|alibi$)")
 _MASK = re.compile(r"(attn|attention)\.bias$")
-# Of tokens after the next one; and scales for 8-bit keys and values, which are kept in the model's dtype here.
+# For predicting further tokens; and scales of 8-bit keys and values, which are kept in the model's dtype here.
 _NOT_ASKED = re.compile(r"(^|[._])(mtp|nextn)|\.(k|v|q|kv|prob|input|output)_scale$")
 _HEADS = re.compile(r"(^|\.)(score|classifier|qa_outputs|classification_head|regression_head|reward_head|pooler|cls)\.")
 _LAYER = re.compile(r"^(.*?\.)?(\d+)\.")
 
 
 def check_numbers(tensors: Mapping[str, Stored], source: str) -> None:
-    """Raises LoadError where weights are numbers that mean nothing without their scales."""
+    """Raises LoadError if weights are numbers that mean nothing without their scales."""
     odd = sorted(n for n, t in tensors.items() if n.endswith(".weight") and t.dtype not in FLOATS and len(t.shape) > 1)
     if odd:
         kind = tensors[odd[0]].dtype
@@ -76,7 +76,7 @@ def _why_missing(
 
 
 def _misnamed(missing: Sequence[str], tensors: Mapping[str, Stored]) -> str:
-    """What all names begin with or hold that they should not; nothing where they are not the same but for that."""
+    """Returns what all names wrongly begin with or contain; nothing if they differ otherwise."""
     for word, who in _WRAPPERS.items():
         if any(word in name for name in tensors):
             return f"; names of its tensors hold {word!r}, left by {who}: save the model itself"
@@ -90,12 +90,12 @@ def _misnamed(missing: Sequence[str], tensors: Mapping[str, Stored]) -> str:
 def check_left_over(
     model: PreTrainedModel, config: Any, left: Sequence[str], tensors: Mapping[str, Stored], source: str
 ) -> None:
-    """Tells of tensors that have no place in the model. Raises LoadError where they show that it is another one."""
+    """Logs tensors that have no place in the model. Raises LoadError if they show that it is another model."""
     left = [name for name in left if not _harmless(name, tensors.get(name))]
     text = config.get_text_config()
     layers = int(getattr(text, "num_hidden_layers", 0) or 0)
     ahead = range(layers, layers + int(getattr(text, "num_nextn_predict_layers", 0) or 0))
-    own = {found[1] for name in model.state_dict() if (found := _LAYER.match(name))}
+    own = {match[1] for name in model.state_dict() if (match := _LAYER.match(name))}
     wrong = []
     for name in left:
         if _NOT_ASKED.search(name):
@@ -103,7 +103,7 @@ def check_left_over(
         layer = _LAYER.match(name)
         if layer and int(layer[2]) in ahead:
             continue
-        # Layers of images or sound are no part of the text's.
+        # Layers of images or sound are not part of the text's.
         if (layer and (not of_text(config) or layer[1] in own)) or (not layer and _HEADS.search(name)):
             wrong.append(name)
     if wrong:
@@ -132,7 +132,7 @@ def tell_of_ties(model: PreTrainedModel, source: str) -> None:
 
 
 def not_finite(model: PreTrainedModel) -> list[str]:
-    """Names of weights that hold a NaN or an infinity."""
+    """Names of weights that contain a NaN or an infinity."""
     return [
         name
         for name, weight in model.named_parameters()

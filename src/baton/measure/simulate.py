@@ -99,9 +99,9 @@ class Simulation:
         *,
         mode: Mode = Mode.OFFLINE,
         at_once: int = 8,
-        told: Callable[[], object] = lambda: None,
+        on_done: Callable[[], object] = lambda: None,
     ) -> Run:
-        """As `bench.drive.drive`, in no time. `told` is called when a query is done."""
+        """As `bench.drive.drive`, in no time. `on_done` is called when a query is done."""
         asks, clock = workload.asks, self.clock
         prompts = workload.prompts(_VOCABULARY, self.engine.settings.seed)
         heard = [Responses(ask.at if mode is Mode.TIMED else 0.0) for ask in asks]
@@ -121,7 +121,7 @@ class Simulation:
                     continue
                 live -= 1
                 one.cached_tokens = update.usage.cached_tokens if update.usage else 0
-                told()
+                on_done()
                 if number in later:
                     turn = later[number]
                     heard[turn].asked = clock.now
@@ -175,11 +175,11 @@ def simulated(
     mode: Mode = Mode.OFFLINE,
     at_once: int = 8,
     goal: Goal = NO_GOAL,
-    told: Callable[[], object] = lambda: None,
+    on_done: Callable[[], object] = lambda: None,
 ) -> Figures:
     """The figures that `baton bench` would have measured."""
     simulation = Simulation(settings, costs, footprint)
-    run = simulation.run(workload, mode=mode, at_once=at_once, told=told)
+    run = simulation.run(workload, mode=mode, at_once=at_once, on_done=on_done)
     tally = simulation.tally
     return figures(run, tally.slots, preemptions=tally.preemptions, kv_bytes_most=tally.kv_bytes_most, goal=goal)
 
@@ -208,7 +208,7 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
                 mode=Mode(asked["mode"]),
                 at_once=asked["at_once"],
                 goal=goal,
-                told=bar.update,
+                on_done=bar.update,
             )
             found[one.name] = [figures]
     console = Console(highlight=False)

@@ -78,10 +78,10 @@ def trials(
     at_once: int = 8,
     goal: Goal = NO_GOAL,
     alone: Mapping[int, Sequence[int]] = {},
-    told: Callable[[], None] = lambda: None,
+    on_done: Callable[[], None] = lambda: None,
     turns: Turns | None = None,
 ) -> Iterator[Trial]:
-    """Runs all contenders, one after the other, `repeat` times. `told` is called for each query that is done.
+    """Runs all contenders, one after the other, `repeat` times. `on_done` is called for each query that is done.
 
     `turns`: with another process that makes as many runs; else each run has the machine as it is.
     """
@@ -91,7 +91,7 @@ def trials(
     prompts = workload.prompts(loaded.tokenizer.vocabulary, config.seed)
     for turn in range(repeat):
         for one in some:
-            way = _Way(loaded, settings[one.name], one.name, workload, prompts, mode, at_once, told)
+            way = _Way(loaded, settings[one.name], one.name, workload, prompts, mode, at_once, on_done)
             done = way.by_threads() if turns is None else way.in_turn(turns)
             found = figures(
                 done.run,
@@ -126,7 +126,7 @@ class _Way:
     prompts: Sequence[Sequence[int]]
     mode: Mode
     at_once: int
-    told: Callable[[], None]
+    on_done: Callable[[], None]
 
     def by_threads(self) -> _Done:
         """As everyone's queries are run."""
@@ -146,7 +146,7 @@ class _Way:
                 monotonic,
                 mode=self.mode,
                 at_once=self.at_once,
-                told=self.told,
+                on_done=self.on_done,
             )
         finally:
             client.close()
@@ -164,7 +164,7 @@ class _Way:
         tally.slots, tally.preemptions, tally.kv_bytes_most = Slots(), 0, 0
         began = clock()
         at_once = self.at_once if self.mode is Mode.CLOSED else self.settings.max_waiting
-        run = drive_in_turn(engine, self.workload, self.prompts, clock, turns, at_once=at_once, told=self.told)
+        run = drive_in_turn(engine, self.workload, self.prompts, clock, turns, at_once=at_once, on_done=self.on_done)
         return _Done(run, tally, _picture(tally, timeline, began), pair=pair)
 
     def _warm_up(self) -> tuple[Workload, list[list[int]]]:
@@ -177,7 +177,7 @@ class _Way:
 
 
 def by_themselves(
-    loaded: Loaded, config: Config, workload: Workload, count: int, told: Callable[[], None] = lambda: None
+    loaded: Loaded, config: Config, workload: Workload, count: int, on_done: Callable[[], None] = lambda: None
 ) -> dict[int, list[int]]:
     """Tokens of `count` queries of the workload, spread over it, each alone in an engine of one row."""
     settings = settings_of(config, loaded, Contender("alone", {"policy": "orca", "max_batch_size": "1"}))
@@ -188,14 +188,14 @@ def by_themselves(
     try:
         part = workload.only(numbers)
         asked = [prompts[number] for number in numbers]
-        run = drive(client, part, asked, monotonic, mode=Mode.CLOSED, at_once=1, told=told)
+        run = drive(client, part, asked, monotonic, mode=Mode.CLOSED, at_once=1, on_done=on_done)
     finally:
         client.close()
     return {number: heard.tokens for number, heard in zip(numbers, run.heard, strict=True)}
 
 
 def right_answers(
-    loaded: Loaded, config: Config, one: Contender, count: int, told: Callable[[], None] = lambda: None
+    loaded: Loaded, config: Config, one: Contender, count: int, on_done: Callable[[], None] = lambda: None
 ) -> dict[str, list[bool]]:
     """Whether the built-in model answers each of `count` held-out questions of each task rightly, greedily."""
     settings = settings_of(config, loaded, one)
@@ -209,7 +209,7 @@ def right_answers(
         for update in client.run(queries):
             texts[update.query_id] += update.text
             if update.finish_reason is not None:
-                told()
+                on_done()
     finally:
         client.close()
     right: dict[str, list[bool]] = {task: [] for task in CHECKABLE_TASKS}
@@ -220,12 +220,12 @@ def right_answers(
 
 def _picture(tally: Tally, timeline: Timeline, began: float) -> Picture:
     """Of what came after `began`, counted from there."""
-    stays = [
+    intervals = [
         RowInterval(one.kind, one.lane, one.began - began, one.ended - began)
-        for one in timeline.since(0, math.inf).stays
+        for one in timeline.since(0, math.inf).intervals
         if one.began >= began and one.ended is not None
     ]
-    return Picture(tuple(stays), merged(tally.moments, began))
+    return Picture(tuple(intervals), merged(tally.moments, began))
 
 
 def check_lengths(workload: Workload, longest: int) -> None:

@@ -51,8 +51,10 @@ class Choice:
     high: float
 
 
-def measure(loaded: Loaded, settings: Settings, told: Callable[[int], None] = lambda passes: None) -> Calibration:
-    """Passes enough for medians: more of them where they are short. `told` hears how many there are.
+def measure(
+    loaded: Loaded, settings: Settings, on_measured: Callable[[int], None] = lambda passes: None
+) -> Calibration:
+    """Passes enough for medians: more of them where they are short. `on_measured` gets the number of passes.
 
     Nothing of the model is changed; no engine may run on it meanwhile.
     """
@@ -62,7 +64,7 @@ def measure(loaded: Loaded, settings: Settings, told: Callable[[int], None] = la
         len(found.passes) < MOST_PASSES and monotonic() - began < ENOUGH_SECONDS
     ):
         found.measure()
-        told(len(found.passes))
+        on_measured(len(found.passes))
     return found
 
 

@@ -42,7 +42,7 @@ class Aligned(Padded):
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, T, D]`, keys and values `[R, C, H, D]` -> `[n, T, Hq, D]`."""
@@ -51,21 +51,23 @@ class Aligned(Padded):
         if rows != list(range(top)):
             q = q.new_zeros(top, *q.shape[1:]).index_copy_(0, torch.tensor(rows, device=q.device), q)
         k, v = (buffer[:top, self.first : self.end].transpose(1, 2) for buffer in (keys, values))
-        out = attention(q, k, v, mask=self._mask_of_all(look), scale=scale, softcap=look.softcap, sinks=sinks)
+        out = attention(
+            q, k, v, mask=self._mask_of_all(visibility), scale=scale, softcap=visibility.softcap, sinks=sinks
+        )
         return out[rows].transpose(1, 2)
 
-    def _mask_of_all(self, look: Visibility) -> Tensor:
+    def _mask_of_all(self, visibility: Visibility) -> Tensor:
         """`[rows, 1, T, columns]`: which columns each slot's token sees; made once per step and kind of layer."""
-        found = self._seen.get(look)
+        found = self._seen.get(visibility)
         if found is None:
             column = torch.arange(self.first, self.end, device=self.starts.device)
             token = self.positions.new_zeros(len(self.starts), self.positions.shape[1])
             token[[span.row for span in self.spans]] = self.positions
             place = (column - self.starts[:, None])[:, None]
-            seen = (place >= 0) & look.seen(token[..., None], place)
+            seen = (place >= 0) & visibility.seen(token[..., None], place)
             # A slot of padding sees nothing; it then sees the last column, so that no NaN arises.
             seen |= ~seen.any(-1, keepdim=True) & (column == self.end - 1)
-            found = self._seen[look] = seen[:, None]
+            found = self._seen[visibility] = seen[:, None]
         return found
 
 

@@ -39,13 +39,13 @@ class Decode(Layout):
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, D]`."""
         if not self.together:
             parts = [
-                self._attend_span(q[i : i + 1], keys, values, span, None, scale, look, sinks)
+                self._attend_span(q[i : i + 1], keys, values, span, None, scale, visibility, sinks)
                 for i, span in enumerate(self.spans)
             ]
             if self.empty_rows:
@@ -56,8 +56,8 @@ class Decode(Layout):
         if not dense:
             q = q.new_zeros(top, *q.shape[1:]).index_copy_(0, self.rows, q)
         k, v = keys[:top, :width].transpose(1, 2), values[:top, :width].transpose(1, 2)
-        mask = self._mask(look, width, keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0)
-        out = attention(q, k, v, mask=mask, scale=scale, softcap=look.softcap, sinks=sinks)
+        mask = self._mask(visibility, width, keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0)
+        out = attention(q, k, v, mask=mask, scale=scale, softcap=visibility.softcap, sinks=sinks)
         return (out if dense else out[self.rows]).transpose(1, 2)
 
     @property
@@ -68,20 +68,20 @@ class Decode(Layout):
     def _width(self) -> int:
         return max(span.stop for span in self.spans)
 
-    def _mask(self, look: Visibility, width: int, ring: int) -> Tensor:
+    def _mask(self, visibility: Visibility, width: int, ring: int) -> Tensor:
         """`[top, 1, 1, width]`: which columns each row's token sees; made once per step and kind of layer."""
-        found = self._masks.get((look, ring))
+        found = self._masks.get((visibility, ring))
         if found is None:
             token = torch.zeros(self._top, 1, dtype=torch.int64, device=self.cols.device)
             token.index_copy_(0, self.rows, self.cols[:, None])
             column = torch.arange(width, device=self.cols.device)
             if not ring:
-                seen = look.seen(token, column)
-            elif look.chunk:
+                seen = visibility.seen(token, column)
+            elif visibility.chunk:
                 seen = column <= token % ring
             else:
                 seen = column <= token
-            found = self._masks[look, ring] = seen[:, None, None]
+            found = self._masks[visibility, ring] = seen[:, None, None]
         return found
 
 
@@ -100,7 +100,7 @@ class Fill(Layout):
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[1, Hq, N, D]`, keys and values `[R, C, H, D]` -> `[1, N, Hq, D]`."""
@@ -108,13 +108,15 @@ class Fill(Layout):
         for span in self.spans:
             piece = q[:, :, at : at + span.count]
             at += span.count
-            parts.append(self._attend_span(piece, keys, values, span, self._mask(span, look), scale, look, sinks))
+            parts.append(
+                self._attend_span(piece, keys, values, span, self._mask(span, visibility), scale, visibility, sinks)
+            )
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
 
-    def _mask(self, span: Span, look: Visibility) -> Tensor | None:
-        if (span, look) not in self._masks:
-            self._masks[span, look] = self._mask_of(span, look)
-        return self._masks[span, look]
+    def _mask(self, span: Span, visibility: Visibility) -> Tensor | None:
+        if (span, visibility) not in self._masks:
+            self._masks[span, visibility] = self._mask_of(span, visibility)
+        return self._masks[span, visibility]
 
 
 @dataclass(slots=True)
@@ -151,14 +153,14 @@ class Latents(Fill):
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[1, Hq, N, D]`, keys and values `[1, H, columns of all spans, D]` -> `[1, N, Hq, Dv]`."""
         parts, at, column = [], 0, 0
         for span in self.spans:
-            low, high = column + look.lowest(span.start), column + span.stop
-            mask = self._mask(span, look)
+            low, high = column + visibility.lowest(span.start), column + span.stop
+            mask = self._mask(span, visibility)
             out = attention(
                 q[:, :, at : at + span.count],
                 keys[:, :, low:high],
@@ -166,7 +168,7 @@ class Latents(Fill):
                 mask=mask,
                 causal=mask is None and span.count > 1,
                 scale=scale,
-                softcap=look.softcap,
+                softcap=visibility.softcap,
                 sinks=sinks,
             )
             parts.append(out)
@@ -195,45 +197,45 @@ class Padded(Layout):
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """q `[n, Hq, T, D]`, keys and values `[R, C, H, D]` -> `[n, T, Hq, D]`."""
         if keys.shape[1] < self.rectangle.columns:
-            return self._attend_rings(q, keys, values, scale, look, sinks)
+            return self._attend_rings(q, keys, values, scale, visibility, sinks)
         rows = [span.row for span in self.spans]
         width = max(span.stop for span in self.spans)
         together = rows == list(range(rows[0], rows[0] + len(rows)))
         picked: slice | list[int] = slice(rows[0], rows[-1] + 1) if together else rows
         k, v = keys[picked, :width].transpose(1, 2), values[picked, :width].transpose(1, 2)
         mask = None
-        if any(span.start for span in self.spans) or look.lowest(width - 1):
-            mask = self._mask(q.shape[2], width, look)
-        out = attention(q, k, v, mask=mask, causal=mask is None, scale=scale, softcap=look.softcap, sinks=sinks)
+        if any(span.start for span in self.spans) or visibility.lowest(width - 1):
+            mask = self._mask(q.shape[2], width, visibility)
+        out = attention(q, k, v, mask=mask, causal=mask is None, scale=scale, softcap=visibility.softcap, sinks=sinks)
         return out.transpose(1, 2)
 
     def _attend_rings(
-        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, look: Visibility, sinks: Tensor | None
+        self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, visibility: Visibility, sinks: Tensor | None
     ) -> Tensor:
         """Rings have no common columns: row by row; the padding's own output is of no use to anyone and stays 0."""
         out = q.new_zeros(*q.shape[:3], values.shape[-1])
         for i, span in enumerate(self.spans):
-            piece, mask = q[i : i + 1, :, : span.count], self._mask_of(span, look)
-            found = self._attend_span(piece, keys, values, span, mask, scale, look, sinks)
+            piece, mask = q[i : i + 1, :, : span.count], self._mask_of(span, visibility)
+            found = self._attend_span(piece, keys, values, span, mask, scale, visibility, sinks)
             out[i : i + 1, :, : span.count] = found
         return out.transpose(1, 2)
 
-    def _mask(self, length: int, width: int, look: Visibility) -> Tensor:
+    def _mask(self, length: int, width: int, visibility: Visibility) -> Tensor:
         """`[n, 1, T, width]`."""
-        found = self._masks.get(look)
+        found = self._masks.get(visibility)
         if found is None:
             starts = torch.tensor([span.start for span in self.spans], device=self.cols.device)
             token = starts[:, None, None] + torch.arange(length, device=self.cols.device)[:, None]
             column = torch.arange(width, device=self.cols.device)
-            seen = look.seen(token, column)
+            seen = visibility.seen(token, column)
             # A slot beyond its row's end may see nothing; it then sees column 0, so that no NaN arises.
             seen |= ~seen.any(-1, keepdim=True) & (column == 0)
-            found = self._masks[look] = seen[:, None]
+            found = self._masks[visibility] = seen[:, None]
         return found
 
 

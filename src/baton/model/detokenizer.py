@@ -88,10 +88,10 @@ class TokenTexts:
 
 
 class FastDecoder:
-    """Goes on where a prompt ends. `hidden`: tokens without text; `shown`: those that are told by these names.
+    """Decodes the tokens after a prompt, one at a time.
 
-    A character that the prompt began comes whole. Where the text does not go on with it, nothing is said of it: the
-    prompt's own text ends with it.
+    `hidden`: tokens without text. `visible_special_tokens`: special tokens that appear in the text, by these names. A
+    character that the prompt began comes whole if the text completes it. If not, it is left to the prompt's own text.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class FastDecoder:
         texts: TokenTexts,
         prompt: Sequence[int],
         hidden: Collection[int] = (),
-        shown: Mapping[int, str] | None = None,
+        visible_special_tokens: Mapping[int, str] | None = None,
     ) -> None:
         self._texts = texts
         self._hidden = hidden
-        self._shown = shown or {}
+        self._visible_special_tokens = visible_special_tokens or {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(texts.errors)
         self._before = self._read(prompt)
         # Bytes of the prompt alone are what is there of a character.
@@ -112,7 +112,7 @@ class FastDecoder:
     def step(self, token_id: int) -> str:
         if token_id in self._hidden:
             return ""
-        part = None if token_id in self._shown else self._texts.part(token_id)
+        part = None if token_id in self._visible_special_tokens else self._texts.part(token_id)
         if part == b"":
             return ""
         if self._begun:
@@ -121,7 +121,11 @@ class FastDecoder:
         if part is not None:
             return self._utf8.decode(part)
         broken = self._utf8.decode(b"", True)
-        return broken + (self._shown[token_id] if token_id in self._shown else self._texts.behind(before, token_id))
+        return broken + (
+            self._visible_special_tokens[token_id]
+            if token_id in self._visible_special_tokens
+            else self._texts.behind(before, token_id)
+        )
 
     def flush(self) -> str:
         """Bytes of a character that never became whole, as U+FFFD."""

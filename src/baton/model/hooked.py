@@ -65,7 +65,7 @@ class Hooked:
         if ours:
             # A name per engine: two engines in a process have each their own steps.
             self.attention = f"baton_{next(_engines)}"
-            AttentionInterface.register(self.attention, _attention(self._current, geometry.looks))
+            AttentionInterface.register(self.attention, _attention(self._current, geometry.visibilities))
             use_attention(model, self.attention)
         rotate_by_row(model, self._lengths)
 
@@ -186,7 +186,7 @@ def _row_of_each(shape: Layout) -> Tensor:
     return torch.tensor([span.row for span in shape.spans], device=shape.rows.device)
 
 
-def _attention(current: Current, looks: Mapping[int, Visibility]) -> Callable[..., tuple[Tensor, None]]:
+def _attention(current: Current, visibilities: Mapping[int, Visibility]) -> Callable[..., tuple[Tensor, None]]:
     """The attention function that stock layers call, see transformers' `AttentionInterface`."""
 
     def attend(
@@ -200,7 +200,7 @@ def _attention(current: Current, looks: Mapping[int, Visibility]) -> Callable[..
         s_aux: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, None]:
-        look = looks[module.layer_idx]  # type: ignore[index]
-        return current.step.shape.attend(query, key, value, scaling, look, s_aux), None
+        visibility = visibilities[module.layer_idx]  # type: ignore[index]
+        return current.step.shape.attend(query, key, value, scaling, visibility, s_aux), None
 
     return attend

@@ -58,7 +58,7 @@ class Layout:
         keys: Tensor,
         values: Tensor,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
         """A layer's attention: q `[B, Hq, T, D]`, and what `keep` answered -> `[B, T, Hq, D]`."""
@@ -114,29 +114,29 @@ class Layout:
         span: Span,
         mask: Tensor | None,
         scale: float | None,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
         """One row's tokens: q `[1, Hq, count, D]` -> `[1, Hq, count, D]`. `mask` begins at the first token seen."""
-        k, v = (self._seen_by(buffer, span, look)[None].transpose(1, 2) for buffer in (keys, values))
+        k, v = (self._seen_by(buffer, span, visibility)[None].transpose(1, 2) for buffer in (keys, values))
         causal = mask is None and span.count > 1
-        return attention(q, k, v, mask=mask, causal=causal, scale=scale, softcap=look.softcap, sinks=sinks)
+        return attention(q, k, v, mask=mask, causal=causal, scale=scale, softcap=visibility.softcap, sinks=sinks)
 
-    def _seen_by(self, buffer: Tensor, span: Span, look: Visibility) -> Tensor:
+    def _seen_by(self, buffer: Tensor, span: Span, visibility: Visibility) -> Tensor:
         """`[seen, H, D]`: what a span's tokens attend to; in the order of the text if there are several."""
-        low = look.lowest(span.start)
+        low = visibility.lowest(span.start)
         if buffer.shape[1] == self.rectangle.columns:
             return buffer[span.row, low : span.stop]
         if span.count == 1:
             return buffer[span.row, : span.stop - low]
         return self._ordered[buffer.data_ptr()][span][-(span.stop - low) :]
 
-    def _mask_of(self, span: Span, look: Visibility) -> Tensor | None:
+    def _mask_of(self, span: Span, visibility: Visibility) -> Tensor | None:
         """`[count, stop - lowest]`: which tokens each of the span's tokens sees; None: plain causality."""
-        first = look.lowest(span.start)
+        first = visibility.lowest(span.start)
         # A mask would keep flash attention from a chunk of a prompt on CUDA.
         plain = span.start == 0 or self.cols.device.type == "cuda"
-        if span.count == 1 or (plain and look.lowest(span.stop - 1) == 0):
+        if span.count == 1 or (plain and visibility.lowest(span.stop - 1) == 0):
             return None
         token = torch.arange(span.start, span.stop, device=self.cols.device)[:, None]
-        return look.seen(token, torch.arange(first, span.stop, device=self.cols.device))
+        return visibility.seen(token, torch.arange(first, span.stop, device=self.cols.device))

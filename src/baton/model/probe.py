@@ -28,7 +28,7 @@ class MaskKind:
     `problem`: why a layer that uses it is not batched. Models make masks of kinds that no layer of theirs uses.
     """
 
-    look: Visibility = EVERYTHING
+    visibility: Visibility = EVERYTHING
     problem: str | None = None
 
     def __getitem__(self, _: object) -> MaskKind:
@@ -41,17 +41,24 @@ class Geometry:
     """`shapes[l]`: what cache layer l keeps; `looks[l]`: what tokens see in attention layer l."""
 
     shapes: tuple[LayerShape, ...]
-    looks: dict[int, Visibility]
+    visibilities: dict[int, Visibility]
 
     @property
     def windows(self) -> list[int]:
         """The sizes of windows and chunks that there are, smallest first."""
-        return sorted({size for look in self.looks.values() for size in (look.window, look.chunk) if size})
+        return sorted(
+            {
+                size
+                for visibility in self.visibilities.values()
+                for size in (visibility.window, visibility.chunk)
+                if size
+            }
+        )
 
 
 @dataclass
 class _Record:
-    looks: dict[int, Visibility] = field(default_factory=dict)
+    visibilities: dict[int, Visibility] = field(default_factory=dict)
     problems: set[str] = field(default_factory=set)
 
 
@@ -119,10 +126,10 @@ def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:
     if interface:
         _check_attention(record, shapes)
         shapes = [
-            replace(shape, window=_window(record.looks.get(at, EVERYTHING)) if shape.heads else 0)
+            replace(shape, window=_window(record.visibilities.get(at, EVERYTHING)) if shape.heads else 0)
             for at, shape in enumerate(shapes)
         ]
-    return Geometry(tuple(shapes), record.looks)
+    return Geometry(tuple(shapes), record.visibilities)
 
 
 def call(model: PreTrainedModel, tokens: Tensor, positions: Tensor, cache: Cache, **more: object) -> Any:
@@ -159,14 +166,14 @@ def _shape_of(layer: Any) -> LayerShape:
     return replace(shape, states=states)
 
 
-def _window(look: Visibility) -> int:
-    return look.window or look.chunk
+def _window(visibility: Visibility) -> int:
+    return visibility.window or visibility.chunk
 
 
 def _check_attention(record: _Record, shapes: Sequence[LayerShape]) -> None:
     if record.problems:
         raise LoadError(f"its attention {', '.join(sorted(record.problems))}")
-    if not record.looks and any(shape.heads for shape in shapes):
+    if not record.visibilities and any(shape.heads for shape in shapes):
         raise LoadError("its attention does not go through transformers' attention interface")
 
 
@@ -201,7 +208,7 @@ def _recording_attention(record: _Record) -> Callable[..., tuple[Tensor, None]]:
         if mask.problem:
             record.problems.add(mask.problem)
         softcap = float(kwargs.get("softcap") or 0.0)  # type: ignore[arg-type]
-        record.looks[int(module.layer_idx)] = replace(mask.look, softcap=softcap)  # type: ignore[arg-type]
+        record.visibilities[int(module.layer_idx)] = replace(mask.visibility, softcap=softcap)  # type: ignore[arg-type]
         record.problems.update(problem for name, problem in _UNKNOWN.items() if kwargs.get(name) is not None)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 

@@ -25,9 +25,9 @@ from baton.core.limits import LimitExceeded, Limits, exceeded, flag_of
 from baton.model import sizes
 from baton.model.sizes import ELEMENT
 
-LOOK = "__baton_look"
+CHECK_TIME = "__baton_check_time"
 _HELD, _SLICED, _JOINED = "__baton_held", "__baton_sliced", "__baton_joined"
-HOOKS = (LOOK, _HELD, _SLICED, _JOINED)
+HOOKS = (CHECK_TIME, _HELD, _SLICED, _JOINED)
 """Names that templates call without having written them."""
 
 # What a rendering makes in all, as a multiple of what it may write. Templates that add up their text turn by turn make
@@ -47,7 +47,7 @@ class Watch:
         self._bytes = 0
         self._made = 0
 
-    def look(self) -> None:
+    def check_time(self) -> None:
         """Raises LimitExceeded where it takes too long."""
         if time.monotonic() > self._until:
             seconds = self._limits.template_timeout
@@ -55,7 +55,7 @@ class Watch:
             raise LimitExceeded(message, param="messages")
 
     def written(self, piece: str) -> str:
-        self.look()
+        self.check_time()
         self._bytes += len(piece.encode(errors="replace"))
         self.fits(self._bytes)
         return piece
@@ -96,13 +96,13 @@ class Watch:
     def through(self, items: Iterable[Any]) -> Iterator[Any]:
         """The same items, each of which may be the last that fits."""
         for count, item in enumerate(items, 1):
-            self.look()
+            self.check_time()
             self.fits(count * ELEMENT)
             self.made(ELEMENT)
             yield item
 
     def hooks(self) -> Mapping[str, Callable[..., Any]]:
-        return {LOOK: self.look, _HELD: self.held, _SLICED: self.sliced, _JOINED: self.joined}
+        return {CHECK_TIME: self.check_time, _HELD: self.held, _SLICED: self.sliced, _JOINED: self.joined}
 
     def _check(self, size: int, most: int) -> None:
         if size > most:
@@ -134,7 +134,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["namespace"] = _opaque(stock.globals["namespace"])  # type: ignore[arg-type]
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self.watch.look()
+        self.watch.check_time()
         if isinstance(left, int) and isinstance(right, int):
             sizes.of_number_operator(operator, left, right)
         elif operator == "*":
@@ -151,7 +151,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if getattr(__obj, "__self__", None) is __self.watch:
             return __obj(*args)
         watch, name, owner = __self.watch, getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
-        watch.look()
+        watch.check_time()
         if isinstance(owner, (str, bytes, int)):
             if name == "join" and len(args) == 1:
                 items = list(watch.through(args[0]))
@@ -197,7 +197,7 @@ class _Formatter(SandboxedFormatter):
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        self._watch.look()
+        self._watch.check_time()
         self._watch.fits(sizes.of_field(self._watch.weigh, value, format_spec))
         text: str = super().format_field(value, format_spec)
         self._size += len(text)
@@ -220,7 +220,7 @@ def _bounded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
     @pass_context
     def bounded(context: Context, *args: Any, **kwargs: Any) -> Any:
         watch = _watch_of(context)
-        watch.look()
+        watch.check_time()
         if rule is not None:
             watch.fits(rule(watch.weigh, *args, **kwargs))
         first: dict[Any, Any] = {
@@ -269,7 +269,7 @@ def hooked(tree: nodes.Template) -> nodes.Template:
         raise TemplateError(f"a chat template has no business with {', '.join(HOOKS)}")
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
         body: list[nodes.Node] = node.body  # type: ignore[attr-defined]
-        body.insert(0, nodes.ExprStmt(_call(LOOK)).set_lineno(node.lineno))
+        body.insert(0, nodes.ExprStmt(_call(CHECK_TIME)).set_lineno(node.lineno))
     found: nodes.Template = _with_hooks(tree)
     return found
 

@@ -235,15 +235,18 @@ class ModelTokenizer:
         return None if self._fast is None else token_bytes(self._fast, BYTE_OF)
 
     def stream(
-        self, prompt: Sequence[int], *, skip_special_tokens: bool, shown: Collection[int] = ()
+        self, prompt: Sequence[int], *, skip_special_tokens: bool, visible_special_tokens: Collection[int] = ()
     ) -> FastDecoder | PlainDecoder:
-        """A decoder that goes on where the prompt ends. `shown`: special tokens that are not skipped."""
+        """Returns a decoder of the tokens after the prompt.
+
+        `visible_special_tokens`: special tokens that are not skipped.
+        """
         texts = self._texts
         if texts is None:
             return PlainDecoder(self._tokenizer, skip_special_tokens)
         if not skip_special_tokens:
             return FastDecoder(texts, prompt)
-        named = {token: self.piece(token).decode(errors="replace") for token in shown}
+        named = {token: self.piece(token).decode(errors="replace") for token in visible_special_tokens}
         return FastDecoder(texts, prompt, texts.special - named.keys(), named)
 
     @cached_property

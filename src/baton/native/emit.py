@@ -1,4 +1,4 @@
-"""Writes a step's instructions: values get buffers, operations become lines of a draft."""
+"""Writes a step's instructions: values get buffers, and operations become lines of a `Graph`."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton.native.graph import Buffer, Graph, Line, Space, TableDraft, Value, VisibilityDraft, collapsed, ref, refuse
+from baton.native.graph import Buffer, Graph, Line, Space, TableSpec, Value, VisibilitySpec, collapsed, ref, refuse
 from baton.native.record import ROWS
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a cache layer answers: its keys or values so far."""
+    """What a cache layer returns: its keys or values so far."""
 
     layer: int
 
 
 class Emitter:
-    """`late`: behind the last attention, where only those tokens go on whose logits are wanted."""
+    """Writes lines and makes values.
 
-    def __init__(self, draft: Graph) -> None:
+    `late`: after the last attention, where only tokens go on whose logits are wanted.
+    """
+
+    def __init__(self, graph: Graph) -> None:
         self.late = False
         self.lines: list[Line] = []
         self.pick_lines: list[Line] = []
-        self._draft = draft
+        self._graph = graph
         self._picks: dict[Buffer, Buffer] = {}
         self._tables: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
 
     def new(self, shape: Iterable[int]) -> Value:
-        """A value in a buffer of its own."""
+        """A new value in a buffer of its own."""
         shape = tuple(shape)
         if not shape or shape[0] != ROWS:
             raise refuse("a value without rows")
@@ -40,7 +43,7 @@ class Emitter:
         return Value(Buffer(view[0].numel(), Space.LATE if self.late else Space.VALUES), view)
 
     def here(self, operand: Any) -> Any:
-        """The operand, picked if it comes from before the last attention and only some tokens go on."""
+        """Returns the operand. If it comes from before the last attention, its wanted tokens are picked."""
         if not self.late or not isinstance(operand, Value) or operand.buffer.space is Space.LATE:
             return operand
         source = operand.buffer
@@ -54,7 +57,7 @@ class Emitter:
         return Value(self._picks[source], operand.view)
 
     def by_number(self, code: str, *operands: Any, numbers: tuple[float, ...] = (), out: Value | None = None) -> Value:
-        """An operation on numbers at the same place; operands are broadcast."""
+        """An element-wise operation; operands are broadcast."""
         operands = tuple(self.here(one) for one in operands)
         shapes = [one.shape for one in operands if isinstance(one, (Value, Tensor))]
         shape = torch.broadcast_shapes(*shapes)
@@ -78,17 +81,17 @@ class Emitter:
         return out if keep or not reduced else Value(out.buffer, out.view.squeeze(-1))
 
     def dense(self, value: Value) -> Value:
-        """With its last dimension's numbers side by side."""
+        """The same value, with the numbers of its last dimension side by side."""
         value = self.here(value)
         return value if value.view.stride(-1) == 1 or value.shape[-1] == 1 else self.by_number("COPY", value)
 
     def table(self, weight: Tensor, *, packed: bool) -> int:
         key = (weight.data_ptr(), tuple(weight.shape), tuple(weight.stride()))
         if key not in self._tables:
-            self._tables[key] = len(self._draft.tables)
-            self._draft.tables.append(TableDraft(weight))
-        found = self._draft.tables[self._tables[key]]
-        found.packed = found.packed or packed
+            self._tables[key] = len(self._graph.tables)
+            self._graph.tables.append(TableSpec(weight))
+        entry = self._graph.tables[self._tables[key]]
+        entry.packed = entry.packed or packed
         return self._tables[key]
 
     def joined(self, values: list[Any], dim: int = 0) -> Value:
@@ -121,7 +124,7 @@ class Emitter:
 
     def kept(self, keys: Value, values: Value, layer: int) -> tuple[Kept, Kept]:
         """A cache layer's new keys and values `[ROWS, heads, 1, dim]`."""
-        self._draft.layers[layer] = (keys.shape[1], keys.shape[3], values.shape[3])
+        self._graph.layers[layer] = (keys.shape[1], keys.shape[3], values.shape[3])
         self.lines.append(Line("KEEP", inputs=(heads_of(keys), heads_of(values)), layer=layer))
         return Kept(layer), Kept(layer)
 
@@ -132,13 +135,15 @@ class Emitter:
         if not isinstance(keys, Kept) or not isinstance(values, Kept) or keys != values:
             raise refuse("attention over something other than what a layer keeps")
         sinks = None if sinks is None else sinks.detach().float().contiguous()
-        look = VisibilityDraft(module, keys.layer, q.shape[1], scale, sinks)
-        dim = self._draft.layers[keys.layer][2]
+        visibility = VisibilitySpec(module, keys.layer, q.shape[1], scale, sinks)
+        dim = self._graph.layers[keys.layer][2]
         view = torch.empty(ROWS, 1, q.shape[1], dim, device="meta")
         out = Value(Buffer(q.shape[1] * dim, Space.ATTENDED), view)
         _, (written,) = collapsed((out.buffer.size,), [ref(flat_view(out), (ROWS, out.buffer.size))], keep_last=True)
-        self.lines.append(Line("ATTEND", out=written, inputs=(heads_of(self.dense(q)),), look=len(self._draft.looks)))
-        self._draft.looks.append(look)
+        self.lines.append(
+            Line("ATTEND", out=written, inputs=(heads_of(self.dense(q)),), visibility=len(self._graph.visibilities))
+        )
+        self._graph.visibilities.append(visibility)
         return out
 
 
@@ -146,8 +151,10 @@ def heads_of(value: Value) -> Any:
     """`[ROWS, heads, 1, dim]` as an operand whose last two dimensions are heads and numbers."""
     if value.view.dim() != 4 or value.shape[2] != 1:
         raise refuse("keys, values or queries that are not one per token")
-    found = ref(value, value.shape)
-    return type(found)(found.buffer, found.offset, (0, 0, found.strides[0], found.strides[2]), found.constant)
+    operand = ref(value, value.shape)
+    return type(operand)(
+        operand.buffer, operand.offset, (0, 0, operand.strides[0], operand.strides[2]), operand.constant
+    )
 
 
 def flat_view(value: Value) -> Value:

@@ -1,4 +1,4 @@
-"""A stock model over rows of a rectangle, each call carried out by the native library."""
+"""A stock model over rows of a rectangle, run by the native library."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from baton.model.port import ForwardStats
 from baton.model.visibility import Span, cut, wanted_tokens, with_padding
 from baton.native.program import Program
 
-# One native call takes at most so many tokens if the call can be divided: their values then stay in the cache.
+# A native call takes at most so many tokens if it can be divided, so that their values stay in the cache.
 PASS = 512
 
 
 def check_native(torch_forward: TorchForward) -> None:
-    """Raises LoadError if native calls cannot give what this forward gives."""
+    """Raises LoadError if native calls cannot give the same results as this forward."""
     if torch_forward.device.type != "cpu":
         raise LoadError(f"native steps are for the CPU, not for {torch_forward.device.type}")
     if torch_forward.backend is not AttentionBackend.RAGGED:
@@ -67,7 +67,7 @@ class NativeForward:
     def _run(
         self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int], *, pad: bool = False
     ) -> tuple[Tensor, ForwardStats]:
-        """Feeds all tokens of all spans, one behind the other; with `pad`, shorter rows are filled up with padding."""
+        """Feeds all tokens of all spans, one after the other; with `pad`, shorter rows are filled up with padding."""
         program = self.program
         wanted = list(wanted_tokens(spans))
         longest = max(span.count for span in spans) if pad else 0
@@ -77,7 +77,7 @@ class NativeForward:
         if len(tokens) <= PASS or any(rectangle.rings):
             logits, ran = program.run(rectangle, spans, tokens, wanted)
             return logits, ForwardStats(needed, longest, 0, partial(program.commit, ran))
-        # Without rings a pass may be repeated: columns behind a row's end belong to nobody.
+        # Without rings a pass may be repeated, because columns after a row's end are not used.
         parts = []
         for first in range(0, len(tokens), PASS):
             last = min(first + PASS, len(tokens))

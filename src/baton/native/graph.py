@@ -1,4 +1,4 @@
-"""A step's program while it is written: values, the rows of numbers that they lie in, and instructions.
+"""A step's program while it is written: values, the rows of numbers that hold them, and instructions.
 
 Everything is float32 here, token ids and positions too (exact up to 2^24).
 """
@@ -31,7 +31,7 @@ class Space(Enum):
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """So many numbers of each token. `offset`: where in the token's row they lie, in floats; laid out last."""
+    """So many numbers of each token. `offset`: where they begin in the token's row, in floats; set by `lay_out`."""
 
     size: int
     space: Space
@@ -40,7 +40,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor `[ROWS, ...]` of the recorded step: `view`, on the meta device, says how it lies in its buffer."""
+    """A tensor `[ROWS, ...]` of the recorded step. `view`, on the meta device, has its strides in the buffer."""
 
     buffer: Buffer
     view: Tensor
@@ -52,7 +52,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """An operand: a buffer or, where that is None, the memory of a constant; `offset` and `strides` in floats."""
+    """An operand: a buffer or, if it is None, a constant's memory. `offset` and `strides` are in floats."""
 
     buffer: Buffer | None
     offset: int
@@ -76,23 +76,23 @@ class Line:
     numbers: tuple[float, ...] = ()
     table: int = 0
     layer: int = 0
-    look: int = 0
+    visibility: int = 0
     bias: Tensor | None = None
-    # Every number of the result depends on the operands' numbers at the same place alone.
+    # Whether each number of the result depends only on the operands' numbers at the same position.
     by_number: bool = False
 
 
 @dataclass(slots=True)
-class TableDraft:
-    """A weight `[outputs, inputs]` as the model has it, until it is built; `packed`: products read it, packed."""
+class TableSpec:
+    """A weight `[outputs, inputs]` as the model has it, until it is built. `packed`: products read it, packed."""
 
     weight: Tensor | None
     packed: bool = False
 
 
 @dataclass(slots=True)
-class VisibilityDraft:
-    """One attention of the step. `module` numbers the model's attention layers, `layer` its cache layers."""
+class VisibilitySpec:
+    """One attention of the step. `module` counts the model's attention layers, `layer` its cache layers."""
 
     module: int
     layer: int
@@ -108,8 +108,8 @@ class Graph:
     token: Buffer
     position: Buffer
     lines: list[Line] = field(default_factory=list)
-    tables: list[TableDraft] = field(default_factory=list)
-    looks: list[VisibilityDraft] = field(default_factory=list)
+    tables: list[TableSpec] = field(default_factory=list)
+    visibilities: list[VisibilitySpec] = field(default_factory=list)
     layers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     row_floats: int = 0
     late_floats: int = 0
@@ -122,7 +122,7 @@ def refuse(why: str) -> LoadError:
 
 
 def ref(operand: Value | Tensor | float, shape: Sequence[int]) -> Ref:
-    """An operand as an operation of this shape `[ROWS, ...]` reads it."""
+    """Returns an operand as an operation of this shape `[ROWS, ...]` reads it."""
     if isinstance(operand, Value):
         view = operand.view.expand(shape)
         if view.stride(0) != operand.buffer.size or view.storage_offset() >= max(operand.buffer.size, 1):
@@ -141,9 +141,9 @@ def ref(operand: Value | Tensor | float, shape: Sequence[int]) -> Ref:
 def collapsed(
     sizes: Sequence[int], operands: Iterable[Ref], *, keep_last: bool = False
 ) -> tuple[tuple[int, ...], list[Ref]]:
-    """The same loop with as few dimensions as possible, filled up to MOST_DIMS in front.
+    """Returns the same loop with as few dimensions as possible, padded in front to MOST_DIMS.
 
-    `keep_last`: the last dimension is reduced or normalised, and stays by itself.
+    `keep_last`: the last dimension is reduced or normalised, and is not merged.
     """
     operands = list(operands)
     if keep_last and not sizes:
@@ -169,31 +169,31 @@ def _with(one: Ref, strides: tuple[int, ...]) -> Ref:
     return Ref(one.buffer, one.offset, strides, one.constant)
 
 
-def lay_out(draft: Graph) -> None:
-    """Gives each buffer its place in the tokens' rows: those that are not needed at the same time share one."""
-    _reuse_in_place(draft.lines)
-    lives = _lives(draft.lines)
-    for given in (draft.token, draft.position):
+def lay_out(graph: Graph) -> None:
+    """Gives each buffer its place in the tokens' rows. Buffers that are not needed at the same time share one."""
+    _reuse_in_place(graph.lines)
+    lives = _lives(graph.lines)
+    for given in (graph.token, graph.position):
         lives[given] = (-1, lives.get(given, (-1, -1))[1])
     for space in (Space.VALUES, Space.LATE):
         floats = _place([(buffer, *life) for buffer, life in lives.items() if buffer.space is space])
-        # Rows that begin at multiples of a page would crowd into the same few sets of the cache.
+        # Rows that begin at multiples of a page would compete for the same few sets of the cache.
         floats = -(-floats // 16) * 16
         floats += 16 if floats % 1024 == 0 else 0
         if space is Space.VALUES:
-            draft.row_floats = floats
+            graph.row_floats = floats
         else:
-            draft.late_floats = floats
-    attends = [at for at, line in enumerate(draft.lines) if line.does == "ATTEND"]
+            graph.late_floats = floats
+    attends = [at for at, line in enumerate(graph.lines) if line.does == "ATTEND"]
     for buffer, (first, last) in lives.items():
         if buffer.space is Space.ATTENDED:
-            draft.attended_floats = max(draft.attended_floats, buffer.size)
+            graph.attended_floats = max(graph.attended_floats, buffer.size)
             if any(first < at < last for at in attends):
                 raise refuse("what an attention answered is needed behind the next one")
 
 
 def _reuse_in_place(lines: list[Line]) -> None:
-    """An operation by number writes over an operand that nothing needs any more."""
+    """Lets an element-wise operation overwrite an operand that is not needed any more."""
     last = {buffer: life[1] for buffer, life in _lives(lines).items()}
     now: dict[Buffer, Buffer] = {}
     written: set[Buffer] = set()
@@ -232,9 +232,9 @@ def _moved(one: Ref, now: dict[Buffer, Buffer]) -> Ref:
 
 
 def _lives(lines: list[Line]) -> dict[Buffer, tuple[int, int]]:
-    """The first and the last line that each buffer is in.
+    """Returns the first and the last line that use each buffer.
 
-    Picks happen all at once; so do products and making ready what they read, each thread at its own pace.
+    All picks happen at once. So do products and the preparation of what they read, each thread at its own pace.
     """
     picks = [at for at, line in enumerate(lines) if line.does == "PICK"]
     lives: dict[Buffer, tuple[int, int]] = {}
@@ -250,7 +250,7 @@ def _lives(lines: list[Line]) -> dict[Buffer, tuple[int, int]]:
 
 
 def _place(lives: list[tuple[Buffer, int, int]]) -> int:
-    """First fit, in the order in which buffers come to life; answers the floats that are needed."""
+    """First fit, in the order of first use. Returns how many floats are needed."""
     placed: list[tuple[Buffer, int, int]] = []
     total = 0
     for buffer, first, last in sorted(lives, key=lambda one: one[1]):

@@ -1,7 +1,7 @@
-"""The native library, found and loaded once by ctypes; source/main.cpp says what each function does.
+"""The native library, loaded once by ctypes. source/main.cpp says what each function does.
 
 Two environment variables are read here: BATON_NATIVE (a variant's name, or "off") and BATON_NATIVE_LIBRARY (another
-file, as `scripts/sanitize` has it).
+file, which `scripts/sanitize` sets).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from baton.core.errors import LoadError, SettingError
 ABI = 2  # see baton_abi in source/main.cpp
 
 FLOAT32, BFLOAT16, INT8 = range(3)  # kinds of weights, keys and values
-PANEL = 32  # outputs that lie side by side in a packed weight
+PANEL = 32  # outputs side by side in a packed weight
 GROUP = 64  # inputs that share an int8 weight's scale, per output
 VARIANTS = ("plain", "avx2", "avx512", "avx512bf16")
 OFF = "off"
@@ -27,7 +27,7 @@ _MOST_OPERANDS = 4
 
 
 class Weight(Structure):
-    """A packed weight; this struct and those below are source/kernels.h's, field by field."""
+    """A packed weight. This struct and the next ones repeat source/kernels.h, field by field."""
 
     _fields_ = [
         ("kind", c_int32),
@@ -105,13 +105,13 @@ class RowOp(Structure):
 
 
 class Instruction(Structure):
-    """One step of a program; this struct and those below are source/program.h's."""
+    """One step of a program. This struct and the next ones repeat source/program.h."""
 
     _fields_ = [
         ("does", c_int32),
         ("weight", c_int32),
         ("layer", c_int32),
-        ("look", c_int32),
+        ("visibility", c_int32),
         ("out_space", c_int32),
         ("in_spaces", c_int32 * _MOST_OPERANDS),
         ("op", RowOp),
@@ -197,27 +197,27 @@ def _raise(fault: int) -> None:
 
 
 def _checked(fault: int) -> int:
-    """Of a function that returns why it failed; 0 if it did not."""
+    """Checks a function that returns why it failed, or 0."""
     _raise(fault)
     return fault
 
 
 def _made(address: int | None, function: object, arguments: object) -> int | None:
-    """Of a function that returns null if it failed."""
+    """Checks a function that returns null if it failed."""
     if address is None and library is not None:
         _raise(library.baton_fault())
     return address
 
 
 def _measured(size: int, function: object, arguments: object) -> int:
-    """Of a function that returns a negative size if it failed."""
+    """Checks a function that returns a negative size if it failed."""
     if size < 0:
         _raise(_INVALID)
     return size
 
 
-# Of each function: what it returns, and what it takes. Addresses are c_void_p, as torch's data_ptr gives them.
-# All that can fail raise MemoryError, LoadError (threads), ValueError (arguments) or RuntimeError.
+# For each function: its result and its arguments. Addresses are c_void_p, as torch's data_ptr gives them. Functions
+# that can fail raise MemoryError, LoadError (threads), ValueError (arguments) or RuntimeError.
 _FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
     "baton_fault": (c_int32, ()),
     "baton_sizes": (c_int32, (POINTER(c_int64), c_int32)),
@@ -251,23 +251,23 @@ _MAKERS = ("baton_pool_new", "baton_program_new")
 
 @cache
 def load_library() -> CDLL | None:
-    """The library, with its functions' types set; None where there is none, and `describe` says why. Never raises."""
+    """Returns the library with its functions' types; None without one, and `describe` says why. Never raises."""
     return _loaded()[0]
 
 
 def kernels(name: str = "") -> int | None:
-    """The address of a variant's table of kernels, of this machine's best where no name is given.
+    """Returns the address of a variant's table of kernels; without a name, of this machine's best variant.
 
-    None where there is no library and no name is given. Raises SettingError for a name that cannot be had.
+    Returns None without a library if no name is given. Raises SettingError for a name that is not available.
     """
     if library is None:
         if name:
             raise SettingError(f"BATON_NATIVE={name}: no native kernels: {_loaded()[1]}", param="native")
         return None
-    found: int | None = library.baton_kernels(name.encode())
-    if found is None:
+    address: int | None = library.baton_kernels(name.encode())
+    if address is None:
         raise SettingError(f"BATON_NATIVE={name}: this machine has {', '.join(variants())}; or {OFF}", param="native")
-    return found
+    return address
 
 
 def variants() -> list[str]:
@@ -277,16 +277,19 @@ def variants() -> list[str]:
 
 @cache
 def best() -> int | None:
-    """The address of the table to compute with: the one that BATON_NATIVE names, else the machine's best.
+    """Returns the address of the table to compute with: the variant that BATON_NATIVE names, else the machine's best.
 
-    None without a library, or where BATON_NATIVE is "off". Raises SettingError as `kernels`.
+    Returns None without a library, or if BATON_NATIVE is "off". Raises SettingError as `kernels`.
     """
     asked = _asked()
     return None if asked == OFF else kernels(asked)
 
 
 def describe() -> str:
-    """What there is, for people: "native kernels (avx512)", or why there are none. Raises SettingError as `kernels`."""
+    """Says for people what there is: "native kernels (avx512)", or why there are none.
+
+    Raises SettingError as `kernels`.
+    """
     chosen = best()
     if library is None or chosen is None:
         return f"no native kernels: {_loaded()[1]}"
@@ -306,20 +309,20 @@ def _loaded() -> tuple[CDLL | None, str]:
     if not path.exists():
         return None, f"{path.name} was not built (no C++ compiler?); reinstall baton where g++ is, for speed"
     try:
-        found = CDLL(str(path))
-        abi = found.baton_abi()
+        library = CDLL(str(path))
+        abi = library.baton_abi()
         if abi != ABI:
             return None, f"{path.name} was built from other sources (ABI {abi}, not {ABI}); reinstall baton"
         for name, (answers, takes) in _FUNCTIONS.items():
-            function = getattr(found, name)
+            function = getattr(library, name)
             function.restype, function.argtypes = answers, takes
         for name in _MAKERS:
-            getattr(found, name).errcheck = _made
+            getattr(library, name).errcheck = _made
         for name in _MEASURES:
-            getattr(found, name).errcheck = _measured
+            getattr(library, name).errcheck = _measured
     except (OSError, AttributeError) as error:
         return None, f"{path.name} cannot be used ({error}); reinstall baton"
-    return found, ""
+    return library, ""
 
 
 library = load_library()

@@ -1,8 +1,8 @@
-"""A recorded step becomes a program: its graph is walked once, and each operation is written as native instructions.
+"""Turns a recorded step into a program: walks its graph once and writes each operation as native instructions.
 
-Views cost nothing: they are ways to look at a buffer, and torch itself says how (on the meta device). Constants are
-computed here, once. Linear products that read the same numbers stand together. Behind the last attention only those
-tokens go on whose logits are wanted. What is not known raises LoadError, and the model is run as it is.
+Views cost nothing: torch itself computes their strides, on the meta device. Constants are computed here, once. Linear
+products that read the same numbers are placed together. After the last attention only tokens go on whose logits are
+wanted. An unknown operation raises LoadError, and the model runs without native calls.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ aten = torch.ops.aten
 
 
 def lower(recorded: Recorded) -> Graph:
-    """Raises LoadError, with the reason, where the step holds what native code does not do."""
+    """Raises LoadError, with the reason, if the step has an operation that native code does not know."""
     return _Lowering(recorded).run()
 
 
 class _Lowering:
     def __init__(self, recorded: Recorded) -> None:
-        self._graph = recorded.graph
-        self._draft = Graph(Buffer(1, Space.VALUES), Buffer(1, Space.VALUES))
+        self._recorded = recorded.graph
+        self._graph = Graph(Buffer(1, Space.VALUES), Buffer(1, Space.VALUES))
         self._known: dict[Node, Any] = {}
         self._products: dict[Node, Value] = {}
-        self._to = Emitter(self._draft)
+        self._to = Emitter(self._graph)
 
     def run(self) -> Graph:
-        nodes = list(self._graph.graph.nodes)
+        nodes = list(self._recorded.graph.nodes)
         needed = _needed(nodes)
         before = _before_attention(nodes)
-        inputs = iter((self._draft.token, self._draft.position))
+        inputs = iter((self._graph.token, self._graph.position))
         for node in nodes:
             if node.op == "placeholder":
                 self._known[node] = Value(next(inputs), torch.empty(ROWS, 1, device="meta"))
@@ -51,13 +51,13 @@ class _Lowering:
                 early, self._to.lines = self._to.lines, []
             for node in work:
                 if node.op == "get_attr":
-                    self._known[node] = getattr(self._graph, str(node.target))
+                    self._known[node] = getattr(self._recorded, str(node.target))
                 elif (node not in before) == late:
                     self._known[node] = self._lowered(node)
         self._answer(self._known[nodes[-1].args[0]])
-        self._draft.lines = early + self._to.pick_lines + self._to.lines
-        lay_out(self._draft)
-        return self._draft
+        self._graph.lines = early + self._to.pick_lines + self._to.lines
+        lay_out(self._graph)
+        return self._graph
 
     def _answer(self, logits: object) -> None:
         if not isinstance(logits, Value) or logits.shape[:-1].numel() != ROWS or not self._to.late:
@@ -67,7 +67,7 @@ class _Lowering:
         if not whole or logits.buffer.space is not Space.LATE:
             logits = self._to.by_number("COPY", logits)
         logits.buffer.space = Space.LOGITS
-        self._draft.vocabulary = size
+        self._graph.vocabulary = size
 
     def _lowered(self, node: Node) -> object:
         args = torch.fx.node.map_arg(node.args, lambda one: self._known[one])
@@ -89,7 +89,7 @@ class _Lowering:
         return handler(self._to, *args, **kwargs)
 
     def _multiplied(self, node: Node, args: tuple[Any, ...]) -> Value:
-        """This product, and with it all others that read the same numbers."""
+        """Writes this product, and with it all others that read the same numbers."""
         source = args[-2]
         if not isinstance(source, Value) or not isinstance(args[-1], Tensor):
             raise refuse("a product of two computed values")
@@ -110,39 +110,39 @@ class _Lowering:
 
     def _constants(self, node: Node) -> tuple[Tensor | None, Tensor]:
         """A product's bias and weight `[inputs, outputs]`."""
-        found = [self._constant(one) for one in node.args if isinstance(one, Node)]
-        weight = found[-1]
-        if weight is None or (len(found) == 3 and (found[0] is None or node.kwargs)):
+        operands = [self._constant(one) for one in node.args if isinstance(one, Node)]
+        weight = operands[-1]
+        if weight is None or (len(operands) == 3 and (operands[0] is None or node.kwargs)):
             raise refuse("a product of two computed values")
-        bias = found[0] if len(found) == 3 else None
+        bias = operands[0] if len(operands) == 3 else None
         return (None if bias is None else bias.detach().float().contiguous()), weight
 
     def _constant(self, node: Node) -> Tensor | None:
-        """What a node answers if it depends on constants alone."""
+        """Returns a node's value if it depends on constants alone."""
         if node not in self._known and node.op == "get_attr":
-            self._known[node] = getattr(self._graph, str(node.target))
+            self._known[node] = getattr(self._recorded, str(node.target))
         if (
             node not in self._known
             and node.op == "call_function"
             and all(self._constant(one) is not None for one in node.all_input_nodes)
         ):
             self._known[node] = self._lowered(node)
-        found = self._known.get(node)
-        return found if isinstance(found, Tensor) else None
+        value = self._known.get(node)
+        return value if isinstance(value, Tensor) else None
 
     def _viewed(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         value = args[0]
         if isinstance(value, Kept):
             raise refuse("keys and values are looked at by more than attention")
         try:
-            found = target(value.view, *args[1:], **kwargs)
+            view = target(value.view, *args[1:], **kwargs)
         except RuntimeError:
-            # A shape that these numbers cannot be seen in as they lie.
+            # The numbers cannot be viewed in this shape as they are laid out, so they are copied.
             value = self._to.by_number("COPY", value)
-            found = target(value.view, *args[1:], **kwargs)
-        if isinstance(found, Tensor):
-            return Value(value.buffer, found)
-        return [Value(value.buffer, one) for one in found]
+            view = target(value.view, *args[1:], **kwargs)
+        if isinstance(view, Tensor):
+            return Value(value.buffer, view)
+        return [Value(value.buffer, one) for one in view]
 
 
 def _flat(args: Iterable[Any]) -> Iterable[Any]:
@@ -157,7 +157,7 @@ def _flat(args: Iterable[Any]) -> Iterable[Any]:
 
 
 def _needed(nodes: list[Node]) -> set[Node]:
-    """Those that the logits or the cache depend on, and those that change what others look at."""
+    """Nodes that the logits or the cache depend on, and nodes that change what others read."""
     roots = [node for node in nodes if node.op == "output" or node.target is KEEP or _changes(node)]
     return _ancestors(roots)
 
@@ -172,19 +172,19 @@ def _before_attention(nodes: list[Node]) -> set[Node]:
 
 
 def _ancestors(roots: list[Node]) -> set[Node]:
-    found: set[Node] = set()
+    visited: set[Node] = set()
     left = list(roots)
     while left:
         node = left.pop()
-        if node not in found:
-            found.add(node)
+        if node not in visited:
+            visited.add(node)
             left.extend(node.all_input_nodes)
-    return found
+    return visited
 
 
 def _groups(nodes: list[Node], before: set[Node]) -> dict[Node, list[Node]]:
-    """Products that read the same numbers, for each of them; all of one group come with its first."""
-    found: dict[tuple[Node, int, bool], list[Node]] = {}
+    """For each product, the products that read the same numbers. A group is written at its first one."""
+    by_source: dict[tuple[Node, int, bool], list[Node]] = {}
     for node in nodes:
         if node.target not in (aten.mm.default, aten.addmm.default):
             continue
@@ -192,5 +192,5 @@ def _groups(nodes: list[Node], before: set[Node]) -> dict[Node, list[Node]]:
         width = source.meta["tensor_meta"].shape[-1]
         while source.target in RESHAPES:
             source = source.args[0]
-        found.setdefault((source, width, node in before), []).append(node)
-    return {node: group for group in found.values() for node in group}
+        by_source.setdefault((source, width, node in before), []).append(node)
+    return {node: group for group in by_source.values() for node in group}

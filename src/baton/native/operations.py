@@ -1,4 +1,4 @@
-"""Torch's basic operations, and what each is in native instructions."""
+"""Torch's basic operations as native instructions."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def _in_place(code: str) -> Callable[..., Value]:
 
 
 def _division(to: Emitter, x: Any, y: Any, *, rounding_mode: str | None = None) -> Value:
-    found = to.by_number("DIV", x, y)
+    quotient = to.by_number("DIV", x, y)
     if rounding_mode is None:
-        return found
-    return to.by_number({"floor": "FLOOR", "trunc": "TRUNCATE"}[rounding_mode], found)
+        return quotient
+    return to.by_number({"floor": "FLOOR", "trunc": "TRUNCATE"}[rounding_mode], quotient)
 
 
 def _power(to: Emitter, x: Value, exponent: float) -> Value:

@@ -13,7 +13,7 @@ from baton.core.errors import LoadError
 from baton.native import library as native
 
 KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16}
-"""The library's number for a number format; of weights, of keys and of values."""
+"""The library's number for the number format of weights, keys and values."""
 
 _PIECE_BYTES = 4 << 20
 _LINE = 64
@@ -21,7 +21,7 @@ _LINE = 64
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """`kind`: the library's number of the packed format; None keeps each weight's own number format.
+    """How weights are packed. `kind`: the packed format's number; None keeps each weight's own number format.
 
     `exact`: whether a packed weight unpacks to the same numbers.
     """
@@ -30,16 +30,19 @@ class Packing:
     exact: bool = True
 
     def bytes_of(self, library: CDLL, kernels: Any, weight: Tensor) -> int:
-        """How many bytes this weight takes, rounded up to whole cache lines."""
+        """Bytes of this weight when packed, rounded up to whole cache lines."""
         data, scales = self._sizes(library, kernels, weight)
         return aligned(data + 4 * scales)
 
     def pack(self, library: CDLL, kernels: Any, weight: Tensor, address: int) -> native.Weight:
-        """Packs the weight into `bytes_of` bytes at this address. Raises LoadError for numbers it does not read."""
+        """Packs the weight into `bytes_of` bytes at this address.
+
+        Raises LoadError for a number format it cannot read.
+        """
         data, scales = self._sizes(library, kernels, weight)
         outputs, inputs = weight.shape
         packed = native.Weight(self._kind(weight), outputs, inputs, address, address + data if scales else None)
-        # In pieces, so that a weight that is laid out otherwise in memory is never copied whole.
+        # In pieces, so that a weight with another layout in memory is never copied whole.
         step = max(native.PANEL, _PIECE_BYTES // max(1, inputs * weight.element_size()) // native.PANEL * native.PANEL)
         for first in range(0, outputs, step):
             piece = weight[first : first + step].detach().contiguous()
@@ -50,7 +53,7 @@ class Packing:
         return KINDS.get(weight.dtype, native.FLOAT32) if self.kind is None else self.kind
 
     def _sizes(self, library: CDLL, kernels: Any, weight: Tensor) -> tuple[int, int]:
-        """Bytes of the packed numbers, and how many scales they have."""
+        """Bytes of the packed numbers, and the number of scales."""
         kind, (outputs, inputs) = self._kind(weight), weight.shape
         return (
             library.baton_weight_bytes(kernels, kind, outputs, inputs),
@@ -70,5 +73,5 @@ def kind_of(dtype: torch.dtype) -> int:
 
 
 def aligned(size: int) -> int:
-    """So many bytes, rounded up to whole cache lines."""
+    """Rounds up to whole cache lines."""
     return -(-size // _LINE) * _LINE

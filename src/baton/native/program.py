@@ -1,4 +1,4 @@
-"""A model's step as one native call: weights packed, instructions laid out, run over any tokens of any rows.
+"""A model's step as one native call: packed weights and instructions, run over any tokens of any rows.
 
 The order of a call is that of native/source/program.cpp. Its threads are the process's own pool, made once.
 """
@@ -30,23 +30,26 @@ _HUGE_PAGE = 2 << 20
 
 @cache
 def _pool(threads: int) -> int:
-    """The process's native threads; they live as long as it does. Raises LoadError if they cannot be started."""
+    """Returns the process's native threads, which live as long as it does.
+
+    Raises LoadError if they cannot be started.
+    """
     assert native.library is not None
     pool: int = native.library.baton_pool_new(threads)
     return pool
 
 
 class Program:
-    """`dtype`: of keys and values, and of weights that are not quantised. One thread calls it.
+    """`dtype`: of keys and values, and of weights that are not quantised. Only one thread calls it.
 
-    `packing`: how products' weights are kept. `release`: parameters whose memory is
-    given back once they are packed, so that there is never a second copy of all; `restore` undoes it.
-    Raises LoadError where there is no native library, it does not compute in this dtype, or its threads cannot start.
+    `packing`: how products' weights are kept. `release`: parameters whose memory is given back as soon as they are
+    packed, so that there is never a second copy of all; `restore` undoes it. Raises LoadError without a native library,
+    if it does not compute in this dtype, or if its threads cannot start.
     """
 
     def __init__(
         self,
-        draft: Graph,
+        graph: Graph,
         geometry: Geometry,
         dtype: torch.dtype,
         *,
@@ -61,83 +64,84 @@ class Program:
             raise LoadError(f"native kernels do not compute in {dtype}")
         self._library = native.library
         self._kernels = kernels
-        self._draft = draft
+        self._graph = graph
         self._packing = packing
         # First: once weights are released, there is no way back to the model's own.
         self._pool = _pool(threads)
-        # What the native side points to lives as long as this does.
+        # Memory that the native side points to must live as long as this object.
         self._alive: list[Any] = []
         self.weight_bytes = 0
-        self._arena = _Arena(sum(map(self._packed_bytes, (one.weight for one in draft.tables if one.packed))))
+        self._arena = _Arena(sum(map(self._packed_bytes, (one.weight for one in graph.tables if one.packed))))
         self._alive.append(self._arena)
         self._releasing = {parameter.data_ptr(): parameter for parameter in release}
         self._released: list[tuple[nn.Parameter, native.Weight, bool]] = []
         tables = []
-        for one in draft.tables:
+        for one in graph.tables:
             assert one.weight is not None
             tables.append(self._packed(one.weight) if one.packed else self._as_is(one.weight))
             one.weight = None
         for parameter in self._releasing.values():
-            # Those that stay must not hold on to the file that all were loaded from.
+            # Parameters that stay must not hold on to the file from which all were loaded.
             parameter.data = parameter.data.clone()
         self._releasing.clear()
         self._tables = (native.Table * len(tables))(*tables)
-        code = (native.Instruction * len(draft.lines))(*(self._instruction(line) for line in draft.lines))
+        code = (native.Instruction * len(graph.lines))(*(self._instruction(line) for line in graph.lines))
         count = len(geometry.shapes)
-        layers = (native.Layer * count)(*(native.Layer(*draft.layers.get(at, (0, 0, 0))) for at in range(count)))
-        looks = (native.Visibility * len(draft.looks))()
-        for at, seen in enumerate(draft.looks):
-            look = geometry.looks[seen.module]
+        layers = (native.Layer * count)(*(native.Layer(*graph.layers.get(at, (0, 0, 0))) for at in range(count)))
+        visibilities = (native.Visibility * len(graph.visibilities))()
+        for at, seen in enumerate(graph.visibilities):
+            visibility = geometry.visibilities[seen.module]
             sinks = self._address(seen.sinks)
-            looks[at] = native.Visibility(
-                seen.layer, seen.heads, seen.scale, look.softcap, look.window, look.chunk, sinks
+            visibilities[at] = native.Visibility(
+                seen.layer, seen.heads, seen.scale, visibility.softcap, visibility.window, visibility.chunk, sinks
             )
-        outline = native.ProgramIR(
-            draft.row_floats,
-            draft.late_floats,
-            draft.attended_floats,
-            draft.vocabulary,
-            draft.token.offset,
-            draft.position.offset,
+        ir = native.ProgramIR(
+            graph.row_floats,
+            graph.late_floats,
+            graph.attended_floats,
+            graph.vocabulary,
+            graph.token.offset,
+            graph.position.offset,
             KINDS[dtype],
         )
-        self._alive += [code, layers, looks]
+        self._alive += [code, layers, visibilities]
         self._program: int = self._library.baton_program_new(
             kernels,
             self._pool,
-            byref(outline),
+            byref(ir),
             code,
             len(code),
             self._tables,
             len(tables),
             layers,
             count,
-            looks,
-            len(looks),
+            visibilities,
+            len(visibilities),
         )
-        # Not at the interpreter's end: what the call needs may be gone by then, and the system frees it all.
+        # Not when the interpreter ends: what the call needs may be gone by then, and the system frees everything.
         weakref.finalize(self, self._library.baton_program_free, self._program).atexit = False
         self._columns: tuple[Rectangle, Any, Any, Any] | None = None
 
     @property
     def description(self) -> str:
-        """For people."""
+        """How steps run, for people."""
         return f"a step is one native call ({self._library.baton_name(self._kernels).decode()})"
 
     @property
     def vocabulary(self) -> int:
-        return self._draft.vocabulary
+        return self._graph.vocabulary
 
     def run(
         self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int], kept: Sequence[int]
     ) -> tuple[Tensor, Any]:
-        """Feeds the spans' tokens; answers logits `[kept, vocabulary]` in float32 of these, and what `commit` takes.
+        """Feeds the spans' tokens.
 
-        Tokens of NOBODY are computed like others, and kept nowhere. Raises MemoryError; nothing has changed then.
+        Returns float32 logits `[kept, vocabulary]` of the kept tokens, and the input of `commit`. Tokens of NOBODY are
+        computed like others, but their keys and values are not kept. Raises MemoryError; then nothing has changed.
         """
         counts = [span.count for span in spans]
         firsts = np.cumsum([0, *counts[:-1]])
-        # A span of NOBODY, -1, is in no place either.
+        # A span of NOBODY (-1) has no row slot either.
         at = [*rectangle.row_slots, NOBODY]
         placed = np.array(
             [(at[s.row], s.start, s.count, first) for s, first in zip(spans, firsts, strict=True)], np.int64
@@ -149,7 +153,7 @@ class Program:
             else placed[:, 1].copy()
         )
         wanted = np.array(kept, np.int64)
-        logits = torch.empty(len(kept), self._draft.vocabulary)
+        logits = torch.empty(len(kept), self._graph.vocabulary)
         keys, values, rings = self._of(rectangle)
         step = native.Step(
             len(ids),
@@ -168,29 +172,29 @@ class Program:
         return logits, (step, ids, positions, placed, wanted)
 
     def commit(self, ran: Any) -> None:
-        """What `run` answered becomes lasting; before the next run."""
+        """Makes permanent what `run` returned; must be called before the next run."""
         self._library.baton_commit(self._program, byref(ran[0]))
 
     def restore(self) -> None:
-        """Gives the model back the parameters that were released. Raises LoadError where they were quantised."""
+        """Gives the released parameters back to the model. Raises LoadError if they were quantised."""
         if self._released and not self._packing.exact:
             raise LoadError("its weights were quantised and are gone")
         for parameter, weight, turned in self._released:
-            found = torch.empty(weight.outputs, weight.inputs)
-            self._library.baton_unpack(self._kernels, byref(weight), 0, weight.outputs, found.data_ptr())
-            found = found.to(parameter.dtype)
-            parameter.data = found.t().contiguous() if turned else found
+            unpacked = torch.empty(weight.outputs, weight.inputs)
+            self._library.baton_unpack(self._kernels, byref(weight), 0, weight.outputs, unpacked.data_ptr())
+            unpacked = unpacked.to(parameter.dtype)
+            parameter.data = unpacked.t().contiguous() if turned else unpacked
         self._released.clear()
 
     def profile(self, on: bool) -> None:
-        """From now on, or no more, seconds are counted by instruction."""
+        """Starts or stops counting seconds by instruction."""
         self._library.baton_time_parts(self._program, on)
 
     def parts(self) -> list[tuple[str, float]]:
         """Each instruction's kind and its seconds since `profile`."""
-        seconds = np.zeros(len(self._draft.lines))
+        seconds = np.zeros(len(self._graph.lines))
         self._library.baton_parts(self._program, seconds.ctypes.data)
-        return [(line.does, float(took)) for line, took in zip(self._draft.lines, seconds, strict=True)]
+        return [(line.does, float(took)) for line, took in zip(self._graph.lines, seconds, strict=True)]
 
     def _of(self, rectangle: Rectangle) -> tuple[Any, Any, Any]:
         """Where a rectangle's columns are, layer by layer."""
@@ -208,19 +212,19 @@ class Program:
         return self._packing.bytes_of(self._library, self._kernels, weight)
 
     def _packed(self, weight: Tensor) -> native.Table:
-        """A product's weight in the arena; the model's own memory for it is given back if it may be."""
+        """Packs a product's weight into the arena, and gives back the model's own memory for it if that is allowed."""
         size = self._packed_bytes(weight)
-        found = self._packing.pack(self._library, self._kernels, weight, self._arena.take(size))
+        packed = self._packing.pack(self._library, self._kernels, weight, self._arena.take(size))
         self.weight_bytes += size
         parameter = self._releasing.pop(weight.data_ptr(), None)
         if parameter is not None and parameter.numel() == weight.numel():
-            self._released.append((parameter, found, not weight.is_contiguous()))
+            self._released.append((parameter, packed, not weight.is_contiguous()))
             _drop_pages(parameter.data)
             parameter.data = parameter.data.new_empty(0)
-        return native.Table(found, 0)
+        return native.Table(packed, 0)
 
     def _as_is(self, weight: Tensor) -> native.Table:
-        """Numbers that are read row by row, as an embedding's."""
+        """A weight that is read row by row, such as an embedding's."""
         kind, (outputs, inputs) = kind_of(weight.dtype), weight.shape
         weight = weight.detach().contiguous()
         parameter = self._releasing.pop(weight.data_ptr(), None)
@@ -230,20 +234,20 @@ class Program:
         return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
 
     def _instruction(self, line: Line) -> native.Instruction:
-        found = native.Instruction()
-        found.does = _code(line.does)
-        found.weight, found.layer, found.look = line.table, line.layer, line.look
-        found.op.code = _code(line.code) if line.code else 0
-        found.op.dims = len(line.sizes)
-        found.op.sizes[:] = line.sizes
-        found.op.operands = len(line.inputs)
+        instruction = native.Instruction()
+        instruction.does = _code(line.does)
+        instruction.weight, instruction.layer, instruction.visibility = line.table, line.layer, line.visibility
+        instruction.op.code = _code(line.code) if line.code else 0
+        instruction.op.dims = len(line.sizes)
+        instruction.op.sizes[:] = line.sizes
+        instruction.op.operands = len(line.inputs)
         if line.out is not None:
-            found.out_space = self._operand(found.op.out, line.out)
+            instruction.out_space = self._operand(instruction.op.out, line.out)
         for at, one in enumerate(line.inputs):
-            found.in_spaces[at] = self._operand(found.op.inputs[at], one)
-        found.op.numbers[: len(line.numbers)] = line.numbers
-        found.bias = self._address(line.bias)
-        return found
+            instruction.in_spaces[at] = self._operand(instruction.op.inputs[at], one)
+        instruction.op.numbers[: len(line.numbers)] = line.numbers
+        instruction.bias = self._address(line.bias)
+        return instruction
 
     def _operand(self, to: native.Operand, one: Ref) -> int:
         to.strides[:] = one.strides
@@ -262,13 +266,13 @@ class Program:
 
 
 class _Arena:
-    """Memory for all packed weights together, in huge pages where the system has them.
+    """Memory for all packed weights together, in huge pages if the system has them.
 
-    There are fewer pages to look up, and prefetching does not end at each.
+    Fewer pages must then be looked up, and prefetching does not end at each.
     """
 
     def __init__(self, size: int) -> None:
-        # Private: memory that could be shared has no huge pages.
+        # Private, because shared memory has no huge pages.
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         self._memory = mmap.mmap(-1, size + _HUGE_PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -278,16 +282,16 @@ class _Arena:
         self._next = -(-start // _HUGE_PAGE) * _HUGE_PAGE
 
     def take(self, size: int) -> int:
-        """The address of so many bytes, which begin at a cache line."""
-        found = self._next
+        """Returns the address of so many bytes, at the start of a cache line."""
+        address = self._next
         self._next += aligned(size)
-        return found
+        return address
 
 
 def _drop_pages(tensor: Tensor) -> None:
-    """Gives back the memory of numbers that nobody needs any more.
+    """Gives back the memory of numbers that are not needed any more.
 
-    It may be a part of a file in memory that others still look at.
+    The memory may be a part of a mapped file that others still read.
     """
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -298,10 +302,10 @@ def _drop_pages(tensor: Tensor) -> None:
 @cache
 def _code(name: str) -> int:
     assert native.library is not None
-    found: int = native.library.baton_code(name.encode())
-    if found < 0:
+    number: int = native.library.baton_code(name.encode())
+    if number < 0:
         raise LoadError(f"the native library does not know {name}; reinstall baton")
-    return found
+    return number
 
 
 def _columns(tensor: Tensor) -> native.Columns:

@@ -1,9 +1,9 @@
 """A stock model's step as a graph of torch's basic operations, recorded while the model runs once.
 
-The model is run over rows of one token each, and all that it does with tensors is written down (torch's `make_fx`). Two
-operations stand for what is ours: `keep`, where a cache layer takes new keys and values, and `attend`, where attention
-is called. What a model does in Python happens while it is recorded; where that depends on a tensor's values, recording
-fails, and the model is run as it is.
+The model runs over rows of one token each, and torch's `make_fx` records all that it does with tensors. Two operations
+are ours: `keep`, by which a cache layer takes new keys and values, and `attend`, for each call of attention. The
+model's Python code runs while recording; if it depends on a tensor's values, recording fails, and the model runs
+without native calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from baton.model.cache import is_empty, keeps_states, stock_layers
 from baton.model.probe import call, use_attention
 
 ROWS = 7
-"""The rows of a recorded step: a number that is no model's dimension, so that it tells which dimension is the rows'."""
+"""The rows of a recorded step. No model has a dimension of this size, so it shows which dimension is the rows'."""
 
 _NAME = "baton_record"
 
@@ -61,7 +61,7 @@ class Recorded:
 
 
 class _Columns(CacheLayerMixin):
-    """A cache layer that only says what it is given."""
+    """A cache layer that only records what it is given."""
 
     is_sliding = False
     is_compileable = True
@@ -73,8 +73,8 @@ class _Columns(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = torch.ops.baton.keep(key_states, value_states, self._layer)
-        return found
+        kept: tuple[Tensor, Tensor] = torch.ops.baton.keep(key_states, value_states, self._layer)
+        return kept
 
     def lazy_initialization(self, *args: object, **kwargs: object) -> None:
         """Keeps nothing."""
@@ -83,7 +83,7 @@ class _Columns(CacheLayerMixin):
         raise LoadError("it asks the cache how many columns it has")
 
     def get_seq_length(self) -> int:
-        # Only models to which it does not matter are recorded.
+        # Only models that do not depend on it are recorded.
         return 0
 
     def get_max_length(self) -> int:
@@ -91,7 +91,7 @@ class _Columns(CacheLayerMixin):
 
 
 def record(model: PreTrainedModel) -> Recorded:
-    """Runs the model once. Raises LoadError where it cannot be recorded; the model's attention is then as before."""
+    """Runs the model once. Raises LoadError if it cannot be recorded. The model's attention is afterwards as before."""
     text = model.config.get_text_config()
     before = text._attn_implementation
     stock = stock_layers(model.config)
@@ -106,7 +106,7 @@ def record(model: PreTrainedModel) -> Recorded:
     AttentionInterface.register(_NAME, _attention())
     try:
         use_attention(model, _NAME)
-        # Different tokens and positions: what is the same for all rows is then the same whatever they are.
+        # Different tokens and positions, so that a value which is the same for all rows does not depend on them.
         ids = torch.arange(ROWS, device=model.device)[:, None]
         with torch.no_grad(), _no_warnings(model), _no_collections():
             return Recorded(make_fx(step)(ids, ids + ROWS))
@@ -121,7 +121,7 @@ def record(model: PreTrainedModel) -> Recorded:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Recording makes many objects that stay, and Python's collector would look through all of them again and again."""
+    """Recording makes many objects that stay; Python's garbage collector would scan them again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -133,7 +133,7 @@ def _no_collections() -> Iterator[None]:
 
 @contextmanager
 def _no_warnings(model: PreTrainedModel) -> Iterator[None]:
-    """Stock looks for padding among the tokens, to warn of it: in Python, which cannot be recorded."""
+    """Stock checks the tokens for padding in order to warn: in Python, which cannot be recorded."""
     name = "warn_if_padding_and_no_attention_mask"
     warning = [module for module in model.modules() if hasattr(type(module), name)]
     for module in warning:

@@ -1,4 +1,4 @@
-"""What the engine's events add up to: Prometheus metrics, from sinks that only listen.
+"""Prometheus metrics and live figures, made from the engine's events by sinks that only listen.
 
 May never be imported by another room, change anything in the engine, or hold up the engine's thread.
 """

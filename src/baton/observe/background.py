@@ -17,11 +17,11 @@ _log = logging.getLogger("baton.observe")
 SlowSink = Callable[[Sequence[Event]], None]
 
 
-class Beside:
-    """Keeps up to `most` events for `sink`, which is called with what came in, 20 times a second.
+class BackgroundSink:
+    """Keeps up to `most` events for `sink`, which gets the new ones 20 times a second.
 
-    The engine's thread only appends: waking another thread would cost it a system call and Python's lock. Where the
-    sink does not keep up, or raises, events are dropped, and counted in `dropped`.
+    The engine's thread only appends: waking another thread would cost it a system call and Python's lock. If the sink
+    does not keep up, or raises, events are dropped and counted in `dropped`.
     """
 
     def __init__(self, sink: SlowSink, name: str, most: int = MOST_EVENTS) -> None:
@@ -41,7 +41,7 @@ class Beside:
             self.dropped += 1
 
     def close(self) -> None:
-        """Returns when all that is kept has been handed on. May be called twice."""
+        """Returns when all kept events have been handed on. May be called twice."""
         self._ending.set()
         self._thread.join()
 

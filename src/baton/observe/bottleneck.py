@@ -1,4 +1,4 @@
-"""What limits the engine now, in one sentence, and what to change: from what was measured, never from guesses."""
+"""What limits the engine now, in one sentence, and what to change. It uses measurements, never guesses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from baton.engine.client import Costs
 from baton.observe.timeline import Bucket
 
-# A limit is named where it binds: below these shares it does not.
+# A limit is named only above these shares.
 _BUSY = 0.7
 _IDLE_SLOTS = 0.15
 _STALLED = 0.25
@@ -21,9 +21,9 @@ _MOST_SHARE = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Measured when the engine started. `read_bytes`: bytes a second that all cores read; 0 where not measured.
+    """Measured when the engine started. `read_bytes`: bytes a second that all cores read; 0 if not measured.
 
-    `weight_bytes` and `kv_token_bytes`: what a step reads of the model, and for each token and column of a row.
+    `weight_bytes`: what a step reads of the model. `kv_token_bytes`: what it reads for each token of a row.
     """
 
     read_bytes: float
@@ -41,7 +41,7 @@ class Diagnosis:
 
 
 def diagnose(buckets: Sequence[Bucket], costs: Costs, machine: Machine, *, max_rows: int) -> Diagnosis:
-    """Of the last buckets, some seconds of them."""
+    """Returns the diagnosis of the last buckets, which are some seconds."""
     seconds = sum(bucket.busy_seconds for bucket in buckets)
     span = buckets[-1].at - buckets[0].at if len(buckets) > 1 else 0.0
     busy = seconds / span if span else 0.0
@@ -69,7 +69,7 @@ def percent(share: float) -> str:
 
 
 def _memory_short(buckets: Sequence[Bucket], used: float, max_rows: int) -> bool:
-    """Queries wait though rows are free, which memory makes them do: it is kept for what others will say yet."""
+    """Whether queries wait for memory though rows are free: it is reserved for the rest of running answers."""
     waiting = any(bucket.preempted for bucket in buckets) or buckets[-1].waiting > 0
     if used > _MEMORY:
         return waiting and buckets[-1].occupied < max_rows
@@ -83,7 +83,7 @@ def _occupied(buckets: Sequence[Bucket]) -> float:
 def _of_steps(
     buckets: Sequence[Bucket], costs: Costs, machine: Machine, busy: float, waiting: int, max_rows: int
 ) -> Diagnosis:
-    # A row that became free is taken in the next iteration: a full batch has one free now and then.
+    # A row that became free is taken in the next iteration, so a full batch sometimes has a free row.
     rows = max(bucket.occupied for bucket in buckets)
     if busy < _BUSY:
         return Diagnosis(
@@ -99,8 +99,8 @@ def _of_steps(
     if full:
         sentence = f"The batch is full: {_rows(rows)}, and {waiting} queries wait"
         return Diagnosis("queue", f"{sentence}.", more or "raise --max-batch-size, or add a replica")
-    told = "" if share is None else f", reading memory at {percent(share)} of its limit"
-    return Diagnosis("compute", f"Computation is the limit: steps of {_rows(rows)} take all the time{told}.")
+    reading = "" if share is None else f", reading memory at {percent(share)} of its limit"
+    return Diagnosis("compute", f"Computation is the limit: steps of {_rows(rows)} take all the time{reading}.")
 
 
 def _rows(count: int) -> str:
@@ -124,9 +124,9 @@ def _idle(buckets: Sequence[Bucket]) -> _Idle:
 
 
 def _read_share(buckets: Sequence[Bucket], machine: Machine) -> float | None:
-    """What steps read a second, as a share of what the machine reads from memory; None where that is not known.
+    """The share of the machine's memory bandwidth that steps use; None if unknown.
 
-    Nor does it say anything of a small model, whose weights come faster than memory is: from the caches.
+    It is also None for a small model, whose weights are read from the caches.
     """
     steps = sum(bucket.steps for bucket in buckets)
     seconds = sum(bucket.step_seconds for bucket in buckets)
@@ -138,7 +138,7 @@ def _read_share(buckets: Sequence[Bucket], machine: Machine) -> float | None:
 
 
 def _more_rows(costs: Costs, rows: int, max_rows: int) -> str:
-    """What half as many rows more would bring, on the line through the steps that were measured."""
+    """What half as many rows more would bring, on the line through the measured steps."""
     wanted = max_rows + max(1, max_rows // 2)
     now, then = costs.step_at(rows), costs.step_at(wanted)
     if len(costs.step_seconds_by_rows) < 2 or not now or not then or not rows:

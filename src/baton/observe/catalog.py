@@ -1,4 +1,4 @@
-"""Every metric in one table, of which the metrics page, `docs/metrics.md` and the Grafana dashboard are made."""
+"""Every metric in one table, from which the metrics page, `docs/metrics.md` and the Grafana dashboard are made."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """vLLM's names for what baton counts (`--metrics-compat vllm`), so that its dashboards and autoscalers read both.
 
-Names of vLLM's documentation, "Production Metrics"; those of which baton has no such thing are left out.
+The names are from vLLM's documentation, "Production Metrics". Metrics that baton does not have are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REASONS = {"stop": "stop", "length": "length", "cancelled": "abort", "expired":
 
 
 def vllm(stats: Stats, ours: Mapping[str, Values], reasons: Mapping[str, float]) -> Iterator[tuple[Family, Values]]:
-    """`ours`: values by baton's names. `reasons`: queries that ended, by finish reason."""
+    """`ours`: values by baton's names. `reasons`: how many queries ended, by finish reason."""
     live = stats.running + stats.prefilling + stats.ready
     used = stats.kv_bytes_used / stats.kv_bytes_budget if stats.kv_bytes_budget else 0.0
     gauges = {"num_requests_running": live, "num_requests_waiting": stats.waiting, "kv_cache_usage_perc": used}

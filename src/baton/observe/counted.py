@@ -1,4 +1,4 @@
-"""What the engine's events add up to: the numbers behind the metrics page."""
+"""Counts of the engine's events: the numbers behind the metrics page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENDS = (State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED)
 
 
 class Counted:
-    """All that is counted of events. Not locked: `Metrics` is."""
+    """All counts of events. Not locked; `Metrics` holds the lock."""
 
     def __init__(self) -> None:
         self._rows: int | None = None
@@ -81,7 +81,7 @@ class Counted:
         if event.rows:
             self.occupancy.observe(event.occupied / event.rows)
         if event.occupied:
-            self.load.looked(event.time, event.kv_bytes_used / event.occupied)
+            self.load.iterated(event.time, event.kv_bytes_used / event.occupied)
         if event.resized_to is not None and self._rows not in (None, event.resized_to):
             self.resizes.add("grow" if event.resized_to > (self._rows or 0) else "shrink")
         self._rows = event.rows
@@ -96,7 +96,7 @@ class Counted:
     def _ended(self, event: QueryEnded) -> None:
         usage = event.usage
         self.outcomes.add(event.outcome.value)
-        # Who is told of an error of its own making is called off, and nothing has failed.
+        # A client's own error ends its query as cancelled; nothing has failed.
         self.reasons["cancelled" if event.outcome is State.CANCELLED else event.finish_reason] += 1
         self.load.ended(event.time, usage.prefill_seconds + usage.decode_seconds)
         self.queued.observe(usage.queue_seconds)

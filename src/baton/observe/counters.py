@@ -33,11 +33,11 @@ class Histogram:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as Prometheus reads them; the last bound is +Inf."""
-        total, found = 0, []
+        total, cumulative = 0, []
         for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             total += count
-            found.append((bound, float(total)))
-        return found
+            cumulative.append((bound, float(total)))
+        return cumulative
 
 
 class LastMinute:

@@ -1,4 +1,4 @@
-"""One query's way through the engine, from a trace: what happened to it, when, and why the scheduler did so."""
+"""One query's way through the engine, from a trace: what happened to it, when, and why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of the story. `seconds` from the query's arrival; `why`: the scheduler's words."""
+    """One line of the report. `seconds` since the query's arrival; `why`: the scheduler's words."""
 
     seconds: float
     iteration: int | None
@@ -40,7 +40,7 @@ def queries_of(trace: Trace) -> list[str]:
 
 
 def find(trace: Trace, name: str) -> str:
-    """The query of this id, of the answer with this id, or whose id alone has this part. Raises InvalidValue."""
+    """Finds a query by its id, by the id of its answer, or by a part that only one id has. Raises InvalidValue."""
     known = queries_of(trace)
     wanted = name.removeprefix("chatcmpl-").removeprefix("cmpl-")
     if wanted in known:
@@ -54,7 +54,7 @@ def find(trace: Trace, name: str) -> str:
 
 
 def explain(trace: Trace, query_id: str, *, every: bool = False) -> Iterator[Step]:
-    """The query's story. `every` iteration a line; else those that only decode it are told together."""
+    """The steps of one query. `every`: one step for each iteration; else iterations that only decode are one step."""
     mine = sorted((event for event in trace.events if _is_about(event, query_id)), key=_began)
     arrived = next(event.time for event in mine if isinstance(event, QueryMoved))
     for together, events in groupby(mine, key=lambda event: not every and _only_decodes(event, query_id)):
@@ -63,11 +63,11 @@ def explain(trace: Trace, query_id: str, *, every: bool = False) -> Iterator[Ste
             yield _decoded([event for event in some if isinstance(event, IterationDone)], arrived)
             continue
         for event in some:
-            yield _told(event, query_id, arrived)
+            yield _step_of(event, query_id, arrived)
 
 
 def _began(event: Event) -> float:
-    """An iteration is told of when it is over."""
+    """When an iteration began; its event has the time of its end."""
     return event.time - (event.seconds if isinstance(event, IterationDone) else 0.0)
 
 
@@ -92,7 +92,7 @@ def _decoded(steps: Sequence[IterationDone], arrived: float) -> Step:
     return Step(first.time - first.seconds - arrived, first.index, what)
 
 
-def _told(event: object, query_id: str, arrived: float) -> Step:
+def _step_of(event: object, query_id: str, arrived: float) -> Step:
     if isinstance(event, IterationDone):
         others = len(event.fed) - 1
         tokens = event.fed[query_id]
@@ -102,12 +102,12 @@ def _told(event: object, query_id: str, arrived: float) -> Step:
     if isinstance(event, QueryEnded):
         return Step(event.time - arrived, None, _summary(event))
     assert isinstance(event, QueryMoved)
-    told = _WORDS.get((event.was, event.now), f"{event.was} to {event.now}")
+    what = _WORDS.get((event.was, event.now), f"{event.was} to {event.now}")
     if not event.now.live:
-        told = event.now.value
+        what = event.now.value
     elif event.was is None:
-        told += f", {event.prompt_tokens} prompt tokens"
-    return Step(event.time - arrived, None, told, "" if event.was is None or event.why == told else event.why)
+        what += f", {event.prompt_tokens} prompt tokens"
+    return Step(event.time - arrived, None, what, "" if event.was is None or event.why == what else event.why)
 
 
 def _summary(event: QueryEnded) -> str:
@@ -122,7 +122,7 @@ def _summary(event: QueryEnded) -> str:
 
 
 def run_explain(path: str, name: str | None, *, every: bool, as_json: bool) -> None:
-    """Prints a query's story, or the list of queries where none is named. Raises SettingError and InvalidValue."""
+    """Prints one query's steps, or the list of queries if none is named. Raises SettingError and InvalidValue."""
     trace = read_trace(path)
     if name is None:
         ends = {event.query_id: event for event in trace.events if isinstance(event, QueryEnded)}

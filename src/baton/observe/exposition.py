@@ -18,7 +18,7 @@ from baton.observe.family import Family, Kind, Values
 
 
 def page(model_name: str, families: Iterable[tuple[Family, Values]]) -> tuple[bytes, str]:
-    """The page's bytes and its content type."""
+    """Returns the page's bytes and its content type."""
     registry = CollectorRegistry()
     registry.register(_Made([_metric(model_name, family, values) for family, values in families]))
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
@@ -26,23 +26,23 @@ def page(model_name: str, families: Iterable[tuple[Family, Values]]) -> tuple[by
 
 def _metric(model_name: str, family: Family, values: Values) -> Metric:
     labels = ["model_name", family.label] if family.label else ["model_name"]
-    named = [([model_name, value] if family.label else [model_name], found) for value, found in values.items()]
+    named = [([model_name, value] if family.label else [model_name], sample) for value, sample in values.items()]
     if family.kind is Kind.HISTOGRAM:
         histogram = HistogramMetricFamily(family.name, family.help, labels=labels)
-        for label_values, found in named:
-            assert isinstance(found, Histogram)
-            histogram.add_metric(label_values, found.buckets(), found.sum)
+        for label_values, sample in named:
+            assert isinstance(sample, Histogram)
+            histogram.add_metric(label_values, sample.buckets(), sample.sum)
         return histogram
     plain = GaugeMetricFamily if family.kind is Kind.GAUGE else CounterMetricFamily
     metric = plain(family.name.removesuffix("_total"), family.help, labels=labels)
-    for label_values, found in named:
-        assert not isinstance(found, Histogram)
-        metric.add_metric(label_values, found)
+    for label_values, sample in named:
+        assert not isinstance(sample, Histogram)
+        metric.add_metric(label_values, sample)
     return metric
 
 
 class _Made(Collector):
-    """Families that were made before, as a registry wants them."""
+    """Hands over families that are made already, in a registry's form."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families

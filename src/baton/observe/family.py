@@ -1,4 +1,4 @@
-"""What a metric is: a line of the catalog, and what its value comes from."""
+"""What a metric is: a line of the catalog, and the source of its value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from baton.observe.counters import Histogram
 from baton.observe.replicas import Wanted
 
 Values = Mapping[str, float | Histogram]
-"""By the value of the family's label, "" if it has none."""
+"""By the value of the family's label; "" if it has none."""
 
 
 class Kind(StrEnum):
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What values come from: `stats` of the engine now, what was `counted` since its start, `wanted` replicas."""
+    """The sources of values: the engine's `stats` now, what was `counted` since its start, `wanted` replicas."""
 
     time: float
     stats: Stats
@@ -59,8 +59,8 @@ class Family:
     legend: str = ""
 
     def values(self, now: Snapshot) -> Values:
-        found = self.source(now)
+        value = self.source(now)
         if self.label:
-            values: Values = found
+            values: Values = value
             return values
-        return {"": found if isinstance(found, Histogram) else float(found)}
+        return {"": value if isinstance(value, Histogram) else float(value)}

@@ -1,4 +1,4 @@
-"""What the live page and `baton top` draw: the timeline's news, figures of the last seconds, and the bottleneck."""
+"""What the live page and `baton top` draw: new timeline entries, recent figures, and the bottleneck."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ DIAGNOSIS_SECONDS = 10.0
 _RESTED_SECONDS = 1.0
 _CPU_SECONDS = 0.5
 
-STAY_FIELDS = ("query", "kind", "lane", "began", "ended", "how", "prompt", "tokens", "generated", "filled")
-"""An interval is told as a list of these (`timeline.RowInterval`), hundreds of them. `filled` is told of rows alone."""
+INTERVAL_FIELDS = ("query", "kind", "lane", "began", "ended", "how", "prompt", "tokens", "generated", "filled")
+"""The fields of the list that stands for an interval (`timeline.RowInterval`), of which there are hundreds.
+
+Only intervals of rows have `filled`.
+"""
 _WHOLE = ("prefilled", "generated", "preempted", "rejected", "rows", "occupied", "held", "waiting")
 
 
@@ -46,39 +49,39 @@ class Live:
         self._machine = machine
         self._max_rows = max_rows
         self._about = {"model": model_name, "max_rows": max_rows, "settings": dict(settings)}
-        # Whoever reads goes on where it was only if it talks to the same engine.
+        # A reader may go on from its serial only if it still reads the same engine.
         self._about["run"] = secrets.token_hex(6)
         self._cpu = _Cpu(clock)
 
     def data(self, stats: Stats, serial: int, time: float) -> bytes:
-        """As JSON: what is new since `serial` and `time`, and how it is now. From 0 and 0, everything that is kept.
+        """Returns as JSON what is new since `serial` and `time`, and the state now.
 
-        May be called from any thread.
+        From 0 and 0: everything that is kept. May be called from any thread.
         """
         now = self._clock()
         news = self._timeline.since(serial, time)
         recent = self._timeline.last(DIAGNOSIS_SECONDS, now)
         if recent and recent[-1].at < now - _RESTED_SECONDS:
             recent = []
-        found = {
+        body = {
             **self._about,
             "now": round(now, 3),
             "serial": news.serial,
             "window_seconds": WINDOW_SECONDS,
             "complete_from": round(news.complete_from, 3),
-            "stay_fields": STAY_FIELDS,
-            "stays": [_told(stay) for stay in news.stays],
+            "stay_fields": INTERVAL_FIELDS,
+            "stays": [_row_of(interval) for interval in news.intervals],
             "buckets": columns(news.buckets),
             "figures": figures(self._timeline.last(FIGURES_SECONDS, now), now),
             "engine": stats.numbers(),
             "diagnosis": asdict(diagnose(recent, stats.costs, self._machine, max_rows=self._max_rows)),
-            "process": self._cpu.told(),
+            "process": self._cpu.usage(),
         }
-        return json.dumps(found, separators=(",", ":")).encode()
+        return json.dumps(body, separators=(",", ":")).encode()
 
 
 class _Cpu:
-    """What this process takes: cores over the last half second or more, however many ask."""
+    """How many cores this process uses, over the last half second or more; any number of readers may ask."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -86,7 +89,7 @@ class _Cpu:
         self._lock = threading.Lock()
         self._at, self._seconds, self._cores = clock(), self._spent(), 0.0
 
-    def told(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
         with self._lock:
             now = self._clock()
             if now - self._at >= _CPU_SECONDS:
@@ -105,36 +108,45 @@ def _usable() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
 
 
-def _told(stay: RowInterval) -> list[Any]:
-    ended = None if stay.ended is None else round(stay.ended, 3)
-    filled = None if stay.filled is None or stay.kind != "run" else round(stay.filled, 3)
-    counts = (stay.prompt, stay.tokens, stay.generated)
-    return [stay.query, stay.kind, stay.lane, round(stay.began, 3), ended, stay.how, *counts, filled]
+def _row_of(interval: RowInterval) -> list[Any]:
+    ended = None if interval.ended is None else round(interval.ended, 3)
+    filled = None if interval.filled is None or interval.kind != "run" else round(interval.filled, 3)
+    counts = (interval.prompt, interval.tokens, interval.generated)
+    return [
+        interval.query,
+        interval.kind,
+        interval.lane,
+        round(interval.began, 3),
+        ended,
+        interval.how,
+        *counts,
+        filled,
+    ]
 
 
 def columns(buckets: Sequence[Bucket]) -> dict[str, list[Any]]:
-    """The same as lists, one for each fact, which is a third of the bytes. Seconds; memory in KiB.
+    """Returns the buckets as one list for each fact, which is a third of the bytes. Seconds; memory in KiB.
 
-    Of times to first tokens and between tokens the middle one and the 95th of a hundred, None where there were none.
+    Times to first tokens and between tokens are given as their median and 95th percentile, None if there were none.
     """
-    found: dict[str, list[Any]] = {"at": [bucket.at for bucket in buckets]}
-    found |= {name: [getattr(bucket, name) for bucket in buckets] for name in _WHOLE}
-    found |= {kind: [bucket.slots[kind] for bucket in buckets] for kind in Bucket(0.0).slots}
+    lists: dict[str, list[Any]] = {"at": [bucket.at for bucket in buckets]}
+    lists |= {name: [getattr(bucket, name) for bucket in buckets] for name in _WHOLE}
+    lists |= {kind: [bucket.slots[kind] for bucket in buckets] for kind in Bucket(0.0).slots}
     for name, field in (("busy", "busy_seconds"), ("stall", "stall_seconds")):
-        found[name] = [round(getattr(bucket, field), 3) for bucket in buckets]
+        lists[name] = [round(getattr(bucket, field), 3) for bucket in buckets]
     for name, field in (("kv_kib", "kv_bytes"), ("kv_budget_kib", "kv_budget")):
-        found[name] = [getattr(bucket, field) // 1024 for bucket in buckets]
+        lists[name] = [getattr(bucket, field) // 1024 for bucket in buckets]
     for name, field in (("first", "first_tokens"), ("gap", "gaps")):
         for share in (50, 95):
             values = [percentile(getattr(bucket, field), share / 100) for bucket in buckets]
-            found[f"{name}_p{share}"] = [None if value is None else round(value, 4) for value in values]
-    return found
+            lists[f"{name}_p{share}"] = [None if value is None else round(value, 4) for value in values]
+    return lists
 
 
 def figures(buckets: Sequence[Bucket], now: float) -> dict[str, Any]:
-    """Of these buckets, in seconds: percentiles and shares of all of them, rates of the last seconds."""
+    """Figures of these buckets, in seconds: percentiles and shares of all of them, rates of the last seconds."""
     recent = [bucket for bucket in buckets if bucket.at > now - RATE_SECONDS]
-    # From the first of them on where there were none before: an engine that has just begun is not slow.
+    # Counts only from the first event on: an engine that has just begun is not slow.
     span = max(1.0, min(RATE_SECONDS, now - buckets[0].at)) if buckets else 1.0
     slots = {kind: sum(bucket.slots[kind] for bucket in buckets) for kind in (buckets[0].slots if buckets else ())}
     total = sum(slots.values())

@@ -19,7 +19,7 @@ class Metrics:
     """A sink of events, and the page that they add up to. May be called from any thread."""
 
     def __init__(self, model_name: str, clock: Clock, *, max_rows: int = 1, compat: bool = False) -> None:
-        """`max_rows`: most rows of the batch. `compat`: vLLM's names beside baton's."""
+        """`max_rows`: most rows of the batch. `compat`: vLLM's names besides baton's."""
         self._model_name = model_name
         self._clock = clock
         self._compat = compat
@@ -28,18 +28,18 @@ class Metrics:
         self.max_rows = max_rows
 
     def __call__(self, event: Event) -> None:
-        """Counts one event. Quick: additions under a lock that is only held for such."""
+        """Counts one event. Quick: additions under a lock that is only held for additions."""
         with self._lock:
             self.counted.add(event)
 
     def fields_ignored(self, names: Collection[str]) -> None:
-        """Counts fields of a request that were taken without effect; the names are of the server's fixed list."""
+        """Counts fields of a request that were taken without effect. The names are from the server's fixed list."""
         with self._lock:
             for name in names:
                 self.counted.ignored.add(name)
 
     def render(self, stats: Stats) -> tuple[bytes, str]:
-        """The metrics page and its content type; gauges are those of `stats`."""
+        """Returns the metrics page and its content type. Gauges are taken from `stats`."""
         now = self._clock()
         with self._lock:
             wanted = self.counted.load.wanted(

@@ -1,7 +1,7 @@
-"""How many replicas the load wants: offered load by Little's law, of the last minute.
+"""How many replicas the load wants: the last minute's offered load, by Little's law.
 
 Queries that arrive at rate L and keep a row for S seconds each keep L x S rows busy, however many replicas share them
-(Little 1961). So the wish does not run away with the queue, as one by queue length does: those that wait count once,
+(Little 1961). So the number does not run away with the queue, as one by queue length does: queued queries count once,
 as if they came within the next minute.
 """
 
@@ -18,7 +18,7 @@ TARGET = 0.8
 
 
 class Wanted(NamedTuple):
-    """Replicas, as parts too: `rows` and `memory` are what each of the two would want."""
+    """How many replicas are wanted. `rows` and `memory`: how many each of the two would want."""
 
     rows: float
     memory: float
@@ -37,7 +37,7 @@ class _Second:
     ended: int = 0
     served_seconds: float = 0.0
     row_bytes: float = 0.0
-    looks: int = 0
+    iterations: int = 0
 
 
 class Load:
@@ -55,22 +55,22 @@ class Load:
         now.ended += 1
         now.served_seconds += served_seconds
 
-    def looked(self, time: float, row_bytes: float) -> None:
+    def iterated(self, time: float, row_bytes: float) -> None:
         """An iteration is over, after which each row in use has so many bytes."""
         now = self._at(time)
         now.row_bytes += row_bytes
-        now.looks += 1
+        now.iterations += 1
 
     def wanted(self, now: float, *, waiting: int, max_rows: int, kv_bytes_budget: int) -> Wanted:
-        """0 of each where nothing ended in the last minute: there is nothing to go by."""
+        """Returns 0 if nothing ended in the last minute, because the service time is then unknown."""
         self._forget(now)
         ended = sum(second.ended for second in self._seconds)
         if not ended:
             return Wanted(0.0, 0.0)
         arrivals = sum(second.arrived for second in self._seconds) + waiting
         busy = arrivals / WINDOW_SECONDS * sum(second.served_seconds for second in self._seconds) / ended
-        looks = sum(second.looks for second in self._seconds)
-        row_bytes = sum(second.row_bytes for second in self._seconds) / looks if looks else 0.0
+        iterations = sum(second.iterations for second in self._seconds)
+        row_bytes = sum(second.row_bytes for second in self._seconds) / iterations if iterations else 0.0
         memory = busy * row_bytes / (TARGET * kv_bytes_budget) if kv_bytes_budget else 0.0
         return Wanted(busy / (TARGET * max(1, max_rows)), memory)
 

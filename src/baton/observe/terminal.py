@@ -19,10 +19,10 @@ _Buckets = list[dict[str, Any]]
 
 @dataclass(slots=True)
 class Seen:
-    """What /live/data has told so far."""
+    """All that /live/data has sent so far."""
 
     last: dict[str, Any] = field(default_factory=dict)
-    stays: dict[tuple[str, float, str], dict[str, Any]] = field(default_factory=dict)
+    intervals: dict[tuple[str, float, str], dict[str, Any]] = field(default_factory=dict)
     buckets: _Buckets = field(default_factory=list)
 
     @property
@@ -33,27 +33,31 @@ class Seen:
     def time(self) -> float:
         return float(self.buckets[-1]["at"]) if self.buckets else 0.0
 
-    def take(self, found: dict[str, Any]) -> bool:
-        """Keeps an answer; false where it is another server's, so that all has to be asked for again."""
-        if self.last and found["run"] != self.last["run"]:
-            self.last, self.stays, self.buckets = {}, {}, []
+    def take(self, news: dict[str, Any]) -> bool:
+        """Keeps one response. Returns False if it is another server's; then everything must be asked for again."""
+        if self.last and news["run"] != self.last["run"]:
+            self.last, self.intervals, self.buckets = {}, {}, []
             return False
-        self.last = found
-        for row in found["stays"]:
-            stay = dict(zip(found["stay_fields"], row, strict=True))
-            self.stays[stay["kind"], stay["began"], stay["query"]] = stay
-        columns = found["buckets"]
+        self.last = news
+        for row in news["stays"]:
+            interval = dict(zip(news["stay_fields"], row, strict=True))
+            self.intervals[interval["kind"], interval["began"], interval["query"]] = interval
+        columns = news["buckets"]
         new = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         while new and self.buckets and self.buckets[-1]["at"] >= new[0]["at"]:
             self.buckets.pop()
-        gone = found["now"] - found["window_seconds"]
+        gone = news["now"] - news["window_seconds"]
         self.buckets = [bucket for bucket in (*self.buckets, *new) if bucket["at"] >= gone]
-        self.stays = {key: stay for key, stay in self.stays.items() if stay["ended"] is None or stay["ended"] >= gone}
+        self.intervals = {
+            key: interval
+            for key, interval in self.intervals.items()
+            if interval["ended"] is None or interval["ended"] >= gone
+        }
         return True
 
 
 def screen(seen: Seen, width: int, height: int, trouble: str = "") -> Text:
-    """All of it in so many columns and lines."""
+    """The whole screen, in so many columns and lines."""
     last, lines = seen.last, [_title(seen, width)]
     if trouble:
         lines.append(Text(plain(trouble), style="bold red"))
@@ -70,12 +74,12 @@ def screen(seen: Seen, width: int, height: int, trouble: str = "") -> Text:
 
 
 def plain(text: object) -> str:
-    """What a server says, without what a terminal would take as a command."""
+    """A server's text without characters that a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
 def _wrapped(lines: Sequence[Text], width: int) -> int:
-    """Lines more that these take, where they are too long for one."""
+    """How many extra lines these take because they are too long for one."""
     return sum(max(0, -(-line.cell_len // width) - 1) for line in lines)
 
 
@@ -89,11 +93,11 @@ def _title(seen: Seen, width: int) -> Text:
 
 
 def _figures(last: dict[str, Any]) -> list[Text]:
-    found, engine, process = last["figures"], last["engine"], last["process"]
-    first, gap = found["first_token"], found["inter_token"]
+    totals, engine, process = last["figures"], last["engine"], last["process"]
+    first, gap = totals["first_token"], totals["inter_token"]
     used = engine["kv_bytes_used"] / (engine["kv_bytes_budget"] or 1)
     speed = {
-        "tokens/s": f"{found['tokens_per_second']:,.0f}",
+        "tokens/s": f"{totals['tokens_per_second']:,.0f}",
         "first token": _seconds(first["p50"]),
         "p95": _seconds(first["p95"]),
         "between": _seconds(gap["p50"]),
@@ -104,14 +108,16 @@ def _figures(last: dict[str, Any]) -> list[Text]:
         "wait": f"{engine['waiting']}",
         "swapped": f"{engine['preempted']}",
         "KV": f"{used:.0%}",
-        "idle": f"{found['idle_ratio']:.1%}",
+        "idle": f"{totals['idle_ratio']:.1%}",
         "CPU": f"{process['cpu_cores']:.1f}/{process['cores']}",
     }
     return [_facts(speed), _facts(state)]
 
 
 def _facts(facts: Mapping[str, str]) -> Text:
-    return Text("   ").join(Text.assemble((f"{name.strip()} ", "dim"), (told, "bold")) for name, told in facts.items())
+    return Text("   ").join(
+        Text.assemble((f"{name.strip()} ", "dim"), (value, "bold")) for name, value in facts.items()
+    )
 
 
 def _seconds(value: float | None) -> str:
@@ -121,11 +127,11 @@ def _seconds(value: float | None) -> str:
 
 
 def _rectangle(seen: Seen, columns: int, room: int) -> list[Text]:
-    """A line for the prompts that are computed beside the batch and one for each row, as many as there is room for."""
+    """A line for prompts that are computed beside the batch, and one for each row, as many as fit."""
     to = float(seen.last["now"])
     step = SECONDS / columns
     times = [to - SECONDS + step * (column + 0.5) for column in range(columns)]
-    rows = max(int(seen.last["max_rows"]), *(1 + s["lane"] for s in seen.stays.values() if s["kind"] == "run"), 1)
+    rows = max(int(seen.last["max_rows"]), *(1 + s["lane"] for s in seen.intervals.values() if s["kind"] == "run"), 1)
     shown = rows if rows + 1 <= room else max(1, room - 2)
     buckets = [_at(seen.buckets, time) for time in times]
     lines = [_row("prompts", _of(seen, "prefill", 0), times, [0] * columns, step)]
@@ -140,35 +146,41 @@ def _rectangle(seen: Seen, columns: int, room: int) -> list[Text]:
 
 
 def _of(seen: Seen, kind: str, lane: int) -> list[dict[str, Any]]:
-    return [stay for stay in seen.stays.values() if (stay["kind"], stay["lane"]) == (kind, lane)]
+    return [interval for interval in seen.intervals.values() if (interval["kind"], interval["lane"]) == (kind, lane)]
 
 
-def _row(name: str, stays: list[dict[str, Any]], times: Sequence[float], free: Sequence[int], step: float) -> Text:
-    """`free`: what is drawn where no query is: 0 nothing, 1 an empty row, 2 a row that is computed for no one."""
+def _row(name: str, intervals: list[dict[str, Any]], times: Sequence[float], free: Sequence[int], step: float) -> Text:
+    """`free`: what is drawn without a query: 0 nothing, 1 an empty row, 2 a row that is computed for no query."""
     line = Text.assemble((f"{name:>{_MARGIN - 2}}  ", "dim"))
     for time, kind in zip(times, free, strict=True):
         low, high = time - step / 2, time + step / 2
-        here = [stay for stay in stays if stay["began"] < high and (stay["ended"] is None or stay["ended"] > low)]
+        here = [
+            interval
+            for interval in intervals
+            if interval["began"] < high and (interval["ended"] is None or interval["ended"] > low)
+        ]
         if not here:
             line.append(" ·░"[kind], style="dim")
             continue
-        stay = max(here, key=lambda stay: min(high, stay["ended"] or high) - max(low, stay["began"]))
-        left_early = stay["ended"] is not None and stay["ended"] <= high and stay["how"] in ("ready", "waiting")
-        if left_early and stay["kind"] == "run":
+        interval = max(here, key=lambda interval: min(high, interval["ended"] or high) - max(low, interval["began"]))
+        left_early = (
+            interval["ended"] is not None and interval["ended"] <= high and interval["how"] in ("ready", "waiting")
+        )
+        if left_early and interval["kind"] == "run":
             line.append("◂", style="bold red")
             continue
-        sign = "▐" if stay["began"] > low else "▓" if stay["filled"] and stay["filled"] > time else "█"
-        line.append(sign, style=f"color({_TONES[_number(stay['query']) * 5 % len(_TONES)]})")
+        sign = "▐" if interval["began"] > low else "▓" if interval["filled"] and interval["filled"] > time else "█"
+        line.append(sign, style=f"color({_TONES[_number(interval['query']) * 5 % len(_TONES)]})")
     return line
 
 
 def _number(query: str) -> int:
-    found = re.search(r"(\d{1,9})$", query)
-    return int(found[1]) if found else sum(map(ord, query))
+    match = re.search(r"(\d{1,9})$", query)
+    return int(match[1]) if match else sum(map(ord, query))
 
 
 def _at(buckets: _Buckets, time: float) -> dict[str, Any] | None:
-    """The last bucket that began by then, which says how it was from then on."""
+    """Returns the last bucket that began by then; it says how things were from then on."""
     return next((bucket for bucket in reversed(buckets) if bucket["at"] <= time), None)
 
 

@@ -1,8 +1,7 @@
-"""The last minutes of the running batch, as a picture needs them: who was in which row when, and what it cost.
+"""The last minutes of the running batch, for a picture: which query was in which row when, and what it cost.
 
-A sink of events. Rows are drawn as people see them, the first free one for each that comes: where a query's keys and
-values really lie changes when rows are packed, and is nobody's matter. Prompts that are computed apart have lanes of
-their own.
+A sink of events. Rows are numbered for people: a query gets the first free one. Where its keys and values really lie
+changes when rows are packed, and is not shown. Prompts that are computed apart have lanes of their own.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from baton.core.query import State
 
 WINDOW_SECONDS = 120.0
 BUCKET_SECONDS = 0.25
-MOST_STAYS = 600
-"""So many that ended are kept, the last ones: what a picture can show, and one answer carry."""
+MOST_INTERVALS = 600
+"""How many ended intervals are kept, the last ones: as many as a picture can show, and one response carry."""
 _MOST_SAMPLES = 64  # of latencies in a bucket
 _SAMPLES_OF_A_QUERY = 16
 _LANES = {State.PREFILLING: "prefill", State.RUNNING: "run"}
@@ -29,8 +28,8 @@ class RowInterval:
     """One query in one row of the batch ("run") or lane of prompts ("prefill"). Times of the engine's clock.
 
     `how`: why it left: the next state, or how it ended; "" while it is there. `prompt`: tokens of the whole prompt;
-    `tokens`: what was computed for it there; `generated`: its answer's tokens so far. `filled`: until when its prompt
-    was computed there, None where it was not. `serial` grows with each change, so that a reader asks for what is new.
+    `tokens`: tokens computed for it there; `generated`: tokens of its answer so far. `filled`: when its prompt was
+    computed there, None if it was not. `serial` grows with each change, so that a reader can ask for what is new.
     """
 
     query: str
@@ -48,9 +47,9 @@ class RowInterval:
 
 @dataclass(slots=True)
 class Bucket:
-    """What happened in a quarter of a second, and how it was at its end.
+    """What happened in a quarter of a second, and the state at its end.
 
-    `occupied` rows have a query, or hold one that is done (`held`).
+    `occupied`: rows with a query, including rows whose query is done and that are `held`.
     """
 
     at: float
@@ -79,23 +78,30 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What changed, as copies. `complete_from`: before that time stays were dropped, because there were too many."""
+    """What changed, as copies.
+
+    `complete_from`: intervals before this time were dropped, because there were too many.
+    """
 
     serial: int
-    stays: Sequence[RowInterval]
+    intervals: Sequence[RowInterval]
     buckets: Sequence[Bucket]
     complete_from: float
 
 
 class Timeline:
-    """Keeps the last `seconds`. May be read from any thread, which holds up the engine's for some microseconds."""
+    """Keeps the last `seconds`.
+
+    May be read from any thread, which holds up the engine's thread for some microseconds.
+    """
 
     def __init__(self, seconds: float = WINDOW_SECONDS) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._serial = 0
         self._now: dict[str, RowInterval] = {}
-        self._left: list[RowInterval] = []  # since the last iteration was told, which tells what was computed for them
+        # queries that left since the last iteration event, which will say what was computed for them
+        self._left: list[RowInterval] = []
         self._past: deque[RowInterval] = deque()
         self._complete_from = 0.0
         self._buckets: deque[Bucket] = deque()
@@ -112,17 +118,17 @@ class Timeline:
                 self._bucket(event.time).rejected += 1
 
     def since(self, serial: int, time: float) -> News:
-        """What is new: stays that changed after this serial, buckets from `time` on, and the serial to go on with."""
+        """Returns what is new: intervals changed after this serial, buckets from `time` on, and the next serial."""
         with self._lock:
-            stays = [replace(stay) for stay in self._now.values() if stay.serial > serial]
-            for stay in reversed(self._past):
-                if stay.serial <= serial:  # those that left before did not change since either
+            intervals = [replace(interval) for interval in self._now.values() if interval.serial > serial]
+            for interval in reversed(self._past):
+                if interval.serial <= serial:  # the ones that left earlier have not changed since either
                     break
-                stays.append(replace(stay))
+                intervals.append(replace(interval))
             buckets = [bucket for bucket in self._buckets if bucket.at >= time]
             if buckets:
                 buckets[-1] = replace(buckets[-1], slots=dict(buckets[-1].slots))
-            return News(self._serial, stays, buckets, self._complete_from)
+            return News(self._serial, intervals, buckets, self._complete_from)
 
     def last(self, seconds: float, now: float) -> list[Bucket]:
         """Buckets of the last so many seconds."""
@@ -133,37 +139,37 @@ class Timeline:
         self._leave(event)
         kind = _LANES.get(event.now)
         if kind is not None:
-            taken = {stay.lane for stay in self._now.values() if stay.kind == kind}
+            taken = {interval.lane for interval in self._now.values() if interval.kind == kind}
             lane = next(lane for lane in range(len(taken) + 1) if lane not in taken)
-            stay = RowInterval(event.query_id, kind, lane, event.time, event.prompt_tokens)
-            stay.generated = event.generated_tokens
-            self._now[event.query_id] = self._changed(stay)
+            interval = RowInterval(event.query_id, kind, lane, event.time, event.prompt_tokens)
+            interval.generated = event.generated_tokens
+            self._now[event.query_id] = self._changed(interval)
         if event.was is State.RUNNING and event.now.live:
             self._bucket(event.time).preempted += 1
 
     def _leave(self, event: QueryMoved) -> None:
-        stay = self._now.pop(event.query_id, None)
-        if stay is not None:
-            stay.ended, stay.how = event.time, event.now.value
-            stay.generated = event.generated_tokens
-            self._past.append(self._changed(stay))
-            self._left.append(stay)
+        interval = self._now.pop(event.query_id, None)
+        if interval is not None:
+            interval.ended, interval.how = event.time, event.now.value
+            interval.generated = event.generated_tokens
+            self._past.append(self._changed(interval))
+            self._left.append(interval)
             self._forget(event.time)
 
     def _fed(self, event: IterationDone) -> None:
         here = [*self._left, *self._now.values()]
-        prompts, rows = ({stay.query for stay in here if stay.kind == kind} for kind in ("prefill", "run"))
-        for stay in here:
-            tokens = event.fed.get(stay.query, 0)
+        prompts, rows = ({interval.query for interval in here if interval.kind == kind} for kind in ("prefill", "run"))
+        for interval in here:
+            tokens = event.fed.get(interval.query, 0)
             # It came into its row in this iteration, with one token to feed.
-            if tokens and stay.query in prompts & rows:
-                tokens = tokens - 1 if stay.kind == "prefill" else 1
-            if tokens or stay.ended is not None:
-                self._changed(stay).tokens += tokens
+            if tokens and interval.query in prompts & rows:
+                tokens = tokens - 1 if interval.kind == "prefill" else 1
+            if tokens or interval.ended is not None:
+                self._changed(interval).tokens += tokens
             if tokens > 1:
-                stay.filled = event.time
-            if tokens and stay.kind == "run" and stay.ended is None:
-                stay.generated += 1
+                interval.filled = event.time
+            if tokens and interval.kind == "run" and interval.ended is None:
+                interval.generated += 1
         self._left.clear()
 
     def _iterated(self, event: IterationDone) -> None:
@@ -183,7 +189,7 @@ class Timeline:
         bucket.inserted += len(event.inserted)
         bucket.resized += event.resized_to is not None and event.resized_to != bucket.rows and bucket.rows > 0
         bucket.rows, bucket.occupied, bucket.waiting = event.rows, event.occupied, event.waiting
-        bucket.held = max(0, event.occupied - sum(stay.kind == "run" for stay in self._now.values()))
+        bucket.held = max(0, event.occupied - sum(interval.kind == "run" for interval in self._now.values()))
         bucket.kv_bytes, bucket.kv_budget = event.kv_bytes_used, event.kv_bytes_budget
 
     def _ended(self, event: QueryEnded) -> None:
@@ -194,10 +200,10 @@ class Timeline:
         some = gaps[:: -(-len(gaps) // _SAMPLES_OF_A_QUERY) or 1]
         bucket.gaps += some[: _MOST_SAMPLES - len(bucket.gaps)]
 
-    def _changed(self, stay: RowInterval) -> RowInterval:
+    def _changed(self, interval: RowInterval) -> RowInterval:
         self._serial += 1
-        stay.serial = self._serial
-        return stay
+        interval.serial = self._serial
+        return interval
 
     def _bucket(self, time: float) -> Bucket:
         at = time - time % BUCKET_SECONDS
@@ -210,20 +216,20 @@ class Timeline:
     def _forget(self, now: float) -> None:
         while self._buckets and self._buckets[0].at < now - self._seconds:
             self._buckets.popleft()
-        while self._past and ((self._past[0].ended or 0.0) < now - self._seconds or len(self._past) > MOST_STAYS):
+        while self._past and ((self._past[0].ended or 0.0) < now - self._seconds or len(self._past) > MOST_INTERVALS):
             self._complete_from = self._past.popleft().ended or 0.0
 
 
 def _after(before: Bucket | None, at: float) -> Bucket:
-    """What stays as it was until an iteration tells otherwise."""
+    """A new bucket that begins with the state of the one before."""
     if before is None:
         return Bucket(at)
-    found = Bucket(at, rows=before.rows, occupied=before.occupied, held=before.held, waiting=before.waiting)
-    found.kv_bytes, found.kv_budget = before.kv_bytes, before.kv_budget
-    return found
+    bucket = Bucket(at, rows=before.rows, occupied=before.occupied, held=before.held, waiting=before.waiting)
+    bucket.kv_bytes, bucket.kv_budget = before.kv_bytes, before.kv_budget
+    return bucket
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
-    """Nearest rank; None where there are no values."""
+    """The nearest-rank percentile; None if there are no values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None

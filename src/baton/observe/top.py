@@ -1,4 +1,4 @@
-"""`baton top`: the live page in a terminal, by a running server's /live/data."""
+"""`baton top`: the live page in a terminal, from a running server's /live/data."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _DEFAULT_SIZE = (80, 24)
 
 
 class TopError(BatonError):
-    """The server cannot be reached, or tells nothing."""
+    """The server cannot be reached, or does not send live data."""
 
 
 def run_top(url: str, api_key: str | None) -> None:
-    """Draws until q or Ctrl-C; where stdout is no terminal, once. Raises SettingError and TopError."""
+    """Draws until q or Ctrl-C; only once if stdout is not a terminal. Raises SettingError and TopError."""
     base = _base(url)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     # A proxy of the environment cannot reach this machine's own address.
@@ -48,7 +48,7 @@ def run_top(url: str, api_key: str | None) -> None:
 
 
 def watch(http: httpx.Client, seen: Seen, console: Console, ended: Callable[[float], bool]) -> None:
-    """`ended` waits so many seconds and says whether to end."""
+    """`ended` waits so many seconds and returns whether to end."""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         wait, trouble = 0.0, ""
         while not ended(wait):
@@ -61,7 +61,7 @@ def watch(http: httpx.Client, seen: Seen, console: Console, ended: Callable[[flo
 
 
 def ask(http: httpx.Client, seen: Seen) -> None:
-    """Takes what is new. Raises TopError."""
+    """Gets what is new. Raises TopError."""
     try:
         while True:
             response = http.get("/live/data", params={"serial": seen.serial, "time": seen.time})

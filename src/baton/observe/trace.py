@@ -1,7 +1,7 @@
-"""Trace files: what an engine did, event by event, as JSON lines; every figure can be made again from one.
+"""Trace files: the engine's events as JSON lines, from which every figure can be made again.
 
-The first line says what was running: baton's version, the model, its settings. Then one event a line, its kind under
-`event`. The last line of a trace that was closed says how many events were dropped.
+The first line says what was running: baton's version, the model, its settings. Then comes one event a line, its kind
+under `event`. The last line of a trace that was closed says how many events were dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from baton.core.events import Event, IterationDone, QueryEnded, QueryMoved, Quer
 from baton.core.files import named, open_to_write
 from baton.core.query import State
 from baton.core.settings import Facts, Settings
-from baton.observe.background import Beside
+from baton.observe.background import BackgroundSink
 
 FORMAT = 1
 
@@ -31,7 +31,7 @@ _KINDS: dict[str, type[Any]] = {
     "query_rejected": QueryRejected,
     "iteration_done": IterationDone,
 }
-# As traces of the release before have them.
+# Traces of the release before have these names.
 _OLD_FIELDS = {"pool_bytes_used": "swap_bytes_used"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -47,32 +47,32 @@ def about_engine(name: str, settings: Settings, facts: Facts) -> dict[str, Any]:
 class TraceFile:
     """A sink that writes a trace. Raises SettingError if the file cannot be made, and `begin` if it cannot be written.
 
-    Where the disk is full later, the rest is dropped and counted, and the engine goes on.
+    If the disk is full later, the rest is dropped and counted, and the engine goes on.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
         self._file = open_to_write("--trace", path, param="trace")
-        self._beside = Beside(lambda events: self.write(events), "trace")
+        self._background = BackgroundSink(lambda events: self.write(events), "trace")
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Writes the first line; before the first event."""
+        """Writes the first line; must be called before the first event."""
         with named("--trace", self._path, param="trace"):
             self._file.write(json.dumps({"baton_trace": FORMAT, **about}) + "\n")
             self._file.flush()
 
     def __call__(self, event: Event) -> None:
-        self._beside(event)
+        self._background(event)
 
     @property
     def dropped(self) -> int:
-        return self._beside.dropped
+        return self._background.dropped
 
     def close(self) -> None:
         """May be called twice."""
         if self._file.closed:
             return
-        self._beside.close()
+        self._background.close()
         try:
             self._file.write(json.dumps({"dropped": self.dropped}) + "\n")
             self._file.close()
@@ -86,7 +86,7 @@ class TraceFile:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace that was read. `dropped`: None where it was not closed."""
+    """A trace that was read. `dropped`: None if it was not closed."""
 
     about: Mapping[str, Any]
     events: Sequence[Event]
@@ -102,7 +102,7 @@ def line_of(event: Event) -> str:
 
 
 def read_trace(path: str | Path) -> Trace:
-    """Raises SettingError for what is no trace. A last line that was cut off is left out."""
+    """Reads a trace. Raises SettingError if it is not one. A last line that was cut off is left out."""
     with named("", path, param="trace"):
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     read = list(_parsed(lines, path))
@@ -146,7 +146,7 @@ def _parsed(lines: Sequence[str], path: str | Path) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             if number == len(lines) - 1:
-                return  # it was being written
+                return  # its last line was being written
             raise SettingError(f"{path}, line {number + 1}: no JSON", param="trace") from None
         if not isinstance(entry, dict):
             raise SettingError(f"{path}, line {number + 1}: no object", param="trace")

@@ -29,23 +29,24 @@ class Tokenizer(Protocol):
 
 
 class Tools(Protocol):
-    """Tools that the answer may call. `form`: of the answer, None if it is free. `shown`: as that of a `Reading`."""
+    """Tools that the answer may call. `form`: of the answer, None if it is free."""
 
     @property
     def form(self) -> object: ...
     @property
-    def shown(self) -> frozenset[int]: ...
+    def visible_special_tokens(self) -> frozenset[int]: ...
     def parser(self) -> Parser: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """`shown`: special tokens that the parser must see in the text. `parser_of` makes one for each choice.
+    """How answers of one prompt are read: as text, reasoning and tool calls.
 
-    It takes the prompt's tokens, and the words that the answer goes on with.
+    `visible_special_tokens`: special tokens that the parser must see in the text. `parser_of` makes a parser for each
+    choice, from the prompt's tokens and the words with which the answer continues.
     """
 
-    shown: frozenset[int]
+    visible_special_tokens: frozenset[int]
     parser_of: Callable[[Sequence[int], str], Parser | None]
 
 
@@ -65,17 +66,17 @@ def reading_of(tokenizer: Tokenizer, tools: Tools | None, *, formed: bool, reaso
     calls_formed = tools is not None and tools.form is not None
     if _style(tokenizer) is HARMONY and not formed:
         return Reading(_special_in(tokenizer, HARMONY.tags), lambda prompt, begun: _harmony(tools, reasoning))
-    shown = tools.shown if tools else frozenset[int]()
+    visible_special_tokens = tools.visible_special_tokens if tools else frozenset[int]()
     tags = tags_in(tokenizer) if reasoning and not formed and not calls_formed else None
     if tags is None:
-        return Reading(shown, lambda prompt, begun: tools.parser() if tools else None)
+        return Reading(visible_special_tokens, lambda prompt, begun: tools.parser() if tools else None)
 
     def parser_of(prompt: Sequence[int], begun: str) -> Parser:
         end = tokenizer.decode(prompt[-_PROMPT_END:], skip_special_tokens=False)
         opened = inside(tags, end) or begun.rfind(tags.opening) > begun.rfind(tags.closing)
         return ReasoningParser(tags, begun=opened, rest=tools.parser() if tools else None)
 
-    return Reading(shown | _special_in(tokenizer, tags), parser_of)
+    return Reading(visible_special_tokens | _special_in(tokenizer, tags), parser_of)
 
 
 def _style(tokenizer: Tokenizer) -> object:

@@ -14,7 +14,7 @@ from baton.parsing.deltas import Call
 class BatonUsage(BaseModel):
     """What the engine spent on a request.
 
-    Over several choices slots and preemptions add up; seconds are the longest, since they run side by side.
+    Slots and preemptions are summed over the choices. Seconds are the longest, since choices run side by side.
     """
 
     useful_slots: int
@@ -39,7 +39,7 @@ class CompletionTokensDetails(BaseModel):
 
 
 class UsageBody(BaseModel):
-    """The tokens of a request. `completion_tokens_details` is there if the model is one that reasons."""
+    """The tokens of a request. `completion_tokens_details` is there only for a model that reasons."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -94,9 +94,10 @@ class ToolCall(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """`content` is null where there are only tool calls; `tool_calls` is not there where there are none.
+    """`content` is null if there are only tool calls. Without calls there is no `tool_calls`.
 
-    `reasoning_content` is what the model thought before it answered, not there without any; `reasoning` is the same.
+    `reasoning_content` is what the model thought before the answer, and is left out if it did not think. `reasoning` is
+    the same text.
     """
 
     role: str = "assistant"
@@ -116,7 +117,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token that was drawn, and the likeliest ones at its place."""
+    """A token that was drawn, and the likeliest tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
@@ -149,7 +150,7 @@ class ChatCompletion(BaseModel):
 
 
 class CompletionChunk(BaseModel):
-    """One event of a streamed completion; the usage, if asked for, comes in a last one without choices."""
+    """One event of a streamed completion. The usage, if asked for, comes in a last event without choices."""
 
     id: str
     object: str = "text_completion"
@@ -160,7 +161,7 @@ class CompletionChunk(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """What is new of one text, in a stream."""
+    """The new part of one text in a stream."""
 
     index: int
     text: str
@@ -169,7 +170,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """One event of a streamed chat; the usage, if asked for, comes in a last one without choices."""
+    """One event of a streamed chat. The usage, if asked for, comes in a last event without choices."""
 
     id: str
     object: str = "chat.completion.chunk"
@@ -180,7 +181,7 @@ class ChatChunk(BaseModel):
 
 
 class ChatChunkChoice(BaseModel):
-    """What is new of one message, in a stream."""
+    """The new part of one message in a stream."""
 
     index: int
     delta: Delta
@@ -189,7 +190,7 @@ class ChatChunkChoice(BaseModel):
 
 
 class Delta(BaseModel):
-    """What is new of a message; `role` comes first and once."""
+    """The new part of a message; `role` comes first and only once."""
 
     role: str | None = None
     content: str | None = None
@@ -206,7 +207,7 @@ class FunctionDelta(BaseModel):
 
 
 class ToolCallDelta(BaseModel):
-    """`id`, `type` and the name come first and once; then the arguments, piece by piece."""
+    """`id`, `type` and the name come first and only once; then come the arguments, piece by piece."""
 
     index: int
     id: str | None = None
@@ -255,7 +256,7 @@ class MessageEvent(BaseModel):
 
 
 class TokenCount(BaseModel):
-    """How long a conversation is."""
+    """The number of tokens of a conversation."""
 
     input_tokens: int
 
@@ -309,7 +310,7 @@ class Prompt(BaseModel):
 
 
 class TokenizerInfo(BaseModel):
-    """`special_tokens`: ids by name. `chat_template`: its source, null where the model has none."""
+    """`special_tokens`: ids by name. `chat_template`: its source, null if the model has none."""
 
     tokenizer_class: str
     vocab_size: int
@@ -323,7 +324,7 @@ class TokenizerInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """How the server is, in a word."""
+    """The server's state, in one word."""
 
     status: str
 
@@ -335,7 +336,7 @@ class Version(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong, and with which field."""
+    """What is wrong, and in which field."""
 
     message: str
     type: str
@@ -350,7 +351,7 @@ class ErrorAnswer(BaseModel):
 
 
 class Load(BaseModel):
-    """How the engine is now, and counts since its start: the page draws rates from two of these."""
+    """The engine's state now, and counts since its start. The page draws rates from the difference of two."""
 
     server_load: int
     rows: int
@@ -370,11 +371,11 @@ class Load(BaseModel):
 
 
 def usage_body(prompts: Iterable[Sequence[Usage]], *, baton: bool, reasoning: int | None = None) -> UsageBody:
-    """Usage of a request, from those of each prompt's choices: prompts are counted once each, choices added up.
+    """Usage of a request, from the usages of each prompt's choices. Prompts are counted once; choices are summed.
 
     `reasoning`: tokens of all choices' reasoning; None for a model that does not reason.
 
-    Of a prompt with several choices, what none of them had to compute was cached.
+    Of a prompt with several choices, the part that no choice had to compute counts as cached.
     """
     of_prompts = list(prompts)
     each = [usage for choices in of_prompts for usage in choices]

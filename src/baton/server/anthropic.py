@@ -75,7 +75,7 @@ _BLOCKS: Mapping[str, type[Strict]] = {
 
 
 class InputTurn(Strict):
-    """What somebody said."""
+    """A turn of the conversation."""
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[list[ContentBlock], FailFast(), BeforeValidator(_as_blocks)]
@@ -100,7 +100,7 @@ class ToolChoice(Strict):
 
 
 class Thinking(Strict):
-    """Whether the model is to think; where its chat template has no switch, it does as it does."""
+    """Whether the model is to think. It has no effect if the chat template has no switch for it."""
 
     type: Literal["enabled", "adaptive", "disabled"]
 
@@ -113,14 +113,14 @@ class JsonFormat(Strict):
 
 
 class OutputConfig(Strict):
-    """How the answer is to be."""
+    """The form and effort of the answer."""
 
     effort: str | None = None
     format: JsonFormat | None = None
 
 
 class Metadata(Strict):
-    """Who asks."""
+    """The end user that asks."""
 
     user_id: str | None = None
 
@@ -162,102 +162,104 @@ class Conversation(Strict):
     output_config: OutputConfig | None = None
 
     def translated(self, known: frozenset[str]) -> Translation:
-        """`known`: the variables that the chat template looks at. Raises InvalidValue."""
-        found = Translation({"messages": []})
-        found.origins |= {
+        """Returns the chat request. `known`: the variables that the chat template reads. Raises InvalidValue."""
+        translation = Translation({"messages": []})
+        translation.origins |= {
             "messages": "messages",
             "reasoning_effort": "output_config.effort",
             "response_format.json_schema": "output_config.format",
             "response_format": "output_config.format",
         }
         if self.system:
-            found.add({"role": "system", "content": text_parts(self.system)}, "system")
+            translation.add({"role": "system", "content": text_parts(self.system)}, "system")
         for at, turn in enumerate(self.messages):
             for block_at, block in enumerate(turn.content):
-                _add(found, turn, block, f"messages[{at}].content[{block_at}]")
+                _add(translation, turn, block, f"messages[{at}].content[{block_at}]")
             if not turn.content:
-                found.add({"role": turn.role, "content": ""}, f"messages[{at}]")
-        self._add_tools(found)
-        self._add_thinking(found, known)
+                translation.add({"role": turn.role, "content": ""}, f"messages[{at}]")
+        self._add_tools(translation)
+        self._add_thinking(translation, known)
         if self.messages[-1].role == "assistant":
-            found.chat["continue_final_message"] = True
-        return found
+            translation.chat["continue_final_message"] = True
+        return translation
 
-    def _add_tools(self, found: Translation) -> None:
-        found.chat["tools"] = [described_tool(tool.model_dump(), "input_schema") for tool in self.tools]
+    def _add_tools(self, translation: Translation) -> None:
+        translation.chat["tools"] = [described_tool(tool.model_dump(), "input_schema") for tool in self.tools]
         for at in range(len(self.tools)):
-            found.origins[f"tools[{at}].function"] = f"tools[{at}]"
-            found.origins[f"tools[{at}].function.parameters"] = f"tools[{at}].input_schema"
+            translation.origins[f"tools[{at}].function"] = f"tools[{at}]"
+            translation.origins[f"tools[{at}].function.parameters"] = f"tools[{at}].input_schema"
         choice = self.tool_choice
         if choice is None:
             return
         if (choice.name is None) == (choice.type == "tool"):
             raise InvalidValue("tool_choice.name is for type tool, which needs it", param="tool_choice.name")
         named = {"type": "function", "function": {"name": choice.name}}
-        found.chat["tool_choice"] = {"any": "required", "tool": named}.get(choice.type, choice.type)
+        translation.chat["tool_choice"] = {"any": "required", "tool": named}.get(choice.type, choice.type)
         if self.tools and choice.disable_parallel_tool_use:
-            found.chat["parallel_tool_calls"] = False
+            translation.chat["parallel_tool_calls"] = False
 
-    def _add_thinking(self, found: Translation, known: frozenset[str]) -> None:
+    def _add_thinking(self, translation: Translation, known: frozenset[str]) -> None:
         config = self.output_config
         if config is not None and config.effort is not None:
-            found.chat["reasoning_effort"] = config.effort
+            translation.chat["reasoning_effort"] = config.effort
         elif self.thinking is not None and (self.thinking.type == "disabled" or has_switch(known)):
             # A model without a switch thinks or does not: there is nothing to turn on.
-            found.chat["reasoning_effort"] = "none" if self.thinking.type == "disabled" else "medium"
-            found.origins["reasoning_effort"] = "thinking.type"
+            translation.chat["reasoning_effort"] = "none" if self.thinking.type == "disabled" else "medium"
+            translation.origins["reasoning_effort"] = "thinking.type"
         if config is not None and config.format is not None:
             form = {"name": "output", "schema": config.format.schema_}
-            found.chat["response_format"] = {"type": "json_schema", "json_schema": form}
+            translation.chat["response_format"] = {"type": "json_schema", "json_schema": form}
 
 
 class MessagesRequest(Conversation, Sampled):
-    """A conversation to go on with."""
+    """A conversation to continue."""
 
     max_tokens: int = Field(description="Where the context has less room, the answer ends there.")
     stop_sequences: Annotated[list[str], FailFast()] = Field(default_factory=list)
     metadata: Metadata | None = None
 
     def to_chat(self, known: frozenset[str]) -> Translation:
-        """`known`: the variables that the chat template looks at. Raises InvalidValue."""
-        found = self.translated(known)
-        found.chat |= {**shared(self), "max_tokens": self.max_tokens}
+        """Returns the chat request. `known`: the variables that the chat template reads. Raises InvalidValue."""
+        translation = self.translated(known)
+        translation.chat |= {**shared(self), "max_tokens": self.max_tokens}
         if self.stop_sequences:
-            found.chat["stop"] = self.stop_sequences
-            found.origins["stop"] = "stop_sequences"
+            translation.chat["stop"] = self.stop_sequences
+            translation.origins["stop"] = "stop_sequences"
         if self.metadata is not None and self.metadata.user_id is not None:
-            found.chat["user"] = self.metadata.user_id
-            found.origins["user"] = "metadata.user_id"
-        return found
+            translation.chat["user"] = self.metadata.user_id
+            translation.origins["user"] = "metadata.user_id"
+        return translation
 
 
 class CountRequest(Conversation):
-    """A conversation to be counted."""
+    """A conversation whose tokens are counted."""
 
     model: str | None = None
 
     def to_chat(self, known: frozenset[str]) -> Translation:
-        """`known`: the variables that the chat template looks at. Raises InvalidValue."""
-        found = self.translated(known)
-        found.chat["model"] = self.model
-        return found
+        """Returns the chat request. `known`: the variables that the chat template reads. Raises InvalidValue."""
+        translation = self.translated(known)
+        translation.chat["model"] = self.model
+        return translation
 
 
-def _add(found: Translation, turn: InputTurn, block: Any, origin: str) -> None:
+def _add(translation: Translation, turn: InputTurn, block: Any, origin: str) -> None:
     if isinstance(block, ToolUseBlock):
         if turn.role != "assistant":
             raise InvalidValue(f"{origin}: tool_use is only for role assistant", param=origin)
         function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
         call = {"id": block.id, "type": "function", "function": function}
-        found.add({"role": "assistant", "content": None, "tool_calls": [call]}, origin)
+        translation.add({"role": "assistant", "content": None, "tool_calls": [call]}, origin)
     elif isinstance(block, ToolResultBlock):
         if turn.role != "user":
             raise InvalidValue(f"{origin}: tool_result is only for role user", param=origin)
         message = {"role": "tool", "tool_call_id": block.tool_use_id, "content": text_parts(block.content)}
-        found.add(message, origin)
+        translation.add(message, origin)
     elif isinstance(block, ThinkingBlock):
         if turn.role != "assistant":
             raise InvalidValue(f"{origin}: thinking is only for role assistant", param=origin)
-        found.add({"role": "assistant", "reasoning_content": block.thinking}, origin)
+        translation.add({"role": "assistant", "reasoning_content": block.thinking}, origin)
     else:
-        found.add({"role": turn.role, "content": text_parts([block])}, origin, goes_on=block is not turn.content[0])
+        translation.add(
+            {"role": turn.role, "content": text_parts([block])}, origin, goes_on=block is not turn.content[0]
+        )

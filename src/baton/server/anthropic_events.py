@@ -1,4 +1,4 @@
-"""Answers and errors as /v1/messages tells them, in Anthropic's form."""
+"""The answers and errors of /v1/messages, in Anthropic's form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MessageWriter(BlockWriter):
         return {**self._message(content, _usage(usage)), **self._end_of(usage)}
 
     def began(self) -> Iterator[str]:
-        # What of the prompt was cached is told at the end, when it is known.
+        # The cached part of the prompt is known only at the end.
         usage = {"input_tokens": len(self.query.prompt), "output_tokens": 0}
         yield _event("message_start", message=self._message([], usage))
 
@@ -60,7 +60,7 @@ class MessageWriter(BlockWriter):
 
     def _message(self, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         return {
-            # The engine's own name of it, by which `baton explain` finds it in a trace.
+            # The engine's own id, by which `baton explain` finds the query in a trace.
             "id": f"msg_{self.query.id}",
             "type": "message",
             "role": "assistant",
@@ -88,16 +88,16 @@ class MessageWriter(BlockWriter):
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """Arguments that were cut are no JSON, and nothing else can stand for them."""
+    """Returns the arguments as an object. Arguments that were cut off are not JSON; they become an empty object."""
     try:
-        found = json.loads(arguments or "{}")
+        value = json.loads(arguments or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _event(kind: str, **told: object) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **told})}\n\n"
+def _event(kind: str, **fields: object) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
 
 
 def _usage(usage: UsageBody) -> dict[str, Any]:

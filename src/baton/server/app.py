@@ -1,4 +1,4 @@
-"""The application: routes, what every request passes on its way to them, and how errors are answered."""
+"""The application: its routes, its middleware, and how errors become responses."""
 
 from __future__ import annotations
 
@@ -81,13 +81,14 @@ def create_app(
 ) -> FastAPI:
     """The server over one engine.
 
-    `render_metrics` answers the metrics page and its content type; `live` what the live page draws, as JSON, from a
-    serial and a time on; without it there is no /live/data. `reject` is told the error code of each request
-    that never came to the engine; what the engine itself refuses is in its events. `ignore` is told the names of
-    fields that were taken without effect, which are of `field_rules.TOLD`. With keys in `access` every route
-    but /health and the pages needs one. `serve` sets `app.state.draining` when the process is told to end;
-    `app.state.answers` is what clients have not read yet. `app.state.close` ends the application's threads once it is
-    not served any more.
+    `render_metrics` returns the metrics page and its content type. `live` returns what the live page draws, as JSON,
+    from a serial and a time on; without it there is no /live/data. `reject` gets the error code of each request that
+    never reached the engine; the engine reports its own refusals by events. `ignore` gets the names of fields that were
+    taken without effect, from `field_rules.REPORTED`.
+
+    If `access` has keys, every route needs one, except /health and the pages. `serve` sets `app.state.draining` when
+    the process is told to end. `app.state.answers` holds what clients have not read yet. `app.state.close` ends the
+    application's threads when it is not served any more.
     """
     app = FastAPI(title="baton", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.draining = False
@@ -109,7 +110,7 @@ def create_app(
 
 
 def add_doors(app: FastAPI, access: Access, limits: Limits) -> None:
-    """What is added last comes first."""
+    """Adds the middleware. The one that is added last runs first."""
     app.add_middleware(AuthMiddleware, access=access, open_paths=OPEN_PATHS, limits=limits)
     if access.origins:
         app.add_middleware(Origins, origins=access.origins)
@@ -169,7 +170,7 @@ def add_errors(app: FastAPI, reject: Callable[[str], None] | None) -> None:
 
 
 def _post(app: FastAPI, path: str, route: Callable[..., Any], takes: type[BaseModel], answers: type[BaseModel]) -> None:
-    # Routes read their bodies by themselves; `openapi.described` has the schema.
+    # Routes parse their bodies themselves; `openapi.described` has the schema.
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{takes.__name__}"}}}
     app.add_api_route(
         path,

@@ -1,4 +1,4 @@
-"""Who may ask: the keys, the names this server answers to, and the origins whose pages may read answers."""
+"""Who may ask: the keys, this server's names, and the origins whose pages may read answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from baton.core.settings import ServerSettings
 from baton.server.errors import error_response, of_messages
 
 ANY = "*"
-# By the last two no page can have its own name point here: they are given by Docker and by multicast DNS.
+# No web page can have its own name among the last two: Docker gives the one, multicast DNS the other.
 _LOCAL = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "host.docker.internal"})
 _LOCAL |= {f"{socket.gethostname().partition('.')[0].lower()}.local"}
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:[0-9]{1,5})?", re.IGNORECASE)
@@ -38,10 +38,10 @@ _log = logging.getLogger("baton.server")
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a request must come with.
+    """What a request must have to be let in.
 
-    `keys`: one of them must come with a request, if there are any. `hosts`: names that a request's Host may have
-    beside addresses, None for any. `origins`: those whose pages may read answers, "*" for all.
+    `keys`: if there are any, a request must have one of them. `hosts`: names that the Host header may have besides
+    addresses, None for any. `origins`: origins whose pages may read answers, "*" for all.
     """
 
     keys: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ OPEN = Access()
 
 
 def access_of(asked: ServerSettings, address: str) -> Access:
-    """What the settings ask for, where the server listens on this address. Raises SettingError; reads the key file."""
+    """Returns what the settings ask for at this address. Reads the key file. Raises SettingError."""
     keys = (*asked.api_key, *(_keys_in(asked.api_key_file) if asked.api_key_file else ()))
     hosts: frozenset[str] | None = None
     if ANY not in asked.allowed_host and (asked.allowed_host or (is_loopback(address) and not keys)):
@@ -71,7 +71,7 @@ def is_loopback(address: str) -> bool:
 
 
 class Keys:
-    """API keys. Digests are compared, each with all, so that the time taken tells nothing about any."""
+    """API keys. Digests are compared, each with all of them, so that the time taken reveals nothing about any key."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
@@ -80,49 +80,49 @@ class Keys:
         return bool(self._digests)
 
     def admit(self, authorization: bytes) -> bool:
-        """Whether an Authorization header has one of them as a bearer token."""
+        """Whether an Authorization header has one of the keys as a bearer token."""
         scheme, key = _parted(authorization)
         sent = _digest(key)
-        found = [hmac.compare_digest(sent, known) for known in self._digests]
-        return scheme.lower() == b"bearer" and any(found)
+        matches = [hmac.compare_digest(sent, known) for known in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
 
 
 def authorization_of(scope: Scope) -> bytes:
-    """The request's Authorization header. Clients of Messages send their key in a header of its own."""
+    """The request's Authorization header. Clients of Messages send their key in another header."""
     headers: dict[bytes, bytes] = dict(scope["headers"])
     key = headers.get(b"x-api-key", b"") if of_messages(scope["path"]) else b""
     return headers.get(b"authorization") or (b"Bearer " + key if key else b"")
 
 
 def asker(scope: Scope) -> str:
-    """Whose request it is: the key that came with it, as a digest under a secret of this process; "" without one.
+    """Returns who asks: the digest of the request's key under a secret of this process; "" without a key.
 
-    The key itself belongs nowhere else, and however its header is written it is the same asker.
+    The key itself is kept nowhere else. However the header is written, the digest is the same.
     """
     _, key = _parted(authorization_of(scope))
     return hashlib.blake2b(key, key=_SECRET, digest_size=16).hexdigest() if key else ""
 
 
 class Hosts:
-    """The names that requests may be sent to; none of them may be one that a web page brought along.
+    """The host names that requests may be sent to. A name that a web page chose must not be among them.
 
-    A page can make its own name point to this machine and then read answers as if they were its own (DNS rebinding).
-    It cannot do so under an address, which is therefore always allowed.
+    A page can make its own name point to this machine and then read answers as if they were its own (DNS rebinding). It
+    cannot do so with an address, which is therefore always allowed.
     """
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
 
     def admit(self, host: bytes) -> bool:
-        found = _HOST.fullmatch(host.decode("latin-1"))
-        if not found:
+        match = _HOST.fullmatch(host.decode("latin-1"))
+        if not match:
             return False
-        name = found[1].lower().removesuffix(".")
+        name = match[1].lower().removesuffix(".")
         return name in self._names or name.endswith(".localhost") or _is_address(name.strip("[]"))
 
 
 class Origins(CORSMiddleware):
-    """Lets pages of these origins read answers, and answers what browsers ask beforehand. Never with credentials."""
+    """Lets pages of these origins read answers, and answers browsers' preflight requests. Never with credentials."""
 
     def __init__(self, app: ASGIApp, *, origins: tuple[str, ...]) -> None:
         super().__init__(
@@ -164,7 +164,7 @@ def _is_address(name: str) -> bool:
 
 
 def _parted(authorization: bytes) -> tuple[bytes, bytes]:
-    """The scheme and what follows it."""
+    """The scheme, and what follows it."""
     scheme, _, key = authorization.partition(b" ")
     return scheme, key.strip()
 

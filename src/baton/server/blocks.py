@@ -1,4 +1,4 @@
-"""Answers as a row of blocks, each of which begins, grows and ends: what Responses and Messages have in common."""
+"""Answers as a row of blocks, each of which begins, grows and ends. Responses and Messages share this."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from baton.server.choices import Choice, Piece
 
 
 class Kind(StrEnum):
-    """What a block has."""
+    """What a block contains."""
 
     TEXT = "text"
     REASONING = "reasoning"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 @dataclass(slots=True)
 class Block:
-    """`number`: which of the answer's blocks it is. `id` and `name`: of a call. `logprobs`: of its tokens, for text."""
+    """`number`: the block's position in the answer. `id` and `name`: of a call. `logprobs`: of its tokens, for text."""
 
     kind: Kind
     number: int
@@ -45,7 +45,7 @@ class BlockWriter(ABC):
     """Writes the answer of one choice, see `stream.Events`: as events, or as the body that they add up to."""
 
     def __init__(self, query: Query, model: str, usage_of: Callable[[Sequence[Usage]], UsageBody]) -> None:
-        """`usage_of` makes the body of a chat's usage, of which each form's is made."""
+        """`usage_of` makes the body of a chat's usage, from which each API's usage is made."""
         self.query = query
         self.model = model
         self.usage = usage_of
@@ -54,20 +54,20 @@ class BlockWriter(ABC):
         self.stopped_by: str | None = None
         self._open: Block | None = None
         # Log-probabilities of tokens that had no text yet.
-        self._untold: list[Any] = []
+        self._pending_logprobs: list[Any] = []
 
     def opening(self, index: int) -> str:
         return "".join(self.began())
 
     def count(self, choice: Choice, update: Update) -> None:
-        """Nothing of the usage is told before the end."""
+        """The usage is only sent at the end."""
         return
 
     def piece(self, index: int, piece: Piece) -> str:
-        self._untold += (piece.logprobs or {}).get("content", [])
+        self._pending_logprobs += (piece.logprobs or {}).get("content", [])
         if piece.deltas and not any(isinstance(delta, Text) for delta in piece.deltas):
-            # Only those of the text have a place.
-            self._untold = []
+            # Only log-probabilities of text have a field.
+            self._pending_logprobs = []
         return "".join(event for delta in piece.deltas for event in self._written(delta))
 
     def finish(self, index: int, reason: str, stopped_by: str | None) -> str:
@@ -77,14 +77,14 @@ class BlockWriter(ABC):
         if self._open is not None:
             self._open.cut = reason == "length"
             if self._open.kind is Kind.TEXT:
-                self._open.logprobs += self._untold
+                self._open.logprobs += self._pending_logprobs
         return "".join([*events, *self._end()])
 
     def ending(self, usages: Sequence[Usage]) -> str:
         return "".join(self.ended(self.usage(usages)))
 
     def whole(self, choice: Choice, updates: Sequence[Update]) -> dict[str, Any]:
-        """The plain answer that all updates come to."""
+        """The plain answer that all updates add up to."""
         usages = []
         for update in updates:
             for piece in choice.take(update):
@@ -100,7 +100,7 @@ class BlockWriter(ABC):
 
     @abstractmethod
     def began(self) -> Iterator[str]:
-        """Events before the first block."""
+        """Returns the events before the first block."""
 
     @abstractmethod
     def block_began(self, block: Block) -> Iterator[str]: ...
@@ -130,11 +130,11 @@ class BlockWriter(ABC):
         block = self._open
         assert block is not None
         block.pieces.append(delta.text)
-        told: list[Any] = []
+        logprobs: list[Any] = []
         if block.kind is Kind.TEXT:
-            told, self._untold = self._untold, told
-            block.logprobs += told
-        yield from self.block_grew(block, delta.text, told)
+            logprobs, self._pending_logprobs = self._pending_logprobs, logprobs
+            block.logprobs += logprobs
+        yield from self.block_grew(block, delta.text, logprobs)
 
     def _begin(self, block: Block) -> Iterator[str]:
         self.blocks.append(block)

@@ -26,10 +26,10 @@ _CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 @asynccontextmanager
 async def body_of(request: Request, limits: Limits, held: Held) -> AsyncGenerator[bytes, None]:
-    """The whole body, which counts among those that are `held` until the block's end.
+    """Yields the whole body, which counts among the bodies that are `held` until the block ends.
 
-    Raises UnsupportedMediaType, PayloadTooLarge, RequestTimeout, or Overloaded where all bodies together are too large
-    and this one, the largest, has not come to its end.
+    Raises UnsupportedMediaType, PayloadTooLarge, RequestTimeout, or Overloaded if all bodies together are too large and
+    this one is the largest of those that have not ended.
     """
     _check_kind(request.headers)
     _check_size(_announced_bytes(request), limits)
@@ -61,25 +61,25 @@ async def body_of(request: Request, limits: Limits, held: Held) -> AsyncGenerato
 
 
 def end_now(timer: asyncio.Timeout) -> None:
-    """Has whoever waits under a timer hear of its end at once."""
-    with contextlib.suppress(RuntimeError):  # it has heard already
+    """Makes a timer expire at once, for whoever waits under it."""
+    with contextlib.suppress(RuntimeError):  # the timer has expired already
         timer.reschedule(0.0)
 
 
 def parse_object(body: bytes, limits: Limits) -> dict[str, object]:
-    """The JSON object in a body. Raises InvalidJson; NaN and Infinity are no JSON."""
+    """Returns the JSON object in a body. Raises InvalidJson; NaN and Infinity are not JSON."""
     try:
-        found = _loaded(body.decode())
+        value = _loaded(body.decode())
     except RecursionError:
         raise _too_deep(limits) from None
     except RepeatedName as error:
         raise InvalidJson(f"the body is ambiguous: {error}", param=error.name) from None
     except ValueError as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise InvalidJson("the body must be a JSON object")
-    _check_nodes(found, limits)
-    return found
+    _check_nodes(value, limits)
+    return value
 
 
 def _loaded(text: str) -> object:
@@ -93,8 +93,8 @@ def _loaded(text: str) -> object:
     except (json.JSONDecodeError, RepeatedName):
         raise
     except ValueError:
-        found = json.loads(text, parse_int=_whole, **hooks)
-        fields = found.items() if isinstance(found, dict) else ()
+        result = json.loads(text, parse_int=_whole, **hooks)
+        fields = result.items() if isinstance(result, dict) else ()
         name = next((name for name, value in fields if _is_in(_UNREAD, value)), None)
         message = f"the body has a whole number of more than {sys.get_int_max_str_digits()} digits"
         raise InvalidJson(message if name is None else f"{message}, in {name}", param=name) from None
@@ -103,8 +103,8 @@ def _loaded(text: str) -> object:
 def _check_kind(headers: Headers) -> None:
     """Raises UnsupportedMediaType for all but plain `application/json` in UTF-8.
 
-    Any web page may send other types without asking this server first. What is compressed is not unpacked: how large it
-    becomes would be known too late.
+    Any web page may send other types without asking this server first. Compressed bodies are refused, because how large
+    they become would be known too late.
     """
     kind, _, parameters = headers.get("content-type", "").partition(";")
     if kind.strip().lower() != "application/json":
@@ -134,12 +134,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _whole(text: str) -> object:
-    """Python reads no whole numbers of thousands of digits."""
+    """Replaces a whole number of thousands of digits, which Python refuses to read."""
     return _UNREAD if len(text) > sys.get_int_max_str_digits() else 0
 
 
 def _is_in(wanted: object, value: object) -> bool:
-    """Whether it is this value, or somewhere in it."""
+    """Whether the value is this one, or contains it."""
     todo = [value]
     while todo:
         one = todo.pop()
@@ -150,7 +150,7 @@ def _is_in(wanted: object, value: object) -> bool:
 
 
 def _number(text: str) -> float:
-    """JSON does not know whole numbers from others: 1.0 is one too."""
+    """JSON does not distinguish whole numbers: 1.0 is one too."""
     number = float(text)
     return int(number) if number.is_integer() else number
 
@@ -158,8 +158,8 @@ def _number(text: str) -> float:
 def _check_nodes(root: object, limits: Limits) -> None:
     """Bounds depth and nodes, and refuses text that is not Unicode.
 
-    A node is a container, a key, or a value; numbers in lists are not counted, so that a prompt of token ids
-    may be as long as the context: the body's limit bounds those.
+    A node is a container, a key, or a value. Numbers in lists are not counted, so that a prompt of token ids may be as
+    long as the context; the body's limit bounds them.
     """
     nodes = 0
     level: list[object] = [root]

@@ -12,9 +12,9 @@ from baton.server.logprobs import Body, ChatLogprobs, CompletionLogprobs, joined
 
 
 class Piece(NamedTuple):
-    """What an update says, see `parsing/deltas.py`, and the log-probabilities of its tokens where asked for.
+    """What an update says, see `parsing/deltas.py`, and the log-probabilities of its tokens if they were asked for.
 
-    No deltas: tokens without text yet.
+    Without deltas: tokens that have no text yet.
     """
 
     deltas: tuple[Delta, ...]
@@ -23,10 +23,10 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Choice:
-    """`echo`: the text it begins with. `logprobs` writes its log-probabilities; None where not asked for.
+    """`echo`: the text it begins with. `logprobs` writes its log-probabilities; None if they were not asked for.
 
-    `silent`: only the prompt is told, not the one token that is drawn behind it (`max_tokens` 0 with `echo`).
-    `parser` finds reasoning and tool calls in it; None where there can be none.
+    `silent`: only the prompt is returned, not the one token that is drawn after it (`max_tokens` 0 with `echo`).
+    `parser` finds reasoning and tool calls; None if there can be none.
     """
 
     query: Query
@@ -36,29 +36,29 @@ class Choice:
     parser: Parser | None = None
     begun: bool = field(default=False, init=False)
     reasoning_tokens: int | None = field(default=None, init=False)
-    _untold: list[Body] = field(default_factory=list, init=False)
+    _pending_logprobs: list[Body] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         if self.parser is not None and self.parser.reasons:
             self.reasoning_tokens = 0
 
     def take(self, update: Update) -> list[Piece]:
-        """What is new with an update."""
-        found: list[Piece] = []
+        """Returns what an update adds."""
+        pieces: list[Piece] = []
         if not self.begun:
             self.begun = True
             if self.echo or update.prompt_logprobs:
-                found.append(Piece(_text(self.echo), self._of_prompt(update)))
+                pieces.append(Piece(_text(self.echo), self._of_prompt(update)))
         deltas = self._read(update)
         if not self.silent and (deltas or update.logprobs or update.finish_reason is None):
             if self.logprobs and update.logprobs:
-                self._untold.append(self.logprobs.answer(update.logprobs))
-            # Tokens without text yet are news too: clients measure the time between tokens by the chunks. But what a
-            # parser holds back is no chunk: its log-probabilities come with the next.
+                self._pending_logprobs.append(self.logprobs.answer(update.logprobs))
+            # Tokens without text yet are sent too: clients measure the time between tokens by the chunks. But what a
+            # parser holds back is no chunk; its log-probabilities come with the next one.
             if deltas or self.parser is None or update.finish_reason is not None:
-                told, self._untold = joined(self._untold), []
-                found.append(Piece(deltas, told))
-        return found
+                logprobs, self._pending_logprobs = joined(self._pending_logprobs), []
+                pieces.append(Piece(deltas, logprobs))
+        return pieces
 
     def finish_reason(self, update: Update) -> str | None:
         if update.finish_reason == "stop" and self.parser is not None and self.parser.calls:

@@ -19,10 +19,10 @@ _FEW = 64
 
 
 class Frames:
-    """The events of one stream as bytes. What is the same in all of them is formatted once.
+    """The events of one stream as bytes. The part that all of them share is formatted once.
 
-    `head` is what every chunk begins with (id, object, created, model). `usage` makes the body of a last chunk from the
-    choices' usages, which OpenAI announces by a null in all others. `so_far`: what each chunk says of the usage
+    `head` is what every chunk begins with (id, object, created, model). `usage` makes the body of the last chunk from
+    the choices' usages; OpenAI announces it by a null in all other chunks. `so_far`: the usage that each chunk has
     instead. `tools`: there may be tool calls.
     """
 
@@ -46,7 +46,7 @@ class Frames:
         self._before, self._after = (',"delta":{"content":', "}") if chat else (',"text":', "")
 
     def _tell_usage(self, usage: str) -> None:
-        """What all chunks say of the usage from now on, as JSON; "" for nothing."""
+        """Sets the usage that all chunks have from now on, as JSON; "" for none."""
         self._head = self._bare + (f',"usage":{usage}' if usage else "") + ',"choices":[{"index":'
 
     def count(self, choice: Choice, update: Update) -> None:
@@ -54,20 +54,21 @@ class Frames:
             self._tell_usage(self._so_far.add(choice, update))
 
     def opening(self, index: int) -> str:
-        """A chat's first chunk: who speaks."""
+        """Returns a chat's first chunk: its role."""
         if not self._chat:
             return ""
-        # Of an answer that may be nothing but tool calls the content is null until there is some.
+        # If an answer may be nothing but tool calls, its content is null until there is some.
         nothing = "null" if self._tools else '""'
         delta = f'{{"role":"assistant","content":{nothing}}}'
         return f'{self._head}{index},"delta":{delta},"logprobs":null,"finish_reason":null}}]}}\n\n'
 
     def piece(self, index: int, piece: Piece) -> str:
-        """One chunk for each delta; the log-probabilities are told with the first."""
+        """Returns one chunk for each delta; the first has the log-probabilities."""
         if not piece.deltas and self._tools:
-            # Log-probabilities of the last tokens of a call: a text, even an empty one, would be content beside it.
-            told = self._logprobs(piece.logprobs)
-            return f'{self._head}{index},"delta":{{"content":null}},"logprobs":{told},"finish_reason":null}}]}}\n\n'
+            # Only log-probabilities of a call's last tokens: a text, even an empty one, would be content besides the
+            # call.
+            scores = self._logprobs(piece.logprobs)
+            return f'{self._head}{index},"delta":{{"content":null}},"logprobs":{scores},"finish_reason":null}}]}}\n\n'
         first, *others = piece.deltas or (Text(""),)
         return "".join(
             [self._chunk(index, first, piece.logprobs), *(self._chunk(index, delta, None) for delta in others)]
@@ -76,19 +77,20 @@ class Frames:
     def _chunk(self, index: int, delta: Delta, logprobs: Body | None) -> str:
         if isinstance(delta, Text):
             return self._text(index, delta.text, logprobs)
-        told, news = self._logprobs(logprobs), json.dumps(_spelt(delta))
-        return f'{self._head}{index},"delta":{news},"logprobs":{told},"finish_reason":null}}]}}\n\n'
+        scores, news = self._logprobs(logprobs), json.dumps(_spelt(delta))
+        return f'{self._head}{index},"delta":{news},"logprobs":{scores},"finish_reason":null}}]}}\n\n'
 
     def _text(self, index: int, text: str, logprobs: Body | None) -> str:
-        told = self._logprobs(logprobs)
-        end = f'{self._after},"logprobs":{told},"finish_reason":null}}]}}\n\n'
+        scores = self._logprobs(logprobs)
+        end = f'{self._after},"logprobs":{scores},"finish_reason":null}}]}}\n\n'
         return f"{self._head}{index}{self._before}{json.dumps(text)}{end}"
 
     def _logprobs(self, body: Body | None) -> str:
         if body is None:
             return "null"
-        told = self._refusal | body
-        return json.dumps(told) if len(next(iter(body.values()))) < _FEW else written(told).decode()
+        few = len(next(iter(body.values()))) < _FEW
+        whole = self._refusal | body
+        return json.dumps(whole) if few else written(whole).decode()
 
     def finish(self, index: int, reason: str, stopped_by: str | None) -> str:
         rest = '"delta":{}' if self._chat else '"text":""'
@@ -105,7 +107,7 @@ class Frames:
 
 
 def _spelt(delta: Reasoning | CallStart | CallArguments) -> dict[str, object]:
-    """A delta as chats spell it."""
+    """A delta as chats write it."""
     if isinstance(delta, Reasoning):
         return {"reasoning_content": delta.text, "reasoning": delta.text}
     if isinstance(delta, CallStart):
@@ -115,7 +117,7 @@ def _spelt(delta: Reasoning | CallStart | CallArguments) -> dict[str, object]:
 
 
 class SoFar:
-    """The usage of a stream up to each of its events: what OpenAI's bodies have, and no more is known yet."""
+    """The usage of a stream up to each of its events: the fields of OpenAI's, since no more is known yet."""
 
     def __init__(self, choices: Sequence[Choice], n: int) -> None:
         self._prompt = sum(len(choice.query.prompt) for choice in choices[::n])

@@ -1,4 +1,4 @@
-"""One HTTP/1 connection: what arrives too late, too large or broken is answered like any other error, and closed.
+"""One HTTP/1 connection. What arrives too late, too large or broken gets an error like any other, and is closed.
 
 Over uvicorn's protocol and h11's parser, whose own answers are plain text or none at all.
 """
@@ -23,15 +23,15 @@ from baton.server.errors import HeadersTooLarge, MethodNotAllowed, PayloadTooLar
 from baton.server.middleware import request_id, stamps
 
 LINGER_SECONDS = 5.0
-"""How long a client that was answered early may go on sending, before it is cut off and may lose the answer."""
+"""How long a client that was answered early may go on sending. After that it is cut off and may lose the answer."""
 
-# Whoever reads the first of two is told another thing than who reads the last: which key, which type.
+# If a header came twice, two servers could read two different values: which key, which type.
 _SINGLE = (b"authorization", b"content-type", b"x-api-key")
 _FOLDED = re.compile(rb"\n[ \t]")
 
 
 class Connection(H11Protocol):
-    """uvicorn's, with limits on headers, their time and the time that an answer may stay unread."""
+    """uvicorn's protocol, with limits on headers, on their time, and on the time that an answer may stay unread."""
 
     def __init__(self, *args: Any, limits: Limits, crowd: Crowd, answers: Held, **kw: Any) -> None:
         super().__init__(*args, **kw)
@@ -63,7 +63,7 @@ class Connection(H11Protocol):
         self.transport.lost()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        # What comes behind an answer that ends the connection is only taken off the wire.
+        # What follows an answer that ends the connection is only taken off the wire.
         if self.transport.is_closing() or self.conn.their_state in (h11.MUST_CLOSE, h11.CLOSED):
             return
         super().data_received(data)
@@ -79,7 +79,7 @@ class Connection(H11Protocol):
             self._await_head()
         whole = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
         if whole and self.flow.read_paused and self._has_room():
-            # While reading is paused nobody would see the client leave.
+            # While reading is paused, a client that leaves is not noticed.
             self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
@@ -88,7 +88,7 @@ class Connection(H11Protocol):
             self._crowd.waits(self, self._leave)
 
     def refuse(self, error: BatonError) -> None:
-        """Answers what never became a whole request, and closes. The application sees its client leave."""
+        """Answers what never became a whole request, and closes. To the application its client has left."""
         if self.transport.is_closing():
             return
         cycle = self.cycle
@@ -118,7 +118,7 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _should_upgrade(self) -> bool:
-        # Clients that offer HTTP/2 this way are answered in HTTP/1.1, as they expect of servers without it.
+        # Clients that offer HTTP/2 in this way get HTTP/1.1, as they expect of servers without HTTP/2.
         return False
 
     def _await_head(self) -> None:
@@ -153,7 +153,7 @@ class Connection(H11Protocol):
 
 
 class Parser(h11.Connection):
-    """h11's, refusing what two servers could read differently, with errors handed over instead of raised.
+    """h11's parser, which hands errors over instead of raising, and refuses what two servers could read differently.
 
     `request` is the last one whose headers were whole. After an error there is nothing more to read.
     """
@@ -186,7 +186,7 @@ class Parser(h11.Connection):
 
     def send(self, event: Any) -> Any:
         if isinstance(event, h11.Response) and self.their_state is h11.SEND_BODY:
-            # Answered before the body was there: who knows whether it ever comes.
+            # The answer comes before the body, and the body may never come.
             headers = [*event.headers, (b"connection", b"close")]
             event = h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
         return super().send(event)
@@ -228,15 +228,15 @@ class Parser(h11.Connection):
 
 
 def _twice(request: h11.Request) -> str:
-    """A header that is there twice and may be there once, by name; "" where there is none."""
+    """Returns the name of a header that came twice and may come only once; "" if there is none."""
     sent = [name for name, _ in request.headers]
     return next((name.decode() for name in _SINGLE if sent.count(name) > 1), "")
 
 
 class LingeringTransport:
-    """A transport that takes what the client still sends before it closes, where something may be `unread`.
+    """A transport that, while something may be `unread`, takes what the client still sends before it closes.
 
-    Closed with unread bytes, the kernel would reset the connection, and the client lose the answer.
+    If it were closed with unread bytes, the kernel would reset the connection, and the client would lose the answer.
     """
 
     def __init__(
@@ -262,11 +262,11 @@ class LingeringTransport:
     def close(self) -> None:
         if self.is_closing():
             return
-        # A client that does not read what is left would keep its connection for ever.
+        # A client that does not read the rest would keep its connection for ever.
         self._timers.append(self._loop.call_later(self._send_seconds, self._transport.abort))
         if self._unread():
             self._lingering = True
-            with contextlib.suppress(OSError):  # it has left already
+            with contextlib.suppress(OSError):  # the client has left already
                 self._transport.write_eof()
                 self._transport.resume_reading()
                 self._timers.append(self._loop.call_later(LINGER_SECONDS, self._transport.close))

@@ -1,4 +1,4 @@
-"""All connections of a server: bounded in number, and those that wait for a request make room for those that come."""
+"""All connections of a server, bounded in number. Idle ones make room for new ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ except ImportError:  # there is none on Windows, nor such a limit
 SPARE_FILES = 32
 """Left for everything but connections: files of the model and the machine, and connections that are refused."""
 ACCEPTED_AT_ONCE = 4
-"""Connections that are taken before the first of them is looked at; each is a file already."""
+"""Connections that are taken before the first of them is read; each is a file already."""
 
 _REFUSED_AT_ONCE = 8
 _LINE_SECONDS = 1.0
@@ -28,32 +28,32 @@ _log = logging.getLogger("baton.server")
 
 
 class Crowd:
-    """`most` connections. Members are told apart by themselves; `leave` closes one at once."""
+    """At most `most` connections. `leave` closes one at once."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most
         self._clock = clock
         self._open: set[Hashable] = set()
-        self._idle: dict[Hashable, Callable[[], None]] = {}  # the one that waits longest first
+        self._idle: dict[Hashable, Callable[[], None]] = {}  # the one that has waited longest comes first
         self._refused: set[Hashable] = set()
-        self._told: float | None = None
+        self._last_warning: float | None = None
 
     def admit(self, member: Hashable) -> bool:
-        """Whether there is room for it, or was made."""
+        """Returns whether there is room for the member, or whether an idle one could be closed for it."""
         if len(self._open) >= self.most and not self._shed():
             return False
         self._open.add(member)
         return True
 
     def refuse(self, member: Hashable) -> bool:
-        """Whether one that is not admitted may stay until it has read why."""
+        """Returns whether a member that is not admitted may stay until it has read why."""
         if len(self._refused) >= _REFUSED_AT_ONCE:
             return False
         self._refused.add(member)
         return True
 
     def waits(self, member: Hashable, leave: Callable[[], None]) -> None:
-        """It waits for a request, from now on."""
+        """The member waits for a request from now on."""
         if member in self._open:
             self._idle.setdefault(member, leave)
 
@@ -66,17 +66,17 @@ class Crowd:
         self._refused.discard(member)
 
     def files_ran_out(self) -> None:
-        """Makes room, and says so; once a second at most."""
+        """Makes room, and logs it at most once a second."""
         now = self._clock()
-        if self._told is not None and now - self._told < _LINE_SECONDS:
+        if self._last_warning is not None and now - self._last_warning < _LINE_SECONDS:
             return
-        self._told = now
+        self._last_warning = now
         shed = sum(self._shed() for _ in range(ACCEPTED_AT_ONCE))
         message = "no file descriptors are left (ulimit -n), new connections wait: %d of %d that did nothing are closed"
         _log.warning(message, shed, len(self._open) + shed)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hears of the event loop when files run out, which would else be a traceback for each try."""
+        """Listens to the event loop for a lack of files, which would else be a traceback at each attempt."""
 
         def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             if context.get("message") == _SHORT:
@@ -97,7 +97,7 @@ class Crowd:
 
 
 def fitting(most: int) -> int:
-    """So many connections, or fewer where this process may not open as many files."""
+    """Returns so many connections, or fewer if this process may not open as many files."""
     if resource is None:
         return most
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -109,27 +109,27 @@ class HeadersTooLarge(RequestError):
 
 
 def internal_error() -> BatonError:
-    """What a client is told of a bug of ours: nothing about where it is."""
+    """What a client is told of a bug: nothing about where it is."""
     return BatonError("the server failed on this request; its log says why")
 
 
 def error_body(error: BatonError, path: str = "") -> bytes:
-    """The error body of the form that this path has, at most 2 KB."""
+    """The error body in the form of this path's API, at most 2 KB."""
     message = cut(error.message, MAX_MESSAGE_CHARACTERS)
     if of_messages(path):
-        told: dict[str, object] = {"type": _ANTHROPIC_TYPES.get(error.status, _other_type(error)), "message": message}
-        return _dumped({"type": "error", "error": told})
-    told = {
+        detail: dict[str, object] = {"type": _ANTHROPIC_TYPES.get(error.status, _other_type(error)), "message": message}
+        return _dumped({"type": "error", "error": detail})
+    detail = {
         "message": message,
         "type": error.type,
         "param": None if error.param is None else cut(error.param, MAX_PARAM_CHARACTERS),
         "code": error.code,
     }
-    return _dumped({"error": told})
+    return _dumped({"error": detail})
 
 
 def of_messages(path: str) -> bool:
-    """Whether what is under this path has Anthropic's form."""
+    """Whether this path's API is Anthropic's."""
     return path == MESSAGES or path.startswith(f"{MESSAGES}/")
 
 
@@ -137,8 +137,8 @@ def _other_type(error: BatonError) -> str:
     return "api_error" if error.status >= 500 else "invalid_request_error"
 
 
-def _dumped(told: object) -> bytes:
-    return json.dumps(told, ensure_ascii=False).encode(errors="replace")
+def _dumped(body: object) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode(errors="replace")
 
 
 def error_response(error: BatonError, path: str = "") -> Response:
@@ -153,14 +153,14 @@ def error_response(error: BatonError, path: str = "") -> Response:
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework itself refuses beside unknown paths: a wrong method."""
+    """Answers what the framework itself refuses besides unknown paths: a wrong method."""
     route = request.url.path
     if not isinstance(error, HTTPException):
         return error_response(internal_error(), route)
     path = f"{request.method} {route}"
     if error.status_code == 405:
         allow = set((error.headers or {}).get("Allow", "GET").split(", "))
-        # Whatever answers GET answers HEAD, see `door.Middleware`.
+        # Whatever answers GET also answers HEAD, see `middleware.Middleware`.
         allow |= {"HEAD"} if "GET" in allow else set()
         return error_response(MethodNotAllowed(f"{path}: the method is not allowed", allow), route)
     known = RequestError(HTTPStatus(error.status_code).phrase)
@@ -169,7 +169,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
 
 
 def from_validation(error: ValidationError) -> RequestError:
-    """The first thing wrong with a request's fields, in our words and with the field's name."""
+    """Returns the first error of a request's fields, in our words and with the field's name."""
     first = error.errors(include_url=False, include_context=False)[0]
     location = first["loc"]
     param = _path(_as_sent(location))
@@ -195,20 +195,20 @@ _WITH_FIELDS = {
 
 
 def _as_sent(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Without names of a union's branches, which a client never wrote."""
+    """Leaves out the names of a union's branches, which a client never wrote."""
     if not location or location[0] not in _WITH_FIELDS:
         return location[:1]
-    found: list[int | str] = []
+    path: list[int | str] = []
     for part in location:
         if isinstance(part, str) and (part == "str" or "[" in part):
             break
         if not str(part).startswith("("):
-            found.append(part)
-    return tuple(found)
+            path.append(part)
+    return tuple(path)
 
 
 def failure(update: Update) -> BatonError | None:
-    """The error that an update tells of, if it does."""
+    """Returns the error that an update reports, if there is one."""
     if update.infeasible:
         return Infeasible(update.error or "what was asked for is impossible")
     if update.finish_reason == "error":
@@ -226,5 +226,5 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """A text of at most so many characters."""
+    """Cuts a text to at most so many characters."""
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,6 +1,6 @@
 """The one table of fields that no route honours: which are taken without effect, and which values of others are.
 
-The rule: what could change the answer is honoured or refused by name, and what cannot is taken. The fields of the
+The rule: a field that could change the answer is honoured or refused by name, and any other is taken. The fields of the
 request models are honoured. A null is as if the field were not there. `docs/server.md` has this table as well.
 """
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is done with a field. `values`: those that are taken, None for any. `instead`: what a refusal adds."""
+    """What is done with a field. `values`: the values that are taken, None for any. `instead`: what a refusal adds."""
 
     values: tuple[object, ...] | None = None
     instead: str = ""
 
     @property
     def taken(self) -> bool:
-        """Whether any value is taken, null aside."""
+        """Whether any value besides null is taken."""
         return self.values != ()
 
     def takes(self, value: object) -> bool:
@@ -181,16 +181,16 @@ TABLES: Mapping[str, Mapping[str, Rules]] = {
         "thinking": _any("budget_tokens", "display"),
     },
 }
-"""By the form of a request, and the path of an object in it."""
+"""By the form of a request and the path of an object in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An object of a request: which fields are honoured in it, and the objects that lie in its fields.
+    """An object of a request: which fields are honoured in it, and the objects in its fields.
 
-    `path`: its field's name, as x-baton-ignored has it. `honoured`: None leaves unknown fields to whoever reads the
-    object. `only_for`: a field that is honoured only in objects of this role. `kinds`: instead of all that, the places
-    of objects by their type, the first for those without; other types are refused.
+    `path`: its field's name, as in x-baton-ignored. `honoured`: None leaves unknown fields to the reader of the object.
+    `only_for`: a field that is honoured only in objects of this role. `kinds`: instead of all that, a `Place` for each
+    type of object; the first is for objects without a type, and other types are refused.
     """
 
     path: str = ""
@@ -201,15 +201,15 @@ class Place:
     kinds: Mapping[str, Place] = field(default_factory=dict)
 
 
-def told_as(path: str, name: str) -> str:
-    """A field as x-baton-ignored and the metrics name it."""
+def name_in_report(path: str, name: str) -> str:
+    """A field's name as x-baton-ignored and the metrics write it."""
     return f"{path}.{name}" if path else name
 
 
-TOLD: tuple[str, ...] = tuple(
+REPORTED: tuple[str, ...] = tuple(
     sorted(
         {
-            told_as(path, name)
+            name_in_report(path, name)
             for table in TABLES.values()
             for path, rules in table.items()
             for name, rule in rules.items()
@@ -217,4 +217,4 @@ TOLD: tuple[str, ...] = tuple(
         }
     )
 )
-"""All names that may be told: no other text of a client comes there."""
+"""All names that may be reported: no other text of a client gets there."""

@@ -1,4 +1,4 @@
-"""The generating routes: a body becomes queries, and their updates an answer."""
+"""The generating routes: a body becomes queries, and their updates become an answer."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from baton.server.written import written
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request made ready for the engine. Choice j of prompt i has the index i * n + j.
+    """A request that is ready for the engine. Choice j of prompt i has the index i * n + j.
 
-    `writer`: of the one choice of a form that has blocks. `ignored`: fields that were taken without effect.
+    `writer`: of the one choice, for an API whose answers have blocks. `ignored`: fields that were taken without effect.
     """
 
     asked: Generation
@@ -58,7 +58,7 @@ class Job:
         return isinstance(self.asked, ChatRequest)
 
     def events(self) -> Events:
-        """How a streamed answer is spelled."""
+        """How a streamed answer is written."""
         if self.writer is not None:
             return self.writer
         asked = self.asked
@@ -71,21 +71,21 @@ class Job:
         )
 
     def body(self, updates: Sequence[Update]) -> bytes:
-        """A plain answer, as answers.ChatCompletion and answers.Completion describe it, or as the writer has it."""
+        """The plain answer, as answers.ChatCompletion and answers.Completion describe it, or as the writer makes it."""
         if self.writer is not None:
             return written(self.writer.whole(self.choices[0], updates))
-        found = {choice.query.id: _Found(choice) for choice in self.choices}
+        results = {choice.query.id: _ChoiceResult(choice) for choice in self.choices}
         for update in updates:
-            found[update.query_id].take(update)
-        usage = self.usage([one.usage for one in found.values() if one.usage is not None])
-        choices = [one.told(index, chat=self.chat) for index, one in enumerate(found.values())]
+            results[update.query_id].take(update)
+        usage = self.usage([one.usage for one in results.values() if one.usage is not None])
+        choices = [one.body(index, chat=self.chat) for index, one in enumerate(results.values())]
         return written({**self.head(chunk=False), "choices": choices, "usage": dump_usage(usage)})
 
     def head(self, *, chunk: bool) -> dict[str, object]:
         name = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
         prefix = "chatcmpl" if self.chat else "cmpl"
         return {
-            # The engine's own name of it, by which `baton explain` finds it in a trace.
+            # The engine's own id, by which `baton explain` finds the query in a trace.
             "id": f"{prefix}-{self.choices[0].query.id}",
             "object": name,
             "created": int(time.time()),
@@ -93,7 +93,7 @@ class Job:
         }
 
     def usage(self, usages: Sequence[Usage]) -> UsageBody:
-        """The body of these usages, one of each choice, in their order."""
+        """The body of these usages, one for each choice, in their order."""
         n = self.asked.n
         prompts = (usages[first : first + n] for first in range(0, len(usages), n))
         reasoned = [choice.reasoning_tokens for choice in self.choices if choice.reasoning_tokens is not None]
@@ -127,12 +127,12 @@ class Generating:
         return await self._answer(request, self._message_job)
 
     async def count_tokens(self, request: Request) -> Response:
-        """How long a conversation is as the model is shown it."""
+        """Returns the number of tokens of a conversation, as the model is shown it."""
         body, ignored = await self._line.pass_through(request, self._counted)
         return self._ignored.tell(request, InSlices(body, self._answers), ignored)
 
     async def _answer(self, request: Request, make_job: Callable[[bytes, str], Job]) -> Response:
-        # Parsing, templates and tokenisers are work for a thread: other streams go on meanwhile.
+        # Parsing, templates and tokenisers need a thread, so that other streams go on meanwhile.
         job = await self._line.pass_through(request, make_job, asker(request.scope))
         if job.asked.stream:
             response: Response = EventStream(self._client, self._workers, self._answers, job.choices, job.events())
@@ -144,14 +144,14 @@ class Generating:
 
     async def _whole(self, request: Request, job: Job) -> Response:
         answer = await until_gone(request.receive, self._plain(job))
-        # Where there is no answer there is no client either: what is returned goes nowhere.
+        # Without an answer the client has gone, and nobody gets what is returned.
         return Response() if answer is None else InSlices(answer, self._answers)
 
     async def _plain(self, job: Job) -> bytes:
         queries = [choice.query for choice in job.choices]
-        found: list[Update] = []
+        updates_so_far: list[Update] = []
         size = 0
-        hold = self._answers.hold(found.clear)
+        hold = self._answers.hold(updates_so_far.clear)
         news = self._client.batches(queries, silence_seconds=self._limits.stream_comment)
         try:
             async with aclosing(news) as batches:
@@ -159,27 +159,24 @@ class Generating:
                     for update in updates:
                         if error := failure(update):
                             raise error
-                    found += updates
+                    updates_so_far += updates
                     size += weight(updates)
                     hold.set(hold.bytes + sum(map(size_of, updates)))
                     if hold.gone:
                         raise Overloaded(all_answers(self._answers))
             hold.kept = True
-            return job.body(found) if size < LIGHT else await self._workers.answer(job.body, found)
+            return job.body(updates_so_far) if size < LIGHT else await self._workers.answer(job.body, updates_so_far)
         finally:
             hold.free()
 
     def _completion_job(self, body: bytes, key: str) -> Job:
         asked = CompletionRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
-        params, terms, tokenizer = (
-            asked.params(self._client.defaults),
-            asked.terms(key, self._limits),
-            self._client.tokenizer,
-        )
+        params, tokenizer = asked.params(self._client.defaults), self._client.tokenizer
+        options = asked.request_options(key, self._limits)
         choices: list[Choice] = []
         for prompt in asked.prompts(self._limits):
-            queries = self._client.queries(self._tokens(prompt), params, terms)
+            queries = self._client.queries(self._tokens(prompt), params, options)
             echo = self._echo(prompt) if asked.echo else ""
             for query in queries:
                 logprobs = None if asked.logprobs is None else CompletionLogprobs(tokenizer)
@@ -218,12 +215,13 @@ class Generating:
         turns, tokenizer = asked.turns(), self._client.tokenizer
         check_template(turns, tokenizer.chat_template(tools=tools is not None))
         options = asked.template_options(tokenizer, reasons=reasons(tokenizer))
-        return tokenizer.chat(turns, tools.told if tools else (), options)
+        return tokenizer.chat(turns, tools.described if tools else (), options)
 
     def _chat(self, asked: ChatRequest, key: str, *, up_to_context: bool = False) -> Job:
-        """`up_to_context`: an answer that max_tokens allows and the context does not ends where the context does."""
+        """`up_to_context`: an answer that max_tokens allows and the context does not ends with the context."""
         self._check_model(asked.model)
-        params, terms = asked.params(self._client.defaults), asked.terms(key, self._limits)
+        params = asked.params(self._client.defaults)
+        options = asked.request_options(key, self._limits)
         tokenizer, tools = self._client.tokenizer, asked.offered(self._client.tokenizer, self._limits)
         form = tools.form if tools else None
         reading = reading_of(
@@ -233,7 +231,9 @@ class Generating:
             prompt = self._prompt(asked, tools)
             if up_to_context and len(prompt) + (params.max_tokens or 0) > self._client.settings.max_model_len:
                 params = replace(params, max_tokens=None)
-            queries = self._client.queries(prompt, params, terms, form=form, shown=reading.shown)
+            queries = self._client.queries(
+                prompt, params, options, form=form, visible_special_tokens=reading.visible_special_tokens
+            )
         except RequestError as error:
             error.param = _NAMES_IN_CHAT.get(error.param or "", error.param)
             raise
@@ -267,8 +267,8 @@ class Generating:
 
 
 @dataclass(slots=True)
-class _Found:
-    """What the updates of one choice came to."""
+class _ChoiceResult:
+    """What the updates of one choice add up to."""
 
     choice: Choice
     pieces: list[Piece] = field(default_factory=list)
@@ -280,21 +280,21 @@ class _Found:
         self.reason = self.choice.finish_reason(update) or self.reason
         self.usage = self.choice.usage(update) or self.usage
 
-    def told(self, index: int, *, chat: bool) -> dict[str, object]:
+    def body(self, index: int, *, chat: bool) -> dict[str, object]:
         """As answers.ChatChoice and answers.CompletionChoice describe it."""
         message = message_of(delta for piece in self.pieces for delta in piece.deltas)
-        said: dict[str, object] = {"message": _told(message)} if chat else {"text": message.text}
+        said: dict[str, object] = {"message": _message_body(message)} if chat else {"text": message.text}
         logprobs: dict[str, Any] | None = joined(one.logprobs for one in self.pieces if one.logprobs is not None)
         if chat and logprobs is not None:
             logprobs = {**logprobs, "refusal": None}
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": self.reason}
 
 
-def _told(message: Message) -> dict[str, object]:
+def _message_body(message: Message) -> dict[str, object]:
     """As answers.AssistantMessage describes it."""
     calls = [tool_call(call) for call in message.calls]
     content = message.text or (None if calls else "")
-    told: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
+    body: dict[str, object] = {"role": "assistant", "content": content, "refusal": None}
     if message.reasoning:
-        told |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
-    return told | {"tool_calls": calls} if calls else told
+        body |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
+    return body | {"tool_calls": calls} if calls else body

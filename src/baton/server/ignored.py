@@ -1,4 +1,4 @@
-"""What was taken without effect is told: in a header, in the metrics, and in the log at its lowest level."""
+"""Reports fields that were taken without effect: in a header, in the metrics, and in the log at its lowest level."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _log = logging.getLogger("baton.server")
 
 
 class IgnoredFields:
-    """`count` gets the names of each request's fields, which are of `field_rules.TOLD`."""
+    """`count` gets the names of each request's fields, which are names of `field_rules.REPORTED`."""
 
     def __init__(self, count: Callable[[Collection[str]], None]) -> None:
         self._count = count
 
     def tell(self, request: Request, response: Response, names: Sequence[str]) -> Response:
-        """The response, with the header if there is anything to tell."""
+        """Returns the response, with the header if there is anything to report."""
         if names:
-            told = ", ".join(names)
-            response.headers[HEADER] = told
+            joined = ", ".join(names)
+            response.headers[HEADER] = joined
             self._count(names)
-            _log.debug("request %s: taken without effect: %s", request.state.request_id, told)
+            _log.debug("request %s: taken without effect: %s", request.state.request_id, joined)
         return response

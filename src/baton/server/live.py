@@ -19,8 +19,9 @@ MOST_SERIAL = 2**53
 class LiveView(BaseModel):
     """The last minutes of the running batch. `now` and all times: seconds of the engine's clock.
 
-    `run` names this start of the server: where it is another, begin from 0 again. `stays`: who held which row when,
-    lists of `stay_fields`. `buckets`: a list for each fact of each quarter of a second. `figures`: of the last minute.
+    `run` names this start of the server: if it changes, begin from 0 again. `stays`: which query held which row when,
+    as lists of `stay_fields`. `buckets`: a list for each fact of each quarter of a second. `figures`: of the last
+    minute.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -64,14 +65,14 @@ DESCRIBED: dict[str, Any] = {
 
 
 class LiveRoutes:
-    """`live` answers JSON of what is new since a serial and a time."""
+    """`live` returns what is new since a serial and a time, as JSON."""
 
     def __init__(self, live: Callable[[int, float], bytes], workers: Workers) -> None:
         self._live = live
         self._workers = workers
 
     async def data(self, request: Request) -> Response:
-        """The running batch over the last minutes, or what is new of it: what the page at /live draws."""
+        """The running batch over the last minutes, or what is new of it. The page at /live draws it."""
         sent = request.query_params.multi_items()
         for name, _ in sent:
             if name not in ("serial", "time"):
@@ -92,9 +93,9 @@ def _serial(text: str) -> int:
 
 def _time(text: str) -> float:
     try:
-        found = float(text)
+        seconds = float(text)
     except ValueError:
-        found = -1.0
-    if "_" in text or not 0 <= found < math.inf:
+        seconds = -1.0
+    if "_" in text or not 0 <= seconds < math.inf:
         raise InvalidValue("time must be a number of seconds, 0 or more", param="time")
-    return found
+    return seconds

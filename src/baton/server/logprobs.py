@@ -17,17 +17,17 @@ _COMPLETION_LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
 class CompletionLogprobs:
-    """Those of one choice of /v1/completions, as they come. Offsets count the characters of the choice's text."""
+    """Log-probabilities of one choice of /v1/completions. Offsets count the characters of the choice's text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def echo(self, prompt: Sequence[int], text: str, told: Sequence[TokenLogprobs]) -> Body:
-        """Those of the prompt, whose first token has none; `text` is what the choice begins with."""
+    def echo(self, prompt: Sequence[int], text: str, scored: Sequence[TokenLogprobs]) -> Body:
+        """Log-probabilities of the prompt, whose first token has none; `text` is what the choice begins with."""
         body: Body = {name: [] for name in _COMPLETION_LISTS}
-        for token, one in zip(prompt, (None, *told), strict=True):
+        for token, one in zip(prompt, (None, *scored), strict=True):
             begin = self._offset
             self._add(body, token, one)
             if self._hidden(token) and not text.startswith(self._name(token), begin):
@@ -38,26 +38,26 @@ class CompletionLogprobs:
         self._decoder.reset()
         return body
 
-    def answer(self, told: Sequence[TokenLogprobs]) -> Body:
+    def answer(self, scored: Sequence[TokenLogprobs]) -> Body:
         body: Body = {name: [] for name in _COMPLETION_LISTS}
-        for one in told:
+        for one in scored:
             begin = self._offset
             self._add(body, one.token_id, one)
             if self._hidden(one.token_id):
                 self._offset = begin
         return body
 
-    def _add(self, body: Body, token: int, told: TokenLogprobs | None) -> None:
+    def _add(self, body: Body, token: int, entry: TokenLogprobs | None) -> None:
         body["tokens"].append(self._name(token))
-        body["token_logprobs"].append(None if told is None else _finite(told.logprob))
-        body["top_logprobs"].append(None if told is None else self._top(told))
+        body["token_logprobs"].append(None if entry is None else _finite(entry.logprob))
+        body["top_logprobs"].append(None if entry is None else self._top(entry))
         body["text_offset"].append(self._offset)
         self._offset += len(self._decoder.decode(self._tokenizer.piece(token)))
 
-    def _top(self, told: TokenLogprobs) -> dict[str, float]:
-        """The best tokens, best first, and the token itself; of several with the same text the best."""
+    def _top(self, entry: TokenLogprobs) -> dict[str, float]:
+        """The best tokens, best first, and the token itself. Of several with the same text the best one stays."""
         top: dict[str, float] = {}
-        for token, logprob in (*told.best, (told.token_id, told.logprob)):
+        for token, logprob in (*entry.best, (entry.token_id, entry.logprob)):
             top.setdefault(self._name(token), _finite(logprob))
         return top
 
@@ -66,7 +66,7 @@ class CompletionLogprobs:
         return not self._tokenizer.decode([token])
 
     def _name(self, token: int) -> str:
-        """The token's text; the bytes of a part of a character, as OpenAI writes them."""
+        """The token's text; for a part of a character its bytes, as OpenAI writes them."""
         piece = self._tokenizer.piece(token)
         try:
             return piece.decode()
@@ -75,17 +75,17 @@ class CompletionLogprobs:
 
 
 class ChatLogprobs:
-    """Those of one choice of /v1/chat/completions."""
+    """Log-probabilities of one choice of /v1/chat/completions."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def answer(self, told: Sequence[TokenLogprobs]) -> Body:
-        return {"content": [self._token(one) for one in told]}
+    def answer(self, scored: Sequence[TokenLogprobs]) -> Body:
+        return {"content": [self._token(one) for one in scored]}
 
-    def _token(self, told: TokenLogprobs) -> dict[str, object]:
-        best = [self._one(token, logprob) for token, logprob in told.best]
-        return {**self._one(told.token_id, told.logprob), "top_logprobs": best}
+    def _token(self, entry: TokenLogprobs) -> dict[str, object]:
+        best = [self._one(token, logprob) for token, logprob in entry.best]
+        return {**self._one(entry.token_id, entry.logprob), "top_logprobs": best}
 
     def _one(self, token: int, logprob: float) -> dict[str, object]:
         piece = self._tokenizer.piece(token)
@@ -93,12 +93,12 @@ class ChatLogprobs:
 
 
 def _finite(logprob: float) -> float:
-    """JSON has no infinity: a token that cannot come has the number that OpenAI and vLLM give it."""
+    """JSON has no infinity: an impossible token has the number that OpenAI and vLLM give it."""
     return max(logprob, _IMPOSSIBLE)
 
 
 def joined(bodies: Iterable[Body]) -> Body | None:
-    """Pieces of one choice's as one; None where there are none."""
+    """Joins the log-probabilities of one choice's pieces; None if there are none."""
     whole: Body = {}
     for body in bodies:
         for name, values in body.items():

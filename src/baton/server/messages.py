@@ -67,7 +67,7 @@ Messages = Annotated[list[Message], FailFast(), BeforeValidator(_checked), Field
 
 
 def turns_of(messages: list[Message]) -> list[dict[str, Any]]:
-    """The conversation as a chat template takes it; a developer's message is a system's. Raises InvalidValue."""
+    """The conversation as a chat template takes it; a developer's message becomes a system's. Raises InvalidValue."""
     known: set[str] = set()
     turns = []
     for at, message in enumerate(messages):
@@ -94,7 +94,7 @@ def turns_of(messages: list[Message]) -> list[dict[str, Any]]:
 
 
 def check_template(turns: list[dict[str, Any]], template: str | None) -> None:
-    """Raises Unsupported where these have tool calls, and the chat template's source says nothing of them."""
+    """Raises Unsupported if the turns have tool calls and the chat template's source does not mention them."""
     for at, turn in enumerate(turns):
         for name, param in (("tool_calls", "tool_calls"), ("tool_call_id", "role")):
             if name in turn and (template or "").count("tool_calls" if name == "tool_calls" else "tool") == 0:

@@ -1,7 +1,7 @@
-"""What every request passes: its id, its headers' size, its host and key; and what becomes of an unforeseen error.
+"""What every request passes: its id, its headers' size, its host and key; and how unforeseen errors are answered.
 
-Plain ASGI middleware, because Starlette's base class costs a task per request and hides disconnects. Between the two
-comes what other origins need (`access.Origins`), so that refusals can be read there too.
+Plain ASGI middleware, because Starlette's base class costs a task per request and hides disconnects. `auth.Origins`
+stands between the two, so that pages of other origins can read refusals too.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class AuthMiddleware:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         self._check_size(scope)
         host = headers.get(b"host")
-        # Only HTTP/1.0 knows requests without one, which no browser sends.
+        # Only HTTP/1.0 allows requests without a host, and no browser sends it.
         if self._hosts is not None and host is not None and not self._hosts.admit(host):
             name = quoted(host.decode("latin-1"))
             raise InvalidHost(f"this server is not known by the request's Host {name}: --allowed-host adds a name")
@@ -101,7 +101,7 @@ class AuthMiddleware:
 
 
 def request_id(sent: bytes, limits: Limits) -> bytes:
-    """What the client sent, if it is printable ASCII of a sane length; else one of ours."""
+    """The client's id, if it is printable ASCII of a sane length; else a new one."""
     if 1 <= len(sent) <= limits.max_request_id and all(0x20 <= byte <= 0x7E for byte in sent):
         return sent
     return secrets.token_hex(16).encode()

@@ -1,4 +1,4 @@
-"""What is told of a path that has no route: the route that was meant, and a page where a browser asks."""
+"""The answer to a path without a route: the route that was meant, and a page for browsers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NOT_HERE: Mapping[str, str] = {
     "props": "GET /v1/models and /tokenizer_info tell of the model",
     "slots": "GET /load tells how the engine is",
 }
-"""What clients look for, without /v1 in front."""
+"""What clients ask for without /v1 in front."""
 _MOST_CHARACTERS = 64
 _MARK = "<!-- what -->"
 _PAGE = (Path(__file__).parent / "page" / "not-found.html").read_text()
@@ -59,7 +59,7 @@ def not_found(request: Request, known: Collection[str]) -> Response:
 
 
 def instead_of(path: str, known: Collection[str]) -> str:
-    """What whoever asked for this path may have meant."""
+    """Returns the path that the client may have meant."""
     bare = re.sub(r"^(/v1)+(?=/|$)", "", path.rstrip("/") or "/")
     if (reason := _NOT_HERE.get(bare.lstrip("/"))) is not None:
         return reason

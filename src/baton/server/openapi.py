@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's list of routes, with the limits in force and every status that each can answer."""
+"""The OpenAPI document: FastAPI's list of routes, with the limits in force and every status of each route."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _RULES: Mapping[str, Rules] = {
     "Thinking": _MESSAGES["thinking"],
     **{name: {} for name in ("ToolChoice", "OutputConfig", "JsonFormat", "Metadata")},
 }
-"""What is done with the fields that these models do not have."""
+"""What is done with fields that these models do not have."""
 _OR_TEXT = {
     ("ResponsesRequest", "input"),
     ("InputMessage", "content"),
@@ -124,7 +124,7 @@ _NULL: Schema = {"type": "null"}
 
 
 def described(app: FastAPI, client: Client, access: Access, open_paths: Collection[str]) -> dict[str, Any]:
-    """The document for an app whose engine, and whose access, these are."""
+    """Returns the document for an app with this engine and this access."""
     document = get_openapi(title=app.title, version=app.version, routes=app.routes, description=_ABOUT)
     schemas = document["components"]["schemas"]
     schemas |= _schemas_of((ErrorAnswer, AnthropicError, *_STREAMS.values()), "serialization")
@@ -169,9 +169,9 @@ def _error_of(path: str) -> str:
 
 def _events(path: str) -> Schema:
     """The schema of one event, as OpenAPI 3.2's `itemSchema` and tools for earlier versions read it."""
-    told = {"type": "string", "contentMediaType": "application/json"}
+    text = {"type": "string", "contentMediaType": "application/json"}
     either = [_ref(_STREAMS[path].__name__), _ref(_error_of(path))]
-    kinds: list[Schema] = [{"contentSchema": {"anyOf": either}, **told}]
+    kinds: list[Schema] = [{"contentSchema": {"anyOf": either}, **text}]
     if path in _DONE:
         kinds.append({"const": "[DONE]"})
     return {
@@ -199,14 +199,14 @@ def _tell_example(document: Schema, name: str) -> None:
 
 
 def _requests(client: Client) -> dict[str, Schema]:
-    """The bodies of requests: what pydantic says, null and neutral values where they are taken, and the limits."""
+    """The bodies of requests: what pydantic says, with the limits, and null and neutral values if they are taken."""
     bounds = _bounds(client)
     schemas = _schemas_of(_REQUESTS, "validation")
     for name, schema in schemas.items():
         required = schema.get("required", ())
-        for field, told in schema.get("properties", {}).items():
+        for field, sent in schema.get("properties", {}).items():
             bound = bounds.get(f"{name}.{field}", bounds.get(field, {}))
-            schema["properties"][field] = _field(told, bound, nullable=name in _RULES and field not in required)
+            schema["properties"][field] = _field(sent, bound, nullable=name in _RULES and field not in required)
             if (name, field) in _OR_TEXT:
                 schema["properties"][field] = {"anyOf": [{"type": "string"}, schema["properties"][field]]}
         if name in _RULES:
@@ -229,10 +229,10 @@ def _ruled(rule: Rule) -> Schema:
 
 
 def _message(schema: Schema, template: str) -> Schema:
-    """By who speaks: each role has fields of its own, and those of tools only where the chat template knows them."""
+    """Each role has fields of its own; those of tools are there only if the chat template knows tools."""
     fields = schema["properties"]
-    told = fields["content"]["anyOf"][:-1]
-    plain = {"content": {"anyOf": told}, "tool_call_id": {"enum": [None, ""]}, "name": _ruled(MESSAGE["name"])}
+    kinds_of_text = fields["content"]["anyOf"][:-1]
+    plain = {"content": {"anyOf": kinds_of_text}, "tool_call_id": {"enum": [None, ""]}, "name": _ruled(MESSAGE["name"])}
     no_calls: Schema = {"tool_calls": {"enum": [None, []]}}
 
     def of(roles: list[str], required: list[str], **own: Schema) -> Schema:
@@ -256,25 +256,25 @@ def _message(schema: Schema, template: str) -> Schema:
     return {"title": "Message", "anyOf": kinds}
 
 
-def _field(told: Schema, bound: Schema, *, nullable: bool) -> Schema:
-    about: Schema = {key: told[key] for key in ("title", "description", "default") if key in told}
+def _field(sent: Schema, bound: Schema, *, nullable: bool) -> Schema:
+    about: Schema = {key: sent[key] for key in ("title", "description", "default") if key in sent}
     if "enum" in bound and None in bound["enum"]:
         return {**about, **bound}
-    core = {key: value for key, value in told.items() if key not in about}
+    core = {key: value for key, value in sent.items() if key not in about}
     kinds = [kind for kind in core.get("anyOf", ()) if kind != {"type": "null"}]
     nullable = nullable or len(kinds) < len(core.get("anyOf", ()))
     if len(kinds) == 1:
         core = kinds[0]
     elif kinds:
         core = {**core, "anyOf": kinds}
-    # What bounds a number says nothing of a field that has this name and is none.
+    # A bound on numbers must not reach a field of the same name that is not a number.
     if bound and ("anyOf" in core) == ("anyOf" in bound) and core.get("type") == bound.get("type"):
         core = {**core, **bound}
     return {**about, "anyOf": [core, {"type": "null"}]} if nullable else {**about, **core}
 
 
 def _bounds(client: Client) -> dict[str, Schema]:
-    """By field, or by model and field."""
+    """Bounds by field, or by model and field."""
     limits, longest = client.settings.limits, client.settings.max_model_len
     tokenizer = client.tokenizer
     offers = style_of(tokenizer.chat_template(tools=True) or "", tokenizer.response_template) is not None
@@ -320,8 +320,8 @@ def _bounds(client: Client) -> dict[str, Schema]:
 
 def _schemas_of(models: Collection[type[BaseModel]], mode: Any) -> dict[str, Schema]:
     pairs: Any = [(model, mode) for model in models]
-    _, found = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
-    schemas: dict[str, Schema] = found["$defs"]
+    _, definitions = models_json_schema(pairs, ref_template="#/components/schemas/{model}")
+    schemas: dict[str, Schema] = definitions["$defs"]
     return schemas
 
 
@@ -330,7 +330,7 @@ def _ref(name: str) -> Schema:
 
 
 def _given(**kinds: Schema) -> Schema:
-    """That the first of these fields is there, and of what kind each is if it is."""
+    """Requires the first of these fields; each field that is there has its type."""
     return {"required": [next(iter(kinds))], "properties": kinds}
 
 
@@ -349,16 +349,16 @@ def _number(low: float, high: float) -> Schema:
 
 
 def _up_to(most: int) -> str:
-    """A pattern of all whole numbers from 0 to this one."""
+    """Returns a pattern of all whole numbers from 0 to this one."""
     digits = str(most)
-    found = [str(most), "0"]
+    patterns = [str(most), "0"]
     for length in range(1, len(digits)):
-        found.append("[1-9]" + "[0-9]" * (length - 1))
+        patterns.append("[1-9]" + "[0-9]" * (length - 1))
     for at, digit in enumerate(digits):
         low = 0 if at else 1
         if int(digit) > low:
-            found.append(f"{digits[:at]}[{low}-{int(digit) - 1}]" + "[0-9]" * (len(digits) - at - 1))
-    return "|".join(found)
+            patterns.append(f"{digits[:at]}[{low}-{int(digit) - 1}]" + "[0-9]" * (len(digits) - at - 1))
+    return "|".join(patterns)
 
 
 def _list(items: Schema, fewest: int, most: int) -> Schema:

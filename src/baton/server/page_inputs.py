@@ -1,4 +1,4 @@
-"""The chat page's inputs for sampling fields, made of their one table."""
+"""The chat page's inputs for sampling fields, made from their one table."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from html import escape
 from baton.core.sampling import SAMPLING_FIELDS, SamplingField
 
 _PLACE = re.compile(rb"<!-- sampling: (\w+) -->")
-# JavaScript's numbers are whole up to here.
+# JavaScript's whole numbers are exact up to here.
 _MOST_IN_SCRIPTS = 2**53 - 1
 
 
 def with_inputs(page: bytes) -> bytes:
-    """Returns a page with the inputs of a group of fields in each place that is marked for them."""
+    """Returns a page with the inputs of a group of fields at each place that is marked for them."""
     return _PLACE.sub(lambda place: _inputs(place[1].decode()).encode(), page)
 
 

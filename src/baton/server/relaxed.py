@@ -1,7 +1,7 @@
-"""Schemas of tools that are not strict, without what no grammar can hold an answer to.
+"""Schemas of tools that are not strict, without what no grammar can enforce.
 
-Generators of schemas write keywords that nobody enforces. A tool that asks for no strictness is called all the same,
-and which keywords were left out is told.
+Generators of schemas write keywords that nobody enforces. A tool that asks for no strictness can be called all the
+same; the answer reports which keywords were left out.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _DATA = ("const", "enum", "default", "examples", "example", "required")
 
 
 def relaxed(schema: Any, left_out: set[str]) -> Any:
-    """The schema without such keywords, whose names are added to `left_out`. `nullable` becomes a type."""
+    """Returns the schema without such keywords, whose names are added to `left_out`. `nullable` becomes a type."""
     if isinstance(schema, list):
         return [relaxed(one, left_out) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for name, value in schema.items():
         if name in _DROPPED:
             left_out.add(name)
         elif name in _BY_NAME and isinstance(value, Mapping):
-            found[name] = {key: relaxed(one, left_out) for key, one in value.items()}
+            kept[name] = {key: relaxed(one, left_out) for key, one in value.items()}
         elif name != "nullable":
-            found[name] = value if name in _DATA else relaxed(value, left_out)
-    return _nullable(found, left_out) if schema.get("nullable") is True else found
+            kept[name] = value if name in _DATA else relaxed(value, left_out)
+    return _nullable(kept, left_out) if schema.get("nullable") is True else kept
 
 
 def _nullable(schema: dict[str, Any], left_out: set[str]) -> dict[str, Any]:
-    """OpenAPI's way to say that a value may be null, in JSON Schema's."""
+    """Turns OpenAPI's way to allow null into JSON Schema's."""
     left_out.add("nullable")
     if isinstance(schema.get("enum"), list) and None not in schema["enum"]:
         schema["enum"] = [*schema["enum"], None]

@@ -84,7 +84,7 @@ class TextConfig(Strict):
 
 
 class ResponsesStreamOptions(Strict):
-    """Nothing is honoured in it."""
+    """No field of it is honoured."""
 
 
 _TABLE = TABLES["responses"]
@@ -93,7 +93,7 @@ _FORMAT = Place("text.format", frozenset({"type", "name", "description", "schema
 
 
 class ResponsesRequest(Sampled):
-    """A conversation, as text or items. Nothing is stored: what it goes on from is sent again."""
+    """A conversation, as text or items. Nothing is stored, so each request has the whole conversation."""
 
     rules: ClassVar[Rules] = RESPONSES
     inner: ClassVar[Mapping[str, Place]] = {
@@ -127,8 +127,8 @@ class ResponsesRequest(Sampled):
     stream_options: ResponsesStreamOptions | None = None
 
     def to_chat(self) -> Translation:
-        found = Translation({**shared(self), "messages": []})
-        found.origins |= {
+        translation = Translation({**shared(self), "messages": []})
+        translation.origins |= {
             "messages": "input",
             "max_completion_tokens": "max_output_tokens",
             "reasoning_effort": "reasoning.effort",
@@ -136,25 +136,25 @@ class ResponsesRequest(Sampled):
             "response_format": "text.format",
         }
         if self.instructions:
-            found.add({"role": "system", "content": self.instructions}, "instructions")
+            translation.add({"role": "system", "content": self.instructions}, "instructions")
         for at, item in enumerate(self.input):
-            _add(found, item, f"input[{at}]")
-        self._add_tools(found)
-        self._add_form(found)
-        found.chat["max_completion_tokens"] = self.max_output_tokens
+            _add(translation, item, f"input[{at}]")
+        self._add_tools(translation)
+        self._add_form(translation)
+        translation.chat["max_completion_tokens"] = self.max_output_tokens
         if self.reasoning is not None and self.reasoning.effort is not None:
-            found.chat["reasoning_effort"] = self.reasoning.effort
+            translation.chat["reasoning_effort"] = self.reasoning.effort
         if self.top_logprobs is not None or WITH_LOGPROBS in self.include:
-            found.chat |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        return found
+            translation.chat |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        return translation
 
     @property
-    def tools_told(self) -> list[dict[str, Any]]:
-        """As a response repeats them."""
+    def tools_body(self) -> list[dict[str, Any]]:
+        """The tools as a response repeats them."""
         return [tool.model_dump() for tool in self.tools]
 
     @property
-    def choice_told(self) -> str | dict[str, Any]:
+    def tool_choice_body(self) -> str | dict[str, Any]:
         choice = self.tool_choice or "auto"
         return choice if isinstance(choice, str) else choice.model_dump()
 
@@ -163,23 +163,23 @@ class ResponsesRequest(Sampled):
         form = None if self.text is None else self.text.format
         return {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
 
-    def _add_tools(self, found: Translation) -> None:
+    def _add_tools(self, translation: Translation) -> None:
         functions = list(self._functions())
         if functions:
-            found.chat["parallel_tool_calls"] = self.parallel_tool_calls
-            found.chat["tools"] = [
+            translation.chat["parallel_tool_calls"] = self.parallel_tool_calls
+            translation.chat["tools"] = [
                 described_tool(tool.model_dump() | {"name": joined_name(namespace, tool.name)}, "parameters")
                 for _, namespace, tool in functions
             ]
-            found.origins |= {f"tools[{at}].function": origin for at, (origin, *_) in enumerate(functions)}
+            translation.origins |= {f"tools[{at}].function": origin for at, (origin, *_) in enumerate(functions)}
         choice = self.tool_choice
         if isinstance(choice, NamedFunction):
-            found.chat["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+            translation.chat["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
         elif choice is not None:
-            found.chat["tool_choice"] = choice
+            translation.chat["tool_choice"] = choice
 
     def _functions(self) -> Iterator[tuple[str, str | None, FunctionTool]]:
-        """Where each function is, in which namespace, and what it is."""
+        """Each function's path in the request, its namespace, and the function."""
         for at, tool in enumerate(self.tools):
             if isinstance(tool, NamespaceTool):
                 yield from ((f"tools[{at}].tools[{i}]", tool.name, one) for i, one in enumerate(tool.tools))
@@ -187,28 +187,28 @@ class ResponsesRequest(Sampled):
                 yield f"tools[{at}]", None, tool
 
     def called(self, name: str) -> dict[str, str]:
-        """How a call of the function that the model knows by this name is told."""
+        """The name and namespace that a call of this function has in the answer."""
         for _, namespace, tool in self._functions():
             if namespace is not None and joined_name(namespace, tool.name) == name:
                 return {"name": tool.name, "namespace": namespace}
         return {"name": name}
 
-    def _add_form(self, found: Translation) -> None:
-        told = self.form
-        kind = told.pop("type")
-        if kind != "text" or told:
-            found.chat["response_format"] = {"type": kind} | ({"json_schema": told} if told else {})
+    def _add_form(self, translation: Translation) -> None:
+        schema = self.form
+        kind = schema.pop("type")
+        if kind != "text" or schema:
+            translation.chat["response_format"] = {"type": kind} | ({"json_schema": schema} if schema else {})
 
 
-def _add(found: Translation, item: Any, origin: str) -> None:
+def _add(translation: Translation, item: Any, origin: str) -> None:
     if isinstance(item, FunctionCall):
         call = {"id": item.call_id, "type": "function"}
         called = {"function": {"name": joined_name(item.namespace, item.name), "arguments": item.arguments}}
-        found.add({"role": "assistant", "content": None, "tool_calls": [call | called]}, origin)
+        translation.add({"role": "assistant", "content": None, "tool_calls": [call | called]}, origin)
     elif isinstance(item, FunctionCallOutput):
-        found.add({"role": "tool", "tool_call_id": item.call_id, "content": text_parts(item.output)}, origin)
+        translation.add({"role": "tool", "tool_call_id": item.call_id, "content": text_parts(item.output)}, origin)
     elif isinstance(item, ReasoningItem):
         thought = "".join(part.text for part in item.content or item.summary)
-        found.add({"role": "assistant", "reasoning_content": thought}, origin)
+        translation.add({"role": "assistant", "reasoning_content": thought}, origin)
     else:
-        found.add({"role": item.role, "content": text_parts(item.content)}, origin)
+        translation.add({"role": item.role, "content": text_parts(item.content)}, origin)

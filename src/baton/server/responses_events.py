@@ -1,4 +1,4 @@
-"""Answers as /v1/responses tells them: items, and events of their making."""
+"""Answers of /v1/responses: items, and the events of their making."""
 
 from __future__ import annotations
 
@@ -69,26 +69,26 @@ class ResponseWriter(BlockWriter):
         yield self._event(f"response.{self._status}", response=self._response(self._status, usage))
 
     def error(self, error: BatonError) -> str:
-        told = {
+        fields = {
             "code": _ERROR_CODES.get(error.status, "server_error"),
             "message": cut(error.message, MAX_MESSAGE_CHARACTERS),
         }
-        return self._event("response.failed", response=self._response(FAILED) | {"error": told})
+        return self._event("response.failed", response=self._response(FAILED) | {"error": fields})
 
     @property
     def _status(self) -> str:
         return INCOMPLETE if self.reason == "length" else COMPLETED
 
-    def _event(self, kind: str, **told: object) -> str:
-        event = {"type": kind, "sequence_number": self._sequence, **told}
+    def _event(self, kind: str, **fields: object) -> str:
+        event = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return f"event: {kind}\ndata: {json.dumps(event)}\n\n"
 
-    def _of_item(self, kind: str, block: Block, **told: object) -> str:
-        return self._event(kind, output_index=block.number, **told)
+    def _of_item(self, kind: str, block: Block, **fields: object) -> str:
+        return self._event(kind, output_index=block.number, **fields)
 
-    def _of_part(self, kind: str, block: Block, **told: object) -> str:
-        return self._event(kind, item_id=self._id(block), output_index=block.number, content_index=0, **told)
+    def _of_part(self, kind: str, block: Block, **fields: object) -> str:
+        return self._event(kind, item_id=self._id(block), output_index=block.number, content_index=0, **fields)
 
     def _id(self, block: Block) -> str:
         return f"{_PREFIXES[block.kind]}_{self.query.id}-{block.number}"
@@ -110,7 +110,7 @@ class ResponseWriter(BlockWriter):
         ended = status in (COMPLETED, INCOMPLETE)
         blocks = self.blocks if status != IN_PROGRESS else []
         return {
-            # The engine's own name of it, by which `baton explain` finds it in a trace.
+            # The engine's own id, by which `baton explain` finds the query in a trace.
             "id": f"resp_{self.query.id}",
             "object": "response",
             "created_at": self._created,
@@ -130,8 +130,8 @@ class ResponseWriter(BlockWriter):
             "store": False,
             "temperature": params.temperature,
             "text": {"format": sent.form},
-            "tool_choice": sent.choice_told,
-            "tools": sent.tools_told,
+            "tool_choice": sent.tool_choice_body,
+            "tools": sent.tools_body,
             "top_logprobs": sent.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",

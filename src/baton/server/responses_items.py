@@ -53,7 +53,7 @@ Texts = Annotated[list[InputText], FailFast(), BeforeValidator(_as_parts)]
 
 
 class InputMessage(Strict):
-    """What somebody said."""
+    """A message of the conversation."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -79,7 +79,7 @@ class FunctionCallOutput(Strict):
 
 
 class ReasoningItem(Strict):
-    """What the model thought earlier: its own words, or else what was said of them."""
+    """What the model thought earlier: its own words, or else the summary."""
 
     type: Literal["reasoning"]
     content: Texts = Field(default_factory=list)

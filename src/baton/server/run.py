@@ -38,7 +38,7 @@ CLOSE_SECONDS = 3
 BACKLOG = 1024
 """Connections that may wait until they are taken."""
 MOST_FILES = 2**20
-"""Enough for any number of connections; where a process may have more, some libraries walk through them all."""
+"""Enough for any number of connections. Some libraries walk through all files that a process may have, so not more."""
 
 _log = logging.getLogger("baton.server")
 
@@ -48,9 +48,9 @@ Drain = Callable[[float], bool]
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """When a server that hangs says so, and ends itself: after so many seconds (0: never).
+    """When a hanging server logs so, and when it ends itself: after so many seconds (0: never).
 
-    `engine`: for how long the engine has been stuck. What hangs cannot be ended but with its process.
+    `engine`: for how long the engine has been stuck. What hangs can only be ended with its process.
     """
 
     told_after: float
@@ -58,7 +58,7 @@ class Hang:
     engine: Callable[[], float]
 
     def watchdogs(self, loop: asyncio.AbstractEventLoop) -> list[Watchdog]:
-        """One for the event loop, one for the engine, which has another to say that it hangs."""
+        """One watchdog for the event loop. One for the engine, whose own thread cannot report that it hangs."""
         return [
             Watchdog(Pulse(loop).silent, self.told_after, what="no sign of the event loop", ends_after=self.ends_after),
             Watchdog(self.engine, math.inf, ends_after=self.ends_after),
@@ -66,15 +66,15 @@ class Hang:
 
 
 class Pulse:
-    """Asks an event loop, from another thread, to show that it goes round."""
+    """Asks an event loop, from another thread, to prove that it goes round."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._shown = time.monotonic()
 
     def silent(self) -> float:
-        """Seconds since it was seen to go round."""
-        with contextlib.suppress(RuntimeError):  # it is closed
+        """Seconds since it last went round."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._show)
         return time.monotonic() - self._shown
 
@@ -83,7 +83,7 @@ class Pulse:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises SettingError where there can be none."""
+    """Returns a listening socket. Raises SettingError if there can be none."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -93,7 +93,7 @@ def bind(host: str, port: int) -> socket.socket:
     bound = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":
-            # Elsewhere the option would let a second server take the port of a running one.
+            # On other systems the option would let a second server take the port of a running one.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen(BACKLOG)
@@ -111,7 +111,7 @@ def url_of(bound: socket.socket) -> str:
 def server_config(app: FastAPI, limits: Limits, crowd: Crowd | None = None) -> uvicorn.Config:
     """uvicorn as this server runs it: HTTP/1.1 by our own `Connection`."""
     crowd = crowd or Crowd(limits.max_connections)
-    # Any application is served; one that holds answers by itself shares the sum.
+    # Any application can be served. One that holds answers itself shares their sum.
     answers = getattr(app.state, "answers", None) or Held(limits.max_answers_bytes)
     connection: Any = partial(Connection, limits=limits, crowd=crowd, answers=answers)
     return uvicorn.Config(
@@ -124,7 +124,7 @@ def server_config(app: FastAPI, limits: Limits, crowd: Crowd | None = None) -> u
         log_level="warning",
         proxy_headers=False,
         server_header=False,
-        # Past this uvicorn would cancel its tasks, and log a traceback for each: connections are closed before.
+        # After this time uvicorn would cancel its tasks, with a traceback for each. Connections are closed before.
         timeout_graceful_shutdown=2 * CLOSE_SECONDS,
     )
 
@@ -139,18 +139,18 @@ def serve(
     hang: Hang | None = None,
     on_started: Callable[[str], None] | None = None,
 ) -> None:
-    """Answers requests on a bound socket until SIGINT, SIGTERM or SIGHUP, and then returns when all is at its end.
+    """Serves on a bound socket until SIGINT, SIGTERM or SIGHUP, and returns when everything has ended.
 
     The first signal drains: new queries get 503 while running ones finish within the timeout. A second SIGINT or
-    SIGTERM ends those at once. SIGQUIT stays what it is everywhere, the way to end a process without a word.
-    `on_started` is told the address once requests are taken. Must run in the main thread.
+    SIGTERM ends those at once. SIGQUIT does what it does everywhere: it ends the process without a word. `on_started`
+    gets the address when requests are taken. Must run in the main thread.
     """
     raise_file_limit()
-    # Before anything is served: see `baton.core.threads`.
+    # Must be before anything is served: see `baton.core.threads`.
     threads = started(2, "baton-drain")
     crowd = Crowd(fitting(limits.max_connections))
     server = _Server(server_config(app, limits, crowd), app, crowd, drain, drain_timeout_seconds, hang, threads)
-    asyncio.run(server.run_until_told(bound, on_started))
+    asyncio.run(server.run_until_signal(bound, on_started))
 
 
 def hangs_up() -> bool:
@@ -183,7 +183,7 @@ class _Server(uvicorn.Server):
         threads: ThreadPoolExecutor,
     ) -> None:
         super().__init__(config)
-        # asyncio takes as many connections at once as it is told may wait for that.
+        # asyncio accepts as many connections at once as this says may wait.
         config.backlog = ACCEPTED_AT_ONCE
         self._app = app
         self._crowd = crowd
@@ -193,13 +193,13 @@ class _Server(uvicorn.Server):
         self._timeout_seconds = timeout_seconds
         self._drains: list[asyncio.Task[None]] = []
 
-    async def run_until_told(self, bound: socket.socket, on_started: Callable[[str], None] | None) -> None:
+    async def run_until_signal(self, bound: socket.socket, on_started: Callable[[str], None] | None) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._told_to_end)
+            loop.add_signal_handler(number, self._end_requested)
         if hangs_up():
-            # The kernel sends it, and the shell that ends does, too: twice is no hurry.
-            loop.add_signal_handler(signal.SIGHUP, self._told_to_end, False)
+            # The kernel sends it, and so does the shell that ends: a second one does not hurry.
+            loop.add_signal_handler(signal.SIGHUP, self._end_requested, False)
         self._on_started = on_started
         self._url = url_of(bound)
         dogs = [] if self._hang is None else self._hang.watchdogs(loop)
@@ -234,7 +234,7 @@ class _Server(uvicorn.Server):
         # uvicorn's own handlers raise the signal again at the end: a traceback, or a status that is not 0.
         yield
 
-    def _told_to_end(self, hurry: bool = True) -> None:
+    def _end_requested(self, hurry: bool = True) -> None:
         self._app.state.draining = True
         timeout = 0.0 if self._drains else self._timeout_seconds
         if not self._drains or (hurry and len(self._drains) < 2):

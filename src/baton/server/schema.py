@@ -88,7 +88,7 @@ _OUTPUTS_SCHEMA = {
 
 
 class StreamOptions(Strict):
-    """What a stream has beside the text."""
+    """What a stream has besides the text."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = Field(False, description="Each event has the usage up to it.")
@@ -109,14 +109,14 @@ def _listed(value: object) -> object:
 
 _Stop = Annotated[
     list[str],
-    FailFast(),  # as on every list: a long one of the wrong kind would else become as many errors
+    FailFast(),  # as on every list: a long one of the wrong type would else become as many errors
     BeforeValidator(_listed),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 
 
 def _named(value: object) -> object:
-    """Some clients say more of a user than a name: then all of it is the name."""
+    """Some clients send more of a user than a name; then all of it is the name."""
     if not isinstance(value, dict):
         return value
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -125,7 +125,7 @@ def _named(value: object) -> object:
 _User = Annotated[str, BeforeValidator(_named), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
 
 
-# They are other things in a request, or differ by route.
+# These mean something else in a request, or differ by route.
 _OWN = ("n", "max_tokens", "logprobs", "prompt_logprobs", "skip_special_tokens")
 _NUMBERS = {
     known.name: (
@@ -139,7 +139,7 @@ _Numbers: Any = create_model("_Numbers", __base__=Strict, **_NUMBERS)  # type: i
 
 
 class Sampled(_Numbers):  # type: ignore[misc]
-    """What all generating routes take. What its fields may be is for `SamplingParams` and `Limits`."""
+    """The fields of all generating routes. `SamplingParams` and `Limits` say which values they may have."""
 
     model: str | None = None
     stream: bool = False
@@ -153,7 +153,7 @@ class Sampled(_Numbers):  # type: ignore[misc]
 
 
 class Generation(Sampled):
-    """What completions and chats take."""
+    """The fields of completions and chats."""
 
     inner: ClassVar[Mapping[str, Place]] = _INSIDE
 
@@ -191,8 +191,8 @@ class Generation(Sampled):
             prompt_logprobs=prompt_logprobs,
         )
 
-    def terms(self, key: str, limits: Limits) -> RequestOptions:
-        """`key`: by whose it was asked, see `RequestOptions`. Raises InvalidValue."""
+    def request_options(self, key: str, limits: Limits) -> RequestOptions:
+        """`key`: whose request it is, see `RequestOptions`. Raises InvalidValue."""
         return RequestOptions(
             self.priority,
             self.deadline_ms,
@@ -205,7 +205,7 @@ class Generation(Sampled):
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk: as asked, or because usage.baton needs the place."""
+        """Whether a stream ends with a usage chunk: as asked, or because usage.baton needs it."""
         return self.baton_usage or (self.stream_options is not None and self.stream_options.include_usage)
 
     @property
@@ -227,7 +227,7 @@ class CompletionRequest(Generation):
 
     @property
     def silent(self) -> bool:
-        """Whether only the prompt is to come back."""
+        """Whether only the prompt is returned."""
         return self.echo and self.max_tokens == 0
 
     def params(self, defaults: Mapping[str, float] = NO_DEFAULTS.sampling) -> SamplingParams:
@@ -311,14 +311,14 @@ class ChatRequest(Generation):
     def offered(self, tokenizer: Tokenizer, limits: Limits) -> Tools | None:
         """The tools that the answer may call. Raises InvalidValue or Unsupported."""
         limits.hold("max_tools", len(self.tools), "the number of tools", "tools")
-        found = chosen(self.tools, self.tool_choice, self.parallel_tool_calls, tokenizer)
-        if found is not None:
-            self._check_alone(found)
-        return found
+        tools = chosen(self.tools, self.tool_choice, self.parallel_tool_calls, tokenizer)
+        if tools is not None:
+            self._check_alone(tools)
+        return tools
 
     def _check_alone(self, tools: Tools) -> None:
         for name in ("response_format", "structured_outputs"):
-            # An answer that is nothing but calls has no text that could have a form.
+            # An answer of nothing but calls has no text that could have a form.
             if getattr(self, name) not in (None, {"type": "text"}) and not tools.forced:
                 raise Unsupported(f"{name} is not honoured together with tools", param=name)
         for name in ("min_tokens", "ignore_eos"):
@@ -342,7 +342,7 @@ def template_options(
     continue_final_message: bool,
     documents: Sequence[Mapping[str, Any]] = (),
 ) -> TemplateOptions:
-    """Raises InvalidValue for what does not go together."""
+    """Raises InvalidValue for options that contradict each other."""
     param = "continue_final_message"
     if continue_final_message and add_generation_prompt:
         raise InvalidValue(f"{param} and add_generation_prompt cannot both be true", param=param)

@@ -1,4 +1,4 @@
-"""The routes that tell: which model, how the engine is, and tokens of a text."""
+"""The routes that report: the model, the engine's state, and tokens of a text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from baton.server.written import written
 
 
 class StatusRoutes:
-    """Routes over one engine. `render_metrics` answers the metrics page's bytes and their content type."""
+    """Routes over one engine. `render_metrics` returns the metrics page and its content type."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class StatusRoutes:
         self._since = int(time.time())
 
     async def health(self) -> Response:
-        """The process answers."""
+        """The process is running."""
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        """The engine should get queries now; else 503 with the reason."""
+        """The engine can take queries now; else 503 with the reason."""
         reason = self._client.not_ready()
         if request.app.state.draining:
             raise ShuttingDown("the server is shutting down")
@@ -60,16 +60,16 @@ class StatusRoutes:
         return JSONResponse({"version": self._version})
 
     async def load(self) -> Response:
-        """How the engine is now, and counts since its start."""
+        """The engine's state now, and counts since its start."""
         stats = self._client.stats()
         names = set(Load.model_fields) & set(type(stats).__dataclass_fields__)
-        found = Load(
+        load = Load(
             server_load=stats.running + stats.waiting + stats.prefilling + stats.ready,
             useful_slots=stats.slots.useful,
             idle_slots=stats.slots.idle,
             **{name: getattr(stats, name) for name in names},
         )
-        return self._json(found.model_dump_json())
+        return self._json(load.model_dump_json())
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""
@@ -85,7 +85,7 @@ class StatusRoutes:
         return self._json(self._card().model_dump_json())
 
     async def tokenizer_info(self) -> Response:
-        """What the tokenizer is; clients that count tokens or write prompts by themselves ask for it."""
+        """The tokenizer's description, for clients that count tokens or write prompts themselves."""
         return self._json(await self._workers.answer(self._tokenizer_info))
 
     async def tokenize(self, request: Request) -> Response:

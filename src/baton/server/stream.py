@@ -25,14 +25,14 @@ _log = logging.getLogger("baton.server")
 _T = TypeVar("_T")
 
 WAITING = b": waiting\n\n"
-"""A comment, which every reader of server-sent events skips: the connection is alive, and proxies see that."""
+"""A comment, which every reader of server-sent events skips. It keeps the connection alive, and proxies see it."""
 
 _SLICE = 64 * 2**10
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T | None:
-    """Does the work, and drops it when the client closes its connection: then the answer is None.
+    """Does the work, and drops it when the client closes its connection; then returns None.
 
     The request's body must have been read to its end.
     """
@@ -54,13 +54,13 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class Events(Protocol):
-    """How an API spells the news of an answer as server-sent events."""
+    """How an API writes an answer's news as server-sent events."""
 
     def opening(self, index: int) -> str:
-        """Before a choice's first piece."""
+        """Comes before a choice's first piece."""
 
     def count(self, choice: Choice, update: Update) -> None:
-        """Tells of each update before what is in it."""
+        """Counts each update before its content is written."""
 
     def piece(self, index: int, piece: Piece) -> str: ...
 
@@ -68,17 +68,17 @@ class Events(Protocol):
         """A choice has ended. `stopped_by`: the stop string that ended it."""
 
     def ending(self, usages: Sequence[Usage]) -> str:
-        """All choices have ended; these are their usages, in their order."""
+        """All choices have ended; `usages` has theirs, in their order."""
 
     def error(self, error: BatonError) -> str:
-        """Instead of the ending."""
+        """Comes instead of the ending."""
 
 
 class EventStream(Response):
     """Submits queries when it is sent, and sends their updates.
 
-    Until the first update nothing is sent, so that a refusal or an early failure has its own status. Only where that
-    takes longer than `limits.stream_comment` the answer begins with a comment, and a failure behind it is an event.
+    Nothing is sent before the first update, so that a refusal or an early failure has its own status. If that takes
+    longer than `limits.stream_comment`, the answer begins with a comment, and a later failure is an event.
     """
 
     media_type = "text/event-stream"
@@ -132,17 +132,20 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": end.encode()})
 
     async def _send_updates(self, send: Send, updates: Sequence[Update]) -> None:
-        """Raises the first failure that the updates tell of, after what came before it was sent. Without any: waits."""
+        """Sends the updates. Raises the first failure among them after sending what came before.
+
+        Without updates: sends a comment.
+        """
         if not updates:
             await send({"type": "http.response.body", "body": WAITING, "more_body": True})
             return
         good = next((at for at, update in enumerate(updates) if failure(update)), len(updates))
-        if told := await self._told(updates[:good]):
-            await send_held(send, told, self._answers)
+        if data := await self._encode(updates[:good]):
+            await send_held(send, data, self._answers)
         if good < len(updates) and (error := failure(updates[good])):
             raise error
 
-    async def _told(self, updates: Sequence[Update]) -> bytes:
+    async def _encode(self, updates: Sequence[Update]) -> bytes:
         held = sum(choice.parser.held for choice in self._choices if choice.parser is not None)
         if weight(updates) + held < LIGHT:
             return self._framed(updates)
@@ -166,7 +169,7 @@ class EventStream(Response):
 
 
 class InSlices(Response):
-    """A plain answer in JSON, sent as fast as its client reads, and among all that is held for clients until then."""
+    """A plain JSON answer, sent as fast as its client reads. Until then it counts among what is held for clients."""
 
     media_type = "application/json"
 
@@ -188,7 +191,7 @@ class InSlices(Response):
 
 
 async def send_held(send: Send, data: bytes, answers: Held) -> None:
-    """Sends a part of an answer as fast as it is read. Raises SlowReader where what is left of it must be given up."""
+    """Sends a part of an answer as fast as it is read. Raises SlowReader if the rest of it must be given up."""
     if len(data) <= _SLICE:
         await send({"type": "http.response.body", "body": data, "more_body": True})
         return

@@ -1,4 +1,4 @@
-"""Tools that a request offers: how the model is told of them, and what its answer must look like then."""
+"""Tools that a request offers: how the model sees them, and what form the answer then has."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class ToolNamed(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """Those that an answer may call. `form`: what it must look like, where it is not free.
+    """The tools that an answer may call. `form`: what it must look like; None if it is free.
 
-    `shown`: special tokens that the parser must see in the text. `forced`: the answer is nothing but calls, of the tool
-    `only` if there is but one. `relaxed`: keywords of schemas that the form does without.
+    `visible_special_tokens`: special tokens that the parser must see in the text. `forced`: the answer is nothing but
+    calls, of the tool `only` if there is but one. `relaxed`: keywords of schemas that the form does not enforce.
     """
 
     offered: Sequence[ToolOffered]
     style: Style
     form: OutputFormat | None
-    shown: frozenset[int]
+    visible_special_tokens: frozenset[int]
     only: str | None = None
     forced: bool = False
     relaxed: tuple[str, ...] = ()
@@ -70,17 +70,17 @@ class Tools:
         return self.style.parser(schemas, forced=self.forced, only=self.only)
 
     @property
-    def told(self) -> list[dict[str, Any]]:
-        """As chat templates take them."""
-        return [{"type": "function", "function": _told(tool.function)} for tool in self.offered]
+    def described(self) -> list[dict[str, Any]]:
+        """The tools as chat templates take them."""
+        return [{"type": "function", "function": _described(tool.function)} for tool in self.offered]
 
 
 def chosen(
     offered: Sequence[ToolOffered], choice: str | ToolNamed | None, many: bool | None, tokenizer: Tokenizer
 ) -> Tools | None:
-    """The tools that are to be told to the model; None where there are none, or none is to be called.
+    """Returns the tools that the model is told of; None if there are none, or if none is to be called.
 
-    Raises InvalidValue, and Unsupported where this model is not known to call tools.
+    Raises InvalidValue, and Unsupported if this model is not known to call tools.
     """
     _check(offered, choice)
     if not offered or choice == "none":
@@ -89,11 +89,11 @@ def chosen(
     if style is None:
         message = "tools are not honoured: this model's chat template has no form of tool calls that is known here"
         raise Unsupported(message, param="tools")
-    found = {tag: tokenizer.token(tag) for tag in style.tags}
-    tokens = {tag: token for tag, token in found.items() if token is not None}
+    tokens_of_tags = {tag: tokenizer.token(tag) for tag in style.tags}
+    tokens = {tag: token for tag, token in tokens_of_tags.items() if token is not None}
     several = many is not False
     forced = choice is not None and choice != "auto"
-    # A free answer that breaks no promise needs no form: it is read as it comes.
+    # A free answer that breaks no promise needs no form.
     bound = forced or not several or any(tool.function.strict for tool in offered)
     called = [
         tool for tool in offered if not isinstance(choice, ToolNamed) or tool.function.name == choice.function.name
@@ -102,9 +102,9 @@ def chosen(
         _refuse(style, choice, many)
     left_out: set[str] = set()
     form = _form(called, style, tokens, left_out, several=several, forced=forced) if bound else None
-    shown = frozenset(token for tag, token in tokens.items() if tag in tokenizer.special)
+    visible_special_tokens = frozenset(token for tag, token in tokens.items() if tag in tokenizer.special)
     only = called[0].function.name if forced and len(called) == 1 else None
-    return Tools(offered, style, form, shown, only, forced, tuple(sorted(left_out)))
+    return Tools(offered, style, form, visible_special_tokens, only, forced, tuple(sorted(left_out)))
 
 
 def _check(offered: Sequence[ToolOffered], choice: str | ToolNamed | None) -> None:
@@ -132,7 +132,7 @@ def _form(
     several: bool,
     forced: bool,
 ) -> OutputFormat:
-    """`left_out` gets the keywords that tools which are not strict do without."""
+    """`left_out` gets the keywords that are dropped for tools that are not strict."""
     spec = {
         "frame": style.frame,
         "opening": style.opening,
@@ -144,7 +144,9 @@ def _form(
         "tools": [
             {
                 "name": one.name,
-                "parameters": _told(one)["parameters"] if one.strict else relaxed(_told(one)["parameters"], left_out),
+                "parameters": _described(one)["parameters"]
+                if one.strict
+                else relaxed(_described(one)["parameters"], left_out),
             }
             for one in (tool.function for tool in tools)
         ],
@@ -153,12 +155,12 @@ def _form(
 
 
 def _refuse(style: Style, choice: str | ToolNamed | None, many: bool | None) -> NoReturn:
-    """Says which promise cannot be kept for a model whose calls cannot be given a form."""
+    """Says which promise cannot be kept for a model whose calls cannot have a form."""
     param = "tool_choice" if choice not in (None, "auto") else "parallel_tool_calls" if many is False else "tools"
     what = {"tools": "strict", "parallel_tool_calls": "parallel_tool_calls false"}.get(param, "a forced call")
     raise Unsupported(f"{what} is not honoured: calls in this model's style ({style.name}) have no form", param=param)
 
 
-def _told(function: FunctionOffered) -> dict[str, Any]:
+def _described(function: FunctionOffered) -> dict[str, Any]:
     about = {"description": function.description} if function.description is not None else {}
     return {"name": function.name, **about, "parameters": function.parameters or _NO_ARGUMENTS}

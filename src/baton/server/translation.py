@@ -1,4 +1,4 @@
-"""Requests of other forms as chat requests: one validation for all, with errors in the names that were sent."""
+"""Requests of other APIs as chat requests: one validation for all, with errors in the names that were sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baton.core.errors import RequestError
 from baton.server.schema import Sampled
 
 SAME = tuple(name for name in Sampled.model_fields)
-"""Fields that have the same name and meaning in every form."""
+"""Fields that have the same name and meaning in all APIs."""
 
 
 _SYSTEM = {"system", "developer"}
@@ -19,10 +19,10 @@ _SYSTEM = {"system", "developer"}
 
 @dataclass(slots=True)
 class Translation:
-    """`chat`: the body of a chat request. `origins`: which field of the original a field of it comes from.
+    """`chat`: the body of a chat request. `origins`: the original field from which each of its fields comes.
 
-    A field that lies in another has the origin of that one, with the rest of its path behind it; `whole`: fields whose
-    origin is where whatever lies in them comes from.
+    A nested field has the origin of its parent, with the rest of its path behind it. `whole`: fields whose origin also
+    holds for everything inside them.
     """
 
     chat: dict[str, Any]
@@ -35,9 +35,9 @@ class Translation:
         return messages
 
     def add(self, message: dict[str, Any], origin: str, *, goes_on: bool = False) -> None:
-        """The next message. Calls and reasoning go to the assistant's message before, if there is one.
+        """Adds the next message. Calls and reasoning go to the assistant's message before, if there is one.
 
-        `goes_on`: text that the one before was not the end of.
+        `goes_on`: text that continues the message before.
         """
         last = self.messages[-1] if self.messages else None
         calls = message.get("tool_calls")
@@ -46,7 +46,7 @@ class Translation:
             last["tool_calls"] += calls
             self._comes_from(f"messages[{len(self.messages) - 1}].tool_calls[{at}]", origin)
         elif last is not None and len(self.messages) == 1 and {last["role"], message["role"]} <= _SYSTEM:
-            # Chat templates know one message of the system's, and it comes first.
+            # Chat templates know one system message, and it comes first.
             last["content"] = [*text_parts(last["content"]), *text_parts(message["content"])]
         elif last is not None and goes_on and isinstance(last.get("content"), list) and _same_speaker(last, message):
             last["content"] += message["content"]
@@ -64,7 +64,7 @@ class Translation:
         self.whole.add(path)
 
     def origin(self, param: str) -> str:
-        """What an error of the chat request is about, in the original's names."""
+        """Returns which field of the original an error of the chat request is about."""
         for end in range(len(param), 0, -1):
             path = param[:end]
             if path in self.origins and (end == len(param) or param[end] in ".["):
@@ -73,7 +73,7 @@ class Translation:
 
     @contextmanager
     def in_its_names(self) -> Generator[None, None, None]:
-        """Errors of the chat request are raised as errors of the original."""
+        """Raises errors of the chat request as errors of the original."""
         try:
             yield
         except RequestError as error:
@@ -93,14 +93,14 @@ def text_parts(content: object) -> list[dict[str, str]]:
 
 
 def shared(sent: Sampled) -> dict[str, Any]:
-    """What a request sent of the fields that need no translation."""
+    """The fields of a request that need no translation."""
     return {name: getattr(sent, name) for name in SAME if name in sent.model_fields_set}
 
 
 def described_tool(tool: Mapping[str, Any], parameters: str) -> dict[str, Any]:
-    """A tool as chats have it, of one whose schema has the name `parameters`."""
-    told = {"name": tool["name"], "description": tool.get("description"), "parameters": tool.get(parameters)}
-    return {"type": "function", "function": told | {"strict": tool.get("strict")}}
+    """A tool as chats have it. `parameters`: the name under which the original has its schema."""
+    function = {"name": tool["name"], "description": tool.get("description"), "parameters": tool.get(parameters)}
+    return {"type": "function", "function": function | {"strict": tool.get("strict")}}
 
 
 def _same_speaker(last: Mapping[str, Any], message: Mapping[str, Any]) -> bool:

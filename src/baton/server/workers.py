@@ -1,6 +1,6 @@
 """Threads for what the event loop must not do itself, because it grows with what a client sent or a model said.
 
-All of them run before the first request. Who sends little never waits for who sends much.
+All of them start before the first request. Small requests never wait for large ones.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from baton.engine.client import Client, Held
 from baton.server.body import body_of
 
 LARGE_BYTES = 64 * 2**10
-"""A body above this waits with its like: its text may take seconds to encode."""
+"""A larger body waits among large ones, because its text may take seconds to encode."""
 LIGHT = 20_000
-"""What is lighter than this, as `weight` has it, is done at once: a millisecond or less."""
+"""An answer that is lighter than this, by `weight`, is written at once: in a millisecond or less."""
 
 # More threads would take turns with the engine's and the event loop's.
 _SMALL, _LARGE, _ANSWERS = 4, 2, 2
@@ -33,7 +33,7 @@ class Workers:
     """Threads beside the event loop: for small work, for large work and for answers."""
 
     def __init__(self, limits: Limits) -> None:
-        # Beside those that wait for a grammar.
+        # Some of these wait for a grammar.
         self._small = started(_SMALL + limits.max_compiling, "baton-small")
         self._large = started(_LARGE, "baton-large")
         self._answers = started(_ANSWERS, "baton-answers")
@@ -44,11 +44,11 @@ class Workers:
             pool.shutdown(wait=False)
 
     async def prepare(self, size: int, function: Callable[..., _T], *given: object) -> _T:
-        """Does what a request with a body of so many bytes needs before it is answered or admitted."""
+        """Does what a request needs before it is answered or admitted. `size`: bytes of its body."""
         return await _run(self._large if size > LARGE_BYTES else self._small, function, *given)
 
     async def answer(self, function: Callable[..., _T], *given: object) -> _T:
-        """Writes an answer, or what somebody watches."""
+        """Writes an answer, or what is shown to a viewer."""
         return await _run(self._answers, function, *given)
 
 
@@ -57,7 +57,10 @@ async def _run(pool: ThreadPoolExecutor, function: Callable[..., _T], *given: ob
 
 
 class Line:
-    """Where requests stand until they are admitted or answered: no more than queries may wait, all routes together."""
+    """Where requests wait until they are admitted or answered.
+
+    All routes together have as many places as queries may wait.
+    """
 
     def __init__(self, client: Client, workers: Workers, bodies: Held) -> None:
         self._client = client
@@ -67,13 +70,13 @@ class Line:
         self._inside = 0
 
     async def pass_through(self, request: Request, function: Callable[..., _T], *given: object) -> _T:
-        """What the function makes of the request's body, on another thread; the body is let go then.
+        """Returns what the function makes of the request's body, on another thread. The body is freed then.
 
-        Raises QueueFull, ShuttingDown or EngineUnhealthy before anything was done for the request, and what reading
-        its body does.
+        Raises QueueFull, ShuttingDown or EngineUnhealthy before any work for the request, and whatever reading its body
+        raises.
         """
         async with body_of(request, self._limits, self._bodies) as body:
-            # Who is refused for a full queue costs as little as can be.
+            # A request that is refused for a full queue should cost as little as possible.
             self._client.check_room(self._inside + 1)
             self._inside += 1
             try:
@@ -83,14 +86,15 @@ class Line:
 
 
 def weight(updates: Sequence[Update]) -> int:
-    """How much there is to write of these updates, in characters, about."""
+    """Returns roughly how many characters must be written for these updates."""
     return sum(
         len(update.text)
         + len(update.token_ids)
-        + _LOGPROB_WEIGHT * sum(_told(told) for told in (update.logprobs, update.prompt_logprobs) if told)
+        + _LOGPROB_WEIGHT
+        * sum(_entries(logprobs) for logprobs in (update.logprobs, update.prompt_logprobs) if logprobs)
         for update in updates
     )
 
 
-def _told(logprobs: Sequence[TokenLogprobs]) -> int:
+def _entries(logprobs: Sequence[TokenLogprobs]) -> int:
     return len(logprobs) * (2 + len(logprobs[0].best))

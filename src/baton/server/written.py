@@ -1,4 +1,4 @@
-"""JSON in pieces: Python's lock is never held for all of a large answer, on whatever thread it is written."""
+"""JSON in pieces, so that Python's lock is never held for all of a large answer, on whatever thread it is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def written(value: object) -> bytes:
-    """A JSON value in UTF-8, without blanks. Long lists of small things, and long texts, are taken piece by piece."""
+    """Returns a JSON value in UTF-8, without blanks.
+
+    Long lists of small values and long texts are taken piece by piece.
+    """
     return "".join(_pieces(value)).encode()
 
 

@@ -56,14 +56,14 @@ void check_lengths(std::initializer_list<int64_t> all) {
 }
 
 // That each instruction is one, and names what is there.
-void check(const Instruction* code, int64_t count, int64_t tables, int64_t layers, int64_t looks) {
+void check(const Instruction* code, int64_t count, int64_t tables, int64_t layers, int64_t visibilities) {
     for (int64_t i = 0; i < count; i++) {
         const Instruction& one = code[i];
         need(within(one.does, 0, DOES_COUNT - 1) && within(one.op.operands, 0, MOST_OPERANDS));
         if (one.does == ROWWISE) need(within(one.op.code, 0, ROWWISE_COUNT - 1));
         if (one.does == EMBED || one.does == READY || one.does == PRODUCT) need(within(one.weight, 0, tables - 1));
         if (one.does == KEEP) need(within(one.layer, 0, layers - 1));
-        if (one.does == ATTEND) need(within(one.look, 0, looks - 1));
+        if (one.does == ATTEND) need(within(one.visibility, 0, visibilities - 1));
     }
 }
 
@@ -73,18 +73,19 @@ bool by_token(const Instruction& one) { return one.does != PRODUCT && one.does !
 
 class Program {
   public:
-    Program(const Kernels* kernels, Pool* pool, const ProgramIR& outline, const Instruction* first, int64_t count,
-            const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count, const Visibility* looks,
-            int64_t look_count)
-        : k_(kernels), pool_(pool), outline_(outline), code_(first, first + count),
-          tables_(tables, tables + table_count), layers_(layers, layers + layer_count),
-          looks_(looks, looks + look_count), counters_(2 * pool->threads() * count), scratch_(pool->threads()),
-          own_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
+    Program(const Kernels* kernels, Pool* pool, const ProgramIR& ir, const Instruction* first, int64_t count,
+            const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count,
+            const Visibility* visibilities, int64_t visibility_count)
+        : k_(kernels), pool_(pool), ir_(ir), code_(first, first + count), tables_(tables, tables + table_count),
+          layers_(layers, layers + layer_count), visibilities_(visibilities, visibilities + visibility_count),
+          counters_(2 * pool->threads() * count), scratch_(pool->threads()), own_(pool->threads()), fresh_(layer_count),
+          lasting_(layer_count) {
         // Some layers attend to an earlier layer's keys and values.
         int32_t last = -1;
         for (const Instruction& one : code_) {
             if (one.does == KEEP) last = one.layer;
-            if (one.does == ATTEND && looks_[one.look].layer != last) lasting_[looks_[one.look].layer] = true;
+            if (one.does == ATTEND && visibilities_[one.visibility].layer != last)
+                lasting_[visibilities_[one.visibility].layer] = true;
         }
     }
 
@@ -117,16 +118,16 @@ class Program {
     void prepare() {
         const Step& step = *step_;
         const int64_t n = step.tokens;
-        values_.floats(n * outline_.row_floats);
-        late_.floats(step.kept_count * outline_.late_floats);
-        attended_.floats(n * outline_.attended_floats);
+        values_.floats(n * ir_.row_floats);
+        late_.floats(step.kept_count * ir_.late_floats);
+        attended_.floats(n * ir_.attended_floats);
         row_of_.resize(n);
         for (int64_t s = 0; s < step.span_count; s++) {
             for (int64_t i = 0; i < step.spans[s].count; i++) row_of_[step.spans[s].first + i] = step.spans[s].row;
         }
         for (size_t l = 0; l < layers_.size(); l++) {
-            fresh(step, l).keys.need(n * layers_[l].kv_heads * layers_[l].key_dim * element(outline_.kind));
-            fresh(step, l).values.need(n * layers_[l].kv_heads * layers_[l].value_dim * element(outline_.kind));
+            fresh(step, l).keys.need(n * layers_[l].kv_heads * layers_[l].key_dim * element(ir_.kind));
+            fresh(step, l).values.need(n * layers_[l].kv_heads * layers_[l].value_dim * element(ir_.kind));
         }
         int64_t scratch = 0, partial = 0;
         for (const Instruction& one : code_) {
@@ -156,10 +157,10 @@ class Program {
         };
         int64_t first, last;
         mine(first, last);
-        float* row = values_.floats(0) + first * outline_.row_floats;
-        for (int64_t t = first; t < last; t++, row += outline_.row_floats) {
-            row[outline_.token_at] = float(step.ids[t]);
-            row[outline_.position_at] = float(step.positions[t]);
+        float* row = values_.floats(0) + first * ir_.row_floats;
+        for (int64_t t = first; t < last; t++, row += ir_.row_floats) {
+            row[ir_.token_at] = float(step.ids[t]);
+            row[ir_.position_at] = float(step.positions[t]);
         }
         float* scratch = scratch_[thread].floats(0);
         auto since = std::chrono::steady_clock::now();
@@ -202,10 +203,10 @@ class Program {
 
     float* base(int32_t space, int64_t& stride) const {
         switch (space) {
-            case VALUES: stride = outline_.row_floats; return reinterpret_cast<float*>(values_.chars());
-            case LATE: stride = outline_.late_floats; return reinterpret_cast<float*>(late_.chars());
+            case VALUES: stride = ir_.row_floats; return reinterpret_cast<float*>(values_.chars());
+            case LATE: stride = ir_.late_floats; return reinterpret_cast<float*>(late_.chars());
             case ATTENDED: return reinterpret_cast<float*>(attended_.chars());
-            case LOGITS: stride = outline_.vocabulary; return step_->logits;
+            case LOGITS: stride = ir_.vocabulary; return step_->logits;
             default: return nullptr;
         }
     }
@@ -274,12 +275,12 @@ class Program {
 
     void keep_token(const Instruction& one, const RowOp& op, int64_t t) {
         const Layer& layer = layers_[one.layer];
-        const int64_t dims[] = {layer.key_dim, layer.value_dim}, size = element(outline_.kind);
+        const int64_t dims[] = {layer.key_dim, layer.value_dim}, size = element(ir_.kind);
         char* to[] = {fresh(*step_, one.layer).keys.chars(), fresh(*step_, one.layer).values.chars()};
         for (int j = 0; j < 2; j++) {
             const Operand& in = op.in[j];
             for (int64_t h = 0; h < layer.kv_heads; h++) {
-                convert(in.data + t * in.row_stride + h * in.strides[2], in.strides[3], dims[j], outline_.kind,
+                convert(in.data + t * in.row_stride + h * in.strides[2], in.strides[3], dims[j], ir_.kind,
                         to[j] + (t * layer.kv_heads + h) * dims[j] * size);
             }
         }
@@ -294,7 +295,7 @@ class Program {
         Fresh& from = fresh(step, l);
         const Columns* to[] = {&step.keys[l], &step.values[l]};
         const char* start[] = {from.keys.chars(), from.values.chars()};
-        const int64_t dims[] = {layer.key_dim, layer.value_dim}, size = element(outline_.kind);
+        const int64_t dims[] = {layer.key_dim, layer.value_dim}, size = element(ir_.kind);
         for (int j = 0; j < 2; j++) {
             for (int64_t h = 0; h < layer.kv_heads; h++) {
                 const int64_t at = row * to[j]->row_stride + column * to[j]->column_stride + h * to[j]->head_stride;
@@ -332,25 +333,25 @@ class Program {
     }
 
     Attention attention(const Instruction& one) {
-        const Visibility& look = looks_[one.look];
-        const Layer& layer = layers_[look.layer];
+        const Visibility& visibility = visibilities_[one.visibility];
+        const Layer& layer = layers_[visibility.layer];
         const Operand queries = placed(one.op.in[0], one.in_space[0]);
         Attention call = {};
-        call.heads = look.heads;
+        call.heads = visibility.heads;
         call.kv_heads = layer.kv_heads;
         call.key_dim = layer.key_dim;
         call.value_dim = layer.value_dim;
-        call.scale = look.scale;
-        call.softcap = look.softcap;
-        call.window = look.window;
-        call.chunk = look.chunk;
-        call.ring = step_->rings[look.layer];
-        call.sinks = look.sinks;
-        call.kind = outline_.kind;
-        call.keys = step_->keys[look.layer];
-        call.values = step_->values[look.layer];
-        call.fresh_keys = fresh(*step_, look.layer).keys.chars();
-        call.fresh_values = fresh(*step_, look.layer).values.chars();
+        call.scale = visibility.scale;
+        call.softcap = visibility.softcap;
+        call.window = visibility.window;
+        call.chunk = visibility.chunk;
+        call.ring = step_->rings[visibility.layer];
+        call.sinks = visibility.sinks;
+        call.kind = ir_.kind;
+        call.keys = step_->keys[visibility.layer];
+        call.values = step_->values[visibility.layer];
+        call.fresh_keys = fresh(*step_, visibility.layer).keys.chars();
+        call.fresh_values = fresh(*step_, visibility.layer).values.chars();
         call.queries = queries.data;
         call.query_stride = queries.row_stride;
         call.query_head_stride = queries.strides[2];
@@ -379,11 +380,11 @@ class Program {
 
     const Kernels* k_;
     Pool* pool_;
-    const ProgramIR outline_;
+    const ProgramIR ir_;
     const std::vector<Instruction> code_;
     const std::vector<Table> tables_;
     const std::vector<Layer> layers_;
-    const std::vector<Visibility> looks_;
+    const std::vector<Visibility> visibilities_;
     std::vector<Counter> counters_;
     std::vector<Memory> scratch_;
     std::vector<Memory> own_;
@@ -410,15 +411,15 @@ API int32_t baton_pool_free(Pool* pool) {
 }
 
 // Null if there is no memory; see baton_fault. What the instructions point to is the caller's to keep.
-API Program* baton_program_new(const Kernels* kernels, Pool* pool, const ProgramIR* outline, const Instruction* code,
+API Program* baton_program_new(const Kernels* kernels, Pool* pool, const ProgramIR* ir, const Instruction* code,
                                int64_t count, const Table* tables, int64_t table_count, const Layer* layers,
-                               int64_t layer_count, const Visibility* looks, int64_t look_count) {
+                               int64_t layer_count, const Visibility* visibilities, int64_t visibility_count) {
     return made([&] {
-        check_lengths({count, table_count, layer_count, look_count});
-        check(code, count, table_count, layer_count, look_count);
-        for (int64_t i = 0; i < look_count; i++) need(within(looks[i].layer, 0, layer_count - 1));
-        return new Program(kernels, pool, *outline, code, count, tables, table_count, layers, layer_count, looks,
-                           look_count);
+        check_lengths({count, table_count, layer_count, visibility_count});
+        check(code, count, table_count, layer_count, visibility_count);
+        for (int64_t i = 0; i < visibility_count; i++) need(within(visibilities[i].layer, 0, layer_count - 1));
+        return new Program(kernels, pool, *ir, code, count, tables, table_count, layers, layer_count, visibilities,
+                           visibility_count);
     });
 }
 

@@ -21,7 +21,7 @@ struct Instruction {
     int32_t does;
     int32_t weight;
     int32_t layer;
-    int32_t look;
+    int32_t visibility;
     int32_t out_space;
     int32_t in_space[MOST_OPERANDS];
     RowOp op;
