@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
-from baton.bench.drive import Responses
+from baton.bench.drive import Response
 from baton.builtin import tasks
 from baton.compose import facts_of, make_engine, open_model
 from baton.core.clock import monotonic
@@ -35,10 +35,10 @@ class Stage:
         heard: Callable[[int], object] = lambda tokens: None,
     ) -> None:
         self.engine = make_engine(loaded, settings, POLICIES[policy](), sinks)
-        self.answers: dict[str, Responses] = {}
+        self.answers: dict[str, Response] = {}
         self._heard = heard
 
-    def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Responses:
+    def ask(self, name: str, prompt: Sequence[int], tokens: int, *, priority: int = 0) -> Response:
         """A greedy query for exactly so many tokens comes in."""
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         query = Query(
@@ -50,7 +50,7 @@ class Stage:
             arrived=monotonic(),
             priority=priority,
         )
-        self.answers[name] = Responses(query.arrived)
+        self.answers[name] = Response(query.arrived)
         self.engine.accept(query, self._hear)
         return self.answers[name]
 

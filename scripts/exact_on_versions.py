@@ -28,7 +28,7 @@ CHOSEN = "shaken_batch_gives_what and (baton or rotary) or test_probe and cache"
 
 
 def main() -> None:
-    asked = sys.argv[1:] or found()
+    asked = sys.argv[1:] or releases_to_try()
     if not asked:
         print("pip finds no versions of transformers (no network): tested with the installed one alone")
         return
@@ -47,7 +47,7 @@ def main() -> None:
         sys.exit("not exact on each transformers that baton takes: see above")
 
 
-def found() -> list[str]:
+def releases_to_try() -> list[str]:
     """The oldest release that pyproject.toml takes, and the newest; without the one that is installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     taken = next(one for one in map(Requirement, project["dependencies"]) if one.name == "transformers").specifier

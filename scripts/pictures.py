@@ -52,7 +52,7 @@ def serving(*settings: str) -> Iterator[str]:
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:
-        yield next(found[0] for line in server.stderr if (found := re.search(r"http://[\d.:]+", line)))
+        yield next(match[0] for line in server.stderr if (match := re.search(r"http://[\d.:]+", line)))
     finally:
         server.terminate()
         server.wait()

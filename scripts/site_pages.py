@@ -40,8 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     source, here = _source(page.file.src_uri), posixpath.dirname(page.file.src_uri)
 
-    def link(found: re.Match[str]) -> str:
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[0]))
+    def link(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[0]))
         return posixpath.relpath(_site(path), here or ".")
 
     return LINK.sub(link, markdown)

@@ -48,9 +48,9 @@ def _url(process: subprocess.Popen[str]) -> str:
     seen = ""
     for line in process.stderr or ():
         seen += line
-        found = re.search(r"http://[\d.]+:\d+", line)
-        if found:
-            return found.group()
+        match = re.search(r"http://[\d.]+:\d+", line)
+        if match:
+            return match.group()
     sys.exit(f"the server did not start:\n{seen}")
 
 

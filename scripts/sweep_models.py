@@ -87,13 +87,13 @@ def main() -> None:
 
 def _tried(name: str) -> tuple[str, str]:
     """The best that any variant of its config gives."""
-    found = ("not built", "")
+    outcome = ("not built", "")
     for variant in VARIANTS:
         signal.alarm(SECONDS)
         try:
             model = _made(name, variant)
         except Exception as error:
-            found = found if found[1] else ("not built", _line(error))
+            outcome = outcome if outcome[1] else ("not built", _line(error))
             continue
         finally:
             signal.alarm(0)
@@ -101,10 +101,10 @@ def _tried(name: str) -> tuple[str, str]:
         try:
             return "runs", choose(model).description
         except (LoadError, TimeoutError) as error:
-            found = ("refused", _line(error))
+            outcome = ("refused", _line(error))
         finally:
             signal.alarm(0)
-    return found
+    return outcome
 
 
 def _made(name: str, variant: dict[str, Any]) -> PreTrainedModel:

@@ -25,13 +25,13 @@ def backend(tags: str = "special") -> Tokenizer:
     """`tags`: "special" tokens, "added" ones that are text all the same (as Qwen has them), or "letters"."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {byte: i + 3 for i, byte in enumerate(alphabet)} | {"<pad>": 0, "<s>": 1, "</s>": 2}
-    found = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    found.decoder = decoders.ByteLevel()
-    found.add_special_tokens(["<pad>", "<s>", "</s>"])
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
     if tags != "letters":
-        found.add_tokens([AddedToken(tag, special=tags == "special", normalized=False) for tag in TAGS])
-    return found
+        tokenizer.add_tokens([AddedToken(tag, special=tags == "special", normalized=False) for tag in TAGS])
+    return tokenizer
 
 
 def tokens_of(text: str, tags: str = "special") -> list[int]:

@@ -87,10 +87,10 @@ _FOUND = pytest.StashKey[list[dict[str, Any]]]()
 
 def marks_of(path: Path) -> list[str]:
     inside = path.relative_to(TESTS).as_posix()
-    found = [
+    marks = [
         mark for mark, names in MARKS.items() if any(inside == name or inside.startswith(f"{name}/") for name in names)
     ]
-    return found if {"fast", "server"} & {*found} else ["models", *found]
+    return marks if {"fast", "server"} & {*marks} else ["models", *marks]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -15,32 +15,32 @@ class Delayed:
     def __init__(self, work: Callable[[], PendingForward], asked: int, seconds: float) -> None:
         self._work = work
         self._left = asked
-        self._found: PendingForward | Exception | None = None
+        self._result: PendingForward | Exception | None = None
         self.seconds = seconds
 
     def ready(self) -> bool:
         self._left -= 1
         if self._left < 0:
             self._run()
-        return self._found is not None
+        return self._result is not None
 
     def result(self) -> PendingForward:
         self._run()
-        if isinstance(self._found, Exception):
-            raise self._found
-        assert self._found is not None
-        return self._found
+        if isinstance(self._result, Exception):
+            raise self._result
+        assert self._result is not None
+        return self._result
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """It may be half done, which nobody can tell from done."""
         self._run()
 
     def _run(self) -> None:
-        if self._found is None:
+        if self._result is None:
             try:
-                self._found = self._work()
+                self._result = self._work()
             except Exception as error:
-                self._found = error
+                self._result = error
 
 
 class DelayedStream:
@@ -76,8 +76,8 @@ class DelayedStream:
     def begin(self, work: Callable[[], PendingForward], *, behind: bool) -> Delayed:
         assert self.inside == ["first"]
         self.flights += 1
-        found = Delayed(work, self._dice.randint(0, self._longest), self._seconds)
+        delayed = Delayed(work, self._dice.randint(0, self._longest), self._seconds)
         if self._dice.random() < 0.5:
             # What launching it raises is raised here, as by an allocator.
-            found.result()
-        return found
+            delayed.result()
+        return delayed

@@ -73,11 +73,11 @@ class Import:
 
 def tree_of(folder: Path) -> dict[str, str]:
     """All sources below the package's folder by dotted name; a package by its own name."""
-    found = {}
+    sources = {}
     for path in sorted(folder.rglob("*.py")):
         parts = (folder.name, *path.relative_to(folder).with_suffix("").parts)
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
-    return found
+        sources[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return sources
 
 
 def room_of(name: str) -> str:
@@ -97,7 +97,7 @@ def ours(name: str) -> bool:
 
 def imports_of(tree: Mapping[str, str]) -> list[Import]:
     names = frozenset(tree)
-    return [found for name, source in tree.items() for found in _imports_of(name, source, names)]
+    return [one for name, source in tree.items() for one in _imports_of(name, source, names)]
 
 
 @cache
@@ -125,9 +125,9 @@ def broken_rules(tree: Mapping[str, str]) -> list[str]:
 def reached(tree: Mapping[str, str], start: str) -> set[str]:
     """All that is imported when `start` is: modules of ours, and the packages of others that they name."""
     edges: dict[str, set[str]] = {}
-    for found in imports_of(tree):
-        if not found.deferred and not found.typing_only:
-            edges.setdefault(found.module, set()).add(found.target)
+    for one in imports_of(tree):
+        if not one.deferred and not one.typing_only:
+            edges.setdefault(one.module, set()).add(one.target)
     seen: set[str] = set()
     todo = [start]
     while todo:
@@ -146,44 +146,44 @@ def _homeless(tree: Mapping[str, str]) -> Iterator[str]:
 
 
 def _upward(imports: Iterable[Import]) -> Iterator[str]:
-    for found in imports:
-        if not ours(found.target):
+    for one in imports:
+        if not ours(one.target):
             continue
-        mine, theirs = floor_of(found.module), floor_of(found.target)
-        same_room = room_of(found.module) == room_of(found.target) or mine == theirs == HIGHEST
+        mine, theirs = floor_of(one.module), floor_of(one.target)
+        same_room = room_of(one.module) == room_of(one.target) or mine == theirs == HIGHEST
         if mine is not None and theirs is not None and not same_room and theirs >= mine:
-            yield f"{found}: {'up' if theirs > mine else 'next door'}"
+            yield f"{one}: {'up' if theirs > mine else 'next door'}"
 
 
 def _past_the_port(imports: Iterable[Import]) -> Iterator[str]:
     """The engine sees ports and never bodies; policies see the ground; server and observe see the engine's client."""
-    for found in imports:
-        if not ours(found.target) or room_of(found.module) == room_of(found.target):
+    for one in imports:
+        if not ours(one.target) or room_of(one.module) == room_of(one.target):
             continue
-        mine, theirs, floor = room_of(found.module), room_of(found.target), floor_of(found.target)
-        if mine == "engine" and theirs in ("batch", "policy") and not found.target.endswith(".port"):
-            yield f"{found}: a body, not a port"
+        mine, theirs, floor = room_of(one.module), room_of(one.target), floor_of(one.target)
+        if mine == "engine" and theirs in ("batch", "policy") and not one.target.endswith(".port"):
+            yield f"{one}: a body, not a port"
         if mine == "engine" and theirs in ("model", "native", "cuda", "sampling"):
-            yield f"{found}: past the batch and the prefiller"
-        beside = found.target == "baton.engine.client" or (mine, theirs) == ("server", "parsing")
+            yield f"{one}: past the batch and the prefiller"
+        beside = one.target == "baton.engine.client" or (mine, theirs) == ("server", "parsing")
         if mine in ("server", "observe") and floor != 0 and not beside:
-            yield f"{found}: neither ground nor the engine's client"
+            yield f"{one}: neither ground nor the engine's client"
         if mine == "policy" and floor != 0:
-            yield f"{found}: not the ground"
+            yield f"{one}: not the ground"
 
 
 def _into_cuda(imports: Iterable[Import]) -> Iterator[str]:
-    for found in imports:
-        if not ours(found.target) or room_of(found.target) != "cuda":
+    for one in imports:
+        if not ours(one.target) or room_of(one.target) != "cuda":
             continue
-        if room_of(found.module) not in (*CUDA_DOORS, "cuda"):
-            yield f"{found}: only {' and '.join(CUDA_DOORS)} open the GPU's wing"
+        if room_of(one.module) not in (*CUDA_DOORS, "cuda"):
+            yield f"{one}: only {' and '.join(CUDA_DOORS)} open the GPU's wing"
 
 
 def _inside_functions(imports: Iterable[Import]) -> Iterator[str]:
-    for found in imports:
-        if found.deferred and ours(found.target) and room_of(found.module) != "cli":
-            yield f"{found}: inside a function"
+    for one in imports:
+        if one.deferred and ours(one.target) and room_of(one.module) != "cli":
+            yield f"{one}: inside a function"
 
 
 def _by_name(tree: Mapping[str, str]) -> Iterator[str]:
@@ -197,23 +197,23 @@ def _by_name(tree: Mapping[str, str]) -> Iterator[str]:
 
 
 def _foreign(imports: Iterable[Import]) -> Iterator[str]:
-    for found in imports:
-        package = found.target.split(".")[0]
-        if package in OWNERS and room_of(found.module) not in OWNERS[package]:
-            yield f"{found}: not in this room"
+    for one in imports:
+        package = one.target.split(".")[0]
+        if package in OWNERS and room_of(one.module) not in OWNERS[package]:
+            yield f"{one}: not in this room"
         elif (
-            floor_of(found.module) == 0
+            floor_of(one.module) == 0
             and not ours(package)
             and package not in {*sys.stdlib_module_names, *ON_THE_GROUND}
         ):
-            yield f"{found}: a third party on the ground"
+            yield f"{one}: a third party on the ground"
 
 
 def _circles(imports: Iterable[Import]) -> Iterator[str]:
     edges: dict[str, set[str]] = {}
-    for found in imports:
-        if ours(found.target):
-            edges.setdefault(found.module, set()).add(found.target)
+    for one in imports:
+        if ours(one.target):
+            edges.setdefault(one.module, set()).add(one.target)
     done: set[str] = set()
 
     def follow(name: str, way: tuple[str, ...]) -> Iterator[str]:
@@ -255,11 +255,11 @@ class _Reader(ast.NodeVisitor):
         self._package = module if any(name.startswith(f"{module}.") for name in tree) else module.rpartition(".")[0]
         self._depth = 0
         self._typing = 0
-        self._found: list[Import] = []
+        self._imports: list[Import] = []
 
     def read(self) -> list[Import]:
         self.visit(ast.parse(self._source))
-        return self._found
+        return self._imports
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -292,4 +292,4 @@ class _Reader(ast.NodeVisitor):
             self.visit(child)
 
     def _add(self, target: str, node: ast.stmt) -> None:
-        self._found.append(Import(self._module, target, node.lineno, self._depth > 0, self._typing > 0))
+        self._imports.append(Import(self._module, target, node.lineno, self._depth > 0, self._typing > 0))

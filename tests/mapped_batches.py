@@ -23,7 +23,7 @@ from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
 from baton.testing.host_driver import HostDriver
 from families import model_of
-from random_batch import CONTEXT, RandomBatch, Shaken, alone, as_on_a_gpu, late_copies, random_batch, some_queries
+from random_batch import CONTEXT, RandomBatch, Shaken, alone, as_on_a_gpu, late_offload, random_batch, some_queries
 
 AHEAD = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
 # How much memory there is: as much as one of the longest queries takes, so that rows live on the pages of others; and
@@ -70,7 +70,7 @@ class Watched(HostDriver):
             self.refused += 1
             raise
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         self.working = False
 
     def unmap(self, address: int, size: int) -> None:
@@ -100,7 +100,7 @@ def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple
     first = footprint.of(1) // footprint.page
     driver = Watched(footprint.of(CONTEXT) // footprint.page + 2 * first if kind.memory == SHORT else sys.maxsize)
     if kind.all_of_it:
-        of |= as_on_a_gpu(dice) if ahead else {"copies": late_copies()}
+        of |= as_on_a_gpu(dice) if ahead else {"offload": late_offload()}
     ran = random_batch(
         model_of(family),
         Shaken(POLICIES[kind.policy](), dice),

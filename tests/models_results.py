@@ -19,11 +19,11 @@ from families import FAMILIES, model_of
 POLICIES = ("run_to_completion", "orca", "baton")
 
 
-def write_results(file: Path, found: Sequence[dict[str, Any]]) -> None:
+def write_results(file: Path, outcomes: Sequence[dict[str, Any]]) -> None:
     """Raises AssertionError if a family was not tested under each policy, or no refusal was."""
-    worst = {(one["family"], one["policy"]): one for one in found if "worst" in one}
+    worst = {(one["family"], one["policy"]): one for one in outcomes if "worst" in one}
     missing = [(f.name, p) for f in FAMILIES for p in POLICIES if (f.name, p) not in worst]
-    refused = [{"type": one["refused"], "reason": one["reason"]} for one in found if "refused" in one]
+    refused = [{"type": one["refused"], "reason": one["reason"]} for one in outcomes if "refused" in one]
     assert not missing and refused, f"the page needs the results of: {COMMAND}"
     families = [
         {

@@ -114,14 +114,14 @@ class Spoiled(HostMemory):
         self._lane = lane
 
     def take(self, count: int, size: int) -> list[Extent]:
-        found = super().take(count, size)
-        for extent in found:
+        extents = super().take(count, size)
+        for extent in extents:
             # In the lane: whatever was begun before may still read what was there.
             self._lane.begin(partial(extent.bytes.fill_, 255), behind=True)
-        return found
+        return extents
 
 
-def late_copies(polls: int = 2, *, most: int = 2**24, staged: int = 2**20) -> HostOffload:
+def late_offload(polls: int = 2, *, most: int = 2**24, staged: int = 2**20) -> HostOffload:
     """As a device with memory of its own has them; copies happen when they are asked for the third time."""
     lane = LateLane(polls)
     return HostOffload(lane, Spoiled(lane, most), staged)
@@ -133,7 +133,7 @@ def as_on_a_gpu(dice: random.Random) -> dict[str, Any]:
     return {
         "ahead": True,
         "side": lambda _: side,
-        "copies": late_copies(dice.choice([0, 1, 3])),
+        "offload": late_offload(dice.choice([0, 1, 3])),
         "varlen": Varlen(varlen_attn),
     }
 
@@ -196,7 +196,7 @@ def random_batch(
     ahead: bool = False,
     aligned: bool = False,
     varlen: Varlen | None = None,
-    copies: HostOffload | None = None,
+    offload: HostOffload | None = None,
     driver: Driver | None = None,
     interleaved: bool = True,
     side: Callable[[Rectangle], Side] | None = None,
@@ -209,7 +209,7 @@ def random_batch(
 
     `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
     `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
-    `copies`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
+    `offload`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
     tokens at a time. `side`: where prompts are computed beside steps that begin ahead. `prompts`: or else where.
     """
     native = native and not aligned
@@ -230,7 +230,7 @@ def random_batch(
     recorder = Recorder()
 
     make = partial(mapped_rectangle, driver, kv_bytes, interleaved) if driver is not None else Rectangle
-    of: dict[str, Any] = {"aligned": aligned, "copies": copies, "make": make, "dtype": model.dtype, "side": side}
+    of: dict[str, Any] = {"aligned": aligned, "offload": offload, "make": make, "dtype": model.dtype, "side": side}
     shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
     if prompts is not None:
         assert isinstance(shared.stepper, AsyncStepper)
@@ -268,7 +268,7 @@ def random_batch(
         whole_prompts=forward.whole_prompts,
         guaranteed_tokens=guaranteed_tokens,
         prefix_store=(
-            prefix_store(rectangle, block=prefix_block, longest=forward.long_rope_limit, copies=copies)
+            prefix_store(rectangle, block=prefix_block, longest=forward.long_rope_limit, offload=offload)
             if prefix_cache
             else None
         ),
@@ -291,7 +291,7 @@ def bodies(
     end_ids: Sequence[int],
     *,
     aligned: bool = False,
-    copies: HostOffload | None = None,
+    offload: HostOffload | None = None,
     make: Callable[..., Rectangle] = Rectangle,
     dtype: torch.dtype = torch.float32,
     side: Callable[[Rectangle], Side] | None = None,
@@ -312,11 +312,11 @@ def bodies(
     rectangle = make(shapes, capacity=2 * rows + 1, **of)
     steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
     if steps is None:
-        both = Rows(RowFeeder(rectangle, forward, recorder), "tiny", copies=copies)
+        both = Rows(RowFeeder(rectangle, forward, recorder), "tiny", offload=offload)
     else:
         feeder = RowFeeder(rectangle, forward, Sampler(end_ids))
         beside = None if side is None else PrefillStreamStepper(feeder, steps, side(rectangle))
-        both = Rows(feeder, "tiny", stepper=beside or AsyncStepper(feeder, steps), copies=copies)
+        both = Rows(feeder, "tiny", stepper=beside or AsyncStepper(feeder, steps), offload=offload)
     beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
     return both, RectangleBatch(both, range(rows), rows), beside
 
@@ -347,16 +347,16 @@ class RowByRow:
         kept: tuple[Tensor, Tensor],
         places: Places,
         scale: float,
-        look: Visibility,
+        visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
-        found = []
+        outputs = []
         for at, stop in enumerate(places.stops.tolist()):
             one = slice(at, at + 1)
             mine = Places(places.rows[one], places.stops[one], places.ring, min(stop, places.ring or stop))
             nobody = q.new_zeros(1, q.shape[1], kept[1].shape[-1])
-            found.append(InTorch().attend(q[one], kept, mine, scale, look, sinks) if stop else nobody)
-        return torch.cat(found)
+            outputs.append(InTorch().attend(q[one], kept, mine, scale, visibility, sinks) if stop else nobody)
+        return torch.cat(outputs)
 
 
 def some_queries(count: int, dice: random.Random, *, longest_prompt: int = 59, longest_answer: int = 24) -> list[Query]:

@@ -102,17 +102,17 @@ class Streams:
 
     async def ask(self, body: Mapping[str, Any], begun: asyncio.Event | None = None) -> Answer:
         """A streamed request to its end; `begun` is set when its first text is there."""
-        found = Answer()
+        answer = Answer()
         async with self.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
-            found.status, found.headers = response.status_code, response.headers
+            answer.status, answer.headers = response.status_code, response.headers
             if response.status_code != 200:
-                found.error = json.loads(await response.aread())["error"]
-                return found
+                answer.error = json.loads(await response.aread())["error"]
+                return answer
             async for line in response.aiter_lines():
-                found.take(line)
-                if begun is not None and found.text:
+                answer.take(line)
+                if begun is not None and answer.text:
                     begun.set()
-        return found
+        return answer
 
     async def begin(self, *bodies: Mapping[str, Any]) -> list[asyncio.Task[Answer]]:
         """Streams of these, each with some text already."""
@@ -139,13 +139,13 @@ class Mute:
         self.socket.sendall(f"{head}content-length: {len(sent)}\r\n\r\n".encode() + sent)
 
     def read_to_its_end(self) -> bytes:
-        found = b""
+        content = b""
         try:
             while part := self.socket.recv(65536):
-                found += part
+                content += part
         except ConnectionResetError:
             pass
-        return found
+        return content
 
     def close(self) -> None:
         self.socket.close()
@@ -248,14 +248,14 @@ class _Ledger:
         self.off_by: set[int] = {0}
         self._client = client
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         self._over.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._over.wait(0.002):
             stats = self._client.stats()
             self.off_by.add(stats.submitted - sum(stats.outcomes.values()) - live(stats))

@@ -20,7 +20,7 @@ from baton.policy.baton import Baton
 from baton.policy.table import POLICIES
 from baton.testing.late_lane import LateLane
 from families import CONTEXT, VOCABULARY, model_of
-from random_batch import RandomBatch, Shaken, Spoiled, alone, late_copies, query_of, random_batch, some_queries
+from random_batch import RandomBatch, Shaken, Spoiled, alone, late_offload, query_of, random_batch, some_queries
 
 # Windows, rings with and without layers that keep all, states, latents, experts.
 AHEAD = ("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe")
@@ -30,25 +30,27 @@ PLAIN = ("llama", "gemma3", "mistral_window", "mamba", "jamba", "qwen3_next", "d
 def kindred(count: int, dice: random.Random) -> list[Query]:
     """Queries that begin alike, some with several choices of an answer."""
     stems = [[dice.randrange(3, VOCABULARY) for _ in range(dice.randint(6, 40))] for _ in range(3)]
-    found: list[Query] = []
+    queries: list[Query] = []
     for i in range(count):
         more = [dice.randrange(3, VOCABULARY) for _ in range(dice.randint(1, 20))]
         one = query_of(f"k{i}", [*dice.choice(stems), *more][: CONTEXT - 20], dice.randint(1, 16), seed=10 * i)
-        found.append(one)
+        queries.append(one)
         if i % 4 == 0:
-            found[-1:] = [replace(one, id=f"{one.id}.{n}", seed=10 * i + n, sibling_of=f"{one.id}.0") for n in range(3)]
-    return found
+            queries[-1:] = [
+                replace(one, id=f"{one.id}.{n}", seed=10 * i + n, sibling_of=f"{one.id}.0") for n in range(3)
+            ]
+    return queries
 
 
-def is_empty(batch: RandomBatch, copies: HostOffload) -> bool:
+def is_empty(batch: RandomBatch, offload: HostOffload) -> bool:
     """Nothing is in rows, and of the host's memory no more is in use than what is stored of prefixes."""
     stored = batch.engine.queries.prefixes.bytes_used
-    return batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0 and copies.host.used_bytes == stored
+    return batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0 and offload.host.used_bytes == stored
 
 
-def batch_apart(family: str, policy: Any, copies: HostOffload, **more: Any) -> RandomBatch:
+def batch_apart(family: str, policy: Any, offload: HostOffload, **more: Any) -> RandomBatch:
     return random_batch(
-        model_of(family), policy, native=False, copies=copies, prefix_cache=True, prefix_block=4, **more
+        model_of(family), policy, native=False, offload=offload, prefix_cache=True, prefix_block=4, **more
     )
 
 
@@ -67,12 +69,12 @@ CASES += [("llama", True, "run_to_completion"), ("llama", False, "run_to_complet
 def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, ahead: bool, policy: str) -> None:
     queries, expected = queries_of(family)
     dice = random.Random(f"{family} {policy} {ahead}")
-    copies, shaken = late_copies(dice.choice([0, 1, 3])), Shaken(POLICIES[policy](), dice)
-    batch = batch_apart(family, shaken, copies, ahead=ahead)
+    offload, shaken = late_offload(dice.choice([0, 1, 3])), Shaken(POLICIES[policy](), dice)
+    batch = batch_apart(family, shaken, offload, ahead=ahead)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0
-    assert is_empty(batch, copies)
+    assert is_empty(batch, offload)
 
 
 def test_the_comparison_notices_rows_that_are_read_before_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,7 @@ def test_the_comparison_notices_rows_that_are_read_before_they_are_there(monkeyp
     monkeypatch.setattr("baton.testing.late_lane._LateMark.done", lambda self: True)
     queries, expected = queries_of("llama")
     dice = random.Random(1)
-    batch = batch_apart("llama", Shaken(Baton(), dice), late_copies())
+    batch = batch_apart("llama", Shaken(Baton(), dice), late_offload())
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} != expected
 
@@ -91,11 +93,11 @@ def test_little_memory_everywhere_changes_nobody_s_tokens(ahead: bool) -> None:
     queries, expected = queries_of("gemma3")
     dice = random.Random(7)
     lane = LateLane(2)
-    copies = HostOffload(lane, Spoiled(lane, 2**14), 2**13)
-    batch = batch_apart("gemma3", Shaken(Baton(), dice), copies, ahead=ahead, kv_bytes=2**18, swap_bytes=2**15)
+    offload = HostOffload(lane, Spoiled(lane, 2**14), 2**13)
+    batch = batch_apart("gemma3", Shaken(Baton(), dice), offload, ahead=ahead, kv_bytes=2**18, swap_bytes=2**15)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
-    assert copies.host.unpinned_pieces > 0
+    assert offload.host.unpinned_pieces > 0
     assert batch.engine.kv_bytes_used == batch.engine.swap_bytes_used == 0
 
 
@@ -103,13 +105,13 @@ def test_nothing_is_copied_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) 
     queries, expected = queries_of("llama")
     dice = random.Random(7)
     monkeypatch.setattr(HostOffload, "out", None)
-    batch = batch_apart("llama", Shaken(Baton(), dice), late_copies(), swap_bytes=0)
+    batch = batch_apart("llama", Shaken(Baton(), dice), late_offload(), swap_bytes=0)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
 
 
 def test_what_is_stored_elsewhere_does_not_go_where_rows_gain_nothing_by_it() -> None:
-    batch = batch_apart("llama", Baton(), late_copies())
+    batch = batch_apart("llama", Baton(), late_offload())
     batch.run([query_of("a", range(5, 25), 3)])
     prefixes = batch.engine.queries.prefixes
     before = prefixes.bytes_used
@@ -117,7 +119,7 @@ def test_what_is_stored_elsewhere_does_not_go_where_rows_gain_nothing_by_it() ->
 
 
 def placed(polls: int, *queries: Query, ahead: bool = False) -> tuple[RandomBatch, Rows]:
-    batch = batch_apart("llama", Baton(), late_copies(polls), ahead=ahead)
+    batch = batch_apart("llama", Baton(), late_offload(polls), ahead=ahead)
     assert batch.rows is not None
     for query in queries:
         batch.rows.place(arrived(query, "tiny"), range(4))
@@ -153,18 +155,18 @@ def test_a_row_on_its_way_may_be_dropped_lifted_looked_at_and_moved(what: str, a
             rows.lift("b", copy=False).release()
         rows.place(arrived(replace(SECOND, id="c"), "tiny"), range(2, 4))
         rows.feed({"c": 20}, Feeding.RAGGED)
-        found = rows.peek("c")
+        segment = rows.peek("c")
     elif what == "pack":
         rows.pack(range(4), 2)
-        found = rows.peek("b")
+        segment = rows.peek("b")
     elif what == "lend":
         # As the prefiller's rows go into the batch.
         rows.place(rows.lift("b", copy=False), range(2))
         assert len(rows.free(range(4))) == 2
-        found = rows.peek("b")
+        segment = rows.peek("b")
     else:
-        found = rows.peek("b") if what == "peek" else rows.lift("b", copy=True)
-    assert all(map(torch.equal, found.parts, expected))
+        segment = rows.peek("b") if what == "peek" else rows.lift("b", copy=True)
+    assert all(map(torch.equal, segment.parts, expected))
 
 
 def test_where_there_is_no_memory_to_copy_a_row_stays_or_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,8 +231,8 @@ def test_queries_go_on_where_there_is_often_no_memory_to_copy(ahead: bool, monke
     monkeypatch.setattr(LateLane, "empty", short)
     monkeypatch.setattr(moving, "gather", short_too)
     monkeypatch.setattr(moving, "scatter", shorter)
-    copies = late_copies()
-    batch = batch_apart("llama", Shaken(Baton(), dice), copies, ahead=ahead)
+    offload = late_offload()
+    batch = batch_apart("llama", Shaken(Baton(), dice), offload, ahead=ahead)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
-    assert is_empty(batch, copies)
+    assert is_empty(batch, offload)

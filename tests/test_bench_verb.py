@@ -36,9 +36,9 @@ def test_policies_are_compared_and_every_answer_is_as_alone(tmp_path: Path) -> N
     for name, part in report["contenders"].items():
         assert part["settings"]["policy"] == name
         assert len(part["runs"]) == 2
-        for found in part["runs"]:
-            assert (found["queries"], found["failed"], found["compared"], found["different"]) == (5, 0, 3, 0)
-            assert found["generated_tokens"] == report["contenders"]["orca"]["runs"][0]["generated_tokens"]
+        for figures in part["runs"]:
+            assert (figures["queries"], figures["failed"], figures["compared"], figures["different"]) == (5, 0, 3, 0)
+            assert figures["generated_tokens"] == report["contenders"]["orca"]["runs"][0]["generated_tokens"]
     idle = {name: part["runs"][0]["idle_ratio"] for name, part in report["contenders"].items()}
     assert idle["run_to_completion"] > 0.1 and idle["baton"] == 0
 
@@ -84,14 +84,14 @@ def cached(folder: Path, *arguments: str) -> int:
     one = ["--policies", "baton", "--repeat", "1", "--json", str(folder / "report.json")]
     done = run(*one, *arguments)
     assert done.exit_code == 0, done.exception
-    found = only_run(folder)
-    assert found["failed"] == 0 and found["different"] == 0 and found["compared"] > 0
-    return int(found["cached_tokens"])
+    figures = only_run(folder)
+    assert figures["failed"] == 0 and figures["different"] == 0 and figures["compared"] > 0
+    return int(figures["cached_tokens"])
 
 
 def only_run(folder: Path) -> dict[str, Any]:
-    (found,) = json.loads((folder / "report.json").read_text())["contenders"]["baton"]["runs"]
-    return dict(found)
+    (figures,) = json.loads((folder / "report.json").read_text())["contenders"]["baton"]["runs"]
+    return dict(figures)
 
 
 def test_runs_are_added_to_a_report(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.exception
     text = path.read_text()
     assert text.count("<svg") == 4 and "run_to_completion max_batch_size=2" in text
-    outside = [found for found in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')]+)""", text) if found[0] != "#"]
+    outside = [link for link in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')]+)""", text) if link[0] != "#"]
     assert outside == [] and "<script" not in text
     assert not re.search(r"#010[2-4]", text), "colours are the page's"
     ids = re.findall(r'\bid="([^"]+)"', text)
@@ -170,8 +170,12 @@ def test_what_cannot_be_run_is_refused(arguments: list[str]) -> None:
 
 
 def test_contenders_are_all_combinations() -> None:
-    found = contenders(["orca", "baton"], ["max-batch-size=4,8", "prefill_chunk=32,64"])
-    assert len(found) == 8 and found[0].changes == {"policy": "orca", "max_batch_size": "4", "prefill_chunk": "32"}
+    combinations = contenders(["orca", "baton"], ["max-batch-size=4,8", "prefill_chunk=32,64"])
+    assert len(combinations) == 8 and combinations[0].changes == {
+        "policy": "orca",
+        "max_batch_size": "4",
+        "prefill_chunk": "32",
+    }
     with pytest.raises(SettingError):
         contenders(["baton"], ["port=1"])
 
@@ -213,10 +217,10 @@ def test_two_benches_in_turn_say_what_one_says_by_itself(tmp_path: Path) -> None
     assert names == [run["pair"] for run in others] and len(set(names)) == 2 and "" not in names
     assert run("--policies", "baton", *work, "--json", str(tmp_path / "alone.json")).exit_code == 0
     alone = json.loads((tmp_path / "alone.json").read_text())["contenders"]["baton"]["runs"][0]
-    for found in (*runs, *others):
-        assert found["digests"] == alone["digests"] and found["different"] == found["failed"] == 0
-        assert found["generated_tokens"] == alone["generated_tokens"] and found["slots"]["useful"] > 0
-        assert 0 < found["first_token"]["max"] <= found["end_to_end"]["max"] <= found["seconds"]
+    for figures in (*runs, *others):
+        assert figures["digests"] == alone["digests"] and figures["different"] == figures["failed"] == 0
+        assert figures["generated_tokens"] == alone["generated_tokens"] and figures["slots"]["useful"] > 0
+        assert 0 < figures["first_token"]["max"] <= figures["end_to_end"]["max"] <= figures["seconds"]
     assert {one.word for one in verdicts(a, b)} == {"too few runs"} and differences(a, b) == []
     with pytest.raises(SettingError, match="in turn with others"):
         verdicts(a, {**b, "contenders": {"baton": {"runs": [alone]}}})

@@ -55,15 +55,15 @@ def test_what_each_iteration_held_is_heard_of_events() -> None:
         replace(ITERATION, time=8.0, fed={"a": 1, "c": 16}),
     ):
         turns(event)
-    assert turns.found == [
+    assert turns.turns == [
         Turn(0.5, (1, 1), 2, 9 + 9, ended=False, after_end=False),
         Turn(0.5, (1, 1), 2, 10 + 10, ended=True, after_end=False),
         Turn(0.25, (1, 1), 1, 11 + 10, ended=False, after_end=True),
         Turn(0.25, (1, 1), 1, 12 + 10, ended=False, after_end=False),
         Turn(1.5, (1, 16), 2, 13, ended=False, after_end=False),
     ]
-    assert [turn.is_step for turn in turns.found] == [True, False, False, True, False]
-    assert turns.found[-1].prompts == (16,)
+    assert [turn.is_step for turn in turns.turns] == [True, False, False, True, False]
+    assert turns.turns[-1].prompts == (16,)
 
 
 def test_a_pass_measures_everything_and_leaves_the_model_to_others() -> None:
@@ -72,9 +72,9 @@ def test_a_pass_measures_everything_and_leaves_the_model_to_others() -> None:
     settings = resolve(config, facts_of(loaded))
     calibration = Calibration(loaded, settings)
     for _ in range(2):
-        found = calibration.measure()
-        assert [rows for rows, _ in found.decode] == [1, 2, 3]
-        assert [slots for slots, _ in found.fill] == [16, 32, 64]
+        one_pass = calibration.measure()
+        assert [rows for rows, _ in one_pass.decode] == [1, 2, 3]
+        assert [slots for slots, _ in one_pass.fill] == [16, 32, 64]
     costs = calibration.costs()
     # On a busy machine what a row costs may be told so high that nothing is left for its forward.
     assert min(costs.step(rows, 8) for rows in (1, 2, 3)) > 0 and min(costs.chunk(size, 0) for size in (16, 64)) > 0

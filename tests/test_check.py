@@ -43,24 +43,24 @@ def checked(folder: Path, **oracle: int) -> list[Outcome]:
 @pytest.mark.parametrize("name", ["gemma3", "mamba2", "jamba", "bloom", "phi3_longrope"])
 def test_every_scenario_is_equal_and_took_place(name: str, tmp_path: Path) -> None:
     assert name in {family.name for family in FAMILIES}
-    found = checked(saved(name, tmp_path))
-    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), SIZE, DETERMINISTIC]
-    assert [outcome.name for outcome in found if not outcome.passed] == []
-    assert max(outcome.difference for outcome in found) > 0, "nothing was compared"
-    assert [outcome.name for outcome in found if outcome.skipped and outcome.name != "prefix"] == []
-    assert all(outcome.tokens >= 5 * 8 for outcome in found if not outcome.skipped)
+    outcomes = checked(saved(name, tmp_path))
+    assert [outcome.name for outcome in outcomes] == [*(scenario.name for scenario in SCENARIOS), SIZE, DETERMINISTIC]
+    assert [outcome.name for outcome in outcomes if not outcome.passed] == []
+    assert max(outcome.difference for outcome in outcomes) > 0, "nothing was compared"
+    assert [outcome.name for outcome in outcomes if outcome.skipped and outcome.name != "prefix"] == []
+    assert all(outcome.tokens >= 5 * 8 for outcome in outcomes if not outcome.skipped)
 
 
 def test_aligned_rows_are_equal_in_every_scenario_that_aligns_rows(tmp_path: Path) -> None:
     config = Config(device="cpu", dtype="float32", threads="1", shaping="aligned")
     oracle = Oracle(answer=8)
-    found = list(
+    outcomes = list(
         check(load(load_settings(config, str(saved("gemma3", tmp_path)), "tiny"), before=oracle), oracle, config)
     )
-    assert [outcome.name for outcome in found] == [*(scenario.name for scenario in SCENARIOS), SIZE, DETERMINISTIC]
-    assert [outcome.name for outcome in found if not outcome.passed] == []
-    assert [outcome.name for outcome in found if outcome.skipped] == ["orca", SIZE, DETERMINISTIC]
-    assert 0 < max(outcome.difference for outcome in found) <= 1e-4
+    assert [outcome.name for outcome in outcomes] == [*(scenario.name for scenario in SCENARIOS), SIZE, DETERMINISTIC]
+    assert [outcome.name for outcome in outcomes if not outcome.passed] == []
+    assert [outcome.name for outcome in outcomes if outcome.skipped] == ["orca", SIZE, DETERMINISTIC]
+    assert 0 < max(outcome.difference for outcome in outcomes) <= 1e-4
 
 
 def test_prompts_go_beyond_each_length_of_the_config_or_it_is_said(tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_what_is_wrong_from_a_token_on_is_found(tmp_path: Path, monkeypatch: pyt
         return torch.cat([torch.zeros_like(seen[:1]), seen[1:]]) if span.stop > 150 else seen
 
     monkeypatch.setattr(Fill, "_seen_by", wrong)
-    found = {outcome.name: outcome for outcome in check(loaded, before, config)}
-    assert [name for name, outcome in found.items() if not outcome.passed] == ["long"]
-    assert found["long"].difference > 1e-3
+    outcomes = {outcome.name: outcome for outcome in check(loaded, before, config)}
+    assert [name for name, outcome in outcomes.items() if not outcome.passed] == ["long"]
+    assert outcomes["long"].difference > 1e-3
 
 
 def test_what_depends_on_the_rectangles_size_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +101,8 @@ def test_what_depends_on_the_rectangles_size_is_found(tmp_path: Path, monkeypatc
         return right(self, *args) * (1 + 1e-6 * (self.rectangle.columns > 192))
 
     monkeypatch.setattr(Decode, "attend", wrong)
-    found = {outcome.name: outcome for outcome in check(loaded, before, config)}
-    assert [name for name, outcome in found.items() if not outcome.passed] == [SIZE]
+    outcomes = {outcome.name: outcome for outcome in check(loaded, before, config)}
+    assert [name for name, outcome in outcomes.items() if not outcome.passed] == [SIZE]
 
 
 def test_a_wrong_mask_in_chunked_prompts_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,11 +119,11 @@ def test_a_wrong_mask_in_chunked_prompts_is_found(tmp_path: Path, monkeypatch: p
         return mask
 
     monkeypatch.setattr(Fill, "_mask", wrong)
-    found = {outcome.name: outcome for outcome in check(loaded, before, config)}
-    assert not found["chunked"].passed
-    assert found["chunked"].difference > 1e-3
-    assert found["chunked"].diverged is not None
-    assert found["orca"].passed, "whole prompts do not use that mask"
+    outcomes = {outcome.name: outcome for outcome in check(loaded, before, config)}
+    assert not outcomes["chunked"].passed
+    assert outcomes["chunked"].difference > 1e-3
+    assert outcomes["chunked"].diverged is not None
+    assert outcomes["orca"].passed, "whole prompts do not use that mask"
 
 
 def run(*arguments: str) -> tuple[int, Any]:
@@ -147,15 +147,15 @@ def test_the_command_says_so_and_ends_with_its_status(tmp_path: Path, monkeypatc
 def test_bfloat16_has_the_bound_of_its_own_noise(tmp_path: Path) -> None:
     before = Oracle(answer=6)
     loaded, config = loaded_with(saved("llama", tmp_path), before, "bfloat16")
-    found = list(check(loaded, before, config))
-    assert [outcome.name for outcome in found if not outcome.passed] == []
-    assert 1e-4 < max(outcome.difference for outcome in found) < before.tolerance < 0.1
+    outcomes = list(check(loaded, before, config))
+    assert [outcome.name for outcome in outcomes if not outcome.passed] == []
+    assert 1e-4 < max(outcome.difference for outcome in outcomes) < before.tolerance < 0.1
 
 
 def test_a_short_context_is_checked_with_short_answers(tmp_path: Path) -> None:
     model = bare_model(Family("llama", "llama", {"max_position_embeddings": 16}))
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    found = checked(tmp_path, answer=16)
-    assert [outcome.name for outcome in found if not outcome.passed] == []
-    assert found[0].tokens > 0
+    outcomes = checked(tmp_path, answer=16)
+    assert [outcome.name for outcome in outcomes if not outcome.passed] == []
+    assert outcomes[0].tokens > 0

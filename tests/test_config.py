@@ -38,9 +38,9 @@ def write(folder: Path, text: str) -> str:
 def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "port = 1\nmax_waiting = 1\nseed = 1\nlog-level = 'debug'")
     environment = {"BATON_PORT": "2", "BATON_MAX_WAITING": "2", "HOME": "/", "OTHER_PORT": "9"}
-    found = load_config({"port": 3, "max_waiting": None, "dtype": None}, file=file, environment=environment)
-    assert (found.port, found.max_waiting, found.seed, found.log_level) == (3, 2, 1, "debug")
-    assert found.dtype == AUTO
+    config = load_config({"port": 3, "max_waiting": None, "dtype": None}, file=file, environment=environment)
+    assert (config.port, config.max_waiting, config.seed, config.log_level) == (3, 2, 1, "debug")
+    assert config.dtype == AUTO
 
 
 def test_nothing_given_gives_the_defaults() -> None:
@@ -115,9 +115,9 @@ def test_a_bad_value_is_refused_by_its_flags_name(name: str, value: object) -> N
     ],
 )
 def test_a_value_is_taken_in_its_fields_type(name: str, value: object, taken: object) -> None:
-    found = getattr(make_config({name: value} if value is not None else {}), name)
-    assert found == taken
-    assert type(found) is type(taken)
+    value_taken = getattr(make_config({name: value} if value is not None else {}), name)
+    assert value_taken == taken
+    assert type(value_taken) is type(taken)
 
 
 @pytest.mark.parametrize("text", ["port = ", "= 1", "port = 1\nport = 2"])
@@ -165,12 +165,12 @@ def test_every_setting_has_help() -> None:
 
 
 def test_auto_becomes_what_the_model_and_the_machine_allow() -> None:
-    found = resolve(Config(), FACTS)
-    assert found.max_model_len == 1000
-    assert found.max_rows == 8
-    assert found.kv_bytes == 2 * 8 * 1000 * 100
-    assert found.prefill_chunk is None
-    assert found.max_stall_seconds == 0.2
+    settings = resolve(Config(), FACTS)
+    assert settings.max_model_len == 1000
+    assert settings.max_rows == 8
+    assert settings.kv_bytes == 2 * 8 * 1000 * 100
+    assert settings.prefill_chunk is None
+    assert settings.max_stall_seconds == 0.2
     assert resolve(Config(), dataclasses.replace(FACTS, device="cuda")).max_rows == 32
 
 
@@ -214,9 +214,9 @@ def test_what_was_asked_holds() -> None:
         seed=5,
         max_stall_ms=50,
     )
-    found = resolve(asked, FACTS)
-    assert (found.max_rows, found.max_model_len, found.kv_bytes, found.prefill_chunk) == (3, 500, 10**6, 7)
-    assert (found.policy, found.seed, found.max_stall_seconds) == ("orca", 5, 0.05)
+    settings = resolve(asked, FACTS)
+    assert (settings.max_rows, settings.max_model_len, settings.kv_bytes, settings.prefill_chunk) == (3, 500, 10**6, 7)
+    assert (settings.policy, settings.seed, settings.max_stall_seconds) == ("orca", 5, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -249,21 +249,21 @@ def test_memory_that_cannot_hold_one_query_is_refused_also_when_auto() -> None:
 def test_where_memory_is_allocated_at_once_auto_takes_the_length_that_fits() -> None:
     """Rows of the batch, and as many and one more for prefill: 17 rows of 100 bytes a token."""
     eager = dataclasses.replace(FACTS, lazy_memory=False, free_bytes=17 * 100 * 500)
-    found = resolve(Config(), eager)
-    assert 100 < found.max_model_len < 500
+    settings = resolve(Config(), eager)
+    assert 100 < settings.max_model_len < 500
     with pytest.raises(SettingError, match="lower --max-batch-size or --max-model-len"):
         resolve(Config(max_model_len="500"), eager)
     assert resolve(Config(), dataclasses.replace(eager, free_bytes=10**9)).max_model_len == 1000
-    assert resolve(Config(max_batch_size="1"), eager).max_model_len > found.max_model_len
+    assert resolve(Config(max_batch_size="1"), eager).max_model_len > settings.max_model_len
 
 
 def test_where_memory_is_mapped_as_rows_grow_rows_may_be_as_long_as_the_context() -> None:
     """Pages of 64 tokens: 16 of them for 1000 tokens."""
     mapped = Footprint((Columns(100),), page=6400)
     device = dataclasses.replace(FACTS, device="cuda", lazy_memory=False, free_bytes=10**6)
-    found = resolve(Config(), dataclasses.replace(device, mapped_footprint=mapped))
-    assert (found.kv_mapping, found.max_model_len, found.max_rows) == (True, 1000, 32)
-    assert found.kv_bytes == 8 * 10**5
+    settings = resolve(Config(), dataclasses.replace(device, mapped_footprint=mapped))
+    assert (settings.kv_mapping, settings.max_model_len, settings.max_rows) == (True, 1000, 32)
+    assert settings.kv_bytes == 8 * 10**5
     plenty = dataclasses.replace(device, mapped_footprint=mapped, free_bytes=10**9)
     assert resolve(Config(), plenty).kv_bytes == 2 * 32 * 16 * 6400
     assert resolve(Config(), device).max_model_len < 200
@@ -290,19 +290,19 @@ def test_settings_that_hold_always_fit_one_whole_query(
     rows: str, length: str, memory: str, free: int, lazy: bool
 ) -> None:
     config = Config(max_batch_size=rows, max_model_len=length, kv_memory=memory)
-    refused, found = None, None
+    refused, settings = None, None
     try:
-        found = resolve(config, dataclasses.replace(FACTS, free_bytes=free, lazy_memory=lazy))
+        settings = resolve(config, dataclasses.replace(FACTS, free_bytes=free, lazy_memory=lazy))
     except SettingError as error:
         refused = error.param
     assert refused in ((None, "kv_memory") if lazy else (None, "kv_memory", "max_model_len"))
-    if found is None:
+    if settings is None:
         return
-    allocated = (2 * found.max_rows + 1) * found.max_model_len * FACTS.footprint.token_bytes
+    allocated = (2 * settings.max_rows + 1) * settings.max_model_len * FACTS.footprint.token_bytes
     assert lazy or allocated <= free
-    assert found.kv_bytes >= found.max_model_len * FACTS.footprint.token_bytes
-    assert found.max_rows >= 1
-    assert memory != AUTO or found.kv_bytes <= free // 2
+    assert settings.kv_bytes >= settings.max_model_len * FACTS.footprint.token_bytes
+    assert settings.max_rows >= 1
+    assert memory != AUTO or settings.kv_bytes <= free // 2
 
 
 @pytest.mark.parametrize(
@@ -312,8 +312,8 @@ def test_settings_that_hold_always_fit_one_whole_query(
 def test_prefixes_are_kept_unless_told_otherwise_and_never_by_the_baseline(
     policy: str, asked: bool, expected: bool
 ) -> None:
-    found = resolve(Config(policy=policy, prefix_cache=asked), FACTS, traits(policy_named(policy)))
-    assert found.prefix_cache is expected
+    settings = resolve(Config(policy=policy, prefix_cache=asked), FACTS, traits(policy_named(policy)))
+    assert settings.prefix_cache is expected
 
 
 @pytest.mark.parametrize(
@@ -327,8 +327,11 @@ def test_prefixes_are_kept_unless_told_otherwise_and_never_by_the_baseline(
     ],
 )
 def test_prefixes_are_shared_within_a_key_where_there_are_keys(asked: dict[str, object], expected: str) -> None:
-    found = resolve(make_config(asked), FACTS)
-    assert (found.prefix_sharing, found.has_keys) == (expected, bool(asked.get("api_key") or asked.get("api_key_file")))
+    settings = resolve(make_config(asked), FACTS)
+    assert (settings.prefix_sharing, settings.has_keys) == (
+        expected,
+        bool(asked.get("api_key") or asked.get("api_key_file")),
+    )
 
 
 @pytest.mark.parametrize(
@@ -374,13 +377,13 @@ def test_a_setting_is_taken_under_its_old_name_too_which_is_told(
 ) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('pool-memory = "1MB"')
-    found = {
+    config = {
         "flag": lambda: load_config({"pool_memory": "1MB"}, environment={}),
         "variable": lambda: load_config({}, environment={"BATON_POOL_MEMORY": "1MB"}),
         "file": lambda: load_config({}, file=str(file), environment={}),
         "keyword": lambda: make_config({"pool_memory": "1MB"}),
     }[where]()
-    assert found.swap_memory == "1MB"
+    assert config.swap_memory == "1MB"
     assert [record.getMessage() for record in caplog.records] == [
         "--pool-memory is called --swap-memory now; the next release takes the new name alone"
     ]

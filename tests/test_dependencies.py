@@ -33,10 +33,10 @@ def tree() -> dict[str, str]:
 def declared(*extras: str) -> dict[str, Requirement]:
     """The requirements by name, with those of these extras."""
     lines = [*PROJECT["dependencies"], *(line for name in extras for line in PROJECT["optional-dependencies"][name])]
-    found = [Requirement(line) for line in lines]
-    names = [canonicalize_name(one.name) for one in found]
+    requirements = [Requirement(line) for line in lines]
+    names = [canonicalize_name(one.name) for one in requirements]
     assert len(set(names)) == len(names), "a package stands twice"
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, requirements, strict=True))
 
 
 def distribution(package: str) -> str:
@@ -44,7 +44,7 @@ def distribution(package: str) -> str:
 
 
 def imported(tree: Mapping[str, str]) -> set[str]:
-    packages = {found.target.split(".")[0] for found in imports_of(tree) if not ours(found.target)}
+    packages = {one.target.split(".")[0] for one in imports_of(tree) if not ours(one.target)}
     return {distribution(package) for package in packages - sys.stdlib_module_names}
 
 

@@ -31,9 +31,9 @@ def batch(
     *,
     native: bool = True,
 ) -> RandomBatch:
-    found = random_batch(model_of(family), policy, deterministic=fixed, native=native)
-    found.run(queries, dice)
-    return found
+    ran = random_batch(model_of(family), policy, deterministic=fixed, native=native)
+    ran.run(queries, dice)
+    return ran
 
 
 def differing(one: RandomBatch, other: RandomBatch, queries: Sequence[Query]) -> int:
@@ -54,8 +54,8 @@ def test_in_any_company_a_query_gives_the_same_bits_as_alone(family: str) -> Non
 
 def test_rows_that_are_computed_for_nobody_are_counted_as_idle() -> None:
     (query,) = some_queries(1, random.Random(3))
-    found = batch("llama", Baton(), [query], None, True, native=False)
-    slots = found.engine.totals.slots
+    ran = batch("llama", Baton(), [query], None, True, native=False)
+    slots = ran.engine.totals.slots
     # Each decode step has four rows; the prompt's last token is fed by one, too.
     assert slots.empty_row == 3 * query.limit_tokens
     assert slots.useful == len(query.prompt) + query.limit_tokens - 1

@@ -78,26 +78,26 @@ def test_the_list_of_a_folder_of_benchmarks_has_a_line_for_each_script(readme: P
 def test_no_line_names_a_folder_of_one_machine_or_how_the_work_went() -> None:
     """A stranger must be able to repeat each command, and a date with what was measured is enough."""
     named = re.compile(rf"/(?:work|tmp/bash_jobs|farm)/|(?<!\w){re.escape('../')}shared/|\b[Ss]itting\b")
-    found = [
+    lines = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in (*DOCUMENTS, *SOURCES)
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if named.search(line) and path != Path(__file__)
     ]
-    assert found == []
+    assert lines == []
 
 
 def test_no_line_cites_a_document_that_is_not_here() -> None:
     known = {path.name for path in ROOT.rglob("*.md")} | {"AGENTS.md"}
     of_the_site = ROOT / "scripts/site_pages.py"  # names pages that are there when the site is built
     cited = re.compile(r"\b([\w-]+\.md)\b")
-    found = [
+    cited_names = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in (*DOCUMENTS, *SOURCES)
         for name in cited.findall(path.read_text())
         if name not in known and path not in (Path(__file__), of_the_site)
     ]
-    assert found == []
+    assert cited_names == []
 
 
 def test_the_page_of_models_names_every_family_that_is_tested() -> None:

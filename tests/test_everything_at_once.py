@@ -28,7 +28,7 @@ from baton.policy.port import Policy
 from baton.policy.table import POLICIES
 from baton.testing.clock import ManualClock
 from families import CONTEXT, model_of
-from random_batch import RandomBatch, Shaken, alone, late_copies, random_batch
+from random_batch import RandomBatch, Shaken, alone, late_offload, random_batch
 from scenario import FAMILIES, POISON, Scenario
 from test_failing_forward import Trouble, layers_of, program_of
 from turns import is_idle
@@ -82,15 +82,15 @@ def by_itself(family: str, query: Query) -> OnPhase:
     batch = lonely(family)
     batch.updates.clear()
     batch.run([replace(query, deadline=None, sibling_of="")])
-    found, params = told(batch, query.id), query.params
+    answer, params = told(batch, query.id), query.params
     plain = SamplingParams(temperature=0, max_tokens=params.max_tokens, ignore_eos=True)
     if query.constraint is not None:
         matcher = query.constraint.start()
-        for at, token in enumerate(found.tokens):
-            assert matcher.allowed(found.tokens[:at])[token // 8] >> token % 8 & 1
-    elif found.reason == "length" and replace(params, logprobs=None, prompt_logprobs=None, stop_token_ids=()) == plain:
-        assert found.tokens == alone(stock(family), query)[0]
-    return found
+        for at, token in enumerate(answer.tokens):
+            assert matcher.allowed(answer.tokens[:at])[token // 8] >> token % 8 & 1
+    elif answer.reason == "length" and replace(params, logprobs=None, prompt_logprobs=None, stop_token_ids=()) == plain:
+        assert answer.tokens == alone(stock(family), query)[0]
+    return answer
 
 
 @functools.cache
@@ -113,7 +113,7 @@ class ScenarioRun:
             prefix_cache=scenario.prefixes,
             prefix_block=scenario.block,
             clock=self.clock,
-            copies=late_copies(scenario.seed % 4, staged=2 ** (12 + scenario.seed % 5)) if scenario.late else None,
+            offload=late_offload(scenario.seed % 4, staged=2 ** (12 + scenario.seed % 5)) if scenario.late else None,
         )
         self.engine = self.batch.engine
         self.row_bytes = self.engine.batch._rows.rectangle.footprint.of(CONTEXT)  # type: ignore[attr-defined]

@@ -49,13 +49,13 @@ class Trouble:
         setattr(owner, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        found = self._right(*args, **kwargs)
+        result = self._right(*args, **kwargs)
         self._just = not self._just and self._dice.random() < 1 / 6
         if self._just:
             self.times += 1
             # After keys, values and states were written.
             raise MemoryError
-        return found
+        return result
 
 
 def program_of(batch: RandomBatch) -> Program | None:

@@ -32,10 +32,10 @@ BAD_SEED = 666
 def texts() -> dict[int, str]:
     """What each of the queries gives alone."""
     served = Served()
-    found = {number: served.alone(a_query(number)) for number in range(4)}
+    answers = {number: served.alone(a_query(number)) for number in range(4)}
     served.close()
-    assert len(set(found.values())) == 4
-    return found
+    assert len(set(answers.values())) == 4
+    return answers
 
 
 @pytest.fixture

@@ -34,9 +34,9 @@ AUTHOR: dict[str, Any] = {"do_sample": True, "temperature": 0.01, "top_k": 1, "e
     ],
 )
 def test_what_an_author_may_write(written: dict[str, Any], sampling: dict[str, Any], ignored: Any) -> None:
-    found = defaults_of(written)
-    assert (dict(found.sampling), found.ignored) == (sampling, tuple(ignored.split()) if ignored else ())
-    assert all(name in str(found) for name in (*sampling, *found.ignored))
+    defaults = defaults_of(written)
+    assert (dict(defaults.sampling), defaults.ignored) == (sampling, tuple(ignored.split()) if ignored else ())
+    assert all(name in str(defaults) for name in (*sampling, *defaults.ignored))
 
 
 def test_a_request_that_names_a_field_has_its_own() -> None:
@@ -60,9 +60,9 @@ def test_params_know_what_was_named() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = save_speaking(tmp_path_factory.mktemp("author"))
-    (found / "generation_config.json").write_text(json.dumps(AUTHOR))
-    return found
+    place = save_speaking(tmp_path_factory.mktemp("author"))
+    (place / "generation_config.json").write_text(json.dumps(AUTHOR))
+    return place
 
 
 def test_the_python_api_takes_them_for_fields_that_are_not_named(folder: Path) -> None:

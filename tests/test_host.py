@@ -35,8 +35,8 @@ def free(tmp_path: Path, own: str) -> int:
     return free_memory_bytes(tmp_path / "groups", tmp_path / "own")
 
 
-def is_the_machines(found: int) -> bool:
-    return abs(found - psutil.virtual_memory().available) < 2**30
+def is_the_machines(free: int) -> bool:
+    return abs(free - psutil.virtual_memory().available) < 2**30
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def test_threads_of_one_core_are_one_core(eight_cpus: Path, tmp_path: Path, monk
     assert counted(tmp_path, eight_cpus) == 2
 
 
-@pytest.mark.parametrize(("quota", "found"), [("max", 4), (50000, 1), (150000, 1), (300000, 3), (900000, 4)])
+@pytest.mark.parametrize(("quota", "expected"), [("max", 4), (50000, 1), (150000, 1), (300000, 3), (900000, 4)])
 @pytest.mark.parametrize("depth", ["a/b", "a", "."])
 def test_the_time_of_a_group_or_of_one_around_it_bounds_cores(
-    eight_cpus: Path, tmp_path: Path, depth: str, quota: int | str, found: int
+    eight_cpus: Path, tmp_path: Path, depth: str, quota: int | str, expected: int
 ) -> None:
     second = tmp_path / "groups" / depth
     second.mkdir(parents=True)
     (second / "cpu.max").write_text(f"{quota} 100000\n")
-    assert counted(tmp_path, eight_cpus) == found
+    assert counted(tmp_path, eight_cpus) == expected
     (second / "cpu.max").unlink()
     first = tmp_path / "groups" / "cpu" / depth
     first.mkdir(parents=True)
     (first / "cpu.cfs_quota_us").write_text("-1\n" if quota == "max" else f"{quota}\n")
     (first / "cpu.cfs_period_us").write_text("100000\n")
-    assert counted(tmp_path, eight_cpus, own="3:cpu,cpuacct:/a/b\n4:memory:/a/b\n0::/\n") == found
+    assert counted(tmp_path, eight_cpus, own="3:cpu,cpuacct:/a/b\n4:memory:/a/b\n0::/\n") == expected
 
 
 def test_as_many_threads_compute_as_asked_and_texts_are_tokenised_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,14 @@ def tree() -> dict[str, str]:
 
 def test_only_what_joins_the_rooms_sees_the_whole_config(tree: dict[str, str]) -> None:
     """Rooms are given what they need of it: `LoadSettings`, `Settings`, `ServerSettings`."""
-    found = [
+    names = [
         name
         for name, source in tree.items()
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ImportFrom) and node.module == "baton.core.config"
         if any(alias.name == "Config" for alias in node.names)
     ]
-    assert {room_of(name) for name in found} == {"core", "compose", "llm", "measure", "cli"}
+    assert {room_of(name) for name in names} == {"core", "compose", "llm", "measure", "cli"}
 
 
 def test_the_source_keeps_every_rule(tree: dict[str, str]) -> None:
@@ -46,20 +46,20 @@ def test_all_rooms_were_read(tree: dict[str, str]) -> None:
 
 
 def test_the_command_line_answers_without_torch(tree: dict[str, str]) -> None:
-    found = reached(tree, "baton.cli.main")
-    assert "baton.core.config" in found
-    assert not found & {"torch", "transformers", "baton.cli.serve", "baton.compose"}
+    modules = reached(tree, "baton.cli.main")
+    assert "baton.core.config" in modules
+    assert not modules & {"torch", "transformers", "baton.cli.serve", "baton.compose"}
 
 
 def test_policies_are_reached_without_torch(tree: dict[str, str]) -> None:
-    found = reached(tree, "baton.policy.baton")
-    assert "baton.core.query" in found
-    assert not {name.split(".")[0] for name in found} & {"torch", "transformers", "numpy"}
+    modules = reached(tree, "baton.policy.baton")
+    assert "baton.core.query" in modules
+    assert not {name.split(".")[0] for name in modules} & {"torch", "transformers", "numpy"}
 
 
 def test_the_built_in_tasks_are_reached_without_torch(tree: dict[str, str]) -> None:
-    found = reached(tree, "baton.builtin.tasks")
-    assert not {name.split(".")[0] for name in found} & {"torch", "transformers"}
+    modules = reached(tree, "baton.builtin.tasks")
+    assert not {name.split(".")[0] for name in modules} & {"torch", "transformers"}
 
 
 def test_fast_tests_never_import_torch(tree: dict[str, str]) -> None:
@@ -143,8 +143,8 @@ def test_a_broken_rule_is_noticed(place: str, source: str, complaint: str) -> No
         batch__batch="", batch__rows="", engine__engine="", engine__client="", native__library="", observe=DOOR
     )
     assert broken_rules(others) == []
-    found = broken_rules({**others, f"baton.{place}": source})
-    assert [line for line in found if complaint in line and place.split(".")[0] in line], found
+    broken = broken_rules({**others, f"baton.{place}": source})
+    assert [line for line in broken if complaint in line and place.split(".")[0] in line], broken
 
 
 def test_circles_are_noticed_also_when_a_function_or_a_type_check_hides_them() -> None:

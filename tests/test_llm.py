@@ -46,15 +46,15 @@ def stock(folder: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> Iterator[LLM]:
-    with opened(folder, max_batch_size=3, max_waiting=4) as found:
-        yield found
+    with opened(folder, max_batch_size=3, max_waiting=4) as opened_llm:
+        yield opened_llm
 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[AsyncLLM]:
-    found = AsyncLLM(str(folder), device="cpu", threads=1)
-    yield found
-    found.close()
+    opened_llm = AsyncLLM(str(folder), device="cpu", threads=1)
+    yield opened_llm
+    opened_llm.close()
 
 
 def opened(folder: Path, **settings: Any) -> LLM:
@@ -93,8 +93,8 @@ def test_what_one_salt_stored_no_other_finds(llm: LLM, stock: PreTrainedModel) -
     salts = ("a", "b", None, "a", None)
     asked: list[Any] = [{"prompt": text} | ({} if salt is None else {"cache_salt": salt}) for salt in salts]
     outputs = [llm.generate(one, GREEDY)[0] for one in asked]
-    found = [output.outputs[0].usage.cached_tokens for output in outputs if output.outputs[0].usage is not None]
-    assert found[:3] == [0, 0, 0] and min(found[3:]) > 0
+    cached = [output.outputs[0].usage.cached_tokens for output in outputs if output.outputs[0].usage is not None]
+    assert cached[:3] == [0, 0, 0] and min(cached[3:]) > 0
     right = expected(stock, llm.client.tokenizer.encode(text))
     assert [output.outputs[0].token_ids for output in outputs] == [right] * 5 and outputs[0].prompt == text
     with pytest.raises(InvalidValue, match="cache_salt"):
@@ -196,13 +196,13 @@ def test_logprobs_are_told_by_token_as_vllms_users_know_them(llm: LLM, stock: Pr
     assert completion.logprobs is not None and output.prompt_logprobs is not None
     assert output.prompt_logprobs[0] is None
     told = [*output.prompt_logprobs[1:], *completion.logprobs]
-    for shares, token, found, best in zip(expected, whole[0, 1:].tolist(), told, [1] * 4 + [2] * 6, strict=True):
+    for shares, token, ranked, best in zip(expected, whole[0, 1:].tolist(), told, [1] * 4 + [2] * 6, strict=True):
         order = sorted(range(VOCABULARY), key=lambda one, shares=shares: -shares[one])
-        assert set(found) == {token, *order[:best]}
-        for which, one in found.items():
+        assert set(ranked) == {token, *order[:best]}
+        for which, one in ranked.items():
             assert (one.rank, one.logprob) == (order.index(which) + 1, pytest.approx(shares[which], abs=1e-4))
             assert one.decoded_token == llm.client.tokenizer.piece(which).decode(errors="replace")
-    own = [found[token].logprob for token, found in zip(completion.token_ids, completion.logprobs, strict=True)]
+    own = [ranked[token].logprob for token, ranked in zip(completion.token_ids, completion.logprobs, strict=True)]
     assert completion.cumulative_logprob == pytest.approx(sum(own))
 
 
@@ -211,8 +211,8 @@ def test_prompts_are_told_of_where_rows_are_aligned_as_where_they_are_not(folder
     prompts = ["hello", "h", "hello again, and again"]
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, prompt_logprobs=1)
     with opened(folder, policy=policy, shaping="aligned", max_batch_size=3) as aligned:
-        found = aligned.generate(prompts, params)
-    for one, other in zip(found, llm.generate(prompts, params), strict=True):
+        outputs = aligned.generate(prompts, params)
+    for one, other in zip(outputs, llm.generate(prompts, params), strict=True):
         assert one.outputs[0].token_ids == other.outputs[0].token_ids
         assert one.prompt_logprobs is not None and other.prompt_logprobs is not None
         assert len(one.prompt_logprobs) == len(one.prompt_token_ids)
@@ -231,7 +231,7 @@ def test_logprobs_that_were_not_asked_for_are_none(llm: LLM) -> None:
 def test_choices_share_the_logprobs_of_their_prompt(llm: LLM) -> None:
     params = SamplingParams(n=2, max_tokens=4, ignore_eos=True, seed=3, prompt_logprobs=0)
     several, single = (llm.generate(prompt, params)[0].prompt_logprobs for prompt in ("hello", "h"))
-    assert several is not None and [len(found or {}) for found in several] == [0, 1, 1, 1, 1]
+    assert several is not None and [len(one or {}) for one in several] == [0, 1, 1, 1, 1]
     assert single == [None]
 
 
@@ -350,11 +350,11 @@ def trips(tokens: int) -> Callable[[pytest.MonkeyPatch, Any], None]:
         right = outputs._text_of
 
         def text_of(query: Any) -> Any:
-            found = right(query)
+            stream = right(query)
             if len(query.prompt) == tokens and query.seed != 6:
-                said, push = [], found.push
-                found.push = lambda *args, **kw: (said.append(1), 1 / (len(said) < 3), push(*args, **kw))[-1]
-            return found
+                said, push = [], stream.push
+                stream.push = lambda *args, **kw: (said.append(1), 1 / (len(said) < 3), push(*args, **kw))[-1]
+            return stream
 
         monkeypatch.setattr(outputs, "_text_of", text_of)
 
@@ -408,8 +408,8 @@ def test_a_policy_of_ones_own_is_run(folder: Path) -> None:
 def test_all_policies_give_the_same_tokens(policy: str, folder: Path, llm: LLM) -> None:
     prompts = ["a", "hello there", "xyz" * 9, "Q?", "bcd", "by far the longest of them all"]
     with opened(folder, policy=policy, max_batch_size=6) as other:
-        found = [output.outputs[0].token_ids for output in other.generate(prompts, GREEDY)]
-    assert found == [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)]
+        tokens = [output.outputs[0].token_ids for output in other.generate(prompts, GREEDY)]
+    assert tokens == [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)]
 
 
 @pytest.mark.parametrize(

@@ -44,5 +44,5 @@ def test_memory_is_read_at_some_speed_that_is_one() -> None:
     ids=["tied", "int8", "input apart", "other device", "experts", "no experts"],
 )
 def test_what_a_step_reads(loaded: Any, weights: int, read: float) -> None:
-    found = machine_of(loaded, FOOTPRINT, 1e9)
-    assert (found.weight_bytes, found.kv_token_bytes, found.read_bytes) == (weights, 256, read)
+    machine = machine_of(loaded, FOOTPRINT, 1e9)
+    assert (machine.weight_bytes, machine.kv_token_bytes, machine.read_bytes) == (weights, 256, read)

@@ -124,9 +124,9 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Refu
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_refused_in_one_line_before_torch_is_imported(case: str, refused: dict[str, Refused]) -> None:
-    found = refused[case]
-    assert found.status in (1, 2)
-    *notes, line = found.said.splitlines()
+    refusal = refused[case]
+    assert refusal.status in (1, 2)
+    *notes, line = refusal.said.splitlines()
     assert line.startswith("baton: ") and all("is called" in note for note in notes)
-    assert CASES[case] in found.said
-    assert not found.with_torch
+    assert CASES[case] in refusal.said
+    assert not refusal.with_torch

@@ -47,8 +47,8 @@ class Oracle(dict[str, list[tuple[Query, list[int], Tensor]]]):
 
     def __missing__(self, family: str) -> list[tuple[Query, list[int], Tensor]]:
         queries = some_queries(QUERIES, random.Random(3))
-        found = self[family] = [(query, *alone(family, query)) for query in queries]
-        return found
+        answers = self[family] = [(query, *alone(family, query)) for query in queries]
+        return answers
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(
 
 @pytest.mark.skipif(native.library is None, reason=native.describe())
 def test_these_families_are_run_natively() -> None:
-    found = [family.name for family in FAMILIES if isinstance(chosen(family.name, True)[1], NativeForward)]
-    assert sorted(found) == sorted(NATIVE)
+    native_families = [family.name for family in FAMILIES if isinstance(chosen(family.name, True)[1], NativeForward)]
+    assert sorted(native_families) == sorted(NATIVE)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3", "gpt2", "gemma2", "olmo3"])

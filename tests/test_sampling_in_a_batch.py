@@ -26,10 +26,10 @@ END = 4
 
 def noisy(tokens: list[int]) -> Tensor:
     """Logits that change with every token before; flat enough that all parameters matter."""
-    found = 7
+    state = 7
     for token in tokens:
-        found = (found * 31 + token + 1) % (2**61 - 1)
-    return torch.randn(TOY_VOCABULARY, generator=torch.Generator().manual_seed(found)) * 1.5
+        state = (state * 31 + token + 1) % (2**61 - 1)
+    return torch.randn(TOY_VOCABULARY, generator=torch.Generator().manual_seed(state)) * 1.5
 
 
 PARAMS = st.fixed_dictionaries(
@@ -173,9 +173,9 @@ def of_logits(logits: Tensor, token: int, best: int) -> TokenLogprobs:
     return TokenLogprobs(token, shares[token], 1 + order.index(token), tuple((at, shares[at]) for at in order[:best]))
 
 
-def close(found: list[TokenLogprobs], expected: list[TokenLogprobs]) -> bool:
+def close(ours_all: list[TokenLogprobs], expected: list[TokenLogprobs]) -> bool:
     """Same tokens and ranks; the numbers equal up to float32's rounding in a forward."""
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(ours_all, expected, strict=True):
         assert (ours.token_id, ours.rank) == (theirs.token_id, theirs.rank)
         assert [token for token, _ in ours.best] == [token for token, _ in theirs.best]
         numbers = [ours.logprob, *(value for _, value in ours.best)]

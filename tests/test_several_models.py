@@ -28,7 +28,7 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-m", "baton", "serve", f"a={folder}", f"b={folder}", "--load-on-demand", "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    address = next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.:]+", line)))
+    address = next(match[0] for line in process.stderr if (match := re.search(r"http://[\d.:]+", line)))
     yield process, address
     children = psutil.Process(process.pid).children() if process.poll() is None else []
     process.kill()

@@ -67,9 +67,9 @@ def test_the_middle_of_passes_has_medians_that_rise_and_are_not_below_zero() -> 
         replace(COSTS, decode=((1, one), (8, eight)), token_seconds=token)
         for one, eight, token in ((1.0, 2.0, -0.1), (3.0, 2.5, -0.2), (4.0, 9.0, 0.3))
     ]
-    found = middle(passes)
-    assert found.decode == ((1, 2.75), (8, 2.75)) and found.token_seconds == 0.0
-    assert (found.fill, found.iteration_seconds) == (COSTS.fill, COSTS.iteration_seconds)
+    costs = middle(passes)
+    assert costs.decode == ((1, 2.75), (8, 2.75)) and costs.token_seconds == 0.0
+    assert (costs.fill, costs.iteration_seconds) == (COSTS.fill, COSTS.iteration_seconds)
 
 
 def test_a_curve_that_falls_is_levelled() -> None:
@@ -78,24 +78,24 @@ def test_a_curve_that_falls_is_levelled() -> None:
 
 
 def test_a_query_by_itself_takes_the_sum_of_its_forwards() -> None:
-    found = of("orca", Workload("one", (Ask(0.0, 16, 5),)))
-    assert found.seconds == pytest.approx((0.020 + 0.001) + 4 * (0.010 + 0.001))
-    assert found.first_token["p50"] == pytest.approx(0.021)
-    assert (found.generated_tokens, found.idle_ratio, found.slots["useful"]) == (5, 0.0, 20)
+    run = of("orca", Workload("one", (Ask(0.0, 16, 5),)))
+    assert run.seconds == pytest.approx((0.020 + 0.001) + 4 * (0.010 + 0.001))
+    assert run.first_token["p50"] == pytest.approx(0.021)
+    assert (run.generated_tokens, run.idle_ratio, run.slots["useful"]) == (5, 0.0, 20)
 
 
 def test_what_a_row_reads_costs_too() -> None:
     costs = replace(COSTS, column_seconds=0.001, pair_seconds=0.0001)
-    found = simulated(replace(SETTINGS, policy="orca"), costs, FOOTPRINT, Workload("one", (Ask(0.0, 16, 2),)))
-    assert found.seconds == pytest.approx(0.021 + 16 * 8 * 0.0001 + 0.011 + 17 * 0.001)
+    run = simulated(replace(SETTINGS, policy="orca"), costs, FOOTPRINT, Workload("one", (Ask(0.0, 16, 2),)))
+    assert run.seconds == pytest.approx(0.021 + 16 * 8 * 0.0001 + 0.011 + 17 * 0.001)
 
 
 def test_a_row_that_is_computed_for_nobody_costs_its_forward_alone() -> None:
     costs = replace(COSTS, token_seconds=0.004)
     workload = Workload("two", (Ask(0.0, 16, 2), Ask(0.0, 16, 4)))
-    found = simulated(replace(SETTINGS, policy="run_to_completion"), costs, FOOTPRINT, workload)
+    run = simulated(replace(SETTINGS, policy="run_to_completion"), costs, FOOTPRINT, workload)
     # 32 tokens of prompts; a step of both rows; two steps in which one of the two rows is finished.
-    assert found.seconds == pytest.approx(0.001 + 0.036 + 2 * 0.004 + 3 * 0.012 + 2 * 0.004 + 2 * 0.004)
+    assert run.seconds == pytest.approx(0.001 + 0.036 + 2 * 0.004 + 3 * 0.012 + 2 * 0.004 + 2 * 0.004)
 
 
 def test_batch_wise_inference_computes_what_nobody_needs_and_takes_longer() -> None:
@@ -110,22 +110,22 @@ def test_batch_wise_inference_computes_what_nobody_needs_and_takes_longer() -> N
 def test_queries_come_at_their_times_and_the_clock_jumps_between() -> None:
     workload = Workload("far apart", (Ask(0.0, 16, 2), Ask(100.0, 16, 2)))
     run = Simulation(replace(SETTINGS, policy="baton"), COSTS, FOOTPRINT).run(workload, mode=Mode.TIMED)
-    assert [one.asked for one in run.heard] == [0.0, 100.0]
-    assert run.heard[1].first == pytest.approx(run.heard[0].first)
+    assert [one.asked for one in run.responses] == [0.0, 100.0]
+    assert run.responses[1].first == pytest.approx(run.responses[0].first)
     assert 100 < run.seconds < 100.1
 
 
 def test_a_closed_loop_keeps_so_many_at_once() -> None:
     workload = make_workload(12, prompt="16", answer="8")
     one = Simulation(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
-    assert all(later.asked >= before.times[-1] for before, later in zip(one.heard, one.heard[1:], strict=False))
+    assert all(later.asked >= before.times[-1] for before, later in zip(one.responses, one.responses[1:], strict=False))
 
 
 def test_memory_that_is_short_costs_preemptions_and_loses_nobody() -> None:
     workload = make_workload(20, prompt="32", answer="uniform:60,120", seed=1)
-    found = of("baton", workload, kv_bytes=256 * 8 + 700)
-    assert found.preemptions > 0 and found.failed == 0
-    assert found.kv_bytes_most <= 256 * 8 + 700
+    run = of("baton", workload, kv_bytes=256 * 8 + 700)
+    assert run.preemptions > 0 and run.failed == 0
+    assert run.kv_bytes_most <= 256 * 8 + 700
 
 
 def test_stored_prefixes_are_found_as_they_would_be() -> None:
@@ -140,10 +140,10 @@ def test_stored_prefixes_are_found_as_they_would_be() -> None:
     settings = replace(SETTINGS, prefix_cache=True)
     run = Simulation(settings, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
     # The later turn's prompt is 90 + 4 + 10 tokens, of which 93 were computed and two blocks of 32 shared with others.
-    assert [one.cached_tokens for one in run.heard] == [0, 64, 64, 64, 0]
-    assert run.heard[3].prompt_tokens == 104
+    assert [one.cached_tokens for one in run.responses] == [0, 64, 64, 64, 0]
+    assert run.responses[3].prompt_tokens == 104
     without = Simulation(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
-    assert [one.cached_tokens for one in without.heard] == [0] * 5 and without.seconds > 1.2 * run.seconds
+    assert [one.cached_tokens for one in without.responses] == [0] * 5 and without.seconds > 1.2 * run.seconds
 
 
 def test_what_is_computed_is_what_the_engine_computes() -> None:

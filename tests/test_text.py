@@ -97,9 +97,9 @@ def test_any_text_in_any_pieces_is_cut_at_the_first_stop_string(pieces: list[str
     whole, expected, met = "", None, False
     for piece in [*pieces, rest]:
         whole += piece
-        found = [whole.index(string) for string in stop if string in whole]
-        if found:
-            expected, met = whole[: min(found)], True
+        starts = [whole.index(string) for string in stop if string in whole]
+        if starts:
+            expected, met = whole[: min(starts)], True
             break
     assert "".join(said) == (whole if expected is None else expected)
     assert stopped == met

@@ -43,9 +43,9 @@ def told(*, max_rows: int = 4) -> dict[str, Any]:
     return dict(json.loads(live_of(clock, max_rows=max_rows).data(SIGHT, 0, 0.0)))
 
 
-def drawn(found: dict[str, Any], width: int = 80, height: int = 24) -> list[str]:
+def drawn(data: dict[str, Any], width: int = 80, height: int = 24) -> list[str]:
     seen = Seen()
-    assert seen.take(found)
+    assert seen.take(data)
     console = Console(width=width, height=height, color_system=None)
     with console.capture() as captured:
         console.print(screen(seen, width, height))
@@ -81,9 +81,9 @@ def test_it_fits_any_terminal(rows: int, width: int, height: int) -> None:
 
 
 def test_what_a_server_says_cannot_command_the_terminal() -> None:
-    found = told()
-    found["model"] = found["diagnosis"]["sentence"] = "\x1b[2J\u009b31mx"
-    assert not any(mark in line for line in drawn(found) for mark in "\x1b\u009b")
+    data = told()
+    data["model"] = data["diagnosis"]["sentence"] = "\x1b[2J\u009b31mx"
+    assert not any(mark in line for line in drawn(data) for mark in "\x1b\u009b")
 
 
 def test_what_is_new_is_added_and_another_server_begins_anew() -> None:
@@ -107,10 +107,10 @@ def test_it_goes_on_while_the_server_is_away_and_ends_when_asked() -> None:
     waits: list[float] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
-        found = answers.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        reply = answers.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def ended(seconds: float) -> bool:
         waits.append(seconds)

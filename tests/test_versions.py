@@ -21,12 +21,12 @@ def answered(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 
 def test_the_oldest_that_is_taken_and_the_newest_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     answered(monkeypatch, "transformers (6.0.0)\nAvailable versions: 6.0.0, 5.99.1, 5.100.0, 5.17.1, 5.17.0, 4.2.0\n")
-    assert exact_on_versions.found() == ["5.17.0", "5.100.0"]
+    assert exact_on_versions.releases_to_try() == ["5.17.0", "5.100.0"]
 
 
 def test_the_installed_one_is_left_to_the_tests_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     answered(monkeypatch, f"Available versions: {version('transformers')}, 5.17.0\n")
-    assert exact_on_versions.found() == ["5.17.0"]
+    assert exact_on_versions.releases_to_try() == ["5.17.0"]
 
 
 def test_without_a_network_it_says_so_and_is_done(

@@ -50,10 +50,10 @@ Say = Callable[[list[int]], int | Tensor]
 
 def hashed(tokens: list[int]) -> int:
     """A token that changes with any token before it and with their order; never one of the first three."""
-    found = 7
+    state = 7
     for token in tokens:
-        found = (found * 31 + token + 1) % 1_000_003
-    return 3 + found % (VOCABULARY - 3)
+        state = (state * 31 + token + 1) % 1_000_003
+    return 3 + state % (VOCABULARY - 3)
 
 
 class ToyForward:
@@ -83,16 +83,16 @@ class ToyForward:
 
     def _logits(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Tensor:
         assert all(span.count > 0 for span in spans), "a row was fed nothing"
-        found: list[Tensor] = []
+        rows: list[Tensor] = []
         left = list(tokens)
         for span in spans:
             fed, left = left[: span.count], left[span.count :]
             rectangle.keys[0][span.row, span.start : span.stop, 0, 0] = torch.tensor(fed, dtype=torch.float32)
             rectangle.values[0][span.row, span.start : span.stop, 0, 0] = torch.tensor(fed, dtype=torch.float32)
             held = [int(token) for token in rectangle.keys[0][span.row, : span.stop, 0, 0].tolist()]
-            found += [self._row(held[:stop]) for stop in range(span.stop - span.kept + 1, span.stop + 1)]
+            rows += [self._row(held[:stop]) for stop in range(span.stop - span.kept + 1, span.stop + 1)]
         assert not left
-        return torch.stack(found)
+        return torch.stack(rows)
 
     def _row(self, tokens: list[int]) -> Tensor:
         said = self.say(tokens)
@@ -112,19 +112,19 @@ class ToyAligned(ToyForward):
             buffer[shape.rows, shape.cols, 0, 0] = ids.flatten()[shape.kept].float()
         places = [place for span in shape.spans for place in range(span.start, span.stop)]
         assert positions.flatten()[shape.kept].tolist() == places
-        found: list[Tensor] = []
+        rows: list[Tensor] = []
         for span, start in ((span, int(shape.starts[span.row])) for span in shape.spans):
             held = [int(token) for token in keys[span.row, start : start + span.stop, 0, 0].tolist()]
-            found += [self._row(held[:stop]) for stop in range(span.stop - span.kept + 1, span.stop + 1)]
-        assert len(found) == len(wanted)
-        return torch.stack(found)
+            rows += [self._row(held[:stop]) for stop in range(span.stop - span.kept + 1, span.stop + 1)]
+        assert len(rows) == len(wanted)
+        return torch.stack(rows)
 
 
 def toy_rectangle(capacity: int, columns: int = COLUMNS) -> Rectangle:
     shape = LayerShape(1, 1, 1)
-    found = Rectangle([shape], capacity=capacity, columns=columns, dtype=torch.float32, device=torch.device("cpu"))
-    found.footprint = FOOTPRINT  # bytes, not pages: easier to count in one's head
-    return found
+    rectangle = Rectangle([shape], capacity=capacity, columns=columns, dtype=torch.float32, device=torch.device("cpu"))
+    rectangle.footprint = FOOTPRINT  # bytes, not pages: easier to count in one's head
+    return rectangle
 
 
 def toy_rows(

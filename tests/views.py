@@ -16,7 +16,7 @@ BYTES = 10
 BYTE_A_TOKEN = Footprint((Columns(1),))
 
 
-def standing(
+def query_view(
     name: str, state: State = State.WAITING, *, prompt: int = 20, cached: int = 0, **changes: Any
 ) -> QueryView:
     values = {
@@ -38,26 +38,26 @@ def standing(
 
 
 def waiting(*names: str, **changes: Any) -> list[QueryView]:
-    return [standing(name, State.WAITING, **changes) for name in names]
+    return [query_view(name, State.WAITING, **changes) for name in names]
 
 
 def prefilling(*names: str, cached: int = 5, **changes: Any) -> list[QueryView]:
-    return [standing(name, State.PREFILLING, cached=cached, **changes) for name in names]
+    return [query_view(name, State.PREFILLING, cached=cached, **changes) for name in names]
 
 
 def ready(*names: str, **changes: Any) -> list[QueryView]:
-    return [standing(name, State.READY, cached=20, **{"generated": 1, **changes}) for name in names]
+    return [query_view(name, State.READY, cached=20, **{"generated": 1, **changes}) for name in names]
 
 
 def swapped_out(*names: str, **changes: Any) -> list[QueryView]:
     """Those that were running and are kept outside all rows."""
     return [
-        standing(name, State.READY, cached=25, **{"generated": 6, "swapped_out": True, **changes}) for name in names
+        query_view(name, State.READY, cached=25, **{"generated": 6, "swapped_out": True, **changes}) for name in names
     ]
 
 
 def running(*names: str, **changes: Any) -> list[QueryView]:
-    return [standing(name, State.RUNNING, cached=25, **{"generated": 6, **changes}) for name in names]
+    return [query_view(name, State.RUNNING, cached=25, **{"generated": 6, **changes}) for name in names]
 
 
 def view(
@@ -131,11 +131,11 @@ some = st.lists(
 
 def crowd(drawn: list[tuple[Any, ...]]) -> list[QueryView]:
     """The queries that were drawn from `some`."""
-    found = []
+    queries = []
     for at, (state, priority, user, swapped_out, waited, pending) in enumerate(drawn):
         begun = state in (State.READY, State.RUNNING)
-        found.append(
-            standing(
+        queries.append(
+            query_view(
                 f"q{at}",
                 state,
                 prompt=40,
@@ -147,25 +147,25 @@ def crowd(drawn: list[tuple[Any, ...]]) -> list[QueryView]:
                 arrived=-float(waited),
             )
         )
-    return found
+    return queries
 
 
-def check_carried_out(seen: View, found: Plan, *, paced: bool = False) -> None:
+def check_carried_out(seen: View, plan: Plan, *, paced: bool = False) -> None:
     """Every verb of the plan is one that the batch and the prefiller do not refuse; `paced`: rows may stay free."""
     by_id = {query.id: query for query in [*seen.running, *seen.ready, *seen.prefilling, *seen.waiting]}
-    rows = seen.rows if found.resize is None else found.resize
-    staying = len(seen.running) - len(found.detach)
-    assert staying + len(found.insert) <= rows
+    rows = seen.rows if plan.resize is None else plan.resize
+    staying = len(seen.running) - len(plan.detach)
+    assert staying + len(plan.insert) <= rows
     assert rows >= staying
-    assert len(set(found.insert)) == len(found.insert)
-    assert all(by_id[name].state is State.RUNNING for name in found.detach)
-    fed = {chunk.query_id: chunk.tokens for chunk in found.prefill}
+    assert len(set(plan.insert)) == len(plan.insert)
+    assert all(by_id[name].state is State.RUNNING for name in plan.detach)
+    fed = {chunk.query_id: chunk.tokens for chunk in plan.prefill}
     begun = [name for name in fed if by_id[name].state is State.WAITING]
     assert len(begun) <= seen.prefill_room
     assert all(0 < tokens <= by_id[name].pending for name, tokens in fed.items())
-    assert not set(found.forget) & (set(fed) | set(found.insert) | set(found.detach))
-    for name in found.insert:
+    assert not set(plan.forget) & (set(fed) | set(plan.insert) | set(plan.detach))
+    for name in plan.insert:
         assert by_id[name].state is State.READY or fed[name] == by_id[name].pending
     # Else no row stays free while one that keeps its memory is ready for it.
-    lent = [query.id for query in seen.ready if not query.swapped_out and query.id not in found.forget]
-    assert paced or staying + len(found.insert) == min(rows, seen.max_rows) or set(lent) <= set(found.insert)
+    lent = [query.id for query in seen.ready if not query.swapped_out and query.id not in plan.forget]
+    assert paced or staying + len(plan.insert) == min(rows, seen.max_rows) or set(lent) <= set(plan.insert)

@@ -66,12 +66,12 @@ def attend(shape: Decode, q: torch.Tensor, rectangle: Rectangle) -> Callable[[],
 def median(run: Callable[[], object], repeat: int) -> float:
     for _ in range(5):
         run()
-    found = []
+    seconds = []
     for _ in range(repeat):
         began = time.perf_counter()
         run()
-        found.append(time.perf_counter() - began)
-    return 1e6 * statistics.median(found)
+        seconds.append(time.perf_counter() - began)
+    return 1e6 * statistics.median(seconds)
 
 
 if __name__ == "__main__":

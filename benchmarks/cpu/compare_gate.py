@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--slower", type=float, default=0.10)
     parser.add_argument("--keep", type=Path, metavar="FILE", help="what was found so far, and is added to")
     args = parsed(parser)
-    found: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
     if args.keep and args.keep.exists():
-        found = json.loads(args.keep.read_text())
+        comparisons = json.loads(args.keep.read_text())
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["baton.measure.trials"])
     # Mixed, so that each kind meets the machine at all times.
@@ -63,12 +63,12 @@ def main() -> None:
         kind = max(left, key=lambda name: left[name] / max(1, vars(args)[{FLIP: "flips"}.get(name, name)]))
         left[kind] -= 1
         began = time.monotonic()
-        found.append(compared(processes, kind, args))
-        print(f"{kind}: {found[-1]} in {time.monotonic() - began:.1f} s", file=sys.stderr)
+        comparisons.append(compared(processes, kind, args))
+        print(f"{kind}: {comparisons[-1]} in {time.monotonic() - began:.1f} s", file=sys.stderr)
         if args.keep:
-            args.keep.write_text(json.dumps(found))
-    tell(args, lines(args, found), {"comparisons": found})
-    if any(one["fails"] != (one["kind"] != SAME) for one in found):
+            args.keep.write_text(json.dumps(comparisons))
+    tell(args, lines(args, comparisons), {"comparisons": comparisons})
+    if any(one["fails"] != (one["kind"] != SAME) for one in comparisons):
         sys.exit("the gate does not hold")
 
 
@@ -128,11 +128,11 @@ def flip_one() -> None:
     stock, drawn = Sampler.__call__, [0]
 
     def flipped(self: Sampler, logits: Any, draws: Any) -> list[int | None]:
-        found = stock(self, logits, draws)
+        tokens = stock(self, logits, draws)
         drawn[0] += 1
-        if drawn[0] == FLIPPED_DRAW and found[0] is not None:
-            found[0] ^= 1
-        return found
+        if drawn[0] == FLIPPED_DRAW and tokens[0] is not None:
+            tokens[0] ^= 1
+        return tokens
 
     Sampler.__call__ = flipped  # type: ignore[method-assign]
 
@@ -158,25 +158,25 @@ def first(some: Sequence[Verdict]) -> Sequence[Verdict]:
     return some[:1]
 
 
-def lines(args: argparse.Namespace, found: Sequence[dict[str, Any]]) -> list[str]:
+def lines(args: argparse.Namespace, comparisons: Sequence[dict[str, Any]]) -> list[str]:
     load_average = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return [
-        f"{len(found)} comparisons, each of two new processes and {args.pairs} pairs of runs of {args.queries} "
-        f"queries, {statistics.median(one['seconds'] for one in found):.2f} s each. Runs of one report lay "
-        f"{statistics.median(one['spread'] for one in found):.0%} apart (median; at most "
-        f"{max(one['spread'] for one in found):.0%}). Load average (1, 5, 15 minutes): {load_average}.",
+        f"{len(comparisons)} comparisons, each of two new processes and {args.pairs} pairs of runs of {args.queries} "
+        f"queries, {statistics.median(one['seconds'] for one in comparisons):.2f} s each. Runs of one report lay "
+        f"{statistics.median(one['spread'] for one in comparisons):.0%} apart (median; at most "
+        f"{max(one['spread'] for one in comparisons):.0%}). Load average (1, 5, 15 minutes): {load_average}.",
         "",
         *table(
             ("B is", "comparisons", "failed", "B takes, tokens a second", "half of the 95 % interval", "what is said"),
-            rows(args, found),
+            rows(args, comparisons),
         ),
     ]
 
 
-def rows(args: argparse.Namespace, found: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+def rows(args: argparse.Namespace, comparisons: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
     names = {SAME: "the same", SLOW: f"{args.slower:.0%} slower", FLIP: "another in one token"}
     for kind, name in names.items():
-        some = [one for one in found if one["kind"] == kind]
+        some = [one for one in comparisons if one["kind"] == kind]
         if not some:
             continue
         ratios = sorted(one["ratio"] for one in some)

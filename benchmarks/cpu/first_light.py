@@ -175,7 +175,7 @@ async def crowd(url: str, asked: Sequence[Asked]) -> list[Answer]:
 
 async def answer(client: AsyncOpenAI, asked: Asked, wait_seconds: float) -> Answer:
     await asyncio.sleep(wait_seconds)
-    found = Answer(time.perf_counter())
+    reply = Answer(time.perf_counter())
     stream = await client.completions.create(
         model=(await _model(client)),
         prompt=asked.prompt,
@@ -187,11 +187,11 @@ async def answer(client: AsyncOpenAI, asked: Asked, wait_seconds: float) -> Answ
     )
     async for chunk in stream:
         if chunk.choices and chunk.choices[0].finish_reason is None:
-            found.times.append(time.perf_counter())
-            found.text += chunk.choices[0].text
+            reply.times.append(time.perf_counter())
+            reply.text += chunk.choices[0].text
         if chunk.usage:
-            found.tokens = chunk.usage.completion_tokens
-    return found
+            reply.tokens = chunk.usage.completion_tokens
+    return reply
 
 
 _names: dict[str, str] = {}
@@ -266,14 +266,14 @@ def _metrics(url: str) -> dict[str, float]:
     """Samples of /metrics by name and label, without the model's name."""
     with urllib.request.urlopen(f"{url}/metrics") as page:
         lines = page.read().decode().splitlines()
-    found = {}
+    values = {}
     for line in lines:
         if line.startswith("baton_") and "{" in line:
             name, rest = line.split("{", 1)
             labels, value = rest.rsplit("} ", 1)
             kept = ",".join(part for part in labels.split(",") if not part.startswith("model_name="))
-            found[f"{name} {kept}".strip()] = float(value)
-    return found
+            values[f"{name} {kept}".strip()] = float(value)
+    return values
 
 
 def _get(url: str) -> Any:

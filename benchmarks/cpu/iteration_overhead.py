@@ -118,8 +118,8 @@ def logits_of(rows: int, vocabulary: int, known: int) -> Tensor:
     dice = torch.Generator().manual_seed(0)
     ranks = torch.stack([torch.randperm(known - 3, generator=dice) + 1 for _ in range(rows)])
     rest = torch.arange(known - 2, vocabulary + 1).expand(rows, -1)
-    found = torch.cat([torch.full((rows, 3), vocabulary), ranks, rest], dim=1)[:, :vocabulary]
-    return -2 * found.float().log() + torch.randn(rows, vocabulary, generator=dice) / 2
+    order = torch.cat([torch.full((rows, 3), vocabulary), ranks, rest], dim=1)[:, :vocabulary]
+    return -2 * order.float().log() + torch.randn(rows, vocabulary, generator=dice) / 2
 
 
 def main() -> None:
@@ -140,13 +140,13 @@ def main() -> None:
     for rows in args.rows:
         for name in list(FEATURES)[:2]:
             rounds = [whole(args, rows, FEATURES[name]) for _ in range(args.rounds)]
-            found = {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
-            print(f"| {rows} | {name} | {' | '.join(f'{found[part]:.0f}' for part in PARTS)} | {found['all']:.0f} |")
+            us = {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
+            print(f"| {rows} | {name} | {' | '.join(f'{us[part]:.0f}' for part in PARTS)} | {us['all']:.0f} |")
     print(f"\n| vocabulary | rows | {' | '.join(FEATURES)} |\n| --- | --- |{' --- |' * len(FEATURES)}")
     for vocabulary in args.vocabulary:
         for rows in args.rows:
-            found = alone(rows, vocabulary, args.rounds)
-            print(f"| {vocabulary} | {rows} | {' | '.join(f'{found[name]:.0f}' for name in FEATURES)} |")
+            us = alone(rows, vocabulary, args.rounds)
+            print(f"| {vocabulary} | {rows} | {' | '.join(f'{us[name]:.0f}' for name in FEATURES)} |")
 
 
 def whole(args: argparse.Namespace, rows: int, params: Mapping[str, Any]) -> dict[str, float]:
@@ -204,8 +204,8 @@ def whole(args: argparse.Namespace, rows: int, params: Mapping[str, Any]) -> dic
     asyncio.run(crowd())
     client.close()
     turns = parts.turns[marks[0] : marks[1]]
-    found = {part: 1e6 * statistics.median(turn[part] for turn in turns) for part in PARTS}
-    return {**found, "all": 1e6 * statistics.median(sum(turn[part] for part in PARTS) for turn in turns)}
+    us = {part: 1e6 * statistics.median(turn[part] for turn in turns) for part in PARTS}
+    return {**us, "all": 1e6 * statistics.median(sum(turn[part] for part in PARTS) for turn in turns)}
 
 
 class Timed(Sampler):
@@ -231,7 +231,7 @@ def alone(rows: int, vocabulary: int, rounds: int) -> dict[str, float]:
     sampler, logits = Sampler(end_ids=(2,)), logits_of(rows, vocabulary, 4000)
     dice = random.Random(1)
     tokens = [[dice.randrange(vocabulary) for _ in range(TOKENS_SO_FAR)] for _ in range(rows)]
-    found: dict[str, list[float]] = {name: [] for name in FEATURES}
+    times: dict[str, list[float]] = {name: [] for name in FEATURES}
     for turn in range(4 * rounds):
         for name, params in FEATURES.items():
             sampling = SamplingParams(**params)
@@ -242,8 +242,8 @@ def alone(rows: int, vocabulary: int, rounds: int) -> dict[str, float]:
                 took = time.perf_counter() - began
             # The last of three: what the others left in the caches is not its neighbour's fault.
             if turn:
-                found[name].append(1e6 * took)
-    return {name: statistics.median(some) for name, some in found.items()}
+                times[name].append(1e6 * took)
+    return {name: statistics.median(some) for name, some in times.items()}
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def run(
 
 def one_by_one(args: argparse.Namespace, asked: Sequence[Asked]) -> list[list[int]]:
     """What stock `generate` gives for each query alone, with stock attention: token ids."""
-    found: list[list[int]] = []
+    outputs: list[list[int]] = []
 
     def generate(model: PreTrainedModel) -> None:
         model.generation_config = GenerationConfig()
@@ -202,11 +202,11 @@ def one_by_one(args: argparse.Namespace, asked: Sequence[Asked]) -> list[list[in
                     out = model.generate(
                         ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **exactly
                     )
-                found.append(out[0, len(one.prompt) :].tolist())
+                outputs.append(out[0, len(one.prompt) :].tolist())
                 bar.update(one.tokens)
 
     load(config_of(args), before=generate)
-    return found
+    return outputs
 
 
 def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, Any]) -> list[str]:

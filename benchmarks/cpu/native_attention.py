@@ -93,9 +93,9 @@ def main() -> None:
     print("| work | " + " | ".join(names) + " | GB/s | GFLOP/s |")
     print("| --- |" + " --- |" * (len(names) + 2))
     for case in CASES:
-        found = measure(case, args.threads, args.rounds)
-        best = found[names[-2]]
-        figures = [f"{1e6 * found[name]:.0f}" for name in names]
+        times = measure(case, args.threads, args.rounds)
+        best = times[names[-2]]
+        figures = [f"{1e6 * times[name]:.0f}" for name in names]
         figures += [f"{case.bytes / best / 1e9:.1f}", f"{case.flops / best / 1e9:.0f}"]
         print(f"| {case.name} | " + " | ".join(figures) + " |", flush=True)
 
@@ -121,7 +121,7 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, float]:
             taken = way() / case.layers
             if round_:
                 times[name].append(taken)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(some) for name, some in times.items()}
 
 
 def sdpa(case: Case, rectangle: Rectangle) -> Callable[[], float]:

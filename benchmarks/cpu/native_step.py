@@ -78,26 +78,26 @@ def main() -> None:
 def steps(
     forward: Forward, rows: Sequence[int], columns: int, dtype: torch.dtype, weights: int, bandwidth: float
 ) -> list[str]:
-    found = []
+    lines = []
     for count in rows:
         rectangle = rectangle_of(forward, count, columns + 1, dtype)
         spans = [Span(row, columns, 1) for row in range(count)]
         seconds, parts = timed(forward, rectangle, spans)
         kept = sum(t[:, :columns].numel() for t in (*rectangle.keys, *rectangle.values)) * dtype.itemsize
         floor = (weights + kept) / bandwidth
-        found.append([str(count), f"{1e3 * seconds:.1f}", f"{1e3 * floor:.1f}", f"{seconds / floor:.2f}x", parts])
-    return table(("rows", "step ms", "floor ms", "of the floor", "products, attention, the rest"), found)
+        lines.append([str(count), f"{1e3 * seconds:.1f}", f"{1e3 * floor:.1f}", f"{seconds / floor:.2f}x", parts])
+    return table(("rows", "step ms", "floor ms", "of the floor", "products, attention, the rest"), lines)
 
 
 def fills(forward: Forward, lengths: Sequence[int], dtype: torch.dtype, operations: int) -> list[str]:
-    found = []
+    lines = []
     for length in lengths:
         rectangle = rectangle_of(forward, 1, length, dtype)
         seconds, parts = timed(forward, rectangle, [Span(0, 0, length)])
         rate = length * operations / seconds / 1e9
-        found.append([str(length), f"{1e3 * seconds:.0f}", f"{length / seconds:,.0f}", f"{rate:.0f}", parts])
+        lines.append([str(length), f"{1e3 * seconds:.0f}", f"{length / seconds:,.0f}", f"{rate:.0f}", parts])
     head = ("prompt tokens at once", "ms", "tokens/s", "GFLOP/s of products alone", "products, attention, the rest")
-    return table(head, found)
+    return table(head, lines)
 
 
 def timed(forward: Forward, rectangle: Rectangle, spans: Sequence[Span]) -> tuple[float, str]:
@@ -125,10 +125,12 @@ def timed(forward: Forward, rectangle: Rectangle, spans: Sequence[Span]) -> tupl
 
 
 def rectangle_of(forward: Forward, rows: int, columns: int, dtype: torch.dtype) -> Rectangle:
-    found = Rectangle(forward.geometry.shapes, capacity=rows, columns=columns, dtype=dtype, device=torch.device("cpu"))
-    for tensor in (*found.keys, *found.values):
+    rectangle = Rectangle(
+        forward.geometry.shapes, capacity=rows, columns=columns, dtype=dtype, device=torch.device("cpu")
+    )
+    for tensor in (*rectangle.keys, *rectangle.values):
         tensor.normal_()
-    return found
+    return rectangle
 
 
 def read_bandwidth() -> float:

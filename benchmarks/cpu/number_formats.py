@@ -31,24 +31,24 @@ def main() -> None:
     args = parsed(parser)
     asked = {task: questions(task, args.per_task, args.seed) for task in CHECKABLE_TASKS}
     stock = Answerer(builtin.path(), "cpu", 32)
-    found = {"stock float32": scores(asked, stock.answers)}
+    results = {"stock float32": scores(asked, stock.answers)}
     for name, settings in FORMATS.items():
         with LLM(max_batch_size=8, **settings) as llm:
-            found[name] = scores(asked, lambda texts, llm=llm: answers(llm, texts))  # type: ignore[misc]
+            results[name] = scores(asked, lambda texts, llm=llm: answers(llm, texts))  # type: ignore[misc]
     rows = [
-        [name, *(f"{tally.right / tally.asked:.1%}" for tally in by_task.values())] for name, by_task in found.items()
+        [name, *(f"{tally.right / tally.asked:.1%}" for tally in by_task.values())] for name, by_task in results.items()
     ]
-    figures = {name: {task: tally.right for task, tally in by_task.items()} for name, by_task in found.items()}
+    figures = {name: {task: tally.right for task, tally in by_task.items()} for name, by_task in results.items()}
     tell(args, [f"{args.per_task} questions of each task.", "", *table(("weights", *CHECKABLE_TASKS), rows)], figures)
 
 
 def scores(asked: dict[str, list[Question]], answers: Callable[[list[str]], list[str]]) -> dict[str, Tally]:
-    found = {}
+    tallies = {}
     for task, some in asked.items():
-        found[task] = Tally()
+        tallies[task] = Tally()
         for question, answer in zip(some, answers([question.text for question in some]), strict=True):
-            found[task].add(question.text, answer)
-    return found
+            tallies[task].add(question.text, answer)
+    return tallies
 
 
 def answers(llm: LLM, texts: list[str]) -> list[str]:

@@ -62,12 +62,12 @@ class Connection:
         answer = await reader.readuntil(b"\r\n\r\n")
         lines = answer.lower().split(b"\r\n")
         size = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:"))
-        found = await reader.readexactly(size)
+        content = await reader.readexactly(size)
         seconds = time.perf_counter() - began
         if b"connection: close" in lines:
             writer.close()
             self._streams = None
-        return int(answer[9:12]), found, seconds
+        return int(answer[9:12]), content, seconds
 
 
 class Load:

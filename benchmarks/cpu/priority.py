@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from baton.bench.drive import Responses
+from baton.bench.drive import Response
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.settings import Settings
@@ -49,10 +49,10 @@ class Asked:
 class Run:
     policy: str
     seconds: float
-    answers: dict[str, Responses]
+    answers: dict[str, Response]
     recomputed: int
 
-    def urgent(self) -> list[Responses]:
+    def urgent(self) -> list[Response]:
         return [answer for name, answer in self.answers.items() if name.startswith("urgent")]
 
     @property
@@ -110,11 +110,11 @@ def run(policy: str, loaded: Loaded, settings: Settings, asked: Sequence[Asked],
 
 def figures_of(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
     """Seconds. `added`: how much later a query ended under `priority` than under `baton` in the same turn."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for policy in POLICIES:
         mine = [turn[policy] for turn in turns]
         urgent = [answer for run in mine for answer in run.urgent()]
-        found[policy] = {
+        figures[policy] = {
             "first_token": _spread([answer.first for answer in urgent]),
             "last_token": _spread([answer.whole for answer in urgent]),
             "tokens_per_second": statistics.median(run.tokens / run.seconds for run in mine),
@@ -131,7 +131,7 @@ def figures_of(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
     texts = {name: answer.text for name, answer in turns[0]["baton"].answers.items()}
     runs = [run for turn in turns for run in turn.values()]
     return {
-        **found,
+        **figures,
         "added_to_displaced": _spread(displaced),
         "added_to_others": _spread(others),
         "texts_different": sum(run.answers[name].text != text for run in runs for name, text in texts.items()),
@@ -168,13 +168,15 @@ def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, 
     ]
 
 
-def _preemptions(answer: Responses) -> int:
+def _preemptions(answer: Response) -> int:
     return answer.usage.preemptions if answer.usage else 0
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, Any]:
-    found = {name: percentile(seconds, at) for name, at in (("p50", 50), ("p95", 95), ("max", 100))} if seconds else {}
-    return {"count": len(seconds), **found}
+    percentiles = (
+        {name: percentile(seconds, at) for name, at in (("p50", 50), ("p95", 95), ("max", 100))} if seconds else {}
+    )
+    return {"count": len(seconds), **percentiles}
 
 
 def _three(told: dict[str, Any]) -> str:

@@ -54,8 +54,8 @@ def main() -> None:
         name: make_workload(args.queries, **WORKLOADS[name], seed=args.seed).clipped(500, 200)  # type: ignore[arg-type]
         for name in args.workloads.split(",")
     }
-    found = measured(loaded, config, workloads, args.repeat)
-    rows = [row(*names, pairs) for names, pairs in found.items()]
+    pairs_by_name = measured(loaded, config, workloads, args.repeat)
+    rows = [row(*names, pairs) for names, pairs in pairs_by_name.items()]
     head = ("workload", "policy", "tokens/s, run", "simulated", "off by", "single turns", "idle, run", "simulated")
     many = f"{args.queries} queries each, medians of {args.repeat} turns; costs measured before and after each run."
     tell(args, [many, "", *table(head, rows)], {"rows": rows})
@@ -67,7 +67,7 @@ def measured(
     """By workload and policy, a pair for each turn."""
     calibration = Calibration(loaded, resolve(config, facts_of(loaded)))
     before = calibration.measure()
-    found: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    pairs: dict[tuple[str, str], list[Pair]] = defaultdict(list)
     for turn in range(repeat):
         for name, workload in workloads.items():
             for policy in POLICIES:
@@ -78,10 +78,10 @@ def measured(
                 after = calibration.measure()
                 told = simulated(settings, middle([before, after]), shape, workload)
                 before = after
-                found[name, policy].append((real, told))
+                pairs[name, policy].append((real, told))
                 off = told.tokens_per_second / real.tokens_per_second - 1
                 print(f"{turn} {name}, {policy}: {real.tokens_per_second:,.0f} tokens/s, {off:+.1%}", flush=True)
-    return found
+    return pairs
 
 
 def row(workload: str, policy: str, pairs: list[Pair]) -> list[str]:

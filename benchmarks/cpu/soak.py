@@ -159,11 +159,11 @@ class Soak:
 
     async def alone(self) -> None:
         for number, case in enumerate(self.cases):
-            found = await self.http.post(case.path, json=case.body, headers=self._key())
-            if found.status_code != 200:
-                self.seen.breach(f"{case.kind}, alone: {found.status_code} {found.text[:200]}")
+            response = await self.http.post(case.path, json=case.body, headers=self._key())
+            if response.status_code != 200:
+                self.seen.breach(f"{case.kind}, alone: {response.status_code} {response.text[:200]}")
                 continue
-            self.right[number] = _texts(found.json()["choices"])
+            self.right[number] = _texts(response.json()["choices"])
 
     async def gauges(self) -> dict[str, float]:
         """All single metrics, without our prefix and the model's name."""
@@ -195,20 +195,20 @@ class Soak:
                 self.seen.statuses["left"] += 1
                 return
             asked = task
-        found = await asked
-        if self._accepted(case, found.status_code, found.text):
-            self._compare(number, case, _texts(found.json()["choices"]))
+        response = await asked
+        if self._accepted(case, response.status_code, response.text):
+            self._compare(number, case, _texts(response.json()["choices"]))
 
     async def _streamed(self, number: int, case: Case) -> None:
         leave = self._dice.randint(1, 30) if self._dice.random() < 0.25 else None
         body = {**case.body, "stream": True}
-        async with self.http.stream("POST", case.path, json=body, headers=self._key()) as found:
-            if found.status_code != 200:
-                self._accepted(case, found.status_code, (await found.aread()).decode())
+        async with self.http.stream("POST", case.path, json=body, headers=self._key()) as response:
+            if response.status_code != 200:
+                self._accepted(case, response.status_code, (await response.aread()).decode())
                 return
             parts: dict[int, list[Any]] = {}
             chunks = 0
-            async for line in found.aiter_lines():
+            async for line in response.aiter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
                 said = json.loads(line[6:])
@@ -239,9 +239,9 @@ class Soak:
             self.seen.breach(f"{case.kind}: {status} {text[:200]}")
         return False
 
-    def _compare(self, number: int, case: Case, found: Texts) -> None:
-        if found != self.right[number]:
-            self.seen.breach(f"{case.kind}: {found!r:.300} is not as alone: {self.right[number]!r:.300}")
+    def _compare(self, number: int, case: Case, texts: Texts) -> None:
+        if texts != self.right[number]:
+            self.seen.breach(f"{case.kind}: {texts!r:.300} is not as alone: {self.right[number]!r:.300}")
 
     # Bad ones
 
@@ -263,12 +263,12 @@ class Soak:
             await asyncio.sleep(self._dice.random() * 0.5)
 
     async def _ask(self, path: str, content: bytes | str, expected: set[int], **headers: str) -> None:
-        found = await self.http.post(
+        response = await self.http.post(
             path, content=content, headers={**self._key(), "content-type": "application/json", **headers}
         )
-        self.seen.statuses[f"attack: {found.status_code}"] += 1
-        if found.status_code not in expected | OVERLOADED:
-            self.seen.breach(f"attack at {path} with {content[:80]!r}: {found.status_code} {found.text[:200]}")
+        self.seen.statuses[f"attack: {response.status_code}"] += 1
+        if response.status_code not in expected | OVERLOADED:
+            self.seen.breach(f"attack at {path} with {content[:80]!r}: {response.status_code} {response.text[:200]}")
 
     async def _refused(self) -> None:
         bad = [
@@ -348,14 +348,14 @@ class Soak:
         """The metrics once nothing is running any more. A server that does not come to rest in time is a breach."""
         end = time.monotonic() + READY_SECONDS
         while True:
-            found = await self.gauges()
+            gauges = await self.gauges()
             ready = (await self.http.get("/ready", headers=self._key())).status_code
-            busy = [name for name in AT_BASE if found[f"{name}{{}}"]]
+            busy = [name for name in AT_BASE if gauges[f"{name}{{}}"]]
             if ready == 200 and not busy:
-                return found
+                return gauges
             if time.monotonic() > end:
                 self.seen.breach(f"not at rest after {READY_SECONDS:g} s: /ready {ready}, {busy}")
-                return found
+                return gauges
             await asyncio.sleep(0.1)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from baton.bench.drive import Responses
+from baton.bench.drive import Response
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone
@@ -82,7 +82,7 @@ def main() -> None:
         sys.exit("the victim's text differs from the one without attackers")
 
 
-def alone(args: argparse.Namespace, loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Responses:
+def alone(args: argparse.Namespace, loaded: Loaded, settings: Settings, prompt: Sequence[int]) -> Response:
     """The victim by itself."""
     stage = Stage(loaded, settings, "baton")
     answer = stage.ask("victim", prompt, args.answer)
@@ -104,7 +104,7 @@ def attack(
     while len(victim.tokens) < args.before:
         stage.turn()
     began, calm, computed = monotonic(), len(victim.times), progress.tokens
-    attackers: list[Responses] = []
+    attackers: list[Response] = []
     while victim.usage is None and monotonic() - began < args.seconds:
         for _ in range(args.attackers - sum(one.usage is None for one in attackers)):
             # Of random tokens: no two begin alike, so that no prompt can be taken from another.
@@ -124,15 +124,15 @@ def attack(
     )
 
 
-def figures_of(args: argparse.Namespace, lone: Responses, runs: Sequence[Attack]) -> dict[str, Any]:
+def figures_of(args: argparse.Namespace, lone: Response, runs: Sequence[Attack]) -> dict[str, Any]:
     """Milliseconds, but for what says otherwise. `over`: the share of gaps longer than the bound and a usual step."""
     usual = percentile(lone.gaps, 50)
     bound = args.max_stall_ms / 1000 + usual
-    found: dict[str, Any] = {"bound": 1000 * bound, "alone": _spread(lone.gaps)}
+    figures: dict[str, Any] = {"bound": 1000 * bound, "alone": _spread(lone.gaps)}
     for policy in POLICIES:
         mine = [run for run in runs if run.policy == policy]
         gaps = [gap for run in mine for gap in run.gaps]
-        found[policy] = _spread(gaps) | {
+        figures[policy] = _spread(gaps) | {
             "longest_by_turn": [1000 * max(run.gaps, default=run.seconds) for run in mine],
             "over": sum(gap > bound for gap in gaps) / max(len(gaps), 1),
             "prefilled_tokens_per_second": statistics.median(run.prefilled / run.seconds for run in mine),
@@ -140,7 +140,7 @@ def figures_of(args: argparse.Namespace, lone: Responses, runs: Sequence[Attack]
             "longest_without_progress_seconds": max(run.pause for run in mine),
             "seconds": sum(run.seconds for run in mine),
         }
-    return found
+    return figures
 
 
 def report(
@@ -181,8 +181,8 @@ def _gaps(told: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, Any]:
-    found = {f"p{percent}": 1000 * percentile(seconds, percent) for percent in (50, 95, 99)}
-    return {"count": len(seconds), **found, "max": 1000 * percentile(seconds, 100)}
+    percentiles = {f"p{percent}": 1000 * percentile(seconds, percent) for percent in (50, 95, 99)}
+    return {"count": len(seconds), **percentiles, "max": 1000 * percentile(seconds, 100)}
 
 
 def _arguments() -> argparse.Namespace:

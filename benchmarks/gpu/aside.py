@@ -14,7 +14,7 @@ import torch
 from baton.compose import make_engine
 from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings
-from baton.cuda.copy_stream import CopyStream, CudaLane
+from baton.cuda.copy_stream import CopyStream, CudaCopyStream
 from baton.cuda.decode_steps import Steps
 from baton.cuda.offload import HostOffload
 from baton.cuda.packed_rows import Packed
@@ -27,7 +27,7 @@ from baton.policy.table import POLICIES
 from baton.testing.late_lane import LateLane
 
 from .asks import prompt_of
-from .engine import Responses
+from .engine import Response
 from .models import cuda_forward, free
 from .results import Results
 
@@ -47,7 +47,7 @@ def aside(results: Results, loaded: Loaded, tiny: bool) -> None:
 def copies(loaded: Loaded, tokens: Sequence[int]) -> list[dict[str, Any]]:
     """A row of so many tokens to the host and back: what it takes of the engine's thread, and until it is there."""
     rectangle = _rectangle(loaded, 2, max(tokens))
-    found = []
+    measurements = []
     for count in tokens:
         rectangle.lens[:] = [count, count]
         row_bytes = sum(part.nbytes for part in rectangle.view(0))
@@ -57,7 +57,7 @@ def copies(loaded: Loaded, tokens: Sequence[int]) -> list[dict[str, Any]]:
             seconds = time.perf_counter() - began
             moving = HostOffload(_lane(loaded), host, row_bytes)
             out, into = _there_and_back(moving, rectangle, loaded.device)
-            found.append(
+            measurements.append(
                 {
                     "tokens": count,
                     "MB": row_bytes / 1e6,
@@ -71,7 +71,7 @@ def copies(loaded: Loaded, tokens: Sequence[int]) -> list[dict[str, Any]]:
                     "in GB/s": row_bytes / into[1] / 1e9,
                 }
             )
-    return found
+    return measurements
 
 
 def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
@@ -82,7 +82,7 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
     run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=loaded.device.type == "cuda")
     run.launch([Slot(row, 5 + row, tokens // 2) for row in range(ROWS)]).tokens()
     row_bytes = sum(part.nbytes for part in rectangle.view(0))
-    found = []
+    measurements = []
     for kind in ("alone", "beside copies", "beside pageable copies", "beside pinning"):
         host = _host(loaded, kind != "beside pageable copies", 4 * row_bytes)
         moving = HostOffload(_lane(loaded), host, 2 * row_bytes)
@@ -97,7 +97,7 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
                 last.tokens()
             times.append(time.perf_counter() - began)
             last = following
-        found.append(
+        measurements.append(
             {
                 "steps": kind,
                 "rows": ROWS,
@@ -106,7 +106,7 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
                 "moved MB a step": moved * row_bytes / count / 1e6,
             }
         )
-    return found
+    return measurements
 
 
 def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]:
@@ -114,9 +114,9 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
     prompt, answer = columns // 2, columns // 8
     patient = [_query(f"p{at}", prompt_of(prompt, at), answer, priority=5) for at in range(ROWS)]
     urgent = [_query(f"u{at}", prompt_of(prompt // 8, at), answer // 4) for at in range(ROWS)]
-    found = []
+    measurements = []
     for pool in (2**33, 0):
-        heard = Responses()
+        heard = Response()
         engine = make_engine(loaded, _settings(loaded, "priority", columns, pool), POLICIES["priority"]())
         asked, turn = time.perf_counter(), 0
         for query in patient:
@@ -133,7 +133,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
         seconds = time.perf_counter() - asked
         firsts = [heard.told[name][0] - began for name, began in sent.items() if name in heard.told]
         waits = {"urgent first token ms p50": statistics.median(firsts) * 1e3} if firsts else {}
-        found.append(
+        measurements.append(
             {
                 "swapped out": "kept on the host" if pool else "forgotten",
                 "tokens/s": heard.tokens / seconds,
@@ -146,13 +146,13 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
         )
         del engine
         free(loaded)
-    return found
+    return measurements
 
 
 def prefix_hit(loaded: Loaded, columns: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """The first token of a prompt that is new, and of one that goes on where a stored one ended."""
     engine = make_engine(loaded, _settings(loaded, "baton", columns, 2**33), POLICIES["baton"]())
-    found = []
+    measurements = []
     for at, length in enumerate(lengths):
         times: dict[str, list[float]] = {"computed": [], "stored": []}
         for again in range(3):
@@ -162,10 +162,12 @@ def prefix_hit(loaded: Loaded, columns: int, lengths: Sequence[int]) -> list[dic
             _first(engine, _query(f"s{length}.{again}", [*text, 7, 8, 9], 1), times["stored"])
         ms = {name: statistics.median(some) * 1e3 for name, some in times.items()}
         kept = engine.queries.prefixes.bytes_used
-        found.append({"tokens": length, "computed ms": ms["computed"], "stored ms": ms["stored"], "MB": kept / 1e6})
+        measurements.append(
+            {"tokens": length, "computed ms": ms["computed"], "stored ms": ms["stored"], "MB": kept / 1e6}
+        )
     del engine
     free(loaded)
-    return found
+    return measurements
 
 
 def _rectangle(loaded: Loaded, capacity: int, columns: int) -> Rectangle:
@@ -178,7 +180,7 @@ def _rectangle(loaded: Loaded, capacity: int, columns: int) -> Rectangle:
 
 
 def _lane(loaded: Loaded) -> CopyStream:
-    return CudaLane(loaded.device) if loaded.device.type == "cuda" else LateLane(0)
+    return CudaCopyStream(loaded.device) if loaded.device.type == "cuda" else LateLane(0)
 
 
 def _host(loaded: Loaded, pinned: bool, size: int) -> HostMemory:
@@ -198,7 +200,7 @@ def _there_and_back(
         began = time.perf_counter()
         leaving = moving.out(rectangle.view(0))
         host = time.perf_counter() - began
-        leaving.mark.wait()
+        leaving.event.wait()
         outs.append((host, time.perf_counter() - began))
         packed = Packed(leaving.pieces)
         began = time.perf_counter()
@@ -225,7 +227,7 @@ def _ferry(moving: HostOffload, rectangle: Rectangle) -> Iterator[int]:
     while True:
         leaving = moving.out(rectangle.view(ROWS))
         yield 1
-        while not leaving.mark.done():
+        while not leaving.event.done():
             yield 0
         packed = Packed(leaving.pieces)
         arrival = moving.into(packed, rectangle.view(ROWS + 1))
@@ -272,7 +274,7 @@ def _query(name: str, prompt: Sequence[int], tokens: int, priority: int = 0) -> 
 
 def _first(engine: Engine, query: Query, times: list[float]) -> None:
     began = time.perf_counter()
-    heard = Responses()
+    heard = Response()
     engine.accept(query, heard)
     while engine.busy:
         engine.iterate()

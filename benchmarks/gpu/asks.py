@@ -28,16 +28,16 @@ def prompt_of(length: int, at: int) -> list[int]:
 
 def lengths_of(asks: Sequence[Ask], rows: int, columns: int) -> list[int]:
     """Rows in the middle of their answers."""
-    found = [len(ask.prompt) + ask.tokens // 2 for ask in itertools.islice(itertools.cycle(asks), rows)]
-    return [min(length, columns - 64) for length in found]
+    lengths = [len(ask.prompt) + ask.tokens // 2 for ask in itertools.islice(itertools.cycle(asks), rows)]
+    return [min(length, columns - 64) for length in lengths]
 
 
 def _lengths(count: int, columns: int) -> list[tuple[int, int]]:
     """Prompt and answer of the trace's first queries, as far as a row is long."""
     with TRACE.open() as file:
         rows = list(itertools.islice(csv.DictReader(file), count))
-    found = []
+    lengths = []
     for row in rows:
         tokens = min(int(row["GeneratedTokens"]), columns // 4)
-        found.append((max(1, min(int(row["ContextTokens"]), columns - tokens)), tokens))
-    return found
+        lengths.append((max(1, min(int(row["ContextTokens"]), columns - tokens)), tokens))
+    return lengths

@@ -76,11 +76,11 @@ def _compile(steps: Steps, name: str) -> None:
 
 def _drawn(steps: Steps) -> list[tuple[list[int], torch.Tensor]]:
     """Tokens and logits of some rows, step after step; all are fed the same, so that each step is compared alone."""
-    dice, found = random.Random(3), []
+    dice, drawn = random.Random(3), []
     for stop in range(1, TOKENS + 1):
         step = steps.launch([Slot(row, dice.randrange(4000), stop) for row in range(SIZES[-1])])
-        found.append((step.tokens(), step.logits.clone()))
-    return found
+        drawn.append((step.tokens(), step.logits.clone()))
+    return drawn
 
 
 if __name__ == "__main__":

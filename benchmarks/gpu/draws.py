@@ -27,7 +27,7 @@ _WAYS = {
 
 def draws(loaded: Loaded, counts: Sequence[int]) -> list[dict[str, Any]]:
     """Microseconds of a step, and of each kind of draw of all of its rows."""
-    cuda, found = loaded.device.type == "cuda", []
+    cuda, measurements = loaded.device.type == "cuda", []
     forward = cuda_forward(loaded)
     for rows in counts:
         rectangle = Rectangle(
@@ -44,6 +44,6 @@ def draws(loaded: Loaded, counts: Sequence[int]) -> list[dict[str, Any]]:
                 one["launched one by one us"] = seconds_of(draw, loaded.device, 10) * 1e6
                 if kind in step.draws:
                     one["as a graph us"] = seconds_of(step.draws[kind], loaded.device, 10) * 1e6
-            found.append(one)
+            measurements.append(one)
         collect(loaded.device)
-    return found
+    return measurements

@@ -51,7 +51,7 @@ class Counted:
 
 
 @dataclass(eq=False)
-class Responses:
+class Response:
     """What a client hears: how many tokens, and when some came for each query.
 
     Equal to itself alone, because the engine sorts what it hands over by whom it is for, in a mapping.
@@ -100,13 +100,13 @@ def engine_run(
         prefix_cache=False,
         kv_mapping=mapped,
     )
-    counted, heard = Counted(), Responses()
+    counted, heard = Counted(), Response()
     engine = make_engine(loaded, settings, POLICIES[policy](), [counted], prompts=prompts)
     due = list(arrivals) if arrivals is not None else [0.0] * len(asks)
     began, seconds, whole = _driven(engine, _queries(asks), due, heard, cap)
     firsts = [times[0] - began - due[int(name)] for name, times in heard.told.items()]
     gaps = [b - a for times in heard.told.values() for a, b in itertools.pairwise(times)]
-    found = {
+    figures = {
         "policy": policy,
         "tokens/s": heard.tokens / seconds,
         "seconds": seconds,
@@ -126,7 +126,7 @@ def engine_run(
     }
     del engine
     free(loaded)
-    return found
+    return figures
 
 
 def _queries(asks: Sequence[Ask]) -> list[Query]:
@@ -138,7 +138,7 @@ def _queries(asks: Sequence[Ask]) -> list[Query]:
 
 
 def _driven(
-    engine: Engine, queries: Sequence[Query], due: Sequence[float], heard: Responses, cap: float
+    engine: Engine, queries: Sequence[Query], due: Sequence[float], heard: Response, cap: float
 ) -> tuple[float, float, bool]:
     """When it began, the seconds that it took, and whether all was answered by then."""
     began, sent = time.perf_counter(), 0

@@ -20,11 +20,11 @@ ROOT = Path(__file__).parents[2]
 
 def exact(tiny: bool, seconds: float) -> list[dict[str, Any]]:
     """The tests that need a GPU, file by file: first light's families in float32 against `generate`, then kernels."""
-    began, found = time.perf_counter(), []
+    began, results = time.perf_counter(), []
     for name in ("cuda", "packed", "cuda_aside", "triton_decode"):
         left = seconds - (time.perf_counter() - began)
-        found.append({"tests": name, **_tested(f"tests/model/test_{name}.py", tiny, max(1.0, left))})
-    return found
+        results.append({"tests": name, **_tested(f"tests/model/test_{name}.py", tiny, max(1.0, left))})
+    return results
 
 
 def _tested(file: str, tiny: bool, seconds: float) -> dict[str, Any]:
@@ -41,8 +41,8 @@ def _tested(file: str, tiny: bool, seconds: float) -> dict[str, Any]:
 
 
 def _failures(lines: Sequence[str]) -> str:
-    found = (line[:200] for line in lines if line.startswith(("FAILED", "ERROR", "E  ")) or "Error" in line)
-    return "; ".join(found)[:3000]
+    failures = (line[:200] for line in lines if line.startswith(("FAILED", "ERROR", "E  ")) or "Error" in line)
+    return "; ".join(failures)[:3000]
 
 
 def logits_error(loaded: Loaded, tolerance: float | None = None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny:
     others = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." not in name)
     others -= loaded.model.get_input_embeddings().weight.nbytes
     chosen = config.num_experts_per_tok / config.num_experts
-    found = []
+    measurements = []
     for rows in counts:
         columns = footprint(loaded.geometry.shapes, length, loaded.dtype, device).token_bytes * rows * length
         touched = 1 - (1 - chosen) ** rows
@@ -40,8 +40,8 @@ def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny:
         for how in dict.fromkeys((forward.torch_forward.hooked.experts, BY_TOKEN)):
             seconds = _seconds(loaded, rows, length, how)
             one = {"rows": rows, "experts": EXPERTS.get(how, how), "step ms": seconds * 1e3, "floor ms": floor * 1e3}
-            found.append({**one, "of the limit": floor / seconds, "experts read": touched})
-    return found
+            measurements.append({**one, "of the limit": floor / seconds, "experts read": touched})
+    return measurements
 
 
 def _seconds(loaded: Loaded, rows: int, length: int, how: str | None) -> float:

@@ -32,7 +32,7 @@ def fills(loaded: Loaded, asks: Sequence[Ask], product: float, columns: int) -> 
     rectangle = Rectangle(
         loaded.geometry.shapes, capacity=max(_PROMPTS), columns=columns, dtype=loaded.dtype, device=loaded.device
     )
-    found = []
+    measurements = []
     try:
         for count, (name, way) in itertools.product(
             _PROMPTS, (("one call", forward.varlen), ("request by request", None))
@@ -40,7 +40,7 @@ def fills(loaded: Loaded, asks: Sequence[Ask], product: float, columns: int) -> 
             prompts = [ask.prompt for ask in asks[:count]]
             run = partial(_filled, CudaForward(forward.torch_forward, varlen=way), rectangle, prompts)
             seconds, tokens = seconds_of(run, loaded.device, 3 if cuda else 1), sum(map(len, prompts))
-            found.append(
+            measurements.append(
                 {
                     "prompts": len(prompts),
                     "tokens": tokens,
@@ -52,7 +52,7 @@ def fills(loaded: Loaded, asks: Sequence[Ask], product: float, columns: int) -> 
     finally:
         del rectangle
         collect(loaded.device)
-    return found
+    return measurements
 
 
 def _filled(forward: Forward, rectangle: Rectangle, prompts: Sequence[Sequence[int]]) -> None:
@@ -68,11 +68,11 @@ def _products(model: Any) -> list[torch.Tensor]:
 
 def streams(loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, cap: float) -> list[dict[str, Any]]:
     """The same queries at one stall bound, prompts wherever they may be computed; and what the start chooses."""
-    found = []
+    measurements = []
     for how in (*PrefillPlacement, None):
         some = asks if how is not None else asks[:1]
         of: dict[str, Any] = {"rows": rows, "columns": columns, "cap": cap, "stall_seconds": STALL_SECONDS}
         ran = engine_run(loaded, some, prompts=how, **of)
         gains = {name.value: gain for name, gain in (cuda_forward(loaded).gains or {}).items()}
-        found.append({"prompts": how or f"as chosen at the start ({gains}), one query", **ran})
-    return found
+        measurements.append({"prompts": how or f"as chosen at the start ({gains}), one query", **ran})
+    return measurements

@@ -37,7 +37,7 @@ def kernel(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int) 
     if decode is None or not (cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         return [{"left out": "no Triton, or no GPU"}]
     heads, dim = config.num_key_value_heads, loaded.geometry.shapes[0].key_dim
-    found = []
+    measurements = []
     for rows in (8, 32, 128) if cuda else (2,):
         lens = lengths_of(asks, rows, columns)
         # Several, so that none is still in the cache when it is read again.
@@ -47,12 +47,12 @@ def kernel(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int) 
         read = 2 * sum(lens) * heads * dim * loaded.dtype.itemsize
         asked = (q, layers, places, stops)
         for launch, least in itertools.product(_LAUNCHES, (128, 256)):
-            options = {"launch": launch, "least": least, "scale": dim**-0.5, "look": EVERYTHING}
+            options = {"launch": launch, "least": least, "scale": dim**-0.5, "visibility": EVERYTHING}
             seconds = replayed(partial(_attend_all, *asked, options), loaded.device) / len(layers)
             one = {"rows": rows, **launch, "least": least, "splits": decode.splits_of(rows, heads)}
-            found.append({**one, "us": seconds * 1e6, "of bandwidth": read / bandwidth / seconds})
-    found.sort(key=lambda one: (one["rows"], one["us"]))
-    return found + [_as_mapped(loaded, asks, bandwidth, columns, rows) for rows in ((8, 32) if cuda else (2,))]
+            measurements.append({**one, "us": seconds * 1e6, "of bandwidth": read / bandwidth / seconds})
+    measurements.sort(key=lambda one: (one["rows"], one["us"]))
+    return measurements + [_as_mapped(loaded, asks, bandwidth, columns, rows) for rows in ((8, 32) if cuda else (2,))]
 
 
 def _as_mapped(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int, rows: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _as_mapped(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: i
     heads, dim = rectangle.keys[0].shape[2:]
     q = torch.randn(rows, config.num_attention_heads, dim, dtype=loaded.dtype, device=loaded.device)
     asked = (q, layers, torch.arange(rows, device=loaded.device), torch.tensor(lens, device=loaded.device))
-    attend = partial(_attend_all, *asked, {"scale": dim**-0.5, "look": EVERYTHING})
+    attend = partial(_attend_all, *asked, {"scale": dim**-0.5, "visibility": EVERYTHING})
     taken = replayed(attend, loaded.device) / len(layers)
     read = 2 * sum(lens) * heads * dim * loaded.dtype.itemsize
     pages = sum(map(rectangle.mapped_pages, range(rows)))

@@ -18,7 +18,7 @@ def online(
     loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, rate: float, cap: float
 ) -> list[dict[str, Any]]:
     """Arrivals at random at 50 and 80 % of what went through at most, with a stall bound and without one."""
-    found = []
+    measurements = []
     per_second = rate / statistics.mean(ask.tokens for ask in asks)
     for share, bound in itertools.product((0.5, 0.8), (0.05, 10.0)):
         dice = random.Random(1)
@@ -29,5 +29,5 @@ def online(
         ran = engine_run(
             loaded, asks[: len(arrivals)], rows=rows, columns=columns, cap=cap, arrivals=arrivals, stall_seconds=bound
         )
-        found.append({"load": share, "stall bound s": bound, "queries": len(arrivals), **ran})
-    return found
+        measurements.append({"load": share, "stall bound s": bound, "queries": len(arrivals), **ran})
+    return measurements

@@ -30,33 +30,33 @@ def main() -> None:
     rectangle = Rectangle([LayerShape(1, 8, 8)] * LAYERS, capacity=2, **of)
     rectangle.claim(0, TOKENS)
     memory = HostMemory(2**28, pin=lambda size: torch.empty(size, dtype=torch.uint8))
-    copies = HostOffload(LateLane(10**9), memory, 2**28)
+    offload = HostOffload(LateLane(10**9), memory, 2**28)
 
     def out() -> None:
-        copies.release(Packed(copies.out(rectangle.view(0)).pieces))
+        offload.release(Packed(offload.out(rectangle.view(0)).pieces))
 
     def store() -> None:
-        stored = prefix_store(rectangle, copies=copies)
+        stored = prefix_store(rectangle, offload=offload)
         stored.limit(2**28)
         stored.store(range(TOKENS + 1), rectangle.view(0), TOKENS)
         stored.limit(0)
 
-    packed = Packed(copies.out(rectangle.view(0)).pieces)
+    packed = Packed(offload.out(rectangle.view(0)).pieces)
 
     def into() -> None:
-        copies.into(packed, rectangle.claim(1, TOKENS)).land()
+        offload.into(packed, rectangle.claim(1, TOKENS)).land()
 
     for name, run in (("out", out), ("in", into), (f"{TOKENS} tokens stored", store)):
         print(f"{name}: {1e3 * _seconds(run):.2f} ms of the host, {LAYERS} layers")
 
 
 def _seconds(run: Callable[[], None]) -> float:
-    found = []
+    seconds = []
     for _ in range(TURNS):
         began = time.perf_counter()
         run()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from .timing import seconds_of
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Names, and the two ceilings: a large copy, bytes read and written, and a large product on random numbers."""
-    found = {"torch": torch.__version__, "transformers": transformers.__version__, "device": str(device)}
+    facts = {"torch": torch.__version__, "transformers": transformers.__version__, "device": str(device)}
     cuda = device.type == "cuda"
     if cuda:
-        found |= {"name": torch.cuda.get_device_name(), "triton": ragged.triton_decode is not None}
+        facts |= {"name": torch.cuda.get_device_name(), "triton": ragged.triton_decode is not None}
     size = 2**32 if cuda else 2**22
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -25,4 +25,4 @@ def machine(device: torch.device) -> dict[str, Any]:
     side = 8192 if cuda else 128
     a, b = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
     multiplied = 2 * side**3 / seconds_of(lambda: a @ b, device, 10 if cuda else 2)
-    return {**found, "copy GB/s": copied / 1e9, "product TFLOP/s": multiplied / 1e12}
+    return {**facts, "copy GB/s": copied / 1e9, "product TFLOP/s": multiplied / 1e12}

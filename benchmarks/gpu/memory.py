@@ -34,35 +34,35 @@ def memory(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]:
     # What `resolve` would choose: a rectangle of 80 % of it, with as many rows beside the batch as in it.
     rows = max(1, min(384, (int(fitting * 0.8) - 1) // 2))
     of = {"columns": columns, "cap": cap}
-    found = [_counted(lambda: engine_run(loaded, work, rows=rows, kv_bytes=rows * per_row, **of), "at once")]
+    measurements = [_counted(lambda: engine_run(loaded, work, rows=rows, kv_bytes=rows * per_row, **of), "at once")]
     driver: Driver = CudaDriver(loaded.device) if cuda else HostDriver()
     check(loaded.model, loaded.forward, driver)
     mapped = dataclasses.replace(loaded, driver=driver)
     # All that fit may run at once, and each of them could be as long as its whole context.
     of["columns"] = min(loaded.context_tokens, 4 * columns)
     rows = max(1, min(384, fitting))
-    found.append(
+    measurements.append(
         _counted(lambda: engine_run(mapped, work, rows=rows, kv_bytes=free_bytes, mapped=True, **of), "mapped")
     )
     collect(loaded.device)
     costs = [page_costs(driver, size * driver.granularity) for size in (1, 4)]
-    return [{"free GB": free_bytes / 1e9, "work": len(work), **one} for one in found] + costs
+    return [{"free GB": free_bytes / 1e9, "work": len(work), **one} for one in measurements] + costs
 
 
 def page_costs(driver: Driver, size: int) -> dict[str, Any]:
     """Microseconds of the driver's calls for a page of so many bytes: one by one, and as many in one call."""
     reserved = driver.reserve(_PAGES * size)
     pages: list[Any] = []
-    half, found = _PAGES // 2, {"page MiB": size / 2**20}
+    half, costs = _PAGES // 2, {"page MiB": size / 2**20}
     singles = [lambda at=at: driver.map(reserved.address + at * size, size, [pages[at]]) for at in range(half)]
-    found["create us"] = _each([lambda: pages.append(driver.create(size))] * _PAGES)
-    found["map us"] = _each(singles)
-    found["map several us"] = _each([lambda: driver.map(reserved.address + half * size, size, pages[half:])]) / half
-    driver.settle()
-    found["unmap us"] = _each([lambda: driver.unmap(reserved.address, _PAGES * size)]) / _PAGES
-    found["release us"] = _each([lambda page=page: driver.release(page) for page in pages])
+    costs["create us"] = _each([lambda: pages.append(driver.create(size))] * _PAGES)
+    costs["map us"] = _each(singles)
+    costs["map several us"] = _each([lambda: driver.map(reserved.address + half * size, size, pages[half:])]) / half
+    driver.synchronize()
+    costs["unmap us"] = _each([lambda: driver.unmap(reserved.address, _PAGES * size)]) / _PAGES
+    costs["release us"] = _each([lambda page=page: driver.release(page) for page in pages])
     driver.free(reserved.address, _PAGES * size)
-    return found
+    return costs
 
 
 def _each(calls: list[Callable[[], Any]]) -> float:

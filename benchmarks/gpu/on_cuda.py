@@ -109,7 +109,7 @@ def one_model(results: Results, args: argparse.Namespace, loaded: Loaded, bandwi
     if "offline" in parts:
         offline(results, loaded, asks, rows, columns, tiny)
     if "online" in parts and (large or tiny):
-        best = [one["tokens/s"] for one in results.found.get(f"{name}: offline", []) if one["policy"] == "baton"]
+        best = [one["tokens/s"] for one in results.by_part.get(f"{name}: offline", []) if one["policy"] == "baton"]
         rate = max(best, default=1000.0)
         cap = 2.0 if tiny else min(10.0, _cap(results, 4))
         results.part(f"{name}: online", lambda: online(loaded, asks, rows, columns, rate, cap), needs=20)

@@ -68,8 +68,8 @@ def continuous(loaded: Loaded, asks: Sequence[Ask], rows: int, cap: float) -> di
             seconds = time.perf_counter() - began
         finally:
             manager.stop(block=True, timeout=10)
-    found = {"policy": "transformers continuous batching", "tokens/s": tokens / seconds, "seconds": seconds}
-    return {**found, "tokens": tokens, "whole": whole}
+    figures = {"policy": "transformers continuous batching", "tokens/s": tokens / seconds, "seconds": seconds}
+    return {**figures, "tokens": tokens, "whole": whole}
 
 
 def _finished(manager: Any, asks: Sequence[Ask], cap: float) -> tuple[int, bool]:

@@ -20,12 +20,12 @@ _GRACE = 15.0
 
 @dataclass
 class Results:
-    """`found` is written after each part, to files of this `name`. `budget`: seconds from the start on."""
+    """`by_part` is written after each part, to files of this `name`. `budget`: seconds from the start on."""
 
     out: Path
     budget: float
     name: str = WHOLE
-    found: dict[str, Any] = field(default_factory=dict)
+    by_part: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
 
     @property
@@ -36,14 +36,14 @@ class Results:
         """Runs a part where so many seconds are left; what fails says so, and the others go on."""
         began = time.perf_counter()
         if self.left < needs:
-            self.found[name] = {"left out": f"{self.left:.0f} s left, {needs:.0f} wanted"}
+            self.by_part[name] = {"left out": f"{self.left:.0f} s left, {needs:.0f} wanted"}
         else:
             try:
-                self.found[name] = run()
+                self.by_part[name] = run()
             except Exception:
-                self.found[name] = {"failed": traceback.format_exc(limit=-6)}
+                self.by_part[name] = {"failed": traceback.format_exc(limit=-6)}
         seconds = time.perf_counter() - began
-        print(f"[{time.perf_counter() - self.began:6.1f} s] {name} ({seconds:.1f} s): {self.found[name]}", flush=True)
+        print(f"[{time.perf_counter() - self.began:6.1f} s] {name} ({seconds:.1f} s): {self.by_part[name]}", flush=True)
         self.write()
 
     def stage(self, name: str, command: Sequence[str], *, share: float = 1.0) -> None:
@@ -52,7 +52,7 @@ class Results:
         However it ended: what it had written by then counts.
         """
         if self.left < _GRACE:
-            self.found[name] = {"left out": f"{self.left:.0f} s left"}
+            self.by_part[name] = {"left out": f"{self.left:.0f} s left"}
         else:
             budget, file = share * (self.left - _GRACE), self.out / f"{name}.json"
             file.unlink(missing_ok=True)
@@ -61,22 +61,22 @@ class Results:
                 ended = "" if code.returncode == 0 else f"the process ended with {code.returncode}"
             except subprocess.TimeoutExpired:
                 ended = "the process was still running when its time was over"
-            self.found |= json.loads(file.read_text()) if file.exists() else {}
+            self.by_part |= json.loads(file.read_text()) if file.exists() else {}
             if ended:
-                self.found[f"{name}: ended"] = {"failed": ended}
+                self.by_part[f"{name}: ended"] = {"failed": ended}
         self.write()
 
     def known(self, part: str) -> dict[str, Any]:
         """What a stage before this one found."""
         file = self.out / f"{WHOLE}.json"
-        found: dict[str, Any] = json.loads(file.read_text()).get(part, {}) if file.exists() else {}
-        return found
+        results: dict[str, Any] = json.loads(file.read_text()).get(part, {}) if file.exists() else {}
+        return results
 
     def write(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / f"{self.name}.json").write_text(json.dumps(self.found, indent=1, default=str))
+        (self.out / f"{self.name}.json").write_text(json.dumps(self.by_part, indent=1, default=str))
         if self.name == WHOLE:
-            text = "\n\n".join(_markdown(name, value) for name, value in self.found.items())
+            text = "\n\n".join(_markdown(name, value) for name, value in self.by_part.items())
             (self.out / f"{WHOLE}.md").write_text(text)
 
 

@@ -26,13 +26,13 @@ def steps(
     """Decode steps against their floor: the bytes of weights, keys and values over the bandwidth of a copy."""
     weights = _weights(loaded.model)
     token_bytes = footprint(loaded.geometry.shapes, columns, loaded.dtype, loaded.device).token_bytes
-    found = []
+    measurements = []
     for rows in counts:
         lens = lengths_of(asks, rows, columns)
         floor = (weights + sum(lens) * token_bytes) / bandwidth
-        found.append(_of_rows(loaded, lens, columns, compiled, floor))
+        measurements.append(_of_rows(loaded, lens, columns, compiled, floor))
         collect(loaded.device)
-    return found
+    return measurements
 
 
 def _weights(model: Any) -> int:

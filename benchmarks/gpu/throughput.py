@@ -42,12 +42,12 @@ def offline(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, co
         lambda: turns.run("orca"),
     ]
     for turn, body in enumerate(bodies):
-        so_far = list(turns.found)
+        so_far = list(turns.measurements)
         results.part(name, body, needs=cap + LEAST_SECONDS)
-        if isinstance(results.found[name], dict):
+        if isinstance(results.by_part[name], dict):
             # A part that failed or was left out must not hide those that went well.
-            results.found[f"{name}, turn {turn}"] = results.found[name]
-            results.found[name] = so_far
+            results.by_part[f"{name}, turn {turn}"] = results.by_part[name]
+            results.by_part[name] = so_far
             results.write()
 
 
@@ -62,23 +62,23 @@ class _Turns:
     columns: int
     tiny: bool
     cap: float
-    found: list[dict[str, Any]] = field(default_factory=list)
+    measurements: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self, policy: str, more: str = "") -> list[dict[str, Any]]:
         ran = engine_run(self.loaded, self.asks, policy=policy, rows=self.rows, columns=self.columns, cap=self.cap)
-        self.found.append({**ran, "policy": policy + more})
-        return self.found
+        self.measurements.append({**ran, "policy": policy + more})
+        return self.measurements
 
     def peer(self, body: Callable[..., dict[str, Any]]) -> list[dict[str, Any]]:
-        self.found.append(body(self.loaded, self.asks, self.rows, self.cap))
+        self.measurements.append(body(self.loaded, self.asks, self.rows, self.cap))
         free(self.loaded)
-        return self.found
+        return self.measurements
 
     def compiled(self) -> list[dict[str, Any]]:
         """With the compiled step, where that was the faster one."""
         times = [self._step_ms(part) for part in ("steps", "steps compiled")]
         if not self.tiny and not 0.0 < times[1] < times[0]:
-            return self.found
+            return self.measurements
         forward = cuda_forward(self.loaded)
         how = {"compiled": backend(self.tiny), "experts": forward.experts, "varlen": forward.varlen}
         compiled = CudaForward(forward.torch_forward, forward.ragged, **how)
@@ -86,5 +86,5 @@ class _Turns:
 
     def _step_ms(self, part: str) -> float:
         """Of as many rows as here; 0 where that was not measured."""
-        some = self.results.found.get(f"{self.loaded.name}: {part}")
+        some = self.results.by_part.get(f"{self.loaded.name}: {part}")
         return {one["rows"]: one["step ms"] for one in some}.get(self.rows, 0.0) if isinstance(some, list) else 0.0

@@ -12,7 +12,7 @@ import torch
 def seconds_of(run: Callable[[], object], device: torch.device, count: int) -> float:
     """Median, on the device where it has events."""
     run()
-    found = []
+    seconds = []
     for _ in range(count):
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -20,12 +20,12 @@ def seconds_of(run: Callable[[], object], device: torch.device, count: int) -> f
             run()
             end.record()
             end.synchronize()
-            found.append(begin.elapsed_time(end) / 1e3)
+            seconds.append(begin.elapsed_time(end) / 1e3)
         else:
             began = time.perf_counter()
             run()
-            found.append(time.perf_counter() - began)
-    return statistics.median(found)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def replayed(run: Callable[[], None], device: torch.device) -> float:

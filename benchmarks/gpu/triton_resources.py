@@ -30,8 +30,8 @@ def main() -> None:
     args = parser.parse_args()
     for dtype, dim in SHAPES:
         for kernel, constants, warps in kernels(dim, dtype == "fp32"):
-            found = resources(kernel, constants, dtype, args.capability, warps)
-            print(json.dumps({"kernel": kernel.__name__, "dtype": dtype, "head_dim": dim, **found}), flush=True)
+            usage = resources(kernel, constants, dtype, args.capability, warps)
+            print(json.dumps({"kernel": kernel.__name__, "dtype": dtype, "head_dim": dim, **usage}), flush=True)
 
 
 def kernels(dim: int, float32: bool) -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
@@ -67,13 +67,13 @@ def resources(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in even},
     )
-    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(found.asm["cubin"])
+        file.write(compiled.asm["cubin"])
         file.flush()
         said = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True).stdout
     registers, stack = (int(re.findall(rf"{word}:(\d+)", said)[0]) for word in ("REG", "STACK"))
-    return {"registers": registers, "stack": stack, "shared": found.metadata.shared, "warps": launch["num_warps"]}
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared, "warps": launch["num_warps"]}
 
 
 if __name__ == "__main__":

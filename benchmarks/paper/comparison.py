@@ -83,14 +83,18 @@ def main() -> None:
                     rows = {} if one.rows is None else {"max_batch_size": str(one.rows)}
                     runs[one][name].append(measured(loaded, config, {**changes, **rows}, one.workload, one.mode))
                     bar.update()
-            for name, found in preempted(loaded, config, methods, args):
-                urgent[name].append(found)
+            for name, run in preempted(loaded, config, methods, args):
+                urgent[name].append(run)
                 bar.update()
     different = differences(runs, urgent)
     figures = as_json(runs, urgent) | {"different": different}
     tell(args, report(args, runs, urgent, different), figures)
     if args.picture:
-        draw(args.picture, {one.name: found for one, found in runs.items() if one.experiment == "load"}, offline(runs))
+        draw(
+            args.picture,
+            {one.name: by_method for one, by_method in runs.items() if one.experiment == "load"},
+            offline(runs),
+        )
     if different:
         sys.exit(f"{different} answers are not the same in all methods")
 
@@ -131,16 +135,16 @@ def preempted(
 
 def differences(runs: Runs, urgent: Mapping[str, Sequence[Urgent]]) -> int:
     """Answers that are another than the first method's first run gave."""
-    found = 0
+    count = 0
     for methods in runs.values():
         every = [run.figures.digests for some in methods.values() for run in some]
-        found += sum(one != other for digests in every for one, other in zip(every[0], digests, strict=True))
+        count += sum(one != other for digests in every for one, other in zip(every[0], digests, strict=True))
     texts = [run.texts for some in urgent.values() for run in some]
-    return found + sum(told[name] != text for told in texts for name, text in texts[0].items())
+    return count + sum(told[name] != text for told in texts for name, text in texts[0].items())
 
 
 def offline(runs: Runs) -> dict[str, list[Measured]]:
-    return next(found for one, found in runs.items() if (one.experiment, one.name) == ("offline", MIXED))
+    return next(every for one, every in runs.items() if (one.experiment, one.name) == ("offline", MIXED))
 
 
 # The report
@@ -175,7 +179,7 @@ def report(
             "rows waiting while others are shaped in, s",
             "rest (between iterations), s",
         ),
-        (_account_row(name, found) for name, found in offline(runs).items()),
+        (_account_row(name, some) for name, some in offline(runs).items()),
     )
     yield from ("", "**Rising load**: Poisson arrivals, as a share of what Orca answers offline.", "")
     yield from table(
@@ -211,7 +215,7 @@ def report(
             "preemptions",
             "recomputed tokens",
         ),
-        (_urgent_row(name, found) for name, found in urgent.items()),
+        (_urgent_row(name, some) for name, some in urgent.items()),
     )
     yield from ("", f"Answers that are not the same in all methods and runs: {different}.")
 
@@ -220,24 +224,24 @@ def _each(runs: Runs, experiment: str) -> Iterator[tuple[Condition, str, list[Me
     """Condition, method, its runs, and Orca's."""
     for one, methods in runs.items():
         if one.experiment == experiment:
-            for name, found in methods.items():
-                yield one, name, found, methods[ORCA]
+            for name, some in methods.items():
+                yield one, name, some, methods[ORCA]
 
 
-def _offline_row(one: Condition, name: str, found: Sequence[Measured], orca: Sequence[Measured]) -> list[str]:
+def _offline_row(one: Condition, name: str, some: Sequence[Measured], orca: Sequence[Measured]) -> list[str]:
     return [
         one.name,
         name,
-        f"**{_range([run.figures.tokens_per_second for run in found])}**",
-        _against(orca, found),
-        f"{_median(found, lambda run: run.figures.idle_ratio):.3f}",
-        f"{_median(found, lambda run: run.account.columns_padded):.2f}",
-        _waits(found, "wholes"),
+        f"**{_range([run.figures.tokens_per_second for run in some])}**",
+        _against(orca, some),
+        f"{_median(some, lambda run: run.figures.idle_ratio):.3f}",
+        f"{_median(some, lambda run: run.account.columns_padded):.2f}",
+        _waits(some, "wholes"),
     ]
 
 
-def _account_row(name: str, found: Sequence[Measured]) -> list[str]:
-    run = sorted(found, key=lambda run: run.figures.seconds)[len(found) // 2]
+def _account_row(name: str, some: Sequence[Measured]) -> list[str]:
+    run = sorted(some, key=lambda run: run.figures.seconds)[len(some) // 2]
     account = run.account
     alone, prompts = sum(account.alone), sum(account.with_prompts)
     return [
@@ -253,50 +257,50 @@ def _account_row(name: str, found: Sequence[Measured]) -> list[str]:
     ]
 
 
-def _load_row(one: Condition, name: str, found: Sequence[Measured], orca: Sequence[Measured]) -> list[str]:
-    gaps = [gap for run in found for gap in run.figures.gaps]
+def _load_row(one: Condition, name: str, some: Sequence[Measured], orca: Sequence[Measured]) -> list[str]:
+    gaps = [gap for run in some for gap in run.figures.gaps]
     between = " / ".join(f"{1000 * percentile(gaps, at):.0f}" for at in (50, 99, 100))
     return [
         one.name,
         name,
-        _range([run.figures.tokens_per_second for run in found]),
-        _against(orca, found),
-        _waits(found, "first_tokens"),
+        _range([run.figures.tokens_per_second for run in some]),
+        _against(orca, some),
+        _waits(some, "first_tokens"),
         between,
-        _waits(found, "wholes"),
+        _waits(some, "wholes"),
     ]
 
 
-def _size_cell(found: Sequence[Measured]) -> str:
-    most = max(run.account.kv_bytes_most for run in found) / 1e6
-    return f"{_median(found, lambda run: run.figures.tokens_per_second):.0f} ({most:.0f})"
+def _size_cell(some: Sequence[Measured]) -> str:
+    most = max(run.account.kv_bytes_most for run in some) / 1e6
+    return f"{_median(some, lambda run: run.figures.tokens_per_second):.0f} ({most:.0f})"
 
 
-def _urgent_row(name: str, found: Sequence[Urgent]) -> list[str]:
-    first, others = ([wait for run in found for wait in getattr(run, kind)] for kind in ("first", "others"))
+def _urgent_row(name: str, some: Sequence[Urgent]) -> list[str]:
+    first, others = ([wait for run in some for wait in getattr(run, kind)] for kind in ("first", "others"))
     return [
         name,
         f"**{percentile(first, 50):.2f} / {max(first):.2f}**",
         f"{percentile(others, 50):.2f} / {max(others):.2f}",
-        _range([run.tokens_per_second for run in found]),
-        f"{found[0].preemptions}",
-        f"{found[0].recomputed}",
+        _range([run.tokens_per_second for run in some]),
+        f"{some[0].preemptions}",
+        f"{some[0].recomputed}",
     ]
 
 
-def _against(orca: Sequence[Measured], found: Sequence[Measured]) -> str:
+def _against(orca: Sequence[Measured], some: Sequence[Measured]) -> str:
     """Speed against Orca's of the same round."""
-    pairs = zip(found, orca, strict=True)
+    pairs = zip(some, orca, strict=True)
     ratios = [mine.figures.tokens_per_second / other.figures.tokens_per_second for mine, other in pairs]
     return f"{_range(ratios, 2)}x"
 
 
-def _median(found: Sequence[Measured], read: Callable[[Measured], float]) -> float:
-    return statistics.median(map(read, found))
+def _median(some: Sequence[Measured], read: Callable[[Measured], float]) -> float:
+    return statistics.median(map(read, some))
 
 
-def _waits(found: Sequence[Measured], kind: str) -> str:
-    every = [wait for run in found for wait in getattr(run.figures, kind)]
+def _waits(some: Sequence[Measured], kind: str) -> str:
+    every = [wait for run in some for wait in getattr(run.figures, kind)]
     return f"{percentile(every, 50):.2f} / {percentile(every, 95):.2f}"
 
 
@@ -311,15 +315,15 @@ def as_json(runs: Runs, urgent: Mapping[str, Sequence[Urgent]]) -> dict[str, Any
                 "experiment": one.experiment,
                 "condition": one.name,
                 "method": name,
-                "tokens_per_second": [run.figures.tokens_per_second for run in found],
-                "idle_ratio": [run.figures.idle_ratio for run in found],
-                "end_to_end": [run.figures.end_to_end for run in found],
-                "first_token": [run.figures.first_token for run in found],
+                "tokens_per_second": [run.figures.tokens_per_second for run in some],
+                "idle_ratio": [run.figures.idle_ratio for run in some],
+                "end_to_end": [run.figures.end_to_end for run in some],
+                "first_token": [run.figures.first_token for run in some],
             }
             for one, methods in runs.items()
-            for name, found in methods.items()
+            for name, some in methods.items()
         ],
-        "urgent": {name: [run.first for run in found] for name, found in urgent.items()},
+        "urgent": {name: [run.first for run in some] for name, some in urgent.items()},
     }
 
 

@@ -80,5 +80,5 @@ def measured(
         run = drive(client, workload, prompts, monotonic, mode=mode)
     finally:
         client.close()
-    found = figures(run, account.slots, preemptions=0, kv_bytes_most=account.kv_bytes_most)
-    return Measured(found, account)
+    run_figures = figures(run, account.slots, preemptions=0, kv_bytes_most=account.kv_bytes_most)
+    return Measured(run_figures, account)

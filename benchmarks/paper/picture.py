@@ -51,6 +51,6 @@ def draw(path: Path, loads: Mapping[str, Methods], offline: Methods) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _share(found: Sequence[Measured], kind: str) -> float:
-    slots = [run.figures.slots for run in found]
+def _share(some: Sequence[Measured], kind: str) -> float:
+    slots = [run.figures.slots for run in some]
     return 100 * sum(one[kind] for one in slots) / sum(sum(one.values()) for one in slots)

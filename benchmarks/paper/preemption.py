@@ -52,12 +52,12 @@ def urgent_queries(
         elif not later:
             break
     seconds = monotonic() - began
-    found = stage.answers
+    answers = stage.answers
     return Urgent(
-        first=[one.first for name, one in found.items() if name.startswith("urgent")],
-        others=[one.whole for name, one in found.items() if name.startswith("less")],
-        tokens_per_second=sum(len(one.tokens) for one in found.values()) / seconds,
-        preemptions=sum(one.usage.preemptions for one in found.values() if one.usage),
+        first=[one.first for name, one in answers.items() if name.startswith("urgent")],
+        others=[one.whole for name, one in answers.items() if name.startswith("less")],
+        tokens_per_second=sum(len(one.tokens) for one in answers.values()) / seconds,
+        preemptions=sum(one.usage.preemptions for one in answers.values() if one.usage),
         recomputed=stage.engine.totals.slots.recomputed,
-        texts={name: list(one.tokens) for name, one in found.items()},
+        texts={name: list(one.tokens) for name, one in answers.items()},
     )

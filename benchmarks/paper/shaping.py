@@ -28,11 +28,11 @@ def main() -> None:
     rows = []
     for tokens in (100, 300, 1000):
         kinds = (AlignedRectangle, Rectangle)
-        found: dict[type, list[float]] = {kind: [] for kind in kinds}
+        seconds: dict[type, list[float]] = {kind: [] for kind in kinds}
         for _ in range(args.turns):
             for kind in kinds:
-                found[kind].append(1000 * joined(kind, args.rows, tokens))
-        aligned, ragged = (statistics.median(found[kind]) for kind in kinds)
+                seconds[kind].append(1000 * joined(kind, args.rows, tokens))
+        aligned, ragged = (statistics.median(seconds[kind]) for kind in kinds)
         rows.append([f"{tokens}", f"{aligned:.2f}", f"{ragged:.2f}", f"{aligned / ragged:.1f}x"])
     head = ("tokens of each row", "aligned: the batch is shifted, ms", "ragged: one row is written, ms", "")
     about = f"A newcomer joins {args.rows - 1} rows, keys and values of {LAYERS} layers; medians of {args.turns} turns."

@@ -114,11 +114,11 @@ def queries(args: argparse.Namespace, vocabulary: int) -> list[Ask]:
     if len(rows) < args.queries:
         sys.exit(f"--queries {args.queries}: {args.trace} has {len(rows)}; --trace takes a longer one")
     dice = random.Random(args.seed)
-    found = []
+    asks = []
     for row in rows:
         length, tokens = min(int(row["ContextTokens"]), args.context), min(int(row["GeneratedTokens"]), args.generate)
-        found.append(Ask([dice.randrange(FIRST_WORD_ID, vocabulary) for _ in range(length)], tokens))
-    return found
+        asks.append(Ask([dice.randrange(FIRST_WORD_ID, vocabulary) for _ in range(length)], tokens))
+    return asks
 
 
 def job(

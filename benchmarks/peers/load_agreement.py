@@ -39,8 +39,8 @@ from vllm.benchmarks import serve
 inner = serve.benchmark
 async def benchmark(*given, **named):
     began = time.process_time()
-    found = await inner(*given, **named)
-    return {**found, "client_cpu_seconds": time.process_time() - began}
+    result = await inner(*given, **named)
+    return {**result, "client_cpu_seconds": time.process_time() - began}
 serve.benchmark = benchmark
 parser = argparse.ArgumentParser()
 serve.add_cli_args(parser)
@@ -77,7 +77,7 @@ def main() -> None:
         generators["vllm bench serve"] = peers
     else:
         print(f"vllm bench serve is left out: no {args.vllm}/bin/python", file=sys.stderr)
-    found: dict[str, list[Measured]] = {name: [] for name in generators}
+    runs: dict[str, list[Measured]] = {name: [] for name in generators}
     truths: list[Measured] = []
     with serving(args) as url, tempfile.TemporaryDirectory() as folder:
         few = argparse.Namespace(**{**vars(args), "queries": 2 * args.at_once})
@@ -86,10 +86,10 @@ def main() -> None:
         for turn in range(args.rounds):
             order = list(generators.items())[:: 1 if turn % 2 == 0 else -1]
             for name, measure in order:
-                found[name].append(measure(args, url, Path(folder), turn))
-                print(name, found[name][-1], file=sys.stderr)
+                runs[name].append(measure(args, url, Path(folder), turn))
+                print(name, runs[name][-1], file=sys.stderr)
                 truths += truth_of(args, url)
-    tell(args, lines(args, found, truths), {**found, TRUTH: truths})
+    tell(args, lines(args, runs, truths), {**runs, TRUTH: truths})
 
 
 def truth_of(args: argparse.Namespace, url: str) -> list[Measured]:
@@ -104,7 +104,7 @@ def truth_of(args: argparse.Namespace, url: str) -> list[Measured]:
 
 
 def lines(
-    args: argparse.Namespace, found: Mapping[str, Sequence[Measured]], truths: Sequence[Measured]
+    args: argparse.Namespace, runs_by_name: Mapping[str, Sequence[Measured]], truths: Sequence[Measured]
 ) -> Iterator[str]:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     late = f" The server was itself {max(one['late'] for one in truths):.1f} ms late (p99)." if truths else ""
@@ -114,16 +114,16 @@ def lines(
         f"Load average at the end (1, 5, 15 minutes): {load}."
     )
     yield ""
-    head = ["", *([TRUTH] if truths else []), *(f"`{name}`" for name in found)]
+    head = ["", *([TRUTH] if truths else []), *(f"`{name}`" for name in runs_by_name)]
     if truths:
-        head += [f"`{name}` to the truth" for name in found]
-    if len(found) > 1:
+        head += [f"`{name}` to the truth" for name in runs_by_name]
+    if len(runs_by_name) > 1:
         head.append("`baton load` to vLLM's, round by round")
-    yield from table(head, (row_of(figure, found, truths) for figure in (*FIGURES, CPU)))
+    yield from table(head, (row_of(figure, runs_by_name, truths) for figure in (*FIGURES, CPU)))
 
 
-def row_of(figure: str, found: Mapping[str, Sequence[Measured]], truths: Sequence[Measured]) -> list[str]:
-    columns = [[run[figure] for run in runs] for runs in found.values()]
+def row_of(figure: str, runs_by_name: Mapping[str, Sequence[Measured]], truths: Sequence[Measured]) -> list[str]:
+    columns = [[run[figure] for run in runs] for runs in runs_by_name.values()]
     row = [figure, *([span([one[figure] for one in truths if figure in one])] if truths else []), *map(span, columns)]
     if truths and figure != CPU:
         truth = statistics.median(one[figure] for one in truths)

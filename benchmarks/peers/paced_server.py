@@ -87,7 +87,7 @@ class Paced:
     def _truth(self) -> dict[str, object]:
         firsts = [FIRST_SECONDS[number % len(FIRST_SECONDS)] for number in range(len(self.came))]
         late = sorted(self.late)
-        found = {
+        usage = {
             "queries": len(self.came),
             "prompt": self.prompt_tokens,
             "generated": sum(self.answers),
@@ -98,7 +98,7 @@ class Paced:
             "late p99": late[int(len(late) * 0.99)] if late else 0.0,
         }
         self._forget()
-        return found
+        return usage
 
 
 def _plain(page: object) -> bytes:

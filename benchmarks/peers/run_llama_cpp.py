@@ -77,18 +77,18 @@ class Llama:
         response = connection.getresponse()
         if response.status != 200:
             raise RuntimeError(f"llama-server answered {response.status}: {response.read().decode()}")
-        found = self._streamed(response) if timed else Answer(self._checked(json.load(response), ask)["tokens"])
+        answer = self._streamed(response) if timed else Answer(self._checked(json.load(response), ask)["tokens"])
         connection.close()
-        return found
+        return answer
 
     def _streamed(self, response: http.client.HTTPResponse) -> Answer:
-        found = Answer([])
+        answer = Answer([])
         for line in response:
             if line.startswith(b"data: "):
                 tokens = json.loads(line[6:])["tokens"]
-                found.tokens += tokens
-                found.times += [time.monotonic()] * len(tokens)
-        return found
+                answer.tokens += tokens
+                answer.times += [time.monotonic()] * len(tokens)
+        return answer
 
     def _checked(self, told: dict[str, Any], ask: Ask) -> dict[str, Any]:
         """A prompt that the server changed, by a token in front for instance, would be other work."""

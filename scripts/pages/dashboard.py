@@ -19,11 +19,11 @@ Lines = dict[str, str]
 
 def _lines(title: str) -> Lines:
     """By legend, the queries of the metrics that this panel shows."""
-    found: Lines = {}
+    lines: Lines = {}
     for family in FAMILIES:
         if family.panel == title:
-            found |= _queries(family)
-    return found
+            lines |= _queries(family)
+    return lines
 
 
 def _queries(family: Family) -> Lines:

@@ -73,7 +73,7 @@ MODELS: Mapping[str, Mapping[str, tuple[type[BaseModel], ...]]] = {
 
 def text(page: str) -> str:
     lines = [line for form, table in TABLES.items() for line in _of_form(form, table)]
-    return PLACE.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], page)
+    return PLACE.sub(lambda match: match[1] + "\n".join(lines) + "\n" + match[2], page)
 
 
 def _of_form(form: str, table: Mapping[str, Rules]) -> Iterable[str]:

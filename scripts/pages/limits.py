@@ -17,7 +17,7 @@ def text(page: str) -> str:
     for known in dataclasses.fields(Limits):
         value = _size(known.default) if known.metadata.get("size") else f"{known.default:,g}"
         lines.append(f"| `{flag_of(known.name)}` | {value} | {known.metadata['help'].rstrip('.')} |")
-    return PLACE.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], page)
+    return PLACE.sub(lambda match: match[1] + "\n".join(lines) + "\n" + match[2], page)
 
 
 def _size(count: int) -> str:

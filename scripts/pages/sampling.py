@@ -16,7 +16,7 @@ def text(page: str) -> str:
     lines = ["| field | default | values | |", "| --- | --- | --- | --- |"]
     for known in SAMPLING_FIELDS:
         lines.append(f"| `{known.name}` | {_default(known)} | {_values(known)} | {known.about.rstrip('.')} |")
-    return PLACE.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], page)
+    return PLACE.sub(lambda match: match[1] + "\n".join(lines) + "\n" + match[2], page)
 
 
 def _default(known: SamplingField) -> str:
@@ -30,8 +30,8 @@ def _values(known: SamplingField) -> str:
         return ""
     low, high = known.bounds(Limits())
     least = f"above {low:g}" if known.above else _number(low)
-    found = f"{least} or more" if high == MOST else f"{least} to {_number(high)}"
-    return f"{found} (`{flag_of(known.limit)}`)" if known.limit else found
+    bounds = f"{least} or more" if high == MOST else f"{least} to {_number(high)}"
+    return f"{bounds} (`{flag_of(known.limit)}`)" if known.limit else bounds
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
-# libgomp reads it once, when torch loads it. Waiting actively, two compute threads and any other busy process fight
+# libgomp reads it once, when torch loads it. With active waiting, two compute threads and any other busy process fight
 # over the cores: a decode step took 776 ms instead of 122.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Not at once, though: the next region of a forward comes within microseconds, and waking a thread takes a hundred

@@ -24,7 +24,7 @@ from baton.core.query import Query
 from baton.core.settings import Facts, Settings, load_settings, resolve
 from baton.core.text import IncrementalDecoder, TextStream
 from baton.cuda.async_stepper import AsyncStepper
-from baton.cuda.copy_stream import CudaLane
+from baton.cuda.copy_stream import CudaCopyStream
 from baton.cuda.forward import CudaForward
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.offload import HostOffload, trial
@@ -61,7 +61,7 @@ log = logging.getLogger("baton.kv")
 
 @dataclass(frozen=True, slots=True)
 class EngineHandle:
-    """A running engine and what it was made of."""
+    """A running engine and its parts."""
 
     client: Client
     settings: Settings
@@ -70,7 +70,7 @@ class EngineHandle:
     trace: TraceFile | None = None
 
     def close(self) -> None:
-        """Cancels what is live, ends the engine's thread and the trace. May be called twice."""
+        """Cancels live queries, ends the engine's thread and the trace. May be called twice."""
         self.client.close()
         if self.trace is not None:
             self.trace.close()
@@ -90,7 +90,7 @@ def open_engine(
     check_loading(config)
     trace = None if config.trace is None else TraceFile(config.trace)
     loaded, name = open_model(config, on_phase=on_phase), model_name(config)
-    # What is there now stays: Python's collector, which would stop everyone for a third of a second, leaves it out.
+    # Objects of now are excluded from Python's garbage collector, which would stop everything for a third of a second.
     gc.collect()
     gc.freeze()
     facts = facts_of(loaded)
@@ -125,7 +125,7 @@ def start(
     *,
     faults: Faults | None = None,
 ) -> Client:
-    """An engine of its own in its own thread; several may be started on a model one after the other, not at once."""
+    """An engine with its own thread; several may be started on a model one after the other, not at once."""
     engine = make_engine(loaded, settings, policy, sinks, faults=faults)
     loaded.tokenizer.prepare(settings.max_model_len)
     return Client(
@@ -152,9 +152,9 @@ def make_engine(
     clock: Clock = monotonic,
     prompts: PrefillPlacement | None = None,
 ) -> Engine:
-    """An engine on a loaded model, without a thread. `sampler`: other than the stock one, for those who listen in.
+    """An engine on a loaded model, without a thread. `sampler`: replaces the stock one, for code that listens in.
 
-    `prompts`: where they are computed on a device that has streams; None: wherever that is fastest there.
+    `prompts`: where they are computed on a device that has streams; None: wherever that is fastest.
     """
     sampler = sampler or Sampler(loaded.end_ids)
     if faults is not None:
@@ -163,8 +163,8 @@ def make_engine(
         loaded = loaded.fixed(settings.max_rows)
     if traits(policy).prompts_in_step:
         prompts = PrefillPlacement.AFTER_DECODE
-    copies = _copies(loaded, settings)
-    batch, prefiller = _bodies(loaded, settings, sampler, copies, prompts)
+    offload = _offload(loaded, settings)
+    batch, prefiller = _bodies(loaded, settings, sampler, offload, prompts)
     rectangle, footprint = prefiller.rectangle, batch.footprint
 
     def text_of(query: Query) -> TextStream:
@@ -178,7 +178,7 @@ def make_engine(
         return TextStream(decoder, query.params.stop, silent)
 
     longest = loaded.forward.long_rope_limit
-    prefixes = prefix_store(rectangle, longest=longest, copies=copies) if settings.prefix_cache else None
+    prefixes = prefix_store(rectangle, longest=longest, offload=offload) if settings.prefix_cache else None
     engine = Engine(
         batch=batch,
         prefiller=prefiller,
@@ -195,7 +195,7 @@ def make_engine(
             clock=clock,
             lazy=is_lazy(loaded.device) or rectangle.mapped,
             spare_bytes=DEVICE_SPARE_BYTES if rectangle.mapped else SPARE_BYTES,
-            swap_free_bytes=None if copies is None else lambda: free_memory_bytes() + copies.host.idle_bytes,
+            swap_free_bytes=None if offload is None else lambda: free_memory_bytes() + offload.host.idle_bytes,
         ),
         clock=clock,
         sinks=sinks,
@@ -207,34 +207,34 @@ def make_engine(
     return engine
 
 
-def _copies(loaded: Loaded, settings: Settings) -> HostOffload | None:
-    """By which way rows leave a device whose memory is not the host's; None where they do not."""
+def _offload(loaded: Loaded, settings: Settings) -> HostOffload | None:
+    """What copies rows out of a device with memory of its own; None if nothing does."""
     # Aligned rows are for study; their segments stay where they are.
     if loaded.device.type != "cuda" or settings.shaping == ALIGNED or not settings.swap_bytes:
         return None
     longest = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
     row_bytes = longest.of(settings.max_model_len)
-    copies = HostOffload(CudaLane(loaded.device), HostMemory(settings.swap_bytes, longest=row_bytes), row_bytes)
-    trouble = trial(copies, loaded.device)
+    offload = HostOffload(CudaCopyStream(loaded.device), HostMemory(settings.swap_bytes, longest=row_bytes), row_bytes)
+    trouble = trial(offload, loaded.device)
     if trouble:
         log.warning("what is swapped out or stored stays on the device (%s)", trouble)
-    return None if trouble else copies
+    return None if trouble else offload
 
 
 def _bodies(
-    loaded: Loaded, settings: Settings, sampler: Sampler, copies: HostOffload | None, prompts: PrefillPlacement | None
+    loaded: Loaded, settings: Settings, sampler: Sampler, offload: HostOffload | None, prompts: PrefillPlacement | None
 ) -> tuple[RectangleBatch, PrefillHere]:
-    """The batch and the prefiller. Raises LoadError where the model's rows cannot be shaped as asked."""
+    """The batch and the prefiller. Raises LoadError if the model's rows cannot be shaped as asked."""
     rows, places, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
     of: dict[str, Any] = {"columns": settings.max_model_len, "dtype": loaded.dtype, "device": loaded.device}
     if settings.shaping != ALIGNED:
-        # The batch's rows, and behind them the prefiller's: one rectangle, so that one forward can feed both.
+        # The batch's rows, and after them the prefiller's: one rectangle, so that one forward can feed both.
         make: Callable[..., Rectangle] = Rectangle
         if settings.kv_mapping:
             assert loaded.driver is not None
             make = partial(MappedRectangle, driver=loaded.driver, most_bytes=settings.kv_bytes)
         rectangle = make(loaded.geometry.shapes, capacity=rows + places, **of)
-        both = _rows(rectangle, loaded, rows, sampler, copies, prompts)
+        both = _rows(rectangle, loaded, rows, sampler, offload, prompts)
         prefiller = PrefillHere(both, range(rows, rows + places), beside_batch=True)
         return RectangleBatch(both, range(rows), rows), prefiller
     shapes = keeping_all(loaded.geometry.shapes)
@@ -251,24 +251,24 @@ def _rows(
     loaded: Loaded,
     most: int,
     sampler: Sampler,
-    copies: HostOffload | None,
+    offload: HostOffload | None,
     prompts: PrefillPlacement | None,
 ) -> Rows:
-    """Rows on a device that can be fed ahead begin each step before the last one is read."""
+    """Rows. On a device that can be fed ahead, each step begins before the last one is read."""
     forward = loaded.forward
     feeder = RowFeeder(rectangle, forward, sampler)
     steps = forward.steps(rectangle) if isinstance(forward, CudaForward) else None
     if not isinstance(forward, CudaForward) or steps is None or sampler.sees_logits:
-        return Rows(feeder, loaded.stamp, copies=copies)
+        return Rows(feeder, loaded.stamp, offload=offload)
     steps.warm(most)
     stepper = AsyncStepper(feeder, steps)
     if loaded.device.type == "cuda" and prompts is not PrefillPlacement.AFTER_DECODE:
         beside = PrefillStreamStepper(feeder, steps, Streams(rectangle))
-        tried = Rows(feeder, loaded.stamp, stepper=beside, copies=copies)
+        tried = Rows(feeder, loaded.stamp, stepper=beside, offload=offload)
         stepper.placement = prompts or fastest(tried, beside, forward, most)
         if stepper.placement is PrefillPlacement.SIDE_STREAM:
             return tried
-    return Rows(feeder, loaded.stamp, stepper=stepper, copies=copies)
+    return Rows(feeder, loaded.stamp, stepper=stepper, offload=offload)
 
 
 def model_name(config: Config) -> str:
@@ -280,7 +280,7 @@ def facts_of(loaded: Loaded) -> Facts:
     shapes, context, mapped = loaded.geometry.shapes, loaded.context_tokens, None
     if loaded.driver is not None:
         mapped = PageLayout(shapes, context, loaded.dtype, loaded.driver.granularity).footprint
-        # What loading has left over is not to be taken for in use.
+        # Memory left over from loading must not count as in use.
         loaded.driver.make_room()
     return Facts(
         context_tokens=context,

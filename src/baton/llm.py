@@ -44,16 +44,16 @@ class Logprob:
 
 
 Logprobs = dict[int, Logprob]
-"""At one token: by token id, the best tokens as many as asked for, and the token that is there."""
+"""At one token: by token id, as many of the best tokens as asked for, and the actual token."""
 
 
 @dataclass(slots=True)
 class Completion:
     """One continuation. `finish_reason` is "stop" or "length"; None while it goes on.
 
-    Where it could not be finished `finish_reason` is "error" (or "expired", "cancelled") and `error` says why; what was
-    generated before is there.
-    `logprobs`: one for each of `token_ids`, and `cumulative_logprob` their tokens' sum; None where not asked for.
+    If it could not be finished, `finish_reason` is "error" (or "expired", "cancelled") and `error` says why; what was
+    generated before is kept. `logprobs`: one for each of `token_ids`, and `cumulative_logprob` their tokens' sum; None
+    if not asked for.
     """
 
     index: int
@@ -68,9 +68,9 @@ class Completion:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A prompt and its `n` continuations, in the order of the prompts.
+    """A prompt and its `n` continuations.
 
-    `prompt_logprobs`: one for each prompt token, None for the first; None where not asked for, or not known yet.
+    `prompt_logprobs`: one for each prompt token, None for the first; None if not asked for, or not known yet.
     """
 
     prompt: str | None
@@ -89,7 +89,8 @@ class _Engine:
     def __init__(self, model: str | None = None, *, policy: str | Policy = "baton", **settings: object) -> None:
         """Settings are those of the command line, with underscores: `max_batch_size=8`, `dtype="bfloat16"`, ...
 
-        Raises SettingError for an unknown one by name, LoadError where the model cannot be loaded or batched exactly.
+        Raises SettingError, with the name, for an unknown setting; LoadError if the model cannot be loaded or batched
+        exactly.
         """
         named: dict[str, object] = {"policy": policy} if isinstance(policy, str) else {}
         if model is not None:
@@ -105,11 +106,11 @@ class _Engine:
         return self._engine.client
 
     def stats(self) -> dict[str, Any]:
-        """Rows, columns, idle fractions and counts, see `stats_of`; after `close` the last there were."""
+        """Rows, columns, idle fractions and counts, see `stats_of`; after `close` the last values."""
         return stats_of(self._engine.client) if self._engine is not None else self._last
 
     def close(self) -> None:
-        """Cancels what is live and frees the engine's thread and memory, the model's too. May be called twice."""
+        """Cancels live queries and frees the engine's thread and memory, including the model's. May be called twice."""
         if self._engine is not None:
             self._engine.close()
             self._last = self.stats()
@@ -157,10 +158,10 @@ class LLM(_Engine):
         *,
         params: Sampling | None = None,
     ) -> list[RequestOutput]:
-        """Continues each prompt. `params`: what `sampling_params` was called before.
+        """Continues each prompt. `params`: the former name of `sampling_params`.
 
-        A query that fails by itself loses no other's result: its completion has `finish_reason` "error" and says why in
-        `error`. Raises RequestError before anything runs where a prompt or a field cannot be honoured.
+        A query that fails by itself does not affect others' results: its completion has `finish_reason` "error" and
+        says why in `error`. Raises RequestError, before anything runs, if a prompt or a field cannot be honoured.
         """
         some: Sequence[Any] = [prompts] if _is_one(prompts) else list(prompts)
         each = _each(_renamed(sampling_params, params), len(some))
@@ -182,7 +183,8 @@ class LLM(_Engine):
         """Answers one conversation, or several: each a list of `{"role": ..., "content": ...}`.
 
         `tools`: as OpenAI writes them; `chat_template_kwargs`: variables of the chat template, such as
-        `enable_thinking`. With `continue_final_message` (and without a generation prompt) the last message goes on.
+        `enable_thinking`. With `continue_final_message` (and without a generation prompt) the last message is
+        continued.
         """
         several: Any = messages
         talks = [several] if several and isinstance(several[0], Mapping) else list(several)
@@ -230,12 +232,13 @@ class AsyncLLM(_Engine):
         """Yields the output so far whenever it grew; closing the iterator cancels the query.
 
         Lower `priority` runs first, and each `user` gets a share, under policies that honour it (docs/policies.md).
-        Raises RequestError, QueueFull, and when all choices have ended the error of the first that failed: QueryFailed,
-        or DeadlinePassed when it was not done `deadline_ms` from now. The last output has what each came to.
+        Raises RequestError and QueueFull; when all choices have ended, also the error of the first that failed:
+        QueryFailed, or DeadlinePassed if it was not done `deadline_ms` from now. The last output has every choice's
+        result.
         """
         options = RequestOptions(priority, deadline_ms, user, cache_salt=_salt(prompt))
         each = _each(_renamed(sampling_params, params), 1)
-        # Long prompts, and forms that are compiled, are work for a thread: others go on meanwhile.
+        # Long prompts and the compilation of forms need a thread, so that others go on meanwhile.
         (output,), asked = await asyncio.to_thread(
             lambda: _prepare(self.client, [self._encode(prompt)], each, [options])
         )
@@ -252,7 +255,7 @@ class AsyncLLM(_Engine):
             await stream.aclose()
 
 
-# Of the engine's numbers, those that count queries now.
+# The engine's numbers that count queries now.
 _QUERIES = ("running", "waiting", "prefilling", "ready", "preempted")
 
 
@@ -283,7 +286,7 @@ def _prepare(
     params: Sequence[SamplingParams],
     options: Sequence[RequestOptions],
 ) -> tuple[list[RequestOutput], dict[str, _Asked]]:
-    """Empty outputs, and by its id each query with the completion that it fills."""
+    """Empty outputs, and for each query's id the query with the completion that it fills."""
     outputs: list[RequestOutput] = []
     asked: dict[str, _Asked] = {}
     for (text, tokens), param, term in zip(prompts, params, options, strict=True):
@@ -311,26 +314,26 @@ class _Asked:
         completion.finish_reason, completion.error = update.finish_reason, update.error
         completion.usage = update.usage
         if params.logprobs is not None:
-            told = completion.logprobs = completion.logprobs or []
-            told.extend(_logprobs(one, tokenizer) for one in update.logprobs)
+            logprobs = completion.logprobs = completion.logprobs or []
+            logprobs.extend(_logprobs(one, tokenizer) for one in update.logprobs)
             own = sum(one.logprob for one in update.logprobs)
             completion.cumulative_logprob = (completion.cumulative_logprob or 0.0) + own
-        # Choices of one prompt are told the same of it.
+        # The choices of one prompt share its log-probabilities.
         if params.prompt_logprobs is not None and update.token_ids and self.output.prompt_logprobs is None:
             self.output.prompt_logprobs = [None, *(_logprobs(one, tokenizer) for one in update.prompt_logprobs)]
 
 
 def _failure(update: Update) -> QueryFailed | None:
-    """The error that an update tells of, if it does."""
+    """Returns the error that an update reports, if there is one."""
     if update.error is None:
         return None
     kind = Infeasible if update.infeasible else DeadlinePassed if update.finish_reason == "expired" else QueryFailed
     return kind(update.error)
 
 
-def _logprobs(told: TokenLogprobs, tokenizer: Tokenizer) -> Logprobs:
-    ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(told.best, 1)}
-    ranked.setdefault(told.token_id, (told.logprob, told.rank))
+def _logprobs(entry: TokenLogprobs, tokenizer: Tokenizer) -> Logprobs:
+    ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(entry.best, 1)}
+    ranked.setdefault(entry.token_id, (entry.logprob, entry.rank))
     return {
         token: Logprob(logprob, rank, tokenizer.piece(token).decode(errors="replace"))
         for token, (logprob, rank) in ranked.items()
@@ -344,18 +347,18 @@ def _is_one(prompts: Any) -> bool:
 
 def _bar(asked: Bar, total: int) -> tqdm:
     make = tqdm if isinstance(asked, bool) else asked
-    # None: shown where stderr is a terminal.
+    # None: shown if stderr is a terminal.
     quiet = {} if make is asked else {"disable": None if asked else True}
     return make(total=total, desc="Processed prompts", unit="query", dynamic_ncols=True, **quiet)
 
 
 def _renamed(sampling_params: Sampling | None, params: Sampling | None) -> Sampling | None:
-    """The sampling parameters under the name that they are given by today, or by the one before."""
+    """The sampling parameters under today's name or the former one."""
     if params is None:
         return sampling_params
     if sampling_params is not None:
         raise InvalidValue("sampling_params and params are the same: give sampling_params", param="params")
-    # The caller of generate or chat is to see it.
+    # The warning points to the caller of generate or chat.
     warnings.warn("params is called sampling_params now", DeprecationWarning, stacklevel=3)
     return params
 

@@ -54,7 +54,7 @@ def filled(*queries: Query, rows: int = 3, capacity: int = 4, say: Say = hashed)
 def state_of(batch: RectangleBatch) -> Any:
     """All that a verb could have changed."""
     rectangle = batch._rows.rectangle
-    occupants = {row: (o.query.id, list(o.tokens), o.computed) for row, o in batch._rows._occupants.items()}
+    occupants = {row: (o.query.id, list(o.tokens), o.computed) for row, o in batch._rows._row_states.items()}
     content = [buffer.clone().tolist() for buffer in (*rectangle.keys, *rectangle.values)]
     return batch.rows, dict(batch.lens), list(rectangle.lens), occupants, dict(batch._rows._row_of), content
 

@@ -84,8 +84,8 @@ def test_runs_in_turn_are_compared_pair_by_pair() -> None:
 
 def test_a_slow_down_of_a_tenth_is_found_and_so_is_a_gain() -> None:
     dice = random.Random(2)
-    found = [words(a_report(dice, noise=0.01), a_report(dice, noise=0.01, slower=1.10)) for _ in range(20)]
-    assert all("worse" in some for some in found)
+    verdicts = [words(a_report(dice, noise=0.01), a_report(dice, noise=0.01, slower=1.10)) for _ in range(20)]
+    assert all("worse" in some for some in verdicts)
     assert "better" in words(a_report(dice, noise=0.01), a_report(dice, noise=0.01, slower=0.85))
 
 

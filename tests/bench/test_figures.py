@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from baton.bench.drive import Responses, Run
+from baton.bench.drive import Response, Run
 from baton.bench.figures import Figures, Goal, figures, spread
 from baton.bench.table import LINES, equality, table_of
 from baton.core.events import Slots
 
 RUN = Run(
     seconds=4.0,
-    heard=[
-        Responses(asked=0.0, tokens=[5, 6, 7], times=[1.0, 1.5, 3.0], prompt_tokens=2, cached_tokens=1),
-        Responses(asked=1.0, tokens=[8, 9], times=[3.5, 4.0], prompt_tokens=1),
-        Responses(asked=1.0, error="the queue is full", prompt_tokens=1),
+    responses=[
+        Response(asked=0.0, tokens=[5, 6, 7], times=[1.0, 1.5, 3.0], prompt_tokens=2, cached_tokens=1),
+        Response(asked=1.0, tokens=[8, 9], times=[3.5, 4.0], prompt_tokens=1),
+        Response(asked=1.0, error="the queue is full", prompt_tokens=1),
     ],
     late=0.25,
 )
 
 
-def found(**more: object) -> Figures:
+def figures_of_run(**more: object) -> Figures:
     slots = Slots(useful=30, padding=8, finished_row=2)
     return figures(RUN, slots, preemptions=3, kv_bytes_most=99, **more)  # type: ignore[arg-type]
 
 
 def test_rates_and_times() -> None:
-    one = found()
+    one = figures_of_run()
     assert (one.queries, one.failed, one.generated_tokens, one.prompt_tokens) == (3, 1, 5, 4)
     assert (one.tokens_per_second, one.queries_per_second) == (1.25, 0.5)
     assert one.first_token == {"p50": 1.0, "p90": 2.5, "p99": 2.5, "mean": 1.75, "max": 2.5}
@@ -38,22 +38,22 @@ def test_rates_and_times() -> None:
 
 
 def test_cached_tokens_are_counted() -> None:
-    assert found().cached_tokens == 1 and found().wholes == [3.0, 3.0]
+    assert figures_of_run().cached_tokens == 1 and figures_of_run().wholes == [3.0, 3.0]
 
 
 def test_goodput_counts_those_within_the_goal_alone() -> None:
-    assert found().goodput == 0.5
-    assert found(goal=Goal(first_token=2.0)).goodput == 0.25
-    assert found(goal=Goal(per_token=0.6)).goodput == 0.25
-    assert found(goal=Goal(first_token=2.0, per_token=0.6)).goodput == 0.0
-    assert found(goal=Goal(gap=1.5)).goodput == 0.5 and found(goal=Goal(gap=1.4)).goodput == 0.25
+    assert figures_of_run().goodput == 0.5
+    assert figures_of_run(goal=Goal(first_token=2.0)).goodput == 0.25
+    assert figures_of_run(goal=Goal(per_token=0.6)).goodput == 0.25
+    assert figures_of_run(goal=Goal(first_token=2.0, per_token=0.6)).goodput == 0.0
+    assert figures_of_run(goal=Goal(gap=1.5)).goodput == 0.5 and figures_of_run(goal=Goal(gap=1.4)).goodput == 0.25
 
 
 def test_an_answer_that_is_not_as_alone_is_counted() -> None:
-    same = found(alone={0: [5, 6, 7], 1: [8, 9]})
-    other = found(alone={0: [5, 6, 7], 1: [8, 10]})
+    same = figures_of_run(alone={0: [5, 6, 7], 1: [8, 9]})
+    other = figures_of_run(alone={0: [5, 6, 7], 1: [8, 10]})
     assert (same.compared, same.different, other.different) == (2, 0, 1)
-    assert equality([same, other]) == "3 of 4" and equality([found()]) == "not compared"
+    assert equality([same, other]) == "3 of 4" and equality([figures_of_run()]) == "not compared"
 
 
 def test_percentiles_are_values_that_were_seen() -> None:
@@ -64,5 +64,5 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 def test_the_table_has_every_line_even_where_nothing_was_heard() -> None:
     nothing = figures(Run(0.0, []), Slots(), preemptions=0, kv_bytes_most=0)
-    assert table_of({"a": [found()], "b": [nothing, nothing]}).row_count == len(LINES)
-    assert table_of({"a": [found(alone={0: [5]})]}).row_count == len(LINES) + 1
+    assert table_of({"a": [figures_of_run()], "b": [nothing, nothing]}).row_count == len(LINES)
+    assert table_of({"a": [figures_of_run(alone={0: [5]})]}).row_count == len(LINES) + 1

@@ -64,8 +64,8 @@ def test_so_many_at_a_time_and_the_next_when_one_has_ended() -> None:
     engine = Counting(clock)
     run, _ = driven(engine, clock, at_once=2, queries=5)
     assert engine.most == 2 and run.seconds == 9.0
-    assert [one.asked for one in run.heard] == [0, 0, 3, 3, 6]
-    assert all(one.tokens == [1, 2, 3] and one.first == 1 and one.whole == 3 for one in run.heard)
+    assert [one.asked for one in run.responses] == [0, 0, 3, 3, 6]
+    assert all(one.tokens == [1, 2, 3] and one.first == 1 and one.whole == 3 for one in run.responses)
 
 
 def test_a_turn_is_asked_with_all_that_was_said() -> None:
@@ -76,14 +76,14 @@ def test_a_turn_is_asked_with_all_that_was_said() -> None:
     for number, query in enumerate(engine.asked):
         assert list(query.prompt) == [*said, *prompts[number]]
         said = [*query.prompt, 1, 2, 3]
-    assert len(engine.asked) == 3 and [one.prompt_tokens for one in run.heard] == [2, 7, 12]
+    assert len(engine.asked) == 3 and [one.prompt_tokens for one in run.responses] == [2, 7, 12]
 
 
 def test_after_a_failed_turn_the_rest_of_its_conversation_is_not_asked() -> None:
     clock = ManualClock()
     engine = Counting(clock, fails="0")
     run, _ = driven(engine, clock, at_once=1, queries=2, turns=2)
-    errors = {number: one.error for number, one in enumerate(run.heard)}
+    errors = {number: one.error for number, one in enumerate(run.responses)}
     after = next(n for n, one in errors.items() if one == TURN_BEFORE_FAILED)
     assert errors[0] == "broken" and sum(one is None for one in errors.values()) == 2
     assert str(after) not in [query.id for query in engine.asked] and len(engine.asked) == 3

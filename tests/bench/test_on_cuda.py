@@ -27,20 +27,20 @@ def test_every_part_runs_in_small(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "cuda.json").read_text())
-    parts = [part if isinstance(part, list) else [part] for part in found.values()]
+    measurements = json.loads((tmp_path / "cuda.json").read_text())
+    parts = [part if isinstance(part, list) else [part] for part in measurements.values()]
     assert not [one for part in parts for one in part if "failed" in one]
-    assert "llama-3.1-8b in float8: steps" in found
-    offline = found["llama-3.1-8b: offline"]
+    assert "llama-3.1-8b in float8: steps" in measurements
+    offline = measurements["llama-3.1-8b: offline"]
     assert {one["policy"] for one in offline} >= {"baton", "baton compiled", "orca", "run_to_completion"}
     # All of them generated what was asked.
     assert len({one["tokens"] for one in offline}) == 1 and all(one["whole"] for one in offline)
     whole = {"kernel", "offline", "aside", "float8"}
-    assert {part.split(": ")[-1] for part in found} >= {"steps compiled", "fills beside steps", *PARTS} - whole
-    kept, forgotten = found["llama-3.1-8b: aside, preemption"]
+    assert {part.split(": ")[-1] for part in measurements} >= {"steps compiled", "fills beside steps", *PARTS} - whole
+    kept, forgotten = measurements["llama-3.1-8b: aside, preemption"]
     assert kept["lost rows"] and kept["whole"] and kept["tokens"] == forgotten["tokens"]
-    assert all(one["MB"] for one in found["llama-3.1-8b: aside, prefixes"])
-    at_once, mapped, *pages = found["llama-3.1-8b: memory"]
+    assert all(one["MB"] for one in measurements["llama-3.1-8b: aside, prefixes"])
+    at_once, mapped, *pages = measurements["llama-3.1-8b: memory"]
     assert mapped["memory"] == "mapped" and mapped["whole"]
     assert not mapped["failed queries"] and not mapped["out of memory"]
     assert mapped["rows at once"] > at_once["rows at once"] and all("map us" in one for one in pages)
@@ -52,6 +52,6 @@ def test_what_a_stage_found_before_it_died_counts_and_others_go_on(tmp_path: Pat
     body = "import sys, os; open(sys.argv[1], 'w').write('{\"part\": {\"ms\": 1.5}}'); os.abort()"
     results.stage("first", [sys.executable, "-c", body, str(tmp_path / "first.json")])
     results.stage("second", [sys.executable, "-c", ""])
-    assert results.found == {"part": {"ms": 1.5}, "first: ended": {"failed": "the process ended with -6"}}
-    assert json.loads((tmp_path / "cuda.json").read_text()) == results.found
+    assert results.by_part == {"part": {"ms": 1.5}, "first: ended": {"failed": "the process ended with -6"}}
+    assert json.loads((tmp_path / "cuda.json").read_text()) == results.by_part
     assert Results(tmp_path, 60.0, "second").known("part") == {"ms": 1.5}

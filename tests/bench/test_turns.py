@@ -27,9 +27,9 @@ def port() -> int:
 def both(port: int) -> Iterator[Both]:
     with ThreadPoolExecutor() as pool:
         coming = [pool.submit(handshake, port, {"work": 1}, patience_seconds=20) for _ in range(2)]
-        found = tuple(one.result() for one in coming)
-    yield found[0], found[1]
-    for one in found:
+        ends = tuple(one.result() for one in coming)
+    yield ends[0], ends[1]
+    for one in ends:
         one.close()
 
 

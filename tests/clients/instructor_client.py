@@ -24,12 +24,12 @@ def main() -> None:
     messages: Any = [{"role": "user", "content": "Is 17 + 25 = 42?"}]
     by_openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     responses = instructor.from_openai(by_openai, mode=instructor.Mode.RESPONSES_TOOLS)
-    found = responses.create(model=model, messages=messages, response_model=Verdict, max_retries=0)
-    assert isinstance(found, Verdict)
+    verdict = responses.create(model=model, messages=messages, response_model=Verdict, max_retries=0)
+    assert isinstance(verdict, Verdict)
     by_anthropic = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
     tools = instructor.from_anthropic(by_anthropic, mode=instructor.Mode.ANTHROPIC_TOOLS)
-    found = tools.create(model=model, messages=messages, max_tokens=200, response_model=Verdict, max_retries=0)
-    assert isinstance(found, Verdict)
+    verdict = tools.create(model=model, messages=messages, max_tokens=200, response_model=Verdict, max_retries=0)
+    assert isinstance(verdict, Verdict)
     print("instructor", version("instructor"), "Responses and Messages: typed output")
 
 

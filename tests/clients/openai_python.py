@@ -117,9 +117,9 @@ def tools() -> None:
         assert set(json.loads(call.function.arguments)) == {"city", "unit"}
     pieces = CLIENT.chat.completions.create(**asked, tool_choice="required", parallel_tool_calls=False, stream=True)
     deltas = [piece.choices[0].delta for piece in pieces if piece.choices]
-    found = [part for delta in deltas for part in delta.tool_calls or []]
-    assert found[0].id and found[0].function and found[0].function.name == "get_weather"
-    assert "".join((part.function and part.function.arguments) or "" for part in found) == call.function.arguments
+    parts = [part for delta in deltas for part in delta.tool_calls or []]
+    assert parts[0].id and parts[0].function and parts[0].function.name == "get_weather"
+    assert "".join((part.function and part.function.arguments) or "" for part in parts) == call.function.arguments
     later = [*SUM, message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
     again = CLIENT.chat.completions.create(model=MODEL, messages=later, tools=[TOOL], max_tokens=8)
     assert again.choices[0].finish_reason

@@ -83,9 +83,9 @@ def queries_of(params: SamplingParams, prompt: Sequence[int] = (3, 4), **setting
 
 
 def test_choices_have_seeds_and_names_of_their_own() -> None:
-    found = queries_of(SamplingParams(n=4))
-    assert len({query.seed for query in found}) == len({query.id for query in found}) == 4
-    assert {query.prompt for query in found} == {(3, 4)}
+    queries = queries_of(SamplingParams(n=4))
+    assert len({query.seed for query in queries}) == len({query.id for query in queries}) == 4
+    assert {query.prompt for query in queries} == {(3, 4)}
 
 
 def test_choices_of_a_given_seed_are_the_same_each_time_and_differ_among_themselves() -> None:
@@ -168,10 +168,10 @@ def test_a_deadline_counts_from_now() -> None:
 
 
 def tokens_of(updates: Sequence[Update]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+    tokens: dict[str, list[int]] = {}
     for update in updates:
-        found.setdefault(update.query_id, []).extend(update.token_ids)
-    return found
+        tokens.setdefault(update.query_id, []).extend(update.token_ids)
+    return tokens
 
 
 async def test_a_stream_ends_when_each_query_has_had_its_last_update(open_client: Callable[..., Opened]) -> None:

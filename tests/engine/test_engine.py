@@ -32,9 +32,9 @@ END = 2
 def reserved(engine: Engine) -> int:
     """Bytes that those who hold or may yet fill memory may grow to."""
     grown = (State.PREFILLING, State.READY, State.RUNNING)
-    standings = [s for state in grown for s in engine.lifecycle.standings(state)]
+    views = [s for state in grown for s in engine.lifecycle.views(state)]
     held = [len(query.prompt) + query.limit_tokens for query in engine.queries.held.values()]
-    return sum(standing.bytes_reserved for standing in standings) + sum(held) * BYTES_PER_TOKEN
+    return sum(view.bytes_reserved for view in views) + sum(held) * BYTES_PER_TOKEN
 
 
 # How queries end

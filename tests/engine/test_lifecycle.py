@@ -163,23 +163,23 @@ def test_standings_are_frozen_counts_in_the_order_of_arrival() -> None:
     ledger.arrive("c")
     ledger.lives.fed("b", 4, 4, 0)
     ledger.lives.token("b")
-    first, second = ledger.lives.standings(State.RUNNING)
+    first, second = ledger.lives.views(State.RUNNING)
     assert (first.id, first.arrived, first.pending) == ("a", 100.0, 3)
     assert second.arrived == 103.0
     assert (second.id, second.cached, second.generated, second.pending) == ("b", 4, 1, 1)
     # 4 prompt tokens, and the 5 that it may generate.
     assert second.bytes_reserved == 90
-    assert [s.id for s in ledger.lives.standings(State.WAITING)] == ["c"]
+    assert [s.id for s in ledger.lives.views(State.WAITING)] == ["c"]
     ledger.lives.forgot("b")
     assert second.cached == 4
-    assert ledger.lives.standings(State.RUNNING)[1].pending == 5
+    assert ledger.lives.views(State.RUNNING)[1].pending == 5
 
 
 def told_anew(lives: Lifecycle, state: State) -> tuple[QueryView, ...]:
-    """What `standings` would say had it never said anything."""
+    """What `views` would say had it never said anything."""
     for life in lives.live.values():
-        life.standing = None
-    return lives.standings(state)
+        life.view = None
+    return lives.views(state)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -199,12 +199,12 @@ def test_standings_and_counts_are_never_those_of_a_moment_before(seed: int) -> N
             lambda name=name, was=was: lives.move(name, dice.choice(sorted(MOVES[was])), "test"),
             lambda name=name: lives.end(name, dice.choice(ENDS), "test"),
         ]
-        said = {state: lives.standings(state) for state in LIVE}
+        said = {state: lives.views(state) for state in LIVE}
         dice.choices(changes, weights=[4, 2, 2, 4, 6, 1])[0]()
-        found = {state: lives.standings(state) for state in LIVE}
-        assert found == {state: told_anew(lives, state) for state in LIVE}
+        views = {state: lives.views(state) for state in LIVE}
+        assert views == {state: told_anew(lives, state) for state in LIVE}
         others = {query.id: query for state in LIVE for query in said[state] if query.id != name}
-        assert all(others.get(query.id, query) is query for state in LIVE for query in found[state]), "told again"
+        assert all(others.get(query.id, query) is query for state in LIVE for query in views[state]), "told again"
         everyone = [life.state for life in lives.live.values()]
         assert {state: lives.count(state) for state in LIVE} == {state: everyone.count(state) for state in LIVE}
         assert lives.preempted == sum(life.preempted for life in lives.live.values())

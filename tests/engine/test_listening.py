@@ -104,7 +104,7 @@ async def test_whoever_listens_to_an_engine_that_hangs_hears_of_the_shutdown(
     assert not await asyncio.to_thread(client.drain, 0.0)
     with pytest.raises(ShuttingDown):
         await asyncio.wait_for(asking, 20)
-    assert not client._post._listening
+    assert not client._post._subscribed
     gate.open.set()
 
 

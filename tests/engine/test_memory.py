@@ -105,7 +105,7 @@ def ends_early(tokens: list[int]) -> int:
 
 
 def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_nothing_is_forgotten_for_good() -> None:
-    found = {}
+    most_running = {}
     for say in (hashed, ends_early):
         watch = Watch()
         batch = toy_batch(
@@ -121,9 +121,9 @@ def test_where_answers_usually_end_early_more_run_at_once_and_where_they_do_not_
         batch.run([query_of(f"q{i}", prompt_of(4, i), 36, ignore_eos=False) for i in range(80)])
         assert is_idle(batch.engine)
         assert watch.over <= 0
-        found[say] = watch.most_running
-    assert found[hashed] == 4
-    assert found[ends_early] > 7
+        most_running[say] = watch.most_running
+    assert most_running[hashed] == 4
+    assert most_running[ends_early] > 7
 
 
 def test_each_query_makes_its_sure_progress_before_it_loses_its_row_for_memory() -> None:

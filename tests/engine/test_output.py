@@ -52,15 +52,15 @@ def outputs_of(late: bool = False) -> OutputProcessor:
 
 def said(text: str, late: bool = False, **asked: object) -> tuple[str | None, Update, int]:
     """The finish reason, the one update at the end, and how many tokens were heard until it."""
-    outputs, listener = outputs_of(late), Subscriber()
-    outputs.open(query(**asked), listener)  # type: ignore[arg-type]
+    outputs, subscriber = outputs_of(late), Subscriber()
+    outputs.open(query(**asked), subscriber)  # type: ignore[arg-type]
     reason, count = None, 0
     while reason is None and count < len(text):
         reason = outputs.append("a", ord(text[count]))
         count += 1
     outputs.close("a", reason or "none", None, USAGE)
     outputs.flush()
-    return reason, listener.heard[0][0], count
+    return reason, subscriber.heard[0][0], count
 
 
 def test_an_end_token_stops_and_is_no_text() -> None:
@@ -126,27 +126,27 @@ def test_each_listener_is_called_once_with_all_that_is_new_and_nothing_twice() -
 
 
 def test_logprobs_come_with_their_tokens_and_the_prompts_with_the_first() -> None:
-    outputs, listener = outputs_of(), Subscriber()
-    outputs.open(query(), listener)
+    outputs, subscriber = outputs_of(), Subscriber()
+    outputs.open(query(), subscriber)
     told = [TokenLogprobs(token, -1.0, 1) for token in range(97, 103)]
-    outputs.hear_prompt("a", told[:2])
+    outputs.append_prompt("a", told[:2])
     outputs.flush()
-    assert listener.heard == [], "nothing is said before the first token"
-    outputs.hear_prompt("a", told[2:3])
+    assert subscriber.heard == [], "nothing is said before the first token"
+    outputs.append_prompt("a", told[2:3])
     outputs.append("a", 100, told[3])
     outputs.flush()
     for one in told[4:]:
         outputs.append("a", one.token_id, one)
     outputs.close("a", "stop", None, USAGE)
     outputs.flush()
-    (first,), (last,) = listener.heard
+    (first,), (last,) = subscriber.heard
     assert (first.logprobs, first.prompt_logprobs) == ((told[3],), tuple(told[:3]))
     assert (last.logprobs, last.prompt_logprobs) == (tuple(told[4:]), ())
 
 
 def test_a_query_that_ended_before_its_first_token_is_told_so() -> None:
-    outputs, listener = outputs_of(), Subscriber()
-    outputs.open(query(), listener)
+    outputs, subscriber = outputs_of(), Subscriber()
+    outputs.open(query(), subscriber)
     outputs.close("a", "cancelled", None, USAGE)
     outputs.flush()
-    assert listener.heard == [[Update("a", (), "", "cancelled", None, USAGE)]]
+    assert subscriber.heard == [[Update("a", (), "", "cancelled", None, USAGE)]]

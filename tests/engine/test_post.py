@@ -19,9 +19,9 @@ from baton.engine.delivery import OutputDelivery, Subscriber
 
 @pytest.fixture
 def post() -> Iterator[OutputDelivery]:
-    found = OutputDelivery()
-    yield found
-    found.close()
+    delivery = OutputDelivery()
+    yield delivery
+    delivery.close()
 
 
 def carriers() -> list[threading.Thread]:

@@ -74,7 +74,7 @@ def is_right(batch: RandomBatch, *queries: Query) -> bool:
 def is_released(batch: RandomBatch) -> bool:
     """Whether nothing is left in rows and pool, nobody waits for anybody, and nothing is held in the store."""
     prefixes = batch.engine.queries.prefixes
-    waits = prefixes.waiting or prefixes._taking or prefixes._sure or prefixes._awaiting
+    waits = prefixes.waiting or prefixes._taking or prefixes._guaranteed or prefixes._awaiting
     return not (waits or prefixes.bytes_held or batch.engine.kv_bytes_used or batch.engine.swap_bytes_used)
 
 
@@ -233,8 +233,8 @@ def test_a_stock_model_gives_with_prefixes_what_it_gives_alone(family: str, begi
         tokens, logits = expected[query.id]
         assert batch.tokens(query.id) == tokens
         assert worst_difference(batch, query, logits) <= TOLERANCE
-    found = {name: usage_of(batch, name).cached_tokens for name in ("a", "b", "c", "g1", "g2")}
-    assert found == dict(zip(("a", "b", "c", "g1", "g2"), (0, *begins, begins[2]), strict=True))
+    cached = {name: usage_of(batch, name).cached_tokens for name in ("a", "b", "c", "g1", "g2")}
+    assert cached == dict(zip(("a", "b", "c", "g1", "g2"), (0, *begins, begins[2]), strict=True))
 
 
 def test_a_text_that_outgrows_its_original_context_may_have_begun_with_a_prefix() -> None:
@@ -415,7 +415,7 @@ def test_choices_for_which_there_is_no_room_compute_their_prompt_themselves() ->
     turn(batch)
     prefixes = batch.engine.queries.prefixes
     assert not prefixes.waiting
-    assert [prefixes.sure(query.id) for query in group] == [0, 0, 0]
+    assert [prefixes.guaranteed(query.id) for query in group] == [0, 0, 0]
     finish(batch)
     assert is_right(batch, *group)
     assert batch.engine.totals.slots.useful == 3 * (12 + 5)
@@ -623,8 +623,8 @@ def test_a_query_begins_with_what_its_own_space_stored(divisible_tokens: int) ->
     again = [*prompt_of(9), *batch.tokens("first"), 5, 6]
     for name, space in (("a", "two"), ("b", ""), ("c", None), ("d", "one")):
         batch.run(in_space(space, query_of(name, again, 4)))
-    found = [usage_of(batch, name).cached_tokens for name in "abcd"]
-    assert found[:3] == [0, 0, 0] and found[3] >= 8
+    cached = [usage_of(batch, name).cached_tokens for name in "abcd"]
+    assert cached[:3] == [0, 0, 0] and cached[3] >= 8
     assert is_released(batch)
 
 
@@ -674,8 +674,8 @@ def test_the_client_says_who_shares_stored_prefixes(sharing: str, together: list
             (query,) = client.queries([3, 4], SamplingParams(), RequestOptions(key=f"key{key}", cache_salt=salt))
             spaces[f"{key}{at}"] = query.prefix_space
     named = {space for space in spaces.values() if space is not None}
-    found = [" ".join(name for name, space in spaces.items() if space == one) for one in named]
-    assert sorted(found) == sorted(together)
+    groups = [" ".join(name for name, space in spaces.items() if space == one) for one in named]
+    assert sorted(groups) == sorted(together)
     assert not any("key" in space or "s1" in space for space in named), "neither is kept as it is"
     (nobody,) = client.queries([3, 4], SamplingParams())
     assert nobody.prefix_space == (None if sharing == "salt" else "")

@@ -109,8 +109,8 @@ def test_a_long_prompts_beginning_is_there_before_the_prompt_is_complete(family:
     kept: list[tuple[int, int]] = []
     for _ in range(4):
         batch.engine.iterate()
-        found = store_in(batch).find([*STEM, 0])
-        kept.append((batch.engine.lifecycle.live["long"].cached, found[0] if found else 0))
+        prefix = store_in(batch).find([*STEM, 0])
+        kept.append((batch.engine.lifecycle.live["long"].cached, prefix[0] if prefix else 0))
     assert kept == [(5, 4), (10, 8), (15, 8), (20, 8)]
 
 
@@ -205,13 +205,13 @@ def test_a_shaken_batch_that_shares_beginnings_gives_what_each_gives_alone(
     family: str, policy: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dice = random.Random(f"{family} {policy}")
-    found: list[int] = []
+    lengths: list[int] = []
     seen: list[int] = []
     find = PrefixStore.find
 
     def look(store: PrefixStore, tokens: Sequence[int]) -> Any:
         answer = find(store, tokens)
-        found.append(answer[0] if answer else 0)
+        lengths.append(answer[0] if answer else 0)
         return answer
 
     def listen(event: Event) -> None:
@@ -231,8 +231,8 @@ def test_a_shaken_batch_that_shares_beginnings_gives_what_each_gives_alone(
     assert is_as_alone(family, batch, *queries)
     assert shaken.moves["detach"] > 0
     assert shaken.moves["forget"] > 0
-    assert any(0 < count <= WINDOW for count in found)
-    assert any(count > WINDOW for count in found)
+    assert any(0 < count <= WINDOW for count in lengths)
+    assert any(count > WINDOW for count in lengths)
     assert max(seen) <= room
     assert room == 2**30 or max(seen) > room // 2
     assert not (batch.engine.kv_bytes_used or batch.engine.swap_bytes_used or store_in(batch).bytes_held)

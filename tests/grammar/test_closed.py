@@ -25,15 +25,15 @@ def test_objects_are_closed_wherever_they_stand() -> None:
         },
         "$defs": {"thing": thing()},
     }
-    found = closed(schema)
+    result = closed(schema)
     shut = thing(additionalProperties=False)
-    assert found["additionalProperties"] is False
-    assert found["properties"] == {
+    assert result["additionalProperties"] is False
+    assert result["properties"] == {
         "one": shut,
         "many": {"type": "array", "items": shut},
         "either": {"anyOf": [shut, NAME]},
     }
-    assert found["$defs"] == {"thing": shut}
+    assert result["$defs"] == {"thing": shut}
     assert "additionalProperties" not in schema, "what was sent is not changed"
 
 
@@ -58,6 +58,6 @@ def test_what_says_otherwise_or_is_put_together_stays(schema: Any) -> None:
 
 def test_a_property_may_be_called_properties() -> None:
     schema = {"type": "object", "properties": {"properties": {"type": "object", "properties": {"x": NAME}}}}
-    found = closed(schema)
-    assert set(found["properties"]) == {"properties"}
-    assert found["properties"]["properties"]["additionalProperties"] is False
+    result = closed(schema)
+    assert set(result["properties"]) == {"properties"}
+    assert result["properties"]["properties"]["additionalProperties"] is False

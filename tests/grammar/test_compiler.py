@@ -42,9 +42,9 @@ class Nothing:
 
 @pytest.fixture
 def slow() -> Iterator[Slow]:
-    found = Slow()
-    yield found
-    found.go.set()
+    compiler = Slow()
+    yield compiler
+    compiler.go.set()
 
 
 def form(text: str) -> OutputFormat:
@@ -76,7 +76,7 @@ def test_what_takes_too_long_is_refused_and_there_later(slow: Slow) -> None:
         some.compile(form("a"))
     assert (late.value.param, late.value.code, late.value.status) == ("response_format", "invalid_value", 400)
     slow.go.set()
-    wait_for(lambda: some._found[form("a")].done())
+    wait_for(lambda: some._compiled[form("a")].done())
     assert some.compile(form("a")) is some.compile(form("a"))
     assert slow.count == 1
 
@@ -141,7 +141,7 @@ async def test_the_event_loop_goes_on_while_a_nasty_schema_is_compiled() -> None
     with pytest.raises(LimitExceeded, match="grammar-timeout"):
         await nasty
     assert turns > 5
-    await asyncio.to_thread(wait_for, some._found[heavy(4, 1)].done)
+    await asyncio.to_thread(wait_for, some._compiled[heavy(4, 1)].done)
 
 
 def test_llguidance_bounds_what_it_compiles() -> None:

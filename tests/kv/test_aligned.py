@@ -27,9 +27,11 @@ def parts_of(numbers: list[int]) -> list[torch.Tensor]:
 
 def held(body: AlignedRectangle, row: int) -> list[int]:
     """The numbers of a row's tokens; every part says the same."""
-    found = [(part / (at + 1)).unique(dim=1).unique(dim=2).flatten().tolist() for at, part in enumerate(body.view(row))]
-    assert all(numbers == found[0] for numbers in found)
-    return [int(number) for number in found[0]]
+    columns = [
+        (part / (at + 1)).unique(dim=1).unique(dim=2).flatten().tolist() for at, part in enumerate(body.view(row))
+    ]
+    assert all(numbers == columns[0] for numbers in columns)
+    return [int(number) for number in columns[0]]
 
 
 def feed(body: AlignedRectangle, rows: dict[int, list[int]]) -> None:

@@ -44,8 +44,8 @@ def plain() -> Rectangle:
 def content(seed: int, count: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     dims = [(min(count, shape.window or count), shape.heads, dim) for shape in SHAPES[:3] for dim in _dims(shape)]
-    found = [torch.randn(*one, generator=generator) for one in dims]
-    return found + [torch.randn(*one.shape, generator=generator).to(one.dtype) for one in STATES]
+    parts = [torch.randn(*one, generator=generator) for one in dims]
+    return parts + [torch.randn(*one.shape, generator=generator).to(one.dtype) for one in STATES]
 
 
 def _dims(shape: LayerShape) -> tuple[int, int]:

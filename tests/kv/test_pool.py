@@ -13,9 +13,9 @@ from random_batch import query_of
 
 def kept(name: str, size: int) -> KVSegment:
     """A segment that keeps so many bytes."""
-    found = arrived(query_of(name, [3, 4], 2), "stamp")
-    found.parts, found.cached = [torch.zeros(size, dtype=torch.uint8)], 1
-    return found
+    segment = arrived(query_of(name, [3, 4], 2), "stamp")
+    segment.parts, segment.cached = [torch.zeros(size, dtype=torch.uint8)], 1
+    return segment
 
 
 def test_what_is_put_in_is_counted_and_comes_back() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from baton.cuda.offload import HostOffload
 from baton.kv.prefix import PrefixStore, prefix_store
 from baton.kv.rectangle import LayerShape, Rectangle, StateShape
-from random_batch import late_copies
+from random_batch import late_offload
 
 TOKEN_BYTES = 4 * (2 + 1)  # float32, as `parts_of` makes them
 STATE_BYTES = 4 * 3
@@ -27,11 +27,11 @@ EITHER_WAY = pytest.mark.parametrize("divisible_tokens", [ALWAYS, NEVER])
 
 def marks(tokens: Sequence[int]) -> list[float]:
     """One number per token, which tells it and all before it."""
-    found, mark = [], 7
+    numbers, mark = [], 7
     for token in tokens:
         mark = (mark * 31 + token + 5) % 1_000_003
-        found.append(float(mark))
-    return found
+        numbers.append(float(mark))
+    return numbers
 
 
 def parts_of(tokens: Sequence[int]) -> list[Tensor]:
@@ -54,14 +54,14 @@ def state_of(tokens: Sequence[int]) -> list[Tensor]:
     return [torch.full((3,), marks(tokens)[-1])]
 
 
-def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    return all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+def same(parts: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return all(torch.equal(f, e) for f, e in zip(parts, expected, strict=True))
 
 
 @pytest.fixture(autouse=True, params=["here", "apart"])
-def copies(request: pytest.FixtureRequest) -> HostOffload | None:
+def offload(request: pytest.FixtureRequest) -> HostOffload | None:
     """Stored beside the rows; and where those are on a device, on the host, when they are next asked for."""
-    _places[:] = [None if request.param == "here" else late_copies(0)]
+    _places[:] = [None if request.param == "here" else late_offload(0)]
     return _places[0]
 
 
@@ -69,7 +69,7 @@ _places: list[HostOffload | None] = []
 
 
 def store_of(room: int = 10_000, *, divisible_tokens: int = ALWAYS, block: int = 4) -> PrefixStore:
-    return PrefixStore(room, divisible_tokens=divisible_tokens, block=block, copies=_places[0])
+    return PrefixStore(room, divisible_tokens=divisible_tokens, block=block, offload=_places[0])
 
 
 def keep(store: PrefixStore, tokens: Sequence[int], *, whole: bool = False) -> int:
@@ -79,11 +79,11 @@ def keep(store: PrefixStore, tokens: Sequence[int], *, whole: bool = False) -> i
 
 def count_found(store: PrefixStore, tokens: Sequence[int]) -> int:
     """How many tokens are found, checked against what they must be."""
-    found = store.find(tokens)
-    if found is None:
+    prefix = store.find(tokens)
+    if prefix is None:
         return 0
-    assert same(found[1], parts_of(tokens[: found[0]]))
-    return found[0]
+    assert same(prefix[1], parts_of(tokens[: prefix[0]]))
+    return prefix[0]
 
 
 def test_whole_blocks_are_found_and_one_token_is_left_to_feed() -> None:
@@ -151,10 +151,10 @@ def test_what_cannot_be_cut_is_found_whole_or_not_at_all() -> None:
     assert store.bytes_used == 2 * STATE_BYTES
     assert store.find(range(6)) is None
     for length, expected in ((7, 6), (9, 6), (10, 9), (30, 9)):
-        found = store.find(range(length))
-        assert found is not None
-        assert found[0] == expected
-        assert same(found[1], state_of(range(expected)))
+        prefix = store.find(range(length))
+        assert prefix is not None
+        assert prefix[0] == expected
+        assert same(prefix[1], state_of(range(expected)))
 
 
 def keep_ringed(store: PrefixStore, tokens: Sequence[int], *, whole: bool = False) -> int:
@@ -162,11 +162,11 @@ def keep_ringed(store: PrefixStore, tokens: Sequence[int], *, whole: bool = Fals
 
 
 def count_ringed(store: PrefixStore, tokens: Sequence[int]) -> int:
-    found = store.find(tokens)
-    if found is None:
+    prefix = store.find(tokens)
+    if prefix is None:
         return 0
-    assert same(found[1], ringed_parts_of(tokens[: found[0]]))
-    return found[0]
+    assert same(prefix[1], ringed_parts_of(tokens[: prefix[0]]))
+    return prefix[0]
 
 
 def test_a_row_whose_ring_is_not_full_is_stored_in_blocks() -> None:
@@ -205,10 +205,10 @@ def test_a_ring_smaller_than_a_block_leaves_snapshots_only() -> None:
     for length in (3, 5):
         assert store.store([*tokens[:length], 0], ringed_parts_of(tokens[:length], 3), length) == length
     for length, expected in ((4, 3), (5, 3), (6, 5)):
-        found = store.find([*tokens, 9][:length])
-        assert found is not None
-        assert found[0] == expected
-        assert same(found[1], ringed_parts_of(tokens[:expected], 3))
+        prefix = store.find([*tokens, 9][:length])
+        assert prefix is not None
+        assert prefix[0] == expected
+        assert same(prefix[1], ringed_parts_of(tokens[:expected], 3))
     assert not store.is_due(0, 3)
 
 
@@ -264,17 +264,17 @@ def test_what_a_rectangles_rows_keep_says_how_long_they_can_be_cut(
     tokens = list(range(3, 13))
     for length, expected in {**cut, **whole}.items():
         rectangle = rectangle_of(*shapes)
-        store = prefix_store(rectangle, block=2, copies=_places[0])
+        store = prefix_store(rectangle, block=2, offload=_places[0])
         store.limit(10_000)
         fill(rectangle, 0, tokens[:length])
         assert store.store(tokens[: length + 1], rectangle.view(0), length) == expected
         held = sum(part.numel() * part.element_size() for part in rectangle.view(0))
         assert store.bytes_used == (held if length in whole else held // length * expected)
         # Another row begins with it, and goes on to what the first one is.
-        found = store.find([*tokens[:expected], 0])
-        assert found is not None
-        rectangle.write(1, found[1], found[0])
-        fill(rectangle, 1, tokens[:length], start=found[0])
+        prefix = store.find([*tokens[:expected], 0])
+        assert prefix is not None
+        rectangle.write(1, prefix[1], prefix[0])
+        fill(rectangle, 1, tokens[:length], start=prefix[0])
         assert same(rectangle.view(1), rectangle.view(0))
 
 
@@ -290,9 +290,9 @@ def test_a_row_of_rings_and_states_goes_through_the_store() -> None:
     store = store_of(divisible_tokens=NEVER)
     assert store.store(range(8), rectangle.view(0), 7) == 7
     rectangle.clear(0)
-    found = store.find(range(8))
-    assert found is not None
-    rectangle.write(1, found[1], found[0])
+    prefix = store.find(range(8))
+    assert prefix is not None
+    rectangle.write(1, prefix[1], prefix[0])
     assert same(rectangle.view(1), parts)
 
 
@@ -353,7 +353,7 @@ def test_what_is_not_finite_is_not_stored(divisible_tokens: int) -> None:
 
 @EITHER_WAY
 def test_texts_beyond_the_original_context_are_neither_stored_nor_found(divisible_tokens: int) -> None:
-    store = PrefixStore(10_000, divisible_tokens=divisible_tokens, block=4, longest=9, copies=_places[0])
+    store = PrefixStore(10_000, divisible_tokens=divisible_tokens, block=4, longest=9, offload=_places[0])
     tokens = list(range(12))
     # Of a row that keeps 9 tokens the text has 10.
     assert store.store(tokens[:10], parts_of(tokens[:9]), 9) == 0
@@ -365,10 +365,10 @@ def test_texts_beyond_the_original_context_are_neither_stored_nor_found(divisibl
 def test_what_was_found_lives_on_when_it_is_evicted() -> None:
     store, tokens = store_of(), list(range(4))
     keep(store, tokens)
-    found = store.find([*tokens, 9])
+    prefix = store.find([*tokens, 9])
     assert store.limit(0)
-    assert found is not None
-    assert same(found[1], parts_of(tokens))
+    assert prefix is not None
+    assert same(prefix[1], parts_of(tokens))
 
 
 BLOCK = 2
@@ -385,8 +385,8 @@ class AnyOrder(RuleBasedStateMachine):
         # As long as a row can be cut; where it never can, that is for another reason.
         self.ring = divisible_tokens or 3
         self.room = room * TOKEN_BYTES
-        self.host = None if _places[0] is None else late_copies(0)
-        self.store = PrefixStore(self.room, divisible_tokens=divisible_tokens, block=BLOCK, copies=self.host)
+        self.host = None if _places[0] is None else late_offload(0)
+        self.store = PrefixStore(self.room, divisible_tokens=divisible_tokens, block=BLOCK, offload=self.host)
         self.known: list[tuple[int, ...]] = []
         self.holds: dict[str, list[tuple[int, ...]]] = {}
 
@@ -409,10 +409,10 @@ class AnyOrder(RuleBasedStateMachine):
         snapshots = [prefix for prefix in beginnings if self.is_snapshot(prefix) and prefix in self.known]
         if snapshots:
             return snapshots[-1:]
-        found = list(takewhile(self.known.__contains__, filter(self.is_block, beginnings)))
-        start = len(found) * BLOCK
+        blocks = list(takewhile(self.known.__contains__, filter(self.is_block, beginnings)))
+        start = len(blocks) * BLOCK
         tails = [prefix for prefix in beginnings[start : start + BLOCK - 1] if prefix in self.known]
-        return [*found, *tails[-1:]]
+        return [*blocks, *tails[-1:]]
 
     def size(self, prefix: tuple[int, ...]) -> int:
         if self.is_snapshot(prefix):
@@ -459,11 +459,11 @@ class AnyOrder(RuleBasedStateMachine):
     def look(self, tokens: list[int]) -> None:
         path = self.path(tokens)
         self.touch(path)
-        found = self.store.find(tokens)
-        assert (found is None) == (not path)
-        if found is not None:
-            assert found[0] == len(path[-1])
-            assert same(found[1], ringed_parts_of(path[-1], self.ring))
+        prefix = self.store.find(tokens)
+        assert (prefix is None) == (not path)
+        if prefix is not None:
+            assert prefix[0] == len(path[-1])
+            assert same(prefix[1], ringed_parts_of(path[-1], self.ring))
 
     @rule(name=st.sampled_from("ab"), tokens=TOKENS)
     def hold(self, name: str, tokens: list[int]) -> None:

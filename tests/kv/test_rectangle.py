@@ -30,8 +30,8 @@ def content(seed: int, count: int = 10) -> list[Tensor]:
     return [torch.randn(count, heads, dim, generator=generator) for heads, dim in dims]
 
 
-def same(found: list[Tensor], expected: list[Tensor], count: int) -> bool:
-    return all(f.shape == e[:count].shape and torch.equal(f, e[:count]) for f, e in zip(found, expected, strict=True))
+def same(parts: list[Tensor], expected: list[Tensor], count: int) -> bool:
+    return all(f.shape == e[:count].shape and torch.equal(f, e[:count]) for f, e in zip(parts, expected, strict=True))
 
 
 def test_what_is_written_to_a_row_is_what_its_view_shows() -> None:
@@ -130,7 +130,7 @@ def test_a_layer_with_a_window_keeps_that_much_and_states_are_kept_whole() -> No
     kept = [*parts, torch.randn(3, 5, dtype=torch.float64)]
     rectangle.write(1, kept, 7)
     rectangle.move(1, 2)
-    assert all(torch.equal(found, expected) for found, expected in zip(rectangle.view(2), kept, strict=True))
+    assert all(torch.equal(part, expected) for part, expected in zip(rectangle.view(2), kept, strict=True))
     assert rectangle.states[2][0].dtype == torch.float64
     assert not rectangle.states[2][0][1].any()
     page = rectangle.footprint.page

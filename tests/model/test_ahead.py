@@ -64,7 +64,7 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
     events: list[Event] = []
     batch = run(family, queries, prompts=PrefillPlacement.FUSED, sinks=[events.append])
     assert {name: batch.tokens(name) for name in expected} == expected
-    assert sum(found == {True, False} for found in fills) > 5
+    assert sum(kinds == {True, False} for kinds in fills) > 5
     # What was begun ahead when a prompt came was of use: it was heard before.
     done = [event.slots for event in events if isinstance(event, IterationDone)]
     useful = sum(slots.useful for slots in done)
@@ -208,6 +208,6 @@ def test_a_step_that_cannot_be_launched_loses_no_token(seed: int, monkeypatch: p
     batch.run(queries, dice)
     assert failed > 5
     for name in expected:
-        found = batch.tokens(name)
-        assert found == expected[name][: len(found)]
-        assert len(found) == len(expected[name]) or batch.reason(name) == "error"
+        tokens = batch.tokens(name)
+        assert tokens == expected[name][: len(tokens)]
+        assert len(tokens) == len(expected[name]) or batch.reason(name) == "error"

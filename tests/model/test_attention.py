@@ -39,11 +39,13 @@ class Case:
     @property
     def rectangle(self) -> Rectangle:
         shape = LayerShape(self.heads, self.dim, self.value_dim)
-        found = Rectangle([shape], capacity=CAPACITY, columns=COLUMNS, dtype=torch.float32, device=torch.device("cpu"))
+        rectangle = Rectangle(
+            [shape], capacity=CAPACITY, columns=COLUMNS, dtype=torch.float32, device=torch.device("cpu")
+        )
         generator = torch.Generator().manual_seed(self.seed)
-        found.keys[0].copy_(torch.randn(found.keys[0].shape, generator=generator))
-        found.values[0].copy_(torch.randn(found.values[0].shape, generator=generator))
-        return found
+        rectangle.keys[0].copy_(torch.randn(rectangle.keys[0].shape, generator=generator))
+        rectangle.values[0].copy_(torch.randn(rectangle.values[0].shape, generator=generator))
+        return rectangle
 
     def queries(self, *shape: int) -> Tensor:
         """`[..., Hq, T, D]`."""
@@ -201,9 +203,9 @@ def test_causal_queries_are_the_last_of_all_tokens(softcap: float, sinks: Tensor
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, count, 8, generator=generator) for heads, count in ((4, 5), (2, 12), (2, 12)))
     mask = torch.arange(12) <= torch.arange(7, 12)[:, None]
-    found = sdpa.attention(q, k, v, causal=True, softcap=softcap, sinks=sinks)
+    out = sdpa.attention(q, k, v, causal=True, softcap=softcap, sinks=sinks)
     expected = sdpa.attention(q, k, v, mask=mask, softcap=softcap, sinks=sinks)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_neighbours_nan_stays_in_its_row() -> None:
@@ -215,9 +217,9 @@ def test_a_neighbours_nan_stays_in_its_row() -> None:
     right = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Visibility())
     rectangle.keys[0][1] = torch.nan
     rectangle.values[0][1] = torch.nan
-    found = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Visibility())
-    assert torch.equal(found[[0, 2]], right[[0, 2]])
-    assert bool(found[1].isnan().all())
+    out = shape.attend(q, rectangle.keys[0], rectangle.values[0], None, Visibility())
+    assert torch.equal(out[[0, 2]], right[[0, 2]])
+    assert bool(out[1].isnan().all())
 
 
 FEEDS = st.lists(st.lists(st.integers(0, 7), min_size=3, max_size=3), min_size=1, max_size=8)

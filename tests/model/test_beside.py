@@ -102,7 +102,11 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
         batch.engine.iterate()
         batch.engine.flush()
         if dice.random() < 0.2 and len(left) < 10:
-            flying = [] if stepper._flight is None else [rows._occupants[row].query.id for row in stepper._flight.rows]
+            flying = (
+                []
+                if stepper._in_flight is None
+                else [rows._row_states[row].query.id for row in stepper._in_flight.rows]
+            )
             name = dice.choice(flying or list(batch.engine.lifecycle.live) or [""])
             in_flight += name in flying
             batch.engine.cancel(name)
@@ -122,11 +126,11 @@ class Trouble:
         self._right, self._dice, self._often, self._before = right, dice, often, before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        found = None if self._before else self._right(*args, **kwargs)
+        result = None if self._before else self._right(*args, **kwargs)
         if self._dice.random() < 1 / self._often:
             self.times += 1
             raise MemoryError
-        return self._right(*args, **kwargs) if self._before else found
+        return self._right(*args, **kwargs) if self._before else result
 
 
 @pytest.mark.parametrize("where", ["fill", "sample", "step"])
@@ -175,7 +179,7 @@ def begun(side: DelayedStream) -> tuple[Rows, Query, Query]:
     long = placed(rows, query_of("long", range(3, 43), 5), range(4, 9))
     rows.feed({"short": 1}, Feeding.RAGGED)
     told = rows.feed({"short": 1, "long": 40}, Feeding.RAGGED)
-    assert list(told.shares) == ["short"] and told.beside and stepper._flight is not None
+    assert list(told.shares) == ["short"] and told.beside and stepper._in_flight is not None
     return rows, short, long
 
 
@@ -219,7 +223,7 @@ def test_a_row_that_is_taken_away_ends_its_flight_and_nothing_came_of_it(verb: s
         segment = rows.lift("long", copy="copied" in verb)
         assert (segment.cached, segment.tokens) == (0, list(long.prompt))
         segment.release()
-    assert rows.stepper._flight is None  # type: ignore[attr-defined]
+    assert rows.stepper._in_flight is None  # type: ignore[attr-defined]
     # Its slots are told of as computed for nobody, and its place is as good as new.
     told = rows.feed({"short": 1}, Feeding.RAGGED)
     assert told.slots.finished_row >= 40 and not told.beside
@@ -236,7 +240,7 @@ def test_a_refused_verb_leaves_a_flight_alone() -> None:
         rows.drop("nobody")
     rows.pack(range(4), 2)
     rows.drop("short")
-    assert rows.stepper._flight is not None  # type: ignore[attr-defined]
+    assert rows.stepper._in_flight is not None  # type: ignore[attr-defined]
 
 
 def test_orcas_prompts_are_in_the_iteration() -> None:
@@ -318,4 +322,4 @@ def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytes
     right = forward.fill
     monkeypatch.setattr(forward, "fill", Trouble(right, random.Random(1), 1, before=True))
     assert placement.fastest(rows, stepper, forward, 4) is PrefillPlacement.AFTER_DECODE
-    assert not rows._row_of and stepper._flight is None and rows.rectangle.lens == [0] * 9
+    assert not rows._row_of and stepper._in_flight is None and rows.rectangle.lens == [0] * 9

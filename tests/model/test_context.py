@@ -87,18 +87,18 @@ def test_rope_by_layer_type_counts_where_it_says_the_original_context(
     [("llama", "max_position_embeddings"), ("gpt2", "n_positions"), ("mpt", "max_seq_len"), ("bloom", "seq_length")],
 )
 def test_each_name_that_families_have_for_it_is_known_and_told(tmp_path: Path, model_type: str, name: str) -> None:
-    found = context(config_of(saved(tmp_path, model_type, **{name: 96})))
-    assert (found.tokens, found.bounded) == (96, True)
-    assert "96" in str(found.tokens) and "in its config" in found.source
-    assert found.asked(500) == 96
+    limits = context(config_of(saved(tmp_path, model_type, **{name: 96})))
+    assert (limits.tokens, limits.bounded) == (96, True)
+    assert "96" in str(limits.tokens) and "in its config" in limits.source
+    assert limits.asked(500) == 96
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba", "bloom"])
 def test_without_a_number_there_is_a_default_that_may_be_raised(tmp_path: Path, model_type: str) -> None:
-    found = context(config_of(saved(tmp_path, model_type)))
-    assert (found.tokens, found.bounded) == (DEFAULT_TOKENS, False)
-    assert "--max-model-len" in found.source
-    assert (found.asked(0), found.asked(100), found.asked(9000)) == (DEFAULT_TOKENS, DEFAULT_TOKENS, 9000)
+    limits = context(config_of(saved(tmp_path, model_type)))
+    assert (limits.tokens, limits.bounded) == (DEFAULT_TOKENS, False)
+    assert "--max-model-len" in limits.source
+    assert (limits.asked(0), limits.asked(100), limits.asked(9000)) == (DEFAULT_TOKENS, DEFAULT_TOKENS, 9000)
 
 
 def test_a_longer_text_than_the_config_names_gives_what_it_gives_alone(tmp_path: Path) -> None:

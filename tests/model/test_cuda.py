@@ -152,8 +152,8 @@ def test_rows_grow_by_pages_and_take_those_that_others_have_left() -> None:
             parts = [torch.randn(count, 8, 128, dtype=torch.bfloat16, device=device) for _ in range(64)]
             plain.write(0, parts, count)
             thread.submit(mapped.write, row, parts, count).result()
-            found = thread.submit(mapped.view, row).result()
-            assert all(torch.equal(a, b) for a, b in zip(found, plain.view(0), strict=True))
+            mapped_parts = thread.submit(mapped.view, row).result()
+            assert all(torch.equal(a, b) for a, b in zip(mapped_parts, plain.view(0), strict=True))
             mapped.clear(row)
     # Four rows of 128 MiB each fit the budget; five were written.
     assert 2**28 < mapped.spare_bytes <= 2**29

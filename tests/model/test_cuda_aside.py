@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from baton.cuda.copy_stream import CudaLane
+from baton.cuda.copy_stream import CudaCopyStream
 from baton.cuda.offload import HostOffload
 from baton.cuda.packed_rows import Packed
 from baton.cuda.pinned_memory import HostMemory
@@ -25,8 +25,8 @@ pytestmark = [
 CUDA = torch.device("cuda")
 
 
-def real_copies(staged: int = 2**28) -> HostOffload:
-    return HostOffload(CudaLane(CUDA), HostMemory(2**28), staged)
+def real_offload(staged: int = 2**28) -> HostOffload:
+    return HostOffload(CudaCopyStream(CUDA), HostMemory(2**28), staged)
 
 
 def rectangle_of(layers: int = 4, columns: int = 2000) -> Rectangle:
@@ -48,20 +48,20 @@ def busy() -> Tensor:
 
 @pytest.mark.parametrize("staged", [2**28, 1])
 def test_rows_come_back_to_the_bit_while_the_device_is_busy_and_their_places_are_others(staged: int) -> None:
-    rectangle, copies = rectangle_of(), real_copies(staged)
+    rectangle, offload = rectangle_of(), real_offload(staged)
     rectangle.lens[:] = [1999, 1, 700, 1500, 0, 0, 0, 0]
     expected = [[part.clone() for part in rectangle.view(row)] for row in range(4)]
     for _ in range(5):
         busy()
         packed = []
         for row in range(4):
-            packed.append(Packed(copies.out(rectangle.view(row)).pieces))
+            packed.append(Packed(offload.out(rectangle.view(row)).pieces))
             for part in rectangle.view(row):
                 part.fill_(torch.inf)
         rectangle.lens[4:] = rectangle.lens[:4]
-        arrivals = [copies.into(one, rectangle.view(4 + row)) for row, one in enumerate(packed)]
+        arrivals = [offload.into(one, rectangle.view(4 + row)) for row, one in enumerate(packed)]
         for one in packed:
-            copies.release(one)
+            offload.release(one)
         for arrival in arrivals:
             arrival.land()
         for row in range(4):
@@ -71,15 +71,15 @@ def test_rows_come_back_to_the_bit_while_the_device_is_busy_and_their_places_are
     torch.cuda.synchronize()
     for row in range(4):
         assert all(map(torch.equal, rectangle.view(row), expected[row]))
-    assert copies.host.pinned_bytes == 2**28 and not copies.host.unpinned_pieces
+    assert offload.host.pinned_bytes == 2**28 and not offload.host.unpinned_pieces
 
 
 def test_memory_that_is_not_pinned_gives_the_same() -> None:
     rectangle = rectangle_of()
-    copies = HostOffload(CudaLane(CUDA), HostMemory(0), 2**28)
+    offload = HostOffload(CudaCopyStream(CUDA), HostMemory(0), 2**28)
     rectangle.lens[:2] = [1999, 1999]
-    packed = Packed(copies.out(rectangle.view(0)).pieces)
-    copies.into(packed, rectangle.view(1)).land()
+    packed = Packed(offload.out(rectangle.view(0)).pieces)
+    offload.into(packed, rectangle.view(1)).land()
     assert all(map(torch.equal, rectangle.view(0), rectangle.view(1)))
     assert all(torch.equal(part, kept.cpu()) for part, kept in zip(packed, rectangle.view(0), strict=True))
 
@@ -89,18 +89,18 @@ def test_stored_blocks_are_those_of_the_row_and_what_is_not_finite_is_not_found(
     rectangle = Rectangle(shapes, capacity=2, columns=1024, dtype=torch.bfloat16, device=CUDA)
     for buffer in rectangle._buffers:
         buffer.tensor.normal_()
-    copies, text = real_copies(), list(range(1000))
-    store = prefix_store(rectangle, copies=copies)
+    offload, text = real_offload(), list(range(1000))
+    store = prefix_store(rectangle, offload=offload)
     store.limit(2**27)
     rectangle.lens[0] = 999
     rectangle.values[5][0, 700, 3, 63] = torch.nan
     busy()
     assert store.store(text, rectangle.view(0), 999) == 992
     assert store.hold("a", text) == 672
-    found = store.find(text)
-    assert found is not None and isinstance(found[1], Packed)
+    prefix = store.find(text)
+    assert prefix is not None and isinstance(prefix[1], Packed)
     rectangle.lens[:] = [672, 672]
-    copies.into(found[1], rectangle.view(1)).land()
+    offload.into(prefix[1], rectangle.view(1)).land()
     assert all(map(torch.equal, rectangle.view(0), rectangle.view(1)))
 
 
@@ -114,9 +114,9 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str) -> None:
     ]
     model = model_of(family).to("cuda")
     expected = {query.id: alone(model, query)[0] for query in queries}
-    shaken, copies = Shaken(Baton(), dice), real_copies()
-    batch = random_batch(model, shaken, ahead=True, copies=copies, prefix_cache=True, prefix_block=4)
+    shaken, offload = Shaken(Baton(), dice), real_offload()
+    batch = random_batch(model, shaken, ahead=True, offload=offload, prefix_cache=True, prefix_block=4)
     batch.run(queries, dice)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert min(shaken.moves.values()) > 0
-    assert batch.engine.queries.prefixes.bytes_used == copies.host.used_bytes > 0
+    assert batch.engine.queries.prefixes.bytes_used == offload.host.used_bytes > 0

@@ -94,25 +94,25 @@ def said(kind: str, tokens: Sequence[int], prompt: Sequence[int] = (), **more: A
 
 
 def ids(kind: str, *names: str) -> list[int]:
-    found = [tokenizer_of(kind)[1].token_to_id(name) for name in names]
-    assert None not in found
-    return [token for token in found if token is not None]
+    numbers = [tokenizer_of(kind)[1].token_to_id(name) for name in names]
+    assert None not in numbers
+    return [token for token in numbers if token is not None]
 
 
 def some_tokens(kind: str, dice: random.Random) -> list[int]:
     """Any tokens, and some that there are not. Bytes of a fall-back make whole characters or none, see below."""
     backend = tokenizer_of(kind)[1]
     size = backend.get_vocab_size()
-    found: list[int] = []
+    tokens: list[int] = []
     for _ in range(dice.randint(1, 24)):
         token = dice.randrange(size + 3)
         name = backend.id_to_token(token) or ""
         if name.startswith("<0x"):
             character = dice.choice("\n\u00e9\u4e16\U0001f336")
-            found += ids(kind, *(f"<0x{byte:02X}>" for byte in character.encode()))
+            tokens += ids(kind, *(f"<0x{byte:02X}>" for byte in character.encode()))
         else:
-            found.append(token)
-    return found
+            tokens.append(token)
+    return tokens
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from baton.core.query import SamplingParams
-from baton.cuda.slots import GREEDY, Slot, chance_of, chances_of, told
+from baton.cuda.slots import GREEDY, Slot, chance_of, chances_of, step_inputs
 from baton.sampling.draw import Draw
 from baton.sampling.logprobs import token_logprobs
-from baton.sampling.on_device import LOOK_AGAIN, NOT_FINITE, drawn
+from baton.sampling.on_device import NOT_FINITE, TOO_FEW_CANDIDATES, drawn
 from baton.sampling.sampler import Sampler
 
 SAMPLER = Sampler(end_ids=(1,))
@@ -60,7 +60,7 @@ def rows_of(vocabulary: int = 300) -> list[Tensor]:
 def by_device(row: Tensor, one: Draw) -> int:
     """As a step of constant shape draws it."""
     chance = chance_of(one) or GREEDY
-    inputs = told([Slot(0, 5, len(one.tokens), chance)], 1)
+    inputs = step_inputs([Slot(0, 5, len(one.tokens), chance)], 1)
     return int(drawn(row[None], chances_of(inputs), chance.kind))
 
 
@@ -70,7 +70,7 @@ def test_where_it_is_cold_the_best_token_is_drawn(temperature: float) -> None:
         one, best = draw(temperature=temperature, **filters), [int(row.argmax())]
         assert SAMPLER(row[None], [one]) == best
         assert SAMPLER._together(row[None], [one]) in (best, [None]), "a sum of the largest numbers is none"
-        assert by_device(row, one) in (best[0], NOT_FINITE, LOOK_AGAIN)
+        assert by_device(row, one) in (best[0], NOT_FINITE, TOO_FEW_CANDIDATES)
 
 
 @pytest.mark.parametrize("temperature", [*COLD, 0.0, 1.0, 2.0])
@@ -107,9 +107,9 @@ def test_where_nothing_may_be_drawn_a_row_draws_none_and_its_neighbours_draw_as_
             draw(nothing, seed=2, **asked),
             draw(seed=3, **asked),
         ]
-        found = way(logits, draws)
-        assert found[1:3] == [None, None]
-        assert [found[0], found[3]] == way(logits[[0, 3]], [draws[0], draws[3]])
+        tokens = way(logits, draws)
+        assert tokens[1:3] == [None, None]
+        assert [tokens[0], tokens[3]] == way(logits[[0, 3]], [draws[0], draws[3]])
 
 
 def test_the_least_log_probability_is_a_number() -> None:

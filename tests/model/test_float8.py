@@ -42,11 +42,11 @@ def test_numbers_times_their_rows_scale_are_the_rows(width: int) -> None:
 def test_a_layer_is_the_one_it_was_made_of_up_to_rounding(bias: bool) -> None:
     linear = nn.Linear(64, 48, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
     made, inputs = Float8Linear(linear, CPU), torch.randn(2, 5, 64).bfloat16()
-    found, expected = made(inputs), linear(inputs)
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    assert 1e-3 < float((found - expected).norm() / expected.norm()) < 6e-2
+    out, expected = made(inputs), linear(inputs)
+    assert (out.shape, out.dtype) == (expected.shape, expected.dtype)
+    assert 1e-3 < float((out - expected).norm() / expected.norm()) < 6e-2
     assert made.weight.element_size() == 1
-    assert torch.equal(torch.compile(made, fullgraph=True, backend="eager")(inputs), found)
+    assert torch.equal(torch.compile(made, fullgraph=True, backend="eager")(inputs), out)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
@@ -77,8 +77,8 @@ def test_a_shaken_batch_in_float8_gives_what_each_query_gives_alone() -> None:
     for query in queries:
         tokens, logits = expected[query.id]
         for at, token in enumerate(batch.tokens(query.id)):
-            found = batch.recorder.logits[query.seed, len(query.prompt) + at]
-            assert float((found - logits[at]).abs().max() / logits[at].abs().max()) < ROUNDED_TOLERANCE
+            ours = batch.recorder.logits[query.seed, len(query.prompt) + at]
+            assert float((ours - logits[at]).abs().max() / logits[at].abs().max()) < ROUNDED_TOLERANCE
             same, compared = same + (token == tokens[at]), compared + 1
             if token != tokens[at]:
                 break

@@ -223,8 +223,8 @@ def test_weights_in_shards_and_in_the_makers_own_form_beside_them_are_served(fol
     sharded(copy)
     for name in ("consolidated.safetensors", "model.gguf", "pytorch_model.bin", "params.json"):
         (copy / name).write_bytes(b"another form")
-    found = loaded_of(copy, compile=False).model.state_dict()
-    assert all(tensor.equal(weights[name]) for name, tensor in found.items())
+    loaded_weights = loaded_of(copy, compile=False).model.state_dict()
+    assert all(tensor.equal(weights[name]) for name, tensor in loaded_weights.items())
 
 
 def test_a_gguf_file_is_named_as_such(tmp_path: Path) -> None:
@@ -257,8 +257,8 @@ def test_code_that_comes_with_a_model_runs_where_it_is_trusted_only(
     copy = edited(folder, tmp_path / "copy", model_type="own_kind", auto_map=named, architectures=["OwnForCausalLM"])
     (copy / "own.py").write_text(OWN)
     assert "without the Python code that comes with it" in refusal(copy)
-    found = loaded_of(copy, compile=False, trust_remote_code=True).model
-    assert type(found).__name__ == "OwnForCausalLM"
+    model = loaded_of(copy, compile=False, trust_remote_code=True).model
+    assert type(model).__name__ == "OwnForCausalLM"
     (copy / WEIGHTS).unlink()
     save_file({"model.norm.weight": load_file(folder / WEIGHTS)["model.norm.weight"]}, copy / WEIGHTS)
     assert "lacks 20 tensors of OwnForCausalLM" in refusal(copy, trust_remote_code=True)

@@ -57,12 +57,12 @@ class OnHost:
 
         def replay() -> None:
             self.replays += 1
-            found = work()
+            out = work()
             for later in self.left[at:]:
                 if later is not None:
                     later.fill_(torch.nan)
-            if left is not None and found is not None:
-                left.copy_(found)
+            if left is not None and out is not None:
+                left.copy_(out)
 
         return replay, left
 
@@ -137,8 +137,8 @@ def made() -> Steps:
 
 def test_a_draw_is_captured_when_it_is_first_needed(on_host: type[OnHost]) -> None:
     steps = made()
-    found = [steps.launch([Slot(0, 7, 1, Chance(1.0, seed=3)), Slot(1, 9, 1)]).tokens() for _ in range(3)]
-    assert found[0] == found[1] == found[2]
+    tokens = [steps.launch([Slot(0, 7, 1, Chance(1.0, seed=3)), Slot(1, 9, 1)]).tokens() for _ in range(3)]
+    assert tokens[0] == tokens[1] == tokens[2]
     (step,) = steps._made.values()
     assert set(step.draws) == {Kind.FREE}
     # Three steps; of the draws, one to see that it is right, and two instead of the work itself.

@@ -38,11 +38,11 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = save_tiny(tmp_path_factory.mktemp("tiny"))
-    (found / "original").mkdir()
+    place = save_tiny(tmp_path_factory.mktemp("tiny"))
+    (place / "original").mkdir()
     for name in OTHERS:
-        (found / name).write_bytes(b"not for us")
-    return found
+        (place / name).write_bytes(b"not for us")
+    return place
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_hub_that_does_not_give_a_model_is_told_in_one_line(
     def refuse(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(hub_module, "_look", refuse)
+    monkeypatch.setattr(hub_module, "_ask_hub", refuse)
     with pytest.raises(LoadError, match=words) as caught:
         find(MODEL)
     assert "\n" not in caught.value.message
@@ -218,7 +218,7 @@ def test_what_the_hub_lists_is_told_before_anything_is_downloaded(
         sha = REVISION
         siblings = [type("Sibling", (), {"rfilename": name}) for name in sorted(names)]
 
-    monkeypatch.setattr(hub_module, "_look", lambda *args: Listed)
+    monkeypatch.setattr(hub_module, "_ask_hub", lambda *args: Listed)
     monkeypatch.setattr(hub_module, "snapshot_download", lambda *args, **kwargs: pytest.fail("downloaded"))
     with pytest.raises(LoadError, match=words):
         find(MODEL)

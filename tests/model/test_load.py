@@ -34,18 +34,18 @@ def loaded_of(folder: Path, **settings: object) -> Loaded:
 
 def test_a_folder_is_loaded_with_what_it_says_of_itself(folder: Path) -> None:
     told: list[str] = []
-    found = load(
+    loaded = load(
         load_settings(Config(device="cpu"), str(folder), "tiny"), on_phase=lambda phase, seconds: told.append(phase)
     )
     assert told == ["tokenizer", "weights", "self-check"]
-    assert (found.name, found.context_tokens, found.end_ids) == ("tiny", CONTEXT, (2,))
-    assert found.tokenizer.vocabulary == VOCABULARY
-    assert (found.dtype, found.device.type) == (torch.float32, "cpu")
-    assert found.parameters == sum(
+    assert (loaded.name, loaded.context_tokens, loaded.end_ids) == ("tiny", CONTEXT, (2,))
+    assert loaded.tokenizer.vocabulary == VOCABULARY
+    assert (loaded.dtype, loaded.device.type) == (torch.float32, "cpu")
+    assert loaded.parameters == sum(
         parameter.numel() for parameter in loaded_of(folder, compile=False).model.parameters()
     )
-    assert not found.model.training
-    assert not any(parameter.requires_grad for parameter in found.model.parameters())
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
 def test_a_stamp_tells_models_and_dtypes_apart(folder: Path) -> None:
@@ -140,9 +140,9 @@ def test_float8_is_for_gpus_that_have_it_and_computes_in_bfloat16(
         loaded_of(folder, quantize="float8")
     # On a CPU that is taken for such a GPU: the product is the same.
     monkeypatch.setattr("baton.loader.load.device_of", lambda device: Device("cuda", (9, 0)))
-    found = loaded_of(folder, quantize="float8")
-    assert (found.dtype, found.format.rounded_bits) == (torch.bfloat16, 8)
-    assert "linear layers in float8" in found.description
+    loaded = loaded_of(folder, quantize="float8")
+    assert (loaded.dtype, loaded.format.rounded_bits) == (torch.bfloat16, 8)
+    assert "linear layers in float8" in loaded.description
     with pytest.raises(LoadError, match="computes in bfloat16"):
         loaded_of(folder, quantize="float8", dtype="float32")
 
@@ -194,25 +194,30 @@ def test_a_survey_knows_rings_states_and_attention_of_the_models_own(tmp_path: P
         model = bare_model(family)
         model.save_pretrained(folder)
         save_tokenizer(folder)
-        found = survey(str(folder))
-        assert found.refused is None
-        assert found.geometry is not None
+        surveyed = survey(str(folder))
+        assert surveyed.refused is None
+        assert surveyed.geometry is not None
         loaded = footprint(
-            choose(model).forward.geometry.shapes, found.context_tokens, torch.float32, torch.device("cpu")
+            choose(model).forward.geometry.shapes, surveyed.context_tokens, torch.float32, torch.device("cpu")
         )
-        assert found.footprint(torch.float32) == loaded
+        assert surveyed.footprint(torch.float32) == loaded
 
 
 GPTJ = bare_model(next(family for family in FAMILIES if family.name == "gptj")).config
 
 
 def test_a_survey_needs_no_weights_and_says_what_loading_would(folder: Path) -> None:
-    found, loaded = survey(str(folder)), loaded_of(folder)
-    assert (found.parameters, found.context_tokens, found.refused) == (loaded.parameters, CONTEXT, None)
-    assert found.geometry is not None
-    assert found.geometry.shapes == loaded.geometry.shapes
-    assert found.footprint(torch.float32).token_bytes == PER_TOKEN * 4
-    assert (found.family, found.layers, found.vocabulary, found.saved_dtype) == ("llama", 2, VOCABULARY, "float32")
+    surveyed, loaded = survey(str(folder)), loaded_of(folder)
+    assert (surveyed.parameters, surveyed.context_tokens, surveyed.refused) == (loaded.parameters, CONTEXT, None)
+    assert surveyed.geometry is not None
+    assert surveyed.geometry.shapes == loaded.geometry.shapes
+    assert surveyed.footprint(torch.float32).token_bytes == PER_TOKEN * 4
+    assert (surveyed.family, surveyed.layers, surveyed.vocabulary, surveyed.saved_dtype) == (
+        "llama",
+        2,
+        VOCABULARY,
+        "float32",
+    )
 
 
 def test_a_survey_says_why_a_kind_is_not_batched(tmp_path: Path) -> None:
@@ -220,7 +225,7 @@ def test_a_survey_says_why_a_kind_is_not_batched(tmp_path: Path) -> None:
     model = bare_model(family)
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    found = survey(str(tmp_path))
-    assert reason in (found.refused or "")
-    assert found.geometry is None
-    assert found.footprint(torch.float32).of(1) == 0
+    surveyed = survey(str(tmp_path))
+    assert reason in (surveyed.refused or "")
+    assert surveyed.geometry is None
+    assert surveyed.footprint(torch.float32).of(1) == 0

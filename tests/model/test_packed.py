@@ -68,8 +68,8 @@ def test_rows_in_any_order_are_copied_out() -> None:
     filled(rectangle, spans, seed=0)
     q = torch.randn(1, 2, 10, 8)
     layer = (rectangle.keys[0], rectangle.values[0], None, Visibility(window=4))
-    found = packed.packed(spans, rectangle, varlen).attend(q, *layer)
-    torch.testing.assert_close(found, attention.fill(spans, rectangle).attend(q, *layer), atol=1e-5, rtol=1e-5)
+    out = packed.packed(spans, rectangle, varlen).attend(q, *layer)
+    torch.testing.assert_close(out, attention.fill(spans, rectangle).attend(q, *layer), atol=1e-5, rtol=1e-5)
     assert varlen.calls == 1
 
 
@@ -90,8 +90,8 @@ def test_rings_are_attended_in_the_order_of_the_text(feeds: list[list[int]]) -> 
         kept = [shape.keep(layer, *new) for layer in (0, 1)]
         ring, whole = (shape.attend(q, *buffers, None, visibility) for buffers in kept)
         expected = attention.fill(spans, rectangle).attend(q, *kept[1], None, visibility)
-        for found in (ring, whole):
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        for out in (ring, whole):
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
         shape.commit()
         for span in spans:
             rectangle.lens[span.row] = span.stop
@@ -109,10 +109,10 @@ def test_one_call_gives_what_calls_request_by_request_give(
     # As a model hands them on: by token, then by head.
     q = torch.randn(1, sum(span.count for span in spans), heads * group, 8).transpose(1, 2)
     varlen = Varlen(varlen_attn)
-    found = packed.packed(spans, rectangle, varlen).attend(q, *layer)
+    out = packed.packed(spans, rectangle, varlen).attend(q, *layer)
     expected = attention.fill(spans, rectangle).attend(q, *layer)
     assert varlen.calls == 1
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_are_padded_to_pages_and_sequences_begin_where_rows_do() -> None:
@@ -148,9 +148,9 @@ def test_what_the_kernel_cannot_do_goes_request_by_request(
     filled(rectangle, spans, seed=0)
     q = torch.randn(1, 2, 10, dim)
     layer = (rectangle.keys[0], rectangle.values[0], None, visibility, sinks)
-    found = packed.packed(spans, rectangle, varlen).attend(q, *layer)
+    out = packed.packed(spans, rectangle, varlen).attend(q, *layer)
     assert varlen.calls == 0
-    assert torch.equal(found, attention.fill(spans, rectangle).attend(q, *layer))
+    assert torch.equal(out, attention.fill(spans, rectangle).attend(q, *layer))
 
 
 def packed_forward(family: str, varlen: Varlen) -> tuple[Forward, str]:

@@ -43,9 +43,9 @@ NEAR = Visibility(window=WINDOW)
     ],
 )
 def test_which_columns_each_layers_tokens_see_is_found(name: str, visibilities: list[Visibility]) -> None:
-    found = probe(model_of(name)).visibilities
-    assert [found[layer] for layer in range(len(visibilities))] == visibilities
-    assert len(found) == len(visibilities)
+    seen = probe(model_of(name)).visibilities
+    assert [seen[layer] for layer in range(len(visibilities))] == visibilities
+    assert len(seen) == len(visibilities)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def renamed(name: str, *, swallowed: bool = False) -> PreTrainedModel:
 
 @pytest.mark.parametrize("name", ["past_key_values", "cache_params", "cache"])
 def test_the_cache_is_handed_in_under_the_name_that_the_models_forward_has(name: str) -> None:
-    found = probe(renamed(name))
-    assert all(shape.heads for shape in found.shapes)
+    geometry = probe(renamed(name))
+    assert all(shape.heads for shape in geometry.shapes)
 
 
 def test_a_cache_that_is_swallowed_is_noticed() -> None:

@@ -45,7 +45,7 @@ def fed(
     forward: Forward, rectangle: Rectangle, steps: Sequence[Sequence[Span]], texts: Sequence[Tensor]
 ) -> list[Tensor]:
     """The logits of each step."""
-    found = []
+    by_text = []
     for spans in steps:
         tokens = [token for s in spans for token in texts[s.row][s.start : s.stop].tolist()]
         run = forward.decode if all(span.count == 1 for span in spans) else forward.fill
@@ -53,8 +53,8 @@ def fed(
         ran.commit()
         for span in spans:
             rectangle.lens[span.row] = span.stop
-        found.append(logits)
-    return found
+        by_text.append(logits)
+    return by_text
 
 
 def some_steps(dice: random.Random, rows: int, longest: int) -> list[list[Span]]:
@@ -116,20 +116,20 @@ def test_a_row_gives_the_same_bits_in_any_company(name: str) -> None:
 def test_a_row_gives_the_same_bits_however_its_prompt_is_cut(name: str) -> None:
     texts = some_texts(1)
     forward = choose(model_of(name)).forward
-    found = []
+    runs = []
     for cuts in ([0, 40], [0, 1, 2, 17, 39, 40], list(range(41)), [0, 16, 32, 40]):
         steps = [[Span(0, first, last - first)] for first, last in itertools.pairwise(cuts)]
-        found.append(fed(forward, rectangle_of(forward, 1), steps, texts)[-1])
-    assert all(torch.equal(found[0], other) for other in found[1:])
+        runs.append(fed(forward, rectangle_of(forward, 1), steps, texts)[-1])
+    assert all(torch.equal(runs[0], other) for other in runs[1:])
 
 
 def test_threads_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts, steps, found = some_texts(5), some_steps(random.Random(2), 5, 40), []
+    texts, steps, runs = some_texts(5), some_steps(random.Random(2), 5, 40), []
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         forward = choose(model_of("qwen3")).forward
-        found.append(fed(forward, rectangle_of(forward, 5), steps, texts))
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+        runs.append(fed(forward, rectangle_of(forward, 5), steps, texts))
+    assert all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0], other, strict=True))
 
 
 def test_two_engines_of_a_process_may_compute_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +144,8 @@ def test_two_engines_of_a_process_may_compute_at_once(monkeypatch: pytest.Monkey
 
     expected = [work(forward) for forward in forwards]
     with ThreadPoolExecutor(2) as pool:
-        for found, right in zip(pool.map(work, forwards), expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+        for logits_of_one, right in zip(pool.map(work, forwards), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(logits_of_one, right, strict=True))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral_window"])
@@ -236,8 +236,8 @@ def test_weights_in_8_bits_give_nearly_the_same(name: str) -> None:
     forward = choose(model, format=FORMATS["int8"]).forward
     assert is_native(forward)
     steps = [[Span(0, 0, 36)], *([Span(0, at, 1)] for at in range(36, 40))]
-    found = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
-    error = float((found - expected).abs().max() / expected.abs().max())
+    rounded = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
+    error = float((rounded - expected).abs().max() / expected.abs().max())
     assert 0 < error < 0.1
 
 

@@ -170,8 +170,8 @@ def test_choices_of_a_prompt_near_the_limit(name: str, length: int) -> None:
 
 def test_the_class_is_asked_whether_it_begins_a_text_anew() -> None:
     kinds = ("phi3_longrope", "llama_longrope", "gemma3_longrope", "llama_dynamic", "phi3", "llama")
-    found = {name: (long_rope_limit(model_of(name)), recompute_limit(model_of(name))) for name in kinds}
-    assert found == {
+    limits = {name: (long_rope_limit(model_of(name)), recompute_limit(model_of(name))) for name in kinds}
+    assert limits == {
         "phi3_longrope": (LIMIT, LIMIT),
         "llama_longrope": (LIMIT, None),
         "gemma3_longrope": (LIMIT, None),

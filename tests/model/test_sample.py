@@ -88,8 +88,8 @@ def test_seeds_and_positions_that_follow_each_other_give_unrelated_draws() -> No
     shares = torch.full((16,), 1 / 16)
     by_seed = SAMPLER(logits.expand(6000, -1), [draw(seed=seed) for seed in range(6000)])
     by_position = SAMPLER(logits.expand(6000, -1), [draw(tokens=range(n)) for n in range(1, 6001)])
-    for found in (by_seed, by_position):
-        pairs = torch.tensor([4 * a + b for a, b in zip(found[::2], found[1::2], strict=True)])
+    for tokens in (by_seed, by_position):
+        pairs = torch.tensor([4 * a + b for a, b in zip(tokens[::2], tokens[1::2], strict=True)])
         assert chi_square(torch.bincount(pairs, minlength=16).double(), shares) < CHI_SQUARE[15]
 
 
@@ -151,10 +151,10 @@ def test_a_token_that_is_far_from_the_best_is_drawn_by_its_noise_alone_as_often_
     """The best 128 have half of all; on the CPU the others are found by their noise's bits, not by their scores."""
     logits = torch.cat([torch.full((1, 128), 1.5), torch.full((1, 574), 0.0)], dim=1)
     draws = [draw(seed=seed) for seed in range(4000)]
-    found = torch.tensor(SAMPLER(logits.expand(4000, -1), draws))
-    assert abs(float((found < 128).double().mean()) - 0.5) < 0.03
-    assert len(set(found.tolist())) > 650
-    assert found.tolist() == SAMPLER._together(logits.expand(4000, -1), draws)
+    tokens = torch.tensor(SAMPLER(logits.expand(4000, -1), draws))
+    assert abs(float((tokens < 128).double().mean()) - 0.5) < 0.03
+    assert len(set(tokens.tolist())) > 650
+    assert tokens.tolist() == SAMPLER._together(logits.expand(4000, -1), draws)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 5, 128, 129, 1000, 4097])
@@ -184,11 +184,11 @@ def kept(logits: Tensor, draws: Sequence[Draw]) -> list[set[int]]:
     """The tokens that our filters leave of each row, by both ways of drawing."""
     temperatures = torch.tensor([[one.params.temperature] for one in draws])
     best, ids = draw_device.candidates(logits / temperatures, draws)
-    found = [set(row[values.isfinite()].tolist()) for row, values in zip(ids, best, strict=True)]
-    assert found == [
+    left = [set(row[values.isfinite()].tolist()) for row, values in zip(ids, best, strict=True)]
+    assert left == [
         set(draw_host.candidates(row, one)[1].tolist()) for row, one in zip(logits.numpy(), draws, strict=True)
     ]
-    return found
+    return left
 
 
 FILTERS = [
@@ -215,13 +215,13 @@ def test_the_filters_leave_what_the_stock_warpers_leave(scale: float) -> None:
     """Flat logits leave thousands of tokens, which is more than is looked at first."""
     logits = noise(len(FILTERS), vocabulary=2000, seed=5, scale=scale)
     draws = [draw(**params) for params in FILTERS]
-    found = kept(logits, draws)
+    left = kept(logits, draws)
     expected = [stock_kept(row, one.params) for row, one in zip(logits, draws, strict=True)]
-    for params, ours, theirs in zip(FILTERS, found, expected, strict=True):
+    for params, ours, theirs in zip(FILTERS, left, expected, strict=True):
         assert ours == theirs, params
     if scale < 1:
-        assert max(len(row) for row in found) == 2000
-        assert len(found[6]) > 1000
+        assert max(len(row) for row in left) == 2000
+        assert len(left[6]) > 1000
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -322,10 +322,10 @@ def test_a_row_that_is_not_finite_draws_none_and_its_neighbours_draw_as_ever(bad
     right = SAMPLER(logits, draws)
     broken = logits.clone()
     broken[4:8, where] = bad
-    found = SAMPLER(broken, draws)
-    assert found[4:8] == [None] * 4
-    assert found[:4] == right[:4]
-    assert found[8:] == right[8:]
+    tokens = SAMPLER(broken, draws)
+    assert tokens[4:8] == [None] * 4
+    assert tokens[:4] == right[:4]
+    assert tokens[8:] == right[8:]
 
 
 def test_the_logits_that_are_handed_in_are_left_as_they_were() -> None:
@@ -349,10 +349,10 @@ def test_logit_bias_is_the_stock_sequence_bias() -> None:
     logits = noise(100, seed=21)
     stock = SequenceBiasLogitsProcessor([[[token], value] for token, value in bias.items()])
     expected = stock(torch.zeros(100, 3, dtype=torch.int64), logits.clone())
-    found = logits.clone()
-    for row in found:
+    biased = logits.clone()
+    for row in biased:
         SAMPLER._shape(row, draw(logit_bias=bias))
-    assert torch.equal(found, expected)
+    assert torch.equal(biased, expected)
 
 
 def test_min_tokens_is_the_stock_min_new_tokens() -> None:
@@ -360,9 +360,9 @@ def test_min_tokens_is_the_stock_min_new_tokens() -> None:
     stock = MinNewTokensLengthLogitsProcessor(3, 2, eos_token_id=[4, 5, 6], device="cpu")
     for length in range(3, 8):
         tokens, logits = list(range(length)), noise(1, seed=length)
-        found = logits.clone()
-        sampler._shape(found[0], draw(tokens=tokens, min_tokens=2, stop_token_ids=(6,)))
-        assert torch.equal(found, stock(torch.tensor([tokens]), logits.clone()))
+        shaped = logits.clone()
+        sampler._shape(shaped[0], draw(tokens=tokens, min_tokens=2, stop_token_ids=(6,)))
+        assert torch.equal(shaped, stock(torch.tensor([tokens]), logits.clone()))
 
 
 def test_all_that_changes_logits_together_is_the_stock_chain_and_openais_penalties() -> None:
@@ -375,9 +375,9 @@ def test_all_that_changes_logits_together_is_the_stock_chain_and_openais_penalti
         counts = torch.bincount(torch.tensor(some[3:]), minlength=VOCABULARY)
         expected = expected - counts * 0.3 - (counts > 0) * 0.4
         expected = SequenceBiasLogitsProcessor([[[2], 0.7]])(torch.tensor([some]), expected)
-        found = row.clone()
-        SAMPLER._shape(found, one)
-        assert torch.allclose(found, expected[0], atol=1e-6)
+        shaped = row.clone()
+        SAMPLER._shape(shaped, one)
+        assert torch.allclose(shaped, expected[0], atol=1e-6)
 
 
 def test_what_a_text_has_is_counted_as_it_grows() -> None:
@@ -407,13 +407,13 @@ def test_a_row_counts_its_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.sampling.sampler.Seen", Counting)
     params = SamplingParams(max_tokens=None, frequency_penalty=0.5, repetition_penalty=1.2)
     query = Query(id="a", prompt=(1, 2, 3), params=params, seed=1, limit_tokens=900, arrived=0.0)
-    found, logits = RowState(query, [1, 2, 3], 3), noise(1)
+    state, logits = RowState(query, [1, 2, 3], 3), noise(1)
     for _ in range(200):
-        one = found.draw(None)
+        one = state.draw(None)
         (token,) = SAMPLER(logits, [one])
-        assert [token] == SAMPLER(logits, [replace(one, seen=Seen(found.tokens, 3))])
+        assert [token] == SAMPLER(logits, [replace(one, seen=Seen(state.tokens, 3))])
         assert token is not None
-        found.append(token)
+        state.append(token)
     assert counted == [3]
 
 
@@ -452,8 +452,8 @@ def test_draws_without_float64_are_the_same_draws(params: dict, request: pytest.
 @given(st.lists(st.tuples(st.integers(0, 29), st.integers(0, 35)), min_size=1, max_size=6), st.integers(0, 1000))
 def test_logprobs_are_the_log_softmax_its_order_and_the_tokens_rank(asked: list[tuple[int, int]], seed: int) -> None:
     logits = noise(len(asked), vocabulary=30, seed=seed, scale=3)
-    found = token_logprobs(logits, [token for token, _ in asked], [best for _, best in asked])
-    for row, one, (token, best) in zip(logits.double().log_softmax(-1), found, asked, strict=True):
+    scored = token_logprobs(logits, [token for token, _ in asked], [best for _, best in asked])
+    for row, one, (token, best) in zip(logits.double().log_softmax(-1), scored, asked, strict=True):
         order = row.argsort(descending=True).tolist()
         assert (one.token_id, one.rank) == (token, order.index(token) + 1)
         assert [which for which, _ in one.best] == order[:best]

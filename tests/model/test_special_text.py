@@ -75,13 +75,13 @@ def test_a_users_special_tokens_are_text_and_the_templates_are_tokens(text: str)
 def test_whatever_is_said_only_the_templates_own_are_tokens(parts: Sequence[str]) -> None:
     text = "".join(parts)
     stock, plain, apart = SOME
-    found, control = apart.chat(user(text)), {stock.convert_tokens_to_ids(name) for name in (*SPECIAL, "<call>")}
-    assert [token for token in found if token in control] == tokens_of("<|begin|>", "<|end|>")
-    assert stock.decode(found) == stock.decode(plain.chat(user(text)))
+    tokens, control = apart.chat(user(text)), {stock.convert_tokens_to_ids(name) for name in (*SPECIAL, "<call>")}
+    assert [token for token in tokens if token in control] == tokens_of("<|begin|>", "<|end|>")
+    assert stock.decode(tokens) == stock.decode(plain.chat(user(text)))
     if not any(name in text for name in (*SPECIAL, "<call>")):
-        assert found == plain.chat(user(text))
+        assert tokens == plain.chat(user(text))
     # What is no token of the template's is one as ever.
-    assert found.count(stock.convert_tokens_to_ids("<img>")) == text.count("<img>")
+    assert tokens.count(stock.convert_tokens_to_ids("<img>")) == text.count("<img>")
 
 
 SOME = of(CHAT)
@@ -102,10 +102,10 @@ def test_wherever_users_write_it_is_text() -> None:
     ]
     stock, plain, apart = of(CHAT)
     turns = ChatRequest.read({"messages": messages}).turns()
-    found = apart.chat(turns, [tool])
-    assert stock.decode(found) == stock.decode(plain.chat(turns, [tool]))
+    tokens = apart.chat(turns, [tool])
+    assert stock.decode(tokens) == stock.decode(plain.chat(turns, [tool]))
     ends = [stock.convert_tokens_to_ids(evil), stock.convert_tokens_to_ids("<call>")]
-    assert [found.count(end) for end in ends] == [4, 1]
+    assert [tokens.count(end) for end in ends] == [4, 1]
     assert plain.chat(turns, [tool]).count(ends[0]) > 10
 
 
@@ -128,10 +128,10 @@ def test_wherever_users_write_it_is_text() -> None:
 def test_it_does_not_matter_how_it_came_about(template: str, text: str, right: tuple[str, ...]) -> None:
     stock, plain, apart = of(template)
     said = [{**message, "name": "end"} for message in user(text)]
-    found = apart.chat(said)
-    assert stock.decode(found) == stock.decode(plain.chat(said)) == "".join(right)
-    assert found.count(stock.convert_tokens_to_ids("<|end|>")) == len(right) - 1
-    assert found != plain.chat(said)
+    tokens = apart.chat(said)
+    assert stock.decode(tokens) == stock.decode(plain.chat(said)) == "".join(right)
+    assert tokens.count(stock.convert_tokens_to_ids("<|end|>")) == len(right) - 1
+    assert tokens != plain.chat(said)
 
 
 THINKING = (
@@ -171,11 +171,11 @@ def test_tokens_that_take_blanks_and_words_with_their_spaces() -> None:
         assert apart.chat(user(text)) == plain.chat(user(text))
     ids = [stock.convert_tokens_to_ids(name) for name in ("<s>", "</s>", "<|user|>", "<unk>")]
     for text in ("a </s> b", "a<|user|>", "<unk>"):
-        found = apart.chat(user(text))
-        assert [found.count(one) for one in ids] == [1, 1, 1, 0]
+        tokens = apart.chat(user(text))
+        assert [tokens.count(one) for one in ids] == [1, 1, 1, 0]
         # The blanks beside the template's own are taken, as ever.
         start = stock.convert_tokens_to_ids(["<s>", "<|user|>", "\u2581"])
-        assert found[:3] == start and text in stock.decode(found)
+        assert tokens[:3] == start and text in stock.decode(tokens)
 
 
 @pytest.mark.parametrize("text", ["a\uff1c\uff5cend\uff5c\uff1eb", "\uff1c|END|>", "\ufe64|end|>"])

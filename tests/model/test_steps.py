@@ -20,7 +20,7 @@ from baton.cuda.compiled_layers import CompiledLayers
 from baton.cuda.decode_steps import Launched, Resident, Steps
 from baton.cuda.forward import CudaForward
 from baton.cuda.ragged_attention import InTorch
-from baton.cuda.slots import Chance, Slot, chance_of, chances_of, follows, told
+from baton.cuda.slots import Chance, Slot, chance_of, chances_of, follows, step_inputs
 from baton.kv.rectangle import Rectangle
 from baton.loader.choose import in_steady_steps, proof_of
 from baton.model import hooked
@@ -31,7 +31,7 @@ from baton.model.hooked import BY_TOKEN, Hooked
 from baton.model.port import Forward
 from baton.model.visibility import Span
 from baton.sampling.draw import Draw, filters_of
-from baton.sampling.on_device import LOOK_AGAIN, NOT_FINITE, Kind, drawn
+from baton.sampling.on_device import NOT_FINITE, TOO_FEW_CANDIDATES, Kind, drawn
 from baton.sampling.sampler import Sampler
 from families import _COMMON, CONTEXT, FAMILIES, model_of
 from random_batch import torch_forward_of
@@ -157,9 +157,9 @@ def test_nothing_of_a_step_asks_the_host(family: str, chance: Chance) -> None:
     if family == "gemma3n" and not is_transformers_at_least("5.23"):
         pytest.skip("older transformers copy a constant to the device in each of its steps")
     geometry = torch_forward_of(model_of(family)).geometry
-    found = next(one for one in FAMILIES if one.name == family)
+    described = next(one for one in FAMILIES if one.name == family)
     with torch.device("meta"):
-        config = AutoConfig.for_model(found.model_type, **{**_COMMON, **found.more})
+        config = AutoConfig.for_model(described.model_type, **{**_COMMON, **described.more})
         model = AutoModelForCausalLM.from_config(config).bfloat16().eval()
     forward = TorchForward(model, geometry, AttentionBackend.RAGGED)
     rectangle = rectangle_of(forward, "meta", torch.bfloat16)
@@ -202,13 +202,13 @@ def test_the_device_draws_what_the_sampler_draws() -> None:
     for turn in range(40):
         logits = torch.randn(len(PARAMS), 3000, generator=generator) * (4.0 if turn % 2 else 1.0)
         draws = [Draw(params, seed, [1] * (5 + turn), 3) for seed, params in enumerate(PARAMS)]
-        found = [_drawn(row[None], draw)[0] for row, draw in zip(logits, draws, strict=True)]
+        tokens = [_drawn(row[None], draw)[0] for row, draw in zip(logits, draws, strict=True)]
         together = _drawn(logits, *draws)
-        assert together == found
+        assert together == tokens
         expected = sampler(logits, draws)
-        again += found.count(LOOK_AGAIN)
-        assert [a for a in found if a != LOOK_AGAIN] == [
-            b for a, b in zip(found, expected, strict=True) if a != LOOK_AGAIN
+        again += tokens.count(TOO_FEW_CANDIDATES)
+        assert [a for a in tokens if a != TOO_FEW_CANDIDATES] == [
+            b for a, b in zip(tokens, expected, strict=True) if a != TOO_FEW_CANDIDATES
         ]
     assert 0 < again < 40 * len(PARAMS) / 3
 
@@ -217,7 +217,7 @@ def test_the_device_draws_what_the_sampler_draws() -> None:
 def test_a_draw_is_one_graph_to_a_compiler(kind: Kind) -> None:
     logits = torch.randn(len(PARAMS), 3000, generator=torch.Generator().manual_seed(0))
     chances = [chance_of(Draw(params, seed, [1] * 5, 3)) for seed, params in enumerate(PARAMS)]
-    inputs = told([Slot(0, 0, 5, chance) for chance in chances if chance], len(PARAMS))
+    inputs = step_inputs([Slot(0, 0, 5, chance) for chance in chances if chance], len(PARAMS))
 
     def draw(inputs: Tensor, logits: Tensor) -> Tensor:
         return drawn(logits, chances_of(inputs), kind)
@@ -247,7 +247,7 @@ def test_what_is_not_drawn_on_the_device_is_known() -> None:
 def _drawn(logits: Tensor, *draws: Draw) -> list[int]:
     chances = [chance_of(draw) for draw in draws]
     slots = [Slot(0, 0, len(draw.tokens), chance) for draw, chance in zip(draws, chances, strict=True) if chance]
-    chosen = chances_of(told(slots, len(slots)))
+    chosen = chances_of(step_inputs(slots, len(slots)))
     return drawn(logits, chosen, max(slot.chance.kind for slot in slots)).tolist()
 
 
@@ -300,14 +300,14 @@ def test_experts_in_16_bits_are_grouped_products_or_token_by_token(
     forward = torch_forward_of(model)
     rectangle = rectangle_of(forward, dtype=torch.bfloat16)
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
-    found = []
+    logits = []
     for how, products in ((None, 2 * len(forward.geometry.shapes)), (BY_TOKEN, 0)):
         steps = Steps(forward.hooked, rectangle, InTorch(), capture=False, experts=how)
         calls[0] = 0
-        found.append(steps.launch([Slot(0, 7, 1), Slot(1, 9, 1)]).logits)
+        logits.append(steps.launch([Slot(0, 7, 1), Slot(1, 9, 1)]).logits)
         assert calls[0] == products
         assert forward.hooked.experts == "grouped_mm"
-    assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 2e-2
+    assert float((logits[0] - logits[1]).abs().max() / logits[0].abs().max()) < 2e-2
 
 
 @pytest.mark.parametrize(("capability", "said"), [((9, 0), "in one product"), ((8, 0), "token by token")])

@@ -122,10 +122,10 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
         right = getattr(owner, name)
 
         def heard(*args: Any, **kwargs: Any) -> Any:
-            found = right(*args, **kwargs)
+            result = right(*args, **kwargs)
             done = device.touch(rows_of(*args), name)
-            launched[id(found)] = (done, found)
-            return found
+            launched[id(result)] = (done, result)
+            return result
 
         monkeypatch.setattr(owner, name, heard)
 
@@ -178,8 +178,8 @@ def run(batch: RandomBatch, dice: random.Random) -> list[str]:
     while batch.engine.busy:
         batch.engine.iterate()
         batch.engine.flush()
-        if stepper._flight is not None and dice.random() < 0.1:
-            left.append(rows._occupants[min(stepper._flight.rows)].query.id)
+        if stepper._in_flight is not None and dice.random() < 0.1:
+            left.append(rows._row_states[min(stepper._in_flight.rows)].query.id)
             batch.engine.cancel(left[-1])
     for query in queries:
         expected = alone("gemma3", query)[0]
@@ -197,12 +197,12 @@ def test_no_row_is_touched_by_two_at_once(seed: int, device: Device, monkeypatch
     assert len(device.streams) == 3
 
 
-@pytest.mark.parametrize("broken", ["first", "begin", "back", "settle"])
+@pytest.mark.parametrize("broken", ["first", "begin", "back", "wait"])
 def test_a_wait_that_is_left_out_is_noticed(broken: str, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     dice = random.Random(2)
     batch, side = rows_of(monkeypatch, device, dice)
-    if broken == "settle":
-        monkeypatch.setattr(streams.OnStream, "settle", lambda self: None)
+    if broken == "wait":
+        monkeypatch.setattr(streams.OnStream, "wait", lambda self: None)
     elif broken == "begin":
         begin = side.begin
         monkeypatch.setattr(side, "begin", lambda work, behind: begin(work, behind=False))

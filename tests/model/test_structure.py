@@ -90,9 +90,9 @@ def test_lengths_that_cost_too_much_are_told(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_the_lengths_of_a_config_are_found(kind: str, more: dict[str, Any], lengths: dict[str, int]) -> None:
     config = AutoConfig.for_model(kind, **more)
-    found = {name: n for n, name in lengths_of(config, above=28, below=131072).items()}
-    found.pop("max_position_embeddings", None)
-    assert found == lengths
+    lengths_found = {name: n for n, name in lengths_of(config, above=28, below=131072).items()}
+    lengths_found.pop("max_position_embeddings", None)
+    assert lengths_found == lengths
 
 
 def test_a_model_is_as_before_once_it_was_lifted() -> None:

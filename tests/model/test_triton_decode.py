@@ -99,7 +99,7 @@ class Case:
         rows, stops = (torch.tensor(some, device=self.device) for some in (ROWS[: len(self.stops)], self.stops))
         sinks = self.numbers(self.heads * self.group, seed=3) if self.sinks else None
         scale = 1 / math.sqrt(self.dim) if self.scale is None else self.scale
-        found = module.attend(
+        out = module.attend(
             q, keys, values, rows, stops, scale=scale, visibility=self.visibility, ring=self.ring > 0, sinks=sinks,
             splits=self.splits, least=64,
         )  # fmt: skip
@@ -107,7 +107,7 @@ class Case:
             self.reference(q[at], keys[row], values[row], stop, scale, sinks)
             for at, (row, stop) in enumerate(zip(ROWS, self.stops, strict=False))
         ]
-        return found.double().cpu(), torch.stack(expected).cpu()
+        return out.double().cpu(), torch.stack(expected).cpu()
 
     def reference(
         self, q: Tensor, keys: Tensor, values: Tensor, stop: int, scale: float, sinks: Tensor | None
@@ -168,17 +168,17 @@ def test_it_is_the_reference_on_a_gpu(case: Case, dtype: torch.dtype) -> None:
 
 
 def check(case: Case, module: ModuleType) -> None:
-    found, expected = case.run(module)
-    assert bool(found.isfinite().all())
-    assert float((found - expected).norm() / expected.norm()) < TOLERANCE[case.dtype]
-    assert not found[case.stops.index(0)].any()
+    out, expected = case.run(module)
+    assert bool(out.isfinite().all())
+    assert float((out - expected).norm() / expected.norm()) < TOLERANCE[case.dtype]
+    assert not out[case.stops.index(0)].any()
 
 
 def test_the_comparison_notices_a_window_that_is_wrong_by_one(interpreted: ModuleType) -> None:
     right = Case(visibility=Visibility(window=37))
-    found, _ = right.run(interpreted)
+    out, _ = right.run(interpreted)
     _, wider = replace(right, visibility=Visibility(window=38)).run(interpreted)
-    assert float((found - wider).norm() / wider.norm()) > 100 * TOLERANCE[torch.float32]
+    assert float((out - wider).norm() / wider.norm()) > 100 * TOLERANCE[torch.float32]
 
 
 def test_how_a_row_is_cut_does_not_depend_on_others(interpreted: ModuleType) -> None:
@@ -199,12 +199,12 @@ def test_tokens_go_where_torch_puts_them(ring: int, interpreted: ModuleType) -> 
     # The first is somebody's: torch has nobody's write what the first one does.
     rows, stops = torch.tensor(ROWS), torch.tensor(STOPS)
     new = (case.numbers(5, 2, 80, seed=4), case.numbers(5, 2, 1, 16, seed=5)[:, :, 0])
-    found = []
+    layers = []
     for body in (InTorch(), InTriton()):
         kept = (torch.zeros(CAPACITY, ring or COLUMNS, 2, 80), torch.zeros(CAPACITY, ring or COLUMNS, 2, 16))
         body.keep(new, kept, Places(rows, stops, ring, COLUMNS))
-        found.append(kept)
-    assert all(torch.equal(a, b) and bool(a.any()) for a, b in zip(*found, strict=True))
+        layers.append(kept)
+    assert all(torch.equal(a, b) and bool(a.any()) for a, b in zip(*layers, strict=True))
 
 
 @pytest.mark.parametrize("family", ["mistral_window", "gpt_oss", "gemma2"])
@@ -214,7 +214,7 @@ def test_steps_through_it_give_what_torch_gives(
     # Interpreted programs are slow: two splits are enough to be merged.
     monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
     forward = torch_forward_of(model_of(family))
-    found = []
+    outputs = []
     for body in (InTorch(), InTriton()):
         rectangle = Rectangle(
             forward.geometry.shapes, capacity=4, columns=64, dtype=torch.float32, device=torch.device("cpu")
@@ -227,8 +227,8 @@ def test_steps_through_it_give_what_torch_gives(
             tokens = [7, 30, 99] if step == 10 else [follows(at) for at in range(3)]
             slots = [Slot(place, token, step + 1) for place, token in zip((3, 0, 2), tokens, strict=True)]
             logits.append(steps.launch(slots).logits.clone())
-        found.append(torch.stack(logits))
-    assert float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 1e-5
+        outputs.append(torch.stack(logits))
+    assert float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max()) < 1e-5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
@@ -259,15 +259,15 @@ def _kernels_on_mapped_memory(forward: TorchForward) -> int:
         parts = [torch.randn_like(part) for part in plain.view(place)]
         for rectangle in (plain, mapped):
             rectangle.write(place, parts, length)
-    found = []
+    outputs = []
     for rectangle, body in ((plain, InTorch()), (mapped, InTriton())):
         steps, logits = Steps(forward.hooked, rectangle, body, capture=False), []
         for step in range(1, 4):
             tokens = [7, 30, 99] if step == 1 else [follows(at) for at in range(3)]
             told = zip((3, 0, 2), tokens, lengths, strict=True)
             logits.append(steps.launch([Slot(place, token, length + step) for place, token, length in told]).logits)
-        found.append(torch.stack(logits))
-    return int(not float((found[0] - found[1]).abs().max() / found[0].abs().max()) < 1e-5)
+        outputs.append(torch.stack(logits))
+    return int(not float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max()) < 1e-5)
 
 
 def test_it_compiles_for_hopper_without_spills() -> None:
@@ -280,9 +280,9 @@ def test_it_compiles_for_hopper_without_spills() -> None:
         check=True,
         cwd=Path(__file__).parents[2],
     ).stdout
-    found = [json.loads(line) for line in said.splitlines()]
-    assert {one["kernel"] for one in found} == {"attend_split", "merge_splits", "keep_tokens", "float8_rows"}
-    for one in found:
+    compiled = [json.loads(line) for line in said.splitlines()]
+    assert {one["kernel"] for one in compiled} == {"attend_split", "merge_splits", "keep_tokens", "float8_rows"}
+    for one in compiled:
         assert one["stack"] == 0, one
         # At least two programs on a multiprocessor, which has 64 Ki registers.
         assert one["shared"] <= 114 * 1024 and one["registers"] * one["warps"] * 32 <= 32 * 1024, one
@@ -327,6 +327,6 @@ def test_a_layer_in_float8_multiplies_the_numbers_it_has(tokens: int) -> None:
     layer = float8.Float8Linear(linear, torch.device("cuda"))
     inputs = torch.randn(tokens, 512, device="cuda").bfloat16()
     numbers, scales = float8.in_torch(inputs)
-    found, expected = layer(inputs).double(), numbers.double() @ layer.weight.double().t() * scales * layer.scale
+    out, expected = layer(inputs).double(), numbers.double() @ layer.weight.double().t() * scales * layer.scale
     expected += linear.bias.double()
-    assert float((found - expected).norm() / expected.norm()) < 1e-2
+    assert float((out - expected).norm() / expected.norm()) < 1e-2

@@ -110,10 +110,10 @@ def test_weights_that_are_whole_are_served_and_what_is_left_over_is_told(
 ) -> None:
     with caplog.at_level(logging.WARNING, "baton.model"):
         copy = edited(folder, tmp_path / "copy", change, **config)
-        found = loaded_of(copy, compile=False).model.state_dict()
-    stored = {name if name in found else f"model.{name}": t for name, t in load_file(copy / WEIGHTS).items()}
-    assert all(tensor.equal(stored[name]) for name, tensor in found.items() if name in stored)
-    assert set(found) - set(stored) <= {HEAD}
+        loaded_weights = loaded_of(copy, compile=False).model.state_dict()
+    stored = {name if name in loaded_weights else f"model.{name}": t for name, t in load_file(copy / WEIGHTS).items()}
+    assert all(tensor.equal(stored[name]) for name, tensor in loaded_weights.items() if name in stored)
+    assert set(loaded_weights) - set(stored) <= {HEAD}
     assert caplog.text == "" if told is None else told in caplog.text
 
 
@@ -283,13 +283,13 @@ def test_the_text_part_of_a_model_that_takes_images_is_served_whole(
     )
     folder = save("Llama4ForConditionalGeneration", config, tmp_path / "model")
     with caplog.at_level(logging.WARNING, "baton.model"):
-        found = loaded_of(folder).model
-    assert type(found).__name__ == "Llama4ForCausalLM"
+        model = loaded_of(folder).model
+    assert type(model).__name__ == "Llama4ForCausalLM"
     assert "its text part is served, images and sound are not" in caplog.text
     stored = load_file(folder / WEIGHTS)
     of_text = {name.removeprefix("language_model."): t for name, t in stored.items() if "language_model" in name}
-    assert found.lm_head.weight.equal(of_text[HEAD])
-    assert found.model.norm.weight.equal(of_text["model.norm.weight"])
+    assert model.lm_head.weight.equal(of_text[HEAD])
+    assert model.model.norm.weight.equal(of_text["model.norm.weight"])
 
 
 EVIL = "evil-org/evil-kernel"

@@ -20,9 +20,9 @@ def kernels(request: pytest.FixtureRequest) -> int:
     """The address of one variant's table; the test runs once for each."""
     if request.param not in variants():
         pytest.skip(f"no library, or this machine does not run {request.param}")
-    found = kernels_of(request.param)
-    assert found is not None
-    return found
+    address = kernels_of(request.param)
+    assert address is not None
+    return address
 
 
 @pytest.fixture

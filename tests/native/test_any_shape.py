@@ -42,9 +42,9 @@ def room(count: int, dtype: type, dice: np.random.Generator) -> Array:
 
 
 def drawn(shape: tuple[int, ...], dice: np.random.Generator) -> Array:
-    found = room(int(np.prod(shape)), np.float32, dice).reshape(shape)
-    found[...] = dice.standard_normal(shape, np.float32)
-    return found
+    array = room(int(np.prod(shape)), np.float32, dice).reshape(shape)
+    array[...] = dice.standard_normal(shape, np.float32)
+    return array
 
 
 def narrow(x: Array) -> Array:
@@ -61,13 +61,13 @@ def packed(kernels: int, kind: int, weight: Array, dice: np.random.Generator) ->
     outputs, inputs = weight.shape
     data = room(library.baton_weight_bytes(kernels, kind, outputs, inputs) // 4, np.float32, dice)
     scales = room(library.baton_scale_count(kernels, kind, outputs, inputs), np.float32, dice)
-    found = Weight(kind, outputs, inputs, data.ctypes.data, scales.ctypes.data if len(scales) else None)
+    struct = Weight(kind, outputs, inputs, data.ctypes.data, scales.ctypes.data if len(scales) else None)
     cut = int(dice.integers(0, outputs + 1))
     for first, end in ((0, cut), (cut, outputs)):
         piece = drawn((end - first, inputs), dice)
         piece[...] = weight[first:end]
-        library.baton_pack(kernels, found, first, end - first, piece.ctypes.data, FLOAT32)
-    return found, [data, scales]
+        library.baton_pack(kernels, struct, first, end - first, piece.ctypes.data, FLOAT32)
+    return struct, [data, scales]
 
 
 @pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8], ids=["float32", "bfloat16", "int8"])
@@ -120,9 +120,9 @@ def test_attention_of_any_shape(kernels: int, kind: int) -> None:
         def stored(*shape: int, dice: np.random.Generator = dice, number: type = number) -> tuple[Array, Array]:
             """Numbers as they lie there, and their values."""
             values = drawn(shape, dice)
-            found = room(int(np.prod(shape)), number, dice).reshape(shape)
-            found[...] = values if number is np.float32 else narrow(values)
-            return found, values if number is np.float32 else wide(found)
+            array = room(int(np.prod(shape)), number, dice).reshape(shape)
+            array[...] = values if number is np.float32 else narrow(values)
+            return array, values if number is np.float32 else wide(array)
 
         keys, key_of = stored(rows, columns, kv_heads, key_dim)
         values, value_of = stored(rows, columns, kv_heads, value_dim)
@@ -207,12 +207,12 @@ def test_wrong_shapes_of_attention_are_refused(kernels: int) -> None:
 
     def call(span: tuple[int, ...] = (0, 3, 1, 0), **changed: Any) -> None:
         columns = Columns(address, 256, 16, 16)
-        found = Attention(1, 1, 16, 16, 1.0, 0.0, 0, 0, 0, None, FLOAT32, columns, columns)
-        found.fresh_keys = found.fresh_values = found.queries = found.out = address
-        found.spans, found.span_count = (Span * 1)(Span(*span)), 1
+        attention = Attention(1, 1, 16, 16, 1.0, 0.0, 0, 0, 0, None, FLOAT32, columns, columns)
+        attention.fresh_keys = attention.fresh_values = attention.queries = attention.out = address
+        attention.spans, attention.span_count = (Span * 1)(Span(*span)), 1
         for name, value in changed.items():
-            setattr(found, name, value)
-        library.baton_attend(kernels, byref(found))
+            setattr(attention, name, value)
+        library.baton_attend(kernels, byref(attention))
 
     call()
     for name in ("heads", "kv_heads", "key_dim", "value_dim", "window", "chunk", "ring", "span_count"):

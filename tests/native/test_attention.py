@@ -45,7 +45,7 @@ class Layer:
     key_dim: int
     value_dim: int
     kind: int = FLOAT32
-    look: Visibility = EVERYTHING
+    visibility: Visibility = EVERYTHING
     ring: int = 0
     sinks: Array | None = None
 
@@ -93,7 +93,7 @@ class Call:
             for new, old, all_of in zip(fresh, kept, (fed.text.keys, fed.text.values), strict=True):
                 new[first : first + count] = all_of[fed.start : fed.stop]
                 if fed.row != NOBODY:
-                    before = np.arange(layer.look.lowest(fed.start), fed.start)
+                    before = np.arange(layer.visibility.lowest(fed.start), fed.start)
                     at = before % layer.ring if layer.ring else before
                     old[fed.row, at, :, : all_of.shape[2]] = all_of[before]
             self.queries[first : first + count, :, : layer.key_dim] = fed.text.queries[fed.start : fed.stop]
@@ -112,9 +112,9 @@ class Call:
             layer.key_dim,
             layer.value_dim,
             layer.scale,
-            layer.look.softcap,
-            layer.look.window,
-            layer.look.chunk,
+            layer.visibility.softcap,
+            layer.visibility.window,
+            layer.visibility.chunk,
             layer.ring,
             None if layer.sinks is None else layer.sinks.ctypes.data,
             layer.kind,
@@ -135,9 +135,9 @@ class Call:
         """Of each span `[tokens, heads, dim]`; nothing else was written."""
         layer = self.layer
         assert (self.out[-16:] == GUARD).all()
-        found = self.out[:-16].reshape(-1, layer.heads, layer.value_dim)
-        assert (found[: self.spans[0].first] == GUARD).all()
-        return [found[span.first : span.first + span.count].copy() for span in self.spans]
+        out = self.out[:-16].reshape(-1, layer.heads, layer.value_dim)
+        assert (out[: self.spans[0].first] == GUARD).all()
+        return [out[span.first : span.first + span.count].copy() for span in self.spans]
 
 
 def attend(kernels: int, layer: Layer, feds: Sequence[Fed], first: int = 0) -> list[Array]:
@@ -152,12 +152,12 @@ def written_out(layer: Layer, fed: Fed) -> Array:
     group = layer.heads // layer.kv_heads
     out = np.zeros((fed.stop - fed.start, layer.heads, layer.value_dim))
     for token in range(fed.start, fed.stop) if fed.row != NOBODY else ():
-        seen = slice(layer.look.lowest(token), token + 1)
+        seen = slice(layer.visibility.lowest(token), token + 1)
         for head in range(layer.heads):
             keys, values = (x[seen, head // group].astype(np.float64) for x in (fed.text.keys, fed.text.values))
             scores = keys @ fed.text.queries[token, head].astype(np.float64) * layer.scale
-            if layer.look.softcap:
-                scores = layer.look.softcap * np.tanh(scores / layer.look.softcap)
+            if layer.visibility.softcap:
+                scores = layer.visibility.softcap * np.tanh(scores / layer.visibility.softcap)
             sink = [] if layer.sinks is None else [float(layer.sinks[head])]
             shares = np.exp(scores - max([scores.max(), *sink]))
             total = shares.sum() + sum(np.exp(x - max([scores.max(), *sink])) for x in sink)
@@ -166,8 +166,8 @@ def written_out(layer: Layer, fed: Fed) -> Array:
 
 
 def close(kernels: int, layer: Layer, feds: Sequence[Fed], error: float = 5e-6) -> None:
-    for fed, found in zip(feds, attend(kernels, layer, feds, first=2), strict=True):
-        np.testing.assert_allclose(found, written_out(layer, fed), rtol=error, atol=error)
+    for fed, out in zip(feds, attend(kernels, layer, feds, first=2), strict=True):
+        np.testing.assert_allclose(out, written_out(layer, fed), rtol=error, atol=error)
 
 
 def any_layer(random: np.random.Generator, kind: int) -> Layer:
@@ -176,11 +176,13 @@ def any_layer(random: np.random.Generator, kind: int) -> Layer:
     value_dim = key_dim if random.random() < 0.5 else int(random.choice([8, 17, 40, 64, 128, 256]))
     span = int(random.choice([1, 5, 32, 64, 100]))
     softcap = float(random.choice([0, 0.5, 30]))
-    look = [Visibility(0, 0, softcap), Visibility(span, 0, softcap), Visibility(0, span, softcap)][random.integers(3)]
-    ring = look.window if random.random() < 0.6 else 0
+    visibility = [Visibility(0, 0, softcap), Visibility(span, 0, softcap), Visibility(0, span, softcap)][
+        random.integers(3)
+    ]
+    ring = visibility.window if random.random() < 0.6 else 0
     heads = kv_heads * group
     sinks = random.normal(0, 3, heads).astype(np.float32) if random.random() < 0.4 else None
-    return Layer(heads, kv_heads, key_dim, value_dim, kind, look, ring, sinks)
+    return Layer(heads, kv_heads, key_dim, value_dim, kind, visibility, ring, sinks)
 
 
 def any_feds(random: np.random.Generator, layer: Layer, *, long: int = 150) -> list[Fed]:
@@ -203,11 +205,11 @@ def test_it_is_attention_at_any_shape(kernels: int, kind: int, seed: int) -> Non
 
 @pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize(
-    "look", [Visibility(), Visibility(window=700), Visibility(chunk=600), Visibility(softcap=2.0)], ids=str
+    "visibility", [Visibility(), Visibility(window=700), Visibility(chunk=600), Visibility(softcap=2.0)], ids=str
 )
-def test_long_rows(kernels: int, kind: int, look: Visibility) -> None:
+def test_long_rows(kernels: int, kind: int, visibility: Visibility) -> None:
     random = np.random.default_rng(5)
-    layer = Layer(6, 2, 32, 48, kind, look, look.window, random.normal(0, 3, 6).astype(np.float32))
+    layer = Layer(6, 2, 32, 48, kind, visibility, visibility.window, random.normal(0, 3, 6).astype(np.float32))
     shapes = [(1300, 1), (511, 1), (512, 1), (513, 1), (1023, 4), (600, 20), (0, 1), (1500, 1)]
     feds = [Fed(layer.text(random, start + n), row, start, start + n) for row, (start, n) in enumerate(shapes)]
     close(kernels, layer, feds)
@@ -233,7 +235,7 @@ def test_extreme_scores(kernels: int) -> None:
 
 def test_softcap_of_small_scores(kernels: int) -> None:
     """tanh is near its argument: differences of scores survive, by a factor that makes them matter."""
-    layer = Layer(1, 1, 8, 8, look=Visibility(softcap=1e4))
+    layer = Layer(1, 1, 8, 8, visibility=Visibility(softcap=1e4))
     text = layer.text(np.random.default_rng(3), 40)
     text.queries[:] *= 20
     close(kernels, layer, [Fed(text, 0, 39, 40)])
@@ -245,10 +247,10 @@ def test_a_minus_infinite_score_has_no_share(kernels: int) -> None:
     text.queries[:, :, 0] = 1
     text.keys[:66, :, 0] = -np.inf
     text.keys[67, :, 0] = -np.inf
-    found = attend(kernels, layer, [Fed(text, 0, 69, 70)])[0]
+    out = attend(kernels, layer, [Fed(text, 0, 69, 70)])[0]
     kept = [66, 68, 69]
     fewer = Text(text.queries[kept], text.keys[kept], text.values[kept])
-    np.testing.assert_allclose(found, written_out(layer, Fed(fewer, 0, 2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out, written_out(layer, Fed(fewer, 0, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_rows_own_nan_stays_and_reaches_no_other(kernels: int) -> None:
@@ -257,8 +259,8 @@ def test_a_rows_own_nan_stays_and_reaches_no_other(kernels: int) -> None:
     sick, sound = layer.text(random, 100), layer.text(random, 100)
     sick.values[50] = np.nan
     feds = [Fed(sick, 0, 99, 100), Fed(sound, 1, 99, 100), Fed(sick, 2, 0, 40)]
-    found = attend(kernels, layer, feds)
-    assert np.isnan(found[0]).all()
+    out = attend(kernels, layer, feds)
+    assert np.isnan(out[0]).all()
     close(kernels, layer, feds[1:])
 
 
@@ -268,9 +270,9 @@ def test_a_span_alone_gives_the_same_bits(kernels: int, kind: int, seed: int) ->
     random = np.random.default_rng(seed)
     layer = any_layer(random, kind)
     feds = any_feds(random, layer, long=1200)
-    for fed, found in zip(feds, attend(kernels, layer, feds), strict=True):
+    for fed, out in zip(feds, attend(kernels, layer, feds), strict=True):
         alone = replace(fed, row=min(fed.row, 0))
-        assert same(found, attend(kernels, layer, [alone], first=1)[0])
+        assert same(out, attend(kernels, layer, [alone], first=1)[0])
 
 
 @pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])

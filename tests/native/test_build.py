@@ -89,9 +89,9 @@ def test_a_build_that_fails_leaves_the_library_and_says_where(builder: ModuleTyp
 
 @compiler
 def test_a_wheel_with_the_library_is_for_this_platform_and_any_python(builder: ModuleType, small: Path) -> None:
-    found = hook(builder, small)
-    assert found["tag"].startswith("py3-none-") and found["pure_python"] is False
-    assert found["artifacts"] == ["/src/baton/native/_kernels.so"]
+    build_data = hook(builder, small)
+    assert build_data["tag"].startswith("py3-none-") and build_data["pure_python"] is False
+    assert build_data["artifacts"] == ["/src/baton/native/_kernels.so"]
 
 
 @compiler
@@ -163,8 +163,8 @@ def test_a_library_of_other_sources_is_refused(ask: Callable[..., str], builder:
     ):
         command = [*builder.Compiler.find().command, f"-DANSWER={answer}", "-shared", "-fPIC", "other.cpp", "-o"]
         subprocess.run([*command, "other.so"], cwd=tmp_path, check=True)
-        found = ask(BATON_NATIVE_LIBRARY=str(tmp_path / "other.so"))
-        assert complaint in found and found.endswith("True True")
+        said = ask(BATON_NATIVE_LIBRARY=str(tmp_path / "other.so"))
+        assert complaint in said and said.endswith("True True")
 
 
 PURE: dict[str, Any] = {"artifacts": []}

@@ -38,8 +38,8 @@ def test_the_best_is_the_last_that_the_machine_runs(ask: Ask) -> None:
 
 @there
 def test_an_unknown_variant_is_refused_by_name(ask: Ask) -> None:
-    found = ask(BATON_NATIVE="sse9")
-    assert "SettingError: BATON_NATIVE=sse9: this machine has plain" in found
+    said = ask(BATON_NATIVE="sse9")
+    assert "SettingError: BATON_NATIVE=sse9: this machine has plain" in said
 
 
 def test_it_can_be_switched_off(ask: Ask) -> None:
@@ -53,15 +53,15 @@ def test_an_install_without_the_library_says_so_and_does_without(ask: Ask, tmp_p
     shutil.copytree(PACKAGE / "core", tmp_path / "baton" / "core")
     shutil.copytree(PACKAGE / "native", tmp_path / "baton" / "native", ignore=shutil.ignore_patterns("_kernels.so*"))
     place = {"PYTHONPATH": str(tmp_path), "BATON_NATIVE_LIBRARY": ""}
-    found = ask(**place)
-    assert found.startswith("no native kernels: _kernels.so was not built") and found.endswith("True True")
+    said = ask(**place)
+    assert said.startswith("no native kernels: _kernels.so was not built") and said.endswith("True True")
     assert "BATON_NATIVE=avx2: no native kernels: _kernels.so was not built" in ask(**place, BATON_NATIVE="avx2")
 
 
 def test_a_file_that_is_no_library_is_named(ask: Ask, tmp_path: Path) -> None:
     (tmp_path / "broken.so").write_text("not a library")
-    found = ask(BATON_NATIVE_LIBRARY=str(tmp_path / "broken.so"))
-    assert found.startswith("no native kernels: broken.so cannot be used") and found.endswith("True True")
+    said = ask(BATON_NATIVE_LIBRARY=str(tmp_path / "broken.so"))
+    assert said.startswith("no native kernels: broken.so cannot be used") and said.endswith("True True")
 
 
 @there

@@ -34,9 +34,9 @@ class Packed:
 
     def unpacked(self) -> Array:
         assert library is not None
-        found = np.empty(self.weight.shape, np.float32)
-        library.baton_unpack(self.kernels, self.struct, 0, len(found), found.ctypes.data)
-        return found
+        unpacked = np.empty(self.weight.shape, np.float32)
+        library.baton_unpack(self.kernels, self.struct, 0, len(unpacked), unpacked.ctypes.data)
+        return unpacked
 
     def product(self, x: Array, bias: Array | None = None) -> Array:
         assert library is not None
@@ -106,23 +106,23 @@ def test_products_are_those_of_the_packed_numbers(kernels: int, kind: int) -> No
 @each_kind
 def test_packing_keeps_or_rounds_as_the_kind_says(kernels: int, kind: int) -> None:
     for _, weight, _ in draws(20):
-        found = Packed(kernels, kind, weight).unpacked()
+        unpacked = Packed(kernels, kind, weight).unpacked()
         if kind == FLOAT32:
-            assert np.array_equal(found, weight)
+            assert np.array_equal(unpacked, weight)
         elif kind == BFLOAT16:
-            assert np.array_equal(found, rounded(weight))
+            assert np.array_equal(unpacked, rounded(weight))
         else:
             for start in range(0, weight.shape[1], GROUP):
                 group = weight[:, start : start + GROUP]
                 half_step = np.abs(group).max(axis=1, keepdims=True) / 127 * np.float32(0.5001)
-                assert (np.abs(found[:, start : start + GROUP] - group) <= half_step).all()
+                assert (np.abs(unpacked[:, start : start + GROUP] - group) <= half_step).all()
 
 
 @each_kind
 def test_a_weight_in_bfloat16_packs_as_its_numbers(kernels: int, kind: int) -> None:
     for _, weight, _ in draws(10):
-        found = Packed(kernels, kind, bits(weight)).unpacked()
-        assert np.array_equal(found, Packed(kernels, kind, rounded(weight)).unpacked())
+        unpacked = Packed(kernels, kind, bits(weight)).unpacked()
+        assert np.array_equal(unpacked, Packed(kernels, kind, rounded(weight)).unpacked())
 
 
 @each_kind
@@ -146,10 +146,10 @@ def test_what_is_not_finite_shows_in_its_row_and_in_no_other(kernels: int, kind:
     x = random.standard_normal((19, 130), np.float32)
     sound = packed.product(x)
     x[7, 100] = bad
-    found = packed.product(x)
-    assert not np.isfinite(found[7]).any()
+    product = packed.product(x)
+    assert not np.isfinite(product[7]).any()
     others = np.arange(19) != 7
-    assert np.array_equal(found[others], sound[others])
+    assert np.array_equal(product[others], sound[others])
 
 
 @each_kind

@@ -43,13 +43,13 @@ class Activation(nn.Module):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_step_with_an_operation_gives_the_logits_that_torch_gives(name: str) -> None:
-    texts, found = some_texts(2), []
+    texts, logits = some_texts(2), []
     for wanted in (False, True):
         model = model_from(Family("llama", "llama", {"num_hidden_layers": 1}))
         model.model.layers[0].mlp.act_fn = Activation(name)
         forward = choose(model, native=wanted).forward
         assert is_native(forward) == wanted
         steps = [[Span(0, 0, 9), Span(1, 0, 4)], [Span(0, 9, 1), Span(1, 4, 1)]]
-        found.append(fed(forward, rectangle_of(forward, 2), steps, texts))
-    for expected, ours in zip(*found, strict=True):
+        logits.append(fed(forward, rectangle_of(forward, 2), steps, texts))
+    for expected, ours in zip(*logits, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

@@ -33,5 +33,5 @@ def test_every_metric_that_is_named_is_on_the_page(path: Path) -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (Debian's package prometheus has it)")
 def test_the_rules_pass_their_tests() -> None:
     for verb in (["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]):
-        found = subprocess.run(["promtool", *verb], cwd=DEPLOY / "prometheus", capture_output=True, check=False)
-        assert found.returncode == 0, found.stdout.decode() + found.stderr.decode()
+        ran = subprocess.run(["promtool", *verb], cwd=DEPLOY / "prometheus", capture_output=True, check=False)
+        assert ran.returncode == 0, ran.stdout.decode() + ran.stderr.decode()

@@ -26,8 +26,8 @@ def some_metrics(**settings: bool) -> Metrics:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool (Debian's package prometheus has it)")
 def test_promtool_finds_nothing() -> None:
     body, _ = some_metrics().render(STATS)
-    found = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
-    assert (found.returncode, found.stdout + found.stderr) == (0, b"")
+    ran = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, b"")
 
 
 def test_all_of_the_catalog_is_on_the_page_and_nothing_else() -> None:
@@ -53,12 +53,12 @@ def test_vllms_names_stand_beside_ours_where_asked_for() -> None:
     assert "vllm:" not in some_metrics().render(STATS)[0].decode()
     body = some_metrics(compat=True).render(STATS)[0].decode()
     samples = [sample for family in text_string_to_metric_families(body) for sample in family.samples]
-    found = {(sample.name, sample.labels.get("finished_reason")): sample.value for sample in samples}
-    assert found[("vllm:num_requests_running", None)] == STATS.running + STATS.prefilling + STATS.ready
-    assert found[("vllm:num_requests_waiting", None)] == STATS.waiting
-    assert found[("vllm:kv_cache_usage_perc", None)] == 0.25
-    assert found[("vllm:prompt_tokens_total", None)] == 12
-    assert found[("vllm:request_success_total", "stop")] == 1 and found[("vllm:request_success_total", "abort")] == 0
-    assert found[("vllm:num_preemptions_total", None)] == 1
-    assert found[("vllm:e2e_request_latency_seconds_sum", None)] == 0.3
-    assert found[("vllm:request_generation_tokens_count", None)] == 1
+    values = {(sample.name, sample.labels.get("finished_reason")): sample.value for sample in samples}
+    assert values[("vllm:num_requests_running", None)] == STATS.running + STATS.prefilling + STATS.ready
+    assert values[("vllm:num_requests_waiting", None)] == STATS.waiting
+    assert values[("vllm:kv_cache_usage_perc", None)] == 0.25
+    assert values[("vllm:prompt_tokens_total", None)] == 12
+    assert values[("vllm:request_success_total", "stop")] == 1 and values[("vllm:request_success_total", "abort")] == 0
+    assert values[("vllm:num_preemptions_total", None)] == 1
+    assert values[("vllm:e2e_request_latency_seconds_sum", None)] == 0.3
+    assert values[("vllm:request_generation_tokens_count", None)] == 1

@@ -43,7 +43,7 @@ STATS = Stats(
 
 
 def iteration(**changes: Any) -> IterationDone:
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "index": 0,
         "time": 0.0,
         "seconds": 0.02,
@@ -65,7 +65,7 @@ def iteration(**changes: Any) -> IterationDone:
         "kv_bytes_used": 0,
         "step_seconds": 0.02,
     }
-    return IterationDone(**{**found, **changes})
+    return IterationDone(**{**fields, **changes})
 
 
 def ended(**changes: Any) -> QueryEnded:
@@ -80,7 +80,7 @@ def ended(**changes: Any) -> QueryEnded:
         first_token_seconds=0.06,
         preemptions=0,
     )
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "time": 1.0,
         "query_id": "q",
         "outcome": State.FINISHED,
@@ -89,7 +89,7 @@ def ended(**changes: Any) -> QueryEnded:
         "end_to_end_seconds": 0.3,
         "inter_token_seconds": (0.02, 0.06),
     }
-    return QueryEnded(**{**found, **changes})
+    return QueryEnded(**{**fields, **changes})
 
 
 def moved_at(time: float, query: str, was: State | None, now: State) -> QueryMoved:
@@ -114,33 +114,33 @@ def samples(metrics: Metrics) -> Mapping[tuple[str, ...], float]:
     """Every sample of the page by its name and the values of its labels but for the model's."""
     body, kind = metrics.render(STATS)
     assert kind.startswith("text/plain; version=0.0.4")
-    found = {}
+    values = {}
     for family in text_string_to_metric_families(body.decode()):
         for sample in family.samples:
             labels = dict(sample.labels)
             assert labels.pop("model_name") == 'lab/"m"', "every metric says whose it is"
             key = (sample.name, *labels.values())
-            assert key not in found
-            found[key] = sample.value
-    return found
+            assert key not in values
+            values[key] = sample.value
+    return values
 
 
 def test_gauges_are_those_of_the_stats(metrics: Metrics) -> None:
-    found = samples(metrics)
-    assert found[("baton_queries_running",)] == 3
-    assert found[("baton_queries_waiting",)] == 4
-    assert found[("baton_queries_prefilling",)] == 1
-    assert found[("baton_queries_preempted",)] == 5
-    assert found[("baton_batch_rows",)] == 8
-    assert found[("baton_batch_columns",)] == 64
-    assert found[("baton_batch_rows_occupied",)] == 6
-    assert found[("baton_kv_bytes_used",)] == 1000
-    assert found[("baton_kv_bytes_budget",)] == 4000
-    assert found[("baton_swap_bytes_used",)] == 500
-    assert found[("baton_swap_bytes_budget",)] == 2000
-    assert found[("baton_prefix_bytes_used",)] == 300
-    assert found[("baton_prefix_cached_tokens_total",)] == 70
-    assert found[("baton_engine_last_iteration_age_seconds",)] == 0.25
+    values = samples(metrics)
+    assert values[("baton_queries_running",)] == 3
+    assert values[("baton_queries_waiting",)] == 4
+    assert values[("baton_queries_prefilling",)] == 1
+    assert values[("baton_queries_preempted",)] == 5
+    assert values[("baton_batch_rows",)] == 8
+    assert values[("baton_batch_columns",)] == 64
+    assert values[("baton_batch_rows_occupied",)] == 6
+    assert values[("baton_kv_bytes_used",)] == 1000
+    assert values[("baton_kv_bytes_budget",)] == 4000
+    assert values[("baton_swap_bytes_used",)] == 500
+    assert values[("baton_swap_bytes_budget",)] == 2000
+    assert values[("baton_prefix_bytes_used",)] == 300
+    assert values[("baton_prefix_cached_tokens_total",)] == 70
+    assert values[("baton_engine_last_iteration_age_seconds",)] == 0.25
 
 
 def test_iterations_add_up(metrics: Metrics) -> None:
@@ -148,19 +148,19 @@ def test_iterations_add_up(metrics: Metrics) -> None:
     slots = Slots(useful=20, padding=3, finished_row=4, recomputed=5)
     stalls = {"prefill": 0.5, "insert": 0.25}
     metrics(iteration(kind="both", slots=slots, inserted=("a", "b"), stall_seconds=stalls, generated_tokens=1))
-    found = samples(metrics)
+    values = samples(metrics)
     kinds = ("useful", "empty_row", "finished_row", "padding", "recomputed")
-    assert [found[("baton_token_slots_total", kind)] for kind in kinds] == [26, 2, 4, 3, 5]
-    assert found[("baton_kv_columns_total", "needed")] == 30 and found[("baton_kv_columns_total", "padding")] == 4
-    assert found[("baton_generated_tokens_total",)] == 7
-    assert found[("baton_recomputed_tokens_total",)] == 5
-    assert found[("baton_insertions_total",)] == 2
-    assert found[("baton_decode_stall_seconds_total", "prefill")] == 0.5
-    assert found[("baton_decode_stall_seconds_total", "insert")] == 0.25
-    assert found[("baton_decode_stall_seconds_total", "resize")] == 0
-    assert found[("baton_iteration_seconds_count", "decode")] == 1
-    assert found[("baton_iteration_seconds_sum", "both")] == 0.02
-    assert found[("baton_batch_occupancy_sum",)] == 1.5
+    assert [values[("baton_token_slots_total", kind)] for kind in kinds] == [26, 2, 4, 3, 5]
+    assert values[("baton_kv_columns_total", "needed")] == 30 and values[("baton_kv_columns_total", "padding")] == 4
+    assert values[("baton_generated_tokens_total",)] == 7
+    assert values[("baton_recomputed_tokens_total",)] == 5
+    assert values[("baton_insertions_total",)] == 2
+    assert values[("baton_decode_stall_seconds_total", "prefill")] == 0.5
+    assert values[("baton_decode_stall_seconds_total", "insert")] == 0.25
+    assert values[("baton_decode_stall_seconds_total", "resize")] == 0
+    assert values[("baton_iteration_seconds_count", "decode")] == 1
+    assert values[("baton_iteration_seconds_sum", "both")] == 0.02
+    assert values[("baton_batch_occupancy_sum",)] == 1.5
 
 
 def test_queries_add_up(metrics: Metrics) -> None:
@@ -171,24 +171,24 @@ def test_queries_add_up(metrics: Metrics) -> None:
     metrics(ended())
     metrics(ended(outcome=State.CANCELLED, inter_token_seconds=()))
     metrics(QueryRejected(0.0, "queue_full"))
-    found = samples(metrics)
-    assert found[("baton_prompt_tokens_total",)] == 12, "counted once, when it came"
-    assert {key: value for key, value in found.items() if key[0] == "baton_preemptions_total"} == {
+    values = samples(metrics)
+    assert values[("baton_prompt_tokens_total",)] == 12, "counted once, when it came"
+    assert {key: value for key, value in values.items() if key[0] == "baton_preemptions_total"} == {
         ("baton_preemptions_total", "memory"): 1
     }
     outcomes = ("finished", "cancelled", "failed", "expired")
-    assert [found[("baton_queries_total", outcome)] for outcome in outcomes] == [1, 1, 0, 0]
-    assert found[("baton_admission_rejections_total", "queue_full")] == 1
-    assert found[("baton_time_to_first_token_seconds_sum",)] == 0.12
-    assert found[("baton_end_to_end_seconds_count",)] == 2
-    assert found[("baton_queue_seconds_sum",)] == 0.04
-    assert found[("baton_prefill_seconds_sum",)] == 0.06
-    assert found[("baton_inter_token_seconds_count",)] == 2
-    assert found[("baton_time_per_output_token_seconds_sum",)] == 0.04
-    assert found[("baton_prompt_tokens_sum",)] == 24
-    assert found[("baton_generated_tokens_bucket", "2.0")] == 0
-    assert found[("baton_generated_tokens_bucket", "5.0")] == 2
-    assert found[("baton_generated_tokens_bucket", "+Inf")] == 2
+    assert [values[("baton_queries_total", outcome)] for outcome in outcomes] == [1, 1, 0, 0]
+    assert values[("baton_admission_rejections_total", "queue_full")] == 1
+    assert values[("baton_time_to_first_token_seconds_sum",)] == 0.12
+    assert values[("baton_end_to_end_seconds_count",)] == 2
+    assert values[("baton_queue_seconds_sum",)] == 0.04
+    assert values[("baton_prefill_seconds_sum",)] == 0.06
+    assert values[("baton_inter_token_seconds_count",)] == 2
+    assert values[("baton_time_per_output_token_seconds_sum",)] == 0.04
+    assert values[("baton_prompt_tokens_sum",)] == 24
+    assert values[("baton_generated_tokens_bucket", "2.0")] == 0
+    assert values[("baton_generated_tokens_bucket", "5.0")] == 2
+    assert values[("baton_generated_tokens_bucket", "+Inf")] == 2
 
 
 def test_who_asked_for_the_impossible_has_not_failed_under_any_name() -> None:
@@ -201,9 +201,9 @@ def test_who_asked_for_the_impossible_has_not_failed_under_any_name() -> None:
 
 def test_bounds_belong_to_their_bucket(metrics: Metrics) -> None:
     metrics(ended(end_to_end_seconds=0.25))
-    found = samples(metrics)
-    assert found[("baton_end_to_end_seconds_bucket", "0.1")] == 0
-    assert found[("baton_end_to_end_seconds_bucket", "0.25")] == 1
+    values = samples(metrics)
+    assert values[("baton_end_to_end_seconds_bucket", "0.1")] == 0
+    assert values[("baton_end_to_end_seconds_bucket", "0.25")] == 1
 
 
 def test_resizes(metrics: Metrics) -> None:
@@ -211,9 +211,9 @@ def test_resizes(metrics: Metrics) -> None:
     metrics(iteration(rows=16, resized_to=16))
     metrics(iteration(rows=16))
     metrics(iteration(rows=4, resized_to=4))
-    found = samples(metrics)
-    assert found[("baton_batch_resizes_total", "grow")] == 1
-    assert found[("baton_batch_resizes_total", "shrink")] == 1
+    values = samples(metrics)
+    assert values[("baton_batch_resizes_total", "grow")] == 1
+    assert values[("baton_batch_resizes_total", "shrink")] == 1
 
 
 def test_idle_ratio_is_of_the_last_minute(metrics: Metrics, clock: ManualClock) -> None:
@@ -263,9 +263,9 @@ def test_events_and_pages_at_once(metrics: Metrics) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    found = samples(metrics)
-    assert found[("baton_token_slots_total", "useful")] == 1200
-    assert found[("baton_admission_rejections_total", "queue_full")] == 400
+    values = samples(metrics)
+    assert values[("baton_token_slots_total", "useful")] == 1200
+    assert values[("baton_admission_rejections_total", "queue_full")] == 400
 
 
 def test_last_minute_keeps_a_minute_though_nobody_looks() -> None:

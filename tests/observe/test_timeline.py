@@ -34,15 +34,15 @@ def test_rows_are_the_first_free_ones_and_prompts_have_lanes() -> None:
         line(moved(2.0, name, State.READY, State.RUNNING))
     line(moved(3.0, "b", State.RUNNING, State.FINISHED))
     line(moved(4.0, "d", State.READY, State.RUNNING))
-    found = line.since(0, 0.0)
-    runs = {s.query: (s.lane, s.began, s.ended, s.how) for s in found.intervals if s.kind == "run"}
+    news = line.since(0, 0.0)
+    runs = {s.query: (s.lane, s.began, s.ended, s.how) for s in news.intervals if s.kind == "run"}
     assert runs == {
         "a": (0, 2.0, None, ""),
         "b": (1, 2.0, 3.0, "finished"),
         "c": (2, 2.0, None, ""),
         "d": (1, 4.0, None, ""),
     }
-    assert sorted(interval.lane for interval in found.intervals if interval.kind == "prefill") == [0, 1, 2]
+    assert sorted(interval.lane for interval in news.intervals if interval.kind == "prefill") == [0, 1, 2]
 
 
 def test_a_reader_gets_what_changed_and_nothing_twice() -> None:
@@ -79,8 +79,8 @@ def test_it_keeps_so_many_seconds_and_no_more() -> None:
         line(moved(float(second), name, State.READY, State.RUNNING))
         line(iteration(time=second + 0.1, fed={name: 1}))
         line(moved(second + 0.2, name, State.RUNNING, State.FINISHED))
-    found = line.since(0, 0.0)
-    assert len(found.buckets) <= 12 and len(found.intervals) <= 12 and found.complete_from < 1000 - 10
+    news = line.since(0, 0.0)
+    assert len(news.buckets) <= 12 and len(news.intervals) <= 12 and news.complete_from < 1000 - 10
     assert not line._now
 
 
@@ -91,9 +91,9 @@ def test_of_too_many_queries_the_last_are_kept_and_it_says_since_when() -> None:
         line(moved(at, f"q{number}", State.READY, State.RUNNING))
         line(moved(at + 0.005, f"q{number}", State.RUNNING, State.FINISHED))
         line(iteration(time=at + 0.006))
-    found = line.since(0, 0.0)
-    assert len(found.intervals) <= MOST_INTERVALS + 1
-    assert 0 < found.complete_from <= min(interval.began for interval in found.intervals)
+    news = line.since(0, 0.0)
+    assert len(news.intervals) <= MOST_INTERVALS + 1
+    assert 0 < news.complete_from <= min(interval.began for interval in news.intervals)
 
 
 def test_a_prompt_is_told_apart_from_what_follows() -> None:
@@ -107,8 +107,8 @@ def test_a_prompt_is_told_apart_from_what_follows() -> None:
     line(iteration(time=1.4, fed={"a": 1, "b": 1}))
     line(QueryMoved(1.5, "a", State.RUNNING, State.READY, "memory", 40, 4))
     line(iteration(time=1.5, fed={"a": 1, "b": 1}))
-    found = {(interval.query, interval.kind): interval for interval in line.since(0, 0.0).intervals}
-    prompt, row, whole = found["a", "prefill"], found["a", "run"], found["b", "run"]
+    intervals = {(interval.query, interval.kind): interval for interval in line.since(0, 0.0).intervals}
+    prompt, row, whole = intervals["a", "prefill"], intervals["a", "run"], intervals["b", "run"]
     assert (prompt.prompt, prompt.tokens, prompt.how, prompt.filled) == (40, 40, "ready", 1.3)
     assert (row.tokens, row.generated, row.how, row.filled) == (3, 4, "ready", None)
     assert (whole.tokens, whole.generated, whole.filled) == (9, 3, 1.3)
@@ -213,13 +213,13 @@ def buckets(**changes: Any) -> list[Bucket]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_bottleneck_by_name(some: list[Bucket], limit: str, words: str) -> None:
-    found = diagnose(some, COSTS, MACHINE, max_rows=8)
-    assert found.limit == limit and words.lower() in found.sentence.lower()
+    diagnosis = diagnose(some, COSTS, MACHINE, max_rows=8)
+    assert diagnosis.limit == limit and words.lower() in diagnosis.sentence.lower()
 
 
 def test_more_rows_are_advised_by_measured_steps_alone() -> None:
-    found = diagnose(buckets(), COSTS, MACHINE, max_rows=8)
-    assert found.change == "--max-batch-size 12 would add about 38 % throughput and 1 ms per token"
+    diagnosis = diagnose(buckets(), COSTS, MACHINE, max_rows=8)
+    assert diagnosis.change == "--max-batch-size 12 would add about 38 % throughput and 1 ms per token"
     flat = replace(COSTS, step_seconds_by_rows=((4, 0.006), (8, 0.012)))
     assert "bring nothing" in diagnose(buckets(), flat, MACHINE, max_rows=8).change
     assert diagnose(buckets(), NO_COSTS, MACHINE, max_rows=8).change == ""
@@ -234,15 +234,15 @@ def test_the_live_view_is_json_of_all_that() -> None:
     line(iteration(time=0.5, fed={"a": 1}))
     line(ended(time=0.6))
     clock.advance(1)
-    found = json.loads(live.data(STATS, 0, 0.0))
-    assert found["figures"]["tokens_per_second"] == 6 and found["figures"]["first_token"]["p50"] == 0.06
-    assert found["figures"]["idle_ratio"] == 0.25 and found["engine"]["waiting"] == 4
-    assert found["diagnosis"]["sentence"] and found["settings"] == {"policy": "baton"}
-    assert found["buckets"]["at"] == [0.5] and found["buckets"]["generated"] == [6]
-    (interval,) = found["stays"]
-    assert dict(zip(found["stay_fields"], interval, strict=True))["query"] == "a"
-    later = json.loads(live.data(STATS, found["serial"], found["now"]))
-    assert later["stays"] == [] and later["buckets"]["at"] == [] and later["run"] == found["run"]
+    data = json.loads(live.data(STATS, 0, 0.0))
+    assert data["figures"]["tokens_per_second"] == 6 and data["figures"]["first_token"]["p50"] == 0.06
+    assert data["figures"]["idle_ratio"] == 0.25 and data["engine"]["waiting"] == 4
+    assert data["diagnosis"]["sentence"] and data["settings"] == {"policy": "baton"}
+    assert data["buckets"]["at"] == [0.5] and data["buckets"]["generated"] == [6]
+    (interval,) = data["stays"]
+    assert dict(zip(data["stay_fields"], interval, strict=True))["query"] == "a"
+    later = json.loads(live.data(STATS, data["serial"], data["now"]))
+    assert later["stays"] == [] and later["buckets"]["at"] == [] and later["run"] == data["run"]
 
 
 def test_a_full_window_fits_one_answer() -> None:
@@ -262,10 +262,10 @@ def test_a_full_window_fits_one_answer() -> None:
         line(ended(time=now + 0.06, inter_token_seconds=(0.0123456,) * 400))
         clock.advance(0.075)
     body = live.data(STATS, 0, 0.0)
-    found = json.loads(body)
-    assert len(found["stays"]) >= MOST_INTERVALS and len(found["buckets"]["at"]) >= 470
+    data = json.loads(body)
+    assert len(data["stays"]) >= MOST_INTERVALS and len(data["buckets"]["at"]) >= 470
     assert len(body) < 100_000
-    assert len(live.data(STATS, found["serial"], found["buckets"]["at"][-1])) < 5_000
+    assert len(live.data(STATS, data["serial"], data["buckets"]["at"][-1])) < 5_000
 
 
 @pytest.mark.parametrize("many", [1, 200])

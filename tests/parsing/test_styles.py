@@ -219,8 +219,8 @@ GEMMA4 = {
 )
 def test_calls_are_those_of_transformers(declared: dict[str, Any], style: str, text: str) -> None:
     """The response templates are those with which transformers serves these models."""
-    found = style_of("", declared)
-    assert found is not None and found.name == style
+    known = style_of("", declared)
+    assert known is not None and known.name == style
     tools: list[Any] = [{"type": "function", "function": {"name": n, "parameters": s}} for n, s in TOOLS.items()]
     stock = parse_response(text, declared, prefix="", tools=tools)
     mine_text, calls = said(style, [text])

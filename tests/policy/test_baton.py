@@ -9,36 +9,36 @@ from hypothesis import strategies as st
 from baton.core.step import Chunk, Feeding
 from baton.policy.baton import LARGEST_CHUNK, SMALLEST_CHUNK, Baton
 from baton.policy.port import Costs, View
-from views import prefilling, ready, running, standing, swapped_out, view, waiting
+from views import prefilling, query_view, ready, running, swapped_out, view, waiting
 
 plan = Baton().plan
 
 
 def test_a_prompt_that_ends_within_the_chunk_is_inserted_in_the_same_iteration() -> None:
-    found = plan(view(*waiting("a", "b"), rows=2))
-    assert found.prefill == (Chunk("a", 20), Chunk("b", 20))
-    assert found.insert == ("a", "b")
-    assert (found.feed, found.how, found.hold_finished) == (1, Feeding.RAGGED, False)
+    planned = plan(view(*waiting("a", "b"), rows=2))
+    assert planned.prefill == (Chunk("a", 20), Chunk("b", 20))
+    assert planned.insert == ("a", "b")
+    assert (planned.feed, planned.how, planned.hold_finished) == (1, Feeding.RAGGED, False)
 
 
 def test_a_ready_query_takes_a_free_row_at_once() -> None:
-    found = plan(view(*running("a", "b", "c"), *ready("r"), *waiting("w"), max_rows=4))
-    assert found.insert == ("r",)
+    planned = plan(view(*running("a", "b", "c"), *ready("r"), *waiting("w"), max_rows=4))
+    assert planned.insert == ("r",)
 
 
 def test_without_a_free_row_one_query_is_made_ready_ahead_and_no_more() -> None:
-    found = plan(view(*running("a", "b"), *waiting("c", "d"), rows=2, max_rows=2, prefill_chunk=100))
-    assert found.prefill == (Chunk("c", 20),)
-    assert found.insert == ()
-    found = plan(view(*running("a", "b"), *ready("r"), *waiting("c", "d"), rows=2, max_rows=2, prefill_chunk=100))
-    assert (found.prefill, found.insert) == ((), ())
+    planned = plan(view(*running("a", "b"), *waiting("c", "d"), rows=2, max_rows=2, prefill_chunk=100))
+    assert planned.prefill == (Chunk("c", 20),)
+    assert planned.insert == ()
+    planned = plan(view(*running("a", "b"), *ready("r"), *waiting("c", "d"), rows=2, max_rows=2, prefill_chunk=100))
+    assert (planned.prefill, planned.insert) == ((), ())
 
 
 def test_more_may_be_made_ready_ahead_where_asked() -> None:
-    found = Baton(ready_ahead=2).plan(
+    planned = Baton(ready_ahead=2).plan(
         view(*running("a", "b"), *waiting("c", "d", "e"), rows=2, max_rows=2, prefill_chunk=100)
     )
-    assert [chunk.query_id for chunk in found.prefill] == ["c", "d"]
+    assert [chunk.query_id for chunk in planned.prefill] == ["c", "d"]
 
 
 def test_a_prompt_half_prefilled_goes_on_before_others_begin() -> None:
@@ -55,13 +55,13 @@ def test_what_rides_in_the_step_is_inserted_by_the_next_plan() -> None:
 
 
 def test_where_nothing_runs_there_is_no_step_to_ride_in() -> None:
-    found = plan(view(*waiting("a", "b")))
-    assert (found.fused, found.insert) == (False, ("a", "b"))
+    planned = plan(view(*waiting("a", "b")))
+    assert (planned.fused, planned.insert) == (False, ("a", "b"))
 
 
 def test_a_prompt_longer_than_the_chunk_is_not_inserted_yet() -> None:
-    found = plan(view(*running("a"), *waiting("w"), prefill_chunk=7))
-    assert (found.prefill, found.insert) == ((Chunk("w", 7),), ())
+    planned = plan(view(*running("a"), *waiting("w"), prefill_chunk=7))
+    assert (planned.prefill, planned.insert) == ((Chunk("w", 7),), ())
 
 
 def test_while_rows_run_no_more_is_prefilled_than_the_chunk() -> None:
@@ -150,7 +150,7 @@ def test_what_begins_can_make_its_sure_progress_within_the_budget_in_the_order_o
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=93, **seen)) == ["a", "b", "c"]
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=92, **seen)) == ["a", "b"]
     assert begun(view(*waiting("a", "b", limit_tokens=5), bytes_budget=50, **seen)) == ["a", "b"], "25 at most each"
-    large, small = standing("large", prompt=100), standing("small", prompt=1)
+    large, small = query_view("large", prompt=100), query_view("small", prompt=1)
     assert begun(view(large, small, bytes_budget=60, **seen)) == []
 
 
@@ -189,13 +189,13 @@ def test_fewer_rows_are_asked_for_where_fewer_may_be() -> None:
 
 
 def test_no_more_begin_than_the_prefiller_has_room_for() -> None:
-    found = plan(view(*waiting("a", "b", "c"), prefill_room=1))
-    assert [chunk.query_id for chunk in found.prefill] == ["a"]
+    planned = plan(view(*waiting("a", "b", "c"), prefill_room=1))
+    assert [chunk.query_id for chunk in planned.prefill] == ["a"]
 
 
 def test_nobody_is_detached_or_forgotten() -> None:
-    found = plan(view(*running("a"), *ready("b"), *waiting("c")))
-    assert (found.detach, found.forget) == ((), ())
+    planned = plan(view(*running("a"), *ready("b"), *waiting("c")))
+    assert (planned.detach, planned.forget) == ((), ())
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -224,17 +224,17 @@ def test_any_plan_can_be_carried_out(
         bytes_budget=left,
         prefill_chunk=chunk,
     )
-    found = plan(seen)
-    rows = seen.rows if found.resize is None else found.resize
-    fed = {c.query_id: c.tokens for c in found.prefill}
+    planned = plan(seen)
+    rows = seen.rows if planned.resize is None else planned.resize
+    fed = {c.query_id: c.tokens for c in planned.prefill}
     begun = [name for name in fed if name.startswith("w")]
     having = [*seen.in_rows, *(query for query in seen.waiting if query.id in begun)]
-    assert run + len(found.insert) <= rows <= max_rows
+    assert run + len(planned.insert) <= rows <= max_rows
     assert len(begun) <= room
     assert sum(map(seen.committed, seen.in_rows)) > left or sum(map(seen.committed, having)) <= left
     assert all(tokens > 0 for tokens in fed.values())
     assert not run or sum(fed.values()) <= (chunk or SMALLEST_CHUNK)
     pending = {query.id: query.pending for query in (*seen.prefilling, *seen.waiting)}
-    assert all(name.startswith("r") or fed.get(name) == pending[name] for name in found.insert)
+    assert all(name.startswith("r") or fed.get(name) == pending[name] for name in planned.insert)
     # No row stays free while a query is ready for it.
-    assert len(found.insert) == rows - run or all(query.id in found.insert for query in seen.ready)
+    assert len(planned.insert) == rows - run or all(query.id in planned.insert for query in seen.ready)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from baton.core.step import ALL_PENDING, Feeding
 from baton.policy.orca import Orca
-from views import BYTES, ready, running, standing, view, waiting
+from views import BYTES, query_view, ready, running, view, waiting
 
 plan = Orca().plan
 
 
 def test_newcomers_join_those_that_run_on_the_free_rows() -> None:
-    found = plan(view(*running("a", "b"), *waiting("c", "d", "e"), max_rows=4))
-    assert found.insert == ("c", "d")
-    assert (found.feed, found.how, found.prefill, found.hold_finished) == (ALL_PENDING, Feeding.SELECTIVE, (), False)
+    planned = plan(view(*running("a", "b"), *waiting("c", "d", "e"), max_rows=4))
+    assert planned.insert == ("c", "d")
+    assert (planned.feed, planned.how, planned.prefill, planned.hold_finished) == (
+        ALL_PENDING,
+        Feeding.SELECTIVE,
+        (),
+        False,
+    )
 
 
 def test_where_no_row_is_free_nobody_joins() -> None:
-    found = plan(view(*running("a", "b"), *waiting("c"), max_rows=2))
-    assert (found.insert, found.detach) == ((), ())
-    assert found.feed == ALL_PENDING
+    planned = plan(view(*running("a", "b"), *waiting("c"), max_rows=2))
+    assert (planned.insert, planned.detach) == ((), ())
+    assert planned.feed == ALL_PENDING
 
 
 def test_those_that_were_detached_come_first() -> None:
@@ -30,7 +35,7 @@ def test_memory_for_the_longest_answer_is_reserved_when_a_query_joins() -> None:
 
 
 def test_a_small_query_does_not_overtake_a_large_one_that_must_wait() -> None:
-    large, small = standing("large", bytes_reserved=100), standing("small", bytes_reserved=1)
+    large, small = query_view("large", bytes_reserved=100), query_view("small", bytes_reserved=1)
     assert plan(view(large, small, bytes_left=50)).insert == ()
     assert plan(view(small, large, bytes_left=50)).insert == ("small",)
 

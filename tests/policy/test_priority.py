@@ -14,7 +14,7 @@ from baton.core.step import Chunk
 from baton.policy.baton import Baton
 from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.priority import Priority, by_priority
-from views import check_carried_out, crowd, prefilling, ready, running, some, standing, swapped_out, view, waiting
+from views import check_carried_out, crowd, prefilling, query_view, ready, running, some, swapped_out, view, waiting
 
 plan = Priority().plan
 
@@ -29,9 +29,9 @@ def full(*more: QueryView, rows: int = 2, **changes: Any) -> View:
 
 
 def test_a_ready_query_takes_the_row_of_the_least_urgent_and_latest() -> None:
-    found = plan(full(*ready("u", priority=1)))
-    assert (found.detach, found.insert, found.forget) == (("b",), ("u",), ())
-    assert found.reasons == {"b": "priority"}
+    planned = plan(full(*ready("u", priority=1)))
+    assert (planned.detach, planned.insert, planned.forget) == (("b",), ("u",), ())
+    assert planned.reasons == {"b": "priority"}
     lower = full(*ready("u", priority=1))
     lower = replace(lower, running=[replace(lower.running[0], priority=6), lower.running[1]])
     assert plan(lower).detach == ("a",)
@@ -44,33 +44,33 @@ def test_the_displaced_is_the_last_of_the_user_who_has_most() -> None:
 
 @pytest.mark.parametrize("priority", [5, 6])
 def test_equals_and_less_urgent_ones_displace_nobody(priority: int) -> None:
-    found = plan(full(*ready("u", priority=priority)))
-    assert (found.detach, found.insert) == ((), ())
+    planned = plan(full(*ready("u", priority=priority)))
+    assert (planned.detach, planned.insert) == ((), ())
 
 
 def test_who_only_waits_displaces_nobody_yet() -> None:
-    found = plan(full(*waiting("u", priority=1)))
-    assert (found.detach, found.prefill) == ((), (Chunk("u", 20),))
+    planned = plan(full(*waiting("u", priority=1)))
+    assert (planned.detach, planned.prefill) == ((), (Chunk("u", 20),))
 
 
 def test_a_free_row_is_taken_before_anybody_is_displaced() -> None:
-    found = plan(full(*ready("u", "v", "w", priority=1), rows=4))
-    assert (found.detach, found.insert) == (("b",), ("u", "v", "w"))
+    planned = plan(full(*ready("u", "v", "w", priority=1), rows=4))
+    assert (planned.detach, planned.insert) == (("b",), ("u", "v", "w"))
 
 
 def test_a_free_row_is_taken_by_whoever_is_ready_while_more_urgent_ones_are_prefilled() -> None:
-    found = plan(view(*running("a"), *ready("low", priority=9), *waiting("u"), rows=2, max_rows=2, prefill_chunk=7))
-    assert (found.insert, found.prefill) == (("low",), (Chunk("u", 7),))
+    planned = plan(view(*running("a"), *ready("low", priority=9), *waiting("u"), rows=2, max_rows=2, prefill_chunk=7))
+    assert (planned.insert, planned.prefill) == (("low",), (Chunk("u", 7),))
 
 
 def test_rows_grow_to_the_crowd_before_anybody_is_displaced() -> None:
-    found = plan(full(*ready("u", priority=1), rows=2, max_rows=4))
-    assert (found.resize, found.detach, found.insert) == (3, (), ("u",))
+    planned = plan(full(*ready("u", priority=1), rows=2, max_rows=4))
+    assert (planned.resize, planned.detach, planned.insert) == (3, (), ("u",))
 
 
 def test_who_is_ready_does_not_wait_for_more_urgent_ones_that_are_not() -> None:
-    found = plan(full(*ready("r", "s", priority=1), *waiting("u", "v")))
-    assert (set(found.detach), found.insert) == ({"a", "b"}, ("r", "s"))
+    planned = plan(full(*ready("r", "s", priority=1), *waiting("u", "v")))
+    assert (set(planned.detach), planned.insert) == ({"a", "b"}, ("r", "s"))
 
 
 def test_where_there_may_be_fewer_rows_the_least_urgent_leave() -> None:
@@ -84,14 +84,14 @@ def test_who_was_set_aside_comes_back_before_those_that_never_ran() -> None:
     seen = view(*running("a"), *ready("new"), *swapped_out("old"), rows=2, max_rows=2)
     assert plan(seen).insert == ("old",)
     # One that was forgotten has to be prefilled again, and stands before newcomers too.
-    forgotten = standing("old", State.WAITING, generated=6)
-    found = plan(view(*running("a", "b"), *waiting("new"), forgotten, rows=2, max_rows=2, prefill_chunk=100))
-    assert found.prefill == (Chunk("old", 26),)
+    forgotten = query_view("old", State.WAITING, generated=6)
+    planned = plan(view(*running("a", "b"), *waiting("new"), forgotten, rows=2, max_rows=2, prefill_chunk=100))
+    assert planned.prefill == (Chunk("old", 26),)
 
 
 def test_who_was_set_aside_does_not_take_the_row_back_from_an_equal() -> None:
-    found = plan(view(*running("a"), *swapped_out("old"), rows=1, max_rows=1))
-    assert (found.detach, found.insert) == ((), ())
+    planned = plan(view(*running("a"), *swapped_out("old"), rows=1, max_rows=1))
+    assert (planned.detach, planned.insert) == ((), ())
 
 
 def test_who_was_set_aside_waits_for_memory_and_newcomers_of_less_urgency_with_it() -> None:
@@ -118,27 +118,27 @@ def test_the_most_urgent_prompt_is_first_in_the_chunk_queue() -> None:
 def test_chunks_hold_up_running_rows_no_longer_than_the_bound_even_if_all_of_them_are_displaced() -> None:
     costs = Costs(step_seconds=0.01, fill_token_seconds=0.01, fill_tokens=100)
     seen = full(*ready("r", "s", priority=1), *waiting("u", prompt=900), prefill_chunk=None, costs=costs)
-    found = plan(replace(seen, max_stall_seconds=0.3))
-    assert (set(found.detach), found.insert) == ({"a", "b"}, ("r", "s"))
-    assert found.prefill == (Chunk("u", 27),), "nine tenths of the bound"
+    planned = plan(replace(seen, max_stall_seconds=0.3))
+    assert (set(planned.detach), planned.insert) == ({"a", "b"}, ("r", "s"))
+    assert planned.prefill == (Chunk("u", 27),), "nine tenths of the bound"
 
 
 def test_less_urgent_ones_that_are_ready_keep_nobody_from_being_prefilled() -> None:
-    found = plan(full(*ready("r", priority=7), *waiting("u", priority=1)))
-    assert found.prefill == (Chunk("u", 20),)
+    planned = plan(full(*ready("r", priority=7), *waiting("u", priority=1)))
+    assert planned.prefill == (Chunk("u", 20),)
     assert Baton().plan(full(*ready("r", priority=7), *waiting("u", priority=1))).prefill == ()
 
 
 def test_no_more_are_made_ready_than_will_have_rows_and_one_ahead() -> None:
-    found = plan(full(*waiting("u", "v", "w", "x", priority=1)))
-    assert [chunk.query_id for chunk in found.prefill] == ["u", "v", "w"]
+    planned = plan(full(*waiting("u", "v", "w", "x", priority=1)))
+    assert [chunk.query_id for chunk in planned.prefill] == ["u", "v", "w"]
 
 
 def test_where_less_urgent_ones_fill_the_prefiller_the_least_urgent_is_forgotten() -> None:
     inside = [*prefilling("p", priority=7), *prefilling("q", priority=8)]
-    found = plan(full(*inside, *waiting("u", priority=1), prefill_room=0))
-    assert (found.forget, found.reasons) == (("q",), {"q": "priority"})
-    assert [chunk.query_id for chunk in found.prefill] == ["p"]
+    planned = plan(full(*inside, *waiting("u", priority=1), prefill_room=0))
+    assert (planned.forget, planned.reasons) == (("q",), {"q": "priority"})
+    assert [chunk.query_id for chunk in planned.prefill] == ["p"]
     assert plan(full(*inside, *waiting("u", priority=8), prefill_room=0)).forget == ()
     assert plan(full(*inside, *waiting("u", priority=1), prefill_room=1)).forget == ()
     beside = plan(full(*ready("r", priority=9), *inside, *waiting("u", priority=1), prefill_room=0))
@@ -152,10 +152,10 @@ def test_a_less_urgent_one_gives_way_for_the_memory_of_a_more_urgent_one() -> No
     """Each takes 40 bytes by its limit; three fit."""
     low = running("a", "b", "c", priority=5)
     tight = {"rows": 8, "max_rows": 8, "bytes_budget": 130, "prefill_chunk": 100}
-    found = plan(view(*low, *waiting("u", priority=1), **tight))
-    assert (found.detach, found.prefill) == (("c",), (Chunk("u", 20),))
-    found = plan(view(*low, *waiting("u", priority=5), **tight))
-    assert (found.detach, found.prefill) == ((), ())
+    planned = plan(view(*low, *waiting("u", priority=1), **tight))
+    assert (planned.detach, planned.prefill) == (("c",), (Chunk("u", 20),))
+    planned = plan(view(*low, *waiting("u", priority=5), **tight))
+    assert (planned.detach, planned.prefill) == ((), ())
 
 
 def test_nobody_gives_way_where_that_would_not_help() -> None:
@@ -226,13 +226,13 @@ def test_any_plan_can_be_carried_out_and_displaces_for_the_more_urgent_alone(
     run = sum(query.state is State.RUNNING for query in queries)
     most = max(most, run)
     seen = view(*queries, rows=max(run, 1), max_rows=most, prefill_room=room, bytes_budget=budget, prefill_chunk=chunk)
-    found = Priority(fused=fused).plan(seen)
-    check_carried_out(seen, found)
+    planned = Priority(fused=fused).plan(seen)
+    check_carried_out(seen, planned)
     by_id = {query.id: query for query in queries}
-    served = [by_id[name] for name in [*found.insert, *(chunk.query_id for chunk in found.prefill)]]
-    for name in [*found.detach, *found.forget]:
+    served = [by_id[name] for name in [*planned.insert, *(chunk.query_id for chunk in planned.prefill)]]
+    for name in [*planned.detach, *planned.forget]:
         assert by_id[name].priority > min(query.priority for query in [*served, *seen.waiting])
-    if found.detach:
-        assert min(by_id[name].priority for name in found.detach) > min(query.priority for query in served)
-        stay = [query.priority for query in seen.running if query.id not in found.detach]
-        assert max(stay, default=0) <= min(by_id[name].priority for name in found.detach)
+    if planned.detach:
+        assert min(by_id[name].priority for name in planned.detach) > min(query.priority for query in served)
+        stay = [query.priority for query in seen.running if query.id not in planned.detach]
+        assert max(stay, default=0) <= min(by_id[name].priority for name in planned.detach)

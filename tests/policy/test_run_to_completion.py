@@ -10,9 +10,14 @@ plan = RunToCompletion().plan
 
 
 def test_an_empty_batch_is_filled_in_the_order_of_arrival() -> None:
-    found = plan(view(*waiting("a", "b", "c", "d", "e", "f"), rows=4))
-    assert found.insert == ("a", "b", "c", "d")
-    assert (found.feed, found.how, found.hold_finished, found.resize) == (ALL_PENDING, Feeding.PADDED, True, None)
+    planned = plan(view(*waiting("a", "b", "c", "d", "e", "f"), rows=4))
+    assert planned.insert == ("a", "b", "c", "d")
+    assert (planned.feed, planned.how, planned.hold_finished, planned.resize) == (
+        ALL_PENDING,
+        Feeding.PADDED,
+        True,
+        None,
+    )
 
 
 def test_fewer_queries_than_rows_begin_at_once() -> None:
@@ -20,11 +25,11 @@ def test_fewer_queries_than_rows_begin_at_once() -> None:
 
 
 def test_while_a_row_runs_newcomers_wait_and_finished_rows_are_held() -> None:
-    found = plan(view(*running("a"), *waiting("b", "c"), held_rows=3))
-    assert (found.insert, found.prefill, found.resize, found.detach) == ((), (), None, ())
-    assert found.hold_finished
-    assert found.how is Feeding.PADDED
-    assert "1 of 4 rows" in found.why
+    planned = plan(view(*running("a"), *waiting("b", "c"), held_rows=3))
+    assert (planned.insert, planned.prefill, planned.resize, planned.detach) == ((), (), None, ())
+    assert planned.hold_finished
+    assert planned.how is Feeding.PADDED
+    assert "1 of 4 rows" in planned.why
 
 
 def test_those_that_were_detached_come_first() -> None:

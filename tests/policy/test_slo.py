@@ -13,7 +13,7 @@ from baton.core.query import State
 from baton.core.step import Chunk
 from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.slo import SETTLED_TOKENS, Slo, is_pressed, needs, slack
-from views import check_carried_out, crowd, ready, running, some, standing, swapped_out, view, waiting
+from views import check_carried_out, crowd, query_view, ready, running, some, swapped_out, view, waiting
 
 plan = Slo().plan
 # A second a step, whatever the rows, and half a second a prompt token.
@@ -33,10 +33,10 @@ def full(*more: QueryView, costs: Costs = EVEN, **changes: Any) -> View:
 
 
 def test_slack_is_what_is_left_after_the_prompt_and_every_token_that_may_come() -> None:
-    new = standing("w", prompt=20, limit_tokens=30, deadline=100.0)
+    new = query_view("w", prompt=20, limit_tokens=30, deadline=100.0)
     assert needs(full(new), new) == 20 * 0.5 + 30
     assert slack(full(new, now=50.0), new) == 10.0
-    half = standing("p", State.PREFILLING, prompt=20, cached=15, limit_tokens=30, deadline=100.0)
+    half = query_view("p", State.PREFILLING, prompt=20, cached=15, limit_tokens=30, deadline=100.0)
     assert slack(full(half), half) == 100 - 2.5 - 30
     (run,) = settled("r", deadline=100.0)
     assert slack(full(run), run) == 10.0
@@ -50,8 +50,8 @@ def test_before_anything_was_measured_slack_is_the_time_left() -> None:
 
 def test_prompts_go_in_the_order_of_slack_and_those_without_a_deadline_after_them() -> None:
     queue = [*waiting("none"), *waiting("late", deadline=90.0), *waiting("soon", deadline=60.0)]
-    found = plan(full(*running("a", limit_tokens=7), *queue, rows=3, max_rows=3, prefill_chunk=50))
-    assert found.prefill == (Chunk("soon", 20), Chunk("late", 20), Chunk("none", 10))
+    planned = plan(full(*running("a", limit_tokens=7), *queue, rows=3, max_rows=3, prefill_chunk=50))
+    assert planned.prefill == (Chunk("soon", 20), Chunk("late", 20), Chunk("none", 10))
 
 
 def test_a_deadline_that_cannot_be_met_is_not_run_for() -> None:
@@ -61,8 +61,8 @@ def test_a_deadline_that_cannot_be_met_is_not_run_for() -> None:
 
 
 def test_priority_goes_before_slack() -> None:
-    found = plan(full(*settled("a", "b", priority=1), *ready("u"), *waiting("w", priority=1, deadline=31.0)))
-    assert (found.detach, found.insert) == (("b",), ("u",))
+    planned = plan(full(*settled("a", "b", priority=1), *ready("u"), *waiting("w", priority=1, deadline=31.0)))
+    assert (planned.detach, planned.insert) == (("b",), ("u",))
 
 
 # Who gives way
@@ -74,10 +74,10 @@ def pressed(**changes: Any) -> list[QueryView]:
 
 
 def test_a_pressed_query_takes_the_row_of_the_one_with_most_slack() -> None:
-    found = plan(full(*settled("a", deadline=130.0), *settled("b", deadline=200.0), *pressed()))
-    assert (found.detach, found.insert, found.reasons) == (("b",), ("q",), {"b": "deadline"})
-    found = plan(full(*settled("a"), *settled("b", deadline=200.0), *pressed()))
-    assert found.detach == ("a",)
+    planned = plan(full(*settled("a", deadline=130.0), *settled("b", deadline=200.0), *pressed()))
+    assert (planned.detach, planned.insert, planned.reasons) == (("b",), ("q",), {"b": "deadline"})
+    planned = plan(full(*settled("a"), *settled("b", deadline=200.0), *pressed()))
+    assert planned.detach == ("a",)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_nobody_gives_way_where(rows: list[QueryView], query: list[QueryView], w
 
 
 def test_who_only_waits_is_prefilled_before_anybody_gives_way() -> None:
-    found = plan(full(*settled("a", "b"), *waiting("other", arrived=-9.0), *waiting("q", deadline=50.0)))
-    assert found.detach == ()
-    assert [chunk.query_id for chunk in found.prefill] == ["q"]
+    planned = plan(full(*settled("a", "b"), *waiting("other", arrived=-9.0), *waiting("q", deadline=50.0)))
+    assert planned.detach == ()
+    assert [chunk.query_id for chunk in planned.prefill] == ["q"]
 
 
 def test_who_gave_way_does_not_take_the_row_back_while_that_would_cost_the_deadline() -> None:
@@ -126,16 +126,16 @@ def test_no_more_rows_are_filled_than_a_step_that_meets_the_tightest_pace_has() 
 
 def test_who_has_time_gives_way_to_a_pace_that_the_batch_does_not_meet() -> None:
     tight = running("t", generated=1, deadline=50.0, since_insert=1)
-    found = plan(full(*tight, *settled("a", "b", "c"), costs=STEEP, rows=4, max_rows=4))
-    assert found.detach == ("b", "c")
+    planned = plan(full(*tight, *settled("a", "b", "c"), costs=STEEP, rows=4, max_rows=4))
+    assert planned.detach == ("b", "c")
     busy = settled("a", "b", "c", deadline=4 * 91.0)
     assert plan(full(*tight, *busy, costs=STEEP, rows=4, max_rows=4)).detach == (), "they would be late"
 
 
 def test_a_pace_that_not_even_one_row_meets_slows_nobody_down() -> None:
     lost = running("t", generated=1, deadline=5.0)
-    found = plan(full(*lost, *ready("a", "b", "c"), costs=STEEP, rows=4, max_rows=4))
-    assert found.insert == ("a", "b", "c")
+    planned = plan(full(*lost, *ready("a", "b", "c"), costs=STEEP, rows=4, max_rows=4))
+    assert planned.insert == ("a", "b", "c")
 
 
 def test_rows_do_not_swing_with_what_is_measured() -> None:
@@ -183,12 +183,12 @@ def test_any_plan_can_be_carried_out_and_no_deadline_is_given_up_for_an_equal(
     ]
     run = sum(query.state is State.RUNNING for query in queries)
     seen = view(*queries, rows=max(run, 1), max_rows=max(most, run), bytes_budget=budget, prefill_chunk=7, costs=costs)
-    found = plan(seen)
-    check_carried_out(seen, found, paced=True)
+    planned = plan(seen)
+    check_carried_out(seen, planned, paced=True)
     by_id = {query.id: query for query in queries}
-    served = [by_id[name] for name in [*found.insert, *(chunk.query_id for chunk in found.prefill)]]
+    served = [by_id[name] for name in [*planned.insert, *(chunk.query_id for chunk in planned.prefill)]]
     most_urgent = min((query.priority for query in served), default=9)
-    for name in found.detach:
+    for name in planned.detach:
         if by_id[name].priority <= most_urgent:
             assert slack(seen, by_id[name]) >= 0
             assert by_id[name].since_insert >= SETTLED_TOKENS

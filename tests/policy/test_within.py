@@ -12,7 +12,7 @@ from baton.core.query import State
 from baton.core.step import Chunk
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import Plan, QueryView, View
-from views import prefilling, ready, running, standing, swapped_out, view, waiting
+from views import prefilling, query_view, ready, running, swapped_out, view, waiting
 
 
 @dataclass
@@ -44,9 +44,9 @@ def test_a_plan_that_fits_is_left_as_it_is() -> None:
 
 
 def test_where_rows_outgrow_the_budget_the_latest_to_arrive_is_set_aside() -> None:
-    found = fitted(Plan(why="go on"), view(*free_to_go("a", "b", "c"), bytes_budget=2 * 26, **SURE))
-    assert (found.detach, found.forget, found.reasons) == (("c",), (), {"c": "memory"})
-    assert found.why == "go on; 1 lose their rows for memory"
+    fit = fitted(Plan(why="go on"), view(*free_to_go("a", "b", "c"), bytes_budget=2 * 26, **SURE))
+    assert (fit.detach, fit.forget, fit.reasons) == (("c",), (), {"c": "memory"})
+    assert fit.why == "go on; 1 lose their rows for memory"
 
 
 def test_no_row_is_lost_while_all_fit() -> None:
@@ -56,8 +56,8 @@ def test_no_row_is_lost_while_all_fit() -> None:
 def test_the_less_urgent_lose_their_rows_first() -> None:
     urgent = [replace(query, priority=-1) for query in free_to_go("late", arrived=8.0)]
     later = [replace(query, priority=5) for query in free_to_go("early", arrived=0.0)]
-    found = fitted(Plan(), view(*later, *free_to_go("mid", arrived=4.0), *urgent, bytes_budget=30, **SURE))
-    assert found.detach == ("early", "mid")
+    fit = fitted(Plan(), view(*later, *free_to_go("mid", arrived=4.0), *urgent, bytes_budget=30, **SURE))
+    assert fit.detach == ("early", "mid")
 
 
 def test_who_has_not_made_its_sure_progress_keeps_its_row() -> None:
@@ -71,33 +71,33 @@ def test_who_has_not_made_its_sure_progress_keeps_its_row() -> None:
 def test_prompts_half_prefilled_are_forgotten_last() -> None:
     seen = view(*free_to_go("a"), *prefilling("p"), *ready("r"), bytes_budget=20, **SURE)
     planned = Plan(prefill=(Chunk("p", 4),), insert=("r",))
-    found = fitted(planned, seen)
-    assert (found.detach, set(found.forget), found.prefill, found.insert) == (("a",), {"p", "r"}, (), ())
+    fit = fitted(planned, seen)
+    assert (fit.detach, set(fit.forget), fit.prefill, fit.insert) == (("a",), {"p", "r"}, (), ())
 
 
 def test_what_the_pool_cannot_hold_is_forgotten() -> None:
     seen = view(*free_to_go("a", "b", "c"), bytes_budget=26, swap_left=30, **SURE)
-    found = fitted(Plan(), seen)
-    assert (found.detach, found.forget) == (("c", "b"), ("c",))
+    fit = fitted(Plan(), seen)
+    assert (fit.detach, fit.forget) == (("c", "b"), ("c",))
     assert fitted(Plan(), replace(seen, swap_left=50)).forget == ()
     planned = Plan(detach=("a",), reasons={"a": "priority"})
-    found = fitted(planned, view(*free_to_go("a"), swap_left=24, **SURE))
-    assert (found.forget, found.reasons) == (("a",), {"a": "priority"})
+    fit = fitted(planned, view(*free_to_go("a"), swap_left=24, **SURE))
+    assert (fit.forget, fit.reasons) == (("a",), {"a": "priority"})
 
 
 def test_where_the_pool_has_shrunk_those_in_it_are_forgotten_the_latest_first() -> None:
     seen = view(*swapped_out("s", "t", "u"), swap_left=-26, **SURE)
-    found = fitted(Plan(insert=("t",)), seen)
-    assert (set(found.forget), found.insert) == ({"t", "u"}, ())
+    fit = fitted(Plan(insert=("t",)), seen)
+    assert (set(fit.forget), fit.insert) == ({"t", "u"}, ())
 
 
 def test_newcomers_that_do_not_fit_are_dropped_and_do_not_overtake() -> None:
-    big, small = standing("big", prompt=90), standing("small", prompt=1)
+    big, small = query_view("big", prompt=90), query_view("small", prompt=1)
     planned = Plan(prefill=(Chunk("p", 2), Chunk("big", 5), Chunk("small", 1)), insert=("r", "small"))
     seen = view(*prefilling("p"), *ready("r"), big, small, bytes_budget=30 + 31 + 50, **SURE)
-    found = fitted(planned, seen)
-    assert (found.prefill, found.insert, found.detach) == ((Chunk("p", 2),), ("r",), ())
-    assert "2 wait for memory" in found.why
+    fit = fitted(planned, seen)
+    assert (fit.prefill, fit.insert, fit.detach) == ((Chunk("p", 2),), ("r",), ())
+    assert "2 wait for memory" in fit.why
 
 
 def test_those_set_aside_are_given_memory_before_those_who_begin() -> None:
@@ -145,7 +145,7 @@ def standings(draw: st.DrawFn) -> list[QueryView]:
         State.READY: ready,
         State.RUNNING: running,
     }
-    found = []
+    queries = []
     for number in range(draw(st.integers(0, 8))):
         state = draw(st.sampled_from([*kinds, "aside"]))
         make = swapped_out if state == "aside" else kinds[state]
@@ -154,8 +154,8 @@ def standings(draw: st.DrawFn) -> list[QueryView]:
         cached = min(query.cached, query.prompt_tokens) if generated == 0 else query.prompt_tokens + generated - 1
         since = draw(st.integers(0, generated)) if state is State.RUNNING else 0
         changes = {"cached": cached, "since_insert": since, "priority": draw(st.integers(-1, 1))}
-        found.append(replace(query, arrived=float(number), **changes))
-    return found
+        queries.append(replace(query, arrived=float(number), **changes))
+    return queries
 
 
 @settings(max_examples=500, deadline=None, derandomize=True)
@@ -181,19 +181,19 @@ def test_any_plan_for_any_view_fits_afterwards(
         hold_finished=data.draw(st.booleans(), label="hold"),
     )
     assume(not set(planned.forget) & ({c.query_id for c in planned.prefill} | set(planned.insert)))
-    found = fitted(planned, seen)
-    rows, kept = after(found, seen)
+    fit = fitted(planned, seen)
+    rows, kept = after(fit, seen)
     assert rows <= seen.bytes_budget
     assert kept <= max(pool, 0)
     # Nothing is added but rows lost for memory, and nothing dropped but newcomers.
-    assert set(found.insert) <= set(planned.insert) and set(found.prefill) <= set(planned.prefill)
-    assert set(found.detach) >= set(planned.detach) and set(found.forget) >= set(planned.forget)
-    lost = [query for query in seen.running if query.id in set(found.detach) - set(planned.detach)]
+    assert set(fit.insert) <= set(planned.insert) and set(fit.prefill) <= set(planned.prefill)
+    assert set(fit.detach) >= set(planned.detach) and set(fit.forget) >= set(planned.forget)
+    lost = [query for query in seen.running if query.id in set(fit.detach) - set(planned.detach)]
     promised = sum(seen.committed(query) for query in seen.in_rows if seen.protected(query))
     if promised <= seen.bytes_budget:
         assert not [query.id for query in lost if seen.protected(query)]
-    stays = [q for q in seen.running if q.id not in found.detach and not seen.protected(q)]
+    stays = [q for q in seen.running if q.id not in fit.detach and not seen.protected(q)]
     unprotected = [query for query in lost if not seen.protected(query)]
     for victim in unprotected:
         assert all((stay.priority, stay.arrived) <= (victim.priority, victim.arrived) for stay in stays)
-    assert fitted(found, seen) == found, "what fits is left as it is"
+    assert fitted(fit, seen) == fit, "what fits is left as it is"

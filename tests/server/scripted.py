@@ -199,12 +199,12 @@ def logprobs_of(token: int, best: int) -> TokenLogprobs:
 def _told(query: Query, text: str, at: int) -> dict[str, Any]:
     """What the update with letter `at` of the answer says beside it."""
     answer, prompt = query.params.logprobs, query.params.prompt_logprobs
-    found: dict[str, Any] = {}
+    logprobs: dict[str, Any] = {}
     if prompt is not None and at == 0:
-        found["prompt_logprobs"] = tuple(logprobs_of(token, prompt) for token in query.prompt[1:])
+        logprobs["prompt_logprobs"] = tuple(logprobs_of(token, prompt) for token in query.prompt[1:])
     if answer is not None:
-        found["logprobs"] = (logprobs_of(ord(text[at]), answer),)
-    return found
+        logprobs["logprobs"] = (logprobs_of(ord(text[at]), answer),)
+    return logprobs
 
 
 def usage_of(query: Query, generated: int, cached: int = 0) -> Usage:

@@ -175,8 +175,8 @@ def test_when_names_are_checked() -> None:
     assert hosts("0.0.0.0") is None and hosts("192.168.0.7") is None and hosts("fe80::1%eth0") is None
     assert "mine" in (hosts("127.0.0.1", host="Mine") or ())
     for settings in ({}, {"api_key": "a"}, {"host": "0.0.0.0"}):
-        found = hosts("0.0.0.0", allowed_host=["Api.Example", "b"], **settings)
-        assert found is not None and {"api.example", "b", "localhost"} <= found
+        names = hosts("0.0.0.0", allowed_host=["Api.Example", "b"], **settings)
+        assert names is not None and {"api.example", "b", "localhost"} <= names
 
 
 # Other origins

@@ -50,8 +50,8 @@ class Served:
             env={**os.environ, "PYTHONPATH": path},
         )
         assert self.process.stdout is not None
-        found = next(filter(None, (re.search(r"http://\S+", line) for line in self.process.stdout)))
-        self.url = found[0]
+        line = next(filter(None, (re.search(r"http://\S+", line) for line in self.process.stdout)))
+        self.url = line[0]
         self._seen = psutil.Process(self.process.pid)
         self.http = httpx.Client(base_url=self.url, timeout=20)
         for _ in range(5):

@@ -27,9 +27,9 @@ async def test_first_all_and_then_what_is_new(loop: ScriptedLoop) -> None:
         first = LiveView.model_validate(response.json())
         assert {stay[0] for stay in first.stays} == {"q-1", "q-2", "q-3"} and len(first.buckets["at"]) > 70
         again = await http.get("/live/data", params={"serial": first.serial, "time": first.buckets["at"][-1] or 0})
-        found = LiveView.model_validate(again.json())
-        assert found.stays == [] and found.buckets["at"] == first.buckets["at"][-1:]
-        assert found.run == first.run
+        news = LiveView.model_validate(again.json())
+        assert news.stays == [] and news.buckets["at"] == first.buckets["at"][-1:]
+        assert news.run == first.run
 
 
 @pytest.mark.parametrize(

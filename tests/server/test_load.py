@@ -32,8 +32,8 @@ def run(url: str, *arguments: str) -> Any:
 
 
 def figures_of(path: Path) -> dict[str, Any]:
-    (found,) = json.loads(path.read_text())["contenders"]["load"]["runs"]
-    return dict(found)
+    (figures,) = json.loads(path.read_text())["contenders"]["load"]["runs"]
+    return dict(figures)
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,19 @@ def test_what_a_server_generates_is_counted(loop: ScriptedLoop, base_url: str, t
     loop.cached = [4, 0, 0, 0]
     done = run(base_url, *mode, "--json", str(tmp_path / "load.json"))
     assert done.exit_code == 0, done.exception
-    found = figures_of(tmp_path / "load.json")
-    assert (found["queries"], found["failed"], found["generated_tokens"], found["cached_tokens"]) == (4, 0, 20, 4)
-    assert 0 < found["first_token"]["max"] <= found["end_to_end"]["max"] <= found["seconds"]
+    figures = figures_of(tmp_path / "load.json")
+    assert (figures["queries"], figures["failed"], figures["generated_tokens"], figures["cached_tokens"]) == (
+        4,
+        0,
+        20,
+        4,
+    )
+    assert 0 < figures["first_token"]["max"] <= figures["end_to_end"]["max"] <= figures["seconds"]
     assert len(loop.queries) == 4 and {query.limit_tokens for query in loop.queries} == {5}
-    assert found["prompt_tokens"] == sum(len(query.prompt) for query in loop.queries)
+    assert figures["prompt_tokens"] == sum(len(query.prompt) for query in loop.queries)
     assert MODEL in done.output and "event loop" in done.output
     if "--text" not in mode:
-        assert found["prompt_tokens"] == 24
+        assert figures["prompt_tokens"] == 24
 
 
 def test_times_are_of_the_tokens(loop: ScriptedLoop, base_url: str) -> None:
@@ -77,7 +82,7 @@ def test_times_are_of_the_tokens(loop: ScriptedLoop, base_url: str) -> None:
 def measured(target: Target, workload: Workload | None = None) -> list[Any]:
     asked = workload or make_workload(1, prompt="4", answer="5")
     prompts = asked.prompts(200)
-    return drive_over_http(target, asked, prompts, monotonic, mode=Mode.OFFLINE, at_once=1).run.heard
+    return drive_over_http(target, asked, prompts, monotonic, mode=Mode.OFFLINE, at_once=1).run.responses
 
 
 def test_refused_queries_are_failed_ones_with_their_reason(loop: ScriptedLoop, base_url: str) -> None:
@@ -191,10 +196,10 @@ def test_a_server_that_is_no_baton(other: Callable[..., Any], tmp_path: Path) ->
 def test_several_tokens_in_a_piece(other: Callable[..., Any], tmp_path: Path) -> None:
     url, _ = other(piece("abc"), piece("def"), piece("", "length"), {"choices": [], "usage": usage_body(6, 6, 2)})
     done = run(url, "--model-name", "m", "--json", str(tmp_path / "load.json"))
-    found = figures_of(tmp_path / "load.json")
-    assert (found["generated_tokens"], len(found["gaps"]), found["prompt_tokens"]) == (24, 4, 24)
+    figures = figures_of(tmp_path / "load.json")
+    assert (figures["generated_tokens"], len(figures["gaps"]), figures["prompt_tokens"]) == (24, 4, 24)
     assert "24 tokens came in 8 pieces" in done.output
-    mean_gap, per_token = found["inter_token"]["mean"], found["per_token"]["mean"]
+    mean_gap, per_token = figures["inter_token"]["mean"], figures["per_token"]["mean"]
     assert per_token == pytest.approx(mean_gap / 5)
 
 

@@ -19,8 +19,8 @@ def test_the_built_in_model() -> None:
             target = find_target(url, None, None, {"ignore_eos": True})
             prompts = workload.prompts(vocabulary_of(target))
             drove = drive_over_http(target, workload, prompts, monotonic, mode=Mode.CLOSED, at_once=3)
-    heard = drove.run.heard
-    assert [one.error for one in heard] == [None] * 6
-    assert [one.count for one in heard] == [ask.answer_tokens for ask in workload.asks]
-    assert [one.prompt_tokens for one in heard] == [len(prompt) for prompt in prompts]
-    assert sum(one.cached_tokens for one in heard) >= 64, "the shared beginning is computed once or so"
+    responses = drove.run.responses
+    assert [one.error for one in responses] == [None] * 6
+    assert [one.count for one in responses] == [ask.answer_tokens for ask in workload.asks]
+    assert [one.prompt_tokens for one in responses] == [len(prompt) for prompt in prompts]
+    assert sum(one.cached_tokens for one in responses) >= 64, "the shared beginning is computed once or so"

@@ -33,9 +33,9 @@ def loop(loop: ScriptedLoop) -> ScriptedLoop:
 async def plain(http: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     response = await http.post(PATH, json={"messages": HI, "max_tokens": 100, **body})
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    anthropic.types.Message.model_validate(found)
-    return found
+    answer: dict[str, Any] = response.json()
+    anthropic.types.Message.model_validate(answer)
+    return answer
 
 
 async def streamed(http: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:

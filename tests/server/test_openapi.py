@@ -40,8 +40,8 @@ def document_of(limits: Limits | None = None, access: Access | None = None) -> d
 
 def test_every_route_lists_what_it_can_answer() -> None:
     document = document_of()
-    found = {(m, path): set(op["responses"]) for path, item in document["paths"].items() for m, op in item.items()}
-    assert found == STATUSES
+    statuses = {(m, path): set(op["responses"]) for path, item in document["paths"].items() for m, op in item.items()}
+    assert statuses == STATUSES
     for path, item in document["paths"].items():
         for method, operation in item.items():
             for status, response in operation["responses"].items():

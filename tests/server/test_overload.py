@@ -24,9 +24,9 @@ LONG = 160
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    found = Served({"max_waiting": WAITING}, max_waiting=WAITING)
-    yield found
-    found.close()
+    server = Served({"max_waiting": WAITING}, max_waiting=WAITING)
+    yield server
+    server.close()
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -39,13 +39,13 @@ async def test_ten_times_what_fits(streamed: bool, served: Served) -> None:
 
         async def ask() -> None:
             if streamed:
-                found = await streams.ask(a_query(tokens=LONG))
+                answer = await streams.ask(a_query(tokens=LONG))
             else:
                 response = await streams.http.post("/v1/completions", json=a_query(tokens=LONG))
                 body = response.json()
-                found = Answer(response.status_code, headers=response.headers, error=body.get("error"))
-                found.text = "" if found.error else body["choices"][0]["text"]
-            ended.append((time.monotonic(), found))
+                answer = Answer(response.status_code, headers=response.headers, error=body.get("error"))
+                answer.text = "" if answer.error else body["choices"][0]["text"]
+            ended.append((time.monotonic(), answer))
 
         async def tell() -> None:
             while len(ended) < 10 * (ROWS + WAITING):
@@ -54,14 +54,14 @@ async def test_ten_times_what_fits(streamed: bool, served: Served) -> None:
 
         await asyncio.gather(tell(), *(ask() for _ in range(10 * (ROWS + WAITING))))
 
-    accepted = [(when, found) for when, found in ended if found.status == 200]
-    refused = [(when, found) for when, found in ended if found.status != 200]
+    accepted = [(when, answer) for when, answer in ended if answer.status == 200]
+    refused = [(when, answer) for when, answer in ended if answer.status != 200]
     assert len(accepted) >= ROWS + WAITING, "as many as fit are taken"
-    assert {found.text for _, found in accepted} == {text}
-    for _, found in refused:
-        assert found.status == 429 and found.error is not None and found.headers is not None
-        assert (found.error["type"], found.error["code"]) == ("rate_limit_error", "queue_full")
-        assert int(found.headers["retry-after"]) >= 1 and "--max-waiting" in found.error["message"]
+    assert {answer.text for _, answer in accepted} == {text}
+    for _, answer in refused:
+        assert answer.status == 429 and answer.error is not None and answer.headers is not None
+        assert (answer.error["type"], answer.error["code"]) == ("rate_limit_error", "queue_full")
+        assert int(answer.headers["retry-after"]) >= 1 and "--max-waiting" in answer.error["message"]
     first = min(when for when, _ in accepted)
     assert sorted(when for when, _ in refused)[len(refused) // 2] < first, "refusals do not wait for answers"
     assert {status for _, status in told} == {200}

@@ -402,8 +402,8 @@ def test_a_pane_may_have_settings_of_its_own(page: Any, loop: ScriptedLoop) -> N
     page.keyboard.press("Control+Enter")
     for number in (1, 2):
         expect(answer(pane(page, number))).to_have_text("hello")
-    found = sorted((query.seed, query.params.temperature, query.params.top_k) for query in loop.queries)
-    assert found == [(1, 1.0, 5), (2, 0.5, 5)]
+    settings = sorted((query.seed, query.params.temperature, query.params.top_k) for query in loop.queries)
+    assert settings == [(1, 1.0, 5), (2, 0.5, 5)]
 
 
 def test_by_itself_the_page_asks_as_any_client_does(loop: ScriptedLoop, browser: Any) -> None:

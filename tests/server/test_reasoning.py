@@ -24,8 +24,8 @@ def loop(loop: ScriptedLoop) -> ScriptedLoop:
 async def plain(http: httpx.AsyncClient, **more: Any) -> dict[str, Any]:
     response = await http.post(PATH, json={"messages": HI, **more})
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
+    body: dict[str, Any] = response.json()
+    return body
 
 
 async def streamed(http: httpx.AsyncClient, **more: Any) -> list[dict[str, Any]]:

@@ -283,14 +283,14 @@ def bodies_with(number: str) -> list[tuple[str, str, str]]:
         ("logit_bias", f'{{"{number}": 1}}'),
         ("stop_token_ids", f"[{number}]"),
     ]
-    found = [("/v1/completions", completion, name, value) for name, value in [*both, ("logprobs", number)]]
-    found += [("/v1/chat/completions", chat, name, value) for name, value in both]
-    found += [("/v1/chat/completions", chat, "max_completion_tokens", number)]
-    found += [("/v1/chat/completions", chat + ', "logprobs": true', "top_logprobs", number)]
-    found += [("/v1/completions", '"echo": true', "prompt", value) for value in (f"[{number}]", f"[[{number}]]")]
-    found += [("/detokenize", '"model": null', "tokens", f"[1, {number}]")]
-    found += [("/tokenize", '"add_special_tokens": true', "prompt", number)]
-    return [(path, f'{{{rest}, "{name}": {value}}}', name) for path, rest, name, value in found]
+    values = [("/v1/completions", completion, name, value) for name, value in [*both, ("logprobs", number)]]
+    values += [("/v1/chat/completions", chat, name, value) for name, value in both]
+    values += [("/v1/chat/completions", chat, "max_completion_tokens", number)]
+    values += [("/v1/chat/completions", chat + ', "logprobs": true', "top_logprobs", number)]
+    values += [("/v1/completions", '"echo": true', "prompt", value) for value in (f"[{number}]", f"[[{number}]]")]
+    values += [("/detokenize", '"model": null', "tokens", f"[1, {number}]")]
+    values += [("/tokenize", '"add_special_tokens": true', "prompt", number)]
+    return [(path, f'{{{rest}, "{name}": {value}}}', name) for path, rest, name, value in values]
 
 
 @pytest.mark.parametrize("digits", [309, 401, 4300, 4301, 30_000])

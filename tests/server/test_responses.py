@@ -31,9 +31,9 @@ def loop(loop: ScriptedLoop) -> ScriptedLoop:
 async def plain(http: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
     response = await http.post(PATH, json=body)
     assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    Response.model_validate(found)
-    return found
+    answer: dict[str, Any] = response.json()
+    Response.model_validate(answer)
+    return answer
 
 
 async def streamed(http: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:

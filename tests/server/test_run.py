@@ -65,16 +65,16 @@ def test_port_in_use_is_one_line() -> None:
 
 
 def test_a_server_holds_its_port_from_before_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[str] = []
+    messages: list[str] = []
 
     def loading(config: Config, server: ServerSettings, bound: socket.socket, *given: object) -> None:
         with pytest.raises(SettingError) as error:
             bind("127.0.0.1", bound.getsockname()[1])
-        found.append(error.value.message)
+        messages.append(error.value.message)
 
     monkeypatch.setattr(serve_engine, "run_bound", loading)
     run_server(make_config({"port": 0}), 0.0)
-    assert len(found) == 1 and "is in use: choose another with --port" in found[0]
+    assert len(messages) == 1 and "is in use: choose another with --port" in messages[0]
 
 
 def test_address_that_is_not_ours() -> None:

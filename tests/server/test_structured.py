@@ -89,9 +89,9 @@ async def test_an_engine_without_a_compiler_refuses_by_name(loop: ScriptedLoop) 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHandle]:
     folder: Path = save_speaking(tmp_path_factory.mktemp("speaking"))
-    found = open_engine(make_config({"model": str(folder), "served_model_name": "bytes", "grammar_timeout": 20.0}))
-    yield found
-    found.client.close()
+    handle = open_engine(make_config({"model": str(folder), "served_model_name": "bytes", "grammar_timeout": 20.0}))
+    yield handle
+    handle.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def client(url: str) -> openai.OpenAI:
 
 
 def is_thing(text: str) -> bool:
-    found = json.loads(text)
-    return list(found) == ["color", "size"] and found["color"] in ("red", "green") and 1 <= found["size"] <= 40
+    thing = json.loads(text)
+    return list(thing) == ["color", "size"] and thing["color"] in ("red", "green") and 1 <= thing["size"] <= 40
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])

@@ -18,11 +18,11 @@ DOCUMENTS = [{"title": "t", "text": "x"}]
 
 @pytest.fixture
 def loop() -> Iterator[ScriptedLoop]:
-    found = ScriptedLoop()
-    found.tokenizer.template = "{{ messages }} {{ enable_thinking }} {{ documents }}"
-    found.context = 200
-    yield found
-    found.close()
+    loop = ScriptedLoop()
+    loop.tokenizer.template = "{{ messages }} {{ enable_thinking }} {{ documents }}"
+    loop.context = 200
+    yield loop
+    loop.close()
 
 
 async def asked(http: httpx.AsyncClient, **more: Any) -> None:

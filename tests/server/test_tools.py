@@ -74,10 +74,10 @@ async def test_text_and_calls(
 ) -> None:
     loop.answer = text
     choice = await answer(http)
-    found = choice["message"].get("tool_calls", [])
-    assert (choice["message"]["content"], len(found)) == (content, calls)
+    sent = choice["message"].get("tool_calls", [])
+    assert (choice["message"]["content"], len(sent)) == (content, calls)
     assert choice["finish_reason"] == ("tool_calls" if calls else "stop")
-    assert len({call["id"] for call in found}) == calls
+    assert len({call["id"] for call in sent}) == calls
 
 
 async def test_a_call_that_is_cut_is_as_much_of_a_call(http: httpx.AsyncClient) -> None:

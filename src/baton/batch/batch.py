@@ -12,7 +12,7 @@ from baton.kv.segment import KVSegment
 
 
 class RectangleBatch:
-    """See `batch/port.py` for the verbs. It may have the rows `among`; `count` of them at first."""
+    """See `batch/port.py` for the verbs. It may have the rows `among`, and has `count` of them at first."""
 
     def __init__(self, rows: Rows, among: range, count: int) -> None:
         self._rows = rows

@@ -1,4 +1,4 @@
-"""The seams between the engine and whatever computes: a batch of five verbs, and a prefiller beside it."""
+"""The ports between the engine and what computes: a batch of five verbs, and a prefiller beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from baton.kv.segment import KVSegment
 
 
 class Batch(Protocol):
-    """Five verbs; each happens whole, or raises Refused and changes nothing (docs/design/rectangle.md)."""
+    """Five verbs. Each happens whole, or raises Refused and changes nothing (docs/design/rectangle.md)."""
 
     @property
     def rows(self) -> int: ...
@@ -27,25 +27,28 @@ class Batch(Protocol):
         """Cached tokens of each query that is in."""
 
     def insert(self, segment: KVSegment) -> None:
-        """Vector shaping and KV embedding: the segment gets a row, its keys and values are copied in, and released.
+        """Vector shaping and KV embedding: gives the segment a row, copies its keys and values in, and releases it.
 
-        Refuses where no row is free, the query is in already, it is too long, or its stamp is foreign.
+        Raises Refused if no row is free, the query is in already, it is too long, or its stamp is foreign.
         """
 
     def remove(self, query_id: str) -> None:
-        """Frees the query's row. Refuses where it is not in."""
+        """Frees the query's row. Raises Refused if it is not in."""
 
     def detach(self, query_id: str, *, keep: bool = True) -> KVSegment:
-        """The query's segment, whole, in memory of its own; frees its row. Refuses where it is not in.
+        """Returns the query's segment, whole, in memory of its own, and frees its row. Raises Refused if it is not in.
 
-        Not `keep`: its tokens alone, which takes no memory.
+        Without `keep` the segment has only its tokens, which takes no memory.
         """
 
     def peek(self, query_id: str) -> KVSegment:
-        """The query's segment, which stays in: its parts are the row itself, to be copied from before the next step."""
+        """The query's segment, which stays in. Its parts are the row itself, to be copied from before the next step."""
 
     def resize(self, rows: int) -> None:
-        """Another number of rows; those running keep running. Refuses fewer than are running, or above the most."""
+        """Changes the number of rows; running queries keep running.
+
+        Raises Refused for fewer rows than run, or too many.
+        """
 
     def step(
         self, feed: int, how: Feeding, done: Set[str] = frozenset(), beside: Mapping[str, int] | None = None
@@ -53,16 +56,15 @@ class Batch(Protocol):
         """Feeds each row up to `feed` pending tokens; rows that ran out draw their next token.
 
         If steps begin ahead (`cuda/async_stepper.py`), a new row may be fed nothing, once. If prompts are computed
-        beside them (`cuda/prefill_stream.py`), one of `beside` is fed nothing until its part is done.
-        `done`: queries that are finished and keep their row all the same (batch-wise inference): their row is computed
-        and what comes of it dropped. `beside`: queries of a prefiller that shares the batch's rectangle, and how many
-        tokens of each ride in the same forward. Refuses an empty batch, and to feed
-        less than one token.
+        beside them (`cuda/prefill_stream.py`), one of `beside` is fed nothing until its part is done. `done`: queries
+        that are finished and keep their row (batch-wise inference): their row is computed and the result dropped.
+        `beside`: queries of a prefiller that shares the batch's rectangle, and how many tokens of each are fed in the
+        same forward. Raises Refused for an empty batch, and for less than one token.
         """
 
 
 class Prefiller(Protocol):
-    """Holds segments while they are made ready. Each verb happens whole, or raises Refused and changes nothing."""
+    """Holds segments while they are prefilled. Each verb happens whole, or raises Refused and changes nothing."""
 
     beside_batch: bool
     """Whether its queries may be fed in the batch's own step, as `beside`."""
@@ -79,16 +81,16 @@ class Prefiller(Protocol):
         """Cached tokens of each query that is in."""
 
     def start(self, segment: KVSegment) -> None:
-        """Takes a segment. Refuses where there is no room, or it is in already."""
+        """Takes a segment. Raises Refused if there is no room, or if it is in already."""
 
     def advance(self, chunks: Sequence[Chunk]) -> StepOutput:
-        """Feeds these chunks in one forward; a segment that ran out of pending tokens draws its next token.
+        """Feeds these chunks in one forward; a segment without pending tokens draws its next token.
 
-        Where some were begun beside a step, those are waited for, and told of first.
+        If some were begun beside a step, waits for those first and reports them first.
         """
 
     def peek(self, query_id: str) -> KVSegment:
-        """The query's segment, which stays in: its parts are the row itself, to be copied from before it is fed."""
+        """The query's segment, which stays in. Its parts are the row itself, to be copied from before it is fed."""
 
     def take(self, query_id: str) -> KVSegment:
         """Hands the segment over, however far it is. Its keys and values stay in place until it is released."""

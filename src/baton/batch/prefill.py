@@ -1,4 +1,4 @@
-"""Prefill on the engine's own device and thread, in rows of its own apart from the running batch's."""
+"""Prefill on the engine's own device and thread, in rows apart from the running batch's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baton.kv.segment import KVSegment
 
 
 class PrefillHere:
-    """See `batch/port.py`. It has the rows `among`; where the batch is on the same `Rows`, a step may feed both.
+    """See `batch/port.py`. It has the rows `among`. If the batch is on the same `Rows`, one step may feed both.
 
     Chunks of several prompts go through the model packed flat, without padding.
     """

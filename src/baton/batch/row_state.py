@@ -1,4 +1,4 @@
-"""Who is in a row, and a forward that was launched for some of them."""
+"""The state of a row, and a forward that was launched for some rows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from baton.core.query import Query
 from baton.model.port import ForwardStats
 from baton.model.visibility import Span
-from baton.sampling.grammar_masks import Found, Guide, Mask
+from baton.sampling.grammar_masks import Guide, Mask, MaskResults
 from baton.sampling.sampler import Draw
 from baton.sampling.seen_tokens import Seen
 
 
 @dataclass(slots=True)
 class RowState:
-    """Who is in a row: the tokens so far, of which the rectangle holds the first `lens[row]`.
+    """The query in a row and its tokens so far, of which the rectangle holds the first `lens[row]`.
 
-    `recompute`: it grew to where the model begins a text anew, and its tokens are fed again, several a step.
-    `guide`: where its tokens are constrained. `seen`: where they are penalised, from its first draw on.
+    `recompute`: it grew beyond the model's recompute limit, and its tokens are fed again, several a step. `guide`: for
+    a query with a constraint. `seen`: for a query with penalties, from its first draw on.
     """
 
     query: Query
@@ -39,7 +39,7 @@ class RowState:
         return replace(draw, seen=self.seen)
 
     def append(self, token: int) -> None:
-        """Its next token: what is kept of its tokens is told of it, so that nobody counts them all again."""
+        """Adds its next token, also to the counts that are kept of its tokens."""
         self.tokens.append(token)
         if self.seen is not None:
             self.seen.add(token)
@@ -47,7 +47,7 @@ class RowState:
             self.guide.generated.append(token)
 
     def untold(self, start: int, stop: int) -> range:
-        """Those of these positions whose logits tell of a prompt token that is asked for and was not told of before."""
+        """The positions among these whose logits give the log-probability of a prompt token that is still wanted."""
         if self.query.params.prompt_logprobs is None:
             return range(0)
         return range(max(start, self.computed), min(stop, len(self.query.prompt) - 1))
@@ -55,13 +55,13 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class PendingForward:
-    """A forward that was launched: its spans, and what is to come of it."""
+    """A forward that was launched: its spans and its future results."""
 
     spans: Sequence[Span]
     logits: Tensor
     ran: ForwardStats
-    masks: Future[Found] | None
+    masks: Future[MaskResults] | None
 
 
 Drawing = tuple[int, RowState]
-"""One who draws, and from which row of the logits."""
+"""A row that draws, and the index of its logits."""

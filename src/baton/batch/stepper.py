@@ -10,16 +10,16 @@ from baton.core.step import Feeding, StepOutput
 from baton.model.visibility import Span
 
 Spans = Callable[[], Sequence[Span]]
-"""Says what is fed. A stepper calls it once, where the work that it may launch on a device belongs."""
+"""Returns what is fed. A stepper calls it once, in the stream to which the work that it may launch belongs."""
 
 
 class Stepper(Protocol):
     """Carries out the steps of one feeder's rows."""
 
     def step(self, spans: Spans, how: Feeding, done: Set[str]) -> StepOutput:
-        """Feeds rows, and tells what has come of the forwards that are finished; see `Batch.step` for `done`.
+        """Feeds rows, and returns the output of the forwards that are finished; see `Batch.step` for `done`.
 
-        Not all that is fed must be finished: the rest is told by a later step. If it raises, nothing was fed.
+        Not all that is fed must be finished; a later step returns the rest. If it raises, nothing was fed.
         """
 
     def placed(self, rows: Collection[int]) -> None:
@@ -29,11 +29,11 @@ class Stepper(Protocol):
         """Queries may have gone from one of these rows to another."""
 
     def leaving(self, rows: Collection[int]) -> None:
-        """Queries are about to leave these rows; what runs for them is of no use any more."""
+        """Queries are about to leave these rows; running work for them is useless now."""
 
 
 class SynchronousStepper:
-    """One forward per step, waited for."""
+    """One forward per step, which is waited for."""
 
     def __init__(self, feeder: RowFeeder) -> None:
         self._feeder = feeder

@@ -1,4 +1,4 @@
-"""Right answers to questions with known ones, of two runs on the same questions."""
+"""Right answers to questions with known answers, of two runs on the same questions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def score(right: Right) -> str:
 
 
 def loss(a: Right, b: Right) -> str | None:
-    """What B answers worse by more than chance, in words; None where it does not. Raises SettingError.
+    """What B answers worse by more than chance, in words; None if nothing. Raises SettingError.
 
-    McNemar's exact test, one-sided: of the questions that one of both answers rightly, B would have each with a chance
-    of one half (McNemar, Psychometrika 1947). All tasks together: a change that harms has no favourites known before.
+    McNemar's exact test, one-sided: of the questions that only one of both answers rightly, B would have each with a
+    chance of one half (McNemar, Psychometrika 1947). All tasks together, because it is not known beforehand which a
+    change harms.
     """
     if {task: len(some) for task, some in a.items()} != {task: len(some) for task, some in b.items()}:
         raise SettingError("the two reports asked other questions (--accuracy)", param="report")
@@ -38,7 +39,7 @@ def loss(a: Right, b: Right) -> str | None:
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """The chance of so many lost or more, of all that differ, where each is lost with a chance of one half."""
+    """The chance of so many lost or more, of all that differ, if each is lost with a chance of one half."""
     differ = lost + won
     chance: float = sum(math.comb(differ, many) for many in range(lost, differ + 1)) / 2**differ
     return chance

@@ -1,10 +1,9 @@
-"""Is B worse than A? Speed with the noise of its runs in mind, and equality of outputs, in one verdict.
+"""Is B worse than A? Speed, considering the noise of its runs, and equality of outputs, in one verdict.
 
-Runs that were made in turn, iteration by iteration, are compared pair by pair. A figure is worse where both hold: the
-bootstrap interval of the ratio of times lies beyond the tolerance; and an exact permutation test of the runs finds
-that chance does it rarely enough (Holm-Bonferroni over the figures). Where runs were made apart, both must hold again
-after each run's figures are divided by how fast the machine itself was just before it, so that an hour in which
-everything is slow is not taken for a change of the code.
+Runs that were made in turn, iteration by iteration, are compared pair by pair. A figure is worse if both hold: the
+bootstrap interval of the ratio of times is beyond the tolerance; and by an exact permutation test of the runs, chance
+does it rarely enough (Holm-Bonferroni over the figures). If runs were made apart, both must hold again after each run's
+figures are divided by the machine's speed just before it, so that a slow hour is not taken for a change of the code.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ SPEEDS: tuple[tuple[str, Read, bool], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One figure of one contender. `ratio`: of the times, B to A, above 1 where B is slower; with its 95 % interval.
+    """One figure of one contender. `ratio`: of the times, B to A, above 1 if B is slower; with its 95 % interval.
 
-    `adjusted`: the same after division by the machine's speed, where runs were made apart. `chance`: the permutation
-    test's p. `runs`: of each, or pairs where they were made `in_turn`. `word`: "worse", "better", "same", or "too few
-    runs" where no number of runs this small could tell.
+    `adjusted`: the same after division by the machine's speed, if runs were made apart. `chance`: the permutation
+    test's p. `runs`: of each, or pairs if they were made `in_turn`. `word`: "worse", "better", "same", or "too few
+    runs" if no number of runs this small could tell.
     """
 
     contender: str
@@ -89,10 +88,10 @@ class Difference:
 
 def read_report(path: str | Path) -> dict[str, Any]:
     """Raises SettingError."""
-    found = read_object("", path, param="report")
-    if found.get("baton_bench") != 1 or not isinstance(found.get("contenders"), dict):
+    contents = read_object("", path, param="report")
+    if contents.get("baton_bench") != 1 or not isinstance(contents.get("contenders"), dict):
         raise SettingError(f"{path} is no report of baton bench", param="report")
-    return found
+    return contents
 
 
 def pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Sequence[Run], Sequence[Run]]]:
@@ -112,63 +111,66 @@ def _contenders(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[M
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
-    """Answers that changed or are not as alone, and queries that fail. Raises SettingError for two different works."""
+    """Answers that changed or differ from alone, and queries that fail.
+
+    Raises SettingError for two different workloads.
+    """
     for what in ("workload", "model", "dtype"):
         if a.get(what) != b.get(what):
             raise SettingError(f"{what} differs: {a.get(what)} and {b.get(what)}", param="report")
-    found = []
+    problems = []
     for name, (ours, theirs) in pairs(a, b).items():
         alone = sum(run["different"] for run in theirs)
         if alone:
-            found.append(Difference(name, f"{alone} answers of B are not what their queries give alone"))
+            problems.append(Difference(name, f"{alone} answers of B are not what their queries give alone"))
         more = max(run["failed"] for run in theirs) - max(run["failed"] for run in ours)
         if more > 0:
-            found.append(Difference(name, f"{more} more queries fail"))
-        # In any of its runs: an answer that is another one time in twelve is another.
+            problems.append(Difference(name, f"{more} more queries fail"))
+        # In any of its runs: an answer that differs one time in twelve counts as changed.
         changed = {at for pair in _alike(ours, theirs) for at in _changed(*pair)}
         if changed:
-            found.append(Difference(name, f"{len(changed)} of {len(ours[0]['digests'])} answers changed"))
-    return found
+            problems.append(Difference(name, f"{len(changed)} of {len(ours[0]['digests'])} answers changed"))
+    return problems
 
 
 def _alike(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Each run of B with the first one of A that asked the same prompts. Raises SettingError where none did."""
+    """Each run of B with the first run of A that asked the same prompts. Raises SettingError if there is none."""
     first: dict[int, Run] = {}
     for run in ours:
         first.setdefault(run.get("prompts", 0), run)
-    found = [(first[number], run) for run in theirs if (number := run.get("prompts", 0)) in first]
-    if not found:
+    pairs = [(first[number], run) for run in theirs if (number := run.get("prompts", 0)) in first]
+    if not pairs:
         raise SettingError("no two runs of the reports asked the same prompts", param="report")
-    return found
+    return pairs
 
 
 def _changed(a: Run, b: Run) -> list[int]:
-    """Numbers of the answers that are others."""
+    """Numbers of the changed answers."""
     return [at for at, (one, other) in enumerate(zip(a["digests"], b["digests"], strict=True)) if one != other]
 
 
 def losses(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
-    """Fewer right answers by more than chance, where both reports have them. Raises SettingError."""
-    found = []
+    """Fewer right answers by more than chance, if both reports have them. Raises SettingError."""
+    problems = []
     for name, (ours, theirs) in _contenders(a, b).items():
         if ("accuracy" in ours) != ("accuracy" in theirs):
             raise SettingError("only one of the two reports has right answers (--accuracy)", param="report")
         worse = loss(ours["accuracy"], theirs["accuracy"]) if "accuracy" in ours else None
         if worse:
-            found.append(Difference(name, worse))
-    return found
+            problems.append(Difference(name, worse))
+    return problems
 
 
 def verdicts(
     a: Mapping[str, Any], b: Mapping[str, Any], *, tolerance: float = TOLERANCE, alpha: float = ALPHA
 ) -> list[Verdict]:
-    """Of each speed figure of each contender that both have. Raises SettingError for runs in turn with others."""
-    found = []
+    """The verdict of each speed figure of each common contender. Raises SettingError if only one has runs in turn."""
+    results = []
     for name, (ours, theirs) in pairs(a, b).items():
         together = made_in_turn(ours, theirs)
         if together is None:
             tests = list(_apart(name, ours, theirs, tolerance))
-            # Of as many runs each, a split and its mirror image are equally far apart.
+            # With as many runs each, a split and its mirror image are equally far apart.
             fewest = (1 + (len(ours) == len(theirs))) / math.comb(len(ours) + len(theirs), len(ours))
         else:
             tests, fewest = list(_in_turn(name, together, tolerance)), 2 / 2 ** len(together)
@@ -177,14 +179,14 @@ def verdicts(
             word = test.word if test.figure in sure else "same"
             if fewest > alpha / len(tests):
                 word = "too few runs"
-            found.append(replace(test, word=word))
-    return found
+            results.append(replace(test, word=word))
+    return results
 
 
 def _sure(tests: Sequence[Verdict], alpha: float) -> set[str]:
     """Figures that chance does not explain (Holm-Bonferroni).
 
-    The smallest chance is held against alpha / all of them, the next against one less, ...
+    The smallest chance is compared with alpha / all of them, the next with alpha / (one less), ...
     """
     ordered = sorted(tests, key=lambda test: test.chance)
     sure = set[str]()
@@ -196,7 +198,7 @@ def _sure(tests: Sequence[Verdict], alpha: float) -> set[str]:
 
 
 def made_in_turn(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, Run]] | None:
-    """The pairs; None where all runs were made apart. Raises SettingError where some have their partner elsewhere."""
+    """The pairs; None if all runs were made apart. Raises SettingError if some have their partner elsewhere."""
     mine, others = ({run.get("pair", ""): run for run in runs} for runs in (ours, theirs))
     if mine.keys() == others.keys() == {""}:
         return None
@@ -206,7 +208,7 @@ def made_in_turn(ours: Sequence[Run], theirs: Sequence[Run]) -> list[tuple[Run, 
 
 
 def _in_turn(name: str, together: Sequence[tuple[Run, Run]], tolerance: float) -> Iterator[Verdict]:
-    """Each figure by itself; the word is what its interval says."""
+    """Each figure by itself; its interval gives the word."""
     for figure, read, more_is_better in SPEEDS:
         times = [tuple(_time(run, read, more_is_better) for run in pair) for pair in together]
         logs = [math.log(after / before) for before, after in times if before and after]
@@ -231,7 +233,7 @@ def _in_turn(name: str, together: Sequence[tuple[Run, Run]], tolerance: float) -
 
 
 def _apart(name: str, ours: Sequence[Run], theirs: Sequence[Run], tolerance: float) -> Iterator[Verdict]:
-    """Each figure by itself; the word is what its interval says."""
+    """Each figure by itself; its interval gives the word."""
     for figure, read, more_is_better in SPEEDS:
         before, after = (_times(runs, read, more_is_better, adjust=False) for runs in (ours, theirs))
         fair_before, fair_after = (_times(runs, read, more_is_better, adjust=True) for runs in (ours, theirs))
@@ -261,12 +263,12 @@ def _word(low: float, high: float, tolerance: float) -> str:
 
 
 def _times(runs: Sequence[Run], read: Read, inverse: bool, *, adjust: bool) -> list[float]:
-    """The figure of each run that has it, as a time; divided by what the machine took for its own."""
-    found = ((run, _time(run, read, inverse)) for run in runs)
-    return [time * (run["machine_speed"] if adjust else 1.0) for run, time in found if time]
+    """The figure of each run that has it, as a time; divided by the machine's speed if asked."""
+    times = ((run, _time(run, read, inverse)) for run in runs)
+    return [time * (run["machine_speed"] if adjust else 1.0) for run, time in times if time]
 
 
 def _time(run: Run, read: Read, inverse: bool) -> float | None:
-    """The figure so that more is worse."""
+    """The figure turned so that more is worse."""
     value = read(run)
     return 1 / value if value and inverse else value

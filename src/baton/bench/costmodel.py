@@ -1,7 +1,7 @@
-"""What iterations cost on one machine, as measured: by rows that decode, by tokens of prompts, by what they look at.
+"""What iterations cost on one machine: by rows that decode, by prompt tokens, and by the columns that they read.
 
-The numbers are measured by `baton tune` and used by `baton simulate`, or written by hand for a device that nobody has
-here.
+The numbers are measured by `baton tune` and used by `baton simulate`, or written by hand for a device that is not
+available.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from baton.core.files import read_object, write_text
 from baton.core.step import StepCost
 
 Curve = tuple[tuple[int, float], ...]
-"""Seconds by a count, counts rising."""
+"""Seconds by a count, in rising order."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCosts:
-    """`decode`: seconds of an iteration by its rows, where each has one token; `fill`: of others, by their tokens.
+    """`decode`: seconds of an iteration by its rows, if each has one token; `fill`: of others, by their tokens.
 
-    Beside these: `column_seconds` for each column that a row with one token reads; `pair_seconds` for each pair of a
+    Besides these: `column_seconds` for each column that a row with one token reads; `pair_seconds` for each pair of a
     prompt's token and a column that it attends to; `token_seconds` for each row whose query goes on (not for one that
-    is only computed); `query_seconds` for each query that comes and goes; `iteration_seconds` for each iteration, where
+    is only computed); `query_seconds` for each query that comes and goes; `iteration_seconds` for each iteration, if
     the curves are of forwards alone.
     """
 
@@ -41,14 +41,14 @@ class MeasuredCosts:
     query_seconds: float = 0.0
     about: str = ""
 
-    def of(self, effort: StepCost) -> float:
+    def of(self, cost: StepCost) -> float:
         """Seconds of an iteration with such a forward."""
-        whole = at(self.decode, effort.rows) if effort.slots == effort.rows else in_passes(self.fill, effort.slots)
-        live = effort.rows - effort.finished
-        looks = self.looks(effort.single_columns, effort.pairs)
-        return self.iteration_seconds + self.token_seconds * live + whole + looks
+        whole = at(self.decode, cost.rows) if cost.slots == cost.rows else in_passes(self.fill, cost.slots)
+        live = cost.rows - cost.finished
+        attention_seconds = self.attention_seconds(cost.single_columns, cost.pairs)
+        return self.iteration_seconds + self.token_seconds * live + whole + attention_seconds
 
-    def looks(self, single_columns: float, pairs: float = 0.0) -> float:
+    def attention_seconds(self, single_columns: float, pairs: float = 0.0) -> float:
         """Seconds of attention."""
         return self.column_seconds * single_columns + self.pair_seconds * pairs
 
@@ -63,7 +63,7 @@ class MeasuredCosts:
 
 
 def at(curve: Curve, count: int) -> float:
-    """On the lines between measured counts; beyond the last along the last line, before the first the first itself."""
+    """Interpolates between measured counts; extends the last line, and the first value below the first count."""
     if count <= curve[0][0] or len(curve) == 1:
         return curve[0][1]
     above = next((i for i, (seen, _) in enumerate(curve) if count <= seen), len(curve) - 1)
@@ -72,7 +72,7 @@ def at(curve: Curve, count: int) -> float:
 
 
 def in_passes(curve: Curve, count: int) -> float:
-    """As `at`; beyond the last measured count in passes of so many, as long forwards are made, and one of the rest."""
+    """As `at`; beyond the last measured count in passes of that size, as long forwards are made, and the rest."""
     whole, rest = divmod(count, curve[-1][0])
     return whole * curve[-1][1] + (at(curve, rest) if rest else 0.0)
 
@@ -101,7 +101,7 @@ def middle(some: Sequence[MeasuredCosts]) -> MeasuredCosts:
 
 
 def rising(curve: Sequence[tuple[int, float]]) -> Curve:
-    """The nearest curve that never falls: what says that more rows cost less is noise (pool adjacent violators)."""
+    """The nearest curve that never falls: a lower cost of more rows is noise (pool adjacent violators)."""
     pools: list[list[float]] = []
     for _, seconds in curve:
         pools.append([seconds])
@@ -118,22 +118,22 @@ def _mean(values: Sequence[float]) -> float:
 
 def save(costs: MeasuredCosts, path: str | Path, more: dict[str, Any] | None = None) -> None:
     """Raises SettingError."""
-    found = {"baton_costs": 1, **dataclasses.asdict(costs), **(more or {})}
-    write_text("--json", path, json.dumps(found, indent=1) + "\n", param="json")
+    contents = {"baton_costs": 1, **dataclasses.asdict(costs), **(more or {})}
+    write_text("--json", path, json.dumps(contents, indent=1) + "\n", param="json")
 
 
 def read_costs(path: str | Path) -> tuple[MeasuredCosts, dict[str, Any]]:
-    """Costs and what else the file says. Raises SettingError."""
-    found = read_object("", path, param="costs")
+    """Costs, and the rest of the file. Raises SettingError."""
+    contents = read_object("", path, param="costs")
     try:
         names = {field.name for field in dataclasses.fields(MeasuredCosts)}
-        if found.pop("baton_costs", None) != 1:
+        if contents.pop("baton_costs", None) != 1:
             raise ValueError("it has no baton_costs")
-        values = {name: found.pop(name) for name in list(found) if name in names}
+        values = {name: contents.pop(name) for name in list(contents) if name in names}
         for name in ("decode", "fill"):
             values[name] = tuple((int(count), float(seconds)) for count, seconds in values[name])
             if not values[name] or list(values[name]) != sorted(set(values[name])):
                 raise ValueError(f"{name} must rise")
-        return MeasuredCosts(**values), found
+        return MeasuredCosts(**values), contents
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SettingError(f"{path} has no costs that baton tune writes: {error}", param="costs") from None

@@ -1,4 +1,4 @@
-"""Puts a workload to an engine and hears what comes: offline, at the workload's own times, or in a closed loop."""
+"""Runs a workload on an engine and takes the answers: offline, at the workload's times, or in a closed loop."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Mode(StrEnum):
 
 
 @dataclass(slots=True)
-class Responses:
-    """The answer to one query. Seconds from the run's start; `times` has one of each token, or of each piece of text.
+class Response:
+    """The answer to one query. Seconds from the run's start; `times` has one for each token, or for each piece of text.
 
     `generated`: the number of tokens, if they do not come one by one. `exact_count`: whether that is the engine's own
     count, and not the number of pieces of text. `prompt_tokens`: of its prompt; `cached_tokens` of these were not
@@ -54,7 +54,7 @@ class Responses:
 
     @property
     def digest(self) -> str:
-        """Twelve letters that are others where the answer is another."""
+        """Twelve letters that change if the answer does."""
         said = " ".join(map(str, self.tokens)) or self.text
         return hashlib.sha256(said.encode()).hexdigest()[:12]
 
@@ -78,7 +78,7 @@ class Run:
     """`late`: how much later than planned the latest query was asked, which is the driver's own fault."""
 
     seconds: float
-    heard: list[Responses]
+    responses: list[Response]
     late: float = 0.0
 
 
@@ -92,7 +92,7 @@ def drive(
     at_once: int = 8,
     on_done: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Greedy queries of exactly the tokens that the workload says. `on_done` is called when one is done.
+    """Runs greedy queries of exactly the workload's lengths. `on_done` is called when one is done.
 
     A query that is refused or fails has an `error`, and the others go on.
     """
@@ -113,8 +113,8 @@ class _Drive:
         self._prompts = prompts
         self._clock = clock
         self._on_done = on_done
-        self._talks = workload.conversations()
-        self._heard: dict[int, Responses] = {}
+        self._conversations = workload.conversations()
+        self._responses: dict[int, Response] = {}
         self._said: dict[int, list[int]] = {}
         self._began = 0.0
         self._late = 0.0
@@ -122,52 +122,54 @@ class _Drive:
     async def run(self, mode: Mode, at_once: int) -> Run:
         self._began = self._clock()
         if mode is Mode.TIMED:
-            await asyncio.gather(*(self._at_its_time(talk) for talk in self._talks))
+            await asyncio.gather(*(self._at_its_time(conversation) for conversation in self._conversations))
         else:
             workers = at_once if mode is Mode.CLOSED else self._client.settings.max_waiting
-            talks = iter(self._talks)
-            await asyncio.gather(*(self._one_by_one(talks) for _ in range(min(workers, len(self._talks)))))
-        heard = [self._heard[number] for number in range(len(self._asks))]
-        end = max((one.times[-1] for one in heard if one.times), default=0.0)
-        return Run(end, heard, self._late)
+            conversations = iter(self._conversations)
+            await asyncio.gather(
+                *(self._one_by_one(conversations) for _ in range(min(workers, len(self._conversations))))
+            )
+        responses = [self._responses[number] for number in range(len(self._asks))]
+        end = max((one.times[-1] for one in responses if one.times), default=0.0)
+        return Run(end, responses, self._late)
 
-    async def _at_its_time(self, talk: Sequence[int]) -> None:
-        due = self._asks[talk[0]].at
+    async def _at_its_time(self, conversation: Sequence[int]) -> None:
+        due = self._asks[conversation[0]].at
         await asyncio.sleep(max(0.0, due - self._now()))
         self._late = max(self._late, self._now() - due)
-        await self._one_by_one(iter([talk]))
+        await self._one_by_one(iter([conversation]))
 
-    async def _one_by_one(self, talks: Iterator[Sequence[int]]) -> None:
-        for talk in talks:
-            for number in talk:
-                self._heard[number] = await self._ask(number)
+    async def _one_by_one(self, conversations: Iterator[Sequence[int]]) -> None:
+        for conversation in conversations:
+            for number in conversation:
+                self._responses[number] = await self._ask(number)
 
-    async def _ask(self, number: int) -> Responses:
+    async def _ask(self, number: int) -> Response:
         ask = self._asks[number]
-        if ask.after is not None and self._heard[ask.after].error:
+        if ask.after is not None and self._responses[ask.after].error:
             self._on_done()
-            return Responses(self._now(), error=TURN_BEFORE_FAILED)
+            return Response(self._now(), error=TURN_BEFORE_FAILED)
         prompt = [*self._before(ask), *self._prompts[number]]
         self._said[number] = prompt
-        heard = Responses(self._now(), prompt_tokens=len(prompt))
+        response = Response(self._now(), prompt_tokens=len(prompt))
         params = SamplingParams(temperature=0, max_tokens=ask.answer_tokens, ignore_eos=True)
         try:
             queries = self._client.queries(prompt, params)
             async with aclosing(self._client.stream(queries)) as updates:
                 async for update in updates:
-                    heard.tokens += update.token_ids
-                    heard.times += [self._now()] * len(update.token_ids)
-                    heard.error = update.error or heard.error
-                    heard.usage = update.usage or heard.usage
+                    response.tokens += update.token_ids
+                    response.times += [self._now()] * len(update.token_ids)
+                    response.error = update.error or response.error
+                    response.usage = update.usage or response.usage
         except BatonError as error:
-            heard.error = error.message
-        heard.cached_tokens = heard.usage.cached_tokens if heard.usage else 0
+            response.error = error.message
+        response.cached_tokens = response.usage.cached_tokens if response.usage else 0
         self._on_done()
-        return heard
+        return response
 
     def _before(self, ask: Ask) -> list[int]:
-        """All that was said in its conversation until now."""
-        return [] if ask.after is None else [*self._said.pop(ask.after), *self._heard[ask.after].tokens]
+        """Everything that was said before in its conversation."""
+        return [] if ask.after is None else [*self._said.pop(ask.after), *self._responses[ask.after].tokens]
 
     def _now(self) -> float:
         return self._clock() - self._began

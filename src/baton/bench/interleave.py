@@ -1,7 +1,7 @@
 """Two processes that take turns, so that both meet the same moments of a machine that is never the same twice.
 
-On one machine runs of a second lie 10 to 45 % apart, because of neighbours and clocks. Iterations of two engines that
-follow each other at a millisecond's distance do not.
+On one machine runs of a second differ by 10 to 45 %, because of neighbours and clocks. Iterations of two engines that
+follow each other within a millisecond do not.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class Turns(Protocol):
     """Whose turn it is."""
 
     def begin(self) -> str:
-        """Waits until the other is ready for its next run, too. Answers the name that this pair of runs has."""
+        """Waits until the other process is ready for its next run too. Returns the name of this pair of runs."""
 
     def take(self) -> None:
-        """Returns when it is this one's turn."""
+        """Returns when it is this process's turn."""
 
     def give(self) -> None: ...
 
     def end(self) -> None:
-        """This one's run is over: all turns are the other's."""
+        """This process's run is over: all turns are the other's."""
 
 
 class _NoTurns:
-    """For who has the machine for itself."""
+    """For a process that has the machine for itself."""
 
     def begin(self) -> str:
         return ""
@@ -60,7 +60,7 @@ NO_TURNS: Turns = _NoTurns()
 
 
 class Interleaved:
-    """One end of the two. `first`: whether this one begins the first run; they change places from run to run."""
+    """One end of the two. `first`: whether this one begins the first run; they alternate from run to run."""
 
     def __init__(self, pipe: socket.socket, name: str, first: bool) -> None:
         self._pipe = pipe
@@ -71,7 +71,7 @@ class Interleaved:
 
     def begin(self) -> str:
         self._send(_READY)
-        while self._hear() != _READY:
+        while self._receive() != _READY:
             pass  # what is left of the run before
         self._mine = self._first == (self._runs % 2 == 0)
         self._alone = False
@@ -80,7 +80,7 @@ class Interleaved:
 
     def take(self) -> None:
         if not (self._mine or self._alone):
-            self._alone = self._hear() == _ENDED
+            self._alone = self._receive() == _ENDED
             self._mine = True
 
     def give(self) -> None:
@@ -95,24 +95,24 @@ class Interleaved:
         self._pipe.close()
 
     def _send(self, what: bytes) -> None:
-        # Where it is gone, or has nothing more to hear, who waits for it finds out.
+        # If the other is gone or does not read any more, its waiting side notices.
         with contextlib.suppress(OSError):
             self._pipe.sendall(what)
 
-    def _hear(self) -> bytes:
+    def _receive(self) -> bytes:
         try:
-            heard = self._pipe.recv(1)
+            received = self._pipe.recv(1)
         except OSError as error:
             raise OtherIsGone(f"the other bench does not take its turns ({error})") from None
-        if not heard:
+        if not received:
             raise OtherIsGone("the other bench, which took turns with this one, is gone")
-        return heard
+        return received
 
 
 def handshake(port: int, about: Mapping[str, Any], *, patience_seconds: float = PATIENCE_SECONDS) -> Interleaved:
-    """The other that comes to this port of the machine: who is first waits. Raises OtherIsGone after so many seconds.
+    """Connects with the other process at this local port; the first one waits.
 
-    Raises SettingError where the other's `about` differs, in both.
+    Raises OtherIsGone after so many seconds. Raises SettingError in both if the other's `about` differs.
     """
     until = monotonic() + patience_seconds
     while monotonic() < until:
@@ -128,14 +128,14 @@ def handshake(port: int, about: Mapping[str, Any], *, patience_seconds: float = 
 
 
 def _waited(port: int, until: float) -> socket.socket | None:
-    """Who came; None where the port is taken, which is by the other, and where nobody came."""
-    with socket.socket() as door:
+    """The connection of the other; None if the port is taken, by the other, or if nobody came."""
+    with socket.socket() as listener:
         try:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind(("127.0.0.1", port))
-            door.listen(1)
-            door.settimeout(max(0.001, until - monotonic()))
-            return door.accept()[0]
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1)
+            listener.settimeout(max(0.001, until - monotonic()))
+            return listener.accept()[0]
         except OSError:
             return None
 
@@ -151,12 +151,12 @@ def _introduced(pipe: socket.socket, about: Mapping[str, Any], first: bool) -> I
     name = secrets.token_hex(4)
     try:
         pipe.sendall(json.dumps({"name": name, "about": about}).encode() + b"\n")
-        heard = b""
-        while not heard.endswith(b"\n"):
+        received = b""
+        while not received.endswith(b"\n"):
             if not (some := pipe.recv(1)):
                 raise OtherIsGone("the other bench is gone")
-            heard += some
-        other = json.loads(heard)
+            received += some
+        other = json.loads(received)
         name, theirs = (name if first else other["name"]), other["about"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         pipe.close()
@@ -171,7 +171,7 @@ def _introduced(pipe: socket.socket, about: Mapping[str, Any], first: bool) -> I
 
 
 class OwnTime:
-    """Seconds of this process' own turns: it stands still while the other has its turn."""
+    """Seconds of this process's own turns: it stands still while the other has its turn."""
 
     def __init__(self, clock: Clock = monotonic) -> None:
         self._clock = clock

@@ -1,7 +1,7 @@
 """The same workloads over HTTP, against any server that speaks OpenAI's completions with streams.
 
-Honest about itself: `Run.late` is how late queries were asked, and `lag` how late this process' own event loop came
-round while it measured; where either is not small against what is reported, the client is the bottleneck.
+Honest about itself: `Run.late` is how late queries were asked, and `lag` how late this process's own event loop came
+round while it measured. If either is not small against what is reported, the client is the bottleneck.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from baton.bench.drive import TURN_BEFORE_FAILED, Mode, Responses, Run
+from baton.bench.drive import TURN_BEFORE_FAILED, Mode, Response, Run
 from baton.bench.sse_client import BROKEN, Wire
 from baton.bench.workload import Workload
 from baton.core.clock import Clock
@@ -28,7 +28,7 @@ _PATIENCE_SECONDS = 3600.0
 
 
 class LoadError(BatonError):
-    """The server does not answer as one that can be measured."""
+    """The server's answers cannot be measured."""
 
     exit_status = 1
 
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What this process took itself.
+    """What this process itself took.
 
     `lag`: seconds, the 99th percentile of how late its event loop came round. `cpu_seconds`: of all its threads.
     """
@@ -56,7 +56,7 @@ class Measured:
 
 
 def find_target(url: str, key: str | None, model: str | None, extra: dict[str, Any]) -> Target:
-    """Asks the server for its model where none is named. Raises LoadError in one sentence."""
+    """Asks the server for its model if none is named. Raises LoadError in one sentence."""
     base = url.rstrip("/").removesuffix("/v1")
     try:
         Wire(base, {})
@@ -73,7 +73,7 @@ def find_target(url: str, key: str | None, model: str | None, extra: dict[str, A
 
 
 def vocabulary_of(target: Target) -> int:
-    """How many tokens the server's model knows, where it says so; else as many as any has."""
+    """How many tokens the server's model knows, if it says so; else as many as any model has."""
     try:
         answer = httpx.get(f"{target.url}/tokenizer_info", headers=_headers(target.key), timeout=30)
         return int(answer.json()["vocab_size"])
@@ -82,13 +82,13 @@ def vocabulary_of(target: Target) -> int:
 
 
 def slots_of(target: Target) -> dict[str, int]:
-    """Token slots by kind that the server has computed so far, where it is a baton; else nothing."""
+    """Token slots by kind that the server has computed so far, if it is a baton; else nothing."""
     try:
         page = httpx.get(f"{target.url}/metrics", headers=_headers(target.key), timeout=30).text
     except httpx.HTTPError:
         return {}
-    found = re.findall(r'^baton_token_slots_total\{.*kind="(\w+)".*\} ([\d.e+]+)$', page, re.MULTILINE)
-    return {kind: int(float(value)) for kind, value in found}
+    slots = re.findall(r'^baton_token_slots_total\{.*kind="(\w+)".*\} ([\d.e+]+)$', page, re.MULTILINE)
+    return {kind: int(float(value)) for kind, value in slots}
 
 
 def drive_over_http(
@@ -120,7 +120,7 @@ class _Load:
         self._prompts = prompts
         self._clock = clock
         self._on_done = on_done
-        self._heard: dict[int, Responses] = {}
+        self._responses: dict[int, Response] = {}
         self._said: dict[int, str] = {}
         self._began = 0.0
         self._late = 0.0
@@ -131,51 +131,51 @@ class _Load:
         cpu_seconds = time.process_time()
         self._began = self._clock()
         beat = asyncio.create_task(self._beat())
-        talks = self._workload.conversations()
-        slots = asyncio.Semaphore(at_once if mode is Mode.CLOSED else len(talks))
-        await asyncio.gather(*(self._in_turn(talk, mode, slots) for talk in talks))
+        conversations = self._workload.conversations()
+        slots = asyncio.Semaphore(at_once if mode is Mode.CLOSED else len(conversations))
+        await asyncio.gather(*(self._in_turn(conversation, mode, slots) for conversation in conversations))
         cpu_seconds = time.process_time() - cpu_seconds
         beat.cancel()
         self._wire.close()
-        heard = [self._heard[number] for number in range(len(self._asks))]
-        end = max((one.times[-1] for one in heard if one.times), default=0.0)
+        responses = [self._responses[number] for number in range(len(self._asks))]
+        end = max((one.times[-1] for one in responses if one.times), default=0.0)
         lags = sorted(self._lags)
-        return Measured(Run(end, heard, self._late), lags[int(len(lags) * 0.99)] if lags else 0.0, cpu_seconds)
+        return Measured(Run(end, responses, self._late), lags[int(len(lags) * 0.99)] if lags else 0.0, cpu_seconds)
 
-    async def _in_turn(self, talk: Sequence[int], mode: Mode, slots: asyncio.Semaphore) -> None:
+    async def _in_turn(self, conversation: Sequence[int], mode: Mode, slots: asyncio.Semaphore) -> None:
         if mode is Mode.TIMED:
-            due = self._asks[talk[0]].at
+            due = self._asks[conversation[0]].at
             await asyncio.sleep(max(0.0, due - self._now()))
             self._late = max(self._late, self._now() - due)
         async with slots:
-            for number in talk:
-                heard = self._heard[number] = Responses(self._now())
-                await self._try(number, heard)
+            for number in conversation:
+                response = self._responses[number] = Response(self._now())
+                await self._try(number, response)
                 self._on_done()
 
-    async def _try(self, number: int, heard: Responses) -> None:
+    async def _try(self, number: int, response: Response) -> None:
         after = self._asks[number].after
-        if after is not None and self._heard[after].error:
-            heard.error = TURN_BEFORE_FAILED
+        if after is not None and self._responses[after].error:
+            response.error = TURN_BEFORE_FAILED
             return
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                await self._ask(number, heard)
+                await self._ask(number, response)
         except (*BROKEN, KeyError, TypeError, AttributeError) as error:
-            heard.error = f"{type(error).__name__}: {error}"
-        if heard.error is None and not heard.times:
-            heard.error = "the answer had no token"
+            response.error = f"{type(error).__name__}: {error}"
+        if response.error is None and not response.times:
+            response.error = "the answer had no token"
 
     def _prompt(self, number: int) -> Sequence[int] | str:
-        """With all that was said before it, which is text: nobody tells the tokens of an answer."""
+        """The prompt with everything that was said before it, as text, because answers come without token ids."""
         prompt, after = self._prompts[number], self._asks[number].after
         if after is not None:
-            prompt = f"{self._said.pop(after)}{self._heard[after].text} {prompt}"
+            prompt = f"{self._said.pop(after)}{self._responses[after].text} {prompt}"
         if isinstance(prompt, str):
             self._said[number] = prompt
         return prompt
 
-    async def _ask(self, number: int, heard: Responses) -> None:
+    async def _ask(self, number: int, response: Response) -> None:
         prompt = self._prompt(number)
         asked = {
             "model": self._target.model,
@@ -188,26 +188,26 @@ class _Load:
         }
         async with self._wire.post("/v1/completions", json.dumps(asked).encode()) as answer:
             if answer.status != 200:
-                heard.error = f"{answer.status}: {(await answer.body()).decode(errors='replace')[:200]}"
+                response.error = f"{answer.status}: {(await answer.body()).decode(errors='replace')[:200]}"
                 return
             async for line in answer.lines():
                 if line.startswith(b"data:") and (event := line[5:].strip()) not in (b"", b"[DONE]"):
-                    self._take(json.loads(event), heard)
-        if heard.generated is None:
-            heard.generated, heard.exact_count = len(heard.times), False
+                    self._take(json.loads(event), response)
+        if response.generated is None:
+            response.generated, response.exact_count = len(response.times), False
 
-    def _take(self, chunk: dict[str, Any], heard: Responses) -> None:
+    def _take(self, chunk: dict[str, Any], response: Response) -> None:
         if "error" in chunk:
-            heard.error = str(chunk["error"])[:200]
+            response.error = str(chunk["error"])[:200]
             return
-        heard.text += "".join(choice.get("text") or "" for choice in chunk.get("choices") or [])
+        response.text += "".join(choice.get("text") or "" for choice in chunk.get("choices") or [])
         if any(choice.get("text") or choice.get("finish_reason") is None for choice in chunk.get("choices") or []):
-            heard.times.append(self._now())
+            response.times.append(self._now())
         if chunk.get("usage"):
             usage = chunk["usage"]
-            heard.generated = int(usage["completion_tokens"])
-            heard.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            heard.cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+            response.generated = int(usage["completion_tokens"])
+            response.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            response.cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
     async def _beat(self) -> None:
         while True:

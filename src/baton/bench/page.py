@@ -1,4 +1,4 @@
-"""Trials as one HTML file that needs nothing else: figures, plots, what was run, and how to run it again."""
+"""Trials as one self-contained HTML file: figures, plots, what was run, and how to run it again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def page(
         title=escape(str(facts["model"])),
         subtitle=escape(str(facts["workload"])),
         verdict=_verdict(runs),
-        repeat=max(len(found) for found in runs.values()),
+        repeat=max(len(some) for some in runs.values()),
         table=_table(["", *runs], shown_rows(runs, accuracy), _figure_row, span=2),
         key=key,
         throughput=plots.throughput_against_latency(runs),
@@ -48,11 +48,11 @@ def page(
 
 
 def _verdict(runs: Runs) -> str:
-    """The fastest against the others, in one sentence; nothing where there is one alone."""
-    speeds = {name: [one.tokens_per_second for one in found] for name, found in runs.items()}
+    """The fastest against the others, in one sentence; nothing if there is only one."""
+    speeds = {name: [one.tokens_per_second for one in some] for name, some in runs.items()}
     middle = {name: statistics.median(some) for name, some in speeds.items()}
     best = max(middle, key=lambda name: middle[name])
-    # Where runs of both lie among each other, the ratio of medians may be chance.
+    # If the ranges of both overlap, the ratio of medians may be chance.
     apart = {name: max(some) < min(speeds[best]) for name, some in speeds.items() if name != best}
     if not apart:
         return ""

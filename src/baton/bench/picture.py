@@ -1,11 +1,11 @@
-"""A run as a picture: who was in which row when, and when rows were computed that nobody was in."""
+"""A run as a picture: which query was in which row when, and when rows were computed without a query."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-_BREATH_SECONDS = 0.002  # between two iterations that belong together
+_BREATH_SECONDS = 0.002  # at most between two iterations that belong together
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class RowInterval:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Iterations of as many rows; `idle`: whether rows were computed that no query was in, or a finished one."""
+    """Iterations of as many rows; `idle`: whether rows without a query, or of a finished one, were computed."""
 
     began: float
     ended: float
@@ -30,23 +30,23 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Seconds count from the run's start."""
+    """Times are in seconds from the run's start."""
 
     intervals: tuple[RowInterval, ...]
     moments: tuple[Moment, ...]
 
 
 def merged(moments: Iterable[Moment], start: float) -> tuple[Moment, ...]:
-    """Those from `start` on, counted from there; alike ones that follow each other closely as one."""
-    found: list[Moment] = []
+    """The moments from `start` on, with times from there; equal ones that follow closely are joined."""
+    result: list[Moment] = []
     for one in moments:
         if one.began < start:
             continue
         now = replace(one, began=one.began - start, ended=one.ended - start)
-        last = found[-1] if found else None
+        last = result[-1] if result else None
         alike = last and (last.rows, last.idle) == (now.rows, now.idle) and now.began - last.ended < _BREATH_SECONDS
         if last and alike:
-            found[-1] = replace(last, ended=now.ended)
+            result[-1] = replace(last, ended=now.ended)
         else:
-            found.append(now)
-    return tuple(found)
+            result.append(now)
+    return tuple(result)

@@ -1,4 +1,4 @@
-"""Plots of trials as SVG that takes its colours from the page it stands in, so that it is readable in light and dark.
+"""Plots of trials as SVG in the colours of the page around it, so that it is readable in light and dark.
 
 matplotlib (the extra [bench]) is imported when the first plot is drawn.
 """
@@ -20,7 +20,7 @@ from baton.core.events import SLOT_KINDS
 
 Runs = Mapping[str, Sequence[Figures]]
 
-# matplotlib wants colours: these stand for the page's, and are replaced by them.
+# matplotlib needs colours: these stand for the page's, and are replaced by them.
 INK, FAINT, PAPER, QUERY, OTHER, PROMPT, IDLE = (f"#0102{n:02x}" for n in range(1, 8))
 _NAMES = {INK: "ink", FAINT: "faint", PAPER: "paper", QUERY: "query", OTHER: "other", PROMPT: "prompt", IDLE: "idle"}
 COLOURS = 8
@@ -49,21 +49,21 @@ def colours(runs: Runs) -> dict[str, str]:
 def throughput_against_latency(runs: Runs) -> str:
     """A dot for each run and a ring around the middle one; up and to the left is better."""
     panels: list[tuple[str, Callable[[Figures], float | None]]] = [
-        ("seconds to the first token (median of queries)", lambda found: found.first_token.get("p50")),
-        ("milliseconds a token (median of queries)", lambda found: 1000 * found.per_token.get("p50", 0.0) or None),
-        ("seconds to the end (median of queries)", lambda found: found.end_to_end.get("p50")),
+        ("seconds to the first token (median of queries)", lambda run: run.first_token.get("p50")),
+        ("milliseconds a token (median of queries)", lambda run: 1000 * run.per_token.get("p50", 0.0) or None),
+        ("seconds to the end (median of queries)", lambda run: run.end_to_end.get("p50")),
     ]
     figure, axes = _figure(len(panels), 3.2, sharey=True)
     for place, (label, read) in zip(axes, panels, strict=True):
-        for colour, found in zip(itertools.cycle(_CONTENDERS), runs.values(), strict=False):
-            dots = [(x, one.tokens_per_second) for one in found if (x := read(one)) is not None]
+        for colour, some in zip(itertools.cycle(_CONTENDERS), runs.values(), strict=False):
+            dots = [(x, one.tokens_per_second) for one in some if (x := read(one)) is not None]
             if dots:
                 xs, ys = zip(*dots, strict=True)
                 place.scatter(xs, ys, s=22, color=colour, alpha=0.6, linewidths=0)
                 middle = statistics.median(xs), statistics.median(ys)
                 place.scatter(*middle, s=90, facecolors="none", edgecolors=colour, linewidths=1.8)
         place.set_xlabel(label)
-        # From nought, with some air at the other end, so that no dot is cut.
+        # From zero, with some space at the other end, so that no dot is cut.
         place.set_xlim(0, 1.05 * place.get_xlim()[1])
         place.set_ylim(0, 1.05 * place.get_ylim()[1])
     axes[0].set_ylabel("generated tokens a second")
@@ -71,24 +71,24 @@ def throughput_against_latency(runs: Runs) -> str:
 
 
 def cumulative(runs: Runs) -> str:
-    """What share of queries, or gaps, took at most so long; all runs together. Further left is better."""
+    """The share of queries, or gaps, that took at most so long; all runs together. Further left is better."""
     panels: list[tuple[str, Callable[[Figures], Sequence[float]], float]] = [
-        ("seconds to the first token", lambda found: found.first_tokens, 1),
-        ("milliseconds between tokens", lambda found: found.gaps, 1000),
-        ("seconds to the end", lambda found: found.wholes, 1),
+        ("seconds to the first token", lambda run: run.first_tokens, 1),
+        ("milliseconds between tokens", lambda run: run.gaps, 1000),
+        ("seconds to the end", lambda run: run.wholes, 1),
     ]
     figure, axes = _figure(len(panels), 3.0, sharey=True)
     for place, (label, read, factor) in zip(axes, panels, strict=True):
-        for colour, found in zip(itertools.cycle(_CONTENDERS), runs.values(), strict=False):
-            values = sorted(value * factor for one in found for value in read(one))
+        for colour, some in zip(itertools.cycle(_CONTENDERS), runs.values(), strict=False):
+            values = sorted(value * factor for one in some for value in read(one))
             if values:
-                # At most 400 corners: nobody sees more, and a page of ten thousand gaps stays small.
+                # At most 400 corners: more cannot be seen, and a page of ten thousand gaps stays small.
                 ranks = sorted({round(n * (len(values) - 1) / 400) for n in range(401)})
                 place.step([values[n] for n in ranks], [100 * (n + 1) / len(values) for n in ranks], color=colour)
         place.set_xlabel(label)
         if factor != 1:
-            # Tokens that came at once have no gap worth a decade of the axis.
-            usual = [statistics.median(read(one)) * factor for found in runs.values() for one in found if read(one)]
+            # Tokens that came at once have a gap too small for the axis.
+            usual = [statistics.median(read(one)) * factor for some in runs.values() for one in some if read(one)]
             place.set_xscale("log")
             place.set_xlim(left=min(usual, default=1) / 10)
         else:
@@ -99,7 +99,7 @@ def cumulative(runs: Runs) -> str:
 
 
 def idle_kinds(runs: Runs) -> str:
-    """Of 100 token slots that were computed, those that nobody needed, by kind."""
+    """Of 100 computed token slots, those that no query needed, by kind."""
     figure, (place,) = _figure(1, 0.9 + 0.42 * len(runs))
     names = list(runs)
     left = [0.0] * len(names)
@@ -117,7 +117,7 @@ def idle_kinds(runs: Runs) -> str:
 
 
 def timelines(pictures: Mapping[str, Picture]) -> str:
-    """One run of each: rows over time, a bar for each query, prompts that are computed apart beneath."""
+    """One run of each: rows over time, a bar for each query, prompts that are computed apart below."""
     heights = [_lanes(one) for one in pictures.values()]
     figure, axes = _figure(len(pictures), 0.5 + sum(0.75 + 0.14 * lanes for lanes in heights), down=heights)
     end = max((interval.ended for one in pictures.values() for interval in one.intervals), default=1.0)
@@ -140,15 +140,15 @@ def _timeline(place: Any, picture: Picture) -> None:
         if moment.idle:
             span = (moment.began, moment.ended - moment.began)
             place.broken_barh([span], (0, moment.rows), facecolor="none", edgecolor=IDLE, hatch="//////", linewidth=0)
-    for kind, first, looks in (("run", 0, (QUERY, OTHER)), ("prefill", rows + 0.6, (PROMPT, PROMPT))):
+    for kind, first, colours in (("run", 0, (QUERY, OTHER)), ("prefill", rows + 0.6, (PROMPT, PROMPT))):
         lanes: dict[int, int] = {}
         for interval in sorted((one for one in picture.intervals if one.kind == kind), key=lambda one: one.began):
-            # Neighbours in a row differ, so that one sees where one query ends and the next begins.
+            # Neighbours in a row differ, so that one sees where a query ends and the next begins.
             turn = lanes[interval.lane] = lanes.get(interval.lane, -1) + 1
             place.broken_barh(
                 [(interval.began, interval.ended - interval.began)],
                 (first + interval.lane + 0.06, 0.88),
-                facecolor=looks[turn % 2],
+                facecolor=colours[turn % 2],
                 edgecolor=PAPER,
                 linewidth=0.4,
             )
@@ -166,12 +166,12 @@ def _lanes(picture: Picture) -> int:
     return rows + max((one.lane + 1 for one in picture.intervals if one.kind == "prefill"), default=0)
 
 
-def _share(found: Sequence[Figures], kind: str) -> float:
-    return 100 * sum(one.slots[kind] for one in found) / (sum(sum(one.slots.values()) for one in found) or 1)
+def _share(some: Sequence[Figures], kind: str) -> float:
+    return 100 * sum(one.slots[kind] for one in some) / (sum(sum(one.slots.values()) for one in some) or 1)
 
 
 def _figure(panels: int, height: float, *, sharey: bool = False, down: Sequence[int] | None = None) -> tuple[Any, Any]:
-    """Panels side by side, or one below the other with heights as `down` says."""
+    """Panels side by side, or one below the other if `down` has their heights."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -199,4 +199,4 @@ def _svg(figure: Any, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     # Two plots in one page must not share the ids of their parts.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return re.sub(r"#010[2-4][0-9a-f]{2}", lambda found: f"var(--{_VARIABLES[found[0]]})", text)
+    return re.sub(r"#010[2-4][0-9a-f]{2}", lambda match: f"var(--{_VARIABLES[match[0]]})", text)

@@ -1,7 +1,7 @@
-"""Streams of server-sent events over HTTP/1.1, with as little work for each as can be.
+"""Streams of server-sent events over HTTP/1.1, with as little work for each as possible.
 
-A general client takes a third of a millisecond for each token that comes. Where client and server share a machine it
-takes that from the server, and where many streams come at once it sees tokens late: it would measure itself.
+A general client takes a third of a millisecond for each token. If client and server share a machine, it takes that from
+the server; and if many streams come at once, it sees tokens late and so measures itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 _Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 BROKEN = (OSError, EOFError, ValueError)
-"""What goes wrong with a connection, or with what comes over it."""
+"""Errors of a connection, or of what comes over it."""
 
 
 class Answer:
@@ -34,7 +34,7 @@ class Answer:
         return b"".join([piece async for piece in self._pieces()])
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """As they come, without their ends."""
+        """Lines as they come, without their ends."""
         rest = b""
         async for piece in self._pieces():
             *lines, rest = (rest + piece).split(b"\n")
@@ -59,7 +59,7 @@ class Answer:
 
 
 class Wire:
-    """Connections to one server, used again when their answers have ended. Raises ValueError for what is no address."""
+    """Connections to one server, reused when their answers have ended. Raises ValueError for an invalid address."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         parts = urlsplit(url)
@@ -75,7 +75,7 @@ class Wire:
 
     @asynccontextmanager
     async def post(self, path: str, body: bytes) -> AsyncIterator[Answer]:
-        """Raises what is BROKEN."""
+        """Raises the errors in BROKEN."""
         head = f"POST {self._path}{path} HTTP/1.1\r\n{self._fields}content-length: {len(body)}\r\n\r\n"
         request = head.encode() + body
         pipe = answer = None

@@ -21,7 +21,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """As statistics.median, which takes four times as long for so few."""
+    """As statistics.median, which takes four times as long for so few values."""
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
@@ -44,9 +44,9 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 
 
 def sign_chance(logs: Sequence[float], seed: int = 0) -> float:
-    """How often the mean is at least so far from 0 where A and B change places at random in each pair.
+    """How often the mean is at least so far from 0 if A and B are swapped at random in each pair.
 
-    Two-sided; exact where the pairs are few.
+    Two-sided; exact if the pairs are few.
     """
     seen = abs(sum(logs)) - 1e-12
     if 2 ** len(logs) <= _MOST_SPLITS:
@@ -54,8 +54,8 @@ def sign_chance(logs: Sequence[float], seed: int = 0) -> float:
     else:
         dice = random.Random(seed)
         signs = itertools.chain([[1] * len(logs)], (dice.choices((1, -1), k=len(logs)) for _ in range(_MOST_SPLITS)))
-    found: list[bool] = [abs(sum(map(operator.mul, some, logs))) >= seen for some in signs]
-    return sum(found) / len(found)
+    as_far: list[bool] = [abs(sum(map(operator.mul, some, logs))) >= seen for some in signs]
+    return sum(as_far) / len(as_far)
 
 
 def permutation_chance(a: Sequence[float], b: Sequence[float], seed: int = 0) -> float:

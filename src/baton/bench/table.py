@@ -20,31 +20,31 @@ Cell = tuple[str, str]
 """The median and the range."""
 
 LINES: tuple[Shown, ...] = (
-    ("generated tokens a second", lambda found: found.tokens_per_second, "{:,.1f}"),
-    ("queries a second", lambda found: found.queries_per_second, "{:.2f}"),
-    ("  of these within the goal", lambda found: found.goodput, "{:.2f}"),
-    ("seconds to the first token, p50", lambda found: found.first_token.get("p50"), "{:.3f}"),
-    ("  p99", lambda found: found.first_token.get("p99"), "{:.3f}"),
-    ("milliseconds a token, p50", lambda found: _ms(found.per_token.get("p50")), "{:.1f}"),
-    ("  longest gaps, p99", lambda found: _ms(found.inter_token.get("p99")), "{:.1f}"),
-    ("  a query's longest gap, p50", lambda found: _ms(found.longest_gap.get("p50")), "{:.1f}"),
-    ("  p99", lambda found: _ms(found.longest_gap.get("p99")), "{:.1f}"),
-    ("seconds to the end, p50", lambda found: found.end_to_end.get("p50"), "{:.3f}"),
-    ("  p99", lambda found: found.end_to_end.get("p99"), "{:.3f}"),
-    ("idle token slots, %", lambda found: 100 * found.idle_ratio, "{:.2f}"),
+    ("generated tokens a second", lambda run: run.tokens_per_second, "{:,.1f}"),
+    ("queries a second", lambda run: run.queries_per_second, "{:.2f}"),
+    ("  of these within the goal", lambda run: run.goodput, "{:.2f}"),
+    ("seconds to the first token, p50", lambda run: run.first_token.get("p50"), "{:.3f}"),
+    ("  p99", lambda run: run.first_token.get("p99"), "{:.3f}"),
+    ("milliseconds a token, p50", lambda run: _ms(run.per_token.get("p50")), "{:.1f}"),
+    ("  longest gaps, p99", lambda run: _ms(run.inter_token.get("p99")), "{:.1f}"),
+    ("  a query's longest gap, p50", lambda run: _ms(run.longest_gap.get("p50")), "{:.1f}"),
+    ("  p99", lambda run: _ms(run.longest_gap.get("p99")), "{:.1f}"),
+    ("seconds to the end, p50", lambda run: run.end_to_end.get("p50"), "{:.3f}"),
+    ("  p99", lambda run: run.end_to_end.get("p99"), "{:.3f}"),
+    ("idle token slots, %", lambda run: 100 * run.idle_ratio, "{:.2f}"),
     *(
-        (f"  {kind}", lambda found, kind=kind: 100 * found.slots[kind] / (sum(found.slots.values()) or 1), "{:.2f}")
+        (f"  {kind}", lambda run, kind=kind: 100 * run.slots[kind] / (sum(run.slots.values()) or 1), "{:.2f}")
         for kind in SLOT_KINDS
         if kind != "useful"
     ),
     (
         "prompt tokens from the prefix store, %",
-        lambda found: 100 * found.cached_tokens / (found.prompt_tokens or 1),
+        lambda run: 100 * run.cached_tokens / (run.prompt_tokens or 1),
         "{:.1f}",
     ),
-    ("most KV, MiB", lambda found: found.kv_bytes_most / 2**20, "{:,.1f}"),
-    ("preemptions", lambda found: found.preemptions, "{:.0f}"),
-    ("failed queries", lambda found: found.failed, "{:.0f}"),
+    ("most KV, MiB", lambda run: run.kv_bytes_most / 2**20, "{:,.1f}"),
+    ("preemptions", lambda run: run.preemptions, "{:.0f}"),
+    ("failed queries", lambda run: run.failed, "{:.0f}"),
 )
 
 
@@ -57,12 +57,12 @@ def shown_rows(
     accuracy: Mapping[str, Right] = {},
     skip: Set[str] = frozenset(),
 ) -> Iterator[tuple[str, *tuple[Cell, ...]]]:
-    """A name, and for each contender the median and, where there is more than one run, their range."""
+    """A name, and for each contender the median and, if there is more than one run, the range."""
     for name, get, form in LINES:
         if name not in skip:
-            yield name, *(_cell(found, get, form) for found in runs.values())
-    if any(one.compared for found in runs.values() for one in found):
-        yield "answers as alone", *((equality(found), "") for found in runs.values())
+            yield name, *(_cell(some, get, form) for some in runs.values())
+    if any(run.compared for some in runs.values() for run in some):
+        yield "answers as alone", *((equality(some), "") for some in runs.values())
     for task in next(iter(accuracy.values()), {}):
         some = [accuracy[name][task] for name in runs]
         yield f"right answers, {task}", *((f"{sum(right)} of {len(right)}", "") for right in some)
@@ -93,10 +93,10 @@ def verdict_table(speeds: Sequence[Verdict]) -> Table:
     return table
 
 
-def equality(found: Sequence[Figures]) -> str:
-    """How many answers were the tokens that the query has alone, of those compared."""
-    compared = sum(one.compared for one in found)
-    return f"{compared - sum(one.different for one in found)} of {compared}" if compared else "not compared"
+def equality(runs: Sequence[Figures]) -> str:
+    """How many of the compared answers have the same tokens as the query alone."""
+    compared = sum(run.compared for run in runs)
+    return f"{compared - sum(run.different for run in runs)} of {compared}" if compared else "not compared"
 
 
 def report(
@@ -109,18 +109,18 @@ def report(
     parts = {
         name: {
             "settings": settings[name],
-            "runs": [one.as_json() for one in found],
+            "runs": [run.as_json() for run in some],
             **({"accuracy": accuracy[name]} if name in accuracy else {}),
         }
-        for name, found in runs.items()
+        for name, some in runs.items()
     }
     return {"baton_bench": 1, **about, "contenders": parts}
 
 
 def runs_before(path: str, about: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[Figures]]:
-    """Those of the report that `--append` adds to, by contender; none if there is no such file, or it is empty.
+    """The runs of the report that `--append` extends, by contender; none if there is no such file, or it is empty.
 
-    Raises SettingError where it is of something else.
+    Raises SettingError if it is a report of something else.
     """
     if not Path(path).exists() or not Path(path).stat().st_size:
         return {}
@@ -132,8 +132,8 @@ def runs_before(path: str, about: Mapping[str, Any], names: Sequence[str]) -> di
     return {name: [Figures(**run) for run in before["contenders"][name]["runs"]] for name in names}
 
 
-def _cell(found: Sequence[Figures], get: Callable[[Figures], float | None], form: str) -> Cell:
-    values = [value for value in map(get, found) if value is not None]
+def _cell(runs: Sequence[Figures], get: Callable[[Figures], float | None], form: str) -> Cell:
+    values = [value for value in map(get, runs) if value is not None]
     if not values:
         return "-", ""
     low, middle, high = (form.format(pick(values)) for pick in (min, statistics.median, max))

@@ -21,9 +21,9 @@ MOONCAKE_BLOCK = 512
 class Ask:
     """One query: seconds from the start, tokens of its prompt and to be generated.
 
-    `blocks`: names of its prompt's leading blocks; equal names are equal tokens, `block_tokens` of them each.
-    `after`: a conversation's later turn: the number of the query before it. It is asked when that one's answer is
-    there, and its prompt is all that was said until then and `prompt_tokens` new ones.
+    `blocks`: names of its prompt's leading blocks; equal names are equal tokens, `block_tokens` of them each. `after`:
+    for a later turn of a conversation, the number of the query before it. It is asked when that answer is there; its
+    prompt is everything that was said until then and `prompt_tokens` new tokens.
     """
 
     at: float
@@ -61,33 +61,33 @@ class Workload:
         return replace(self, asks=tuple(replace(ask, at=ask.at / factor) for ask in self.asks))
 
     def prompts(self, vocabulary: int, seed: int = 0, *, first_id: int = 3) -> list[list[int]]:
-        """Token ids of all prompts: random, but for blocks of the same name; of a later turn what is new in it."""
+        """Token ids of all prompts: random, except blocks of the same name; for a later turn only its new tokens."""
         return [_prompt(ask, number, vocabulary, seed, first_id) for number, ask in enumerate(self.asks)]
 
     def conversations(self) -> list[list[int]]:
         """Numbers of queries that follow each other, in order; most are alone."""
-        found: dict[int, list[int]] = {}
+        conversations: dict[int, list[int]] = {}
         for number, ask in enumerate(self.asks):
-            talk = [] if ask.after is None else found.pop(ask.after)
-            found[number] = [*talk, number]
-        return sorted(found.values())
+            conversation = [] if ask.after is None else conversations.pop(ask.after)
+            conversations[number] = [*conversation, number]
+        return sorted(conversations.values())
 
     def whole_prompts(self) -> list[int]:
-        """Tokens of each query's prompt with all that was said before it."""
-        found: list[int] = []
+        """Tokens of each query's prompt with everything that was said before it."""
+        lengths: list[int] = []
         for ask in self.asks:
-            before = 0 if ask.after is None else found[ask.after] + self.asks[ask.after].answer_tokens
-            found.append(before + ask.prompt_tokens)
-        return found
+            before = 0 if ask.after is None else lengths[ask.after] + self.asks[ask.after].answer_tokens
+            lengths.append(before + ask.prompt_tokens)
+        return lengths
 
     def part(self, count: int) -> list[int]:
         """Numbers of about `count` queries, spread over all, each with the turns before it."""
-        talks = self.conversations()
-        step = max(1, len(talks) * len(talks[0]) // max(1, count))
-        return [number for talk in talks[::step] for number in talk][:count]
+        conversations = self.conversations()
+        step = max(1, len(conversations) * len(conversations[0]) // max(1, count))
+        return [number for conversation in conversations[::step] for number in conversation][:count]
 
     def only(self, numbers: Sequence[int]) -> Workload:
-        """These queries alone. Each one's turn before it must be among them."""
+        """Only these queries. The turn before each must be among them."""
         new = {number: at for at, number in enumerate(numbers)}
         asks = [self.asks[number] for number in numbers]
         kept = [replace(ask, after=None if ask.after is None else new[ask.after]) for ask in asks]
@@ -95,20 +95,20 @@ class Workload:
 
 
 def _prompt(ask: Ask, number: int, vocabulary: int, seed: int, first_id: int) -> list[int]:
-    found: list[int] = []
+    tokens: list[int] = []
     for block in ask.blocks:
         dice = random.Random(f"{seed} block {block}")
-        found += [dice.randrange(first_id, vocabulary) for _ in range(ask.block_tokens)]
+        tokens += [dice.randrange(first_id, vocabulary) for _ in range(ask.block_tokens)]
     dice = random.Random(f"{seed} query {number}")
-    found += [dice.randrange(first_id, vocabulary) for _ in range(ask.prompt_tokens - len(found))]
-    return found[: ask.prompt_tokens]
+    tokens += [dice.randrange(first_id, vocabulary) for _ in range(ask.prompt_tokens - len(tokens))]
+    return tokens[: ask.prompt_tokens]
 
 
 # ---- traces
 
 
 def read_trace_of_queries(path: str | Path) -> Workload:
-    """Azure's LLM traces (2023 and 2024, CSV), BurstGPT's (CSV) and Mooncake's (JSON lines), told by their first line.
+    """Reads Azure's LLM traces (2023, 2024, CSV), BurstGPT's (CSV) and Mooncake's (JSON lines), by their first line.
 
     Queries that ask or generate nothing are left out. Raises SettingError with the file and line of what is wrong.
     """
@@ -144,7 +144,7 @@ def _numbered(path: str | Path, asks: Iterator[Ask]) -> Iterator[Ask]:
 
 def _azure(lines: Iterable[str]) -> Iterator[Ask]:
     for row in csv.DictReader(lines):
-        # Seven digits behind the second in 2023; with a zone in 2024.
+        # Seven digits after the second in 2023; with a time zone in 2024.
         stamp = row["TIMESTAMP"].partition("+")[0]
         whole, _, part = stamp.partition(".")
         at = datetime.fromisoformat(whole).timestamp() + float(f"0.{part or 0}")
@@ -251,8 +251,8 @@ def _times(spec: str, count: int, dice: random.Random) -> Sequence[float]:
     except (ValueError, IndexError):
         message = f'--arrivals {spec}: must be like "at-once", "poisson:2" or "bursty:2,3"'
         raise SettingError(message, param="arrivals") from None
-    found, now = [], 0.0
+    times, now = [], 0.0
     for gap in gaps:
-        found.append(now)
+        times.append(now)
         now += gap
-    return found
+    return times

@@ -1,4 +1,4 @@
-"""Sums and differences: short ones answered at once, longer ones column by column."""
+"""Sums and differences: short ones answered directly, longer ones column by column."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _is_short_difference(a: int, b: int) -> bool:
 
 
 def _labelled(number: int) -> str:
-    """4821 -> 'd4 c8 b2 a1': a name per place, so that a column is found by name and not by counting."""
+    """4821 -> 'd4 c8 b2 a1': a name for each place, so that a column is found by name and not by counting."""
     digits = str(number)
     return " ".join(_PLACES[len(digits) - 1 - i] + digit for i, digit in enumerate(digits))
 

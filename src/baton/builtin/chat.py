@@ -1,4 +1,4 @@
-"""Small talk, and saying no: what the model answers when it is not asked to work."""
+"""Small talk, and saying no: what the model answers if it is not asked to work."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _SAID = (
     ),
 )
 
-# Words without quotation marks are not split into letters, and the model would only guess.
+# Without quotation marks words are not split into letters, and the model would only guess.
 _UNQUOTED = (
     "Spell {x}.",
     "How do you spell {x}?",
@@ -76,7 +76,7 @@ _UNQUOTED = (
 )
 _QUOTE = 'Please put the word in quotation marks, like "this".'
 
-# Questions out of the model's reach; the hole takes any word.
+# Questions that the model cannot answer; the hole takes any word.
 _UNKNOWN = (
     "What is the capital of {x}?",
     "Who is the president of {x}?",
@@ -143,7 +143,7 @@ def _any_word(rng: Random) -> str:
 
 
 def draw_chat(rng: Random) -> tuple[str, str]:
-    """Something said and the one reply to it."""
+    """A remark and the reply to it."""
     if rng.random() < 0.2:
         return rng.choice(_UNQUOTED).format(x=rng.choice((*COMMON, *NOUNS))), _QUOTE
     if rng.random() < 0.5:

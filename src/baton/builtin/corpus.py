@@ -35,7 +35,7 @@ Turns = list[tuple[str, str]]  # (role, text)
 
 
 class Encoder(Protocol):
-    """What is asked of a tokenizer: ids of a text, special tokens by name included."""
+    """The part of a tokenizer that is used here: ids of a text, including special tokens by name."""
 
     def __call__(self, text: str) -> list[int]:
         """The ids of `text`, nothing added."""
@@ -44,10 +44,10 @@ class Encoder(Protocol):
 
 @dataclass
 class Row:
-    """Tokens of one training row, and how much each weighs in the loss: 0 for what is only read.
+    """Tokens of one training row, and how much each weighs in the loss: 0 for tokens that are only read.
 
-    An answer weighs as the square root of its length: by the token, long worked answers, nearly all of
-    whose tokens are easy, would drown the few that decide a short one.
+    An answer weighs as the square root of its length. If each token weighed the same, long worked answers, nearly all
+    of whose tokens are easy, would outweigh the few that decide a short one.
     """
 
     ids: list[int]
@@ -55,7 +55,7 @@ class Row:
 
 
 def roughen(text: str, rng: Random) -> str:
-    """The question as people type it: now and then without its capital or its full stop."""
+    """The question as people type it: sometimes without its capital or its full stop."""
     if rng.random() < 0.1:
         text = text[0].lower() + text[1:]
     if rng.random() < 0.1:
@@ -79,7 +79,7 @@ def conversations(seed: int, most_turns: int) -> Iterator[Turns]:
 
 
 def encode(turns: Turns, encoder: Encoder) -> Row:
-    """A conversation as the chat template writes it; answers are learned, the rest only read."""
+    """A conversation as the chat template writes it; answers are learned, everything else is only read."""
     ids, weights = encoder("<|bos|>"), [0.0]
     for role, text in turns:
         body = encoder(f"{text}<|end|>")
@@ -91,8 +91,7 @@ def encode(turns: Turns, encoder: Encoder) -> Row:
 def rows(seed: int, length: int, encoder: Encoder) -> Iterator[Row]:
     """Rows of at most `length` tokens, each of whole conversations (best fit from a small pool).
 
-    Conversations in a row see one another: so the model learns to answer at any position, whatever
-    stood before.
+    Conversations in a row see one another, so the model learns to answer at any position, whatever came before.
     """
     source = (encode(turns, encoder) for turns in conversations(seed, most_turns=max(2, length // 100)))
     pool: list[Row] = []
@@ -105,7 +104,7 @@ def rows(seed: int, length: int, encoder: Encoder) -> Iterator[Row]:
             fitting = [i for i, each in enumerate(pool) if len(row.ids) + len(each.ids) <= length]
             if not fitting:
                 break
-            # The oldest first keeps long ones from waiting; towards the end the longest that fits fills best.
+            # Taking the oldest first keeps long ones from waiting; towards the end the longest that fits fills best.
             room = length - len(row.ids)
             pick = fitting[0] if room > 200 else max(fitting, key=lambda i: len(pool[i].ids))
             chosen = pool.pop(pick)

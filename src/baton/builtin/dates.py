@@ -10,14 +10,14 @@ _LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 def _walk(names: tuple[str, ...], start: str, steps: int) -> str:
-    """'From Tuesday 2, Wednesday 1, Thursday 0.' and the answer line: what is left is counted down."""
+    """'From Tuesday 2, Wednesday 1, Thursday 0.' and the answer line: counts down what is left."""
     at = names.index(start)
     walked = [f"{names[(at + i) % len(names)]} {steps - i}" for i in range(steps + 1)]
     return f"From {', '.join(walked)}.\nThe answer is {names[(at + steps) % len(names)]}."
 
 
 def day_after(fields: Fields) -> str:
-    """The weekday some days later: whole weeks are left out, the rest is walked."""
+    """The weekday some days later: whole weeks are dropped, the rest is walked."""
     days = int(fields["n"])
     if days > 30:
         raise ValueError("more days than the model was taught")
@@ -41,7 +41,7 @@ def month_after(fields: Fields) -> str:
 
 
 def next_month(fields: Fields) -> str:
-    """The month after, or before, at once."""
+    """The month after, or before, directly."""
     return f"After {fields['month']} comes {MONTHS[(MONTHS.index(fields['month']) + 1) % 12]}."
 
 

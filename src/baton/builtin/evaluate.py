@@ -1,6 +1,6 @@
-"""Measure the built-in model, greedy, on held-out questions: `python -m baton.builtin.evaluate`.
+"""Measures the built-in model, greedily, on held-out questions: `python -m baton.builtin.evaluate`.
 
-Prints a table per task and kind, and exits 1 when a task is under 95 %.
+Prints a table per task and kind, and exits with 1 if a task is under 95 %.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ ENOUGH = 0.95
 
 @dataclass
 class Tally:
-    """Answers counted: all, right in the result, right in every line of the work."""
+    """Counts of answers: all, right in the result, right in every line of the work."""
 
     asked: int = 0
     right: int = 0
     worked: int = 0
 
     def add(self, question: str, answer: str) -> None:
-        """Count one answer."""
+        """Counts one answer."""
         self.asked += 1
         self.right += bool(check(question, answer))
         self.worked += bool(check_work(question, answer))
@@ -44,7 +44,7 @@ class Tally:
 
 
 class Answerer:
-    """The model behind a question-and-answer door, greedy and in batches."""
+    """Asks the model questions, greedily and in batches."""
 
     def __init__(self, folder: Path, device: str, batch: int) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -54,8 +54,8 @@ class Answerer:
 
     @torch.inference_mode()
     def answers(self, texts: list[str], history_tokens: int = 0) -> list[str]:
-        """Answers in the order of the questions, each asked after at least that much other conversation."""
-        found: list[str] = []
+        """Answers in the order of the questions, each asked after at least so much other conversation."""
+        replies: list[str] = []
         for start in range(0, len(texts), self.batch):
             asked = texts[start : start + self.batch]
             chats = [[*self._history(text, history_tokens), *_turn("user", text)] for text in asked]
@@ -64,8 +64,8 @@ class Answerer:
             ).to(self.model.device)
             tokens = self.model.generate(**inputs, do_sample=False, max_new_tokens=400)
             new = tokens[:, inputs["input_ids"].shape[1] :]
-            found += self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return found
+            replies += self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return replies
 
     def _history(self, text: str, least_tokens: int) -> list[dict[str, str]]:
         rng, turns, tokens = Random(text), list[dict[str, str]](), 0

@@ -40,8 +40,8 @@ _HOLES = {
 class Kind:
     """One kind of question: how it is worded, drawn and answered.
 
-    `answer` is the reference, worked through; its last line holds the result. It raises ValueError for
-    fields out of its range, and then the question is another kind's (or nobody's).
+    `answer` is the reference, worked through; its last line has the result. It raises ValueError for fields out of its
+    range; then the question is of another kind or of none.
     """
 
     task: str
@@ -55,8 +55,8 @@ class Kind:
         """The fields of a question worded by one of the templates, or None."""
         asked = normalise(question)
         for template in self.templates:
-            if found := _pattern(template).fullmatch(asked):
-                return {name: _proper(value) for name, value in found.groupdict().items()}
+            if match := _pattern(template).fullmatch(asked):
+                return {name: _proper(value) for name, value in match.groupdict().items()}
         return None
 
 
@@ -71,12 +71,12 @@ class Question:
 
 
 def normalise(question: str) -> str:
-    """The question without what a typist varies: case, outer punctuation, runs of blanks."""
+    """The question without differences of typing: case, outer punctuation, runs of blanks."""
     return re.sub(r"\s+", " ", question).strip().rstrip(".?! ").casefold()
 
 
 def is_held_out(question: str) -> bool:
-    """Whether the question is kept from training: a hash of its normalised text decides, nothing else."""
+    """Whether the question is kept from training, decided only by a hash of its normalised text."""
     digest = hashlib.sha256(normalise(question).encode()).digest()
     return int.from_bytes(digest[:4], "big") % HELD_OUT_CLASSES == HELD_OUT_CLASS
 
@@ -93,6 +93,6 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _proper(value: str) -> str:
-    """Weekdays and months get their capital back, which `normalise` took."""
+    """Gives weekdays and months their capital back, which `normalise` removed."""
     capital = value.capitalize()
     return capital if capital in WEEKDAYS or capital in MONTHS else value

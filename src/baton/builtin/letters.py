@@ -41,7 +41,7 @@ def letter_count(fields: Fields) -> str:
 
 
 def one_letter_count(fields: Fields) -> str:
-    """How often one letter stands in a word, with the running count after each letter."""
+    """How often one letter occurs in a word, with the running count after each letter."""
     word, wanted, count, running = _word(fields), fields["letter"].strip('"'), 0, []
     for letter in word:
         count += letter == wanted

@@ -15,7 +15,7 @@ MOST_COUNTED = 8
 
 
 def _take_out(items: list[str], order: list[str], name: str, opening: str = "") -> list[str]:
-    """One line per item taken: what is left, then the one to take next."""
+    """One line per item that is taken: what is left, then the one to take next."""
     left, lines = list(items), []
     for item in order:
         lines.append(f"{opening}{', '.join(left)}: {name} {item}")

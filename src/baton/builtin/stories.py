@@ -106,7 +106,7 @@ def with_article(noun: str) -> str:
 
 
 def draw_story(rng: Random) -> tuple[str, str]:
-    """A request for a story and the story; a hero or thing the request leaves open is drawn."""
+    """A request for a story, and the story; a hero or thing that the request leaves open is drawn."""
     hero, thing = rng.choice(HEROES), rng.choice(OBJECTS)
     length = rng.choice(("short", "long"))
     template = rng.choice(TEMPLATES)
@@ -117,8 +117,8 @@ def draw_story(rng: Random) -> tuple[str, str]:
 def tell(hero: str, thing: str, length: str = "") -> str:
     """The story of a hero and a thing; `length` is 'short', 'long' or nothing.
 
-    Hero and thing alone decide every choice, half of them each, so that greedy decoding tells as many
-    stories as there are pairs; drawn at random, it would tell everyone the likeliest one.
+    Hero and thing alone decide every choice, each of them half, so that greedy decoding tells as many stories as there
+    are pairs. If choices were drawn at random, the model would tell everyone the likeliest story.
     """
     h, t = HEROES.index(hero), OBJECTS.index(thing)
     place, second = PLACES[h % len(PLACES)], PLACES[t % len(PLACES)]

@@ -57,7 +57,7 @@ def _draw(kind: Kind, rng: Random) -> Question:
 
 
 def reference(question: str) -> str | None:
-    """The computed answer, worked through, or None when the question is of no checkable kind."""
+    """The computed answer, worked through; None if the question is of no checkable kind."""
     for kind in KINDS:
         if (fields := kind.read(question)) is not None:
             try:
@@ -68,13 +68,13 @@ def reference(question: str) -> str | None:
 
 
 def check(question: str, answer: str) -> bool | None:
-    """Whether the answer's last line, its result, is right; None when the question cannot be checked."""
+    """Whether the answer's last line, its result, is right; None if the question cannot be checked."""
     truth = reference(question)
     return None if truth is None else _last_line(answer) == _last_line(truth)
 
 
 def check_work(question: str, answer: str) -> bool | None:
-    """Whether the whole work is right, every line of it; None when the question cannot be checked."""
+    """Whether the whole work is right, in every line; None if the question cannot be checked."""
     truth = reference(question)
     return None if truth is None else answer.strip() == truth
 

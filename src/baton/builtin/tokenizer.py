@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from baton.builtin.corpus import CHAT_TEMPLATE, SPECIALS, conversations
 from baton.builtin.train_settings import CONTEXT, VOCABULARY
 
-# Digits are always alone. Words are joined only behind a blank or with a capital, so the letters of
-# "banana" in quotation marks are six tokens, and spelling is copying. A blank before a digit goes with
-# what stands before it: ', ' and ' carry ' are one token.
+# Digits are always single. Words are joined only after a blank or with a capital, so the letters of "banana" in
+# quotation marks are six tokens, and spelling is copying. A blank before a digit belongs to what comes before it: ', '
+# and ' carry ' are one token.
 SPLIT = (
     r"[0-9]"
     r"| ?\p{Lu}\p{Ll}+(?: (?=[0-9]))?"

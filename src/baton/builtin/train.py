@@ -1,8 +1,8 @@
-"""Train the built-in model from scratch: `python -m baton.builtin.train --out DIR --minutes M`.
+"""Trains the built-in model from scratch: `python -m baton.builtin.train --out DIR --minutes M`.
 
-Text comes from the project's own generators; nothing is read from disk but a checkpoint to go on from.
-The rate is constant after a short warm-up and falls to zero over the last part of the time (`--decay`).
-The state before the fall is kept, and the latest every two minutes, so that a run can go on (`--resume`).
+Text comes from the project's own generators; only a checkpoint to continue from is read from disk. The rate is constant
+after a short warm-up and falls to zero over the last part of the time (`--decay`). The state before the fall is kept,
+and the latest every two minutes, so that a run can continue (`--resume`).
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for the embedding and the norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers." not in name]
-    found: list[torch.optim.Optimizer] = [
+    both: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, lr=recipe.MATRIX_RATE, weight_decay=0.0, momentum=0.95),
         torch.optim.AdamW(others, lr=recipe.OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    for optimizer in found:
+    for optimizer in both:
         for group in optimizer.param_groups:
             group["full_rate"] = group["lr"]
-    return found
+    return both
 
 
 def batches(seed: int, columns: int, encoder: Encoder) -> Iterator[Batch]:
@@ -79,7 +79,7 @@ def batches(seed: int, columns: int, encoder: Encoder) -> Iterator[Batch]:
 
 
 def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Weighted mean cross entropy; logits are made for the weighted tokens alone."""
+    """Weighted mean cross entropy; logits are only computed for tokens with a weight."""
     ids, weights = batch
     learned = weights[:, 1:] > 0
     with torch.autocast("cpu", torch.bfloat16):
@@ -91,7 +91,7 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
 
 
 def mixed_batches(seed: int, encoder: Encoder) -> Iterator[Batch]:
-    """Batches of short rows with longer ones among them, in the recipe's shares."""
+    """Batches of short rows with some longer ones, in the recipe's shares."""
     rng = random.Random(seed)
     sources = {columns: batches(seed + columns, columns, encoder) for columns in recipe.ROW_SHARES}
     while True:
@@ -104,7 +104,7 @@ def rate_at(done: float, steps: int, decay: float) -> float:
 
 
 class Run:
-    """A training run: model, optimizers and counts, saved and taken up again as one."""
+    """A training run: model, optimizers and counts, saved and resumed together."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -114,7 +114,7 @@ class Run:
         self.seconds = 0.0
 
     def save(self, name: str) -> None:
-        """One file, put in place whole."""
+        """Writes one file, replaced as a whole."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -124,7 +124,7 @@ class Run:
         (self.out / f"{name}.new").replace(self.out / name)
 
     def resume(self, file: Path) -> None:
-        """Weights, optimizer states and counts of an earlier run."""
+        """Loads weights, optimizer states and counts of an earlier run."""
         state = torch.load(file, weights_only=True)
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -132,7 +132,7 @@ class Run:
         self.steps, self.tokens, self.seconds = state["counts"]
 
     def step(self, batch: Batch, factor: float) -> float:
-        """One update; returns the loss."""
+        """Makes one update and returns the loss."""
         loss = loss_of(self.model, batch)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -147,7 +147,7 @@ class Run:
 
 
 def train(run: Run, encoder: Encoder, minutes: float, decay: float, peak: float) -> None:
-    """Steps until the time is over. Each run draws from a seed of its own, by the steps done before it."""
+    """Runs steps until the time is over. Each run draws from a seed of its own, from the steps done before it."""
     source = mixed_batches(recipe.SEED + 1 + run.steps, encoder)
     begun, before, average, falling = time.monotonic(), run.seconds, 0.0, False
     saved = before
@@ -172,7 +172,7 @@ def train(run: Run, encoder: Encoder, minutes: float, decay: float, peak: float)
 
 
 def save_model(run: Run, folder: Path) -> None:
-    """The finished model: weights stored as float16 (half the size), computed in float32."""
+    """Saves the finished model: weights stored as float16 (half the size), computed in float32."""
     model: Any = run.model
     model.half()
     ids = {name: i for i, name in enumerate(SPECIALS)}

@@ -13,8 +13,8 @@ KV_HEADS = 4
 ROPE_BASE = 10_000.0
 
 STEP_TOKENS = 4096  # tokens of a training step, padding included
-# Columns of a step's rows: share of the steps. Most are short, since attention costs by the square; a model
-# that saw long rows only at the end lost what it knew.
+# Columns of a step's rows: share of the steps. Most are short, because attention costs by the square. A model that saw
+# long rows only at the end lost what it knew.
 ROW_SHARES = {320: 0.93, 1024: 0.05, 2048: 0.02}
 WARMUP_STEPS = 100
 MATRIX_RATE = 0.02  # Muon, all matrices of the layers

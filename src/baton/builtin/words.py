@@ -1,4 +1,4 @@
-"""The words the questions are made of: listed ones, and made-up pronounceable ones."""
+"""The words of the questions: listed ones, and made-up pronounceable ones."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def made_up(rng: Random, longest: int) -> str:
 
 
 def a_word(rng: Random, longest: int) -> str:
-    """A word as it stands in a question: in quotation marks.
+    """A word as questions have it: in quotation marks.
 
-    There each letter is a token of its own, so any word can be asked.
+    Each letter is then a token of its own, so any word can be asked.
     """
     if rng.random() < 0.35:
         return f'"{rng.choice([w for w in COMMON + NOUNS if len(w) <= longest])}"'

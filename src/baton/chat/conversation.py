@@ -1,4 +1,4 @@
-"""The conversation: what was said, how it is sampled, the commands, and one question after the other."""
+"""The conversation: its turns, its sampling settings, its commands, and one question after the other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTABLE: Mapping[str, Callable[[str], Any]] = {
 
 
 def converse(answerer: Answerer, *, system: str | None, sampling: Mapping[str, Any]) -> None:
-    """Asks until there is no further question. Raises BatonError where there is no terminal to show it on."""
+    """Asks until there is no further question. Raises BatonError if there is no terminal to show it on."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
@@ -62,7 +62,7 @@ def converse(answerer: Answerer, *, system: str | None, sampling: Mapping[str, A
 
 @dataclass(slots=True)
 class Answer:
-    """What came of one question. Times are seconds on our clock."""
+    """The answer to one question. Times are seconds on our clock."""
 
     asked: float
     text: str = ""
@@ -99,20 +99,20 @@ class Answer:
 
     def facts(self) -> str:
         about = "about " if self.generated_tokens is None else ""
-        told = [f"{about}{self.tokens} token{'' if self.tokens == 1 else 's'}"]
+        parts = [f"{about}{self.tokens} token{'' if self.tokens == 1 else 's'}"]
         if self.tokens > 1 and self.seconds > 0:
-            told.append(f"{(self.tokens - 1) / self.seconds:.0f} tokens/s")
+            parts.append(f"{(self.tokens - 1) / self.seconds:.0f} tokens/s")
         if self.pieces:
-            told.append(f"first after {1000 * (self.first - self.asked):.0f} ms")
+            parts.append(f"first after {1000 * (self.first - self.asked):.0f} ms")
         if self.queue_seconds is not None:
-            told.append(f"waited {1000 * self.queue_seconds:.0f} ms")
+            parts.append(f"waited {1000 * self.queue_seconds:.0f} ms")
         if self.idle_ratio is not None:
-            told.append(f"{self.idle_ratio:.1%} idle")
+            parts.append(f"{self.idle_ratio:.1%} idle")
         if self.reason == "length":
-            told.append("cut at the token limit")
+            parts.append("cut at the token limit")
         if self.stopped:
-            told.append("stopped")
-        return " · ".join(told)
+            parts.append("stopped")
+        return " · ".join(parts)
 
 
 class Conversation:
@@ -143,7 +143,7 @@ class Conversation:
         }
 
     def take(self, line: str) -> bool:
-        """A question, or a command; answers whether the conversation goes on."""
+        """Takes a question or a command. Returns whether the conversation goes on."""
         if not line.strip():
             return True
         if not line.startswith("/"):
@@ -177,9 +177,9 @@ class Conversation:
             if not self._screen.interactive:
                 raise
             answer.stopped = True
-        except BatonError as found:
-            error = found
-        # A question without an answer is not part of what the model is shown next.
+        except BatonError as failure:
+            error = failure
+        # A question without an answer is left out of the model's next prompt.
         if answer.text:
             self._turns = [*turns, {"role": "assistant", "content": answer.text}]
         if answer.text or error is None:
@@ -227,18 +227,18 @@ class Conversation:
 
 
 def changed(sampling: Mapping[str, Any], name: str, value: str) -> dict[str, Any]:
-    """These settings with one of them set, or with an empty value no longer set. Raises SettingError by its name."""
+    """These settings with one of them set, or unset by an empty value. Raises SettingError with its name."""
     if name not in SETTABLE:
         raise SettingError(f"there is no {name} to set: there is {', '.join(SETTABLE)}", param=name)
     rest = {known: kept for known, kept in sampling.items() if known != name}
     if not value:
         return rest
     try:
-        found = SETTABLE[name](value)
+        new = SETTABLE[name](value)
     except ValueError:
         raise SettingError(f"{name} {value}: not a number", param=name) from None
-    check(rest | {name: found})
-    return rest | {name: found}
+    check(rest | {name: new})
+    return rest | {name: new}
 
 
 def check(sampling: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes that come in pieces of any size."""
+"""Parses server-sent events from bytes that come in pieces of any size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _MOST_BYTES = 16 * 2**20
 
 
 def events(pieces: Iterable[bytes]) -> Iterator[tuple[str, str]]:
-    """The name ("" where it has none) and the data of each event.
+    """The name ("" if it has none) and the data of each event.
 
-    Lines end in LF or CR LF; comments and other fields are passed over; an event at the end needs no empty line.
-    Cut at line ends only, since a line's bytes may hold what Python's splitlines takes for one.
+    Lines end in LF or CR LF; comments and other fields are skipped; an event at the end needs no empty line. Cut only
+    at line ends, because a line may contain bytes that Python's splitlines takes for one.
     """
     name, data = "", list[str]()
     for line in _lines(pieces):

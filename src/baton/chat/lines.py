@@ -1,4 +1,4 @@
-"""Questions as they are typed or piped: one a line, or several lines that belong together."""
+"""Questions as they are typed or piped: one on a line, or one over several lines."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import contextlib
 import sys
 from collections.abc import Callable
 
-with contextlib.suppress(ImportError):  # not everywhere; where it is, input() has editing and a history in memory
+with contextlib.suppress(ImportError):  # not everywhere; where it exists, input() has editing and a history in memory
     import readline  # noqa: F401
 
 QUOTES = '"""'
 Ask = Callable[[str], str]
-"""Shows the prompt and answers the next line, without its end. Raises EOFError."""
+"""Shows the prompt and returns the next line, without its end. Raises EOFError."""
 
 
 def question(ask: Ask) -> str:
-    """A line that ends in a backslash goes on in the next; three quotes begin and end a text of many lines.
+    """Reads a question. A line that ends in a backslash continues in the next; three quotes enclose several lines.
 
-    Raises EOFError where there is no further one.
+    Raises EOFError if there is no further one.
     """
     line = ask("> ")
     opened = line.lstrip().startswith(QUOTES)
     text = _quoted(line.lstrip().removeprefix(QUOTES), ask) if opened else _joined(line, ask)
-    # A terminal hands over bytes that are no UTF-8 as half characters, which cannot be sent.
+    # A terminal passes bytes that are not UTF-8 as half characters, which cannot be sent.
     return text.encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Answers of an engine in this process."""
+"""Answers from an engine in this process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from baton.parsing.deltas import message_of
 from baton.parsing.reading import reading_of
 from baton.parsing.reasoning import PlainText
 
-# Unless the model's author or the user says otherwise: the likeliest tokens, up to the context's end.
+# The default, unless the model's author or the user sets others: the likeliest tokens, up to the context's end.
 _PLAIN: dict[str, Any] = {"temperature": 0.0, "max_tokens": None}
 
 
 class Here:
-    """Asks the engine's client. Raises RequestError at once where the model has no chat template."""
+    """Asks the engine's client. Raises RequestError at once if the model has no chat template."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

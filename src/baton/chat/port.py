@@ -1,4 +1,4 @@
-"""Whoever answers: the engine in this process (`here`), or a server (`remote`)."""
+"""The source of answers: an engine in this process (`here`), or a server (`remote`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some of an answer, and of what was thought before it.
+    """A part of an answer, and of the reasoning before it.
 
-    What is known of the whole comes with its last pieces; None where nobody says it.
+    Facts about the whole answer come with its last pieces; None if they are unknown.
     """
 
     text: str = ""
@@ -27,7 +27,7 @@ class Piece:
 
 
 class Answerer(Protocol):
-    """Who answers a conversation: a local engine or a server."""
+    """Answers a conversation: a local engine or a server."""
 
     name: str
     """The model's, for people."""

@@ -1,4 +1,4 @@
-"""Answers of any server that speaks OpenAI's chat API."""
+"""Answers from any server that speaks OpenAI's chat API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 600.0
 
 
 class ServerError(BatonError):
-    """The server cannot be reached, refused, or said what nobody understands."""
+    """The server cannot be reached, refused, or sent something invalid."""
 
 
 class Remote:
@@ -31,13 +31,13 @@ class Remote:
         timeout = httpx.Timeout(_CONNECT_SECONDS, read=_SILENCE_SECONDS)
         # A proxy of the environment cannot reach this machine's own address.
         self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=not is_loopback(self._base))
-        found = self._models(needed=model is None)
-        if model is None and not found:
+        models = self._models(needed=model is None)
+        if model is None and not models:
             raise ServerError(f"{self._base} lists no model: name one with --model-name")
-        self._model = model if model is not None else str(found[0]["id"])
+        self._model = model if model is not None else str(models[0]["id"])
         self.name = one_line(self._model)
-        # Others may refuse a field that they do not know.
-        ours = any(one.get("owned_by") == "baton" for one in found)
+        # Other servers may refuse a field that they do not know.
+        ours = any(one.get("owned_by") == "baton" for one in models)
         self._extra: dict[str, Any] = {"baton_usage": True} if ours else {"stream_options": {"include_usage": True}}
 
     def answer(self, messages: Sequence[Message], sampling: Mapping[str, Any]) -> Generator[Piece, None, None]:
@@ -85,7 +85,7 @@ class _Refused(ServerError):
 
 
 def base_of(url: str) -> str:
-    """Where the API is: `/v1` below an address without a path, and else what was given. Raises SettingError."""
+    """The API's address: `/v1` below an address without a path, else the address as given. Raises SettingError."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -105,7 +105,7 @@ def is_loopback(base: str) -> bool:
 
 
 def may_be_sent(url: str) -> bool:
-    """Whether a key that was not given for this server may go there: never in the clear over a network."""
+    """Whether a key that was not given for this server may be sent there: never in the clear over a network."""
     base = base_of(url)
     return httpx.URL(base).scheme == "https" or is_loopback(base)
 
@@ -124,7 +124,7 @@ def _trouble(base: str) -> Generator[None, None, None]:
 
 
 def _check(response: httpx.Response) -> None:
-    """Raises what a server that does not answer 200 says."""
+    """Raises the error of a response that is not 200."""
     if response.status_code == 200:
         return
     text = response.read().decode(errors="replace")
@@ -140,7 +140,7 @@ def _check(response: httpx.Response) -> None:
 
 
 def _message(body: Any) -> str:
-    """OpenAI's error body, or one of those that others have."""
+    """The message in OpenAI's error body, or in other servers' bodies."""
     error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or error
@@ -149,16 +149,16 @@ def _message(body: Any) -> str:
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise ServerError(one_line(f"the server says what is not OpenAI's API: {text}", 160))
-    return found
+    return value
 
 
 def _streamed(response: httpx.Response) -> Generator[Piece, None, None]:
-    """Raises ServerError for an error in the stream, and where it ends before the answer does."""
+    """Raises ServerError for an error in the stream, and if the stream ends before the answer does."""
     ended = False
     for name, data in events(response.iter_bytes()):
         if data.strip() == "[DONE]":

@@ -1,4 +1,4 @@
-"""Where answers are shown: a terminal, or plain text for a pipe."""
+"""The output of answers: a terminal, or plain text for a pipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from baton.core.errors import BatonError
 
 
 class Screen(Protocol):
-    """Where a conversation is shown."""
+    """The output of a conversation."""
 
     interactive: bool
 
@@ -21,23 +21,23 @@ class Screen(Protocol):
         """A question is on its way."""
 
     def said(self, text: str) -> None:
-        """Some of the answer, as it came."""
+        """A part of the answer, as it came."""
 
     def thought(self, text: str) -> None:
-        """Some of what was thought before the answer, as it came."""
+        """A part of the reasoning, as it came."""
 
     def ended(self, facts: str) -> None:
-        """The answer is there; what it took, in one line."""
+        """The answer has ended; its cost, in one line."""
 
     def note(self, text: str) -> None:
-        """What a command answers."""
+        """The output of a command."""
 
     def failed(self, error: BatonError) -> None:
         """A question could not be answered."""
 
 
 class Terminal:
-    """Answers as they come, and what they took dimmed below."""
+    """Answers as they come, and their cost dimmed below."""
 
     interactive = True
 
@@ -94,7 +94,7 @@ class Terminal:
 
 
 class Plain:
-    """Answers alone on stdout, what commands answer on stderr; the first failure is the end."""
+    """Only answers on stdout, commands' output on stderr; ends at the first failure."""
 
     interactive = False
 

@@ -1,4 +1,4 @@
-"""Time as a value handed in, so that tests can move it by hand."""
+"""Time as a value that is handed in, so that tests can move it by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Answers seconds on a monotonic scale."""
+"""Returns seconds on a monotonic scale."""
 
 monotonic: Clock = time.monotonic

@@ -1,6 +1,6 @@
 """What was asked: `Config`, with "auto", from flags, environment, file and keywords.
 
-`core/settings.py` has what becomes of it, for the loader, the engine and the server.
+`core/settings.py` turns it into values for the loader, the engine and the server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REASONING = (AUTO, "off")
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
-# Of the process, not of an engine: read by native/library.py, hatch_build.py and compose.py.
+# Variables of the process, not of an engine: read by native/library.py, hatch_build.py and compose.py.
 NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE", "BATON_FAULTS", "BATON_TEST_MODE"}
 MOST_THREADS = 1024
 MOST_CONFIG_BYTES = 2**20
@@ -144,12 +144,12 @@ class Config(Limits):
 
 
 def template_variables(config: Config) -> dict[str, typing.Any]:
-    """What chat templates are handed by default. Raises SettingError."""
+    """The default variables of chat templates. Raises SettingError."""
     return {} if config.chat_template_kwargs is None else parse_variables(config.chat_template_kwargs)
 
 
 def read_template(config: Config) -> str | None:
-    """The chat template of the file that was named; None for the model's own. Raises SettingError."""
+    """The chat template in the named file; None for the model's own. Raises SettingError."""
     path = config.chat_template
     if path is None:
         return None
@@ -194,7 +194,7 @@ def check_several(config: Config) -> None:
 
 
 def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
-    """Raises SettingError for what aligned rows cannot be combined with."""
+    """Raises SettingError for settings that aligned rows cannot be combined with."""
     if config.shaping != ALIGNED:
         return
     if traits.selective:
@@ -206,7 +206,7 @@ def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
 
 
 def check_loading(config: Config) -> None:
-    """Raises SettingError for flags of the model that exclude each other, whatever the model and the machine are."""
+    """Raises SettingError for flags of the model that exclude each other, whatever the model and the machine."""
     native = {"--shaping aligned": config.shaping == ALIGNED, "--no-compile": not config.compile}
     if config.quantize == "int8":
         for flag, holds in native.items():
@@ -230,21 +230,21 @@ def check_loading(config: Config) -> None:
 
 
 def threads(config: Config, cores: int) -> int:
-    """How many threads compute, where the process may use so many cores. Raises SettingError."""
-    found = number_in("threads", config.threads, cores)
-    if found > MOST_THREADS:
+    """How many threads compute, if the process may use so many cores. Raises SettingError."""
+    count = number_in("threads", config.threads, cores)
+    if count > MOST_THREADS:
         raise SettingError(f"--threads {config.threads}: at most {MOST_THREADS}", param="threads")
-    return found
+    return count
 
 
 OLD_NAMES = {known.metadata["was"]: known.name for known in dataclasses.fields(Config) if "was" in known.metadata}
-"""Names that settings had before, and what they are called now."""
+"""Former names of settings, and what they are called now."""
 
 
 def load_config(
     flags: Mapping[str, object], *, file: str | None = None, environment: Mapping[str, str] = os.environ
 ) -> Config:
-    """Flags over environment over file. Raises SettingError by the name of what is unknown or has a bad value."""
+    """Flags over environment over file. Raises SettingError, with the name, for an unknown setting or a bad value."""
     values: dict[str, object] = {}
     if file is not None:
         values.update(_renamed(_from_file(file)))
@@ -288,13 +288,13 @@ def _renamed(values: Mapping[str, object]) -> dict[str, object]:
 
 def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[str, object]:
     ours = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
-    found = {key: value for key, value in ours.items() if key not in NOT_SETTINGS}
-    named = {key: key[len(ENVIRONMENT_PREFIX) :].lower() for key in found}
+    settings = {key: value for key, value in ours.items() if key not in NOT_SETTINGS}
+    named = {key: key[len(ENVIRONMENT_PREFIX) :].lower() for key in settings}
     unknown = sorted(key for key, name in named.items() if name not in known)
     if unknown:
         names = ", ".join(f"{named[key]} (environment variable {key})" for key in unknown)
         raise SettingError(f"unknown setting: {names}", param=named[unknown[0]])
-    return {named[key]: value for key, value in found.items()}
+    return {named[key]: value for key, value in settings.items()}
 
 
 def _from_file(file: str) -> dict[str, object]:

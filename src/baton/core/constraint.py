@@ -1,7 +1,7 @@
-"""What an answer must look like: asked for as a `OutputFormat`, carried by a query as a `Constraint` on its tokens.
+"""What an answer must look like: asked for as an `OutputFormat`, carried by a query as a `Constraint` on its tokens.
 
-A constraint is a function of the tokens generated so far and nothing else. So no state of it moves with a row: whoever
-has the query's tokens can begin a matcher anew.
+A constraint is a function of the tokens generated so far and nothing else. So no state of it moves with a row: a new
+matcher can begin from the query's tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from baton.core.strict_json import RepeatedName, unrepeated
 
 JSON, REGEX, GRAMMAR, CALLS = "json", "regex", "grammar", "calls"
 NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
-"""What OpenAI takes for the name of a schema or a function."""
+"""The names of schemas and functions that OpenAI accepts."""
 
 
 class Matcher(Protocol):
-    """One query's way through a constraint. Used by one thread at a time."""
+    """Follows one query through a constraint. Used by one thread at a time."""
 
     def allowed(self, generated: Sequence[int]) -> bytes:
-        """Which tokens may come next: a bit for each token id, the lowest bit of a byte first.
+        """Returns which tokens may come next: a bit for each token id, the lowest bit of a byte first.
 
-        `generated` begins with what it was in the call before. Raises QueryFailed where it breaks the constraint, or
-        where the constraint is too much to follow.
+        `generated` begins with its value in the call before. Raises QueryFailed if it breaks the constraint, or if the
+        constraint is too costly to follow.
         """
 
 
@@ -52,9 +52,10 @@ class OutputFormat:
 
 
 def form_of(response_format: object, structured_outputs: object) -> OutputFormat | None:
-    """The form that these fields ask for, None for any text. Raises InvalidValue or Unsupported with the field's name.
+    """Returns the form that these fields ask for, None for any text.
 
-    `response_format` is OpenAI's, `structured_outputs` vLLM's: one of `json`, `regex`, `choice`, `grammar`.
+    Raises InvalidValue or Unsupported with the field's name. `response_format` is OpenAI's, `structured_outputs`
+    vLLM's: one of `json`, `regex`, `choice`, `grammar`.
     """
     first = None if response_format is None else _of_response_format(response_format)
     second = None if structured_outputs is None else _of_structured_outputs(structured_outputs)
@@ -71,41 +72,41 @@ def literal(text: str) -> str:
 
 def _of_response_format(value: object) -> OutputFormat | None:
     param = "response_format"
-    found = _object(value, param)
-    kind = found.get("type")
+    fields = _object(value, param)
+    kind = fields.get("type")
     if kind == "json_schema":
-        _only(found, {"type", "json_schema"}, param)
-        return OutputFormat(JSON, _written(_schema_in(found.get("json_schema")), f"{param}.json_schema.schema"), param)
+        _only(fields, {"type", "json_schema"}, param)
+        return OutputFormat(JSON, _written(_schema_in(fields.get("json_schema")), f"{param}.json_schema.schema"), param)
     if kind not in ("text", "json_object"):
         raise InvalidValue(
             f"{param}.type must be text, json_object or json_schema, got {kind!r}", param=f"{param}.type"
         )
-    _only(found, {"type"}, param)
+    _only(fields, {"type"}, param)
     return OutputFormat(JSON, '{"type": "object"}', param) if kind == "json_object" else None
 
 
 def _schema_in(value: object) -> object:
     param = "response_format.json_schema"
-    found = _object(value, param)
-    _only(found, {"name", "description", "schema", "strict"}, param)
-    name = found.get("name")
+    fields = _object(value, param)
+    _only(fields, {"name", "description", "schema", "strict"}, param)
+    name = fields.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         message = f"{param}.name must be 1 to 64 letters, digits, _ or -, got {name!r}"
         raise InvalidValue(message, param=f"{param}.name")
-    if not isinstance(found.get("description"), str | None):
+    if not isinstance(fields.get("description"), str | None):
         raise InvalidValue(f"{param}.description must be a text", param=f"{param}.description")
-    if not isinstance(found.get("strict"), bool | None):
+    if not isinstance(fields.get("strict"), bool | None):
         raise InvalidValue(f"{param}.strict must be true or false", param=f"{param}.strict")
-    return _object(found.get("schema"), f"{param}.schema")
+    return _object(fields.get("schema"), f"{param}.schema")
 
 
 def _of_structured_outputs(value: object) -> OutputFormat:
     param = "structured_outputs"
-    found = {name: asked for name, asked in _object(value, param).items() if asked is not None}
-    _only(found, {"json", "regex", "choice", "grammar"}, param)
-    if len(found) != 1:
+    asked_for = {name: asked for name, asked in _object(value, param).items() if asked is not None}
+    _only(asked_for, {"json", "regex", "choice", "grammar"}, param)
+    if len(asked_for) != 1:
         raise InvalidValue(f"{param} must have one of json, regex, choice and grammar", param=param)
-    ((kind, asked),) = found.items()
+    ((kind, asked),) = asked_for.items()
     if kind == "json":
         schema = _parsed(asked, f"{param}.json") if isinstance(asked, str) else asked
         return OutputFormat(JSON, _written(_object(schema, f"{param}.json"), f"{param}.json"), param)
@@ -140,7 +141,7 @@ def _object(value: object, param: str) -> Mapping[str, Any]:
     return value
 
 
-def _only(found: Mapping[str, object], known: set[str], param: str) -> None:
-    for name in found:
+def _only(fields: Mapping[str, object], known: set[str], param: str) -> None:
+    for name in fields:
         if name not in known:
             raise Unsupported(f"unknown field {param}.{name}", param=f"{param}.{name}")

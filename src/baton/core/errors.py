@@ -153,9 +153,9 @@ class DeadlinePassed(QueryFailed):
 
 
 class Infeasible(QueryFailed):
-    """What was asked for is impossible, which was seen only while the query ran. The engine has not failed.
+    """What was asked for is impossible, which showed only while the query ran. The engine has not failed.
 
-    No token is allowed, or the answer's form is too much to follow.
+    No token is allowed, or the answer's form is too costly to follow.
     """
 
     status = 400

@@ -1,4 +1,4 @@
-"""What happened, as frozen records: the engine tells, sinks and clients listen."""
+"""What happened, as frozen records: the engine emits them, sinks and clients get them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from baton.core.query import State
 
 @dataclass(slots=True)
 class Slots:
-    """Token slots that forwards computed, by what became of them, and the KV columns attention read beside them.
+    """Token slots that forwards computed, by what became of them, and the KV columns that attention read.
 
     A slot is one token position that went through the model's layers. `useful` slots are those that a query needed,
-    once per token; all others are idle computation, by kind:
-    `empty_row` no query in the row; `finished_row` its query was done; `padding` a position that aligns a row with
-    longer ones; `recomputed` a token that had been computed before and was forgotten.
-    `columns_needed` and `columns_padding` count KV columns read per row and forward.
+    once per token. All others are idle computation, by kind: `empty_row`: no query in the row; `finished_row`: its
+    query was done; `padding`: a position that aligns a row with longer ones; `recomputed`: a token that had been
+    computed before and was forgotten. `columns_needed` and `columns_padding` count KV columns read per row and forward.
     """
 
     useful: int = 0
@@ -37,7 +36,7 @@ class Slots:
 
     @property
     def idle_ratio(self) -> float:
-        """1 - useful / all; 0 where nothing was computed."""
+        """1 - useful / all; 0 if nothing was computed."""
         total = self.useful + self.idle
         return self.idle / total if total else 0.0
 
@@ -76,9 +75,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """What the model thought of a token, as log-softmax of its raw logits: natural logarithms, at most 0.
+    """The model's log-probability of a token: log-softmax of its raw logits, natural logarithms, at most 0.
 
-    `rank`: 1 for the likeliest token. `best`: the likeliest token ids with theirs, best first, as many as asked for.
+    `rank`: 1 for the likeliest token. `best`: the likeliest token ids with their log-probabilities, best first, as many
+    as were asked for.
     """
 
     token_id: int
@@ -89,14 +89,13 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """News for whoever asked: tokens and text since the last update, and on the last one how it ended.
+    """News for a client: tokens and text since the last update, and on the last one how the query ended.
 
-    `text` never ends inside a character and never holds part of a stop string.
-    `finish_reason` is "stop", "length", "cancelled", "expired" or "error"; `error` says what went wrong in the
-    last two cases.
-    `logprobs`: where asked for, one for each of `token_ids`. `prompt_logprobs`: where asked for, one for each prompt
-    token but the first, all in the update that brings the first token. `infeasible`: the error is the asker's own,
-    because what was asked for turned out to be impossible. `stopped_by`: the stop string that ended it, if one did.
+    `text` never ends inside a character and never contains part of a stop string. `finish_reason` is "stop", "length",
+    "cancelled", "expired" or "error"; `error` says what went wrong in the last two cases. `logprobs`: if asked for, one
+    for each of `token_ids`. `prompt_logprobs`: if asked for, one for each prompt token but the first, all in the update
+    with the first token. `infeasible`: the error is the client's own, because what it asked for turned out to be
+    impossible. `stopped_by`: the stop string that ended it, if one did.
     """
 
     query_id: str
@@ -147,12 +146,12 @@ class QueryRejected:
 
 @dataclass(frozen=True, slots=True)
 class IterationDone:
-    """One turn of the engine: what was planned, what it cost, what the batch looks like after it.
+    """One iteration of the engine: what was planned, what it cost, and the batch after it.
 
-    `kind`: what was computed: "decode", "prefill", "both" or "none" (moves only).
-    `stall_seconds`: how long running rows waited for something else than their own step, by cause.
-    `kv_bytes_used` of `kv_bytes_budget`: what all rows take; `swap_bytes_used`: what is kept of queries swapped out.
-    `fed`: tokens of each query that were computed in it, idle ones too.
+    `kind`: what was computed: "decode", "prefill", "both" or "none" (moves only). `stall_seconds`: how long running
+    rows waited for something else than their own step, by cause. `kv_bytes_used` of `kv_bytes_budget`: bytes of all
+    rows; `swap_bytes_used`: bytes of swapped-out queries. `fed`: tokens of each query that were computed in it,
+    including idle ones.
     """
 
     index: int
@@ -183,4 +182,4 @@ class IterationDone:
 
 Event = QueryMoved | QueryEnded | QueryRejected | IterationDone
 Sink = Callable[[Event], None]
-"""Called in the engine's thread: it must be quick and must not raise."""
+"""Called in the engine's thread, so it must be quick and must not raise."""

@@ -1,16 +1,16 @@
-"""How many bytes a query's keys, values and states take, by how many of its tokens are cached."""
+"""How many bytes a query's keys, values and states take, from the number of its cached tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 ALIGNED_SPARE = 256
-"""Columns that a row has beyond the longest text where rows are aligned at their ends (`kv/aligned.py`)."""
+"""Columns that a row has beyond the longest text if rows are aligned at their ends (`kv/aligned.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """`count` buffers that keep `token_bytes` for each token, or for the last `most` of them where that is above 0."""
+    """`count` buffers that keep `token_bytes` for each token, or for the last `most` of them if that is above 0."""
 
     token_bytes: int
     most: int = 0
@@ -25,7 +25,7 @@ class Columns:
 class Footprint:
     """What one query takes in memory. `state_bytes`: what recurrent layers keep of it, however long it is.
 
-    `page`: memory is committed in multiples of so many bytes per buffer; 1 where it is not committed by pages.
+    `page`: memory is committed in multiples of so many bytes per buffer; 1 if it is not committed by pages.
     """
 
     columns: tuple[Columns, ...]
@@ -33,23 +33,26 @@ class Footprint:
     page: int = 1
 
     def of(self, tokens: int) -> int:
-        """Bytes of a row that holds so many tokens, whole pages of each buffer; nothing for an empty row."""
+        """Bytes of a row with so many tokens, in whole pages of each buffer; nothing for an empty row."""
         if tokens <= 0:
             return 0
-        found = self.state_bytes
+        total = self.state_bytes
         for columns in self.columns:
-            found += columns.of(tokens, self.page)
-        return found
+            total += columns.of(tokens, self.page)
+        return total
 
     def aligned(self, longest: int) -> Footprint:
-        """Where rows are aligned at their ends: all columns of the longest text and some to spare, and no windows."""
+        """The footprint if rows are aligned at their ends.
+
+        Each row has all columns of the longest text, some to spare, and no windows.
+        """
         every = tuple(Columns(columns.token_bytes, 0, columns.count) for columns in self.columns)
         whole = Footprint(every, self.state_bytes, self.page).of(longest + ALIGNED_SPARE)
         return Footprint((), whole, self.page)
 
     @property
     def token_bytes(self) -> int:
-        """What one more token takes while no window is full; for people, not for accounts."""
+        """What one more token takes while no window is full; for display, not for accounting."""
         return sum(columns.token_bytes * columns.count for columns in self.columns)
 
 

@@ -1,4 +1,4 @@
-"""What a model's author says of sampling in generation_config.json: defaults for requests that name nothing else."""
+"""The sampling defaults of a model's author in generation_config.json, for requests that name nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baton.core.errors import InvalidValue
 from baton.core.sampling import SamplingParams
 
 HONOURED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-# What else changes a text, with the value that asks for nothing.
+# Other values that change a text, each with the value that changes nothing.
 _NOT_HONOURED: Mapping[str, object] = {
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "prompt_lookup_num_tokens"), 1),
@@ -27,7 +27,7 @@ _NOT_HONOURED: Mapping[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """`sampling`: values by the names of `SamplingParams`. `ignored`: names of what the author set in vain."""
+    """`sampling`: values by the names of `SamplingParams`. `ignored`: values of the author that are not honoured."""
 
     sampling: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     ignored: tuple[str, ...] = ()
@@ -38,13 +38,13 @@ class GenerationDefaults:
 
 
 def defaults_of(written: Mapping[str, Any]) -> GenerationDefaults:
-    """The defaults that a generation config makes. `do_sample: false` is the temperature 0."""
-    found = {name: written[name] for name in HONOURED if written.get(name) is not None}
+    """The defaults in a generation config. `do_sample: false` is temperature 0."""
+    defaults = {name: written[name] for name in HONOURED if written.get(name) is not None}
     if written.get("do_sample") is False:
-        found["temperature"] = 0.0
-    wrong = {name for name, value in found.items() if not _may_be(name, value)}
+        defaults["temperature"] = 0.0
+    wrong = {name for name, value in defaults.items() if not _may_be(name, value)}
     ignored = [name for name, neutral in _NOT_HONOURED.items() if written.get(name) not in (None, [], neutral)]
-    sampling = {name: value for name, value in found.items() if name not in wrong}
+    sampling = {name: value for name, value in defaults.items() if name not in wrong}
     return GenerationDefaults(MappingProxyType(sampling), tuple(sorted([*ignored, *wrong])))
 
 

@@ -1,4 +1,4 @@
-"""What of this machine the process may use: memory, cores and threads, control groups of both versions included."""
+"""What this process may use of the machine: memory, cores and threads, within control groups of both versions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 
 import psutil
 
-# Of a control group's folder, version 2 and 1: limit, use, and the line of memory.stat that says what can be dropped.
+# In a control group's folder, version 2 and 1: limit, use, and the line of memory.stat with droppable memory.
 _GROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
-_THREAD_SECONDS = 5.0  # what a thread gets to end; one that is not heard of by then never began
+_THREAD_SECONDS = 5.0  # how long a thread may take to end; one that has not reported by then never began
 
 
 def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """What this process may still take: the machine's free memory, or less where one of its control groups has less.
+    """Memory that this process may still take: the machine's free memory, or less if a control group has less.
 
-    Of both versions of control groups. File pages that nobody used lately count as free: the kernel drops them first.
+    For both versions of control groups. File pages that were not used lately count as free, because the kernel drops
+    them first.
     """
     left: list[int] = [psutil.virtual_memory().available]
     for folder in _control_groups(root, own, "memory"):
@@ -35,7 +36,7 @@ def free_memory_bytes(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
 
 
 def _control_groups(root: Path, own: Path, controller: str) -> list[Path]:
-    """Folders of the groups that bound what this process takes of it, with those that they are in."""
+    """Folders of the control groups that limit this process, and their parents."""
     try:
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
@@ -57,25 +58,25 @@ def cores(
 ) -> int:
     """How many cores this process may compute on, at least one.
 
-    Those that it may be scheduled on, two threads of a core being one; fewer where one of its control groups has less
-    time than they have together. Not rounded up: threads wait for one another, and a group's time is taken from all.
+    The cores that it may be scheduled on, where two threads of a core are one. Fewer if a control group has less time
+    than they have together. Rounded down: threads wait for one another, and a group's time is taken from all of them.
     """
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    found = [float(len({_core_of(cpu, cpus) for cpu in usable}))]
+    bounds = [float(len({_core_of(cpu, cpus) for cpu in usable}))]
     for folder in _control_groups(root, own, "cpu"):
         with contextlib.suppress(OSError, ValueError):  # no such group, or its time is "max"
             quota, period = map(int, (folder / "cpu.max").read_text().split())
-            found.append(quota / period)
-        with contextlib.suppress(OSError, ValueError):  # version 1, where -1 is as much as there is
+            bounds.append(quota / period)
+        with contextlib.suppress(OSError, ValueError):  # version 1, where -1 means no limit
             quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-            found.extend([quota / period] if quota > 0 else [])
-    return max(1, int(min(found)))
+            bounds.extend([quota / period] if quota > 0 else [])
+    return max(1, int(min(bounds)))
 
 
 def threads_that_start(count: int) -> int:
-    """How many threads this process can have beside those that it has, up to `count`. All have ended on return.
+    """How many more threads this process can start, up to `count`. All have ended on return.
 
-    Asked before libraries start theirs: some of them end the process where one cannot be started.
+    Called before libraries start their threads, because some end the process if one cannot be started.
     """
     gate, ended = threading.Lock(), threading.Semaphore(0)
 
@@ -94,7 +95,7 @@ def threads_that_start(count: int) -> int:
 
 
 def _core_of(cpu: int, cpus: Path) -> str:
-    """The same for all threads of a core."""
+    """The same value for all threads of a core."""
     try:
         return (cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:

@@ -12,10 +12,10 @@ from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
 
 
 def setting(default: object, help: str, **kw: object) -> Any:
-    """A field of the settings: `choices`, `low` and `high` bound it, `size` says that it is in bytes ("4MiB").
+    """A field of the settings. `choices`, `low` and `high` bound it; `size` says that it is in bytes ("4MiB").
 
-    `number`: a whole number, or auto. `memory`: a size, or auto. Both stay text until the model is known.
-    `was`: its name before, which is taken, too, until the next release.
+    `number`: a whole number, or auto. `memory`: a size, or auto. Both stay text until the model is known. `was`: its
+    former name, which is also accepted until the next release.
     """
     return field(default=default, metadata={"help": help, **kw})
 
@@ -26,7 +26,7 @@ def flag_of(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Sizes are in bytes, times in seconds. `Config` has them as settings, `Settings` as what holds."""
+    """Sizes are in bytes, times in seconds. `Config` has them as asked, `Settings` as resolved."""
 
     max_connections: int = setting(4096, "Most connections; fewer where there are fewer file descriptors.", low=1)
     max_body_bytes: int = setting(4 * 2**20, "Most bytes of a request's body.", low=1, size=True)
@@ -71,7 +71,7 @@ class Limits:
     stream_comment: float = setting(10.0, "Seconds without news after which a stream sends a comment.", low=0.1)
 
     def hold(self, name: str, value: float, what: str, param: str | None = None) -> None:
-        """Raises LimitExceeded where `value` is more than the limit `name`. `what` the value is, for the message."""
+        """Raises LimitExceeded if `value` is above the limit `name`. `what`: what the value is, for the message."""
         most = getattr(self, name)
         if value > most:
             raise LimitExceeded(exceeded(name, most, value, what), param=param)
@@ -101,7 +101,7 @@ def exceeded(name: str, most: float, value: float, what: str) -> str:
 
 
 class Row(NamedTuple):
-    """A limit as it is shown: its flag, its value and what it bounds."""
+    """A limit for display: its flag, its value and what it bounds."""
 
     flag: str
     value: Any

@@ -1,4 +1,4 @@
-"""Which fields of a dataclass somebody named, so that others can have defaults from elsewhere."""
+"""Which fields of a dataclass were named, so that others can have defaults from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Self
 
 
 class NamedFields:
-    """A base of frozen dataclasses whose fields are given by name. `named`: those that were."""
+    """A base of frozen dataclasses whose fields are given by name. `named`: the fields that were given."""
 
     __slots__ = ("named",)
     named: frozenset[str]
@@ -22,7 +22,7 @@ class NamedFields:
         return _made, (type(self), {name: getattr(self, name) for name in self.named})
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
-        """The same with these values where a field was not named. All fields of the result count as named."""
+        """Returns a copy with these values in fields that were not named. All its fields count as named."""
         missing: dict[str, Any] = {name: value for name, value in defaults.items() if name not in self.named}
         return dataclasses.replace(self, **missing) if missing else self  # type: ignore[type-var]
 

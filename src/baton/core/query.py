@@ -1,4 +1,4 @@
-"""What someone asked: prompt tokens, sampling parameters, priority, deadline. It never changes."""
+"""What was asked: prompt tokens, sampling parameters, priority, deadline. It never changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SALT_CHARACTERS = 256
 
 
 class State(StrEnum):
-    """Where a query is in its life; the legal moves between them are in `engine/lifecycle.py`."""
+    """Where a query is in its life; `engine/lifecycle.py` has the legal moves."""
 
     WAITING = "waiting"
     PREFILLING = "prefilling"
@@ -29,7 +29,7 @@ class State(StrEnum):
 
     @property
     def live(self) -> bool:
-        """Whether the query still wants something of the engine."""
+        """Whether the query is still in the engine."""
         return self in _LIVE
 
 
@@ -40,12 +40,11 @@ _LIVE = frozenset({State.WAITING, State.PREFILLING, State.READY, State.RUNNING})
 class RequestOptions:
     """When a prompt is wanted and by whom; nothing special by default.
 
-    `priority`: lower runs first. `deadline_ms` from its arrival it is given up, if it is not done. `user`: who asked,
-    or ""; at most 256 characters. `queue_seconds` from its arrival it is given up, if nothing of it was
-    computed yet, and `total_seconds` from it in any case: these are the server's limits, which no policy goes by.
-    `key`: by whose key it was asked, as a digest, or "". `cache_salt`: what it begins with is stored for, and found by,
-    those who send the same alone; 1 to 256 characters, None for none.
-    Raises InvalidValue.
+    `priority`: lower runs first. `deadline_ms`: it is given up so long after its arrival if it is not done. `user`: who
+    asked, or ""; at most 256 characters. `queue_seconds`: it is given up so long after its arrival if nothing of it was
+    computed; `total_seconds`: in any case. Both are limits of the server, and no policy honours them. `key`: whose key
+    it was asked with, as a digest, or "". `cache_salt`: its prefix is shared only with requests that have the same
+    salt; 1 to 256 characters, None for none. Raises InvalidValue.
     """
 
     priority: int = 0
@@ -100,11 +99,11 @@ class Query:
 
     @property
     def fork_at(self) -> int:
-        """After so many tokens of its prompt it pauses, so that other choices can begin there; 0: it does not."""
+        """After so many tokens of its prompt it pauses, so that other choices can begin there. 0: it does not pause."""
         return len(self.prompt) - 1 if self.sibling_of == self.id else 0
 
     def overdue(self, now: float, *, begun: bool) -> str | None:
-        """Why it is to be given up at this time, if it is. `begun`: something of it was computed."""
+        """Why the query is to be given up at this time; None if it is not. `begun`: something of it was computed."""
         if self.deadline is not None and self.deadline < now:
             return "the query's deadline has passed"
         took = now - self.arrived
@@ -117,7 +116,7 @@ class Query:
         return None
 
     def overdue_after(self, *, begun: bool) -> float:
-        """The time up to which `overdue` answers None."""
+        """The time up to which `overdue` returns None."""
         times = (self.deadline, self.end_by, None if begun else self.start_by)
         return min((time for time in times if time is not None), default=math.inf)
 

@@ -17,11 +17,11 @@ from baton.core.errors import InvalidValue, quoted
 from baton.core.named_fields import NamedFields
 
 MOST = 2**31 - 1
-"""What numbers of requests are bound by at all; `limits.py` has what may be asked for."""
+"""The largest number in any request; `limits.py` has what may be asked for."""
 
 
 class Group(StrEnum):
-    """Where a number that people set in a conversation is shown."""
+    """Where an input for a sampling field is shown."""
 
     GENERAL = "general"
     FILTER = "filter"
@@ -39,7 +39,7 @@ class SamplingField:
         high: The greatest value.
         limit: The field of `Limits` that bounds it further, in both directions if `low` is negative; "" for none.
         group: Where it is shown; None if people do not set it in a conversation.
-        unset: What leaving it out means, in words, where the default does not say it.
+        unset: What leaving it out means, in words, if the default does not say it.
         hint: A few words beside its name on the chat page.
     """
 
@@ -110,17 +110,19 @@ def within(name: str, value: float, low: float, high: float, *, whole: bool = Fa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams(NamedFields):
-    """How a query's tokens are drawn and when it ends; names and defaults are those that vLLM's users know.
+    """How a query's tokens are drawn and when it ends. Names and defaults are those that vLLM's users know.
 
-    `temperature` 0 is greedy. `top_k` 0 or -1 means all tokens. `max_tokens` None means up to the context's end.
-    `seed` None draws one for the query. `logprobs` and `prompt_logprobs` ask for the log-probabilities of so many best
-    tokens at each generated or prompt token, and of that token itself; 0 asks for its own alone, None for nothing. They
-    are the model's: before temperature, penalties, bias, filters and form.
+    `temperature` 0 is greedy. `top_k` 0 or -1 means all tokens. `max_tokens` None means up to the context's end. `seed`
+    None draws one for the query. `logprobs` and `prompt_logprobs` ask for the log-probabilities of so many best tokens
+    at each generated or prompt token, and of that token itself; 0 asks for its own alone, None for nothing. They are
+    the model's: before temperature, penalties, bias, filters and form.
+
     `response_format` is OpenAI's: `{"type": "text"}`, `{"type": "json_object"}`, or `{"type": "json_schema",
     "json_schema": {"name": ..., "schema": {...}}}`, which is always strict. `structured_outputs` is vLLM's: one of
     `json` (a schema), `regex`, `choice` (a list of texts) and `grammar` (Lark, as llguidance writes it).
-    In `LLM` and `AsyncLLM` a field that is not named has the model author's default, if there is one.
-    Raises InvalidValue (with the field's name) for a value without meaning; what an engine allows is in `limits.py`.
+
+    In `LLM` and `AsyncLLM` a field that is not named has the model author's default, if there is one. Raises
+    InvalidValue (with the field's name) for a value without meaning; `limits.py` has what an engine allows.
     """
 
     n: int = sampled(1, "Choices of one prompt; the seed of choice i is `seed` + i.", low=1, limit="max_n")
@@ -161,7 +163,7 @@ class SamplingParams(NamedFields):
         limit="max_penalty",
         group=Group.PENALTY,
     )
-    # A hundred times the logit at most: below it the best of all tokens so far comes for ever.
+    # At most a hundred times the logit: below that the best token so far would come for ever.
     repetition_penalty: float = sampled(
         1.0,
         "Divides the logit of each token that is in prompt or answer already, as in transformers.",
@@ -245,7 +247,7 @@ class SamplingParams(NamedFields):
 
     @property
     def form(self) -> OutputFormat | None:
-        """What answers must look like, where it is asked for."""
+        """What answers must look like, if it is asked for."""
         return form_of(self.response_format, self.structured_outputs)
 
     @property
@@ -271,7 +273,7 @@ def _as_tuple(value: object, kind: type, name: str) -> tuple[object, ...]:
     items = (value,) if isinstance(value, kind) else value
     if not isinstance(items, Iterable):
         raise InvalidValue(f"{name} must be a list, got {quoted(value)}", param=name)
-    found = tuple(items)
-    if any(not isinstance(item, kind) or isinstance(item, bool) for item in found):
+    values = tuple(items)
+    if any(not isinstance(item, kind) or isinstance(item, bool) for item in values):
         raise InvalidValue(f"{name} must hold only {kind.__name__} values, got {quoted(value)}", param=name)
-    return found
+    return values

@@ -1,7 +1,7 @@
-"""What was asked becomes three values: what the loader needs, what the engine needs, what the server needs.
+"""Turns what was asked into three values: for the loader, for the engine and for the server.
 
-`load_settings`, `resolve` and `server_settings` are called once each, by what joins the rooms. Nobody else sees the
-`Config`. `resolve` is the only place where "auto" becomes a number.
+`load_settings`, `resolve` and `server_settings` are called once each, by the code that joins the rooms. No other code
+sees the `Config`. `resolve` is the only place where "auto" becomes a number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from baton.core.limits import Limits
 from baton.core.step import NO_TRAITS, Traits
 from baton.core.values import number_in, parse_bytes
 
-# Where KV memory is allocated at once, activations need the rest.
+# If KV memory is allocated at once, activations need the rest.
 _AT_ONCE_SHARE = 0.8
 
 
@@ -84,7 +84,7 @@ def load_settings(config: Config, source: str, name: str) -> LoadSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerSettings:
-    """What the server needs, beside the limits, which the engine has, too. Times are in seconds.
+    """What the server needs besides the limits, which the engine has too. Times are in seconds.
 
     Attributes:
         hang_exit_seconds: After so long in one iteration the process ends itself; 0: never.
@@ -124,12 +124,11 @@ def limits_of(config: Config) -> Limits:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the loaded model and this machine are. `lazy_memory`: KV memory is committed only as rows grow into it.
+    """Facts about the loaded model and this machine. `lazy_memory`: KV memory is committed only as rows grow into it.
 
-    `swap_free_bytes`: what is free of the memory that swapped-out queries and stored prefixes are in; None if that
-    is the rows' memory.
-    `context_source`: where the context's number comes from, for people.
-    `mapped_footprint`: a query's where a device's memory is mapped as rows grow; None where it is not.
+    `swap_free_bytes`: free bytes of the memory that holds swapped-out queries and stored prefixes; None if that is the
+    rows' memory. `context_source`: where the context's number comes from, for people. `mapped_footprint`: of a query if
+    a device's memory is mapped as rows grow; None if it is not.
     """
 
     context_tokens: int
@@ -146,10 +145,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds, in numbers.
+    """The resolved settings, in numbers.
 
-    `reasoning`: it is told apart from answers. `has_keys`: requests need an API key.
-    `kv_mapping`: memory for keys and values is mapped as rows grow.
+    `reasoning`: it is told apart from answers. `has_keys`: requests need an API key. `kv_mapping`: memory for keys and
+    values is mapped as rows grow.
     """
 
     policy: str
@@ -173,10 +172,10 @@ class Settings:
 
 
 def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Settings:
-    """Turns "auto" into numbers. Raises SettingError with the name of what cannot be honoured."""
+    """Turns "auto" into numbers. Raises SettingError with the name of a setting that cannot be honoured."""
     facts, mapped = _laid_out(config, facts, traits)
     rows = number_in("max_batch_size", config.max_batch_size, 8 if facts.device == "cpu" else 32)
-    # What is allocated at once holds the batch's rows, and as many and one more beside it for prefill.
+    # Memory that is allocated at once holds the batch's rows, and as many and one more for prefill.
     at_once = 1 if facts.lazy_memory else 2 * rows + 1
     fitting = int(facts.free_bytes * _AT_ONCE_SHARE) // (at_once * max(facts.footprint.token_bytes, 1))
     auto = facts.context_tokens if facts.lazy_memory else max(1, min(facts.context_tokens, fitting))
@@ -194,7 +193,7 @@ def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Setting
     held = facts.footprint.aligned(length) if config.shaping == ALIGNED else facts.footprint
     row_bytes = held.of(length)
     if config.kv_memory == AUTO:
-        # Half of what is free: the other half is for activations, the pool of detached rows and everyone else.
+        # Half of what is free. The other half is for activations, the pool of detached rows and other processes.
         share = _AT_ONCE_SHARE if mapped else 0.5
         kv_bytes = min(2 * rows * row_bytes, int(facts.free_bytes * share))
     else:
@@ -206,7 +205,7 @@ def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Setting
         )
         raise SettingError(message, param="kv_memory")
     if config.swap_memory == AUTO:
-        # Half of what rows may take, where half of what is then left has room for it.
+        # Half of what rows may take, if half of what is left then has room for it.
         taken = kv_bytes if facts.lazy_memory else at_once * row_bytes
         apart = None if config.shaping == ALIGNED else facts.swap_free_bytes
         left = facts.free_bytes - taken if apart is None else apart
@@ -225,7 +224,7 @@ def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Setting
         seed=config.seed,
         swap_bytes=swap_bytes,
         shaping=config.shaping,
-        # Where bits count, a prompt is always fed in the same pieces.
+        # If bits must be reproducible, a prompt is always fed in the same pieces.
         prefix_cache=config.prefix_cache and traits.keeps_prefixes and not config.deterministic,
         prefix_sharing=_prefix_sharing(config),
         has_keys=has_keys(config),
@@ -238,9 +237,9 @@ def resolve(config: Config, facts: Facts, traits: Traits = NO_TRAITS) -> Setting
 
 
 def _laid_out(config: Config, facts: Facts, traits: Traits) -> tuple[Facts, bool]:
-    """What is the case for these settings, and whether memory is mapped as rows grow.
+    """The facts for these settings, and whether memory is mapped as rows grow.
 
-    Not where rows are padded or aligned: others' columns are read with theirs then.
+    It is not if rows are padded or aligned, because other rows' columns are then read too.
     """
     if facts.mapped_footprint is None or traits.pads or config.shaping == ALIGNED:
         return facts, False

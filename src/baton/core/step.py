@@ -1,4 +1,4 @@
-"""What is computed and what came of it: the words that plans, batches and prefillers share."""
+"""What is computed, and its results: the terms that plans, batches and prefillers share."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from enum import StrEnum
 from baton.core.events import Slots, TokenLogprobs
 
 ALL_PENDING = 2**31
-"""Feed a row everything that it has left to feed."""
+"""Feeds a row everything that it has left to feed."""
 MEMORY = "memory"
-"""Why a query loses its row: there is too little memory."""
+"""A query loses its row because there is too little memory."""
 
 
 class Feeding(StrEnum):
-    """How a step's tokens are laid out for the model; a method of batching is a policy and one of these.
+    """How a step's tokens are laid out for the model. A method of batching is a policy and one of these.
 
-    PADDED: rows aligned to the longest, as batch-wise inference does.
-    SELECTIVE: tokens flat for the linear layers, attention request by request (Orca, Yu et al., OSDI 2022, section 3).
-    RAGGED: one token per row, rows of any length attended together where that is faster.
+    PADDED: rows aligned to the longest, as batch-wise inference does. SELECTIVE: tokens flat for the linear layers,
+    attention request by request (Orca, Yu et al., OSDI 2022, section 3). RAGGED: one token per row, rows of any length
+    attended together if that is faster.
     """
 
     PADDED = "padded"
@@ -32,7 +32,7 @@ class Traits:
     """What an engine must know of a policy before its first plan.
 
     Attributes:
-        honours: Which of a query's "priority", "deadline" and "user" the policy goes by.
+        honours: Which of a query's "priority", "deadline" and "user" the policy honours.
         prompts_in_step: Prompts are fed in the running rows' step, never on a stream beside it.
         pads: Its steps are `Feeding.PADDED`: a row's columns are read as far as those of the longest row.
         selective: Its steps are `Feeding.SELECTIVE`, so rows cannot be aligned.
@@ -53,8 +53,8 @@ NO_TRAITS = Traits()
 class StepCost:
     """What a forward computes: rows, token slots, and the columns that rows read.
 
-    `single_columns`: those of rows that were fed one token; `pairs`: of all other rows, each token with each column
-    that it attends to. `finished`: how many of the rows are of queries that were done before.
+    `single_columns`: columns of rows that were fed one token. `pairs`: for all other rows, each token with each column
+    that it attends to. `finished`: how many of the rows belong to queries that were done before.
     """
 
     rows: int
@@ -75,15 +75,14 @@ class Chunk:
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a forward did. `tokens`: the token drawn, by query; those with more left to feed drew none.
+    """The result of a forward. `tokens`: the token drawn, by query; queries with more left to feed drew none.
 
-    `failed`: queries that cannot go on, with the reason: their logits are not finite, or what was done for them raised.
-    `infeasible`: those that cannot go on as they were asked, which is their askers' fault. Both are still in and must
-    be removed.
-    `slots`: all token slots computed, by kind; `shares`: useful and idle slots of each query.
-    `logprobs`: of the token drawn, `prompt_logprobs`: of the prompt tokens that follow those fed; for queries that ask.
-    `beside`: prompts were computed beside it, which made it longer; `fill_seconds`: how long that took them, where it
-    tells of them.
+    `failed`: queries that cannot go on, with the reason: their logits are not finite, or an operation for them raised.
+    `infeasible`: queries that cannot go on as they were asked, which is their clients' fault. Both are still in and
+    must be removed. `slots`: all token slots computed, by kind; `shares`: useful and idle slots of each query.
+    `logprobs`: of the token drawn; `prompt_logprobs`: of the prompt tokens that follow those fed; for queries that ask.
+    `beside`: prompts were computed beside it, which made it longer. `fill_seconds`: how long that took, if this output
+    reports it.
     """
 
     tokens: dict[str, int] = field(default_factory=dict)
@@ -102,7 +101,7 @@ class StepOutput:
         return self.failed.keys() | self.infeasible.keys()
 
     def merge(self, part: StepOutput) -> None:
-        """Adds what was done to other queries, apart from `beside` and `fill_seconds`."""
+        """Adds the output of other queries, except `beside` and `fill_seconds`."""
         self.tokens |= part.tokens
         self.failed |= part.failed
         self.infeasible |= part.infeasible
@@ -113,7 +112,7 @@ class StepOutput:
 
 
 def merged(parts: Iterable[StepOutput]) -> StepOutput:
-    """Returns what was done in several forwards to different queries."""
+    """Returns the output of several forwards of different queries."""
     whole = StepOutput()
     for part in parts:
         whole.merge(part)

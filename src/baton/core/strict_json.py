@@ -1,4 +1,4 @@
-"""JSON that says each thing once: readers differ in which of two equal names they go by."""
+"""JSON without repeated names, because readers differ in which of two equal names counts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class RepeatedName(ValueError):
 
 def unrepeated(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """For `json.loads(object_pairs_hook=...)`. Raises RepeatedName."""
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+    by_name = dict(pairs)
+    if len(by_name) == len(pairs):
+        return by_name
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:

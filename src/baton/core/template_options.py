@@ -1,4 +1,4 @@
-"""What a conversation's prompt depends on beside its messages and tools."""
+"""What a conversation's prompt depends on besides its messages and tools."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from baton.core.errors import InvalidValue, SettingError, Unsupported
 
-# What templates are handed in other ways.
+# Variables that templates get in other ways.
 _TAKEN = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
-# Switches that turn reasoning on and off, of Qwen and GLM; of DeepSeek and Granite.
+# Variables that turn reasoning on and off: of Qwen and GLM, of DeepSeek, of Granite.
 _SWITCHES = ("enable_thinking", "thinking")
 EFFORT = "reasoning_effort"
 NO_EFFORT = "none"
@@ -21,11 +21,10 @@ NO_EFFORT = "none"
 
 @dataclass(frozen=True, slots=True)
 class TemplateOptions:
-    """`variables`: what the chat template is handed beside, such as `enable_thinking`; over the server's own.
+    """`variables`: further variables of the chat template, such as `enable_thinking`; over the server's own.
 
     `generation_prompt`: the prompt ends where the assistant's turn begins. `continue_final`: it ends in the last
-    message, which the model goes on with; then there is no generation prompt. `documents`: for templates that quote
-    them.
+    message, which the model continues; then there is no generation prompt. `documents`: for templates that quote them.
     """
 
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +37,7 @@ NO_TEMPLATE_OPTIONS = TemplateOptions()
 
 
 def check_variables(variables: Mapping[str, Any], known: frozenset[str], param: str) -> None:
-    """Raises InvalidValue or Unsupported for what a chat template that looks at these names is not to be handed."""
+    """Raises InvalidValue or Unsupported for variables that a chat template, which reads `known`, must not get."""
     for name in variables:
         where = f"{param}.{name[:64]}"
         if name in _TAKEN or name.startswith("__") or name.endswith("_token"):
@@ -50,9 +49,9 @@ def check_variables(variables: Mapping[str, Any], known: frozenset[str], param: 
 def with_effort(
     variables: Mapping[str, Any], effort: str | None, known: frozenset[str], *, reasons: bool
 ) -> Mapping[str, Any]:
-    """The variables with a request's `reasoning_effort`, as the template takes it; its own value if it has one.
+    """Returns the variables with a request's `reasoning_effort` as the template takes it; a value of its own wins.
 
-    `reasons`: whether the model is known to reason. Raises Unsupported where the effort cannot be honoured.
+    `reasons`: whether the model is known to reason. Raises Unsupported if the effort cannot be honoured.
     """
     if effort is None or EFFORT in variables:
         return variables
@@ -68,17 +67,17 @@ def with_effort(
 
 
 def has_switch(known: frozenset[str]) -> bool:
-    """Whether a chat template that looks at these names can be told to reason."""
+    """Whether a chat template with these variables can switch reasoning."""
     return EFFORT in known or any(name in known for name in _SWITCHES)
 
 
 def parse_variables(text: str) -> dict[str, Any]:
-    """Those of `--chat-template-kwargs`. Raises SettingError."""
+    """The variables of `--chat-template-kwargs`. Raises SettingError."""
     try:
-        found = json.loads(text)
+        variables = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        variables = None
+    if not isinstance(variables, dict):
         message = f'--chat-template-kwargs {text[:100]}: must be a JSON object like {{"enable_thinking": false}}'
         raise SettingError(message, param="chat_template_kwargs")
-    return found
+    return variables

@@ -1,32 +1,35 @@
-"""Tokens into text, piece by piece: never half a character, never part of a stop string. And texts of requests."""
+"""Turns tokens into text, piece by piece: never half a character, never part of a stop string.
+
+Also texts of requests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-# Where marks begin: halves of surrogate pairs, which no text has.
+# Marks begin here: halves of surrogate pairs, which no text contains.
 _MARKS = 0xD800
 
 
 class IncrementalDecoder(Protocol):
-    """Turns one token after the other into text; a body of it lives in `model/tokenizer.py`."""
+    """Turns one token after the other into text; its body is in `model/detokenizer.py`."""
 
     def step(self, token_id: int) -> str:
-        """The text that this token completes; empty while a character is incomplete."""
+        """Returns the text that this token completes; empty while a character is incomplete."""
 
     def flush(self) -> str:
-        """What is left when no further token comes (an incomplete character becomes U+FFFD)."""
+        """Returns what is left when no further token comes (an incomplete character becomes U+FFFD)."""
 
 
 class TextStream:
     """One query's text as it comes.
 
-    `push` and `finish` answer text that is safe to send: as long as its end might be the start of a stop string it
-    is held back. Once `stopped`, the stop string and all behind it are dropped; `stopped_by` is the string.
+    `push` and `finish` return text that is safe to send. Text is held back as long as its end might be the start of a
+    stop string. Once `stopped`, the stop string and everything after it are dropped; `stopped_by` is the string.
 
-    `silent`: the names of tokens that have no text. A stop string with such a name in it is met by the token as by its
-    letters; until then a mark stands for the token, which is never sent.
+    `silent`: the names of tokens without text. A stop string that contains such a name is met by the token as by its
+    letters. Until then a mark stands for the token and is never sent.
     """
 
     def __init__(
@@ -51,9 +54,9 @@ class TextStream:
         return self.stopped_by is not None
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
-        """Takes the next token; answers the text that may be sent now.
+        """Takes the next token. Returns the text that may be sent now.
 
-        Text of tokens that may not stop is sent as it comes, stop strings and all.
+        Text of tokens that may not stop is sent as it comes, including stop strings.
         """
         piece = self._decoder.step(token_id) + self._marks.get(token_id, "")
         if not may_stop:
@@ -61,7 +64,7 @@ class TextStream:
         return self._sent(self._release(piece) if may_stop else piece)
 
     def finish(self) -> str:
-        """No further token comes: answers all that is left (nothing, if stopped)."""
+        """No further token comes. Returns everything that is left (nothing, if stopped)."""
         if self.stopped:
             return ""
         text = self._release(self._decoder.flush())
@@ -78,9 +81,9 @@ class TextStream:
         if not self._stop:
             return piece
         text = self._held + piece
-        found = [(at, string) for string in self._stop if (at := text.find(string)) >= 0]
-        if found:
-            at, string = min(found)
+        matches = [(at, string) for string in self._stop if (at := text.find(string)) >= 0]
+        if matches:
+            at, string = min(matches)
             self.stopped_by, self._held = self._stop[string], ""
             return text[:at]
         keep = max(_overlap(text, string) for string in self._stop)
@@ -96,13 +99,13 @@ def _marked(stop: str, mark_of: Mapping[str, str]) -> str:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a true beginning of `stop`."""
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class PartedText(str):
-    """A message's text that was sent in parts; as a text, the parts joined by line ends."""
+    """A message's text that was sent in parts. As a string, the parts are joined by line ends."""
 
     parts: tuple[str, ...]
 
@@ -113,7 +116,7 @@ class PartedText(str):
 
 
 class ArgumentsText(dict[str, Any]):
-    """The arguments of a tool call: a mapping, and wherever a text is wanted the JSON text that they were sent as.
+    """The arguments of a tool call: a mapping; as a string, the JSON text that was sent.
 
     Some chat templates write the mapping as JSON themselves, others join the text.
     """

@@ -1,7 +1,7 @@
-"""Threads that are there before they are needed.
+"""Threads that are started before they are needed.
 
-CPython's `Thread.start()` waits for the new thread to say that it runs. One that dies of want of memory before never
-does, and whoever started it waits for ever: on an event loop's thread that is the end of the server.
+CPython's `Thread.start()` waits until the new thread says that it runs. If the thread dies for lack of memory before,
+the caller waits for ever; on an event loop's thread that is the end of the server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def started(count: int, name: str) -> ThreadPoolExecutor:
-    """A pool of so many threads, all of which run already. A pool starts them one by one otherwise, with its tasks."""
+    """A pool of so many threads, all of which run already. Otherwise a pool starts them one by one, with its tasks."""
     pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     all_there = threading.Barrier(count + 1)
     for _ in range(count):

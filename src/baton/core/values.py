@@ -1,4 +1,4 @@
-"""Values of settings, read from texts and checked against their field."""
+"""Reads values of settings from texts and checks them against their field."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ AUTO = "auto"
 
 def parse_bytes(text: str, name: str) -> int:
     """Bytes of a size like "4GiB", "500MB" or "1048576". Raises SettingError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
-    if not found:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match:
         raise SettingError(f"{flag_of(name)} {text}: not a size like 4GiB or 500MB", param=name)
-    number, unit, binary = found.groups()
+    number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit or " "))
 
 
 def number_in(name: str, text: str, auto: int) -> int:
-    """Returns a whole number, or what `auto` is. Raises SettingError."""
+    """Returns a whole number, or `auto` for "auto". Raises SettingError."""
     if text == AUTO:
         return auto
     if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
@@ -43,7 +43,7 @@ def checked(known: dataclasses.Field[typing.Any], kind: typing.Any, value: objec
         else:
             value = _plain(plain, value)
     except (ValueError, TypeError):
-        if known.default == ():  # of keys, a value that is wrong may still be a secret
+        if known.default == ():  # a wrong value of a key may still be a secret
             raise SettingError(f"{flag}: must be texts, none of them empty", param=known.name) from None
         raise SettingError(f"{flag} {value!r}: must be of type {plain.__name__}", param=known.name) from None
     if known.metadata.get("number"):
@@ -75,11 +75,11 @@ def _plain(kind: type, value: object) -> object:
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    """Of one text, parted at its commas, or of a list of such."""
-    found = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
-    if not isinstance(found, (list, tuple)):
+    """A text split at its commas, or a list of such texts."""
+    values = [value] if isinstance(value, (str, int)) and not isinstance(value, bool) else value
+    if not isinstance(values, (list, tuple)):
         raise TypeError
-    texts = tuple(text.strip() for one in found for text in str(one).split(","))
+    texts = tuple(text.strip() for one in values for text in str(one).split(","))
     if not all(texts):
         raise ValueError
     return texts

@@ -1,9 +1,8 @@
-"""The next decode step is begun before the host has read what the last one drew, so that a device never waits.
+"""Begins the next decode step before the host has read what the last one drew, so that a device never waits.
 
-A step that was begun so serves those of its rows that are still there and drew what it was fed; a row's result is its
-own, whoever is beside it. A row that ended meanwhile was computed once for nobody, which is counted; one that came
-meanwhile joins the step after. Nothing of a step that was begun is to be seen until a feed asks for it: it wrote
-only behind the rows' ends.
+A step that was begun ahead serves those of its rows that are still there and drew what it was fed. A row's result does
+not depend on its neighbours. A row that ended meanwhile was computed once in vain, which is counted; a new row joins
+the step after. A step that was begun shows no effect before a feed asks for it: it wrote only after the rows' ends.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from baton.cuda.slots import GREEDY, Chance, Slot, chance_of, follows
 from baton.model.execution import PrefillPlacement
 from baton.model.visibility import Span
 from baton.sampling.grammar_masks import Mask
-from baton.sampling.on_device import LOOK_AGAIN, Kind
+from baton.sampling.on_device import TOO_FEW_CANDIDATES, Kind
 
 log = logging.getLogger("baton.model")
 
 
 @dataclass(slots=True)
 class _Begun:
-    """A step that runs: at which slot each place is. `fed`: what each slot was fed, once that is known."""
+    """A running step: the slot of each row slot. `fed`: what each slot was fed, once that is known."""
 
     launched: Launched
     slot_of: dict[int, int]
@@ -53,27 +52,27 @@ class AsyncStepper:
         self._rectangle = feeder.rectangle
         self._steps = steps
         self._begun: _Begun | None = None
-        # Slots that were computed for nobody, and not told of yet.
+        # Slots that were computed in vain, and not reported yet.
         self._surplus = 0
 
     def placed(self, rows: Collection[int]) -> None:
-        # The step that runs was begun for whoever was in these rows before.
+        # The running step was begun for the queries that were in these rows before.
         if self._begun is not None:
             for row in rows:
                 self._begun.slot_of.pop(self._rectangle.row_slots[row], None)
 
     def moved(self, rows: Collection[int]) -> None:
-        """A step that runs knows rows by where they lie, which stays."""
+        """A running step uses row slots, which do not change."""
 
     def leaving(self, rows: Collection[int]) -> None:
-        """Whoever leaves was computed once for nobody; the next step counts that."""
+        """A leaving row was computed once in vain; the next step counts that."""
 
     def step(self, spans: Spans, how: Feeding, done: Set[str]) -> StepOutput:
         """A row that came while a step was running may be fed nothing, once."""
         return self._step(spans(), how, done)
 
     def forget(self) -> None:
-        """The step that was begun ahead was for nobody."""
+        """Drops the step that was begun ahead."""
         if self._begun is not None:
             self._surplus += len(self._begun.launched.slots)
         self._begun = None
@@ -81,7 +80,7 @@ class AsyncStepper:
     def _step(self, spans: Sequence[Span], how: Feeding, done: Set[str]) -> StepOutput:
         single = [span for span in spans if span.count == 1]
         if len(single) > BUCKETS[-1] or any(span.every for span in single):
-            # Steps of the forward's own would come between.
+            # The forward's own steps would come between.
             self.forget()
             return self._feeder.run(spans, how, done)
         if not single:
@@ -92,7 +91,7 @@ class AsyncStepper:
             self.forget()
             return self._feeder.run(spans, how, done)
         if fused:
-            # The step that runs is heard first, and none is begun behind it: prompts go with the next.
+            # The running step is taken first, and none is begun after it: prompts go with the next.
             spans = single
         begun, served = self._served(wanted)
         waiting = [span for span in wanted if span not in served]
@@ -101,20 +100,20 @@ class AsyncStepper:
             others = []
         else:
             waiting = []
-        stepped = self._feeder.run(others, how, done) if others else StepOutput()
+        output = self._feeder.run(others, how, done) if others else StepOutput()
         try:
-            self._collect(begun, served, waiting, done, stepped, last=fused)
+            self._collect(begun, served, waiting, done, output, last=fused)
         except Exception:
-            # The step after may have been launched, and left its tokens where this one's were.
+            # The next step may have been launched, and left its tokens in place of this one's.
             self.forget()
             if not others:
                 raise
-            # What came of the others is to be told of; rows that were fed nothing are fed by the next step.
+            # The output of the others must be returned; rows that were fed nothing are fed by the next step.
             log.warning("a step failed beside prompts that were fed", exc_info=True)
-        return stepped
+        return output
 
     def _served(self, wanted: Mapping[Span, Slot]) -> tuple[_Begun, list[Span]]:
-        """A step that runs, and whom it serves: the one that was begun ahead, or where it serves no one a new one."""
+        """A running step and its rows: the one that was begun ahead, or a new one if that serves no row."""
         if self._begun is not None:
             served = [span for span, slot in wanted.items() if self._begun.serves(slot)]
             if served:
@@ -128,20 +127,20 @@ class AsyncStepper:
         return _Begun(self._steps.launch(slots), {slot.place: at for at, slot in enumerate(slots)})
 
     def _launched_ahead(self, slots: Sequence[Slot]) -> _Begun | None:
-        """None where it does not begin: rows have been fed by now, and it is the next feed that has to fail."""
+        """Returns None if it does not begin: rows have been fed by now, so the next feed must fail."""
         try:
             return self._launch(slots) if slots else None
         except Exception:
             return None
 
     def _slot(self, span: Span, done: Set[str]) -> Slot:
-        found = self._feeder.occupants[span.row]
-        chance = None if found.query.id in done else self._chance(found)
-        return Slot(self._rectangle.row_slots[span.row], found.tokens[span.start], span.stop, chance or GREEDY)
+        state = self._feeder.row_states[span.row]
+        chance = None if state.query.id in done else self._chance(state)
+        return Slot(self._rectangle.row_slots[span.row], state.tokens[span.start], span.stop, chance or GREEDY)
 
-    def _chance(self, found: RowState) -> Chance | None:
-        """None where its next token is not drawn on the device."""
-        return None if found.guide is not None else chance_of(found.draw(None))
+    def _chance(self, state: RowState) -> Chance | None:
+        """Returns None if its next token is not drawn on the device."""
+        return None if state.guide is not None else chance_of(state.draw(None))
 
     def _is_begun(self, slot: Slot) -> bool:
         return self._begun is not None and self._begun.serves(slot)
@@ -152,36 +151,37 @@ class AsyncStepper:
         served: Sequence[Span],
         waiting: Sequence[Span],
         done: Set[str],
-        stepped: StepOutput,
+        output: StepOutput,
         *,
         last: bool,
     ) -> None:
-        """Begins the step after, unless this is the `last`, waits for this one, and tells what came of it."""
+        """Begins the step after, unless this is the `last`; waits for this one, and returns its output."""
         masks = self._feeder.begin_masks(served, done)
         launched = begun.launched
         slots = [begun.slot_of[self._rectangle.row_slots[span.row]] for span in served]
         ahead = [] if last else self._ahead(begun, served, waiting, done)
         logits = launched.logits
         if ahead and any(slot.chance.kind is Kind.FILTERED for slot in launched.slots):
-            # Some may have to be looked at again, when the next step has left its own there.
+            # Some may have to be read again after the next step has overwritten them.
             logits = logits.clone()
         following = self._launched_ahead(ahead)
         self._meanwhile()
         codes = launched.tokens()
 
         def draw(
-            logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], stepped: StepOutput
+            logits: Tensor, drawing: Sequence[Drawing], masks: Mapping[str, Mask], output: StepOutput
         ) -> list[int | None]:
-            told = {
+            codes_by_row = {
                 index: codes[slots[index]]
-                for index, found in drawing
-                if self._chance(found) is not None and codes[slots[index]] != LOOK_AGAIN
+                for index, state in drawing
+                if self._chance(state) is not None and codes[slots[index]] != TOO_FEW_CANDIDATES
             }
-            rest = [(slots[index], found) for index, found in drawing if index not in told]
-            others = iter(self._feeder.draw(logits, rest, masks, stepped) if rest else [])
+            rest = [(slots[index], state) for index, state in drawing if index not in codes_by_row]
+            others = iter(self._feeder.draw(logits, rest, masks, output) if rest else [])
             # Below 0 is NOT_FINITE.
             return [
-                (told[index] if told[index] >= 0 else None) if index in told else next(others) for index, _ in drawing
+                (codes_by_row[index] if codes_by_row[index] >= 0 else None) if index in codes_by_row else next(others)
+                for index, _ in drawing
             ]
 
         mine = self._feeder.count(served, done, 0)
@@ -192,24 +192,24 @@ class AsyncStepper:
         if following is not None:
             following.fed = [slot.token if slot.token >= 0 else codes[-1 - slot.token] for slot in ahead]
         self._begun = following
-        stepped.merge(mine)
+        output.merge(mine)
 
     def _meanwhile(self) -> None:
-        """What the host may do while the device has steps enough."""
+        """What the host may do while the device has enough steps."""
 
     def _ahead(self, begun: _Begun, served: Sequence[Span], waiting: Sequence[Span], done: Set[str]) -> list[Slot]:
-        """The slots of the step after this one, as far as can be known before it; none where that is not enough."""
+        """The slots of the step after this one, as far as known in advance; none if that is not enough."""
         slots = []
         for span in served:
-            found = self._feeder.occupants[span.row]
-            if found.query.id in done:
+            state = self._feeder.row_states[span.row]
+            if state.query.id in done:
                 slots.append(self._slot(span, done))
                 continue
-            chance = self._chance(found)
-            if chance is None or span.stop < len(found.tokens):
+            chance = self._chance(state)
+            if chance is None or span.stop < len(state.tokens):
                 return []
-            generated = len(found.tokens) - len(found.query.prompt)
-            if generated + 1 < found.query.limit_tokens and span.stop < self._rectangle.columns:
+            generated = len(state.tokens) - len(state.query.prompt)
+            if generated + 1 < state.query.limit_tokens and span.stop < self._rectangle.columns:
                 place = self._rectangle.row_slots[span.row]
                 slots.append(Slot(place, follows(begun.slot_of[place]), span.stop + 1, chance))
         if all(slot.token >= 0 for slot in slots):

@@ -1,8 +1,8 @@
-"""A stock model's layers compiled: what stands between one attention and the next becomes a few kernels.
+"""A stock model's layers compiled: everything between two attentions becomes a few kernels.
 
-Layers are alike, so one is compiled, with the number of rows left open, and serves all of them at every number of rows;
-a model compiled whole takes as long again for each (lab-notes 2026-11-21, "compiled layers"). Attention and cache stay
-outside of what is compiled: they are kernels of our own, and which layer asks is known only there.
+Layers are alike, so one is compiled, for any number of rows, and serves all of them; a whole compiled model takes as
+long again for each number of rows (lab-notes 2026-11-21, "compiled layers"). Attention and cache are not compiled: they
+are kernels of our own, and only they know which layer calls.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from baton.model.hooked import Compiled, Hooked
 from baton.model.probe import use_attention
 
 OPTIONS: dict[str, dict[str, Any]] = {"inductor": {"emulate_precision_casts": True}}
-"""Of backends: what is computed is rounded where the model rounds, so that tokens are those that it gives alone."""
+"""For each backend: results are rounded where the model rounds, so that tokens are the same as alone."""
 
-# Kinds of layers, such as those with a window and those without, times one row or more of them.
+# Kinds of layers, such as with and without a window, times one row or more of them.
 _MOST_KINDS = 16
 
 
 class OutsideCache(Cache):
-    """A stock cache of which a compiler sees nothing but that it is called."""
+    """A stock cache that a compiler sees only as a call."""
 
     update = torch.compiler.disable(Cache.update)
 
 
 def compiled_layers(hooked: Hooked, backend: str) -> Compiled:
-    """The layers of this model by this backend, compiled once however many steps are made of them. Raises LoadError."""
+    """The layers of this model by this backend, compiled once for any number of steps. Raises LoadError."""
     if backend not in hooked.compiled:
         hooked.compiled[backend] = CompiledLayers(hooked, backend)
     return hooked.compiled[backend]
@@ -56,12 +56,12 @@ class CompiledLayers:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Calls of the model go through what is compiled."""
+        """Inside it, calls of the model go through the compiled layers."""
         try:
             use_attention(self._model, self._outside)
             for layer, forward in zip(self._layers, self._forwards, strict=True):
                 layer.forward = forward
-            # The number of a layer is no constant, or each would be compiled for itself.
+            # A layer's number must not be a constant, or each layer would be compiled.
             with torch._dynamo.config.patch(
                 allow_unspec_int_on_nn_module=True, recompile_limit=_MOST_KINDS, fail_on_recompile_limit_hit=True
             ):
@@ -73,9 +73,9 @@ class CompiledLayers:
 
 
 def outside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, of which a compiler sees nothing but that it is called."""
-    found: Callable[..., Any] = torch.compiler.disable(function)
-    return found
+    """The same function, which a compiler sees only as a call."""
+    outside_function: Callable[..., Any] = torch.compiler.disable(function)
+    return outside_function
 
 
 def _layers(model: PreTrainedModel) -> list[nn.Module]:

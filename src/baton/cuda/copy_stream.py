@@ -1,4 +1,4 @@
-"""Copies between a device and the host beside the device's steps, one behind the other.
+"""Copies between a device and the host beside the device's steps, one after the other.
 
 On CUDA it is a stream of its own; `baton/testing/late_lane.py` has one for tests on the CPU.
 """
@@ -15,33 +15,36 @@ from baton.kv.port import CopyEvent
 
 
 class CopyStream(Protocol):
-    """Everything in it happens in its order. So memory of the host that only lanes write may be reused at once."""
+    """Work in it happens in order. So host memory that only copy streams write may be reused at once."""
 
     @property
     def device(self) -> torch.device: ...
 
     def empty(self, size: int) -> Tensor:
-        """`[size]` bytes on the device, to be written in the lane."""
+        """`[size]` bytes on the device, to be written in the stream."""
 
     def flags(self, count: int) -> Tensor:
-        """`[count]` truth values on the host, to be written in the lane."""
+        """`[count]` booleans on the host, to be written in the stream."""
 
     def begin(self, work: Callable[[], None], uses: Sequence[Tensor] = (), *, behind: bool) -> CopyEvent:
-        """Copies; `behind` all that the device was given before. `uses`: what was made outside of the lane."""
+        """Begins copies; with `behind`, after all earlier work of the device.
+
+        `uses`: tensors made outside of the stream.
+        """
 
     def hand_over(self, tensor: Tensor) -> None:
-        """What was made in the lane is used outside of it from now on."""
+        """A tensor that was made in the stream is used outside of it from now on."""
 
 
-class CudaLane:
-    """A stream of its own."""
+class CudaCopyStream:
+    """A CUDA stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)
 
     def empty(self, size: int) -> Tensor:
-        # Made there, so that the allocator gives it to another copy only when this one is through.
+        # Allocated in the stream, so that another copy gets the memory only after this one.
         with torch.cuda.stream(self._stream):
             return torch.empty(size, dtype=torch.uint8, device=self.device)
 
@@ -57,13 +60,13 @@ class CudaLane:
             event.record(self._stream)
         for tensor in uses:
             tensor.record_stream(self._stream)
-        return _CudaMark(event, self.device)
+        return _CudaCopyEvent(event, self.device)
 
     def hand_over(self, tensor: Tensor) -> None:
         tensor.record_stream(torch.cuda.current_stream(self.device))
 
 
-class _CudaMark:
+class _CudaCopyEvent:
     def __init__(self, event: torch.cuda.Event, device: torch.device) -> None:
         self._event = event
         self._device = device

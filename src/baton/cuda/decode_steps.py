@@ -1,9 +1,9 @@
-"""Decode steps of constant shape: nothing the host does for one depends on how long rows are.
+"""Decode steps of constant shape: the host's work for one does not depend on how long rows are.
 
-All that a step is told travels in one array, so many numbers per slot, and is read on the device; a token that the step
-before has only just drawn is taken from there. A CUDA device captures a step once for each number of slots (rounded
-up, see BUCKETS) and replays it as one graph, its greedy draw in it; what rows draw at random is a small graph behind
-it, one for each kind of draw. Elsewhere the same code runs as it is.
+All inputs of a step are one array, so many numbers per slot, which is read on the device. A token that the step before
+has just drawn is read on the device too. A CUDA device captures a step once for each number of slots (rounded up, see
+BUCKETS), with its greedy draw, and replays it as one graph; each kind of random draw is a small graph after it. Other
+devices run the same code directly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from baton.core.sampling import SamplingParams
 from baton.cuda.compiled_layers import compiled_layers
 from baton.cuda.graphs import Graphs
 from baton.cuda.ragged_attention import Places, Ragged
-from baton.cuda.slots import GREEDY, NUMBERS, Chance, Slot, chances_of, told
+from baton.cuda.slots import GREEDY, NUMBERS, Chance, Slot, chances_of, step_inputs
 from baton.kv.rectangle import Rectangle
 from baton.model.hooked import Hooked
 from baton.model.layout import Layout
@@ -33,14 +33,14 @@ from baton.sampling.on_device import Kind, drawn
 log = logging.getLogger("baton.model")
 
 BUCKETS: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""How many slots a captured step has."""
+"""How many slots captured steps have."""
 # Runs before a capture, in which libraries choose their algorithms and allocate what they keep.
 _WARM_UPS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A step that runs. `logits` `[slots, vocabulary]` in float32 are good until the next step."""
+    """A running step. `logits` `[slots, vocabulary]` in float32 are valid until the next step."""
 
     slots: tuple[Slot, ...]
     logits: Tensor
@@ -49,16 +49,16 @@ class Launched:
     _done: Any = None
 
     def tokens(self) -> list[int]:
-        """What each slot drew, NOT_FINITE or LOOK_AGAIN where none; waits for the step."""
+        """The token that each slot drew, or NOT_FINITE or TOO_FEW_CANDIDATES; waits for the step."""
         if self._done is not None:
             self._done.synchronize()
-        found: list[int] = self._codes.tolist()
-        return found[: len(self.slots)]
+        codes: list[int] = self._codes.tolist()
+        return codes[: len(self.slots)]
 
 
 @dataclass(slots=True)
 class Resident(Layout):
-    """One token per slot, `[n, 1]`; everything that differs between steps is in tensors. `width`: columns in use."""
+    """One token per slot, `[n, 1]`. Everything that differs between steps is in tensors. `width`: columns in use."""
 
     stops: Tensor = field(default_factory=lambda: torch.empty(0))
     ragged: Ragged | None = None
@@ -92,8 +92,8 @@ class Resident(Layout):
 class Steps:
     """Steps over one rectangle, one after the other on the device's current stream.
 
-    `capture`: as CUDA graphs. `compiled`: layers are compiled first, by this backend of torch.compile.
-    `experts`: how they are computed in steps, where not as ever.
+    `capture`: as CUDA graphs. `compiled`: layers are compiled first, by this backend of torch.compile. `experts`: how
+    steps compute experts, if not as usual.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Steps:
         width = self._width(max(slot.stop for slot in slots)) if self._ragged.reads_width else 0
         kind = max(slot.chance.kind for slot in slots)
         step = self._made.get((size, width))
-        inputs = told(slots, size)
+        inputs = step_inputs(slots, size)
         if step is None:
             step = self._made[size, width] = self._make(size, width, inputs)
         step.inputs.copy_(inputs, non_blocking=True)
@@ -154,7 +154,7 @@ class Steps:
 
     @torch.inference_mode()
     def _go(self, step: _Step, kind: Kind) -> None:
-        """A step as it was made draws greedily; what rows draw at random comes behind it."""
+        """Runs a step, which draws greedily, and then the random draws."""
         step.run()
         if kind in step.draws:
             step.draws[kind]()
@@ -165,7 +165,7 @@ class Steps:
                 step.draws[kind] = self._drawing(self._graphs, draw, len(step.logits))
 
     def _drawing(self, graphs: Graphs, draw: Callable[[], None], size: int) -> Callable[[], Any]:
-        """This draw as a graph; as it is where that does not draw what it has just drawn."""
+        """This draw as a graph; as plain code if the graph does not repeat its own draw."""
         expected = self._drawn[:size].clone()
         try:
             replay, _ = graphs.captured(draw)
@@ -194,7 +194,7 @@ class Steps:
         before = self._drawn.clone()
         with self._graphs.aside():
             for _ in range(_WARM_UPS):
-                # What a step writes into the rectangle is the same each time it is repeated.
+                # A step writes the same into the rectangle each time it is repeated.
                 self._drawn.copy_(before)
                 inputs.copy_(first)
                 body()
@@ -202,7 +202,7 @@ class Steps:
         return _Step(inputs, *self._graphs.captured(body))
 
     def _body(self, inputs: Tensor, width: int) -> Callable[[], Tensor]:
-        """What a step does, over static tensors."""
+        """The work of a step, over static tensors."""
         given, rows, stops = inputs[:3]
         size = inputs.shape[1]
         spans = [Span(NOBODY, 0, 1)] * size
@@ -222,9 +222,9 @@ class Steps:
 
 
 class _Step:
-    """`inputs`: where a step is told what to do. `logits`: where it leaves them, or what its last run answered.
+    """`inputs`: the tensor with a step's inputs. `logits`: where it leaves them, or its last run's result.
 
-    `draws`: what draws at random behind it, where that was captured.
+    `draws`: random draws after it, if they were captured.
     """
 
     def __init__(self, inputs: Tensor, go: Callable[[], Any], logits: Tensor | None = None) -> None:

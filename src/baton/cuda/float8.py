@@ -1,8 +1,8 @@
-"""Linear layers in float8 (e4m3): each output's weights with a scale of their own, each token's inputs with one.
+"""Linear layers in float8 (e4m3): a scale for each output's weights, and one for each token's inputs.
 
-A weight takes one byte, of which a decode step reads all; what is multiplied are the 8-bit numbers themselves, summed
-in float32 (Micikevicius et al. 2022, FP8 formats for deep learning; torch's row-wise `_scaled_mm`). A token's scale
-is its own, so that its result does not depend on its neighbours.
+A weight takes one byte, and a decode step reads all of them. The 8-bit numbers themselves are multiplied and summed in
+float32 (Micikevicius et al. 2022, FP8 formats for deep learning; torch's row-wise `_scaled_mm`). A token has its own
+scale, so that its result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ except ImportError:
 
 FLOAT8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FLOAT8).max
-# A row of zeros has a scale, too.
+# A row of zeros has a scale too.
 _LEAST = 1e-12
-# The products' operands lie on 16 bytes.
+# The products' operands are aligned to 16 bytes.
 _ALIGNED = 16
 _BLOCK = 2048
 
 
 class Float8Linear(nn.Module):
-    """As the linear layer that it was made of, up to rounding: inputs `[..., in]` in bfloat16 -> `[..., out]`."""
+    """The linear layer that it was made from, up to rounding: inputs `[..., in]` in bfloat16 -> `[..., out]`."""
 
     weight: Tensor
     scale: Tensor
@@ -40,7 +40,7 @@ class Float8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         numbers, scales = in_torch(linear.weight.detach().to(device))
-        # No parameters: whoever asks a model's dtype is to find the others'.
+        # Not parameters, because a model's dtype is read from its parameters.
         self.register_buffer("weight", numbers, persistent=False)
         self.register_buffer("scale", scales.view(1, -1), persistent=False)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().to(device), persistent=False)
@@ -61,9 +61,9 @@ class Float8Linear(nn.Module):
 
 
 def quantize(model: PreTrainedModel, device: torch.device) -> None:
-    """Has a model's linear layers but its output layer be float8 on this device, one after the other.
+    """Makes a model's linear layers, except its output layer, float8 on this device, one after the other.
 
-    Raises LoadError where that is not possible, or would leave most of its weights as they are.
+    Raises LoadError if that is not possible, or would leave most of its weights as they are.
     """
     if getattr(model, "hf_quantizer", None) is not None:
         raise LoadError("--quantize float8: it was saved in fewer bits already, leave this out")
@@ -73,7 +73,7 @@ def quantize(model: PreTrainedModel, device: torch.device) -> None:
     head, done = model.get_output_embeddings(), 0
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            # Families have linear layers with ways of their own.
+            # Some families have their own kinds of linear layers.
             if type(layer) is nn.Linear and layer is not head and _fits(layer):
                 setattr(parent, name, Float8Linear(layer, device))
                 done += layer.weight.numel()
@@ -88,7 +88,7 @@ def _fits(layer: nn.Linear) -> bool:
 
 
 def in_torch(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`[n, k]` as float8 numbers, and what each row of them is to be multiplied by, `[n, 1]` in float32."""
+    """`[n, k]` as float8 numbers, and the factor of each row `[n, 1]` in float32."""
     precise = rows.float()
     scales = (precise.abs().amax(-1, keepdim=True) / _LARGEST).clamp(min=_LEAST)
     return (precise / scales).clamp(-_LARGEST, _LARGEST).to(FLOAT8), scales

@@ -25,11 +25,10 @@ from baton.model.visibility import Span
 class CudaForward:
     """A `Forward` over a forward in torch, parts of which it replaces.
 
-    `ragged`: attention of decode steps that have constant shape; None for steps as torch has them.
-    `compiled`: the backend of torch.compile for these steps. `experts`: how they compute experts, if not as ever.
-    `varlen`: attention of prompts in one call per layer; None for one call per row.
-    `gains`: how many times as fast as behind decode steps prompts are elsewhere; None until it is measured.
-    Raises LoadError if the model's rows cannot be fed so.
+    `ragged`: attention of decode steps of constant shape; None for steps in torch. `compiled`: the backend of
+    torch.compile for these steps. `experts`: how they compute experts, if not as usual. `varlen`: attention of prompts
+    in one call per layer; None for one call per row. `gains`: how many times faster prompts are elsewhere than after
+    decode steps; None until measured. Raises LoadError if the model's rows cannot be fed so.
     """
 
     def __init__(
@@ -58,28 +57,28 @@ class CudaForward:
         self._steps: Steps | None = None
 
     def parts(self) -> list[str]:
-        found = self.torch_forward.parts()
+        parts = self.torch_forward.parts()
         if self.ragged is not None:
             experts = self.experts or self.torch_forward.hooked.experts
             named = ["decode steps of constant shape", self.ragged.name]
             named += [EXPERTS.get(experts, experts)] if experts else []
             named += [f"compiled by {self.compiled}"] if self.compiled else []
-            found.append(", ".join(named))
+            parts.append(", ".join(named))
         if self.varlen is not None:
-            found.append("prompts' attention in one call per layer")
+            parts.append("prompts' attention in one call per layer")
         if self.gains:
             others = (f"{WHERE[how]} {gain:.2f}x" for how, gain in self.gains.items())
-            found.append(f"prompts {WHERE[self.placement]} (measured: {', '.join(others)})")
-        return found
+            parts.append(f"prompts {WHERE[self.placement]} (measured: {', '.join(others)})")
+        return parts
 
     @property
     def placement(self) -> PrefillPlacement:
-        """Where prompts are computed fastest, as far as that was measured."""
+        """Where prompts are computed fastest, as far as measured."""
         gains = {PrefillPlacement.AFTER_DECODE: 1.0, **(self.gains or {})}
         return max(gains, key=lambda how: gains[how])
 
     def fixed(self, rows: int) -> TorchForward:
-        """Returns a forward in torch: steps of constant shape have as many rows as there are; see `Forward.fixed`."""
+        """Returns a forward in torch: here steps have as many rows as are in use; see `Forward.fixed`."""
         return self._prompts.fixed(rows)
 
     def steps(self, rectangle: Rectangle) -> Steps | None:
@@ -93,7 +92,7 @@ class CudaForward:
         return self._steps
 
     def release(self) -> None:
-        """Lets go of the steps over the last rectangle, and so of its memory."""
+        """Drops the steps over the last rectangle, and so its memory."""
         self._steps = None
 
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:

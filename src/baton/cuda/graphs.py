@@ -1,4 +1,4 @@
-"""CUDA graphs that follow one another on a stream, in memory that they share."""
+"""CUDA graphs that run one after the other on a stream, in shared memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Graphs:
-    """Graphs in one pool of memory: all are replayed on one stream, so only one at a time needs room to compute in.
+    """Graphs in one memory pool. All are replayed on one stream, so only one at a time needs working memory.
 
-    What a graph left, and is still referred to, no graph that was captured later computes in; those that were captured
-    before may. So it is good until one of these is replayed.
+    Graphs that are captured later do not use memory that an earlier graph left and that is still referred to; earlier
+    graphs may. So a result is valid until an earlier graph is replayed.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Graphs:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """On a stream of its own, in order with the current one: what is run before it is captured."""
+        """A stream of its own, in order with the current one: code runs in it before it is captured."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -31,9 +31,9 @@ class Graphs:
         torch.cuda.current_stream().wait_stream(stream)
 
     def captured(self, work: Callable[[], T]) -> tuple[Callable[[], Any], T]:
-        """What replays this work, which is not done yet, and where it leaves what it answers.
+        """Captures this work, which does not run yet. Returns what replays it, and its results' tensors.
 
-        Raises RuntimeError where something in it cannot be captured.
+        Raises RuntimeError if something in it cannot be captured.
         """
         before = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
@@ -47,9 +47,9 @@ class Graphs:
         return graph.replay, left
 
     def _close(self) -> None:
-        """Torch before 2.12 leaves a capture that failed half open, and no other would ever work (pytorch#180395)."""
+        """Torch before 2.12 leaves a failed capture half open, and no other would ever work (pytorch#180395)."""
         close = getattr(torch._C, "_cuda_endAllocateToPool", None)
         if close is not None:
-            # Newer ones say that it is closed already.
+            # Newer versions say that it is closed already.
             with suppress(RuntimeError):
                 close(torch.cuda.current_device(), self._pool)

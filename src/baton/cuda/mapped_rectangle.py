@@ -1,9 +1,8 @@
 """A rectangle whose memory is mapped as rows grow, for devices that do not do so by themselves.
 
-All rows have the addresses of their whole length. Pages are mapped as far as rows have reached
-(`cuda/virtual_memory.py`).
-So addresses never change, CUDA graphs stay valid, and attention reads a row as it lies, without a table of blocks.
-What is behind a row's reach must not be touched by anyone: `Rectangle.mapped` says so to all who read.
+All rows have addresses for their whole length. Pages are mapped as far as rows have been reserved
+(`cuda/virtual_memory.py`). So addresses never change, CUDA graphs stay valid, and attention reads a row directly,
+without a block table. Memory after a row's reserved part must not be touched; `Rectangle.mapped` says so to readers.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import torch
 from torch import Tensor
 
 from baton.core.errors import SettingError
-from baton.cuda.page_layout import Lane, PageLayout, Region
+from baton.cuda.page_layout import BufferLayout, PageLayout, Region
 from baton.cuda.virtual_memory import Driver
 from baton.kv.rectangle import Buffer, LayerShape, Rectangle
 
 
 class _Space:
-    """A region's addresses, and the pages behind them: `held[place]`, from the row's first byte on."""
+    """A region's addresses, and the pages mapped to them: `held[row_slot]`, from the row's first byte on."""
 
     def __init__(self, region: Region, layout: PageLayout, capacity: int, driver: Driver) -> None:
         self.region = region
@@ -39,21 +38,22 @@ class _Space:
             message = f"{size / 2**30:.1f} GiB of address space could not be reserved ({error}): "
             raise SettingError(message + "lower --max-batch-size or --max-model-len", param="max_model_len") from error
         self._bytes, self._address = reserved.tensor, reserved.address
-        # Not before the last tensor over it is gone, whoever has that; nor when the process ends, with the driver.
+        # Not before the last tensor over it is gone, whoever has it; nor when the process ends, together with the
+        # driver.
         weakref.finalize(
             reserved.holder, _let_go, driver, self._address, self._row_bytes, self._page, self.held
         ).atexit = False
 
-    def tensor(self, lane: Lane, *, columns: bool) -> Tensor:
-        """`[rows, columns, heads, dim]`, or of states `[rows, ...]`."""
-        size = lane.dtype.itemsize
-        inner = [math.prod(lane.shape[at + 1 :]) for at in range(len(lane.shape))]
+    def tensor(self, layout: BufferLayout, *, columns: bool) -> Tensor:
+        """`[rows, columns, heads, dim]`, or for states `[rows, ...]`."""
+        size = layout.dtype.itemsize
+        inner = [math.prod(layout.shape[at + 1 :]) for at in range(len(layout.shape))]
         shape, stride = [len(self.held)], [self._row_bytes // size]
         if columns:
             shape.append(self.region.width)
             stride.append(self.region.token_bytes // size)
-        flat = self._bytes.view(lane.dtype)
-        return flat.as_strided((*shape, *lane.shape), (*stride, *inner), lane.offset // size)
+        flat = self._bytes.view(layout.dtype)
+        return flat.as_strided((*shape, *layout.shape), (*stride, *inner), layout.offset // size)
 
     def add(self, place: int, pages: Sequence[Any]) -> None:
         held = self.held[place]
@@ -61,7 +61,7 @@ class _Space:
         held.extend(pages)
 
     def take(self, place: int, keep: int) -> list[Any]:
-        """All pages but the first so many of the row, unmapped."""
+        """Unmaps and returns all pages of the row after the first so many."""
         taken = self.held[place][keep:]
         if taken:
             first = self._address + place * self._row_bytes + keep * self._page
@@ -71,7 +71,7 @@ class _Space:
 
 
 def _let_go(driver: Driver, address: int, row_bytes: int, page: int, held: list[list[Any]]) -> None:
-    driver.settle()
+    driver.synchronize()
     for place, pages in enumerate(held):
         if pages:
             driver.unmap(address + place * row_bytes, len(pages) * page)
@@ -85,11 +85,11 @@ def _release(driver: Driver, pages: list[Any]) -> None:
 
 
 class MappedRectangle(Rectangle):
-    """See above. At most `most_bytes` of pages are made while cleared rows have some that nobody needs.
+    """See above. Pages beyond `most_bytes` are only made after cleared rows' unneeded pages have been reused.
 
-    A cleared row keeps its pages until others need them, since a step that the device has not finished may still
-    write there: pages are only taken away after all work that was given to the device is done, and no work is given
-    to it before its rows were reached.
+    A cleared row keeps its pages until others need them, because a running step may still write there. Pages are only
+    taken away after all work that was given to the device is done, and work is only given to it after its rows are
+    reserved.
     """
 
     mapped = True
@@ -115,13 +115,13 @@ class MappedRectangle(Rectangle):
         super().__init__(shapes, capacity=capacity, columns=columns, dtype=dtype, device=device)
         self.footprint = self._layout.footprint
         weakref.finalize(self, _release, driver, self._spare).atexit = False
-        # Triton asks the driver of each tensor's first address, even where no program will touch it.
+        # Triton asks the driver about each tensor's first address, even if no program touches it.
         for space in self._spaces:
             self._give(space, 0, self._take(1, 0))
 
     @property
     def spare_bytes(self) -> int:
-        """Of pages that were made and that no row needs."""
+        """Bytes of pages that were made and that no row needs."""
         needed = sum(self._needed(space, place) for space in self._spaces for place in range(self.capacity))
         return (self._made - needed) * self._layout.page
 
@@ -135,7 +135,7 @@ class MappedRectangle(Rectangle):
         self._reached[place] = tokens
 
     def clear(self, row: int) -> None:
-        """Empties the row. What was in it stays there, for nobody: whoever reads, reads what its own row holds."""
+        """Empties the row. Its old content stays but is never read: a reader reads only what its own row holds."""
         self.lens[row] = 0
         self._reached[self.row_slots[row]] = 0
 
@@ -144,23 +144,23 @@ class MappedRectangle(Rectangle):
 
     def release_unused(self) -> bool:
         if self.spare_bytes:
-            self._driver.settle()
+            self._driver.synchronize()
         for place in range(self.capacity):
             self._strip(place)
-        found = len(self._spare)
+        spare_pages = len(self._spare)
         _release(self._driver, self._spare)
-        self._made -= found
-        return found > 0
+        self._made -= spare_pages
+        return spare_pages > 0
 
     def _allocate(self) -> None:
-        found: list[Buffer | None] = [None] * self._layout.buffers
+        numbered: list[Buffer | None] = [None] * self._layout.buffers
         for region in self._layout.regions:
             space = _Space(region, self._layout, self.capacity, self._driver)
             self._spaces.append(space)
             columns = 0 if region.states else region.width
-            for number, lane in region.lanes.items():
-                found[number] = Buffer(space.tensor(lane, columns=columns > 0), columns)
-        self._buffers = [buffer for buffer in found if buffer is not None]
+            for number, layout in region.layouts.items():
+                numbered[number] = Buffer(space.tensor(layout, columns=columns > 0), columns)
+        self._buffers = [buffer for buffer in numbered if buffer is not None]
         buffers = iter(self._buffers)
         for shape, ring in zip(self.shapes, self.rings, strict=True):
             for kept, dim in ((self.keys, shape.key_dim), (self.values, shape.value_dim)):
@@ -170,7 +170,7 @@ class MappedRectangle(Rectangle):
             self.states.append([next(buffers).tensor for _ in shape.states])
 
     def _needed(self, space: _Space, place: int) -> int:
-        """Pages of a row that may not be taken away: as far as it was reached, and the very first one."""
+        """Pages of a row that must stay: its reserved part, and the very first page."""
         return max(self._layout.pages(space.region, self._reached[place]), place == 0)
 
     def _give(self, space: _Space, place: int, pages: list[Any]) -> None:
@@ -181,7 +181,7 @@ class MappedRectangle(Rectangle):
             raise
 
     def _take(self, count: int, place: int) -> list[Any]:
-        """So many pages, for this row. Raises torch.OutOfMemoryError."""
+        """Gets so many pages for this row. Raises torch.OutOfMemoryError."""
         while len(self._spare) < count:
             if self._made < self._most_pages and self._create():
                 continue
@@ -201,7 +201,7 @@ class MappedRectangle(Rectangle):
         return True
 
     def _reclaim(self, place: int) -> bool:
-        """Takes the pages of another row that it does not need, of the one that has most; answers whether any has."""
+        """Takes unneeded pages from the row that has most of them. Returns whether any row has some."""
 
         def idle(row: int) -> int:
             return sum(len(space.held[row]) - self._needed(space, row) for space in self._spaces)
@@ -209,8 +209,8 @@ class MappedRectangle(Rectangle):
         most = max((row for row in range(self.capacity) if row != place), key=idle, default=place)
         if most == place or idle(most) <= 0:
             return False
-        # A step that is still to run may write one column behind the end of a row that is not there any more.
-        self._driver.settle()
+        # A step that is still to run may write one column after the end of a row that has left.
+        self._driver.synchronize()
         self._strip(most)
         return True
 

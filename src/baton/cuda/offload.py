@@ -1,7 +1,7 @@
-"""Rows and blocks on their way between a device and the host, beside the device's steps (`cuda/copy_stream.py`).
+"""Copies of rows and blocks between a device and the host, beside the device's steps (`cuda/copy_stream.py`).
 
-To the host they are gathered behind all that the device was given before, and their row may be another's from then on.
-From there they wait in memory of their own on the device, until their row is to be fed.
+On the way to the host they are gathered after all earlier work of the device, and their row is free from then on. On
+the way back they wait in separate memory on the device until their row is to be fed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from baton.cuda.pinned_memory import Extent, HostMemory
 from baton.kv.port import CopyEvent, KVPiece, OffloadedParts
 
 AT_ONCE_BYTES = 2**24
-"""What is copied at once, some 0.3 ms: a step's own small copies wait for the one before them in the same direction."""
+"""How much is copied at once, some 0.3 ms: a step's own small copies wait for a copy in the same direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostStore:
-    """Pieces that are being copied out. `fine` `[pieces]`: which of them are finite, when they are there."""
+    """Pieces that are being copied out. `fine` `[pieces]`: which of them are finite, valid once they are copied."""
 
     pieces: list[Piece]
-    mark: CopyEvent
+    event: CopyEvent
     fine: Tensor | None
 
 
@@ -37,20 +37,20 @@ _Staging = tuple[Form, Tensor]
 
 
 class HostLoad:
-    """Parts that are being copied in; they are in their row after `land`, at which the device waits for them."""
+    """Parts that are being copied in; they are in their row after `land`, for which the device waits."""
 
     def __init__(
-        self, lane: CopyStream, mark: CopyEvent, staged: Sequence[_Staging], targets: Sequence[Tensor]
+        self, stream: CopyStream, event: CopyEvent, staged: Sequence[_Staging], targets: Sequence[Tensor]
     ) -> None:
         self.bytes = sum(staging.numel() for _, staging in staged)
-        self._lane = lane
-        self._mark = mark
+        self._stream = stream
+        self._event = event
         self._staged = staged
         self._targets = targets
 
     def done(self) -> bool:
-        """Whether to land takes no waiting."""
-        return not self._staged or self._mark.done()
+        """Whether `land` would not wait."""
+        return not self._staged or self._event.done()
 
     def over(self) -> bool:
         """Whether it takes no more memory of the device."""
@@ -60,13 +60,13 @@ class HostLoad:
         self.land()
 
     def land(self) -> None:
-        """No matter if it did before; where it raises, it may be tried again."""
+        """Does nothing if it was called before; if it raises, it may be tried again."""
         if not self._staged:
             return
-        self._mark.join()
+        self._event.join()
         start = 0
         for form, staging in self._staged:
-            self._lane.hand_over(staging)
+            self._stream.hand_over(staging)
             targets = self._targets
             if len(self._staged) > 1:
                 count = form.shapes[0][0] * len(staging)
@@ -76,51 +76,50 @@ class HostLoad:
         self.cancel()
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Gives up the load."""
         self._staged, self._targets = (), ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Staged:
-    """What a copy to the host takes of the device's memory while it runs."""
+    """The device memory that a copy to the host takes while it runs."""
 
     bytes: int
-    mark: CopyEvent
+    event: CopyEvent
 
     def over(self) -> bool:
-        return self.mark.done()
+        return self.event.done()
 
     def finish(self) -> None:
-        self.mark.wait()
+        self.event.wait()
 
 
 class HostOffload:
-    """Moves parts between rows and the host. On the device it takes `most` bytes, or what one row takes.
+    """Moves parts between rows and the host. On the device it takes `most` bytes, or those of one row.
 
-    Raises an allocator's error where there is no memory, and has changed nothing then.
+    Raises an allocator's error if there is no memory, and has changed nothing then.
     """
 
-    def __init__(self, lane: CopyStream, host: HostMemory, most: int) -> None:
+    def __init__(self, stream: CopyStream, host: HostMemory, most: int) -> None:
         self.host = host
-        self._lane = lane
+        self._stream = stream
         self._most = most
         self._underway: deque[HostLoad | _Staged] = deque()
 
     def out(self, parts: Sequence[Tensor], *, blocks: int = 1, checked: bool = False) -> HostStore:
         """Copies parts, cut along their first dimension into so many pieces. The row may change as soon as it returns.
 
-        `checked`: it is found out which pieces are finite, by their sums; one that overflows is taken for what it looks
-        like.
+        `checked`: also computes which pieces are finite, by their sums; one whose sum overflows counts as not finite.
         """
         form = form_of(parts, blocks)
         size = form.bytes
         memory = self.host.take(blocks, size)
         try:
             self._make_room(blocks * size)
-            staging = torch.empty(blocks, size, dtype=torch.uint8, device=self._lane.device)
+            staging = torch.empty(blocks, size, dtype=torch.uint8, device=self._stream.device)
             gather(form, parts, staging)
-            found = finite(form, staging) if checked else None
-            fine = None if found is None else self._lane.flags(blocks)
+            is_finite = finite(form, staging) if checked else None
+            fine = None if is_finite is None else self._stream.flags(blocks)
         except Exception:
             for extent in memory:
                 self.host.give(extent)
@@ -131,24 +130,24 @@ class HostOffload:
             for extent in memory:
                 _copy(extent.bytes, staging.view(-1)[start : start + extent.size])
                 start += extent.size
-            if fine is not None and found is not None:
-                fine.copy_(found, non_blocking=True)
+            if fine is not None and is_finite is not None:
+                fine.copy_(is_finite, non_blocking=True)
 
-        mark = self._lane.begin(copy, [staging] if found is None else [staging, found], behind=True)
-        self._underway.append(_Staged(blocks * size, mark))
+        event = self._stream.begin(copy, [staging] if is_finite is None else [staging, is_finite], behind=True)
+        self._underway.append(_Staged(blocks * size, event))
         cut = [extent.cut(at, size) for extent in memory for at in range(0, extent.size, size)]
-        return HostStore([Piece(extent, form, mark) for extent in cut], mark, fine)
+        return HostStore([Piece(extent, form, event) for extent in cut], event, fine)
 
     def joined(self, pieces: Sequence[KVPiece]) -> Packed:
-        """Pieces one behind the other, as parts for a row."""
+        """Joins pieces, in order, to parts for a row."""
         return Packed([_ours(piece) for piece in pieces])
 
     def into(self, parts: OffloadedParts, targets: Sequence[Tensor]) -> HostLoad:
-        """Begins to copy; `targets` are the row's parts, which nobody writes until it has landed."""
+        """Begins to copy. `targets` are the row's parts, which nothing may write until the load has landed."""
         packed = _packed(parts)
         groups = [(form, [*some]) for form, some in itertools.groupby(packed.pieces, lambda piece: piece.form)]
         self._make_room(packed.bytes)
-        staged = [(form, self._lane.empty(len(some) * form.bytes).view(len(some), -1)) for form, some in groups]
+        staged = [(form, self._stream.empty(len(some) * form.bytes).view(len(some), -1)) for form, some in groups]
 
         def copy() -> None:
             for (_, pieces), (_, staging) in zip(groups, staged, strict=True):
@@ -157,9 +156,9 @@ class HostOffload:
                     _copy(staging.view(-1)[start : start + extent.size], extent.bytes)
                     start += extent.size
 
-        arrival = HostLoad(self._lane, self._lane.begin(copy, behind=False), staged, targets)
-        self._underway.append(arrival)
-        return arrival
+        load = HostLoad(self._stream, self._stream.begin(copy, behind=False), staged, targets)
+        self._underway.append(load)
+        return load
 
     def release(self, parts: OffloadedParts) -> None:
         """Gives back the host's memory."""
@@ -171,7 +170,7 @@ class HostOffload:
         self.host.give(_ours(piece).memory)
 
     def _make_room(self, size: int) -> None:
-        """What is underway takes no more than it may with so much more: the oldest is waited for."""
+        """Waits for the oldest copies until those under way, with so much more, take no more than allowed."""
         self._underway = deque(one for one in self._underway if not one.over())
         while self._underway and sum(one.bytes for one in self._underway) + size > self._most:
             self._underway.popleft().finish()
@@ -195,7 +194,7 @@ def _copy(target: Tensor, source: Tensor) -> None:
 
 
 def _joined(extents: Sequence[Extent]) -> Iterator[Extent]:
-    """The same bytes, where one begins at the other's end as one."""
+    """The same bytes, with extents joined that follow one another."""
     last: Extent | None = None
     for extent in extents:
         if last is not None and last.base is extent.base and last.start + last.size == extent.start:
@@ -208,20 +207,20 @@ def _joined(extents: Sequence[Extent]) -> Iterator[Extent]:
         yield last
 
 
-def trial(copies: HostOffload, device: torch.device) -> str:
-    """What goes wrong where parts go to the host and come back; nothing where they come back to the bit."""
+def trial(offload: HostOffload, device: torch.device) -> str:
+    """Copies parts to the host and back. Returns what goes wrong; nothing if they come back bit by bit."""
     kept = torch.randn(3, 64, 2, 24, device=device).to(torch.bfloat16)
     kept[0, 40, 1, 7] = torch.nan
     states = torch.randn(2, 5, device=device)
     try:
-        whole = Packed(copies.out([kept[0], states[0]]).pieces)
-        copies.into(whole, [kept[1], states[1]]).land()
-        blocks = copies.out([kept[0], kept[0]], blocks=2, checked=True)
+        whole = Packed(offload.out([kept[0], states[0]]).pieces)
+        offload.into(whole, [kept[1], states[1]]).land()
+        blocks = offload.out([kept[0], kept[0]], blocks=2, checked=True)
         cut = Packed(blocks.pieces)
-        copies.into(cut, [kept[2], torch.empty_like(kept[2])]).land()
-        blocks.mark.wait()
-        copies.release(whole)
-        copies.release(cut)
+        offload.into(cut, [kept[2], torch.empty_like(kept[2])]).land()
+        blocks.event.wait()
+        offload.release(whole)
+        offload.release(cut)
         bits = kept.view(torch.int16)
         same = torch.equal(bits[0], bits[1]) and torch.equal(bits[0], bits[2]) and torch.equal(states[0], states[1])
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What rows keep, packed: all parts one behind the other in one run of bytes, on the device or on the host.
+"""What rows keep, packed: all parts one after the other in one run of bytes, on the device or on the host.
 
 A piece is a row's parts, or those of a run of its tokens. Gathering and scattering are one operation of torch each,
 however many layers and pieces there are.
@@ -18,13 +18,13 @@ from torch import Tensor
 from baton.cuda.pinned_memory import Extent
 from baton.kv.port import CopyEvent, OffloadedParts
 
-# What bytes are moved as: the widest numbers that all parts can be cut into.
+# The units in which bytes are moved: the widest into which all parts can be cut.
 _UNITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How parts lie in a piece: the widest numbers first, so that each begins at a multiple of its own size."""
+    """How parts are arranged in a piece: the widest numbers first, so that each begins at a multiple of its size."""
 
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
@@ -40,30 +40,30 @@ class Form:
 
     @property
     def order(self) -> list[int]:
-        """Which part is where."""
+        """The parts in the order of the piece."""
         return sorted(range(len(self.dtypes)), key=lambda at: -self.dtypes[at].itemsize)
 
     def views(self, pieces: Tensor) -> list[Tensor]:
         """The parts in pieces `[pieces, bytes]`, in the row's order, each `[pieces, ...]`."""
-        sizes, found = self.sizes, dict[int, Tensor]()
+        sizes, views = self.sizes, dict[int, Tensor]()
         start = 0
         for at in self.order:
             part = pieces[:, start : start + sizes[at]]
-            # Of one piece alone the next one's first number need not be at a multiple of its size.
+            # In a single piece the next part need not begin at a multiple of its number's size.
             part = part.view(self.dtypes[at]) if len(pieces) > 1 else part[0].view(self.dtypes[at])[None]
-            found[at] = part.unflatten(1, self.shapes[at])
+            views[at] = part.unflatten(1, self.shapes[at])
             start += sizes[at]
-        return [found[at] for at in range(len(sizes))]
+        return [views[at] for at in range(len(sizes))]
 
     def kinds(self) -> Iterator[tuple[torch.dtype, int]]:
-        """Runs of one kind of number in a piece: which, and how many bytes."""
+        """Runs of one number format in a piece: which, and how many bytes."""
         sizes = self.sizes
         for dtype, group in itertools.groupby(self.order, lambda at: self.dtypes[at]):
             yield dtype, sum(sizes[at] for at in group)
 
 
 def form_of(parts: Sequence[Tensor], blocks: int = 1) -> Form:
-    """Of each of so many pieces that parts are cut into, by their first dimension."""
+    """The form of each of so many pieces into which parts are cut along their first dimension."""
     shapes = [tuple(part.shape) for part in parts]
     if blocks > 1:
         shapes = [(shape[0] // blocks, *shape[1:]) for shape in shapes]
@@ -72,17 +72,17 @@ def form_of(parts: Sequence[Tensor], blocks: int = 1) -> Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """Bytes on the host, which are there when `mark` is reached."""
+    """Bytes on the host, which are valid when `event` is reached."""
 
     memory: Extent
     form: Form
-    mark: CopyEvent
+    event: CopyEvent
 
 
 class Packed(OffloadedParts):
-    """A row's parts on the host, in one piece or cut into several along its tokens.
+    """A row's parts on the host, in one piece or in several along its tokens.
 
-    As a sequence it is the parts themselves, views of the host's memory where there is one piece; that waits for them.
+    As a sequence it is the parts themselves, views of the host's memory if there is one piece; reading waits for them.
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
@@ -97,7 +97,7 @@ class Packed(OffloadedParts):
 
     def __getitem__(self, at: Any) -> Any:
         for piece in self.pieces:
-            piece.mark.wait()
+            piece.event.wait()
         cut = [[part[0] for part in piece.form.views(piece.memory.bytes[None])] for piece in self.pieces]
         return (cut[0] if len(cut) == 1 else [torch.cat(some) for some in zip(*cut, strict=True)])[at]
 
@@ -132,11 +132,11 @@ def _by_piece(parts: Sequence[Tensor], staging: Tensor) -> list[Tensor]:
 
 
 def finite(form: Form, staging: Tensor) -> Tensor:
-    """`[pieces]`; several kinds of numbers are there only in one piece."""
-    found: list[Tensor] = []
+    """`[pieces]`; only a single piece has several number formats."""
+    by_format: list[Tensor] = []
     start = 0
     for dtype, size in form.kinds():
         numbers = staging if size == staging.shape[1] else staging[:, start : start + size].contiguous()
-        found.append(numbers.view(-1).view(dtype).view(len(staging), -1).sum(1, dtype=torch.float32).isfinite())
+        by_format.append(numbers.view(-1).view(dtype).view(len(staging), -1).sum(1, dtype=torch.float32).isfinite())
         start += size
-    return found[0] if len(found) == 1 else torch.stack(found).all(0)
+    return by_format[0] if len(by_format) == 1 else torch.stack(by_format).all(0)

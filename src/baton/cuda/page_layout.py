@@ -1,7 +1,7 @@
-"""Where what rows keep lies in memory that is mapped by pages.
+"""Where what rows keep is placed in memory that is mapped by pages.
 
-What layers keep of a token lies together, `[rows, columns, layers, 2, heads, dim]`: a page holds some tokens of all
-layers, so that a row grows by one page, not by one for each buffer.
+What layers keep of a token is placed together, `[rows, columns, layers, 2, heads, dim]`: a page holds some tokens of
+all layers, so that a row grows by one page, not by one for each buffer.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from baton.core.footprint import Columns, Footprint
 from baton.kv.rectangle import LayerShape
 
-# A page has room for so many tokens: calls of the driver cost tens of microseconds, half a page per row is lost.
+# A page has room for so many tokens: calls of the driver cost tens of microseconds, and half a page per row is lost.
 PAGE_TOKENS = 64
-# Where a token's numbers of a layer begin: what kernels load at once.
+# Alignment of a token's numbers of a layer: what kernels load at once.
 _ALIGNED_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class BufferLayout:
     """One buffer's part of a token, from the token's byte `offset` on. `shape`: `(heads, dim)`, or a state's."""
 
     offset: int
@@ -33,14 +33,14 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Buffers that lie together. `lanes` by the buffer's number, in the order of `Rectangle.view`.
+    """Buffers that are placed together. `layouts` by the buffer's number, in the order of `Rectangle.view`.
 
-    `width`: its columns; a ring's, or 1 for states, which are one token's, so to speak.
+    `width`: its columns; a ring's, or 1 for states, which count as one token's.
     """
 
     width: int
     token_bytes: int
-    lanes: dict[int, Lane]
+    layouts: dict[int, BufferLayout]
     states: bool
 
     def bytes_of(self, tokens: int) -> int:
@@ -52,7 +52,7 @@ _Part = tuple[int, tuple[int, ...], torch.dtype]
 
 
 class PageLayout:
-    """Where everything of a row lies. `interleaved`: layers of the same width together, else each buffer by itself."""
+    """Where everything of a row is. `interleaved`: layers of the same width together, else each buffer by itself."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class PageLayout:
                 number += 1
         self.columns = columns
         self.buffers = number
-        self.regions = [_region(width, found) for (width, _), found in kinds.items()]
+        self.regions = [_region(width, parts) for (width, _), parts in kinds.items()]
         growing = max((region.token_bytes for region in self.regions if not region.states), default=1)
         self.page = -(-page_tokens * growing // granularity) * granularity
 
@@ -99,9 +99,9 @@ class PageLayout:
         return -(-region.bytes_of(tokens) // self.page)
 
 
-def _region(width: int, found: Sequence[_Part]) -> Region:
-    lanes, end = {}, 0
-    for number, dims, dtype in found:
-        lanes[number] = Lane(end, dims, dtype)
+def _region(width: int, parts: Sequence[_Part]) -> Region:
+    layouts, end = {}, 0
+    for number, dims, dtype in parts:
+        layouts[number] = BufferLayout(end, dims, dtype)
         end += -(-math.prod(dims) * dtype.itemsize // _ALIGNED_BYTES) * _ALIGNED_BYTES
-    return Region(max(width, 1), end, lanes, states=not width)
+    return Region(max(width, 1), end, layouts, states=not width)

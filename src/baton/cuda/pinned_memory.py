@@ -1,4 +1,4 @@
-"""Memory of the host that a device copies from and to by itself: pinned once, in slabs, and used again and again.
+"""Host memory that a device copies from and to directly: pinned once, in slabs, and reused.
 
 torch's own cache of pinned memory rounds every piece up to a power of two and never joins pieces again; pools that hold
 rows of all lengths would pin twice what they may. So slabs are taken from it, and divided here.
@@ -18,12 +18,12 @@ from torch import Tensor
 log = logging.getLogger("baton.kv")
 
 SLAB_BYTES = 2**28
-"""What is pinned at once, or more where a row is longer."""
+"""How much is pinned at once; more if a row is longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extent:
-    """`size` bytes of `base`, from `start` on. `slab`: which one it is of; None: of memory of its own, not pinned."""
+    """`size` bytes of `base`, from `start` on. `slab`: its number; None: memory of its own, not pinned."""
 
     base: Tensor
     start: int
@@ -40,12 +40,12 @@ class Extent:
 
 
 def pin(size: int) -> Tensor:
-    """`[size]` bytes of pinned memory. Raises where the system gives none."""
+    """`[size]` bytes of pinned memory. Raises if the system gives none."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 class HostMemory:
-    """Pins at most `most` bytes; beyond that, and where memory cannot be pinned, pieces are ordinary memory.
+    """Pins at most `most` bytes. Beyond that, and if memory cannot be pinned, pieces are ordinary memory.
 
     The first slab is pinned at once. The next, which takes some 100 ms, is pinned by a thread of its own when the last
     is half full. `longest`: bytes that must fit into one.
@@ -65,7 +65,7 @@ class HostMemory:
         self._slab_bytes = min(wanted, 1 << max(0, most.bit_length() - 1))
         self._most_slabs = most // self._slab_bytes
         self._slabs: list[Tensor] = []
-        # Of each slab: where its free runs begin, in order, and how long they are.
+        # For each slab: where its free runs begin, in order, and how long they are.
         self._starts: list[list[int]] = []
         self._sizes: list[list[int]] = []
         self._thread: ThreadPoolExecutor | None = None
@@ -75,16 +75,16 @@ class HostMemory:
 
     @property
     def idle_bytes(self) -> int:
-        """What is pinned and not in use."""
+        """Bytes that are pinned and not in use."""
         return self.pinned_bytes - self.used_bytes
 
     def take(self, count: int, size: int) -> list[Extent]:
-        """Room for `count` pieces of `size` bytes, in as few extents as may be. Raises where there is no memory."""
+        """Room for `count` pieces of `size` bytes, in as few extents as possible. Raises if there is no memory."""
         self._grow()
         return self._fitting(count, size)
 
     def give(self, extent: Extent) -> None:
-        """It may be used again, as soon as what was begun in the lane is done."""
+        """It may be reused as soon as the work that was begun in the copy stream is done."""
         if extent.slab is None:
             return
         self.used_bytes -= extent.size
@@ -98,9 +98,9 @@ class HostMemory:
                 del starts[left + 1], sizes[left + 1]
 
     def _fitting(self, count: int, size: int) -> list[Extent]:
-        found = self._first(count * size)
-        if found is not None:
-            return [found]
+        extent = self._first(count * size)
+        if extent is not None:
+            return [extent]
         if max((largest for sizes in self._sizes for largest in sizes), default=0) < size:
             self.unpinned_pieces += count
             return [Extent(torch.empty(size, dtype=torch.uint8), 0, size, None) for _ in range(count)]
@@ -139,7 +139,7 @@ class HostMemory:
         try:
             self._slabs.append(slab())
         except Exception as error:
-            # Whatever a driver raises: it goes without, more slowly.
+            # Whatever a driver raises: it works without pinning, more slowly.
             self.trouble = str(error).splitlines()[0] if str(error) else type(error).__name__
             log.warning("memory of the host cannot be pinned (%s): copies of keys and values are slower", self.trouble)
             return

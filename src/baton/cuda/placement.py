@@ -18,15 +18,15 @@ from baton.model.execution import PrefillPlacement
 
 log = logging.getLogger("baton.model")
 
-# What is measured: so many tokens of a prompt beside steps, so many times, and once before.
+# The measurement: so many tokens of a prompt beside steps, so many times, and once before.
 _TOKENS, _TURNS = 512, 3
 _MOST_STEPS = 64
 
 
 def fastest(rows: Rows, stepper: PrefillStreamStepper, forward: CudaForward, batch: int) -> PrefillPlacement:
-    """Where prompts are computed fastest; the forward keeps and tells the figures.
+    """Measures where prompts are computed fastest; the forward keeps and reports the figures.
 
-    The first `batch` rows are those that decode.
+    The first `batch` rows decode.
     """
     if forward.gains is None:
         try:
@@ -38,7 +38,7 @@ def fastest(rows: Rows, stepper: PrefillStreamStepper, forward: CudaForward, bat
 
 
 def gains(rows: Rows, stepper: PrefillStreamStepper, batch: range, prompts: range) -> dict[PrefillPlacement, float]:
-    """How many times as fast as behind a step the same work is done: part of a prompt, and some steps.
+    """How many times faster than after a step the same work is done elsewhere: part of a prompt, and some steps.
 
     Rows of `batch` decode, and the first of `prompts` is filled. Empty if rows are too short for it.
     """
@@ -55,15 +55,15 @@ def gains(rows: Rows, stepper: PrefillStreamStepper, batch: range, prompts: rang
             ratios[PrefillPlacement.SIDE_STREAM].append(behind / beside)
             ratios[PrefillPlacement.FUSED].append(behind / fused)
     stepper.placement = PrefillPlacement.SIDE_STREAM
-    return {how: statistics.median(found) for how, found in ratios.items()}
+    return {how: statistics.median(values) for how, values in ratios.items()}
 
 
 def _timed(
     rows: Rows, stepper: PrefillStreamStepper, batch: range, prompts: range, how: PrefillPlacement, steps: int
 ) -> tuple[float, int]:
-    """Seconds and steps until the prompt is filled, and at least so many steps are done.
+    """Seconds and steps until the prompt is filled and at least so many steps are done.
 
-    Seconds are infinite if the prompt was not filled in the most steps that are waited for.
+    Seconds are infinite if the prompt was not filled within the most steps.
     """
     stepper.placement = how
     tokens = min(_TOKENS, rows.rectangle.columns - 1)
@@ -87,7 +87,7 @@ def _timed(
 
 
 def _begun(name: str, tokens: int, stamp: str) -> KVSegment:
-    """A query that nobody asked."""
+    """A query for measuring."""
     params = SamplingParams(temperature=0, max_tokens=2 * _MOST_STEPS, ignore_eos=True)
     prompt, limit = (1,) * tokens, 2 * _MOST_STEPS
     return arrived(Query(id=name, prompt=prompt, params=params, seed=0, limit_tokens=limit, arrived=0.0), stamp)

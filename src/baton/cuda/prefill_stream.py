@@ -1,9 +1,9 @@
-"""Prompts are computed beside decode steps: on a stream of their own, however many steps that takes.
+"""Computes prompts beside decode steps: on a stream of their own, over any number of steps.
 
-While a fill is in flight its rows are as they were, and nobody is told of them; steps of the others go on. When it is
-done, the feed that finds it so draws and tells. A row that is taken away before ends the flight, and nothing has come
-of it: a forward that is not finished wrote only behind the rows' ends. A flight that fails is nothing but lost: its
-prompts are fed once more, behind a step as without streams, where the engine hears of what fails.
+While a fill is in flight its rows do not change and have no output; steps of other rows go on. The first feed after it
+is done draws and returns its output. If one of its rows is taken away, the flight is cancelled without effect: a
+forward that is not finished wrote only after the rows' ends. A flight that fails is only lost: its prompts are fed once
+more, after a step as without streams, where the engine gets the error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger("baton.model")
 
 
 class Work(Protocol):
-    """A forward on the side."""
+    """A forward on the side stream."""
 
     @property
     def seconds(self) -> float:
@@ -39,21 +39,24 @@ class Work(Protocol):
     def result(self) -> PendingForward:
         """Waits for it. Raises what it raised."""
 
-    def settle(self) -> None:
-        """Waits for it, whatever comes of it."""
+    def wait(self) -> None:
+        """Waits for it, whatever its outcome."""
 
 
 class Side(Protocol):
     """Where fills are computed beside steps."""
 
     def first(self) -> AbstractContextManager[None]:
-        """What is launched in it goes before fills; whatever is launched outside is in order with it."""
+        """Work that is launched in it has priority over fills. Work that is launched outside is in order with it."""
 
     def begin(self, work: Callable[[], PendingForward], *, behind: bool) -> Work:
-        """Launches it on the side; `behind` all that was launched so far. Raises what launching raises."""
+        """Launches it on the side; with `behind`, after everything that was launched so far.
+
+        Raises what launching raises.
+        """
 
     def back(self) -> AbstractContextManager[None]:
-        """What is launched in it is behind fills, and before all that is launched later."""
+        """Work that is launched in it comes after fills, and before everything that is launched later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +76,11 @@ class PrefillStreamStepper(AsyncStepper):
         super().__init__(feeder, steps)
         self.placement = PrefillPlacement.SIDE_STREAM
         self._side = side
-        self._flight: _InFlight | None = None
+        self._in_flight: _InFlight | None = None
         self._next: list[Span] = []
-        # Prompts are fed behind steps, once.
+        # Prompts are fed after steps, once.
         self._careful = False
-        # Rows that were written to, or may still be by a step that runs, since they were last in flight.
+        # Rows that were written since they were last in flight, or that a running step may still write.
         self._written: set[int] = set()
 
     def placed(self, rows: Collection[int]) -> None:
@@ -88,22 +91,22 @@ class PrefillStreamStepper(AsyncStepper):
         self._written.update(rows)
 
     def leaving(self, rows: Collection[int]) -> None:
-        """If one of these rows is in flight, the flight is over, and nothing came of it."""
-        if self._flight is not None and not self._flight.rows.isdisjoint(rows):
-            self._flight.work.settle()
-            self._surplus += sum(span.count for span in self._flight.spans)
-            self._flight = None
+        """If one of these rows is in flight, cancels the flight."""
+        if self._in_flight is not None and not self._in_flight.rows.isdisjoint(rows):
+            self._in_flight.work.wait()
+            self._surplus += sum(span.count for span in self._in_flight.spans)
+            self._in_flight = None
 
     def step(self, spans: Spans, how: Feeding, done: Set[str]) -> StepOutput:
         """Rows whose prompt is computed beside are fed nothing until that is done."""
         with self._side.first():
-            flying = self._flight.rows if self._flight is not None else set()
+            flying = self._in_flight.rows if self._in_flight is not None else set()
             fed = [span for span in spans() if span.row not in flying]
             self._next = []
             return self._feed_beside(fed, how, done)
 
     def reset(self) -> None:
-        """Forgets what was computed for nobody, as if nothing had been fed; for rows that hold nothing."""
+        """Forgets slots that were computed in vain, as if nothing had been fed; for rows that hold nothing."""
         self.forget()
         self._surplus = 0
 
@@ -111,52 +114,52 @@ class PrefillStreamStepper(AsyncStepper):
         prompts = [span for span in spans if span.count > 1]
         single = [span for span in spans if span.count == 1]
         apart = self.placement is PrefillPlacement.SIDE_STREAM and how is Feeding.RAGGED and not self._careful
-        if self._flight is None and not (apart and prompts and single):
+        if self._in_flight is None and not (apart and prompts and single):
             self._careful = self._careful and not prompts
             self._written.update(span.row for span in spans)
             return self._step(spans, how, done)
         if not single:
             return self._flown()
-        self._next = prompts if self._flight is None else []
+        self._next = prompts if self._in_flight is None else []
         self._written.update(span.row for span in single)
-        stepped = self._step(single, how, done)
-        # Where that was no step of constant shape.
+        output = self._step(single, how, done)
+        # If that was not a step of constant shape, the flight begins now.
         self._meanwhile()
-        stepped.beside = self._flight is not None
-        if self._flight is not None and self._flight.work.ready():
+        output.beside = self._in_flight is not None
+        if self._in_flight is not None and self._in_flight.work.ready():
             try:
-                told = self._flown()
+                prefilled = self._flown()
             except Exception as error:
                 self._lost(error)
             else:
-                stepped.merge(told)
-                stepped.fill_seconds = told.fill_seconds
-        return stepped
+                output.merge(prefilled)
+                output.fill_seconds = prefilled.fill_seconds
+        return output
 
     def _meanwhile(self) -> None:
-        """Begins the flight that is due; the device has a step to go on with while the host launches it."""
+        """Begins the flight that is due; the device has a step to run while the host launches it."""
         spans, self._next = self._next, []
         if not spans:
             return
-        flight = {span.row for span in spans}
-        behind = not flight.isdisjoint(self._written)
+        in_flight = {span.row for span in spans}
+        behind = not in_flight.isdisjoint(self._written)
         try:
             work = self._side.begin(lambda: self._feeder.launch(spans, Feeding.RAGGED, frozenset()), behind=behind)
         except Exception as error:
             self._lost(error)
             return
-        self._flight = _InFlight(work, spans)
-        self._written -= flight
+        self._in_flight = _InFlight(work, spans)
+        self._written -= in_flight
 
     def _flown(self) -> StepOutput:
-        """Waits for the flight, and tells what came of it. Where that fails nothing has."""
-        assert self._flight is not None
-        flight, self._flight = self._flight, None
-        running = flight.work.result()
+        """Waits for the flight and returns its output. If it fails, nothing has changed."""
+        assert self._in_flight is not None
+        in_flight, self._in_flight = self._in_flight, None
+        running = in_flight.work.result()
         with self._side.back():
-            stepped = self._feeder.finish(running, frozenset())
-        stepped.fill_seconds = flight.work.seconds
-        return stepped
+            output = self._feeder.finish(running, frozenset())
+        output.fill_seconds = in_flight.work.seconds
+        return output
 
     def _lost(self, error: Exception) -> None:
         short = out_of_memory(error)

@@ -1,7 +1,7 @@
-"""One token per row over ragged rows whose lengths are read on the device: kept and attended without asking the host.
+"""One token per row over rows of different lengths, which are read on the device without asking the host.
 
 Two bodies: Triton's kernels, which read what rows hold, and plain torch, which reads `width` columns of every row and
-hides what is not theirs. Shapes as in `triton_decode.py`; `stops` 0 is nobody's token.
+masks the rest. Shapes as in `triton_decode.py`; `stops` 0 is padding.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ except ImportError:
 
 
 class Places(NamedTuple):
-    """Where a step's tokens are. `rows` `[n]`: each one's row. `stops` `[n]`: tokens that its row has with it.
+    """Where a step's tokens are. `rows` `[n]`: each one's row. `stops` `[n]`: tokens in its row, including it.
 
-    `ring`: token p is in column p % ring, where ring is not 0. `width`: columns in use; no row is longer.
+    `ring`: if it is not 0, token p is in column p % ring. `width`: columns in use; no row is longer.
     """
 
-    # No dataclass: compilers of graphs have long known what a tuple is.
+    # Not a dataclass: compilers of graphs have long known tuples.
     rows: Tensor
     stops: Tensor
     ring: int
@@ -47,7 +47,7 @@ class Ragged(Protocol):
         """Whether a step depends on how wide the part of the rectangle in use is."""
 
     def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
-        """Each token's key and value `[n, H, D]` into its row's column stops - 1, or that of a ring."""
+        """Writes each token's key and value `[n, H, D]` into its row's column stops - 1, or that of a ring."""
 
     def attend(
         self,
@@ -58,7 +58,7 @@ class Ragged(Protocol):
         visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
-        """q `[n, Hq, D]` over what rows keep -> `[n, Hq, Dv]`; what comes of nobody's token is finite."""
+        """q `[n, Hq, D]` over what rows keep -> `[n, Hq, Dv]`; the result for padding is finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class InTorch:
 
     def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
         rows, stops, ring, _ = places
-        # Nobody's tokens write once more what the first one writes: what is written twice is the same.
+        # Padding writes once more what the first token writes: both write the same.
         first = torch.where(stops > 0, torch.arange(len(stops), device=stops.device), 0)
         columns = (stops - 1).clamp(min=0)[first]
         if ring:
@@ -123,7 +123,7 @@ class InTriton:
         return attended
 
 
-# As operations of torch they are one node each for a compiler, which need not look inside.
+# As operations of torch they are one node each for a compiler, which need not read them.
 
 
 @torch.library.custom_op("baton::keep_tokens", mutates_args=("keys", "values"))
@@ -163,6 +163,6 @@ def _dense(states: Tensor) -> Tensor:
 
 
 def ragged_backends(device: torch.device) -> tuple[list[Ragged], str]:
-    """What there is, the fastest first; and why there is not more, if so."""
+    """The backends of this device, the fastest first; and why there are not more, if so."""
     why = device_of(device).why_no_triton(installed=triton_decode is not None)
     return ([InTorch()] if why else [InTriton(), InTorch()]), why

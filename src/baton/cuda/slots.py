@@ -1,4 +1,4 @@
-"""What a step of constant shape is told of its slots: one array of numbers, which is read on the device."""
+"""The inputs of a step of constant shape: one array of numbers per slot, which is read on the device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from baton.sampling.draw import FILTERS, FIRST_LOOK, NO_FILTERS, Draw, filters_of, mixed_seed
+from baton.sampling.draw import FILTERS, FIRST_CANDIDATES, NO_FILTERS, Draw, filters_of, mixed_seed
 from baton.sampling.on_device import Chances, Kind, keys_of
 
-# Of each slot: token, row, tokens with it, seed; temperature and filters as the bits of a float64.
+# For each slot: token, row, tokens in it, seed; temperature and filters as the bits of a float64.
 _INTEGERS = 4
 NUMBERS = _INTEGERS + 1 + len(FILTERS)
 
@@ -36,9 +36,9 @@ GREEDY = Chance()
 
 
 def chance_of(draw: Draw) -> Chance | None:
-    """None where more has to be done to a row's logits than is done on the device."""
+    """None if a row's logits need more than is done on the device."""
     params = draw.params
-    if draw.shapes or draw.mask is not None or params.logprobs is not None or params.top_k > FIRST_LOOK:
+    if draw.shapes or draw.mask is not None or params.logprobs is not None or params.top_k > FIRST_CANDIDATES:
         return None
     if params.greedy:
         return GREEDY
@@ -47,7 +47,7 @@ def chance_of(draw: Draw) -> Chance | None:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One token of one row. `place`: where in the rectangle the row lies. `stop`: the row's tokens with this one.
+    """One token of one row. `place`: the row's slot in the rectangle. `stop`: the row's tokens including this one.
 
     `token` below 0: what slot -1 - token of the step before drew.
     """
@@ -59,19 +59,19 @@ class Slot:
 
 
 def follows(slot: int) -> int:
-    """The token of a slot that goes on with what this slot of the step before drew."""
+    """The token of a slot that continues with what this slot of the step before drew."""
     return -1 - slot
 
 
 def chances_of(inputs: Tensor) -> Chances:
-    """How the slots draw that were `told`."""
+    """How the slots draw, from the array of inputs."""
     stops, seeds = inputs[2:_INTEGERS]
     numbers = inputs[_INTEGERS:].view(torch.float64)
     return Chances(numbers[0], numbers[1:], keys_of(seeds, stops))
 
 
-def told(slots: Sequence[Slot], size: int) -> Tensor:
-    """All that a step is told, `[NUMBERS, size]`, in memory that a device may read by itself."""
+def step_inputs(slots: Sequence[Slot], size: int) -> Tensor:
+    """All inputs of a step, `[NUMBERS, size]`, in memory that a device can read directly."""
     array = np.zeros((NUMBERS, size), np.int64)
     count = len(slots)
     array[0, :count] = [slot.token for slot in slots]
@@ -81,5 +81,5 @@ def told(slots: Sequence[Slot], size: int) -> Tensor:
         array[3, :count] = np.array([slot.chance.seed for slot in slots], np.uint64).view(np.int64)
         numbers = np.array([(slot.chance.temperature, *slot.chance.filters) for slot in slots], np.float64)
         array[_INTEGERS:, :count] = numbers.T.copy().view(np.int64)
-    found = torch.from_numpy(array)
-    return found.pin_memory() if torch.cuda.is_available() else found
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor

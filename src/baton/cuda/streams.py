@@ -1,4 +1,4 @@
-"""Two streams of a CUDA device: steps on one that goes first, fills on the other beside them."""
+"""Two streams of a CUDA device: one for steps, with priority, and one for fills beside them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OnStream:
         self.done.synchronize()
         return self.running
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         self.done.synchronize()
 
 
@@ -42,14 +42,15 @@ class Streams:
     """
 
     def __init__(self, rectangle: Rectangle) -> None:
-        # The lower goes first: a step's programs begin before those of a fill that wait. Torch has some streams of each
-        # priority and gives them out in turn. Those of 0 are where graphs are captured, which go on using what cuBLAS
-        # has allocated for that stream, whatever they are replayed on: nothing of ours may run there beside them.
+        # A lower number is a higher priority: a step's programs begin before waiting ones of a fill. Torch has some
+        # streams of each priority and gives them out in turn. Graphs are captured on those of priority 0, and go on
+        # using what cuBLAS has allocated for that stream, whatever they are replayed on: none of our own work may run
+        # there beside them.
         self._steps = torch.cuda.Stream(priority=-2)
         self._fills = torch.cuda.Stream(priority=-1)
         for layer in zip(rectangle.keys, rectangle.values, strict=True):
             for buffer in layer:
-                # Its memory is not given to others while a fill may still write to it.
+                # Its memory must not be reused while a fill may still write to it.
                 buffer.record_stream(self._fills)
 
     @contextmanager
@@ -71,7 +72,7 @@ class Streams:
             try:
                 running = work()
             except BaseException:
-                # What was launched of it must not write to rows that are somebody else's by then.
+                # Work that was launched must not write to rows that belong to other queries by then.
                 self._fills.synchronize()
                 raise
             done.record()

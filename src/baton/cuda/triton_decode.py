@@ -1,4 +1,4 @@
-"""Attention of one token per row over ragged rows, in Triton; and what writes those tokens' keys and values.
+"""Attention of one token per row over rows of different lengths, in Triton, and the writing of their keys and values.
 
 A row's columns are cut into splits, each attended by a program of its own with an online softmax, and merged in a fixed
 order (flash-decoding, Dao et al. 2023). The grid follows from shapes alone and lengths are read on the device, so that
@@ -17,23 +17,23 @@ from torch import Tensor
 from baton.cuda.triton_kernels import attend_split, keep_tokens, merge_splits
 from baton.model.visibility import Visibility
 
-# A dot's operands have at least so many rows on matrix units; a group of query heads is padded to it.
+# Matrix units need at least so many rows in a dot's operand; a group of query heads is padded to it.
 _LEAST_GROUP = 16
-# A split that has less to do costs more to merge than it brings.
+# A split with less work costs more to merge than it gains.
 LEAST_COLUMNS = 128
-# So many programs keep every multiprocessor of a large GPU busy while those of short rows have long ended.
+# So many programs keep every multiprocessor of a large GPU busy even after those of short rows have ended.
 PROGRAMS = 4096
 MOST_SPLITS = 64
 
 
 def splits_of(tokens: int, heads: int) -> int:
-    """Into how many splits a row's columns are cut at most, a power of two, from shapes alone."""
+    """The most splits of a row's columns, a power of two, from shapes alone."""
     wanted = max(1, PROGRAMS // (tokens * heads))
     return min(MOST_SPLITS, 1 << (wanted.bit_length() - 1))
 
 
 def launch_of(dim: int, float32: bool) -> dict[str, int]:
-    """How programs of `attend_split` are laid out, as wide as no register is spilled for on Hopper."""
+    """How programs of `attend_split` are laid out, as wide as possible without spilling registers on Hopper."""
     if float32:
         return {"BLOCK": 32 if dim <= 128 else 16, "num_warps": 8 if dim > 64 else 4, "num_stages": 2}
     return {"BLOCK": 64 if dim <= 128 else 32, "num_warps": 4, "num_stages": 3 if dim <= 128 else 2}
@@ -56,9 +56,9 @@ def attend(
 ) -> Tensor:
     """q `[n, Hq, D]`, keys `[R, C, H, D]` and values `[R, C, H, Dv]` -> `[n, Hq, Dv]`.
 
-    `rows` `[n]`: each token's row. `stops` `[n]`: tokens that its row has with it; 0: nobody's token, whose output
-    is 0. `ring`: token p sits in column p % C. The last dimension must be dense. `launch`: num_warps, num_stages and
-    BLOCK other than the usual ones.
+    `rows` `[n]`: each token's row. `stops` `[n]`: tokens in its row, including it; 0: padding, whose output is 0.
+    `ring`: token p is in column p % C. The last dimension must be dense. `launch`: num_warps, num_stages and BLOCK
+    other than the usual ones.
     """
     tokens, query_heads, dim = q.shape
     heads, value_dim = keys.shape[2], values.shape[3]
@@ -129,7 +129,7 @@ def keep(
     *,
     ring: int = 0,
 ) -> None:
-    """Each token's key `[n, H, D]` and value `[n, H, Dv]` into its row's column stops - 1, of a ring of so many."""
+    """Writes each token's key `[n, H, D]` and value `[n, H, Dv]` into its row's column stops - 1, or a ring's."""
     tokens, heads, dim = new_keys.shape
     value_dim = new_values.shape[2]
     dims = _padded(dim, value_dim)
@@ -154,5 +154,5 @@ def keep(
 
 
 def _padded(dim: int, value_dim: int) -> tuple[int, int]:
-    """Dimensions that a dot takes."""
+    """Dimensions that a dot accepts."""
     return max(16, triton.next_power_of_2(dim)), max(16, triton.next_power_of_2(value_dim))

@@ -1,4 +1,4 @@
-"""Triton's kernels of one token per row over ragged rows; `triton_decode.py` says what they are and launches them.
+"""Triton's kernels of one token per row over rows of different lengths; `triton_decode.py` describes and launches them.
 
 Shapes as there. The grid follows from shapes alone, and lengths are read on the device.
 """
@@ -23,7 +23,7 @@ def _extent(stop, WINDOW: tl.constexpr, CHUNK: tl.constexpr, RING: tl.constexpr)
         low = tl.maximum(stop - 1, 0) // CHUNK * CHUNK
     count = stop - low
     if RING:
-        # All that a ring holds up to there is seen, in whatever order.
+        # Everything that a ring holds up to there is seen, in any order.
         low = low * 0
     return low, count
 
@@ -156,16 +156,16 @@ def merge_splits(
     if SINKS:
         sink = tl.load(sinks + query).to(tl.float32) * LOG2_E
         top = tl.maximum(top, sink)
-    # Nobody's token has no split.
+    # Padding has no split.
     top = tl.where(count > 0, top, 0.0)
     weight = tl.exp2(peak - top)
     mass = tl.sum(weight * tl.load(masses + slot, mask=there, other=0.0), 0)
     if SINKS:
         mass += tl.exp2(sink - top)
-    found = tl.load(
+    output = tl.load(
         parts + slot[:, None] * VALUE_DIM + dims[None, :], mask=there[:, None] & (dims < VALUE_DIM)[None, :], other=0.0
     )
-    whole = tl.sum(found * weight[:, None], 0) / tl.where(count > 0, mass, 1.0)
+    whole = tl.sum(output * weight[:, None], 0) / tl.where(count > 0, mass, 1.0)
     tl.store(
         out + (token * tl.num_programs(0) + query) * VALUE_DIM + dims,
         whole.to(out.dtype.element_ty),
@@ -197,7 +197,7 @@ def keep_tokens(
     PAD_VALUE: tl.constexpr,
     RING_COLUMNS: tl.constexpr,
 ):
-    """One token's key and value of one head go to the column of its row that is theirs; nobody's go nowhere."""
+    """Writes one token's key and value of one head to its column of its row; padding is not written."""
     head = tl.program_id(0)
     token = tl.program_id(1).to(tl.int64)
     stop = tl.load(stops + token).to(tl.int64)
@@ -217,7 +217,7 @@ def keep_tokens(
 
 @triton.jit
 def float8_rows(inputs, numbers, scales, WIDTH: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr):
-    """One dense row as float8 numbers, and what they are to be multiplied by; see `float8.py`."""
+    """One dense row as float8 numbers, and their factors; see `float8.py`."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     largest = tl.zeros([BLOCK], tl.float32)
@@ -227,7 +227,7 @@ def float8_rows(inputs, numbers, scales, WIDTH: tl.constexpr, BLOCK: tl.constexp
         largest = tl.maximum(largest, tl.abs(some))
     scale = tl.maximum(tl.max(largest, 0) / 448.0, LEAST)
     tl.store(scales + row, scale)
-    # Read a second time it comes from the cache.
+    # The second read comes from the cache.
     for at in range(0, WIDTH, BLOCK):
         there = at + columns < WIDTH
         some = tl.load(inputs + row * WIDTH + at + columns, mask=there, other=0.0).to(tl.float32) / scale

@@ -1,7 +1,7 @@
 """A fill whose attention is one call per layer for all its rows: torch's flash attention over packed sequences.
 
-Keys and values are read where they lie. In memory the rectangle's rows are one behind the other, so to the kernel each
-is a sequence, and what lies between two rows' keys is a sequence of which nothing is asked: it is never looked at.
+Keys and values are read in place. In memory the rectangle's rows follow one another, so to the kernel each row is a
+sequence, and the gap between two rows' keys is a sequence without queries: it is never read.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ try:
 except ImportError:
     varlen_attn = None  # type: ignore[assignment]
 
-# What flash attention is built for.
+# The limits of flash attention.
 _MOST_DIM, _DIM_STEP = 256, 8
-# How far one call may be from calls request by request, relative to the largest number.
+# How far one call may be from one call per row, relative to the largest number.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
 @dataclass(slots=True)
 class Varlen:
-    """Attention over packed sequences, called as torch's `varlen_attn` is. `calls`: how often it was.
+    """Attention over packed sequences, called as torch's `varlen_attn` is. `calls`: how often it was called.
 
-    `proving`: each call is held against attention request by request.
+    `proving`: each call is compared with attention row by row.
     """
 
     function: Callable[..., Any]
@@ -46,23 +46,23 @@ class Varlen:
 
 
 def of_torch(device: torch.device, dtype: torch.dtype) -> Varlen:
-    """Torch's own. Raises LoadError where it has none for such numbers there."""
+    """Torch's own. Raises LoadError if it has none for this number format on this device."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         raise LoadError(f"flash attention is for half precision on CUDA, not for {dtype} on {device.type}")
     known = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}
     if not {"scale", "window_size"} <= known.keys():
         raise LoadError(f"torch {torch.__version__} has none that knows windows")
-    # Until 2.11 fewer key heads than query heads need no leave.
+    # Until 2.11 fewer key heads than query heads need no flag.
     leave: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
     return Varlen(partial(varlen_attn, **leave))
 
 
 @dataclass(slots=True)
 class Packed(Fill):
-    """As a Fill; layers that flash attention cannot do (softcaps, sinks, chunks) go request by request."""
+    """As a Fill; layers that flash attention cannot do (softcaps, sinks, chunks) go row by row."""
 
     varlen: Varlen | None = None
-    # Of each kind of layer: where sequences of queries and of keys begin and end.
+    # For each kind of layer: where sequences of queries and of keys begin and end.
     _bounds: dict[tuple[int, Visibility | None], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(
@@ -78,18 +78,18 @@ class Packed(Fill):
         if self.varlen is None or sinks is not None or not _takes(keys, values, visibility):
             return Fill.attend(self, q, keys, values, scale, visibility, sinks)
         self.varlen.calls += 1
-        found: Tensor = self.varlen.function(
+        output: Tensor = self.varlen.function(
             q[0].transpose(0, 1),
             *self._sequences(keys, values, visibility),
-            # With 1, kernels take each sequence to have a query.
+            # With 1, kernels assume that each sequence has a query.
             max(2, *(span.count for span in self.spans)),
             max(span.stop for span in self.spans),
             scale=scale,
             window_size=(visibility.window - 1, 0),
         )[None]
         if self.varlen.proving:
-            _compare(found, Fill.attend(self, q, keys, values, scale, visibility))
-        return found
+            _compare(output, Fill.attend(self, q, keys, values, scale, visibility))
+        return output
 
     def _sequences(self, keys: Tensor, values: Tensor, visibility: Visibility) -> tuple[Tensor, ...]:
         """Keys and values `[tokens, H, D]`, and where sequences of queries and of keys begin and end."""
@@ -99,7 +99,7 @@ class Packed(Fill):
             pitch = keys.stride(0) // keys.stride(1)
             numbers = self._on_device((pitch, None), lambda: bounds(self.spans, pitch))
             return one_behind_the_other(keys), one_behind_the_other(values), *numbers
-        # A ring's tokens must be in the order of the text: what each span sees, copied.
+        # A ring's tokens must be in the order of the text, so what each span sees is copied.
         pieces = [torch.cat([self._seen_by(some, span, visibility) for span in self.spans]) for some in (keys, values)]
         return *pieces, *self._on_device((0, visibility), lambda: bounds_seen(self.spans, visibility))
 
@@ -119,7 +119,7 @@ def _takes(keys: Tensor, values: Tensor, visibility: Visibility) -> bool:
 
 
 def packed(spans: Sequence[Span], rectangle: Rectangle, varlen: Varlen) -> Packed:
-    """All tokens of all spans, one behind the other, attended together."""
+    """All tokens of all spans, one span after the other, attended together."""
     return Packed(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans), varlen=varlen)
 
 
@@ -137,7 +137,7 @@ def bounds(spans: Sequence[Span], pitch: int) -> tuple[list[int], list[int]]:
 
 
 def bounds_seen(spans: Sequence[Span], visibility: Visibility) -> tuple[list[int], list[int]]:
-    """The same where keys are only those that the spans see, one span's behind the other's: `[spans + 1]` each."""
+    """The same if keys are only those that the spans see, one span's after the other's: `[spans + 1]` each."""
     seen = (span.stop - visibility.lowest(span.start) for span in spans)
     return [*itertools.accumulate((span.count for span in spans), initial=0)], [*itertools.accumulate(seen, initial=0)]
 
@@ -149,7 +149,7 @@ def one_behind_the_other(buffer: Tensor) -> Tensor:
     return buffer.as_strided((tokens, *buffer.shape[2:]), buffer.stride()[1:])
 
 
-def _compare(found: Tensor, expected: Tensor) -> None:
-    error = float((found - expected).abs().max() / expected.abs().max())
-    if not error <= _TOLERANCE.get(found.dtype, 2e-2):
+def _compare(output: Tensor, expected: Tensor) -> None:
+    error = float((output - expected).abs().max() / expected.abs().max())
+    if not error <= _TOLERANCE.get(output.dtype, 2e-2):
         raise LoadError(f"one call for all prompts differs from calls request by request by {error:.1e}")

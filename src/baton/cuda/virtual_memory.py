@@ -1,8 +1,8 @@
-"""Memory in two steps: addresses that are reserved, and pages that are mapped to them one by one, later.
+"""Memory in two steps: addresses are reserved first, and pages are mapped to them one by one, later.
 
-The port is what CUDA's driver calls virtual memory management (CUDA driver API, section of that name);
-`baton/testing/host_driver.py` does the same with a CPU's memory.
-What is reserved and not mapped must not be touched: it kills a GPU's context, or the process.
+The port follows the CUDA driver's virtual memory management (CUDA driver API, section of that name);
+`baton/testing/host_driver.py` does the same with a CPU's memory. Memory that is reserved and not mapped must not be
+touched: that kills a GPU's context, or the process.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ class Reserved:
 class Driver(Protocol):
     """One device's memory. Sizes and addresses are multiples of `granularity` bytes; a page is a handle.
 
-    Raises torch.OutOfMemoryError where there is no memory, and RuntimeError with the driver's own word.
+    Raises torch.OutOfMemoryError if there is no memory, and RuntimeError with the driver's own words.
     """
 
     @property
     def granularity(self) -> int: ...
 
     def reserve(self, size: int) -> Reserved:
-        """So many bytes of addresses, nothing behind them."""
+        """Reserves so many bytes of addresses, without memory."""
 
     def create(self, size: int) -> Any:
-        """A page of so many bytes, nowhere to be seen; what is in it may be anything."""
+        """Makes a page of so many bytes, mapped nowhere, with arbitrary content."""
 
     def map(self, address: int, size: int, pages: Sequence[Any]) -> None:
-        """Pages of `size` bytes each, one behind the other from this address on, to be read and written.
+        """Maps pages of `size` bytes each, one after the other from this address on, to be read and written.
 
-        All of them, or none.
+        Maps all of them, or none.
         """
 
     def unmap(self, address: int, size: int) -> None:
-        """The pages stay whole. No work that touches them may be under way, see `settle`."""
+        """Unmaps pages, which stay whole. No work that touches them may be under way, see `synchronize`."""
 
     def release(self, page: Any) -> None:
-        """Gives a page back that is mapped nowhere."""
+        """Gives back a page that is mapped nowhere."""
 
     def free(self, address: int, size: int) -> None:
         """Gives back addresses that nothing is mapped to."""
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Returns when all work that the device was given is done."""
 
     def make_room(self) -> None:
-        """Has others in this process give back what they keep for later."""
+        """Makes other parts of this process give back memory that they keep for later."""
 
 
 class CudaDriver:
-    """A GPU's, through cuda-bindings. Raises RuntimeError where they are not installed."""
+    """A GPU's memory, through cuda-bindings. Raises RuntimeError if they are not installed."""
 
     def __init__(self, device: torch.device) -> None:
         if cuda is None:
@@ -80,9 +80,9 @@ class CudaDriver:
         self._kind.type = cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         self._access = cuda.CUmemAccessDesc()
         self._access.flags = cuda.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-        for told in (self._kind, self._access):
-            told.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-            told.location.id = index
+        for properties in (self._kind, self._access):
+            properties.location.type = cuda.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+            properties.location.id = index
         least = cuda.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
         self._granularity = int(_asked(cuda.cuMemGetAllocationGranularity, self._kind, least))
 
@@ -93,7 +93,7 @@ class CudaDriver:
     def reserve(self, size: int) -> Reserved:
         address = int(_asked(cuda.cuMemAddressReserve, size, 0, 0, 0))
         holder = _Addresses(address, size)
-        # Torch may ask the driver whose address it is, which it knows of pages alone.
+        # Torch may ask the driver whose address it is, which the driver only knows for pages.
         page = self.create(self.granularity)
         self.map(address, self.granularity, [page])
         tensor = torch.as_tensor(holder, device=self._device)
@@ -127,7 +127,7 @@ class CudaDriver:
     def free(self, address: int, size: int) -> None:
         _asked(cuda.cuMemAddressFree, address, size)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         torch.cuda.synchronize(self._device)
 
     def make_room(self) -> None:
@@ -142,7 +142,7 @@ class _Addresses:
 
 
 def _asked(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call of the driver answers besides its status."""
+    """The result of a call of the driver, without its status."""
     status, *answer = call(*arguments)
     if status == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
         raise torch.OutOfMemoryError(f"{call.__name__}: the device has no memory left")
@@ -152,25 +152,25 @@ def _asked(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def trial(driver: Driver) -> None:
-    """Raises RuntimeError where memory that is mapped bit by bit does not hold what was written; a few milliseconds."""
+    """Raises RuntimeError if memory that is mapped piecewise does not hold what was written; takes milliseconds."""
     size = driver.granularity
     reserved = driver.reserve(4 * size)
     pages = [driver.create(size) for _ in range(2)]
     rows = reserved.tensor.view(torch.bfloat16).view(4, -1)
-    # The first page, and one behind a hole, which then goes to where the hole was.
+    # The first page, and one after a hole; the latter then moves to where the hole was.
     for row, page in ((0, pages[0]), (2, pages[1])):
         driver.map(reserved.address + row * size, size, [page])
         rows[row].fill_(3.0 + row)
-    found = [float(rows[row].float().mean()) for row in (0, 2)]
-    driver.settle()
+    values = [float(rows[row].float().mean()) for row in (0, 2)]
+    driver.synchronize()
     driver.unmap(reserved.address + 2 * size, size)
     driver.map(reserved.address + size, size, pages[1:])
     rows[1].copy_(rows[0])
-    found += [float(rows[1, -1]), float(rows[0, 0])]
-    driver.settle()
+    values += [float(rows[1, -1]), float(rows[0, 0])]
+    driver.synchronize()
     driver.unmap(reserved.address, 2 * size)
     for page in pages:
         driver.release(page)
     driver.free(reserved.address, 4 * size)
-    if found != [3.0, 5.0, 3.0, 3.0]:
-        raise RuntimeError(f"what was written was not read: {found}")
+    if values != [3.0, 5.0, 3.0, 3.0]:
+        raise RuntimeError(f"what was written was not read: {values}")

@@ -1,6 +1,6 @@
 """How everyone else talks to the engine: make queries of prompts, stream their updates, cancel, ask how it is.
 
-All methods may be called from any thread. The engine answers once per iteration and listener.
+All methods may be called from any thread. The engine sends updates once per iteration and subscriber.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from baton.engine.port import Tool as Tool
 from baton.engine.watchdog import Watchdog as Watchdog
 from baton.policy.port import Costs as Costs
 
-# After so long a listener gives up a query that is overdue by itself.
+# A subscriber gives up a query that is overdue by so many seconds.
 _GRACE_SECONDS = 5.0
 
 
@@ -63,10 +63,10 @@ class Client:
         fit: Callable[[str], None] = lambda text: None,
         defaults: Mapping[str, float] | None = None,
     ) -> None:
-        """`honours`: what of a query's options the policy goes by, see `policy/port.py`.
+        """`honours`: which options of a query the policy honours, see `policy/port.py`.
 
         `fit` raises ContextLengthExceeded for a text that is too long whatever its tokens are. `defaults`: sampling
-        parameters of the model's author, for those who ask and do not name them.
+        parameters of the model's author, for requests that do not name them.
         """
         self.fit = fit
         self.defaults = dict(defaults or {})
@@ -120,7 +120,7 @@ class Client:
             first = self._seeds.getrandbits(63) if params.seed is None else params.seed
             names = [f"{self._prefix}-{next(self._names)}" for _ in range(params.n)]
         space = self._prefix_space(options)
-        # Log-probabilities of the prompt come of computing it.
+        # The prompt's log-probabilities are only known if it is computed.
         shared = params.n > 1 and self.settings.prefix_cache and params.prompt_logprobs is None
         return [
             Query(
@@ -162,43 +162,43 @@ class Client:
         most_bytes: int | None = None,
         held: Held | None = None,
     ) -> AsyncGenerator[list[Update], None]:
-        """As `stream`, with all updates that are there at once in one list, so that they can be sent as one.
+        """As `stream`, but yields lists of all updates that are there at once, so that they can be sent as one.
 
-        An empty list whenever nothing came for `silence_seconds`. Where more than `most_bytes` of updates are not
-        taken, or these have the most of all that is `held`, the queries are cancelled at once, and SlowReader is raised
-        when the iterator is advanced.
+        Yields an empty list whenever nothing came for `silence_seconds`. If more than `most_bytes` of updates are not
+        taken, or if these updates are the largest part of all that is `held`, the queries are cancelled at once.
+        SlowReader is then raised when the iterator is advanced.
         """
         left = {query.id for query in queries}
-        listener = Subscriber(most_bytes, lambda: self._loop.cancel(list(left)), held)
-        self._loop.submit(queries, self._post.to(listener))
+        subscriber = Subscriber(most_bytes, lambda: self._loop.cancel(list(left)), held)
+        self._loop.submit(queries, self._post.to(subscriber))
         try:
-            with self._post.listening(listener):
+            with self._post.subscribed(subscriber):
                 while left:
-                    updates = await listener.take(silence_seconds)
+                    updates = await subscriber.take(silence_seconds)
                     if not updates:
                         self._check_overdue(queries)
                     left.difference_update(update.query_id for update in updates if update.finish_reason is not None)
                     yield updates
         finally:
-            listener.free()
+            subscriber.free()
             if left:
                 self._loop.cancel(list(left))
 
     def check_room(self, count: int = 1) -> None:
-        """Raises QueueFull, ShuttingDown or EngineUnhealthy where so many queries would not be taken now.
+        """Raises QueueFull, ShuttingDown or EngineUnhealthy if so many queries would not be taken now.
 
-        For those who have not looked at a request yet, which is counted as refused then. Nothing is promised for later.
+        For callers that have not read a request yet; it then counts as refused. Nothing is promised for later.
         """
         self._loop.check_room(count)
 
     def run(self, queries: Sequence[Query]) -> Generator[Update, None, None]:
-        """The same for a thread without an event loop, and for any number: as many are submitted as may wait."""
+        """As `stream`, for a thread without an event loop. Of any number of queries it submits as many as may wait."""
         inbox: queue.SimpleQueue[list[Update]] = queue.SimpleQueue()
-        later = deque(queries)
+        waiting = deque(queries)
         live: set[str] = set()
         try:
-            while later or live:
-                wave = [later.popleft() for _ in range(min(len(later), self.settings.max_waiting - len(live)))]
+            while waiting or live:
+                wave = [waiting.popleft() for _ in range(min(len(waiting), self.settings.max_waiting - len(live)))]
                 try:
                     if wave:
                         self._loop.submit(wave, inbox.put)
@@ -206,8 +206,8 @@ class Client:
                 except QueueFull:
                     if not live:
                         raise
-                    # Others fill the queue too: these come again when one of ours has ended.
-                    later.extendleft(reversed(wave))
+                    # Others fill the queue too: these queries are tried again when one of ours has ended.
+                    waiting.extendleft(reversed(wave))
                 for update in inbox.get():
                     if update.finish_reason is not None:
                         live.discard(update.query_id)
@@ -217,14 +217,14 @@ class Client:
                 self._loop.cancel(list(live))
 
     def honours(self, term: str) -> bool:
-        """Whether the policy goes by this term of queries."""
+        """Whether the policy honours this option of queries."""
         return term in self._honours
 
     def stats(self) -> Stats:
         return self._loop.stats()
 
     def stuck_seconds(self) -> float:
-        """For how long the engine has had work and has not come round; 0 where all is well."""
+        """For how long the engine has had work and has not come round; 0 if all is well."""
         return self._loop.stuck_seconds()
 
     def not_ready(self) -> str | None:
@@ -232,50 +232,50 @@ class Client:
         return self._loop.not_ready()
 
     def drain(self, timeout_seconds: float) -> bool:
-        """Admits nothing more and waits for the live queries; those left after the timeout are cancelled.
+        """Admits nothing more and waits for the live queries. Those left after the timeout are cancelled.
 
-        Answers whether all ended by themselves.
+        Returns whether all ended by themselves.
         """
         finished = self._loop.drain(timeout_seconds)
         if not finished:
-            # Who has heard no end even now listens to an engine that hangs.
+            # Subscribers that have not heard of an end even now wait for an engine that hangs.
             self._post.fail(ShuttingDown("the server is shutting down and ended this query"))
         return finished
 
     def close(self) -> None:
-        """Ends the engine's thread and cancels what is live; all are told. May be called twice."""
+        """Ends the engine's thread and cancels all live queries, which are told. May be called twice."""
         self._loop.close()
         self._post.close()
         if self._compiler is not None:
             self._compiler.close()
 
     def _check_overdue(self, queries: Sequence[Query]) -> None:
-        """Raises DeadlinePassed for what the engine should have given up long ago: it hangs."""
+        """Raises DeadlinePassed for a query that the engine should have given up long ago: the engine hangs."""
         now = self._clock() - _GRACE_SECONDS
         for query in queries:
             if (why := query.overdue(now, begun=True)) is not None:
                 raise DeadlinePassed(why)
 
     def prepare(self) -> None:
-        """Does now what the first answers would have all others wait for; threads that are needed run from here on."""
+        """Does now what would otherwise delay everybody at the first answers, and starts the threads."""
         self._post.begin()
         if self._compiler is not None:
             self._compiler.prepare()
 
     def _prefix_space(self, options: RequestOptions) -> str | None:
-        """With whom a query shares stored prefixes; see `Query`."""
+        """The space in which a query shares stored prefixes; see `Query`."""
         sharing, salt = self.settings.prefix_sharing, options.cache_salt
         if sharing == SHARE_BY_SALT and salt is None:
             return None
         key = options.key if sharing == SHARE_BY_KEY else ""
         if not key and salt is None:
             return ""
-        # A digest under a secret of this process: neither a key nor a salt stands in what is stored.
+        # A digest under a secret of this process, so that neither a key nor a salt is in what is stored.
         whose = f"{key}\0{salt or ''}".encode(errors="surrogatepass")
         return hashlib.blake2b(whose, key=self._spaces, digest_size=16).hexdigest()
 
     def _user(self, options: RequestOptions) -> str:
-        """Whose share of the rows a query takes. Where there are keys, a name that one gives is nobody's of another."""
+        """Whose share of the rows a query takes. With keys, a name counts only together with its key."""
         if self.settings.has_keys and options.user:
             return f"{options.key}:{options.user}"
         return options.user or options.key

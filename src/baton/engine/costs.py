@@ -1,4 +1,4 @@
-"""What computing costs and how long answers become, measured while it runs."""
+"""What computing costs and how long answers become, measured while the engine runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from baton.policy.port import Costs
 
-# Weight of the newest step: about ten iterations of memory.
+# Weight of the newest step: a memory of about ten iterations.
 _NEWEST = 0.1
 _FILLS_KEPT = 48
 _ANSWERS_KEPT = 64
@@ -19,10 +19,10 @@ _SWEEPS = 60
 
 
 class CostMeter:
-    """`costs` is the frozen view that policies get.
+    """Measures costs; `costs` is the frozen view that policies get.
 
     A fill's seconds are fitted as fixed + a token's + a token's column's, each at least 0, over the last fills and by
-    relative error, so that one hiccup counts little; then raised until nine of ten fills took no longer than that.
+    relative error, so that one outlier counts little. The fit is then raised until nine of ten fills took no longer.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class CostMeter:
         self._fills: deque[tuple[int, float, float]] = deque(maxlen=_FILLS_KEPT)
 
     def stepped(self, seconds: float, rows: int) -> None:
-        """A step in which each of these rows was fed one token."""
+        """Takes the seconds of a step in which each of these rows was fed one token."""
         by_rows = dict(self.costs.step_seconds_by_rows)
         by_rows[rows] = _moved(by_rows.get(rows), seconds)
         self.costs = replace(
@@ -40,7 +40,7 @@ class CostMeter:
         )
 
     def filled(self, tokens: int, columns: float, seconds: float) -> None:
-        """A fill of so many tokens, which attended to `columns` together: the sum over its tokens."""
+        """Takes a fill of so many tokens. `columns`: the sum over its tokens of the columns that each attended to."""
         self._fills.append((tokens, columns, max(seconds, 1e-9)))
         fits = _fitted([((1.0, float(tokens), columns), seconds) for tokens, columns, seconds in self._fills])
         ratios = [seconds / (_sum(fits, (1.0, tokens, columns)) or 1e-9) for tokens, columns, seconds in self._fills]
@@ -55,7 +55,7 @@ class CostMeter:
 
 
 class AnswerMeter:
-    """How much of what they might have generated queries did generate; `share` is the high end of it, 1 at first."""
+    """How much of their limit queries really generate. `share` is the high end of it, 1 at first."""
 
     def __init__(self) -> None:
         self.share = 1.0
@@ -72,13 +72,13 @@ def _moved(before: float | None, now: float) -> float:
 
 
 def high(values: Iterable[float]) -> float:
-    """What nine of ten of these do not exceed."""
+    """The value that nine of ten of these do not exceed."""
     ordered = sorted(values)
     return ordered[math.ceil(_HIGH * len(ordered)) - 1]
 
 
 def _fitted(measured: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
-    """Weights at least 0 of the features whose sums come nearest to the seconds, by relative error.
+    """Fits weights, at least 0, of the features to the seconds, by relative error.
 
     Coordinate descent on the normal equations, each feature scaled to its own size.
     """

@@ -1,4 +1,4 @@
-"""The iteration: view, plan, carry it out, step, tell. One thread calls everything here."""
+"""The iteration: view, plan, carry out, step, report. One thread calls everything here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("baton.engine")
 
 
 class Engine:
-    """Carries out what the policy plans, once per iteration, and tells what happened."""
+    """Carries out the policy's plan, once per iteration, and reports what happened."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Engine:
         self._policy = policy
         self._footprint = footprint
         self._whole_prompts = whole_prompts
-        self._sure_tokens = guaranteed_tokens
+        self._guaranteed_tokens = guaranteed_tokens
         self._clock = clock
         self._sinks = tuple(sinks)
         self._costs = CostMeter()
@@ -64,8 +64,8 @@ class Engine:
         pool, lifecycle = SegmentPool(budget.swap_bytes), Lifecycle(clock, self._sinks, footprint)
         prefixes = Prefixes(prefix_store, whole_prompts=whole_prompts)
         self.queries = Queries(batch, prefiller, pool, lifecycle, outputs, stamp, prefixes)
-        self._forwards = Executor(self.queries, self._costs, self._answers, self._limit, clock)
-        # Until then no live query is overdue.
+        self._executor = Executor(self.queries, self._costs, self._answers, self._limit, clock)
+        # No live query is overdue before this time.
         self._in_time_until = math.inf
 
     @property
@@ -86,7 +86,7 @@ class Engine:
 
     @property
     def kv_bytes_used(self) -> int:
-        """What all rows take."""
+        """Bytes of all rows."""
         return self.queries.row_bytes
 
     @property
@@ -96,22 +96,25 @@ class Engine:
 
     @property
     def swap_bytes_used(self) -> int:
-        """What is kept of queries that were swapped out."""
+        """Bytes of what is kept of queries that were swapped out."""
         return self.queries.pool.bytes_used
 
     def accept(self, query: Query, deliver: Deliver) -> None:
-        """A query comes in; it is waiting from now on."""
+        """Takes a query, which waits from now on."""
         self.queries.arrive(query, deliver)
         self.totals.prompt_tokens += len(query.prompt)
         self._in_time_until = min(self._in_time_until, query.overdue_after(begun=False))
 
     def cancel(self, query_id: str) -> None:
-        """The query leaves, wherever it is. No matter if it ended before."""
+        """Ends the query wherever it is. Does nothing if it has ended before."""
         if query_id in self.lifecycle.live:
             self.queries.end(query_id, State.CANCELLED, "cancelled")
 
     def fail_all(self, why: str) -> None:
-        """Every live query fails and is told so; the batch is empty afterwards. Raises where memory cannot be freed."""
+        """Fails every live query and tells its client; the batch is empty afterwards.
+
+        Raises if memory cannot be freed.
+        """
         troubles: list[Exception] = []
         for query_id in list(self.lifecycle.live):
             try:
@@ -123,7 +126,7 @@ class Engine:
             raise troubles[0]
 
     def iterate(self) -> bool:
-        """One iteration (ARCHITECTURE.md, "One iteration"); answers whether anything was computed in it."""
+        """Runs one iteration (ARCHITECTURE.md, "One iteration"). Returns whether anything was computed in it."""
         self._expire()
         if self.queries.held and not self.lifecycle.count(State.RUNNING):
             self.queries.release_held()
@@ -133,7 +136,7 @@ class Engine:
         view = self._view()
         now = Iteration(self._clock, self._clock(), bool(view.running), self._policy.plan(view))
         self._carry_out(now)
-        self._forwards.step(now)
+        self._executor.step(now)
         self.totals.add(now)
         event = done(now, self.totals.iterations, self.queries, self.budget.rows_bytes)
         for sink in self._sinks:
@@ -141,18 +144,18 @@ class Engine:
         return now.slots.useful + now.slots.idle > 0
 
     def flush(self) -> None:
-        """Delivers what clients have not heard yet."""
+        """Delivers what clients have not got yet."""
         self.queries.outputs.flush()
 
     def _view(self) -> View:
         """What the policy sees."""
         states = (State.WAITING, State.PREFILLING, State.READY, State.RUNNING)
-        waiting, prefilling, ready, running = map(self.lifecycle.standings, states)
+        waiting, prefilling, ready, running = map(self.lifecycle.views, states)
         held = self.queries.held
         reserved = sum(query.bytes_reserved for some in (prefilling, ready, running) for query in some)
         reserved += sum(self._footprint.of(len(query.prompt) + query.limit_tokens) for query in held.values())
         lens = self.batch.lens if held else {}
-        # By whole pages, as plans count what they swapped out and forget: it takes no more than that.
+        # By whole pages, as plans count queries that were swapped out and forgotten: in fact it takes no more.
         swapped = sum(self._footprint.of(query.cached) for query in ready if query.swapped_out)
         return View(
             now=self._clock(),
@@ -173,22 +176,22 @@ class Engine:
             swap_left=self.budget.swap_bytes - swapped - self.queries.prefixes.bytes_held,
             whole_prompts=self._whole_prompts,
             held_bytes=sum(self._footprint.of(lens[query_id]) for query_id in held),
-            guaranteed_tokens=self._sure_tokens,
+            guaranteed_tokens=self._guaranteed_tokens,
             answer_share=self._answers.share,
         )
 
     def _may_begin(self, waiting: Iterable[QueryView]) -> tuple[QueryView, ...]:
-        """Those of the waiting queries for which nobody else computes the prompt, with what is stored for them."""
+        """The waiting queries whose prompt no other query is computing, with the length of their stored prefix."""
         prefixes = self.queries.prefixes
         hidden = prefixes.waiting
         return tuple(self._with_prefix(query) for query in waiting if query.id not in hidden)
 
     def _with_prefix(self, query: QueryView) -> QueryView:
-        sure = self.queries.prefixes.sure(query.id)
-        return replace(query, cached=sure) if sure else query
+        guaranteed = self.queries.prefixes.guaranteed(query.id)
+        return replace(query, cached=guaranteed) if guaranteed else query
 
     def _carry_out(self, now: Iteration) -> None:
-        """The plan, in the order of `Plan`, but for its step."""
+        """Carries out the plan, in the order of `Plan`, except its step."""
         plan, queries = now.plan, self.queries
         ending = {chunk.query_id for chunk in plan.prefill if chunk.tokens >= self._pending(chunk.query_id)}
         if queries.held and not plan.hold_finished:
@@ -203,16 +206,16 @@ class Engine:
         if plan.fused and self.prefiller.beside_batch and (self.batch.lens or plan.insert):
             now.beside = {chunk.query_id: chunk.tokens for chunk in started}
         else:
-            self._forwards.prefill(started, now)
+            self._executor.prefill(started, now)
         with now.stalling("insert"):
             for query_id in plan.insert:
                 if not resized and len(self.batch.lens) >= self.batch.rows:
-                    break  # the rows that they were meant for: they have their turn again in the next iteration
-                # Who is not live any more was ended by its prefill: its first token was its last, or it failed. Who was
-                # fed less than planned is not ready: memory was short, what it was to begin with could not be used, or
-                # its prompt's log-probabilities are asked for.
-                life = self.lifecycle.live.get(query_id)
-                if life is None or (query_id in ending and life.state is not State.READY):
+                    break  # the rows that these queries should get: they are inserted in the next iteration
+                # Skip queries that ended during prefill: their first token was the last, or they failed. Skip queries
+                # whose prefill was cut short: memory ran out, their prefix could not be used, or prompt
+                # log-probabilities are asked for.
+                record = self.lifecycle.live.get(query_id)
+                if record is None or (query_id in ending and record.state is not State.READY):
                     continue
                 if queries.insert(query_id, plan.why):
                     now.inserted.append(query_id)
@@ -237,24 +240,24 @@ class Engine:
         return True
 
     def _start_prefill(self, now: Iteration) -> list[Chunk]:
-        """Waiting queries of the plan's chunks go to the prefiller; answers the chunks that can be fed."""
+        """Moves waiting queries of the plan's chunks to the prefiller. Returns the chunks that can be fed."""
         waiting = [c.query_id for c in now.plan.prefill if self.lifecycle.live[c.query_id].state is State.WAITING]
         short = {query_id for query_id in waiting if not self.queries.start_prefill(query_id, now.plan.why)}
         return [chunk for chunk in now.plan.prefill if chunk.query_id not in short]
 
     def _pending(self, query_id: str) -> int:
-        """As the view said it, with what is stored for a query that waits."""
-        return self.lifecycle.live[query_id].pending(stored=self.queries.prefixes.sure(query_id))
+        """Tokens left to feed as the view counted them, without the stored prefix of a query that waits."""
+        return self.lifecycle.live[query_id].pending(stored=self.queries.prefixes.guaranteed(query_id))
 
     def _expire(self) -> None:
-        """Ends queries whose time is over. Looks at them only when one of them may be."""
+        """Ends queries whose time is over. Checks them only when one of them may be overdue."""
         now = self._clock()
         if now <= self._in_time_until:
             return
-        for life in list(self.lifecycle.live.values()):
-            why = life.query.overdue(now, begun=life.state is not State.WAITING or life.useful_slots > 0)
+        for record in list(self.lifecycle.live.values()):
+            why = record.query.overdue(now, begun=record.state is not State.WAITING or record.useful_slots > 0)
             if why is not None:
-                self.queries.end(life.query.id, State.EXPIRED, "expired", why)
-        # Who has a row and is not fed yet may lose it, and then has not begun.
-        left = (life.query.overdue_after(begun=life.useful_slots > 0) for life in self.lifecycle.live.values())
+                self.queries.end(record.query.id, State.EXPIRED, "expired", why)
+        # A query with a row that is not fed yet may lose the row, and then has not begun.
+        left = (record.query.overdue_after(begun=record.useful_slots > 0) for record in self.lifecycle.live.values())
         self._in_time_until = min(left, default=math.inf)

@@ -1,4 +1,4 @@
-"""Executor and what comes of them: a failed one is tried again with less, until whose fault it was is known."""
+"""Runs forwards and applies their results. A failed one is tried again with less, until the faulty query is found."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from baton.kv.budget import out_of_memory
 log = logging.getLogger("baton.engine")
 
 GOOD_STEPS = 32
-"""After so many steps with memory enough the batch may have one row more again."""
+"""After so many steps without a lack of memory the batch may have one row more."""
 
 
 class RowLimit:
-    """How many rows the batch may have: all, or fewer for a while after memory ran out."""
+    """How many rows the batch may have: all of them, or fewer for a while after memory ran out."""
 
     def __init__(self, most: int) -> None:
         self.rows = self._most = most
@@ -38,7 +38,7 @@ class RowLimit:
 
 
 class Executor:
-    """Prefills and steps of the queries that are where `Queries` says. A forward that raises has fed nothing."""
+    """Prefills and steps of the queries in `Queries`. A forward that raises has fed nothing."""
 
     def __init__(self, queries: Queries, costs: CostMeter, answers: AnswerMeter, limit: RowLimit, clock: Clock) -> None:
         self._queries = queries
@@ -48,35 +48,35 @@ class Executor:
         self._clock = clock
 
     def prefill(self, chunks: Sequence[Chunk], now: Iteration) -> None:
-        """Chunks in a forward of their own; running rows wait for it."""
+        """Prefills chunks in a forward of their own; running rows wait for it."""
         chunks = [chunk for chunk in chunks if chunk.query_id in self._queries.lifecycle.live]
         if not chunks:
             return
         with now.stalling("prefill"):
             began = self._clock()
-            stepped = self._advance(chunks, now)
-            if stepped.shares:
-                seconds = stepped.fill_seconds or self._clock() - began
-                now.prefilled_tokens += self._filled(stepped, list(stepped.shares), seconds)
-            self._apply(stepped, now)
+            output = self._advance(chunks, now)
+            if output.shares:
+                seconds = output.fill_seconds or self._clock() - began
+                now.prefilled_tokens += self._filled(output, list(output.shares), seconds)
+            self._apply(output, now)
 
     def step(self, now: Iteration) -> None:
-        """One step of the batch, prompts `beside` in it. Memory that runs out costs rows, not queries."""
+        """Runs one step of the batch, with the prompts `beside`. A lack of memory costs rows, not queries."""
         plan, queries = now.plan, self._queries
         while queries.batch.lens:
             began = self._clock()
             try:
-                stepped = queries.batch.step(plan.feed, plan.how, queries.held.keys(), now.beside)
+                output = queries.batch.step(plan.feed, plan.how, queries.held.keys(), now.beside)
             except Exception as error:
                 self._step_failed(error, now)
                 continue
             now.step_seconds = self._clock() - began
             self._limit.good()
-            self._measure(stepped, now)
-            self._apply(stepped, now)
+            self._measure(output, now)
+            self._apply(output, now)
             return
 
-    # Where a forward fails
+    # If a forward fails
 
     def _step_failed(self, error: Exception, now: Iteration) -> None:
         """Leaves less to step: without the prompts, with fewer rows, or with none."""
@@ -84,7 +84,7 @@ class Executor:
         running = self._running()
         log.warning("a step of %d rows failed", len(queries.batch.lens), exc_info=None if short else error)
         if now.beside:
-            # Whose fault it was shows when the batch and each prompt go by themselves.
+            # The culprit shows when the batch and each prompt run by themselves.
             chunks = [Chunk(query_id, tokens) for query_id, tokens in now.beside.items()]
             now.beside = {}
             self.prefill(chunks, now)
@@ -103,7 +103,7 @@ class Executor:
             queries.release_held()
 
     def _shrink(self, now: Iteration) -> None:
-        """At least half of the rows are swapped out, the latest to arrive first."""
+        """Swaps out at least half of the rows, the latest arrivals first."""
         victims = self._running()
         victims = victims[: (len(victims) + 1) // 2]
         for query_id in victims:
@@ -113,24 +113,24 @@ class Executor:
         log.warning("out of memory in a step: %d rows go on", self._limit.rows)
 
     def _free_all_beside(self) -> bool:
-        """Forgets everyone who keeps anything outside the batch; answers whether there was anyone."""
+        """Forgets every query that keeps anything outside the batch. Returns whether there was one."""
         queries = self._queries
         keeps = [
             query_id
-            for query_id, life in queries.lifecycle.live.items()
-            if life.state in (State.PREFILLING, State.READY)
+            for query_id, record in queries.lifecycle.live.items()
+            if record.state in (State.PREFILLING, State.READY)
         ]
         for query_id in keeps:
             queries.forget(query_id, MEMORY)
         return bool(keeps)
 
     def _running(self) -> list[str]:
-        """Those that run, in the order in which they lose their rows."""
-        lives = [life for life in self._queries.lifecycle.live.values() if life.state is State.RUNNING]
-        return [life.query.id for life in sorted(reversed(lives), key=lambda life: -life.query.priority)]
+        """The running queries, in the order in which they lose their rows."""
+        records = [record for record in self._queries.lifecycle.live.values() if record.state is State.RUNNING]
+        return [record.query.id for record in sorted(reversed(records), key=lambda record: -record.query.priority)]
 
     def _advance(self, chunks: Sequence[Chunk], now: Iteration) -> StepOutput:
-        """Prefills the chunks together; where that fails, one by one, so that only the culprit's query fails."""
+        """Prefills the chunks together. If that fails, one by one, so that only the culprit's query fails."""
         try:
             return self._queries.prefiller.advance(chunks)
         except Exception as error:
@@ -140,10 +140,10 @@ class Executor:
                 log.exception("prefill of query %s failed", chunks[0].query_id)
                 self._queries.fail(chunks[0].query_id, f"prefill failed: {type(error).__name__}")
                 return StepOutput()
-        return self._advance(chunks, now) if self._queries.prefixes.let_go() else self._less(chunks[0], now)
+        return self._advance(chunks, now) if self._queries.prefixes.let_go() else self._halve_chunk(chunks[0], now)
 
-    def _less(self, chunk: Chunk, now: Iteration) -> StepOutput:
-        """Half of a chunk for which there was no memory; where that is nothing, its query waits for others to end."""
+    def _halve_chunk(self, chunk: Chunk, now: Iteration) -> StepOutput:
+        """Halves a chunk for which there was no memory. If nothing is left of it, its query waits for others to end."""
         queries = self._queries
         if chunk.tokens > 1:
             pending = self._queries.lifecycle.live[chunk.query_id].pending()
@@ -156,25 +156,28 @@ class Executor:
             queries.fail(chunk.query_id, "out of memory, even by itself")
         return StepOutput()
 
-    # What comes of a forward
+    # The results of a forward
 
-    def _filled(self, stepped: StepOutput, prompts: Iterable[str], seconds: float) -> int:
-        """Measures what these prompts' chunks cost; answers how many tokens they were."""
+    def _filled(self, output: StepOutput, prompts: Iterable[str], seconds: float) -> int:
+        """Measures what these prompts' chunks cost. Returns how many tokens they had."""
         tokens, columns = 0, 0.0
         for query_id in prompts:
-            fed = sum(stepped.shares[query_id])
+            fed = sum(output.shares[query_id])
             tokens += fed
             columns += fed * (self._queries.lifecycle.live[query_id].cached + fed / 2)
         if tokens:
             self._costs.filled(tokens, columns, seconds)
         return tokens
 
-    def _measure(self, stepped: StepOutput, now: Iteration) -> None:
-        """What the step cost; where prompts were in it, rows that only decode waited for what it took longer."""
+    def _measure(self, output: StepOutput, now: Iteration) -> None:
+        """Measures what the step cost.
+
+        If prompts were in it, its extra time is a stall of the rows that only decode.
+        """
         usual = self._costs.costs.step_seconds
-        slots = {query_id: useful + idle for query_id, (useful, idle) in stepped.shares.items()}
+        slots = {query_id: useful + idle for query_id, (useful, idle) in output.shares.items()}
         extra_tokens = sum(slots.values()) - sum(query_id not in now.beside for query_id in slots)
-        if not extra_tokens and not stepped.beside:
+        if not extra_tokens and not output.beside:
             if slots:
                 self._costs.stepped(now.step_seconds, len(slots))
             return
@@ -182,40 +185,40 @@ class Executor:
         extra = max(0.0, now.step_seconds - (usual or 0.0))
         if usual is not None:
             now.stalled("prefill", extra)
-        if stepped.beside and stepped.fill_seconds is None:
-            # Prompts that are not told of yet made it longer, not those few tokens that rode in the step.
+        if output.beside and output.fill_seconds is None:
+            # Prompts that are not finished yet made the step longer, not the few tokens that were fed in it.
             return
-        seconds = extra if stepped.fill_seconds is None else stepped.fill_seconds
-        self._filled(stepped, [query_id for query_id in slots if query_id in now.beside], seconds)
+        seconds = extra if output.fill_seconds is None else output.fill_seconds
+        self._filled(output, [query_id for query_id in slots if query_id in now.beside], seconds)
 
-    def _apply(self, stepped: StepOutput, now: Iteration) -> None:
-        """Counts slots and tokens, and ends what is finished, in the same iteration."""
+    def _apply(self, output: StepOutput, now: Iteration) -> None:
+        """Counts slots and tokens, and ends finished queries in the same iteration."""
         queries, lifecycle = self._queries, self._queries.lifecycle
-        now.slots.add(stepped.slots)
-        if stepped.shares:
+        now.slots.add(output.slots)
+        if output.shares:
             now.went_well()
-        lens, ended = {**queries.batch.lens, **queries.prefiller.lens}, stepped.ended
-        for query_id, (useful, idle) in stepped.shares.items():
+        lens, ended = {**queries.batch.lens, **queries.prefiller.lens}, output.ended
+        for query_id, (useful, idle) in output.shares.items():
             now.fed[query_id] = now.fed.get(query_id, 0) + useful + idle
             if query_id in ended:
                 lifecycle.fed(query_id, lens[query_id], useful, idle)
             else:
                 queries.fed(query_id, lens[query_id], useful, idle)
-        for query_id, told in stepped.prompt_logprobs.items():
-            queries.outputs.hear_prompt(query_id, told)
-        for query_id, token in stepped.tokens.items():
+        for query_id, told in output.prompt_logprobs.items():
+            queries.outputs.append_prompt(query_id, told)
+        for query_id, token in output.tokens.items():
             if lifecycle.live[query_id].state is State.PREFILLING:
                 lifecycle.move(query_id, State.READY, "prefilled")
             now.generated_tokens += 1
             lifecycle.token(query_id)
-            self._say(query_id, token, stepped.logprobs.get(query_id), hold=now.plan.hold_finished)
-        for query_id, why in stepped.failed.items():
+            self._say(query_id, token, output.logprobs.get(query_id), hold=now.plan.hold_finished)
+        for query_id, why in output.failed.items():
             queries.fail(query_id, why)
-        for query_id, why in stepped.infeasible.items():
+        for query_id, why in output.infeasible.items():
             queries.give_up(query_id, why)
 
     def _say(self, query_id: str, token: int, logprobs: TokenLogprobs | None, *, hold: bool) -> None:
-        """Makes text of a query's next token, and ends the query if that was its last."""
+        """Adds a query's next token to its text, and ends the query if that was its last."""
         try:
             reason = self._queries.outputs.append(query_id, token, logprobs)
         except Exception as error:
@@ -223,6 +226,6 @@ class Executor:
             self._queries.fail(query_id, f"its text could not be made: {type(error).__name__}")
             return
         if reason is not None:
-            life = self._queries.lifecycle.live[query_id]
-            self._answers.finished(life.generated, life.query.limit_tokens)
+            record = self._queries.lifecycle.live[query_id]
+            self._answers.finished(record.generated, record.query.limit_tokens)
             self._queries.end(query_id, State.FINISHED, reason, hold=hold)

@@ -1,4 +1,4 @@
-"""What is kept in memory for clients, in sum: above a bound, whoever has the most has to give it up."""
+"""The sum of memory that is kept for clients. Above a limit, the holder with the most must give it up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Held:
-    """Bytes of many holders, on one event loop. Never above `most`, once those that must have given theirs up."""
+    """Bytes of many holders on one event loop. At most `most`, after holders have given up theirs."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -14,7 +14,7 @@ class Held:
         self._holders: dict[Hold, None] = {}
 
     def hold(self, dropped: Callable[[], None]) -> Hold:
-        """A holder of nothing yet. `dropped` is called, once, when it has to give up what it has."""
+        """Returns a holder of nothing yet. `dropped` is called once, if it must give up what it has."""
         return Hold(self, dropped)
 
     def _changed(self, hold: Hold, by: int) -> None:
@@ -27,12 +27,12 @@ class Held:
             droppable = [holder for holder in self._holders if not holder.kept]
             if not droppable:
                 return
-            # Of equals the oldest.
+            # Of several equal ones the oldest.
             max(droppable, key=lambda holder: holder.bytes).drop()
 
 
 class Hold:
-    """One holder's part. `kept`: what it has is in use, so that it cannot be given up."""
+    """One holder's part. `kept`: its memory is in use and cannot be given up."""
 
     __slots__ = ("_dropped", "_held", "bytes", "gone", "kept")
 
@@ -44,7 +44,7 @@ class Hold:
         self.gone = False
 
     def set(self, size: int) -> None:
-        """It has so much now. Nothing counts of what was given up."""
+        """Sets how much it has now. After it has given up, nothing counts."""
         if size != self.bytes and not self.gone:
             by, self.bytes = size - self.bytes, size
             self._held._changed(self, by)

@@ -1,4 +1,4 @@
-"""The only thing that two threads touch: what came in since the engine's last iteration."""
+"""The only object that two threads touch: what has arrived since the engine's last iteration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from baton.core.events import Update
 from baton.core.query import Query
 
 Deliver = Callable[[list[Update]], None]
-"""Called in the engine's thread, once per iteration, with all updates that are for one listener."""
+"""Called in the engine's thread, once per iteration, with all updates for one subscriber."""
 
 
 class Inbox:
-    """Queries to run and ids to cancel, put in by any thread and taken out by the engine's."""
+    """Queries to run and ids to cancel. Any thread puts them in; the engine's takes them out."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()
@@ -22,7 +22,7 @@ class Inbox:
         self._woken = False
 
     def __len__(self) -> int:
-        """How many queries are in."""
+        """The number of queries."""
         return len(self._queries)
 
     def put(self, queries: Sequence[Query], deliver: Deliver) -> None:
@@ -36,14 +36,14 @@ class Inbox:
             self._news.notify()
 
     def take(self) -> tuple[list[tuple[Query, Deliver]], list[str]]:
-        """All that came in, in order; empties the box."""
+        """Returns everything that came in, in order, and empties the box."""
         with self._news:
             queries, self._queries = self._queries, []
             cancelled, self._cancelled = self._cancelled, []
         return queries, cancelled
 
     def wait(self, timeout_seconds: float) -> None:
-        """Returns when something is in, when someone calls `wake` or has called it since, or after the timeout."""
+        """Returns when something is in, when `wake` is called or has been called since, or after the timeout."""
         with self._news:
             if not self._queries and not self._cancelled and not self._woken:
                 self._news.wait(timeout_seconds)

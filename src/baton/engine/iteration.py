@@ -1,4 +1,4 @@
-"""What one iteration did, gathered while it runs; what all did together; and how it is told."""
+"""What one iteration did, gathered while it runs; the sums over all; and the event that reports it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {(True, True): "both", (True, False): "decode", (False, True): "prefill
 
 @dataclass(slots=True)
 class Iteration:
-    """`beside`: tokens of each prompt that ride in the step. `stalls`: how long running rows waited, by cause."""
+    """`beside`: tokens of each prompt that are fed in the step. `stalls`: how long running rows waited, by cause."""
 
     clock: Clock
     began: float
@@ -36,18 +36,21 @@ class Iteration:
 
     @contextmanager
     def stalling(self, cause: str) -> Iterator[None]:
-        """Whatever happens inside makes running rows wait."""
+        """Counts the time of the block as a stall of the running rows."""
         began = self.clock()
         yield
         self.stalled(cause, self.clock() - began)
 
     def try_once_more(self) -> bool:
-        """Whether a forward that failed with nothing left to free may be repeated: once, others may have freed some."""
+        """Whether a forward that failed with nothing left to free may be repeated.
+
+        It may be once, because others may have freed memory.
+        """
         self._tries += 1
         return self._tries == 1
 
     def went_well(self) -> None:
-        """A forward did: the next one may be repeated, too."""
+        """A forward succeeded, so the next one may be repeated too."""
         self._tries = 0
 
     def stalled(self, cause: str, seconds: float) -> None:
@@ -57,7 +60,7 @@ class Iteration:
 
 @dataclass(slots=True)
 class Totals:
-    """What all iterations did together."""
+    """The sums over all iterations."""
 
     iterations: int = 0
     prompt_tokens: int = 0
@@ -73,7 +76,7 @@ class Totals:
 
 
 def done(now: Iteration, index: int, queries: Queries, kv_bytes_budget: int) -> IterationDone:
-    """The event that tells of this iteration, the queries being where they are after it."""
+    """The event that reports this iteration, with the queries where they are after it."""
     ended, batch, lifecycle = now.clock(), queries.batch, queries.lifecycle
     decoded = now.slots.useful + now.slots.idle > now.prefilled_tokens
     return IterationDone(

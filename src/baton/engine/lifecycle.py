@@ -1,4 +1,4 @@
-"""Every query's life: one table of legal moves, and the only place that changes a state or stamps a time."""
+"""Every query's life: one table of legal moves, and the only place that changes a state or records a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOVES: dict[State, frozenset[State]] = {
     State.READY: frozenset({State.RUNNING, State.WAITING}),
     State.RUNNING: frozenset({State.READY}),
 }
-"""Besides these, any live state may end: finished, cancelled, failed, expired."""
+"""Besides these moves, any live state may end: finished, cancelled, failed, expired."""
 
 ENDS = frozenset({State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED})
 
@@ -30,7 +30,7 @@ class IllegalMove(RuntimeError):
 class QueryState:
     """One live query's state, times and counts. Only `Lifecycle` writes it.
 
-    `standing`: what policies see of it, made when it is asked for and kept until something changes.
+    `view`: what policies see of it, made on demand and kept until something changes.
     """
 
     query: Query
@@ -50,7 +50,7 @@ class QueryState:
     first_token_at: float | None = None
     last_token_at: float | None = None
     gaps: list[float] = field(default_factory=list)
-    standing: QueryView | None = None
+    view: QueryView | None = None
 
     def pending(self, stored: int = 0) -> int:
         """Returns how many tokens are left to feed. `stored`: of its prefix, for a query that waits."""
@@ -58,9 +58,9 @@ class QueryState:
 
 
 class Lifecycle:
-    """The ledger of all queries: those that ended, counted by state, and the live ones in order of arrival.
+    """The ledger of all queries: ended ones, counted by state, and live ones in order of arrival.
 
-    `footprint`: what one takes. `preempted`: live queries that were running and wait to run again.
+    `footprint`: of one query. `preempted`: how many live queries were running and wait to run again.
     """
 
     def __init__(self, clock: Clock, sinks: Iterable[Sink], footprint: Footprint = NOTHING) -> None:
@@ -86,37 +86,37 @@ class Lifecycle:
         self._tell(QueryMoved(now, query.id, None, State.WAITING, "arrived", len(query.prompt), 0))
 
     def move(self, query_id: str, state: State, why: str) -> None:
-        """To another live state. Raises IllegalMove for one that the table does not have."""
+        """Moves a query to another live state. Raises IllegalMove if the table does not have the move."""
         was = self.live[query_id].state
         if state not in MOVES[was]:
             raise IllegalMove(f"query {query_id}: {was} -> {state}")
-        life, now = self._changing(query_id), self._clock()
-        self._leaves(life)
+        record, now = self._changing(query_id), self._clock()
+        self._leaves(record)
         if was is State.RUNNING:
-            life.preemptions += 1
+            record.preemptions += 1
             self.preemptions += 1
         if state is State.RUNNING:
-            life.since_insert = 0
-        life.swapped_out = was is State.RUNNING
-        life.preempted = was is State.RUNNING or (life.preempted and state is not State.RUNNING)
-        self.preempted += life.preempted
+            record.since_insert = 0
+        record.swapped_out = was is State.RUNNING
+        record.preempted = was is State.RUNNING or (record.preempted and state is not State.RUNNING)
+        self.preempted += record.preempted
         self._counts[state] += 1
-        life.seconds[was] = life.seconds.get(was, 0.0) + now - life.since
-        life.state, life.since = state, now
-        self._tell(QueryMoved(now, query_id, was, state, why, len(life.query.prompt), life.generated))
+        record.seconds[was] = record.seconds.get(was, 0.0) + now - record.since
+        record.state, record.since = state, now
+        self._tell(QueryMoved(now, query_id, was, state, why, len(record.query.prompt), record.generated))
 
     def fed(self, query_id: str, cached: int, useful: int, idle: int) -> None:
-        """Token slots were computed for this query; `cached` of its tokens have keys and values now."""
-        life = self._changing(query_id)
-        life.cached = cached
-        life.useful_slots += useful
-        life.idle_slots += idle
+        """Records computed token slots of this query; `cached` of its tokens have keys and values now."""
+        record = self._changing(query_id)
+        record.cached = cached
+        record.useful_slots += useful
+        record.idle_slots += idle
 
     def began_with(self, query_id: str, cached: int) -> None:
-        """The query has keys and values of so many tokens that it did not compute itself."""
-        life = self._changing(query_id)
-        life.cached = cached
-        life.prefix_cached += cached
+        """The query got keys and values of so many tokens without computing them."""
+        record = self._changing(query_id)
+        record.cached = cached
+        record.prefix_cached += cached
         self.prefix_cached_tokens += cached
 
     def forgot(self, query_id: str) -> None:
@@ -125,77 +125,77 @@ class Lifecycle:
 
     def token(self, query_id: str) -> None:
         """A token was drawn for this query."""
-        life, now = self._changing(query_id), self._clock()
-        life.generated += 1
-        life.since_insert += 1
-        if life.last_token_at is None:
-            life.first_token_at = now
+        record, now = self._changing(query_id), self._clock()
+        record.generated += 1
+        record.since_insert += 1
+        if record.last_token_at is None:
+            record.first_token_at = now
         else:
-            life.gaps.append(now - life.last_token_at)
-        life.last_token_at = now
+            record.gaps.append(now - record.last_token_at)
+        record.last_token_at = now
 
     def end(self, query_id: str, state: State, reason: str) -> Usage:
         """The query leaves. `reason` is its finish reason, as clients see it."""
         if state not in ENDS:
             raise IllegalMove(f"query {query_id}: {self.live[query_id].state} -> {state} as an end")
-        life, now = self.live.pop(query_id), self._clock()
-        self._leaves(life)
-        life.seconds[life.state] = life.seconds.get(life.state, 0.0) + now - life.since
+        record, now = self.live.pop(query_id), self._clock()
+        self._leaves(record)
+        record.seconds[record.state] = record.seconds.get(record.state, 0.0) + now - record.since
         self.ended[state] += 1
-        query = life.query
+        query = record.query
         usage = Usage(
             prompt_tokens=len(query.prompt),
-            generated_tokens=life.generated,
-            useful_slots=life.useful_slots,
-            idle_slots=life.idle_slots,
-            queue_seconds=life.seconds.get(State.WAITING, 0.0) + life.seconds.get(State.READY, 0.0),
-            prefill_seconds=life.seconds.get(State.PREFILLING, 0.0),
-            decode_seconds=life.seconds.get(State.RUNNING, 0.0),
-            first_token_seconds=None if life.first_token_at is None else life.first_token_at - query.arrived,
-            preemptions=life.preemptions,
-            cached_tokens=min(life.prefix_cached, len(query.prompt)),
+            generated_tokens=record.generated,
+            useful_slots=record.useful_slots,
+            idle_slots=record.idle_slots,
+            queue_seconds=record.seconds.get(State.WAITING, 0.0) + record.seconds.get(State.READY, 0.0),
+            prefill_seconds=record.seconds.get(State.PREFILLING, 0.0),
+            decode_seconds=record.seconds.get(State.RUNNING, 0.0),
+            first_token_seconds=None if record.first_token_at is None else record.first_token_at - query.arrived,
+            preemptions=record.preemptions,
+            cached_tokens=min(record.prefix_cached, len(query.prompt)),
         )
-        self._tell(QueryMoved(now, query_id, life.state, state, reason, len(query.prompt), life.generated))
-        self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(life.gaps)))
+        self._tell(QueryMoved(now, query_id, record.state, state, reason, len(query.prompt), record.generated))
+        self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(record.gaps)))
         return usage
 
-    def standings(self, state: State) -> tuple[QueryView, ...]:
-        """Frozen standings of all live queries in this state, in order of arrival."""
-        return tuple(life.standing or self._stand(life) for life in self.live.values() if life.state is state)
+    def views(self, state: State) -> tuple[QueryView, ...]:
+        """Frozen views of all live queries in this state, in order of arrival."""
+        return tuple(record.view or self._make_view(record) for record in self.live.values() if record.state is state)
 
     def count(self, state: State) -> int:
         """How many live queries are in this state."""
         return self._counts[state]
 
     def _changing(self, query_id: str) -> QueryState:
-        """A life that is about to change: what was told of its standing holds no longer."""
-        life = self.live[query_id]
-        life.standing = None
-        return life
+        """Returns a record that is about to change; its view is not valid any more."""
+        record = self.live[query_id]
+        record.view = None
+        return record
 
-    def _leaves(self, life: QueryState) -> None:
-        """It is not counted where it is any more."""
-        self._counts[life.state] -= 1
-        self.preempted -= life.preempted
+    def _leaves(self, record: QueryState) -> None:
+        """Ends its counting in its present state."""
+        self._counts[record.state] -= 1
+        self.preempted -= record.preempted
 
-    def _stand(self, life: QueryState) -> QueryView:
-        query = life.query
-        life.standing = QueryView(
+    def _make_view(self, record: QueryState) -> QueryView:
+        query = record.query
+        record.view = QueryView(
             id=query.id,
-            state=life.state,
+            state=record.state,
             prompt_tokens=len(query.prompt),
-            cached=life.cached,
-            generated=life.generated,
+            cached=record.cached,
+            generated=record.generated,
             arrived=query.arrived,
             priority=query.priority,
             deadline=query.deadline,
-            bytes_reserved=life.bytes_reserved,
+            bytes_reserved=record.bytes_reserved,
             limit_tokens=query.limit_tokens,
-            since_insert=life.since_insert if life.state is State.RUNNING else 0,
-            swapped_out=life.swapped_out,
+            since_insert=record.since_insert if record.state is State.RUNNING else 0,
+            swapped_out=record.swapped_out,
             user=query.user,
         )
-        return life.standing
+        return record.view
 
     def _tell(self, event: QueryMoved | QueryEnded) -> None:
         for sink in self._sinks:

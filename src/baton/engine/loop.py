@@ -1,4 +1,4 @@
-"""The engine's thread: takes what came in, iterates while there is work, sleeps while there is none."""
+"""The engine's thread: takes arrivals, iterates while there is work, and sleeps while there is none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("baton.engine")
 
 _NAP_SECONDS = 0.5
 _PAUSE_SECONDS = 0.002
-# How long an iteration that is under way gets to notice that it was the last, and that much where it hangs anyway.
+# How long `close` waits for the iteration that runs to be the last. As long again if it hangs.
 _LAST_SECONDS = 60.0
 _CUT_SECONDS = 10.0
 _FAILURES_ALLOWED = 1
@@ -35,11 +35,11 @@ class EngineLoop:
         self._sinks = tuple(sinks)
         self._inbox = Inbox()
         self._admission = threading.Lock()
-        # Queries that were admitted and are not running yet; the thread sets it, admission adds to it.
+        # Queries that were admitted and do not run yet. The thread sets it; admission adds to it.
         self._queued = 0
         self._draining = False
         self._stopping = False
-        self._cut = False  # drain's time is over: what is live is cancelled
+        self._cut = False  # drain's time is over: live queries are cancelled
         self._broken: str | None = None
         self._beat = clock()
         self._idle = threading.Event()
@@ -51,7 +51,7 @@ class EngineLoop:
         self._watchdog.start()
 
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
-        """All of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
+        """Submits all of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
         with self._admission:
             self._check_room(len(queries), rejected=len(queries))
             self._queued += len(queries)
@@ -59,7 +59,7 @@ class EngineLoop:
             self._inbox.put(queries, deliver)
 
     def check_room(self, count: int = 1) -> None:
-        """Raises what `submit` of so many queries would now; counts as one that was refused."""
+        """Raises what `submit` of so many queries would raise now. A refusal counts as one rejected query."""
         with self._admission:
             self._check_room(count, rejected=1)
 
@@ -100,7 +100,7 @@ class EngineLoop:
         self._inbox.wake()
         self._watchdog.close()
         if threading.current_thread() is not self._thread:
-            # Who was cut and is not done hangs: it is not waited for twice.
+            # If the drain was cut and is not done, the engine hangs: it is not waited for twice.
             self._thread.join(timeout=0.0 if self._cut and not self._idle.is_set() else _LAST_SECONDS)
 
     def _check_room(self, count: int, *, rejected: int) -> None:
@@ -117,16 +117,16 @@ class EngineLoop:
             raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
 
     def _stopped(self) -> str | None:
-        """Why there will be no iteration any more, where nobody asked for that."""
+        """Why there will be no iteration any more although nobody asked for that."""
         if self._broken is not None:
             return f"the engine has stopped: {self._broken}"
-        # As after a fork: the child has no such thread.
+        # After a fork the child has no such thread.
         if not self._stopping and not self._thread.is_alive():
             return "the engine has stopped: its thread is gone"
         return None
 
     def _stuck(self) -> float:
-        """Seconds since the engine came round, where it has something to do; else 0."""
+        """Seconds since the engine came round, if it has something to do; else 0."""
         return 0.0 if self._idle.is_set() else self._clock() - self._beat
 
     def _free_rows(self) -> int:
@@ -143,7 +143,7 @@ class EngineLoop:
         try:
             self._iterate()
         except BaseException as error:
-            # What no iteration may raise, like SystemExit: the thread ends, and everybody hears of it.
+            # Errors that no iteration may raise, like SystemExit: the thread ends, and every client is told.
             log.critical("the engine's thread ends", exc_info=error)
             self._broken = type(error).__name__
         finally:
@@ -158,13 +158,13 @@ class EngineLoop:
             except Exception as error:
                 failures += 1
                 log.exception("an iteration failed")
-                why = type(error).__name__  # its message may hold paths and addresses: that is for the log
+                why = type(error).__name__  # its message may contain paths and addresses, which belong in the log
                 if failures > _FAILURES_ALLOWED or not self._recover(why):
                     self._broken = why
                     return
 
     def _turn(self) -> bool:
-        """Answers whether there was anything to iterate over."""
+        """Returns whether there was anything to iterate over."""
         queries, cancelled = self._inbox.take()
         for query, deliver in queries:
             self._accept(query, deliver)
@@ -173,13 +173,13 @@ class EngineLoop:
         busy = self._engine.busy
         computed = busy and self._engine.iterate()
         self._beat = self._clock()
-        # First the statistics: who hears that a query ended finds it counted.
+        # Statistics come first, so that a client that hears of a query's end finds it counted.
         self._publish()
         self._engine.flush()
         if not self._engine.busy:
             self._inbox.wait(_NAP_SECONDS)
         elif not computed:
-            # A policy that has nothing done now is asked again soon, and not a million times until then.
+            # A policy that plans nothing now is asked again soon, but not in a busy loop.
             self._inbox.wait(_PAUSE_SECONDS)
         return busy
 
@@ -193,7 +193,7 @@ class EngineLoop:
             deliver([Update(query.id, finish_reason="error", error=f"internal error ({type(error).__name__})")])
 
     def _recover(self, why: str) -> bool:
-        """All live queries fail, and the engine goes on; answers whether that much worked."""
+        """Fails all live queries, and the engine goes on. Returns whether that worked."""
         try:
             self._engine.fail_all(f"internal error ({why})")
             self._publish()
@@ -205,7 +205,7 @@ class EngineLoop:
         return True
 
     def _stop(self) -> None:
-        """Whoever still waits hears that it is over."""
+        """Tells every client that still waits that the engine has ended."""
         with self._admission:
             queries, _ = self._inbox.take()
             self._stopping = True

@@ -1,4 +1,4 @@
-"""What a query's asker hears: tokens become text, ends are recognised, updates are gathered for one crossing."""
+"""A query's output: tokens become text, ends are recognised, updates are gathered and handed over together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TextOf = Callable[[Query], TextStream]
 
 @dataclass(slots=True)
 class OutputStream:
-    """One query's stream, and what of it was not delivered yet."""
+    """One query's output, and what of it was not delivered yet."""
 
     query: Query
     text: TextStream
@@ -28,7 +28,7 @@ class OutputStream:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def append(self, token: int, end_ids: Collection[int], logprobs: TokenLogprobs | None = None) -> str | None:
-        """Takes the next token; answers the finish reason if it was the last."""
+        """Takes the next token. Returns the finish reason if it was the last."""
         params = self.query.params
         self.tokens.append(token)
         if logprobs is not None:
@@ -52,7 +52,7 @@ class OutputStream:
         *,
         infeasible: bool = False,
     ) -> Update:
-        """All that is new since the last update."""
+        """Returns everything that is new since the last update."""
         update = Update(
             self.query.id,
             tuple(self.tokens),
@@ -71,7 +71,7 @@ class OutputStream:
 
 
 class OutputProcessor:
-    """All live outputs. `flush` is the one crossing per iteration and listener."""
+    """The outputs of all live queries. `flush` hands over everything once per iteration and subscriber."""
 
     def __init__(self, text_of: TextOf, end_ids: Collection[int]) -> None:
         self._text_of = text_of
@@ -83,22 +83,22 @@ class OutputProcessor:
         self._live[query.id] = OutputStream(query, self._text_of(query), deliver)
 
     def append(self, query_id: str, token: int, logprobs: TokenLogprobs | None = None) -> str | None:
-        """Takes the query's next token; answers the finish reason if it was the last. Raises what the decoder does."""
+        """Takes the query's next token. Returns the finish reason if it was the last. Raises the decoder's errors."""
         return self._live[query_id].append(token, self._end_ids, logprobs)
 
-    def hear_prompt(self, query_id: str, logprobs: Sequence[TokenLogprobs]) -> None:
-        """Takes those of the next prompt tokens; they are delivered with the first token."""
+    def append_prompt(self, query_id: str, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Takes log-probabilities of the next prompt tokens. They are delivered with the first token."""
         self._live[query_id].prompt_logprobs.extend(logprobs)
 
     def close(self, query_id: str, reason: str, error: str | None, usage: Usage, *, infeasible: bool = False) -> None:
-        talk = self._live.pop(query_id)
-        self._out.setdefault(talk.deliver, []).append(talk.update(reason, error, usage, infeasible=infeasible))
+        stream = self._live.pop(query_id)
+        self._out.setdefault(stream.deliver, []).append(stream.update(reason, error, usage, infeasible=infeasible))
 
     def flush(self) -> None:
-        """Delivers everything that is new, once per listener."""
-        for talk in self._live.values():
-            if talk.tokens:
-                self._out.setdefault(talk.deliver, []).append(talk.update())
+        """Delivers everything that is new, once per subscriber."""
+        for stream in self._live.values():
+            if stream.tokens:
+                self._out.setdefault(stream.deliver, []).append(stream.update())
         out, self._out = self._out, {}
         for deliver, updates in out.items():
             deliver(updates)

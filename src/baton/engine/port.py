@@ -1,4 +1,4 @@
-"""What the engine's client stands on: a tokenizer, a compiler of forms and the engine's loop; and what it tells."""
+"""What the engine's client needs: a tokenizer, a compiler of forms and the engine's loop; and what it reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.engine.inbox import Deliver
 from baton.policy.port import NO_COSTS, Costs
 
 Message = Mapping[str, Any]
-"""One turn of a conversation: `role` and `content`, and what else a chat template knows."""
+"""One turn of a conversation: `role` and `content`, and whatever else a chat template knows."""
 Tool = Mapping[str, Any]
 """As OpenAI writes it: `{"type": "function", "function": {"name": ..., "parameters": {...}}}`."""
 
@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """Which special token is what: its name by "bos_token", "eos_token" and so on."""
+        """The names of special tokens by their roles: "bos_token", "eos_token" and so on."""
 
     @property
     def special(self) -> Mapping[str, int]:
@@ -40,14 +40,14 @@ class Tokenizer(Protocol):
 
     @property
     def response_template(self) -> Mapping[str, Any] | None:
-        """How the tokenizer's own files say that answers are to be read; None if they say nothing."""
+        """How answers are to be parsed, from the tokenizer's own files; None if they do not say."""
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """`special`: with those tokens that the tokenizer adds to a text by itself."""
+        """`special`: with the tokens that the tokenizer adds to a text by itself."""
 
     @property
     def template_variables(self) -> frozenset[str]:
-        """The names that the chat template looks at."""
+        """The variables that the chat template reads."""
 
     def chat(
         self,
@@ -61,22 +61,25 @@ class Tokenizer(Protocol):
         """
 
     def chat_template(self, *, tools: bool) -> str | None:
-        """The source of the template that conversations are written by, with tools or without."""
+        """The source of the chat template, with tools or without."""
 
     def token(self, name: str) -> int | None:
-        """The one token of this name, None where there is none."""
+        """The one token of this name; None if there is none."""
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
     def piece(self, token_id: int) -> bytes:
-        """What this token adds to a text, in UTF-8; a special token's name. It may end inside a character."""
+        """The bytes that this token adds to a text, in UTF-8; a special token's name.
+
+        They may end inside a character.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """How the engine is now, and what it did since its start. Bytes, tokens, seconds.
+    """The engine's state now, and what it did since its start. Bytes, tokens, seconds.
 
-    `submitted`: queries that were admitted, which is the live ones and all `outcomes` together.
+    `submitted`: queries that were admitted: the live ones and all `outcomes` together.
     """
 
     running: int
@@ -105,13 +108,13 @@ class Stats:
     costs: Costs = NO_COSTS
 
     def numbers(self) -> dict[str, int | float]:
-        """Returns all plain numbers by name, as `LLM.stats()` and the live page tell them."""
+        """Returns all plain numbers by name, as `LLM.stats()` and the live page show them."""
         values = {known.name: getattr(self, known.name) for known in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 
 class Compiler(Protocol):
-    """Makes constraints of forms; its body is `grammar/compiler.py`. Safe to call from any thread, which waits."""
+    """Makes constraints of forms; its body is `grammar/compiler.py`. Safe to call from any thread, which then waits."""
 
     def compile(self, form: OutputFormat) -> Constraint:
         """Raises RequestError or QueueFull."""

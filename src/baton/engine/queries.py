@@ -1,4 +1,4 @@
-"""Where every live query is, and its moves from place to place; each happens whole."""
+"""Where every live query is, and its moves from place to place. Each move happens whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from baton.kv.segment import KVSegment, arrived
 class Queries:
     """A query is in the pool (waiting or swapped out), the prefiller (prefilling or ready), or the batch (running).
 
-    `held`: finished queries whose rows the plan asked to hold.
+    `held`: finished queries whose rows are held, as the plan asked.
     """
 
     batch: Batch
@@ -36,28 +36,28 @@ class Queries:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that all rows take, the prefiller's too."""
+        """Bytes of all rows, including the prefiller's."""
         return self.batch.bytes_used + self.prefiller.bytes_used
 
     def arrive(self, query: Query, deliver: Deliver) -> None:
-        """It is waiting from now on."""
+        """The query waits from now on."""
         self.outputs.open(query, deliver)
         self.lifecycle.arrive(query)
         self.pool.put(arrived(query, self.stamp))
         self.prefixes.arrived(query)
 
     def start_prefill(self, query_id: str, why: str) -> bool:
-        """From the pool to the prefiller; answers whether there was memory to do it."""
+        """Moves a query from the pool to the prefiller. Returns whether there was memory for it."""
         return self._hand_on(query_id, self.prefiller.start, State.PREFILLING, why)
 
     def insert(self, query_id: str, why: str) -> bool:
-        """From the pool or the prefiller into the batch; answers whether there was memory to do it."""
+        """Moves a query from the pool or the prefiller into the batch. Returns whether there was memory for it."""
         if self.lifecycle.live[query_id].state is State.PREFILLING:
             raise Refused(f"query {query_id} is not prefilled yet")
         return self._hand_on(query_id, self.batch.insert, State.RUNNING, why)
 
     def swap_out(self, query_id: str, reason: str) -> None:
-        """From the batch to the pool with what it keeps; where there is no memory for that it is forgotten."""
+        """Moves a query and its keys and values from the batch to the pool. If memory lacks, they are forgotten."""
         try:
             size = self.batch.peek(query_id).bytes
             self.limit_prefixes(size)
@@ -76,7 +76,7 @@ class Queries:
             self._forgotten(query_id, reason)
 
     def forget(self, query_id: str, reason: str) -> None:
-        """From wherever it is to the pool, its tokens alone; they are computed again when it has a row again."""
+        """Moves a query from anywhere to the pool with its tokens alone. It is recomputed when it has a row again."""
         if self.lifecycle.live[query_id].state is State.RUNNING:
             segment = self.batch.detach(query_id, keep=False)
             self.lifecycle.move(query_id, State.READY, reason)
@@ -95,20 +95,20 @@ class Queries:
         hold: bool = False,
         infeasible: bool = False,
     ) -> None:
-        """It leaves wherever it is; its row and memory are free, unless the row is to be held."""
-        life = self.lifecycle.live[query_id]
+        """Ends a query wherever it is. Its row and memory are freed, unless the row is to be held."""
+        record = self.lifecycle.live[query_id]
         try:
-            if life.state is not State.RUNNING:
+            if record.state is not State.RUNNING:
                 self._take(query_id).release()
                 return
             if state is State.FINISHED:
                 self.prefixes.keep(self.batch.peek(query_id))
             if hold:
-                self.held[query_id] = life.query
+                self.held[query_id] = record.query
             else:
                 self.batch.remove(query_id)
         finally:
-            self.prefixes.ended(life.query)
+            self.prefixes.ended(record.query)
             usage = self.lifecycle.end(query_id, state, reason)
             self.outputs.close(query_id, reason, error, usage, infeasible=infeasible)
 
@@ -116,20 +116,20 @@ class Queries:
         self.end(query_id, State.FAILED, "error", why)
 
     def give_up(self, query_id: str, why: str) -> None:
-        """It cannot go on as it was asked: no failure of the engine's, so it is counted as one that was called off."""
+        """Ends a query that cannot go on as it was asked. The engine has not failed, so it counts as cancelled."""
         self.end(query_id, State.CANCELLED, "error", why, infeasible=True)
 
     def fed(self, query_id: str, cached: int, useful: int, idle: int) -> None:
-        """Token slots were computed for it; others may begin with its prompt, or what can be kept of it on its way."""
-        life = self.lifecycle.live[query_id]
-        was = life.cached
+        """Records computed token slots. Others may begin with its prompt, or with what can be kept of it so far."""
+        record = self.lifecycle.live[query_id]
+        was = record.cached
         self.lifecycle.fed(query_id, cached, useful, idle)
-        if self.prefixes.wants(life.query, was, cached):
-            place = self.batch if life.state is State.RUNNING else self.prefiller
+        if self.prefixes.wants(record.query, was, cached):
+            place = self.batch if record.state is State.RUNNING else self.prefiller
             self.prefixes.keep(place.peek(query_id))
 
     def limit_prefixes(self, wanted: int = 0) -> None:
-        """Stored prefixes take what the pool has left when `wanted` bytes more are in it."""
+        """Limits stored prefixes to what the pool has left if `wanted` more bytes are put into it."""
         self.prefixes.limit(self.pool.bytes_most - self.pool.bytes_used - wanted)
 
     def release_held(self) -> None:
@@ -141,7 +141,7 @@ class Queries:
         return self.pool.pop(query_id) if query_id in self.pool else self.prefiller.take(query_id)
 
     def _hand_on(self, query_id: str, place: Callable[[KVSegment], None], state: State, why: str) -> bool:
-        """Where there is no memory for it, it waits in the pool, forgotten."""
+        """If there is no memory for it, it waits in the pool, forgotten."""
         segment = self._take(query_id)
         cached = self.prefixes.begin(segment)
         try:

@@ -1,8 +1,8 @@
-"""Looks after another thread from one of its own: says once per hang where every thread is, and its end.
+"""Watches another thread from one of its own: logs once per hang where every thread is, and the hang's end.
 
-A server that cannot be saved it ends, so that whoever looks after the process starts it again.
+It ends a server that cannot be saved, so that the process's supervisor starts it again.
 
-It needs Python's lock to say anything: what hangs in native code that keeps the lock is not seen.
+It needs Python's lock to log anything, so it does not see a hang in native code that keeps the lock.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from collections.abc import Callable
 log = logging.getLogger("baton.engine")
 
 GIVEN_UP = 70
-"""The status of a process that ends itself."""
+"""The exit status of a process that ends itself."""
 _CHECKS = 4
 _MOST_SECONDS = 1.0
 
 
 class Watchdog:
-    """`stuck` answers for how many seconds the engine has had work and has not come round; 0 where all is well.
+    """`stuck` returns for how many seconds the engine has had work and has not come round; 0 if all is well.
 
-    `what`: what is missing then. `ends_after`: seconds after which the process is ended (0: never), at the fourth look
-    in a row, so that one that was stopped and goes on is not.
+    `what`: what is missing then. `ends_after`: seconds after which the process is ended (0: never). It must be above at
+    four checks in a row, so that a process that was stopped and goes on is not ended.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Watchdog:
         self._over.set()
 
     def check(self) -> None:
-        """Says what there is to say now, and does what there is to do."""
+        """Logs the start or end of a hang, and ends the process if it must."""
         seconds = self._stuck()
         self._beyond = self._beyond + 1 if self._ends_after and seconds > self._ends_after else 0
         if self._beyond >= _CHECKS:
@@ -72,7 +72,7 @@ class Watchdog:
             self._longest = 0.0
 
     def _give_up(self, seconds: float) -> None:
-        """Whatever is short, the process ends."""
+        """Ends the process even if memory is short."""
         try:
             message = "%s for %.0f s: this process ends with status %d, to be started again (--hang-exit)"
             log.critical(message, self._what, seconds, GIVEN_UP)
@@ -81,13 +81,13 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(self._limit_seconds / _CHECKS, _MOST_SECONDS)):
-            # Memory may be short just now, and who looks must not die of it.
+            # Memory may be short just now, and the watchdog must not die of it.
             with contextlib.suppress(MemoryError):
                 self.check()
 
 
 def _stacks() -> str:
-    """The stacks of all threads by their names, innermost call last; however many there are."""
+    """The stacks of all threads by their names, innermost call last, however many there are."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames().items()
     return "\n".join(f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in frames)

@@ -13,16 +13,16 @@ from baton.grammar.framed import framed_rules
 from baton.grammar.schema import check_schema, without_remarks
 
 _ANY = "/(.|\\n)*/"
-# Text that does not begin as a call without a tag does.
+# Text that does not begin like a call without a tag.
 _NOT_BARE = "/(\\s*[^{\\s](.|\\n)*)?/"
 
 
 def calls_grammar(spec: Mapping[str, Any], options: Mapping[str, Any], param: str) -> str:
-    """The grammar of an answer that calls tools.
+    """Returns the grammar of an answer that calls tools.
 
-    `spec`: tags (`opening`, `closing`) and under which name `arguments` stand; `tokens`: ids of tags that are one
-    token; `tools` with names and `parameters`; `several` calls may come; `forced`: nothing but calls. Where
-    there is a `frame`, that says what stands around calls, see `framed.py`.
+    `spec`: tags (`opening`, `closing`) and the name of the `arguments`; `tokens`: ids of tags that are one token;
+    `tools` with names and `parameters`; `several` calls may come; `forced`: nothing but calls. If there is a `frame`,
+    it says what surrounds calls, see `framed.py`.
 
     Raises InvalidValue for a tool's schema that cannot be honoured.
     """
@@ -36,7 +36,7 @@ def calls_grammar(spec: Mapping[str, Any], options: Mapping[str, Any], param: st
 
 
 def _call(at: int, tool: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, Any]:
-    # With an id of its own a schema's references are to itself, wherever it stands.
+    # With an id of its own a schema's references are to itself, wherever it is placed.
     arguments = {"$id": f"urn:tool:{at}", "type": "object", **closed(without_remarks(tool["parameters"]))}
     return {
         "type": "object",
@@ -55,7 +55,7 @@ def _tagged(spec: Mapping[str, Any]) -> list[str]:
     if spec["opening"] in spec["tokens"]:
         several = "(TEXT call)* TEXT" if spec["several"] else "TEXT call?"
         return [f"start: {several}", f"call: {opening} {inside}", f"TEXT: {_ANY} & {_without(spec['opening'])}"]
-    # A tag that is several tokens begins a call as soon as it is complete.
+    # A tag of several tokens begins a call as soon as it is complete.
     several = "call* rest" if spec["several"] else "call | rest"
     return [f"start: {several}", f"call: head {inside}", f"head[lazy]: TEXT {opening}", "rest: TEXT", f"TEXT: {_ANY}"]
 
@@ -73,5 +73,5 @@ def _tag(which: str, spec: Mapping[str, Any]) -> str:
 
 
 def _without(tag: str) -> str:
-    """Texts that do not have a tag in them, not even in letters where it is one token."""
+    """Texts without a tag in them, not even in letters if it is one token."""
     return f"~/(.|\\n)*{re.escape(tag)}(.|\\n)*/"

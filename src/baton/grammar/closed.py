@@ -1,8 +1,8 @@
-"""Objects without properties that their schema does not name.
+"""Closes objects: no properties that their schema does not name.
 
-JSON Schema allows any other property where nothing is said, and a small model that may invent names does so until it
-has no tokens left. Whoever sends a schema means its properties: so where `additionalProperties` is not said, it is
-false, as other engines have it, too. Every answer still fits the schema as it was sent.
+JSON Schema allows any other property if nothing is said, and a small model that may invent names does so until it has
+no tokens left. A client that sends a schema means its properties. So `additionalProperties` is false if it is not
+given, as in other engines too. Every answer still fits the schema as it was sent.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _COMBINING = ("allOf", "anyOf", "oneOf", "$ref")
 
 
 def closed(schema: Any) -> Any:
-    """The schema with its objects closed.
+    """Returns the schema with its objects closed.
 
-    Unchanged where schemas are put together (`allOf`, or `$ref` and others beside properties): there each part has
-    names that the other parts do not know.
+    Unchanged if schemas are combined (`allOf`, or `$ref` and others beside properties), because each part has names
+    that the other parts do not know.
     """
     return schema if any(map(_combines, _all(schema))) else _closed(schema)
 
@@ -31,21 +31,21 @@ def _closed(value: Any) -> Any:
         return [_closed(one) for one in value]
     if not isinstance(value, Mapping):
         return value
-    found = {name: _below(name, part) for name, part in value.items()}
-    if "properties" in found and "patternProperties" not in found:
-        found.setdefault("additionalProperties", False)
-    return found
+    closed = {name: _below(name, part) for name, part in value.items()}
+    if "properties" in closed and "patternProperties" not in closed:
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 def _below(name: str, part: Any) -> Any:
     if name in ("properties", "patternProperties", "$defs", "definitions") and isinstance(part, Mapping):
         return {key: _closed(one) for key, one in part.items()}
-    # What is in these is data and no schema.
+    # These contain data, not schemas.
     return part if name in ("const", "enum", "default", "examples", "example") else _closed(part)
 
 
 def _all(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object in a schema; data that look like schemas too, which does no harm."""
+    """Every object in a schema; also data that look like schemas, which does no harm."""
     todo = [value]
     while todo:
         one = todo.pop()

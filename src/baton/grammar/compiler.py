@@ -1,4 +1,4 @@
-"""Compiles forms beside everything else: on threads of its own, within a time, few at once, and each form once."""
+"""Compiles forms beside everything else: on threads of its own, within a time, few at once, each form once."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ _THREADS = 2
 
 
 class Words(Protocol):
-    """What is needed of a tokenizer; its body is `model/tokenizer.py`."""
+    """The part of a tokenizer that is used here; its body is `model/tokenizer.py`."""
 
     vocabulary: int
 
     def backend(self) -> str | None:
-        """The fast tokenizer as JSON, None where there is none."""
+        """The fast tokenizer as JSON, None if there is none."""
 
 
 class Grammars:
-    """The constraints of one model's tokens. Safe to call from any thread; the caller waits, so not an event loop's.
+    """The constraints of one model's tokens.
 
-    What is being compiled cannot be stopped: llguidance bounds that by the grammar's size, to about a second. It goes
-    on while its asker is told that it took too long, and is there when it is asked for again.
+    Safe to call from any thread but an event loop's, because the caller waits. A compilation cannot be stopped;
+    llguidance bounds it by the grammar's size, to about a second. It goes on after its client was told that it took too
+    long, and is there for the next request.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Grammars:
         self._limits = limits
         self._compile = compile
         self._lock = threading.Lock()
-        self._found: OrderedDict[OutputFormat, Future[Constraint]] = OrderedDict()
+        self._compiled: OrderedDict[OutputFormat, Future[Constraint]] = OrderedDict()
         self._threads = started(_THREADS, "baton-grammar")
 
     def compile(self, form: OutputFormat) -> Constraint:
@@ -71,29 +72,29 @@ class Grammars:
             raise LimitExceeded(message, param=form.param) from None
 
     def prepare(self) -> None:
-        """Does now what the first form would have everyone wait for: it holds Python's lock."""
-        with contextlib.suppress(RequestError):  # said to those who ask for a form
+        """Does now what would delay everybody at the first form, because it holds Python's lock."""
+        with contextlib.suppress(RequestError):  # reported to requests with a form
             self._tokens()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _future(self, form: OutputFormat, vocabulary: Vocabulary) -> Future[Constraint]:
-        """The one that compiles this form, or did; what failed is known, too."""
+        """The future that compiles or has compiled this form; failures are remembered too."""
         with self._lock:
-            found = self._found.get(form)
-            if found is None:
-                waiting = sum(not future.done() for future in self._found.values())
+            compiling = self._compiled.get(form)
+            if compiling is None:
+                waiting = sum(not future.done() for future in self._compiled.values())
                 if waiting >= self._limits.max_compiling:
                     raise QueueFull(f"{waiting} schemas and grammars are being compiled ({flag_of('max_compiling')})")
-                found = self._found[form] = self._threads.submit(self._compile, form, vocabulary)
-            self._found.move_to_end(form)
-            while len(self._found) > _KEPT and (old := next(iter(self._found.items())))[1].done():
-                del self._found[old[0]]
-            return found
+                compiling = self._compiled[form] = self._threads.submit(self._compile, form, vocabulary)
+            self._compiled.move_to_end(form)
+            while len(self._compiled) > _KEPT and (old := next(iter(self._compiled.items())))[1].done():
+                del self._compiled[old[0]]
+            return compiling
 
     def _tokens(self) -> Vocabulary:
-        """Made when it is first needed: for a large vocabulary that takes a second."""
+        """Made when first needed: for a large vocabulary it takes a second."""
         with self._making:
             if self._made is None:
                 self._made = self._vocabulary()

@@ -1,8 +1,8 @@
-"""Grammars of calls that stand in a frame of tags, with their names in front of their arguments or in a list.
+"""Grammars of calls in a frame of tags, with their names before their arguments or in a list.
 
 `frame` has `begin` and `end` around all calls, `between` two, `before` and `after` each, with `{name}` in `before`, and
 `mode`: "arguments" (a JSON object), "object" (an object with the name under `name` and the arguments under
-`arguments`), or "markup" (`argument` is what stands before and behind each, with `{key}`).
+`arguments`), or "markup" (`argument` is what surrounds each, with `{key}`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from baton.grammar.closed import closed
 from baton.grammar.schema import without_remarks
 
 _ANY = "/(.|\\n)*/"
-# Names that are read back as they were written.
+# Names that are parsed back exactly as they were written.
 _KEY = re.compile(r"[^\s<>\"{}](?:[^\n<>\"{}]{0,254}[^\s<>\"{}])?")
-# What may stand in the schema of a string that is written without quotes.
+# Keywords that the schema of a string without quotes may have.
 _PLAIN = {"type", "description", "title", "default", "examples", "enum", "const"}
 
 
@@ -52,7 +52,7 @@ def _arguments(
     if frame["mode"] == "markup":
         yield from _markup(at, schema, frame, tokens, options, param)
         return
-    # With an id of its own a schema's references are to itself, wherever it stands.
+    # With an id of its own a schema's references are to itself, wherever it is placed.
     schema = {"$id": f"urn:tool:{at}", **schema}
     if frame["mode"] == "object":
         properties = {frame["name"]: {"const": tool["name"]}, frame["arguments"]: schema}
@@ -88,7 +88,7 @@ def _markup(
 
 
 def _free(name: str, opening: str, after: str, tokens: Mapping[str, int]) -> Iterator[str]:
-    """A string as it is, up to what stands behind it."""
+    """A plain string, up to what follows it."""
     first = next((tag for tag in tokens if after.startswith(tag)), None)
     if first is None:
         yield f"{name}: {opening} t_{name}"
@@ -106,7 +106,7 @@ def _texts(value: Any) -> list[str] | None:
 
 
 def _check_texts(texts: list[str], closing: str, param: str) -> None:
-    """Raises InvalidValue for what would be read as something else between its tags."""
+    """Raises InvalidValue for texts that would be parsed as something else between their tags."""
     for text in texts:
         if closing in text or text != text.strip("\n"):
             what = "this model writes strings without quotes"
@@ -129,7 +129,7 @@ def _is_text(value: Any, key: str, param: str) -> bool:
 
 
 def _pieces(text: str, tokens: Mapping[str, int]) -> str:
-    """A text as literals, and the tags in it that are tokens as those tokens."""
+    """A text as literals, in which tags that are tokens are those tokens."""
     if not text:
         return '""'
     names = sorted(tokens, key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""llguidance's grammars and matchers (Earley parser over a trie of all tokens), behind the house's names."""
+"""llguidance's grammars and matchers (Earley parser over a trie of all tokens), under baton's names."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ try:
 except ImportError:  # no wheel for this platform
     llguidance = None  # type: ignore[assignment]
 
-# Between two parts of a JSON text: nothing, a blank, or a new line with some indentation. Without an end to it small
-# models write blanks until they have no tokens left.
+# Between two parts of a JSON text: nothing, a blank, or a new line with some indentation. Without a limit small models
+# write blanks until they have no tokens left.
 JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": r"(?: |\n[ \t]{0,40})", "lenient": False}
-# In the head of a rule: of another temperature, and of text that is taken back, nobody here would know.
+# In the head of a rule: another temperature, or text that is taken back. Neither is supported here.
 _UNHONOURED = re.compile(r"^\s*\w+\[[^]\n]*\b(temperature|stop)\s*=", re.MULTILINE)
-# How far a form is followed before it is taken.
+# How many tokens of a form are tried before it is accepted.
 _TRIAL_TOKENS = 32
 _MAX_LEXER_STATES = 50_000  # of 1 to 2 kB each, and every matcher has its own
 
@@ -34,8 +34,8 @@ _MAX_LEXER_STATES = 50_000  # of 1 to 2 kB each, and every matcher has its own
 class Vocabulary:
     """All tokens of a tokenizer, by their bytes.
 
-    `backend`: a fast tokenizer as JSON; `size`: how many ids the model has; `end_ids`: those that end a text.
-    Raises Unsupported where llguidance does not understand the tokenizer.
+    `backend`: a fast tokenizer as JSON; `size`: how many ids the model has; `end_ids`: those that end a text. Raises
+    Unsupported if llguidance does not understand the tokenizer.
     """
 
     def __init__(self, backend: str | None, size: int, end_ids: Sequence[int]) -> None:
@@ -55,7 +55,7 @@ def available() -> bool:
 
 
 def compiled(form: OutputFormat, vocabulary: Vocabulary) -> Grammar:
-    """Raises InvalidValue, with the form's field and the reason, where it cannot be honoured."""
+    """Raises InvalidValue, with the form's field and the reason, if the form cannot be honoured."""
 
     def refuse(why: str) -> InvalidValue:
         return InvalidValue(f"this {form.kind} cannot be honoured: {_reason(why)}", param=form.param)
@@ -69,7 +69,7 @@ def compiled(form: OutputFormat, vocabulary: Vocabulary) -> Grammar:
         )
         if not matcher.is_error() and (warnings := matcher.get_grammar_warnings()):
             raise refuse(warnings[0])
-        # The first mask shows a grammar that nothing fits; and all matchers begin with what it found out.
+        # The first mask shows a grammar that nothing fits. Its work is shared by all matchers.
         if not matcher.is_error():
             matcher.compute_bitmask()
         if why := matcher.get_error() or _trial(matcher.deep_copy()):
@@ -78,7 +78,7 @@ def compiled(form: OutputFormat, vocabulary: Vocabulary) -> Grammar:
 
 
 def _trial(matcher: Any) -> str:
-    """Why a grammar that was compiled cannot be followed, as some tokens of it show; "" where it can."""
+    """Why a compiled grammar cannot be followed, from a trial of some tokens; "" if it can."""
     dice = random.Random(0)
     for _ in range(_TRIAL_TOKENS):
         bits = matcher.compute_bitmask()
@@ -92,7 +92,7 @@ def _trial(matcher: Any) -> str:
 
 @contextmanager
 def _trouble(error_of: Callable[[str], Exception]) -> Iterator[None]:
-    """Whatever llguidance raises becomes this error, a panic of Rust's too, which is no Exception."""
+    """Turns whatever llguidance raises into this error, also a panic of Rust, which is not an Exception."""
     try:
         yield
     except (RequestError, Infeasible, MemoryError, KeyboardInterrupt, SystemExit):
@@ -156,7 +156,7 @@ def _source(form: OutputFormat) -> str:
 
 
 def _reason(text: str) -> str:
-    """llguidance's in one line; a regular expression's parser says what is wrong in one of its own."""
+    """llguidance's reason in one line; a regular expression's parser has it in a line of its own."""
     if text.startswith("panic") or "panicked" in text:
         return "it is too large or too deep"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,7 +1,7 @@
 """Which JSON Schemas can be honoured to the letter. llguidance refuses most others; this refuses the rest.
 
-llguidance takes a keyword that it does not know for a remark, as JSON Schema says. Whoever mistyped one, or wants one
-of another version, would get answers without it: so a schema may have only keywords that are honoured, and remarks.
+llguidance takes an unknown keyword for a remark, as JSON Schema says. A client that mistyped one, or wants one of
+another version, would get answers without it. So a schema may have only keywords that are honoured, and known remarks.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _NUMBERS = {
     *("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength"),
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const", "enum"),
 }
-# llguidance calculates in float64. It reads without rounding whole numbers below 2**53, and others whose digits are
-# such a number with at most so many decimal places.
+# llguidance calculates in float64. It reads exactly whole numbers below 2**53, and others whose digits are such a
+# number with at most so many decimal places.
 _MOST_WHOLE = 2**53 - 1
 _MOST_PLACES = 22
-# What llguidance would take settings from.
+# llguidance would take settings from it.
 _NOT_FOR_CLIENTS = "x-guidance"
 
 
 def check_schema(schema: object, param: str) -> None:
-    """Raises InvalidValue where an answer that fits the grammar might not fit the schema."""
+    """Raises InvalidValue if an answer that fits the grammar might not fit the schema."""
     todo = [schema]
     while todo:
         one = todo.pop()
@@ -59,7 +59,7 @@ def _check_keywords(schema: Mapping[str, object], param: str) -> None:
             raise InvalidValue(f"the schema has the keyword {name!r}, which is not honoured", param=param)
     least = schema.get("minProperties")
     if isinstance(least, (int, float)) and least > 1:
-        # Names that are not in `properties` may come twice in what llguidance lets through.
+        # Names that are not in `properties` may come twice in what llguidance accepts.
         raise InvalidValue("the schema has minProperties above 1, which is not honoured: use required", param=param)
 
 
@@ -70,7 +70,7 @@ def _check_numbers(schema: Mapping[str, object], param: str) -> None:
 
 
 def _check_exact(name: str, values: list[object], param: str) -> None:
-    """All numbers in these values, however deep."""
+    """All numbers in these values, at any depth."""
     while values:
         value = values.pop()
         if isinstance(value, Mapping):
@@ -93,7 +93,7 @@ def _is_exact(value: float) -> bool:
 
 
 def without_remarks(schema: Any) -> Any:
-    """The schema without what says nothing of answers, where numbers may be that llguidance cannot read."""
+    """The schema without keywords that say nothing of answers and may contain numbers that llguidance cannot read."""
     if isinstance(schema, list):
         return [without_remarks(one) for one in schema]
     if not isinstance(schema, Mapping):
@@ -112,7 +112,7 @@ def _named(schemas: object) -> object:
 
 
 def _below(schema: Mapping[str, object]) -> Iterator[object]:
-    """The schemas in a schema. What is of the wrong kind is for llguidance to refuse."""
+    """The schemas in a schema. llguidance refuses values of wrong types."""
     for name, value in schema.items():
         if name in _SCHEMA:
             yield value

@@ -1,4 +1,4 @@
-"""What rows and swap may take now: what was set, or less while others on the machine need the memory."""
+"""How much memory rows and swap may take now: as set, or less while other processes need the memory."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from baton.core.clock import Clock
 log = logging.getLogger("baton.kv")
 
 SPARE_BYTES = 128 * 2**20
-"""Left to everyone else: rows and swap never grow into the machine's last so many bytes."""
+"""Left to other processes: rows and swap never grow into the machine's last so many bytes."""
 DEVICE_SPARE_BYTES = 2**30
-"""Where rows grow into the memory that activations are taken from."""
+"""The same if rows grow into the memory from which activations are taken."""
 _ASK_SECONDS = 1.0
 _MESSAGES = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 class Budget:
-    """`rows_bytes` for all rows and `swap_bytes` for what is swapped out; less if the machine has less, swap first.
+    """`rows_bytes` for all rows and `swap_bytes` for what is swapped out. If the machine has less, swap shrinks first.
 
-    `floor_bytes`: what rows may always take, so that the longest query runs by itself whatever others do.
-    `spare_bytes` are left to everyone else.
-    `free_bytes` answers what this process could still take; it is asked at most once a second. Where memory is not
-    committed as rows grow (`lazy` False), rows have theirs already, and only swap gives way. `swap_free_bytes`: the
-    same of the memory that swap is in, where that is not the rows'; then neither gives way to the other.
+    `floor_bytes`: what rows may always take, so that the longest query can run by itself. `spare_bytes` are left to
+    other processes. `free_bytes` returns what this process could still take; it is called at most once a second. If
+    memory is not committed as rows grow (`lazy` False), rows have theirs already, and only swap shrinks.
+    `swap_free_bytes`: free bytes of the memory that swap is in, if it is not the rows'; then neither shrinks for the
+    other.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Budget:
         self._asked: float | None = None
 
     def update(self, rows_used: int, swap_used: int) -> None:
-        """Sets `rows_bytes` and `swap_bytes` to what holds now, where rows and swap take so much of it."""
+        """Sets `rows_bytes` and `swap_bytes` to what is possible now, while rows and swap use so much of it."""
         now = self._clock()
         if self._asked is not None and now - self._asked < _ASK_SECONDS:
             return
@@ -75,7 +75,7 @@ class Budget:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error is an allocator's: there was no memory, here or on the device."""
+    """Whether the error is an allocator's: there was no memory, on the host or on the device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # torch's CPU allocator raises a plain RuntimeError.

@@ -1,4 +1,4 @@
-"""Segments outside all rows: of queries that wait, which keep nothing, and of those that were swapped out."""
+"""Segments outside all rows: of queries that wait, which keep nothing, and of queries that were swapped out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from baton.kv.segment import KVSegment
 
 
 class SegmentPool:
-    """Holds at most `bytes_most`; a segment that keeps nothing always fits. Owns what it holds."""
+    """Holds at most `bytes_most`; a segment that keeps nothing always fits. It owns the segments."""
 
     def __init__(self, bytes_most: int) -> None:
         self.bytes_most = bytes_most
@@ -30,7 +30,7 @@ class SegmentPool:
         return not size or self.bytes_used + size <= self.bytes_most
 
     def put(self, segment: KVSegment) -> None:
-        """Takes the segment. Refuses where it does not fit, or the query is in already."""
+        """Takes the segment. Raises Refused if it does not fit, or if the query is in already."""
         name, size = segment.query.id, segment.bytes
         if name in self._segments:
             raise Refused(f"query {name} is in the pool already")
@@ -40,7 +40,7 @@ class SegmentPool:
         self.bytes_used += size
 
     def pop(self, query_id: str) -> KVSegment:
-        """Gives the segment back, whose owner is now the caller. Refuses where the query is not in."""
+        """Gives the segment back to the caller, who owns it then. Raises Refused if the query is not in."""
         if query_id not in self._segments:
             raise Refused(f"query {query_id} is not in the pool")
         segment, size = self._segments.pop(query_id)

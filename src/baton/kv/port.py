@@ -1,7 +1,7 @@
-"""The port between rows and other memory: what a row keeps leaves for it, and comes back, beside the device's steps.
+"""The port between rows and other memory: what a row keeps is copied out and back, beside the device's steps.
 
-Rows, segments and the prefix store know these alone. `cuda/offload.py` is the body; on the CPU there is none, because
-rows lie in the host's memory already.
+Rows, segments and the prefix store know only this port. `cuda/offload.py` is the body. On the CPU there is none,
+because rows are in the host's memory already.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class OffloadedParts(Sequence[Tensor]):
-    """A row's parts in other memory. As a sequence it is the parts themselves, which waits for them."""
+    """A row's parts in other memory. As a sequence it is the parts themselves; reading them waits for the copy."""
 
     @property
     @abstractmethod
@@ -26,7 +26,7 @@ class KVPiece(Protocol):
 
 
 class CopyEvent(Protocol):
-    """A place in a stream of copies, which the stream reaches when all that was begun before is done."""
+    """A position in a stream of copies. It is reached when all earlier copies are done."""
 
     def done(self) -> bool:
         """Whether it is reached; does not wait."""
@@ -35,16 +35,16 @@ class CopyEvent(Protocol):
         """The host waits until it is reached."""
 
     def join(self) -> None:
-        """Whatever the device is given from now on, outside of the stream, comes behind it; the host goes on."""
+        """Makes all later work of the device, outside of the stream, wait for it; the host goes on."""
 
 
 class KVStore(Protocol):
-    """Pieces that are being copied out. `fine` `[pieces]`: which of them are finite, when they are there."""
+    """Pieces that are being copied out. `fine` `[pieces]`: which of them are finite, valid once they are copied."""
 
     @property
     def pieces(self) -> Sequence[KVPiece]: ...
     @property
-    def mark(self) -> CopyEvent: ...
+    def event(self) -> CopyEvent: ...
     @property
     def fine(self) -> Tensor | None: ...
 
@@ -53,32 +53,32 @@ class KVLoad(Protocol):
     """Parts that are being copied in."""
 
     def done(self) -> bool:
-        """Whether to land takes no waiting."""
+        """Whether `land` would not wait."""
 
     def land(self) -> None:
-        """They are in their row for all that the device is given after this. If it raises, it may be tried again."""
+        """Makes the parts valid in their row for all later work of the device. If it raises, it may be tried again."""
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Gives up the load."""
 
 
 class KVOffload(Protocol):
     """Moves parts between rows and other memory.
 
-    Raises an allocator's error where there is no memory, and has changed nothing then.
+    Raises an allocator's error if there is no memory, and has changed nothing then.
     """
 
     def out(self, parts: Sequence[Tensor], *, blocks: int = 1, checked: bool = False) -> KVStore:
         """Copies parts, cut along their first dimension into so many pieces. The row may change as soon as it returns.
 
-        `checked`: it is found out which pieces are finite.
+        `checked`: also computes which pieces are finite.
         """
 
     def joined(self, pieces: Sequence[KVPiece]) -> OffloadedParts:
-        """Pieces one behind the other, as parts for a row."""
+        """Joins pieces, in order, to parts for a row."""
 
     def into(self, parts: OffloadedParts, targets: Sequence[Tensor]) -> KVLoad:
-        """Begins to copy; `targets` are the row's parts, which nobody writes until it has landed."""
+        """Begins to copy. `targets` are the row's parts, which nothing may write until the load has landed."""
 
     def release(self, parts: OffloadedParts) -> None:
         """Gives back the memory of parts."""

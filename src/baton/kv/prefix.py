@@ -1,4 +1,4 @@
-"""Stored prefixes: what the model keeps of the first tokens of earlier queries, found again by those tokens."""
+"""Stored prefixes: what the model keeps of the first tokens of earlier queries, looked up by these tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BLOCK_TOKENS = 32
 _Before = int | str
 """The serial of the entry before; for the first run of a text, the name of its space."""
 _Key = tuple[_Before, tuple[int, ...]]
-"""What a run of tokens follows, and the tokens."""
+"""The entry before a run of tokens, and the tokens."""
 
 
 @dataclass(eq=False, slots=True)
 class _Entry:
     """What a row keeps of a run of tokens, after those of the entry before it: parts, or a piece on the host.
 
-    `ready`: it is there, and finite; until then it is not found.
+    `ready`: it is copied, and finite; until then `find` ignores it.
     """
 
     key: _Key
@@ -44,18 +44,19 @@ class _Entry:
 
 
 class PrefixStore:
-    """A tree of runs of tokens, each with its keys and values; prefixes that begin alike share what they share.
+    """A tree of runs of tokens, each with its keys and values. Texts that begin alike share entries.
 
-    Of a row of at most `divisible_tokens` any beginning can be cut out: there a run is a block of `block` tokens, and a
-    prefix may be used up to the end of any of its blocks. A longer row is stored as one run from its first token, a
-    snapshot, used whole or not at all. At most `bytes_most` are taken; what was used longest ago leaves first. Found by
-    hash, and compared token by token, as the keys of a dict are.
+    From a row of at most `divisible_tokens` any beginning can be cut. There a run is a block of `block` tokens, and a
+    prefix may be used up to the end of any block. A longer row is stored as one run from its first token, a snapshot,
+    which is used whole or not at all. At most `bytes_most` are used; the least recently used entries are dropped first.
+    Entries are looked up by hash and compared token by token, as the keys of a dict.
 
-    Texts of one `space` share what they begin with, and none of what another space has is ever found. Room is for all
-    spaces together: who stores much drives out what others have stored.
+    Texts of one `space` share their beginnings; other spaces never find them. All spaces share the room: a space that
+    stores much drives out what others have stored.
 
-    `longest`: texts of more tokens may have other keys for the same first tokens (longrope), and are neither stored nor
-    found. `copies`: where rows are not in the host's memory, what is stored is; it is found when it has come there.
+    `longest`: longer texts may have other keys for the same first tokens (longrope), so they are neither stored nor
+    found. `offload`: if rows are not in the host's memory, stored prefixes are, and are found once they have been
+    copied there.
     """
 
     def __init__(
@@ -65,60 +66,60 @@ class PrefixStore:
         divisible_tokens: int,
         block: int = BLOCK_TOKENS,
         longest: int | None = None,
-        copies: KVOffload | None = None,
+        offload: KVOffload | None = None,
     ) -> None:
         self.bytes_most = bytes_most
         self.bytes_used = 0
-        self._copies = copies
-        self._leaving: deque[tuple[list[_Entry], KVStore]] = deque()
-        # Of all parts together, where they can be cut; the same for all rows.
+        self._offload = offload
+        self._storing: deque[tuple[list[_Entry], KVStore]] = deque()
+        # Of all parts together, if they can be cut; the same for all rows.
         self._token_bytes = 0
         self._longest = sys.maxsize if longest is None else longest
-        # Where no block fits, there are only snapshots.
+        # If no block fits, there are only snapshots.
         self._divisible = divisible_tokens if divisible_tokens >= block else 0
         self._block = block if self._divisible else sys.maxsize
         self._serials = count(1)
-        # Least recently used first. Whoever is used is put behind what follows it, and a hold reaches back to the root:
-        # so the first one that is not held has nothing after it in the tree.
+        # Least recently used first. A used entry moves behind its successors, and a hold includes all entries up to the
+        # root. So the first entry that is not held has no successors in the tree.
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        # How many runs that are no block follow an entry (by its serial), by their length: shorter ones, and behind the
-        # name of a space snapshots.
+        # How many runs that are not blocks follow an entry (by its serial), by their length. Snapshots follow the name
+        # of their space.
         self._tails: defaultdict[_Before, Counter[int]] = defaultdict(Counter)
         self._held: dict[str, list[_Entry]] = {}
 
     @property
     def apart(self) -> bool:
-        """Whether it lies in other memory than rows do, so that they gain nothing when it gives way."""
-        return self._copies is not None
+        """Whether it is in other memory than rows are, so that dropping entries gives rows nothing."""
+        return self._offload is not None
 
     def find(self, tokens: Sequence[int], space: str = "") -> tuple[int, Sequence[Tensor]] | None:
-        """The longest prefix of these in this space that leaves at least one to feed: its tokens, and parts for a row.
+        """Finds the longest stored prefix that leaves at least one token to feed: its length, and parts for a row.
 
-        The parts are as `Rectangle.write` takes them, to be copied from and not to be changed.
+        The parts are as `Rectangle.write` takes them: to be copied from, not to be changed.
         """
-        self._settle()
+        self._finish_stores()
         path = self._path(tokens, space)
         if not path:
             return None
         self._touch(path)
-        found = sum(entry.tokens for entry in path)
-        if self._copies is not None:
-            return found, self._copies.joined([entry.piece for entry in path if entry.piece is not None])
+        cached = sum(entry.tokens for entry in path)
+        if self._offload is not None:
+            return cached, self._offload.joined([entry.piece for entry in path if entry.piece is not None])
         parts = [entry.parts for entry in path if entry.parts is not None]
-        return found, parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        return cached, parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
     def store(
         self, tokens: Sequence[int], parts: Sequence[Tensor], cached: int, space: str = "", *, whole: bool = False
     ) -> int:
-        """Copies what is not stored yet of a row's parts; answers how many of its tokens are stored, or on their way.
+        """Copies what is not stored yet of a row's parts. Returns how many of its tokens are stored or being copied.
 
-        `tokens` are the row's text, and `parts` what it keeps of the first `cached` of them. Fewer are stored where
-        there is no room for more; those at the end that fill no block only if `whole` says so. What is not finite is
-        not stored: one broken row must not break others.
+        `tokens` are the row's text, and `parts` what it keeps of the first `cached` of them. Fewer are stored if there
+        is no room. Last tokens that do not fill a block are stored only with `whole`. Parts that are not finite are not
+        stored, so that one broken row cannot break others.
         """
         if len(tokens) > self._longest:
             return 0
-        self._settle()
+        self._finish_stores()
         path: list[_Entry] = []
         new: list[_Entry] = []
         start = 0
@@ -132,7 +133,7 @@ class PrefixStore:
                     if entry is None:
                         break
                     new.append(entry)
-                # Held, so that what comes next is not given the room of what it follows.
+                # Held, so that its successor does not take its room.
                 entry.holds += 1
                 path.append(entry)
                 start += len(run)
@@ -140,53 +141,57 @@ class PrefixStore:
             for entry in path:
                 entry.holds -= 1
             self._touch(path)
-        if self._copies is not None and new:
-            self._copy_out(self._copies, new, parts, start)
+        if self._offload is not None and new:
+            self._copy_out(self._offload, new, parts, start)
         return start
 
     def is_due(self, was: int, cached: int) -> bool:
-        """Whether a row that had `was` tokens and has `cached` now completed a block that it can be cut for.
+        """Whether a row that had `was` tokens and has `cached` now has completed a block that can be cut from it.
 
-        Stored as it passes: later a ring may have overwritten it, and all of a long prompt at once would be a stall.
+        Blocks are stored at once: later a ring may have overwritten them, and all of a long prompt together would be a
+        stall.
         """
         return cached <= self._divisible and was // self._block < cached // self._block
 
     def hold(self, name: str, tokens: Sequence[int], space: str = "") -> int:
-        """What `find` would return for these stays until `release(name)`; answers how many tokens that is.
+        """Keeps what `find` would return for these tokens until `release(name)`. Returns how many tokens that is.
 
-        Waits for what is on its way.
+        Waits for copies that are under way.
         """
         self.release(name)
-        self._settle(wait=True)
+        self._finish_stores(wait=True)
         path = self._held[name] = self._path(tokens, space)
         for entry in path:
             entry.holds += 1
         return sum(entry.tokens for entry in path)
 
     def release(self, name: str) -> None:
-        """Ends a hold; no matter if there is none. What only the hold kept above the bound leaves."""
+        """Ends a hold, if there is one. Drops entries that only the hold kept above the limit."""
         for entry in self._held.pop(name, ()):
             entry.holds -= 1
         self._shrink(self.bytes_most)
 
     @property
     def bytes_held(self) -> int:
-        """Bytes that no one can be given now."""
+        """Bytes that cannot be freed now."""
         held = {entry.serial: entry for path in self._held.values() for entry in path}
         return sum(entry.bytes for entry in held.values())
 
     def limit(self, bytes_most: int) -> bool:
-        """Another bound. What is above it leaves, but for what is held; answers whether it is kept now."""
+        """Sets another limit. Entries above it are dropped unless they are held.
+
+        Returns whether the limit is kept now.
+        """
         self.bytes_most = bytes_most
         return self._shrink(bytes_most)
 
     def _path(self, tokens: Sequence[int], space: str) -> list[_Entry]:
-        """The stored runs that these tokens begin with, but for the last token."""
+        """The stored runs that these tokens begin with, without the last token."""
         if len(tokens) > self._longest:
             return []
         snapshot = self._tail(tokens, 0, space)
         if snapshot is not None and snapshot.tokens > self._divisible:
-            # Longer than what any blocks could make together.
+            # A snapshot is longer than any blocks together.
             return [snapshot]
         start = 0
         before: _Before = space
@@ -201,7 +206,7 @@ class PrefixStore:
         return path if tail is None else [*path, tail]
 
     def _tail(self, tokens: Sequence[int], start: int, before: _Before) -> _Entry | None:
-        """The longest run that is no block, follows this entry and is what these tokens go on with from `start`."""
+        """The longest run that is not a block, follows this entry, and equals these tokens from `start` on."""
         lengths = (length for length in self._tails.get(before, ()) if start + length < len(tokens))
         for length in sorted(lengths, reverse=True):
             entry = self._entries.get((before, tuple(tokens[start : start + length])))
@@ -223,12 +228,12 @@ class PrefixStore:
         return [part[start : start + length] for part in parts]
 
     def _add(self, key: _Key, before: _Entry | None, parts: Sequence[Tensor], start: int) -> _Entry | None:
-        """A new entry for a run of the row's tokens, or None where there is no room for it.
+        """Adds an entry for a run of the row's tokens. Returns None if there is no room for it.
 
-        With copies of what the row keeps of it, unless that is to be copied out.
+        It has copies of what the row keeps of the run, unless that is to be copied out.
         """
         copied: list[Tensor] | None = None
-        if self._copies is None:
+        if self._offload is None:
             copied = self._cut(parts, start, len(key[1]))
             size = sum(map(_bytes_of, copied))
         elif len(key[1]) > self._divisible:
@@ -249,7 +254,7 @@ class PrefixStore:
             self._tails[key[0]][len(key[1])] += 1
         return entry
 
-    def _copy_out(self, copies: KVOffload, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
+    def _copy_out(self, offload: KVOffload, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
         """Begins to copy what a row keeps of these runs, the last of which ends at `stop`; all blocks at once."""
         blocks = [entry for entry in new if entry.tokens == self._block]
         tail = [entry for entry in new if entry.tokens != self._block]
@@ -259,10 +264,10 @@ class PrefixStore:
                 if not some:
                     continue
                 end = start + sum(entry.tokens for entry in some)
-                leaving = copies.out(self._cut(parts, start, end - start), blocks=len(some), checked=True)
-                for entry, piece in zip(some, leaving.pieces, strict=True):
+                store = offload.out(self._cut(parts, start, end - start), blocks=len(some), checked=True)
+                for entry, piece in zip(some, store.pieces, strict=True):
                     entry.piece = piece
-                self._leaving.append((some, leaving))
+                self._storing.append((some, store))
                 start = end
         except Exception:
             for entry in reversed(new):
@@ -270,15 +275,15 @@ class PrefixStore:
                     self._drop(entry)
             raise
 
-    def _settle(self, *, wait: bool = False) -> None:
-        """Whatever has come to the host may be found, if it is finite and what it follows is."""
-        while self._leaving and (wait or self._leaving[0][1].mark.done()):
-            entries, leaving = self._leaving.popleft()
-            leaving.mark.wait()
-            fine = [True] * len(entries) if leaving.fine is None else leaving.fine.tolist()
+    def _finish_stores(self, *, wait: bool = False) -> None:
+        """Makes entries ready whose copies have finished, if they are finite and their predecessors are ready."""
+        while self._storing and (wait or self._storing[0][1].event.done()):
+            entries, store = self._storing.popleft()
+            store.event.wait()
+            fine = [True] * len(entries) if store.fine is None else store.fine.tolist()
             for entry, is_finite in zip(entries, fine, strict=True):
                 if self._entries.get(entry.key) is not entry:
-                    continue  # gone meanwhile
+                    continue  # dropped meanwhile
                 if is_finite and (entry.before is None or entry.before.ready):
                     entry.ready = True
                 else:
@@ -295,8 +300,8 @@ class PrefixStore:
     def _drop(self, entry: _Entry) -> None:
         del self._entries[entry.key]
         self.bytes_used -= entry.bytes
-        if self._copies is not None and entry.piece is not None:
-            self._copies.give(entry.piece)
+        if self._offload is not None and entry.piece is not None:
+            self._offload.give(entry.piece)
         entry.parts = entry.piece = None
         before, run = entry.key
         if len(run) != self._block:
@@ -310,13 +315,13 @@ class PrefixStore:
 
 
 def prefix_store(
-    rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None, copies: KVOffload | None = None
+    rectangle: Rectangle, *, block: int = BLOCK_TOKENS, longest: int | None = None, offload: KVOffload | None = None
 ) -> PrefixStore:
-    """A store for what this rectangle's rows keep; nothing fits in it until it is given a limit."""
-    # While no ring is full, the columns of each are the row's tokens in their order. A state is of all tokens together.
+    """Returns a store for what this rectangle's rows keep. It holds nothing until it has a limit."""
+    # While no ring is full, its columns are the row's tokens in order. A state belongs to all tokens together.
     unfilled = min((ring for ring in rectangle.rings if ring), default=sys.maxsize)
     divisible = 0 if any(rectangle.states) else unfilled
-    return PrefixStore(0, divisible_tokens=divisible, block=block, longest=longest, copies=copies)
+    return PrefixStore(0, divisible_tokens=divisible, block=block, longest=longest, offload=offload)
 
 
 def _bytes_of(part: Tensor) -> int:
@@ -324,5 +329,8 @@ def _bytes_of(part: Tensor) -> int:
 
 
 def _is_finite(part: Tensor) -> bool:
-    """By its sum, which reads it once; one that overflows is taken for what it looks like. A simulation's has none."""
+    """By the sum, which reads it once; a sum that overflows counts as not finite.
+
+    A simulation's tensors have no values.
+    """
     return part.is_meta or bool(part.sum(dtype=torch.float32).isfinite())

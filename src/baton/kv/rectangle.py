@@ -1,8 +1,8 @@
-"""The rectangle: what all rows keep, layer by layer: keys and values `[rows, columns, kv_heads, head_dim]`, and states.
+"""The rectangle: what all rows keep: keys and values `[rows, columns, kv_heads, head_dim]` of each layer, and states.
 
-Token p of a row sits in column p; in a layer with a window of W tokens, in column p % W of a ring of W columns. Nothing
-is ever shifted: position ids and masks follow from the rows' lengths. Recurrent layers keep states `[rows, ...]`.
-This is the paper's vector shaping (BATON, section 4) without its shared write column; `kv/aligned.py` has that one.
+Token p of a row is in column p; in a layer with a window of W tokens, in column p % W of a ring of W columns. Nothing
+is ever shifted: position ids and masks follow from the rows' lengths. Recurrent layers keep states `[rows, ...]`. This
+is the paper's vector shaping (BATON, section 4) without its shared write column, which `kv/aligned.py` has.
 """
 
 from __future__ import annotations
@@ -53,28 +53,27 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """What rows keep of one kind: `tensor` `[rows, columns, ...]`, or a state `[rows, ...]`, whose `columns` are 0."""
+    """One kind of data of all rows: `tensor` `[rows, columns, ...]`, or a state `[rows, ...]` with `columns` 0."""
 
     tensor: Tensor
     columns: int
 
     def part(self, row: int, count: int) -> Tensor:
-        """What a row of so many tokens has in it."""
+        """The part of a row of so many tokens."""
         return self.tensor[row, : min(count, self.columns)] if self.columns else self.tensor[row]
 
 
 class Rectangle:
     """Buffers for `capacity` rows of `columns` tokens, and how many tokens each row holds (`lens`).
 
-    `row_slots[row]`: where in the buffers a row lies; its own number, unless rows were exchanged.
-    `keys[l]`, `values[l]`, `states[l]` are those of layer l; `rings[l]` is its number of columns where it is a
-    ring, or 0.
-    On the CPU the memory is only address space until a row grows into it, and a cleared row's pages go back to the
-    system. On other devices it is allocated at once, or mapped as rows grow (`cuda/mapped_rectangle.py`).
+    `row_slots[row]`: where a row is in the buffers: at its own number, unless rows were swapped. `keys[l]`,
+    `values[l]`, `states[l]` are those of layer l; `rings[l]` is its number of columns if it is a ring, or 0. On the CPU
+    the memory is only address space until a row grows into it, and a cleared row's pages go back to the system. On
+    other devices it is allocated at once, or mapped as rows grow (`cuda/mapped_rectangle.py`).
     """
 
     mapped = False
-    """Whether columns that rows were not `reserve`ed for must not be touched at all, not even read and hidden."""
+    """Whether columns for which no `reserve` was called must not be touched at all, not even read and masked."""
 
     def __init__(
         self,
@@ -95,7 +94,7 @@ class Rectangle:
         self.footprint = footprint(shapes, columns, dtype, device)
         self._maps: dict[int, mmap.mmap] = {}
         self._buffers: list[Buffer] = []
-        # By place: how many tokens may have been written there since it was cleared.
+        # By row slot: how many tokens may have been written there since it was cleared.
         self._reached = [0] * capacity
         self.rings = [shape.window if shape.window < columns else 0 for shape in self.shapes]
         self.keys: list[Tensor] = []
@@ -105,7 +104,7 @@ class Rectangle:
 
     @property
     def spare_bytes(self) -> int:
-        """Of memory that was taken for rows, but that none needs."""
+        """Bytes that were taken for rows and that no row needs."""
         return 0
 
     def bytes_of(self, rows: Sequence[int]) -> int:
@@ -113,24 +112,24 @@ class Rectangle:
         return sum(self.footprint.of(self.lens[row]) for row in rows)
 
     def mapped_pages(self, row: int) -> int:
-        """Pages that are there for the row, whether it needs them or not; a newcomer had better have one with many."""
+        """Pages that the row has, whether it needs them or not. A new query should get the row with the most."""
         return 0
 
     def reserve(self, place: int, tokens: int) -> None:
-        """So many tokens' columns are about to be written where this row lies, and its states.
+        """Reserves memory for the first so many tokens' columns of this row slot, and for its states.
 
-        To be called before any work that does is begun. Raises torch.OutOfMemoryError where there is no memory for
-        them; then nothing has changed.
+        Must be called before any work that writes them is launched. Raises torch.OutOfMemoryError if there is no
+        memory; then nothing has changed.
         """
         if tokens > self._reached[place]:
             self._reached[place] = tokens
 
     def release_unused(self) -> bool:
-        """Gives back to the device what no row needs; answers whether there was anything."""
+        """Gives back to the device what no row needs. Returns whether there was anything."""
         return False
 
     def write(self, row: int, parts: Sequence[Tensor], count: int) -> None:
-        """KV embedding: copies in what a row of `count` tokens keeps, as `view` answers it."""
+        """KV embedding: copies in what a row of `count` tokens keeps, as `view` returns it."""
         kept = self.claim(row, count)
         given = [
             part[: min(count, buffer.columns)] if buffer.columns else part
@@ -140,13 +139,13 @@ class Rectangle:
             torch._foreach_copy_(kept, given)
 
     def claim(self, row: int, count: int) -> list[Tensor]:
-        """The row holds so many tokens from now on; answers its parts, which the caller writes before they are read."""
+        """Makes the row hold so many tokens. Returns its parts, which the caller must write before they are read."""
         self.reserve(self.row_slots[row], count)
         self.lens[row] = count
         return self.view(row)
 
     def view(self, row: int) -> list[Tensor]:
-        """What the row keeps, not copied: one part for each buffer, layer by layer keys, values, states."""
+        """What the row keeps, not copied: one part for each buffer, by layer: keys, values, states."""
         return [buffer.part(self.row_slots[row], self.lens[row]) for buffer in self._buffers]
 
     def clear(self, row: int) -> None:
@@ -155,20 +154,20 @@ class Rectangle:
         place = self.row_slots[row]
         written, self._reached[place] = self._reached[place], 0
         if self._maps:
-            # Also where the row holds no token: a forward that failed may have written some.
+            # Also if the row holds no token: a forward that failed may have written some.
             for buffer in self._buffers:
                 self._give_back(buffer.tensor, place)
         elif written and self._buffers:
-            # A NaN left behind would poison masked attention, which multiplies hidden columns by zero.
+            # A NaN left behind would poison masked attention, which multiplies masked columns by zero.
             torch._foreach_zero_([buffer.part(place, written) for buffer in self._buffers])
 
     def move(self, source: int, target: int) -> None:
-        """The row `source` goes to the empty row `target`."""
+        """Moves the row `source` to the empty row `target`."""
         self.write(target, self.view(source), self.lens[source])
         self.clear(source)
 
     def swap_rows(self, row: int, other: int) -> None:
-        """Each of the two rows is where the other was, and nothing is copied; for those who read by `row_slots`."""
+        """Swaps two rows without copying; for readers that use `row_slots`."""
         for listed in (self.lens, self.row_slots):
             listed[row], listed[other] = listed[other], listed[row]
 
@@ -219,7 +218,7 @@ class Rectangle:
 
 
 def is_lazy(device: torch.device) -> bool:
-    """Whether a rectangle's memory there is only address space until it is written."""
+    """Whether a rectangle's memory on this device is only address space until it is written."""
     return device.type == "cpu" and sys.platform == "linux"
 
 

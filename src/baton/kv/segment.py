@@ -1,4 +1,4 @@
-"""A segment: one query lifted out of any batch, the tokens so far and what the model keeps of the first of them."""
+"""A segment: one query lifted out of any batch, its tokens so far and what the model keeps of the first of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from baton.kv.port import OffloadedParts
 
 @dataclass(slots=True)
 class KVSegment:
-    """The keystone (docs/design/rectangle.md): just arrived, half prefilled, prefilled, preempted are all this.
+    """A query outside a batch (docs/design/rectangle.md): newly arrived, half prefilled, prefilled or preempted.
 
-    `tokens`: prompt and generated. `parts`: what a row of `cached` tokens keeps, as `Rectangle.view` answers it: per
-    layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring as it is, where a layer has one), and states;
-    `OffloadedParts` where they are in other memory than rows.
-    `stamp` names model, dtype and shapes: a foreign one is refused.
-    `computed`: how many of the tokens were ever fed (more than `cached` when their keys and values were forgotten).
-    `location`: the rectangle and its row in which the parts lie, where they were not copied out.
-    Whoever is passed a segment owns it; `release` gives back what the parts live in.
+    `tokens`: prompt and generated. `parts`: what a row of `cached` tokens keeps, as `Rectangle.view` returns it: per
+    layer keys and values `[cached, kv_heads, head_dim]` (rotated; a ring in its own order), and states;
+    `OffloadedParts` if they are in other memory than rows. `stamp` names model, dtype and shapes: a foreign one is
+    refused. `computed`: how many of the tokens were ever fed (more than `cached` if their keys and values were
+    forgotten). `location`: the rectangle and the row in which the parts are, if they were not copied out. A segment is
+    owned by whoever gets it; `release` gives back the memory of the parts.
     """
 
     query: Query
@@ -50,7 +49,7 @@ class KVSegment:
         return sum(part.numel() * part.element_size() for part in self.parts)
 
     def release(self) -> None:
-        """Lets go of what the model keeps; the tokens stay. May be called twice."""
+        """Gives up what the model keeps; the tokens stay. May be called twice."""
         done, self.on_release = self.on_release, None
         self.parts = ()
         self.location = None
@@ -60,5 +59,5 @@ class KVSegment:
 
 
 def arrived(query: Query, stamp: str) -> KVSegment:
-    """The segment of a query of which nothing was computed yet."""
+    """The segment of a new query, of which nothing was computed yet."""
     return KVSegment(query=query, tokens=list(query.prompt), stamp=stamp)

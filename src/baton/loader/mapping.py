@@ -42,4 +42,4 @@ def check(model: PreTrainedModel, forward: Forward, driver: Driver) -> None:
     make = partial(MappedRectangle, driver=driver, layout=layout)
     self_check(model, forward, texts, expected, make=make)
     # An access to an unmapped address shows only when the device gets there.
-    driver.settle()
+    driver.synchronize()

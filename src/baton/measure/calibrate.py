@@ -1,11 +1,11 @@
-"""What iterations cost here: measured through engines that serve and a client that listens, in passes.
+"""What iterations cost here, measured through serving engines and a listening client, in passes.
 
-A forward in a loop of its own says too little. In a run its threads were asleep, its weights have left the nearest
-caches, and whoever listens shares Python's lock and the cores with it. So what is measured is the time from the end of
-one iteration to the end of the next. Only what more columns cost comes of forwards alone, near against far.
+A forward in a loop of its own says too little. In a real run its threads were asleep, its weights have left the nearest
+caches, and the client shares Python's lock and the cores with it. So the time from the end of one iteration to the end
+of the next is measured. Only the cost of more columns comes from forwards alone, short rows against long ones.
 
-A pass measures everything once, within seconds. The machine's speed changes from minute to minute: so the numbers of a
-pass are of one speed, and medians are taken over passes.
+A pass measures everything once, within seconds. The machine's speed changes from minute to minute: so the numbers of
+one pass belong to one speed, and medians are taken over passes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from baton.policy.table import POLICIES
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 FILLS = (16, 32, 64, 128, 256, 512)
-LOOK = 128
+ATTENTION_CHUNK = 128
 SHORT, FAR = 8, 256
 STEPS = 12
 WAVES = 8
@@ -43,7 +43,7 @@ _TOKEN = 5
 class Turn:
     """An iteration: seconds since the one before it ended, and tokens of each row in its forward.
 
-    `live`: rows of queries that go on; `single_columns`: what rows with one token read. `ended`: a query did in it;
+    `live`: rows of queries that go on; `single_columns`: what rows with one token read. `ended`: a query ended in it;
     `after_end`: or in the one before.
     """
 
@@ -60,18 +60,18 @@ class Turn:
 
     @property
     def is_step(self) -> bool:
-        """Whether nothing but rows that decode was paid for.
+        """Whether it only paid for rows that decode.
 
-        What an end costs is its query's, and the client pays its part of it while the next forward runs.
+        The cost of an end belongs to its query, and the client pays its part of it while the next forward runs.
         """
         return not (self.prompts or self.ended or self.after_end)
 
 
 @dataclass(slots=True)
 class Turns:
-    """A sink: the iterations of a run, but for the first, before which nothing was measured."""
+    """A sink: the iterations of a run without the first, whose beginning is unknown."""
 
-    found: list[Turn] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     _cached: dict[str, int] = field(default_factory=dict)
     _last: float | None = None
     _ended: bool = False
@@ -81,22 +81,22 @@ class Turns:
         if isinstance(event, QueryEnded):
             self._ended = True
         elif isinstance(event, IterationDone):
-            self._hear(event)
+            self._take(event)
 
     def clear(self) -> None:
-        self.found, self._cached, self._last = [], {}, None
+        self.turns, self._cached, self._last = [], {}, None
         self._ended = self._after_end = False
 
-    def _hear(self, event: IterationDone) -> None:
+    def _take(self, event: IterationDone) -> None:
         fed = list(event.fed.values())
         columns = sum(self._cached.get(name, 0) + 1 for name, tokens in event.fed.items() if tokens == 1)
         if event.slots.finished_row:
-            # Rows that are held read what they have, again and again.
+            # Held rows read their columns again and again.
             fed += [1] * event.slots.finished_row
             columns += sum(cached for name, cached in self._cached.items() if name not in event.fed)
         if self._last is not None:
             seconds = event.time - self._last
-            self.found.append(Turn(seconds, tuple(fed), len(event.fed), columns, self._ended, self._after_end))
+            self.turns.append(Turn(seconds, tuple(fed), len(event.fed), columns, self._ended, self._after_end))
         for name, tokens in event.fed.items():
             self._cached[name] = self._cached.get(name, 0) + tokens
         self._last, self._after_end, self._ended = event.time, self._ended, False
@@ -116,7 +116,7 @@ class Calibration:
         self.passes: list[MeasuredCosts] = []
 
     def measure(self) -> MeasuredCosts:
-        """One pass more, and its costs. Noise may have put some below 0: what counts is the `middle` of several."""
+        """Runs one more pass and returns its costs. Noise may have put some below 0: use the `middle` of several."""
         column, pair = self._slopes()
         costs = MeasuredCosts(((1, 0.0),), ((1, 0.0),), column, pair)
         costs = replace(costs, token_seconds=self._token_seconds(costs))
@@ -132,22 +132,22 @@ class Calibration:
     # Through engines
 
     def _token_seconds(self, costs: MeasuredCosts) -> float:
-        """What a row whose query goes on takes longer than one that is computed for nobody."""
+        """What a row whose query goes on takes longer than one that is computed in vain."""
         most, steps = self._settings.max_rows, self._steps
         if most == 1:
             return 0.0
         asks = [Ask(0.0, SHORT, 1 + 2 * steps)] + [Ask(0.0, SHORT, 1 + steps)] * (most - 1)
-        found = self._means(
+        seconds = self._means(
             costs, "run_to_completion", asks, lambda turn: turn.live if turn.is_step else None, (1, most)
         )
-        return (found[most] - found[1]) / (most - 1)
+        return (seconds[most] - seconds[1]) / (most - 1)
 
     def _decode(self, costs: MeasuredCosts) -> Curve:
         """Rows that decode side by side, and become fewer as their queries end."""
         levels = [sum(rows >= number for rows in self._rows) for number in range(1, self._settings.max_rows + 1)]
         asks = [Ask(0.0, SHORT, 1 + self._steps * count) for count in levels]
-        found = self._means(costs, "orca", asks, lambda turn: len(turn.fed) if turn.is_step else None, self._rows)
-        return tuple((rows, found[rows]) for rows in self._rows)
+        seconds = self._means(costs, "orca", asks, lambda turn: len(turn.fed) if turn.is_step else None, self._rows)
+        return tuple((rows, seconds[rows]) for rows in self._rows)
 
     def _fill(self, costs: MeasuredCosts) -> Curve:
         """Prompts of each length less one, one after the other, beside a row that decodes."""
@@ -157,19 +157,19 @@ class Calibration:
         def slots_of(turn: Turn) -> int | None:
             return sum(turn.fed) if len(turn.fed) == 2 and len(turn.prompts) == 1 else None
 
-        found = self._means(costs, "orca", asks, slots_of, self._fills, rows=2)
-        return tuple((slots, found[slots]) for slots in self._fills)
+        seconds = self._means(costs, "orca", asks, slots_of, self._fills, rows=2)
+        return tuple((slots, seconds[slots]) for slots in self._fills)
 
     def _query_seconds(self, costs: MeasuredCosts) -> float:
-        """What an iteration takes longer in which all its queries begin and end."""
+        """How much longer an iteration takes in which all its queries begin and end."""
         rows = self._settings.max_rows
 
         def whole(turn: Turn) -> int | None:
             return rows if turn.ended and turn.fed == (SHORT,) * rows else None
 
         asks = [Ask(0.0, SHORT, 1)] * (WAVES * rows)
-        found = self._means(costs, "orca", asks, whole, [rows])
-        return (found[rows] - in_passes(costs.fill, rows * SHORT)) / rows
+        seconds = self._means(costs, "orca", asks, whole, [rows])
+        return (seconds[rows] - in_passes(costs.fill, rows * SHORT)) / rows
 
     def _means(
         self,
@@ -180,18 +180,18 @@ class Calibration:
         wanted: Sequence[int],
         rows: int | None = None,
     ) -> dict[int, float]:
-        """Mean seconds of iterations by `key` (None: of no use), without what columns and rows' queries cost.
+        """Mean seconds of iterations by `key` (None: skipped), without the costs of columns and of rows' queries.
 
-        Where the engine began before all queries were there, some of the `wanted` may be missing: then once more.
+        If the engine began before all queries were there, some of the `wanted` may be missing; then it is repeated.
         Raises CheckFailed.
         """
         for _ in range(_TRIES):
-            found: dict[int, list[float]] = defaultdict(list)
+            by_key: dict[int, list[float]] = defaultdict(list)
             for turn in self._run(policy, asks, rows or self._settings.max_rows):
                 if (of := key(turn)) is not None:
-                    found[of].append(self._rest(turn, costs))
-            if all(one in found for one in wanted):
-                return {of: statistics.fmean(seconds) for of, seconds in found.items()}
+                    by_key[of].append(self._rest(turn, costs))
+            if all(one in by_key for one in wanted):
+                return {of: statistics.fmean(seconds) for of, seconds in by_key.items()}
         longest = max(ask.prompt_tokens + ask.answer_tokens for ask in asks)
         raise CheckFailed(
             f"{len(asks)} queries of up to {longest} tokens did not run side by side as measuring needs it: is there "
@@ -199,7 +199,7 @@ class Calibration:
         )
 
     def _run(self, policy: str, asks: Sequence[Ask], rows: int) -> list[Turn]:
-        """Queries all asked at once, of an engine that is warm."""
+        """Runs queries that are all asked at once, on an engine that is warm."""
         turns = Turns()
         room = max(self._settings.max_waiting, len(asks))
         settings = replace(self._settings, policy=policy, max_rows=rows, max_waiting=room)
@@ -211,14 +211,14 @@ class Calibration:
                 drive(client, Workload("", tuple(some)), prompts, monotonic)
         finally:
             client.close()
-        return turns.found
+        return turns.turns
 
     def _rest(self, turn: Turn, costs: MeasuredCosts) -> float:
-        """Its seconds without what its columns and its queries cost."""
+        """Its seconds without the costs of its columns and its queries."""
         pairs = sum(tokens**2 / 2 for tokens in turn.prompts)
-        return turn.seconds - costs.looks(turn.single_columns, pairs) - costs.token_seconds * turn.live
+        return turn.seconds - costs.attention_seconds(turn.single_columns, pairs) - costs.token_seconds * turn.live
 
-    # Executor alone
+    # Forwards alone
 
     def _slopes(self) -> tuple[float, float]:
         """Seconds of a column that a row with one token reads, and of a pair of a prompt's token and a column."""
@@ -236,17 +236,17 @@ class Calibration:
             # Columns that were never written are all one page of zeros, which is read from the cache.
             rectangle.write(row, rectangle.view(0), far)
 
-        def slope(spans: Sequence[Span], looks: float, turns: int) -> float:
+        def slope(spans: Sequence[Span], columns: float, turns: int) -> float:
             moved = [replace(span, start=far) for span in spans]
             pairs = [(self._forward(rectangle, moved), self._forward(rectangle, spans)) for _ in range(turns)]
-            return statistics.median(after - before for after, before in pairs) / looks
+            return statistics.median(after - before for after, before in pairs) / columns
 
         column = slope([Span(row, SHORT, 1) for row in range(rows)], rows * (far - SHORT), _MANY)
-        size = LOOK if far + LOOK <= rectangle.columns else SHORT
+        size = ATTENTION_CHUNK if far + ATTENTION_CHUNK <= rectangle.columns else SHORT
         return column, slope([Span(0, 0, size)], size * far, _FEW)
 
     def _forward(self, rectangle: Rectangle, spans: Sequence[Span]) -> float:
-        """Seconds of a forward that is not committed: nobody sees it."""
+        """Seconds of a forward that is not committed."""
         forward = self._loaded.forward
         run = forward.decode if all(span.count == 1 for span in spans) else forward.fill
         began = monotonic()

@@ -35,10 +35,10 @@ ROWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one way of running compared. `difference`: of logits, relative to the largest logit of the query.
+    """The result of one way of running. `difference`: of logits, relative to the largest logit of the query.
 
-    `diverged`: query and position of the first token that is another one, though the two were not a near tie; `ties`:
-    queries whose tokens part where the model itself hardly prefers one. `skipped`: why there was nothing to compare.
+    `diverged`: query and position of the first different token, if the two were not a near tie. `ties`: queries whose
+    tokens differ where the model itself hardly prefers one. `skipped`: why there was nothing to compare.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Disturbed:
 
 
 def _taken_out(view: View, plan: Plan, by: Disturbed) -> Plan:
-    """Each query once, after its third token: lifted out of its row with its keys and values, and put back later."""
+    """Takes each query out once, after its third token, with its keys and values; it is put back later."""
     chosen = tuple(q.id for q in view.running if q.generated >= 3 and q.id not in by.seen)
     by.seen.update(chosen)
     by.moves += len(chosen)
@@ -85,7 +85,7 @@ def _forgotten(view: View, plan: Plan, by: Disturbed) -> Plan:
 
 
 def _moved(view: View, plan: Plan, by: Disturbed) -> Plan:
-    """Two that run change places, every third iteration."""
+    """Makes two running queries change places, every third iteration."""
     pair = tuple(q.id for q in view.running)[:2]
     if view.costs.step_seconds is None or len(pair) < 2 or by.dice.random() > 1 / 3:
         return plan
@@ -104,7 +104,7 @@ def _resized(view: View, plan: Plan, by: Disturbed) -> Plan:
 class Scenario:
     """One way of running the cases. `late`: iterations between arrivals; `chunk`: most prompt tokens per iteration.
 
-    `prefixes`: and those that continue one. `long`: the long ones among the short.
+    `prefixes`: also runs cases that continue another one. `long`: runs the long ones among the short.
     """
 
     name: str
@@ -178,7 +178,7 @@ class _Listening(Sampler):
         drawn = super().__call__(logits, draws)
         for row, draw in zip(logits, draws, strict=True):
             case, at = self._cases[draw.seed], len(draw.tokens) - draw.prompt_tokens
-            # After another token the two texts have nothing to compare.
+            # After a different token the two texts have nothing to compare.
             if tuple(draw.tokens[draw.prompt_tokens :]) == case.tokens[:at]:
                 expected = case.logits[at].to(row.device)
                 difference = float((row - expected).abs().max() / case.logits.abs().max())
@@ -188,9 +188,9 @@ class _Listening(Sampler):
 
 
 def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
-    """Runs every scenario; yields how each compared, as it is done.
+    """Runs every scenario and yields its result when it is done.
 
-    In a rectangle as wide as the engine's; or, where its memory would be taken at once, as wide as the texts are long.
+    In a rectangle as wide as the engine's; or, if its memory would be allocated at once, as wide as the texts are long.
     """
     longest = max(len(case.prompt) + oracle.answer for case in [*oracle.cases, *oracle.further, *oracle.long])
     columns = config.max_model_len if is_lazy(loaded.device) else str(longest)
@@ -203,7 +203,7 @@ def check(loaded: Loaded, oracle: Oracle, config: Config) -> Iterator[Outcome]:
         else:
             yield _run(scenario, loaded, oracle, settings)
     yield _any_size(loaded, oracle, settings)
-    # Last, because a forward whose shapes are fixed stays so.
+    # Last, because a forward keeps fixed shapes.
     if aligned:
         yield Outcome(DETERMINISTIC, _SAME_BITS, skipped="shapes of aligned rows change with the batch")
     else:
@@ -219,25 +219,25 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
         settings, max_rows=scenario.rows, prefill_chunk=scenario.chunk, prefix_cache=scenario.prefixes, policy="check"
     )
     engine = make_engine(loaded, held, policy, sampler=listening)
-    found: dict[str, list[int]] = {str(i): [] for i in range(len(cases))}
+    answers: dict[str, list[int]] = {str(i): [] for i in range(len(cases))}
 
     def hear(updates: list[Update]) -> None:
         for update in updates:
             if update.error is not None:
                 raise Refused(f"query {update.query_id} failed: {update.error}")
-            found[update.query_id].extend(update.token_ids)
+            answers[update.query_id].extend(update.token_ids)
 
     queries = [_query(i, case) for i, case in enumerate(cases)]
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
         _drive(engine, some, scenario.late, hear)
     tolerance = ROUNDED_TOLERANCE if loaded.format.rounded_bits is not None else oracle.tolerance
-    outcome = _compared(scenario, cases, list(found.values()), listening, tolerance)
+    outcome = _compared(scenario, cases, list(answers.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
 
 
 def _same_bits(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
-    """With fixed shapes: one query after the other against all in a crowd that is disturbed, bit by bit."""
+    """With fixed shapes: each query alone against all in a disturbed batch, bit by bit."""
     outcome = Outcome(DETERMINISTIC, _SAME_BITS, queries=len(oracle.cases))
     queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
     try:
@@ -249,7 +249,7 @@ def _same_bits(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
 
 
 def _any_size(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
-    """In rectangles of two sizes, all else alike: bit by bit."""
+    """In rectangles of two sizes, everything else alike: bit by bit."""
     outcome = Outcome(SIZE, _OTHER_SIZE, queries=len(oracle.cases))
     queries = [_query(i, case) for i, case in enumerate(oracle.cases)]
     least = max(len(case.prompt) + oracle.answer for case in oracle.cases)
@@ -257,12 +257,12 @@ def _any_size(loaded: Loaded, oracle: Oracle, settings: Settings) -> Outcome:
     other = another_size(columns, least, loaded.geometry.windows)
     if other is None or settings.shaping == ALIGNED:
         return replace(outcome, skipped="there is no other size with the same rings, or rows are aligned")
-    # Its batches do not depend on what steps cost.
-    found = [
+    # This policy's batches do not depend on what steps cost.
+    by_size = [
         _kept(loaded, replace(settings, max_model_len=size, prefix_cache=False), RunToCompletion(), [queries])
         for size in (columns, other)
     ]
-    return replace(_bit_by_bit(outcome, oracle, *found), evidence=f"{columns} and {other}")
+    return replace(_bit_by_bit(outcome, oracle, *by_size), evidence=f"{columns} and {other}")
 
 
 def _kept(loaded: Loaded, settings: Settings, policy: Policy, arriving: Sequence[Sequence[Query]]) -> _Rows:
@@ -300,10 +300,10 @@ def _drive(engine: Engine, queries: Sequence[Query], late: int, hear: Callable[[
 
 
 def _compared(
-    scenario: Scenario, cases: Sequence[Case], found: Sequence[list[int]], listening: _Listening, tolerance: float
+    scenario: Scenario, cases: Sequence[Case], answers: Sequence[list[int]], listening: _Listening, tolerance: float
 ) -> Outcome:
     diverged, ties = None, 0
-    for index, (case, tokens) in enumerate(zip(cases, found, strict=True)):
+    for index, (case, tokens) in enumerate(zip(cases, answers, strict=True)):
         at = next((i for i, pair in enumerate(zip(tokens, case.tokens, strict=True)) if pair[0] != pair[1]), None)
         if at is None:
             continue
@@ -325,7 +325,7 @@ def _compared(
 
 
 def _evident(outcome: Outcome, scenario: Scenario, policy: Policy, engine: Engine) -> Outcome:
-    """Says how often what is to be checked took place; where it never did, nothing was shown."""
+    """Says how often the thing to be checked took place. If it never did, nothing was shown."""
     if isinstance(policy, Disturbed):
         if not policy.moves:
             return replace(outcome, skipped="never took place: give longer answers (--tokens)")

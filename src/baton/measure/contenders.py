@@ -1,4 +1,4 @@
-"""What is compared: policies and settings, told apart by name. Nothing here imports torch."""
+"""What is compared: policies and settings, by name. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baton.core.errors import SettingError
 from baton.policy.port import traits
 from baton.policy.table import POLICIES, policy_named
 
-# Settings that belong to the engine, and not to the model as it was loaded.
+# Settings of the engine, not of the model as it was loaded.
 VARIED = frozenset(
     {
         "policy",
@@ -28,27 +28,27 @@ VARIED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A name, and what is set differently from the common settings."""
+    """A name, and the settings that differ from the common ones."""
 
     name: str
     changes: Mapping[str, str]
 
 
 def contenders(policies: Sequence[str], varied: Sequence[str]) -> list[Contender]:
-    """Each policy with each combination of `varied`, which are like "max_batch_size=4,8". Raises SettingError."""
-    found = [Contender(policy, {"policy": policy}) for policy in policies]
+    """Each policy with each combination of `varied`, such as "max_batch_size=4,8". Raises SettingError."""
+    combinations = [Contender(policy, {"policy": policy}) for policy in policies]
     for spec in varied:
         name, _, values = spec.replace("-", "_").partition("=")
         name = OLD_NAMES.get(name, name)
         if name not in VARIED or not values:
             known = ", ".join(sorted(VARIED - {"policy"}))
             raise SettingError(f"--vary {spec}: must be like max_batch_size=4,8; there is {known}", param="vary")
-        found = [
+        combinations = [
             Contender(f"{one.name} {name}={value}", {**one.changes, name: value})
-            for one in found
+            for one in combinations
             for value in values.split(",")
         ]
-    return found
+    return combinations
 
 
 def changed(config: Config, contender: Contender) -> Config:
@@ -58,7 +58,7 @@ def changed(config: Config, contender: Contender) -> Config:
 
 
 def check_contenders(config: Config, some: Sequence[Contender]) -> None:
-    """Raises SettingError for what no engine takes, before a model is loaded."""
+    """Raises SettingError for settings that no engine accepts, before a model is loaded."""
     for one in some:
         policy = one.changes["policy"]
         if policy not in POLICIES:

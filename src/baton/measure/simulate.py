@@ -1,8 +1,8 @@
-"""The verb `baton simulate`: workloads and policies against measured costs, without a device.
+"""`baton simulate`: workloads and policies against measured costs, without a device.
 
-The engine, the policies and the accounts are those that serve; only the forward is a number of seconds, by which a
-clock is moved (`testing/fake_batch.py`). So what cannot be run here can be tried: thousands of queries, other
-costs, more rows.
+The engine, the policies and the accounting are the real ones; only the forward is a number of seconds, by which a clock
+is moved (`testing/fake_batch.py`). So what cannot be run here can be tried: thousands of queries, other costs, more
+rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from baton.bench.commands import workload_of
 from baton.bench.costmodel import MeasuredCosts, read_costs
-from baton.bench.drive import Mode, Responses, Run
+from baton.bench.drive import Mode, Response, Run
 from baton.bench.figures import NO_GOAL, Figures, Goal, figures
 from baton.bench.table import report, table_of
 from baton.bench.workload import Workload
@@ -36,15 +36,15 @@ from baton.engine.output import OutputProcessor
 from baton.kv.budget import Budget
 from baton.kv.prefix import PrefixStore
 from baton.measure.contenders import changed, contenders
-from baton.measure.trials import Tally, check_lengths
+from baton.measure.trials import RunCounts, check_lengths
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import traits
 from baton.policy.table import policy_named
 from baton.testing.clock import ManualClock
 from baton.testing.fake_batch import FakeBatch, FakeDevice, FakePrefill
 
-_PAUSE_SECONDS = 0.002  # as the engine's loop pauses where a policy has nothing to do
-# Prompts are random token ids, so that they share what the workload says and nothing else; all answers are one word.
+_PAUSE_SECONDS = 0.002  # the engine's loop also pauses if a policy has nothing to do
+# Prompts are random token ids, so that they share only what the workload says; all answers are one word.
 _VOCABULARY = 50_000
 _WORD = 7
 
@@ -60,11 +60,11 @@ class _Silent:
 
 
 class Simulation:
-    """One engine on a device that only takes time."""
+    """One engine on a simulated device."""
 
     def __init__(self, settings: Settings, costs: MeasuredCosts, footprint: Footprint) -> None:
         self.clock = ManualClock()
-        self.tally = Tally()
+        self.counts = RunCounts()
         self._query_seconds = costs.query_seconds
         device = FakeDevice(
             say=lambda tokens: _WORD,
@@ -89,7 +89,7 @@ class Simulation:
                 clock=self.clock,
             ),
             clock=self.clock,
-            sinks=[self.tally],
+            sinks=[self.counts],
             prefix_store=_prefix_store(footprint) if settings.prefix_cache else None,
         )
 
@@ -101,19 +101,19 @@ class Simulation:
         at_once: int = 8,
         on_done: Callable[[], object] = lambda: None,
     ) -> Run:
-        """As `bench.drive.drive`, in no time. `on_done` is called when a query is done."""
+        """As `bench.drive.drive`, in no real time. `on_done` is called when a query is done."""
         asks, clock = workload.asks, self.clock
         prompts = workload.prompts(_VOCABULARY, self.engine.settings.seed)
-        heard = [Responses(ask.at if mode is Mode.TIMED else 0.0) for ask in asks]
+        responses = [Response(ask.at if mode is Mode.TIMED else 0.0) for ask in asks]
         coming = deque(number for number, ask in enumerate(asks) if ask.after is None)
         later = {ask.after: number for number, ask in enumerate(asks) if ask.after is not None}
         most = at_once if mode is Mode.CLOSED else self.engine.settings.max_waiting
         live = 0
 
-        def hear(updates: list[Update]) -> None:
+        def take(updates: list[Update]) -> None:
             nonlocal live
             for update in updates:
-                one, number = heard[int(update.query_id)], int(update.query_id)
+                one, number = responses[int(update.query_id)], int(update.query_id)
                 one.tokens += update.token_ids
                 one.times += [clock.now] * len(update.token_ids)
                 one.usage, one.error = update.usage or one.usage, update.error or one.error
@@ -124,32 +124,32 @@ class Simulation:
                 on_done()
                 if number in later:
                     turn = later[number]
-                    heard[turn].asked = clock.now
+                    responses[turn].asked = clock.now
                     prompts[turn] = [*prompts[number], *one.tokens, *prompts[turn]]
                     coming.appendleft(turn)
 
         while coming or self.engine.busy:
-            while coming and (heard[coming[0]].asked <= clock.now if mode is Mode.TIMED else live < most):
+            while coming and (responses[coming[0]].asked <= clock.now if mode is Mode.TIMED else live < most):
                 number = coming.popleft()
                 if mode is not Mode.TIMED:
-                    heard[number].asked = clock.now
-                heard[number].prompt_tokens = len(prompts[number])
+                    responses[number].asked = clock.now
+                responses[number].prompt_tokens = len(prompts[number])
                 query = _query(number, prompts[number], asks[number].answer_tokens, clock.now)
                 clock.advance(self._query_seconds)
-                self.engine.accept(query, hear)
+                self.engine.accept(query, take)
                 live += 1
             if not self.engine.busy:
-                clock.now = max(clock.now, heard[coming[0]].asked)
+                clock.now = max(clock.now, responses[coming[0]].asked)
                 continue
             computed = self.engine.iterate()
             self.engine.flush()
             if not computed and self.engine.busy:
                 clock.advance(_PAUSE_SECONDS)
-        return Run(max((one.times[-1] for one in heard if one.times), default=0.0), heard)
+        return Run(max((one.times[-1] for one in responses if one.times), default=0.0), responses)
 
 
 def _prefix_store(footprint: Footprint) -> PrefixStore:
-    """As `kv.prefix.prefix_store` makes one: rows that keep states cannot be cut, others until a window is full."""
+    """As `kv.prefix.prefix_store`: rows with states cannot be cut, others only until a window is full."""
     window = min((columns.most for columns in footprint.columns if columns.most), default=sys.maxsize)
     return PrefixStore(0, divisible_tokens=0 if footprint.state_bytes else window)
 
@@ -180,8 +180,8 @@ def simulated(
     """The figures that `baton bench` would have measured."""
     simulation = Simulation(settings, costs, footprint)
     run = simulation.run(workload, mode=mode, at_once=at_once, on_done=on_done)
-    tally = simulation.tally
-    return figures(run, tally.slots, preemptions=tally.preemptions, kv_bytes_most=tally.kv_bytes_most, goal=goal)
+    counts = simulation.counts
+    return figures(run, counts.slots, preemptions=counts.preemptions, kv_bytes_most=counts.kv_bytes_most, goal=goal)
 
 
 def run_simulate(config: Config, asked: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
     workload = workload_of(asked)
     settings = {one.name: _settings(changed(config, one), facts) for one in some}
     check_lengths(workload, min(one.max_model_len for one in settings.values()))
-    found: dict[str, list[Figures]] = {}
+    runs: dict[str, list[Figures]] = {}
     with tqdm(
         total=len(some) * len(workload.asks), unit="query", file=sys.stderr, disable=not sys.stderr.isatty()
     ) as bar:
@@ -210,14 +210,14 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
                 goal=goal,
                 on_done=bar.update,
             )
-            found[one.name] = [figures]
+            runs[one.name] = [figures]
     console = Console(highlight=False)
     console.print(f"{workload.about}\nsimulated with the costs of {costs.about or asked['costs']}")
-    console.print(table_of(found))
+    console.print(table_of(runs))
     if asked["json_file"]:
         about = {"model": "simulated", "dtype": "none", "workload": workload.about}
         shown = {name: dataclasses.asdict(one) for name, one in settings.items()}
-        write_text("--json", asked["json_file"], json.dumps(report(about, found, shown)), param="json")
+        write_text("--json", asked["json_file"], json.dumps(report(about, runs, shown)), param="json")
 
 
 def _settings(config: Config, facts: Facts) -> Settings:

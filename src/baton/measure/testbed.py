@@ -1,4 +1,4 @@
-"""The machine that trials are made on: what it is, and how fast it is just now."""
+"""The machine that trials are made on: what it is, and how fast it is at the moment."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from baton.core.clock import monotonic
 
 
 def machine_speed() -> float:
-    """How fast the machine is just now: the geometric mean of what it reads (10 GB/s) and multiplies (100 GFLOP/s).
+    """How fast the machine is now: the geometric mean of what it reads (10 GB/s) and multiplies (100 GFLOP/s).
 
-    Others' work and clocks that change from hour to hour are in it, and nothing of baton's.
+    It includes other processes' load and clocks that change from hour to hour, but nothing of baton's.
     """
     memory, square = torch.ones(2**24), torch.ones(512, 512)
     reads = statistics.median(_seconds(memory.sum) for _ in range(15))
@@ -45,7 +45,7 @@ def about_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, where the system tells."""
+    """Its name, if the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""One workload through several settings on one loaded model: alternated, repeated, each answer held against alone."""
+"""One workload through several settings on one loaded model: alternated, repeated, answers compared with alone."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ LONGEST_ANSWER = 400
 
 
 @dataclass(slots=True)
-class Tally:
-    """A sink: what a run's iterations came to."""
+class RunCounts:
+    """A sink: sums over a run's iterations."""
 
     slots: Slots = field(default_factory=Slots)
     preemptions: int = 0
@@ -83,40 +83,40 @@ def trials(
 ) -> Iterator[Trial]:
     """Runs all contenders, one after the other, `repeat` times. `on_done` is called for each query that is done.
 
-    `turns`: with another process that makes as many runs; else each run has the machine as it is.
+    `turns`: with another process that makes as many runs; else each run has the whole machine.
     """
     settings = {one.name: settings_of(config, loaded, one) for one in some}
-    longest = min(found.max_model_len for found in settings.values())
+    longest = min(run_figures.max_model_len for run_figures in settings.values())
     check_lengths(workload, longest)
     prompts = workload.prompts(loaded.tokenizer.vocabulary, config.seed)
     for turn in range(repeat):
         for one in some:
-            way = _Way(loaded, settings[one.name], one.name, workload, prompts, mode, at_once, on_done)
-            done = way.by_threads() if turns is None else way.in_turn(turns)
-            found = figures(
+            run = _ContenderRun(loaded, settings[one.name], one.name, workload, prompts, mode, at_once, on_done)
+            done = run.by_threads() if turns is None else run.in_turn(turns)
+            run_figures = figures(
                 done.run,
-                done.tally.slots,
-                preemptions=done.tally.preemptions,
-                kv_bytes_most=done.tally.kv_bytes_most,
+                done.counts.slots,
+                preemptions=done.counts.preemptions,
+                kv_bytes_most=done.counts.kv_bytes_most,
                 goal=goal,
                 alone=dict(alone),
                 machine_speed=done.machine_speed,
                 pair=done.pair,
             )
-            yield Trial(one.name, turn, found, done.picture)
+            yield Trial(one.name, turn, run_figures, done.picture)
 
 
 @dataclass(frozen=True, slots=True)
 class _Done:
     run: Run
-    tally: Tally
+    counts: RunCounts
     picture: Picture
     machine_speed: float = 1.0
     pair: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class _ContenderRun:
     """One run of a contender, on an engine of its own."""
 
     loaded: Loaded
@@ -129,15 +129,15 @@ class _Way:
     on_done: Callable[[], None]
 
     def by_threads(self) -> _Done:
-        """As everyone's queries are run."""
-        tally, timeline = Tally(), Timeline(math.inf)
+        """Runs the queries as real ones are run."""
+        counts, timeline = RunCounts(), Timeline(math.inf)
         speed = machine_speed()
         policy = policy_named(self.settings.policy)
-        client = start(self.loaded, self.settings, policy, self.name, [tally, timeline])
+        client = start(self.loaded, self.settings, policy, self.name, [counts, timeline])
         try:
             warm, its_prompts = self._warm_up()
             drive(client, warm, its_prompts, monotonic)
-            tally.slots, tally.preemptions, tally.kv_bytes_most = Slots(), 0, 0
+            counts.slots, counts.preemptions, counts.kv_bytes_most = Slots(), 0, 0
             began = monotonic()
             run = drive(
                 client,
@@ -150,27 +150,27 @@ class _Way:
             )
         finally:
             client.close()
-        # Half of it from before the run and half from after: what the machine did meanwhile lies between.
-        return _Done(run, tally, _picture(tally, timeline, began), math.sqrt(speed * machine_speed()))
+        # Half of it from before the run and half from after, because the machine's speed may change in between.
+        return _Done(run, counts, _picture(counts, timeline, began), math.sqrt(speed * machine_speed()))
 
     def in_turn(self, turns: Turns) -> _Done:
-        """Without threads, and on a clock that stands still while the other process computes."""
-        tally, timeline, clock = Tally(), Timeline(math.inf), OwnTime()
+        """Runs without threads, on a clock that stands still while the other process computes."""
+        counts, timeline, clock = RunCounts(), Timeline(math.inf), OwnTime()
         policy = policy_named(self.settings.policy)
-        engine = make_engine(self.loaded, self.settings, policy, [tally, timeline], clock=clock)
+        engine = make_engine(self.loaded, self.settings, policy, [counts, timeline], clock=clock)
         warm, its_prompts = self._warm_up()
         drive_in_turn(engine, warm, its_prompts, clock, NO_TURNS, at_once=1)
         pair = turns.begin()
-        tally.slots, tally.preemptions, tally.kv_bytes_most = Slots(), 0, 0
+        counts.slots, counts.preemptions, counts.kv_bytes_most = Slots(), 0, 0
         began = clock()
         at_once = self.at_once if self.mode is Mode.CLOSED else self.settings.max_waiting
         run = drive_in_turn(engine, self.workload, self.prompts, clock, turns, at_once=at_once, on_done=self.on_done)
-        return _Done(run, tally, _picture(tally, timeline, began), pair=pair)
+        return _Done(run, counts, _picture(counts, timeline, began), pair=pair)
 
     def _warm_up(self) -> tuple[Workload, list[list[int]]]:
-        """The first forward of a process touches memory that others find warm.
+        """The first forward of a process touches cold memory.
 
-        Its prompt begins as no other does, so that nobody finds it in the prefix store.
+        Its prompt begins like no other, so that it never matches in the prefix store.
         """
         warm = Workload("warm-up", (Ask(0.0, len(self.prompts[0]), WARM_UP_TOKENS),))
         return warm, warm.prompts(self.loaded.tokenizer.vocabulary, seed=-1)
@@ -191,7 +191,7 @@ def by_themselves(
         run = drive(client, part, asked, monotonic, mode=Mode.CLOSED, at_once=1, on_done=on_done)
     finally:
         client.close()
-    return {number: heard.tokens for number, heard in zip(numbers, run.heard, strict=True)}
+    return {number: responses.tokens for number, responses in zip(numbers, run.responses, strict=True)}
 
 
 def right_answers(
@@ -218,18 +218,18 @@ def right_answers(
     return right
 
 
-def _picture(tally: Tally, timeline: Timeline, began: float) -> Picture:
-    """Of what came after `began`, counted from there."""
+def _picture(counts: RunCounts, timeline: Timeline, began: float) -> Picture:
+    """The picture of what came after `began`, with times from there."""
     intervals = [
         RowInterval(one.kind, one.lane, one.began - began, one.ended - began)
         for one in timeline.since(0, math.inf).intervals
         if one.began >= began and one.ended is not None
     ]
-    return Picture(tuple(intervals), merged(tally.moments, began))
+    return Picture(tuple(intervals), merged(counts.moments, began))
 
 
 def check_lengths(workload: Workload, longest: int) -> None:
-    """Raises InvalidValue where a query is longer than the context."""
+    """Raises InvalidValue if a query is longer than the context."""
     whole = workload.whole_prompts()
     for number, (ask, prompt) in enumerate(zip(workload.asks, whole, strict=True)):
         if prompt + ask.answer_tokens > longest:

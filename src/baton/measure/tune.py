@@ -1,4 +1,4 @@
-"""The verb `baton tune`: measures what iterations cost here, and advises rows and chunk for a latency goal."""
+"""`baton tune`: measures what iterations cost here, and advises rows and chunk for a latency goal."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ class Choice:
 def measure(
     loaded: Loaded, settings: Settings, on_measured: Callable[[int], None] = lambda passes: None
 ) -> Calibration:
-    """Passes enough for medians: more of them where they are short. `on_measured` gets the number of passes.
+    """Runs enough passes for medians: more if they are short. `on_measured` gets the number of passes.
 
-    Nothing of the model is changed; no engine may run on it meanwhile.
+    The model is not changed; no engine may run on it meanwhile.
     """
-    found = Calibration(loaded, settings)
+    calibration = Calibration(loaded, settings)
     began = monotonic()
-    while len(found.passes) < LEAST_PASSES or (
-        len(found.passes) < MOST_PASSES and monotonic() - began < ENOUGH_SECONDS
+    while len(calibration.passes) < LEAST_PASSES or (
+        len(calibration.passes) < MOST_PASSES and monotonic() - began < ENOUGH_SECONDS
     ):
-        found.measure()
-        on_measured(len(found.passes))
-    return found
+        calibration.measure()
+        on_measured(len(calibration.passes))
+    return calibration
 
 
 def measured(passes: Sequence[MeasuredCosts]) -> Iterator[Measured]:
-    """Each point of the curves, in all passes."""
+    """Each point of the curves, over all passes."""
     for kind in ("decode", "fill"):
         for points in zip(*(getattr(costs, kind) for costs in passes), strict=True):
             seconds = [seconds for _, seconds in points]
@@ -85,22 +85,22 @@ def choices(
     measurements, as a share, for the range.
     """
     columns = prompt_tokens + answer_tokens / 2
-    found = []
+    options = []
     for rows in range(1, most_rows + 1):
         step = costs.step(rows, columns)
-        # A row's answer takes as many steps as tokens, in which every other row's prompt is computed once, too.
+        # A row's answer takes as many steps as tokens, in which every other row's prompt is computed once too.
         chunks = max(1, math.ceil(prompt_tokens / costs.fill[-1][0]))
         size = max(2, prompt_tokens // chunks)
         prompt = sum(costs.chunk(size, size * done) for done in range(chunks))
         per_token = step + rows * prompt / answer_tokens
-        found.append(
+        options.append(
             Choice(rows, rows / per_token, per_token, rows / per_token * (1 - spread), rows / per_token * (1 + spread))
         )
-    return found
+    return options
 
 
 def advice(some: Sequence[Choice], goal_seconds: float | None) -> Choice | None:
-    """The most throughput within the goal; the fewest rows within 2 % of that. None where the goal cannot be met."""
+    """The highest throughput within the goal; the fewest rows within 2 % of it. None if the goal cannot be met."""
     within = [one for one in some if goal_seconds is None or one.per_token <= goal_seconds]
     if not within:
         return None
@@ -109,22 +109,22 @@ def advice(some: Sequence[Choice], goal_seconds: float | None) -> Choice | None:
 
 
 def chunk_for(costs: MeasuredCosts, rows: int, columns: int, stall_seconds: float) -> int:
-    """The largest chunk that a step of so many rows may have beside it and be no longer than that."""
-    found = 1
+    """The largest chunk that takes no longer than a step of so many rows beside it."""
+    largest = 1
     for tokens in (2**power for power in range(3, 13)):
         if costs.chunk(tokens, columns, rows, columns) - costs.step(rows, columns) <= stall_seconds:
-            found = tokens
-    return found
+            largest = tokens
+    return largest
 
 
 def spread_of(measured: Sequence[Measured]) -> float:
-    """How far passes lay from their medians, as a share: the median of that."""
-    shares = [(found.high - found.low) / 2 / found.seconds for found in measured if found.seconds]
+    """How far passes were from their medians, as a share: the median of that."""
+    shares = [(one.high - one.low) / 2 / one.seconds for one in measured if one.seconds]
     return statistics.median(shares) if shares else 0.0
 
 
 def points(some: Sequence[Choice]) -> Iterator[Choice]:
-    """Those that a table shows: all where there are few, else about a dozen."""
+    """The points for a table: all if there are few, else about a dozen."""
     step = max(1, len(some) // 12)
     yield from (one for at, one in enumerate(some) if at % step == 0 or at == len(some) - 1)
 
@@ -141,8 +141,8 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
         calibration = measure(
             loaded, settings, lambda passes: progress.update(task, description=f"measured {passes} times")
         )
-    costs, found = calibration.costs(), list(measured(calibration.passes))
-    spread = spread_of(found)
+    costs, curve = calibration.costs(), list(measured(calibration.passes))
+    spread = spread_of(curve)
     some = choices(costs, settings.max_rows, asked["prompt_tokens"], asked["answer_tokens"], spread)
     goal = asked["goal_ms"] and asked["goal_ms"] / 1000
     best = advice(some, goal)
@@ -154,7 +154,7 @@ def run_tune(config: Config, asked: dict[str, Any]) -> None:
         more = {
             "footprint": dataclasses.asdict(shape),
             "context_tokens": settings.max_model_len,
-            "measured": [dataclasses.asdict(one) for one in found],
+            "measured": [dataclasses.asdict(one) for one in curve],
             "choices": [dataclasses.asdict(one) for one in some],
             "advice": best and dataclasses.asdict(best),
         }

@@ -1,7 +1,7 @@
-"""Executor over rows that are aligned at their ends: the paper's literal shaping, with an explicit mask.
+"""Runs rows that are aligned at their ends: the paper's literal shaping, with an explicit mask.
 
-Newcomers' tokens and running rows' stand in the same last columns, and what a row lacks is padding in front (BATON,
-Cong et al., arXiv 2410.18701). Everything is computed by torch, in one masked call of the model.
+New queries' tokens and running rows' are in the same last columns, and shorter rows have padding in front (BATON, Cong
+et al., arXiv 2410.18701). Everything is computed by torch, in one masked call of the model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from baton.model.visibility import Span, Visibility
 
 @dataclass(slots=True)
 class Aligned(Padded):
-    """Rows `[n, T]` whose tokens stand in the last slots, and in the columns before `end`.
+    """Rows `[n, T]` whose tokens are in the last slots, and in the columns before `end`.
 
-    `positions` `[n, T]`: of each slot's token in its row's text, below 0 where there is none. `starts` `[rows]`: the
-    column of each row's first token. Columns before `first` are of nobody.
+    `positions` `[n, T]`: of each slot's token in its row's text, below 0 for padding. `starts` `[rows]`: the column of
+    each row's first token. Columns before `first` are unused.
     """
 
     end: int = 0
@@ -58,21 +58,21 @@ class Aligned(Padded):
 
     def _mask_of_all(self, visibility: Visibility) -> Tensor:
         """`[rows, 1, T, columns]`: which columns each slot's token sees; made once per step and kind of layer."""
-        found = self._seen.get(visibility)
-        if found is None:
+        mask = self._seen.get(visibility)
+        if mask is None:
             column = torch.arange(self.first, self.end, device=self.starts.device)
             token = self.positions.new_zeros(len(self.starts), self.positions.shape[1])
             token[[span.row for span in self.spans]] = self.positions
             place = (column - self.starts[:, None])[:, None]
             seen = (place >= 0) & visibility.seen(token[..., None], place)
-            # A slot of padding sees nothing; it then sees the last column, so that no NaN arises.
+            # A padding slot sees nothing; it is given the last column, so that no NaN arises.
             seen |= ~seen.any(-1, keepdim=True) & (column == self.end - 1)
-            found = self._seen[visibility] = seen[:, None]
-        return found
+            mask = self._seen[visibility] = seen[:, None]
+        return mask
 
 
 class Alignable(Protocol):
-    """What AlignedForward needs of a forward; that in torch has it."""
+    """What AlignedForward needs of a forward; the one in torch has it."""
 
     @property
     def pads(self) -> bool: ...
@@ -83,7 +83,7 @@ class Alignable(Protocol):
 
 
 class AlignedForward:
-    """A `ModelRunner` over an AlignedRectangle. Raises LoadError for a model that cannot be run so, with the reason."""
+    """A `ModelRunner` over an AlignedRectangle. Raises LoadError, with the reason, for a model that cannot run so."""
 
     swaps_rows = False
     whole_prompts = False
@@ -119,7 +119,7 @@ class AlignedForward:
     def _laid_out(self, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Aligned, Tensor]:
         """The shape, and token ids `[n, T]`."""
         body, device = self._rectangle, self._rectangle.device
-        # A row that is done is fed its last token again, which leaves it as it is, wherever that stands.
+        # A finished row is fed its last token again, which leaves the row as it is wherever it stands.
         going = {span.row: span.count for span in spans if span.start == body.lens[span.row]}
         end = body.make_room(going or {spans[0].row: 0})
         longest = max(span.count for span in spans)

@@ -1,4 +1,4 @@
-"""The layouts of a forward, and attention over rows of different lengths in each.
+"""The layouts of a forward, and each one's attention over rows of different lengths.
 
 Shapes: Hq query heads, H key/value heads, D head dimension, R rows and C columns of the rectangle.
 """
@@ -22,7 +22,7 @@ CALL_BYTES = 128 * 1024
 
 @dataclass(slots=True)
 class Decode(Layout):
-    """One token per row, `[n, 1]`; `together`: attention of all rows in one masked call, which leaves no rows empty."""
+    """One token per row, `[n, 1]`. `together`: attention of all rows in one masked call, with no empty rows between."""
 
     together: bool = False
     _masks: dict[tuple[Visibility, int], Tensor] = field(default_factory=dict)
@@ -70,8 +70,8 @@ class Decode(Layout):
 
     def _mask(self, visibility: Visibility, width: int, ring: int) -> Tensor:
         """`[top, 1, 1, width]`: which columns each row's token sees; made once per step and kind of layer."""
-        found = self._masks.get((visibility, ring))
-        if found is None:
+        mask = self._masks.get((visibility, ring))
+        if mask is None:
             token = torch.zeros(self._top, 1, dtype=torch.int64, device=self.cols.device)
             token.index_copy_(0, self.rows, self.cols[:, None])
             column = torch.arange(width, device=self.cols.device)
@@ -81,8 +81,8 @@ class Decode(Layout):
                 seen = column <= token % ring
             else:
                 seen = column <= token
-            found = self._masks[visibility, ring] = seen[:, None, None]
-        return found
+            mask = self._masks[visibility, ring] = seen[:, None, None]
+        return mask
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class Flat(Fill):
     """A Fill for models that count positions by the length of the cache."""
 
     def before(self) -> int | Tensor:
-        """`[N]` of several rows, so that `arange(N)` and it are their tokens' positions."""
+        """`[N]` of several rows, so that `arange(N)` plus it are their tokens' positions."""
         if len(self.spans) == 1:
             return self.spans[0].start
         return self.cols - torch.arange(len(self.cols), device=self.cols.device)
@@ -132,14 +132,14 @@ class Flat(Fill):
 
 @dataclass(slots=True)
 class Latents(Fill):
-    """A Fill for layers that expand what the cache answers: they get the columns of all spans, one behind the other.
+    """A Fill for layers that expand what the cache returns: they get the columns of all spans, one after the other.
 
     So nothing is expanded that no token attends to (multi-head latent attention, DeepSeek-V2, section 2.1).
     """
 
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Answers `[1, H, columns of all spans, D]`."""
-        # Not super(): a dataclass with slots is another class than the one that was written here.
+        """Returns `[1, H, columns of all spans, D]`."""
+        # Not super(): with slots, the dataclass is another class than the one written here.
         buffers = Layout.keep(self, layer, keys, values)
         keys, values = (
             torch.cat([buffer[span.row, : span.stop] for span in self.spans])[None].transpose(1, 2)
@@ -178,7 +178,7 @@ class Latents(Fill):
 
 @dataclass(slots=True)
 class Padded(Layout):
-    """Rows aligned to the longest, `[n, T]`: the batch-wise baseline. `kept` `[m]`: the slots that are real."""
+    """Rows aligned to the longest, `[n, T]`: the batch-wise baseline. `kept` `[m]`: the slots that are not padding."""
 
     kept: Tensor = field(default_factory=lambda: torch.empty(0))
     _masks: dict[Visibility, Tensor] = field(default_factory=dict)
@@ -187,9 +187,9 @@ class Padded(Layout):
         return states.transpose(1, 2).flatten(0, 1)[self.kept]
 
     def by_place(self, numbers: Tensor) -> Tensor:
-        found = numbers.new_zeros(len(self.spans) * self.padded_to)
-        found[self.kept] = numbers
-        return found.view(-1, self.padded_to)
+        padded = numbers.new_zeros(len(self.spans) * self.padded_to)
+        padded[self.kept] = numbers
+        return padded.view(-1, self.padded_to)
 
     def attend(
         self,
@@ -217,33 +217,33 @@ class Padded(Layout):
     def _attend_rings(
         self, q: Tensor, keys: Tensor, values: Tensor, scale: float | None, visibility: Visibility, sinks: Tensor | None
     ) -> Tensor:
-        """Rings have no common columns: row by row; the padding's own output is of no use to anyone and stays 0."""
+        """Rings have no common columns, so this goes row by row. The padding's output is not used and stays 0."""
         out = q.new_zeros(*q.shape[:3], values.shape[-1])
         for i, span in enumerate(self.spans):
             piece, mask = q[i : i + 1, :, : span.count], self._mask_of(span, visibility)
-            found = self._attend_span(piece, keys, values, span, mask, scale, visibility, sinks)
-            out[i : i + 1, :, : span.count] = found
+            attended = self._attend_span(piece, keys, values, span, mask, scale, visibility, sinks)
+            out[i : i + 1, :, : span.count] = attended
         return out.transpose(1, 2)
 
     def _mask(self, length: int, width: int, visibility: Visibility) -> Tensor:
         """`[n, 1, T, width]`."""
-        found = self._masks.get(visibility)
-        if found is None:
+        mask = self._masks.get(visibility)
+        if mask is None:
             starts = torch.tensor([span.start for span in self.spans], device=self.cols.device)
             token = starts[:, None, None] + torch.arange(length, device=self.cols.device)[:, None]
             column = torch.arange(width, device=self.cols.device)
             seen = visibility.seen(token, column)
-            # A slot beyond its row's end may see nothing; it then sees column 0, so that no NaN arises.
+            # A slot beyond its row's end may see nothing; it is given column 0, so that no NaN arises.
             seen |= ~seen.any(-1, keepdim=True) & (column == 0)
-            found = self._masks[visibility] = seen[:, None]
-        return found
+            mask = self._masks[visibility] = seen[:, None]
+        return mask
 
 
 @dataclass(slots=True)
 class ModelAttention(Layout):
-    """Rows `[n, T]` for the model's own attention, which is handed the rows' columns and a mask of two dimensions.
+    """Rows `[n, T]` for the model's own attention, which gets the rows' columns and a mask of two dimensions.
 
-    All rows have T tokens, and where T is above 1 there is one row.
+    All rows have T tokens. If T is above 1 there is one row.
     """
 
     @property
@@ -251,7 +251,7 @@ class ModelAttention(Layout):
         return max(span.stop for span in self.spans)
 
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Answers `[n, H, width, D]`, contiguous as stock caches do: some models' code relies on it."""
+        """Returns `[n, H, width, D]`, contiguous as stock caches are, because some models' code relies on it."""
         buffers = Layout.keep(self, layer, keys, values)
         rows = [span.row for span in self.spans]
         keys, values = (buffer[rows, : self.width].transpose(1, 2).contiguous() for buffer in buffers)
@@ -262,7 +262,7 @@ class ModelAttention(Layout):
 
     @property
     def mask(self) -> Tensor | None:
-        """`[n, width]`: the columns that rows hold; None where there is nothing to hide."""
+        """`[n, width]`: the columns that rows hold; None if nothing must be masked."""
         if all(span.stop == self.width for span in self.spans):
             return None
         stops = torch.tensor([span.stop for span in self.spans], device=self.cols.device)
@@ -270,14 +270,14 @@ class ModelAttention(Layout):
 
 
 def decode(spans: Sequence[Span], rectangle: Rectangle, *, empty_rows: int = 0, fixed: bool = False) -> Decode:
-    """One token per span. Rows are attended in one masked call where the padding read costs less than calls.
+    """One token per span. Rows are attended in one masked call if reading the padding costs less than more calls.
 
     `fixed`: never, so that no row's attention depends on how long others are.
     """
     needed = sum(span.stop for span in spans)
     whole = (max(span.row for span in spans) + 1) * max(span.stop for span in spans)
     per_column = rectangle.footprint.token_bytes / len(rectangle.shapes)
-    # Hidden or not, columns behind a row's end would be read.
+    # A masked call reads the columns after a row's end.
     apart = fixed or rectangle.mapped
     together = not apart and (whole - needed) * per_column <= (len(spans) - 1) * CALL_BYTES
     return Decode(
@@ -291,17 +291,17 @@ def decode(spans: Sequence[Span], rectangle: Rectangle, *, empty_rows: int = 0, 
 
 
 def fill(spans: Sequence[Span], rectangle: Rectangle) -> Fill:
-    """All tokens of all spans, one behind the other."""
+    """All tokens of all spans, one span after the other."""
     return Fill(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
 
 
 def flat(spans: Sequence[Span], rectangle: Rectangle) -> Flat:
-    """All tokens of all spans, one behind the other, for models that count positions themselves."""
+    """All tokens of all spans, one span after the other, for models that count positions themselves."""
     return Flat(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
 
 
 def latents(spans: Sequence[Span], rectangle: Rectangle) -> Latents:
-    """All tokens of all spans, one behind the other, and their columns too."""
+    """All tokens of all spans, one span after the other, and their columns too."""
     return Latents(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
 
 

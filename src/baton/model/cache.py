@@ -1,4 +1,4 @@
-"""Our cache layers inside a stock `Cache`: keys, values and states go to the rectangle's rows, as the step says."""
+"""Our cache layers inside a stock `Cache`: keys, values and states go to the rectangle's rows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from baton.model.attention import Layout, ModelAttention
 
 @dataclass(slots=True)
 class Step:
-    """What the forward that is running works on; set before the model is called, read by cache and attention.
+    """What the running forward works on; set before the model is called, read by cache and attention.
 
-    `tokens`: how many each of the model's rows is fed. `kept`: layers that were given theirs.
+    `tokens`: how many each of the model's rows is fed. `kept`: layers that have got their keys and values.
     """
 
     rectangle: Rectangle
@@ -33,7 +33,7 @@ class Step:
     kept: set[int] = field(default_factory=set)
 
     def held(self, layer: int) -> int | Tensor:
-        """How many tokens a layer's rows hold; those that are fed among them once it was given them, as in stock."""
+        """How many tokens a layer's rows hold; it includes the fed ones once the layer has them, as in stock."""
         before = self.shape.before()
         return before + self.tokens if layer in self.kept else before
 
@@ -45,9 +45,9 @@ class Current:
 
 
 class RectangleLayer(CacheLayerMixin):
-    """Writes a layer's new keys and values into the rectangle and answers what the step's shape says.
+    """Writes a layer's new keys and values into the rectangle and returns what the step's layout gives.
 
-    Nothing that a model asks is answered by how wide the rectangle is. `longest`: what stock answers for this layer.
+    Nothing that a model asks depends on the rectangle's width. `longest`: what stock returns for this layer.
     """
 
     is_compileable = True
@@ -84,10 +84,10 @@ class RectangleLayer(CacheLayerMixin):
 
 
 class StateLayer(LinearAttentionLayer):
-    """A recurrent layer as it is in stock; it holds the states of the rows that are fed while a forward runs."""
+    """A recurrent layer as in stock. While a forward runs it holds the states of the rows that are fed."""
 
     def take(self, shapes: Sequence[StateShape], states: Sequence[Tensor], *, begun: bool) -> None:
-        """Copies of the rows' states `[n, ...]`; where the rows have not begun, stock makes new ones itself."""
+        """Copies the rows' states `[n, ...]`; if the rows have not begun, stock makes new ones itself."""
         self.drop()
         if not begun:
             return
@@ -100,14 +100,14 @@ class StateLayer(LinearAttentionLayer):
         self.dtype, self.device = states[0].dtype, states[0].device  # type: ignore[assignment]
         self.has_previous_state = dict.fromkeys(range(self.number_of_states), True)
 
-    def found(self) -> list[tuple[str, Tensor]]:
-        """The states by their names, in a fixed order."""
+    def named_states(self) -> list[tuple[str, Tensor]]:
+        """The states with their names, in a fixed order."""
         kinds = (("conv_states", self.conv_states), ("recurrent_states", self.recurrent_states))
         named = [(f"{kind}.{at}", states[at]) for at in range(self.number_of_states) for kind, states in kinds]
         return [(name, state) for name, state in named if state is not None]
 
     def drop(self) -> None:
-        """As new."""
+        """Resets the layer."""
         every = range(self.number_of_states)
         self.conv_states, self.recurrent_states = dict.fromkeys(every), dict.fromkeys(every)
         self.is_conv_states_initialized = dict.fromkeys(every, False)
@@ -152,12 +152,12 @@ def is_empty(layer: object) -> bool:
     return type(layer).__name__ == "DummyLayer"
 
 
-# Layers with a sparse attention's index beside their keys; older versions of transformers have none.
+# Layers with an index of sparse attention beside their keys; older versions of transformers have none.
 _INDEXED = tuple(kind for name in ("DynamicIndexedLayer",) if (kind := getattr(cache_utils, name, None)) is not None)
 
 
 def layers_of(current: Current, config: Any) -> list[Any]:
-    """Our layers in the places of the stock ones. One list serves for ever: what is kept is in the rectangle."""
+    """Our layers in place of the stock ones. One list can be reused, because all data is in the rectangle."""
     ours: list[Any] = []
     for index, stock in enumerate(stock_layers(config)):
         if keeps_columns(stock) and keeps_states(stock):

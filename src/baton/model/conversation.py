@@ -1,7 +1,7 @@
-"""Messages as chat templates take them: their words as a text or as parts, arguments as a mapping or as a text.
+"""Messages as chat templates take them: words as a text or as parts, arguments as a mapping or as a text.
 
-Templates differ in what they take, and say so nowhere. Where one can be handed what serves both, it is; where a text
-and a list of parts are two things, the rendering itself tells which of them it used.
+Templates differ in what they take, and do not say so. If one value can serve both, it is passed. If a text and a list
+of parts are different things, the rendering itself shows which of them was used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Write = Callable[[Sequence[Mapping[str, Any]]], str]
 """Renders messages."""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-# A text of so many characters is in a prompt only if it was put there.
+# A text of so many characters appears in a prompt only if it was put there.
 _CERTAIN = 16
 
 
 class Null(Undefined):
-    """What is missing because it was null: undefined for all but `is none` and `== none`."""
+    """A missing value that was null: undefined for everything but `is none` and `== none`."""
 
     __slots__ = ()
 
@@ -43,7 +43,7 @@ def is_none(value: object) -> bool:
 
 
 class _Turn(dict[str, Any]):
-    """A message. Templates handle what is missing, and not what is null; some ask whether it `is none`."""
+    """A message. Templates handle missing values, not nulls; some ask whether a value `is none`."""
 
     def __init__(self, message: Mapping[str, Any]) -> None:
         super().__init__({name: value for name, value in message.items() if value is not None})
@@ -56,7 +56,7 @@ class _Turn(dict[str, Any]):
 
 
 class _Unwritten:
-    """A template that writes this as it is was meant to be given a text."""
+    """If a template writes this object as it is, the template wanted a text."""
 
     def __str__(self) -> NoReturn:
         raise TypeError("the chat template writes content parts as Python does")
@@ -75,11 +75,11 @@ class _Parts(_Unwritten, list[_Part]):
 def rendered(
     messages: Sequence[Mapping[str, Any]], write: Write, *, reads_words: bool, takes_parts: bool, proved: set[str]
 ) -> str:
-    """The prompt of a conversation, in which its words are.
+    """The prompt of a conversation, which contains its words.
 
-    `reads_words`: the template reads what messages say; `takes_parts`: it may want that in parts. `proved`: the roles
-    whose words it is known to write; where it knows no parts, these grow.
-    Raises what `write` does, and InvalidValue where nothing that was said is in the prompt.
+    `reads_words`: the template reads what messages say. `takes_parts`: it may want parts. `proved`: the roles whose
+    words it is known to write; grows if the template knows no parts. Raises what `write` raises, and InvalidValue if
+    nothing that was said is in the prompt.
     """
     turns = [_turn(message) for message in messages]
     said = {at: turn["content"] for at, turn in enumerate(turns) if _is_said(turn)}
@@ -111,7 +111,7 @@ def rendered(
 def _in_parts(
     turns: Sequence[_Turn], said: Mapping[int, str], which: Collection[int], write: Write
 ) -> tuple[str, Collection[int]] | None:
-    """The prompt where these are handed in parts, and those that are lost all the same; None where it does not go."""
+    """Renders these turns in parts. Returns the prompt and the turns that are still lost; None if it fails."""
     parted = [_parted(turn) if at in which else turn for at, turn in enumerate(turns)]
     try:
         text = write(parted)
@@ -125,9 +125,9 @@ def _in_parts(
 def _all_lost(
     turns: Sequence[_Turn], said: Mapping[int, str], text: str, write: Write, proved: set[str]
 ) -> Collection[int]:
-    """All of them if the prompt is the same without their words, else none.
+    """All of the turns if the prompt is the same without their words, else none.
 
-    A role whose words were there once is not tried again.
+    A role whose words were found once is not tried again.
     """
     roles = {at: str(turns[at].get("role")) for at, word in said.items() if word.strip() in text}
     if not proved.isdisjoint(roles.values()):
@@ -136,15 +136,15 @@ def _all_lost(
     try:
         probe = write([_saying(turn, others[at]) if at in others else turn for at, turn in enumerate(turns)])
     except Exception:
-        return ()  # that cannot be told
+        return ()  # unknown
     proved.update(role for at, role in roles.items() if others[at] in probe)
     return said if probe == text else ()
 
 
 def _lost(turns: Sequence[_Turn], said: Mapping[int, str], text: str, write: Write) -> Collection[int]:
-    """Those whose words are not in the prompt, neither as they are nor as the template changes them.
+    """The turns whose words are not in the prompt, neither as they are nor changed by the template.
 
-    Whether a short text is there by chance, or a changed one is there, is seen by putting other words in its place.
+    Other words in their place show whether a short text is there by chance, or whether a changed one is there.
     """
     words = {at: word.strip() for at, word in said.items()}
     doubtful = [at for at, word in words.items() if word not in text or len(word) < _CERTAIN]
@@ -154,12 +154,12 @@ def _lost(turns: Sequence[_Turn], said: Mapping[int, str], text: str, write: Wri
     try:
         probe = write([_saying(turn, others[at]) if at in others else turn for at, turn in enumerate(turns)])
     except Exception:
-        return ()  # that cannot be told
+        return ()  # unknown
     return [at for at, word in others.items() if word not in probe]
 
 
 def _other_words(which: Iterable[int]) -> dict[int, str]:
-    """Words that are in no prompt by chance; digits, which are what they are in capitals, too."""
+    """Words that are in no prompt by chance: digits, which capitals do not change."""
     return {at: str(secrets.randbelow(9 * 10**15) + 10**15) for at in which}
 
 
@@ -186,7 +186,7 @@ def _turn(message: Mapping[str, Any]) -> _Turn:
         turn["content"] = PartedText([part["text"] for part in content])
     thought = next((turn[name] for name in _REASONING if turn.get(name) is not None), None)
     if thought is not None:
-        # Templates read it under one of these names or another.
+        # Templates read it under one of these names.
         turn.update(dict.fromkeys(_REASONING, thought))
     calls = turn.get("tool_calls")
     if isinstance(calls, (list, tuple)):

@@ -1,8 +1,8 @@
-"""Tokens into text, one after the other: a token costs the same whatever it is and however many came before it.
+"""Tokens into text, one after the other: a token costs the same, whatever it is and however many came before.
 
-A token is decoded behind the one before it, because a text's first token may lose its space. Parts of characters are
-not left to the stock decoders: those know a character only when all of it is there, and decode all of it again until
-then. Bytes go through Python's incremental UTF-8 decoder instead.
+A token is decoded after the one before it, because a text's first token may lose its space. Stock decoders know a
+character only when all of it is there, and decode all of it again until then; so bytes go through Python's incremental
+UTF-8 decoder instead.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 # A character has at most so many bytes.
 _CHARACTER_BYTES = 4
-# How tokenizers with a fall-back to bytes write one.
+# How tokenizers with a byte fallback write a byte.
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _EACH_BYTE = "baton.each_byte"
 
 
 def _one_for_each(error: UnicodeError) -> tuple[str, int]:
-    """As the stock decoder of byte fall-backs writes what is no character."""
+    """Replaces invalid bytes as the stock decoder of byte fallbacks does."""
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd" * (error.end - error.start), error.end
 
@@ -29,7 +29,7 @@ codecs.register_error(_EACH_BYTE, _one_for_each)
 
 
 def _byte_of() -> dict[str, int]:
-    """How byte-level tokenizers write a byte as a letter (GPT-2): as itself if printable, else from U+0100 on."""
+    """The letter by which byte-level tokenizers write a byte (GPT-2): itself if printable, else from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
@@ -39,14 +39,14 @@ BYTE_OF = _byte_of()
 
 
 def bytes_named(name: str) -> bytes | None:
-    """The bytes that a token of this name stands for, where it is a part of a text that may not be one by itself."""
+    """The bytes of a token with this name, if it may be a part of a character."""
     if _BYTE.fullmatch(name):
         return bytes.fromhex(name[3:5])
     return bytes(map(BYTE_OF.__getitem__, name)) if BYTE_OF.keys() >= set(name) else None
 
 
 class TokenTexts:
-    """What the tokens of a fast tokenizer are as text, remembered by token."""
+    """The texts of a fast tokenizer's tokens, cached by token."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -58,13 +58,13 @@ class TokenTexts:
         self.errors = "replace" if backend.token_to_id("<0x00>") is None else _EACH_BYTE
 
     def part(self, token: int) -> bytes | None:
-        """The bytes of a token that is no text by itself; none at all of one that there is not. None for text."""
+        """The bytes of a token that is not a text by itself; empty for an unknown token. None for text."""
         if token not in self._parts:
             self._parts[token] = self._part(token)
         return self._parts[token]
 
     def behind(self, before: int | None, token: int) -> str:
-        """The text of a token behind another; None for a text's first."""
+        """The text of a token after another one; None for the first of a text."""
         if before is None:
             return self._text(token)
         first, both = self._text(before), self._decoded([before, token])
@@ -82,7 +82,7 @@ class TokenTexts:
         name = self._backend.id_to_token(token)
         if name is None:
             return b""
-        # A byte of a fall-back is one also where it is a character: what follows may be more of the same.
+        # A fallback byte counts as one even if it is a character, because the next token may be part of it.
         is_part = self._text(token) != name if _BYTE.fullmatch(name) else "\ufffd" in self._text(token)
         return bytes_named(name) if is_part else None
 
@@ -106,7 +106,7 @@ class FastDecoder:
         self._visible_special_tokens = visible_special_tokens or {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(texts.errors)
         self._before = self._read(prompt)
-        # Bytes of the prompt alone are what is there of a character.
+        # Bytes of the prompt that are a part of a character.
         self._begun = bool(self._utf8.getstate()[0])
 
     def step(self, token_id: int) -> str:
@@ -128,12 +128,12 @@ class FastDecoder:
         )
 
     def flush(self) -> str:
-        """Bytes of a character that never became whole, as U+FFFD."""
+        """Returns U+FFFD for the bytes of an incomplete character."""
         rest = self._utf8.decode(b"", True)
         return "" if self._begun else rest
 
     def _read(self, prompt: Sequence[int]) -> int | None:
-        """The prompt's last token that is text; what it has of a character is kept."""
+        """Reads the prompt's last token that is text, and keeps its part of a character."""
         parts: list[bytes] = []
         last = None
         for token in reversed(prompt):
@@ -147,7 +147,7 @@ class FastDecoder:
         return last
 
     def _begin(self, part: bytes | None) -> None:
-        """Drops what the prompt began where this does not go on with it."""
+        """Drops the character that the prompt began if this token does not continue it."""
         self._begun = False
         begun, _ = self._utf8.getstate()
         strict = codecs.getincrementaldecoder("utf-8")()
@@ -157,12 +157,12 @@ class FastDecoder:
             self._utf8.reset()
 
 
-# As many tokens as a character may have, and so many in front of them, are decoded again with each.
+# A character may have so many tokens; as many and the ones before them are decoded again each time.
 _CONTEXT = 4
 
 
 class PlainDecoder:
-    """For tokenizers without a fast backend: decodes the last tokens again with each, and returns what is new."""
+    """For tokenizers without a fast backend: decodes the last tokens again with each, and returns the new text."""
 
     def __init__(self, tokenizer: Any, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -176,7 +176,7 @@ class PlainDecoder:
             return ""
         self._ids.append(token_id)
         text = self._text()
-        # An unfinished character decodes to U+FFFD: wait for the rest of it, which is not longer than a character.
+        # An unfinished character decodes to U+FFFD: wait for its rest, but not longer than a character is.
         if text.endswith("\ufffd") and len(self._ids) < _CONTEXT + _CHARACTER_BYTES:
             return ""
         piece = text[self._sent :]

@@ -1,4 +1,4 @@
-"""What a device is, and what follows from that before anything is tried on it."""
+"""Facts about a device, and what follows from them before anything is tried on it."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ class Device:
 
     @property
     def captures(self) -> bool:
-        """Whether work can be captured as a graph: of CUDA, or of HIP."""
+        """Whether work can be captured as a graph of CUDA or HIP."""
         return self.kind == "cuda"
 
     @property
     def bfloat16(self) -> bool:
-        """Whether it multiplies such numbers as they are."""
+        """Whether it multiplies bfloat16 numbers directly."""
         return self.capability is None or self.capability >= _AMPERE
 
     @property
     def float8(self) -> bool:
-        """Whether it multiplies numbers in e4m3, with a scale for each row."""
+        """Whether it multiplies e4m3 numbers, with a scale for each row."""
         return self.capability is not None and self.capability >= _ADA
 
     def groups(self, dtype: torch.dtype) -> bool:
         """Whether torch's grouped product of experts runs on the device alone.
 
-        Elsewhere it reads the groups' sizes on the host, which no captured work may do: torch 2.11, GroupedBlas.cpp.
+        Elsewhere it reads the groups' sizes on the host, which captured work must not do: torch 2.11, GroupedBlas.cpp.
         """
         if not self.captures:
             return True
         return dtype is torch.bfloat16 and self.capability is not None and self.capability[0] in (9, 10)
 
     def why_no_triton(self, installed: bool) -> str:
-        """Why kernels in Triton are not tried; nothing where they are."""
+        """Why Triton kernels are not tried; nothing if they are."""
         if self.kind != "cuda":
             return f"Triton's kernels are not for {self.kind}"
         if self.capability is not None and self.capability < _AMPERE:
@@ -59,8 +59,8 @@ class Device:
     def dtype(self, asked: str, saved: str) -> str:
         """The number format for a model that was saved in this one; all by name.
 
-        Where it is left to us, GPUs compute in 16 bits: as saved if it was in 16, else in bfloat16 where there is that.
-        Elsewhere as saved. Raises SettingError for one that the device has not.
+        By default GPUs compute in 16 bits: as saved if that is 16, else in bfloat16 if they have it. Other devices
+        compute as saved. Raises SettingError for a format that the device does not have.
         """
         if asked == AUTO:
             if self.kind != "cuda" or saved == "float16":
@@ -85,5 +85,5 @@ def _dotted(capability: tuple[int, int] | None) -> str:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns what this process may still take of the memory that keys and values are in."""
+    """Returns what this process may still take of the memory that holds keys and values."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()

@@ -1,4 +1,4 @@
-"""In which ways a stock model can be run over rows of a rectangle, and prompts beside its steps."""
+"""The ways to run a stock model over rows of a rectangle, and prompts beside its steps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from enum import StrEnum
 class AttentionBackend(StrEnum):
     """How a stock model is run over rows of different lengths; `loader/choose.py` takes the first that is exact.
 
-    RAGGED: its attention is ours, and reads the rectangle as it lies.
-    FLAT: so, too, but single tokens of several rows stand one behind the other, as prompts' do: for models that count
-    positions themselves and take all rows of a call to be equally long.
-    MLA: its attention is ours, over columns that its layers expand (multi-head latent attention).
-    MASKED: its attention is its own, over the rows' columns and a mask.
-    PER_ROW: its attention is its own, each row in a call of its own.
+    RAGGED: our attention, which reads the rectangle directly. FLAT: the same, but single tokens of several rows are
+    packed one after the other, as prompts are: for models that count positions themselves and assume that all rows of a
+    call are equally long. MLA: our attention over columns that the layers expand (multi-head latent attention). MASKED:
+    the model's own attention, over the rows' columns and a mask. PER_ROW: the model's own attention, one call for each
+    row.
     """
 
     RAGGED = "rectangle"
@@ -37,11 +36,11 @@ DESCRIPTIONS = {
 
 
 class PrefillPlacement(StrEnum):
-    """Where prompts go through the model while rows decode in steps that begin ahead.
+    """Where prompts are computed while rows decode in steps that begin ahead.
 
-    AFTER_DECODE: in a forward of their own, which the device does behind the step that runs.
-    FUSED: in one forward with the step's tokens, so that weights are read once; such a step is not begun ahead.
-    SIDE_STREAM: on a stream of their own, while steps go on (`cuda/prefill_stream.py`).
+    AFTER_DECODE: in a forward of their own, after the running step. FUSED: in one forward with the step's tokens, so
+    that weights are read once; such a step is not begun ahead. SIDE_STREAM: on a stream of their own, while steps go on
+    (`cuda/prefill_stream.py`).
     """
 
     AFTER_DECODE = "behind"

@@ -27,7 +27,7 @@ from baton.sampling.on_device import exact
 GRID = 64
 
 FlatLayout = Callable[[Sequence[Span], Rectangle], Layout]
-"""Lays tokens of several rows out one behind the other, `[1, N]`."""
+"""Lays tokens of several rows out one after the other, `[1, N]`."""
 
 
 class TorchForward:
@@ -55,20 +55,20 @@ class TorchForward:
         """Whether rows may be aligned in one call of the model, with padding between them."""
 
     def parts(self) -> list[str]:
-        found = [DESCRIPTIONS[self.backend]]
+        parts = [DESCRIPTIONS[self.backend]]
         rings = sorted({shape.window for shape in self.geometry.shapes if shape.window})
         if rings:
-            found.append(f"rings of {', '.join(map(str, rings))} tokens")
+            parts.append(f"rings of {', '.join(map(str, rings))} tokens")
         if self.hooked.recurrent:
-            found.append("states per row, prompts one by one" + (" and whole" if self.whole_prompts else ""))
+            parts.append("states per row, prompts one by one" + (" and whole" if self.whole_prompts else ""))
         if self.long_rope_limit is not None:
-            found.append(f"beyond {self.long_rope_limit} tokens rotated by each text's own length")
+            parts.append(f"beyond {self.long_rope_limit} tokens rotated by each text's own length")
         if self.recompute_limit is not None:
-            found.append(f"computed anew where a text grows beyond {self.recompute_limit} tokens")
-        # A model on the meta device has no numbers, so nothing is drawn.
+            parts.append(f"computed anew where a text grows beyond {self.recompute_limit} tokens")
+        # A model on the meta device has no values, so nothing is drawn.
         if self.device.type not in ("cpu", "meta") and not exact(self.device.type):
-            found.append("tokens drawn on the host, as this device computes integers otherwise")
-        return found
+            parts.append("tokens drawn on the host, as this device computes integers otherwise")
+        return parts
 
     @property
     def device(self) -> torch.device:
@@ -76,14 +76,14 @@ class TorchForward:
 
     @property
     def swaps_rows(self) -> bool:
-        """False on the CPU: torch reads all rows there up to the last one, so they must lie together."""
+        """False on the CPU: torch reads all rows there up to the last one, so they must be together."""
         return self.device.type != "cpu"
 
     def packed(self, layout: FlatLayout) -> TorchForward:
         """Returns the same forward, with prompts of several rows laid out by `layout`."""
-        found = copy.copy(self)
-        found._flat_layout = layout
-        return found
+        forward = copy.copy(self)
+        forward._flat_layout = layout
+        return forward
 
     def fixed(self, rows: int) -> TorchForward:
         """Returns a forward whose decode steps always have `rows` rows; see `Forward.fixed`.
@@ -92,9 +92,9 @@ class TorchForward:
         prompt is fed alone, always cut in the same places. Rows that cannot be decoded in one call are fed alone.
         """
         self.hooked.experts_by_row()
-        found = copy.copy(self)
-        found.grid, found._fixed_rows, found._packs = GRID, rows, False
-        return found
+        forward = copy.copy(self)
+        forward.grid, forward._fixed_rows, forward._packs = GRID, rows, False
+        return forward
 
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
         spans = _placed(rectangle, spans)
@@ -107,7 +107,7 @@ class TorchForward:
         return self._unpadded(rectangle, _placed(rectangle, spans), tokens)
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
-        """Rows that cannot be padded are fed as by `fill`: padding reads columns that they have not reached."""
+        """Rows that cannot be padded are fed as by `fill`: padding reads columns that they do not have yet."""
         spans = _placed(rectangle, spans)
         if self.pads and not self._fixed_rows and not rectangle.mapped:
             return together([self._aligned(rectangle, spans, tokens)])
@@ -121,13 +121,13 @@ class TorchForward:
         return self._apart(rectangle, spans, tokens)
 
     def _apart(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
-        """Single tokens of rows that have begun in one call, everything else row by row."""
+        """Feeds single tokens of rows that have begun in one call, and everything else row by row."""
         ends = list(itertools.accumulate(span.count for span in spans))
         pieces = [tokens[end - span.count : end] for end, span in zip(ends, spans, strict=True)]
-        # FLAT and MLA would pack single tokens, which recurrent layers take for one text.
+        # FLAT and MLA would pack single tokens, which recurrent layers would take for one text.
         single = self.pads if self._fixed_rows else self.backend in (AttentionBackend.RAGGED, AttentionBackend.MASKED)
         if rectangle.mapped and self.backend is AttentionBackend.MASKED:
-            # Together, all of them would be read as far as the longest.
+            # In one call all of them would be read as far as the longest.
             single = False
         begun = [i for i, s in enumerate(spans) if single and s.count == 1 and (s.start or self.pads)]
         most = self._fixed_rows or len(spans)
@@ -181,12 +181,15 @@ class TorchForward:
         return Call(shape, partial(self.hooked.run, shape, *aligned, last))
 
     def aligned(self, shape: Padded, ids: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
-        """One call over rows that are laid out already, `[n, T]`: logits `[wanted, vocabulary]` of these slots."""
+        """One call over rows that are laid out already, `[n, T]`.
+
+        Returns logits `[wanted, vocabulary]` of these slots.
+        """
         return self.hooked.run(shape, ids, positions, wanted)[0]
 
 
 def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
-    """The same spans, by where their rows lie: from here on nobody knows rows by their numbers."""
+    """Replaces row numbers by row slots, which everything below uses."""
     places = rectangle.row_slots
     if all(places[span.row] == span.row for span in spans):
         return spans
@@ -194,7 +197,7 @@ def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
 
 
 def _reach(rectangle: Rectangle, spans: Sequence[Span]) -> None:
-    """There is memory for what these write, placed as they are."""
+    """Reserves memory for what these spans write."""
     for span in spans:
         rectangle.reserve(span.row, span.stop)
 

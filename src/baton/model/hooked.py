@@ -1,4 +1,4 @@
-"""A stock model with our cache and, where it takes it, our attention: one call of it over one shape."""
+"""A stock model with our cache and, if it takes it, our attention: one call of it over one layout."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ EXPERTS = {
     BY_TOKEN: "experts token by token",
     "eager": "experts one by one",
 }
-"""How transformers computes experts, by its own names, for people."""
+"""How transformers computes experts, by its own names, with words for people."""
 
 _engines = itertools.count()
 
 
 class Compiled(Protocol):
-    """A model's layers, compiled. `cache`: what they keep columns in."""
+    """A model's compiled layers. `cache`: what they keep columns in."""
 
     cache: Cache
 
     def in_use(self) -> AbstractContextManager[None]:
-        """Calls of the model go through the compiled layers inside of it."""
+        """Inside it, calls of the model go through the compiled layers."""
 
 
 class Hooked:
-    """`ours`: attention is ours; else the model keeps its own.
+    """`ours`: our attention; else the model keeps its own.
 
     `long_rope_limit`, `recompute_limit`: see `model/rotary.py`.
     """
@@ -63,7 +63,7 @@ class Hooked:
         """The name of our attention in transformers' registry; empty if the model keeps its own."""
         self._picks_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         if ours:
-            # A name per engine: two engines in a process have each their own steps.
+            # A name per engine, because two engines in a process have each their own steps.
             self.attention = f"baton_{next(_engines)}"
             AttentionInterface.register(self.attention, _attention(self._current, geometry.visibilities))
             use_attention(model, self.attention)
@@ -79,7 +79,7 @@ class Hooked:
 
     @property
     def experts(self) -> str | None:
-        """How its experts are computed, see EXPERTS; None where it has none that can be told how."""
+        """How its experts are computed, see EXPERTS; None if it has none, or if they cannot be switched."""
         can_be_told = getattr(self.model, "_can_set_experts_implementation", lambda: False)()
         return getattr(self.model.config.get_text_config(), "_experts_implementation", None) if can_be_told else None
 
@@ -89,7 +89,7 @@ class Hooked:
 
     @contextmanager
     def computing_experts(self, how: str | None) -> Iterator[None]:
-        """Its experts are computed so meanwhile; None: as ever."""
+        """Computes experts in this way inside it; None changes nothing."""
         if how is None:
             yield
             return
@@ -101,7 +101,7 @@ class Hooked:
             self.model.set_experts_implementation(before)
 
     def experts_by_row(self) -> None:
-        """Has experts compute each token by itself, whatever its neighbours chose. Raises LoadError."""
+        """Makes experts compute each token by itself, whatever its neighbours chose. Raises LoadError."""
         if getattr(self.model.config.get_text_config(), "_experts_implementation", None) is None:
             return
         try:
@@ -112,11 +112,11 @@ class Hooked:
     def run(
         self, shape: Layout, ids: Tensor, positions: Tensor, last: Tensor | None, *, compiled: Compiled | None = None
     ) -> tuple[Tensor, Callable[[], None]]:
-        """Logits in float32, and what writes the rest of the result into the rectangle, to be called if all went well.
+        """Returns float32 logits, and a function that writes the rest of the result into the rectangle.
 
-        `ids` and `positions` `[B, T]`. Logits `[B, vocabulary]` of the only token of each row where `last` is None;
-        else `[len(last), vocabulary]`: of these slots, rows one behind the other.
-        `compiled`: runs these instead of its layers; only if attention is ours.
+        `ids` and `positions` `[B, T]`. Logits `[B, vocabulary]` of the only token of each row if `last` is None; else
+        `[len(last), vocabulary]` of these slots, rows one after the other. `compiled`: runs these instead of its
+        layers; only with our attention.
         """
         self._current.step = Step(shape.rectangle, shape, ids.shape[1])
         self._load(shape)
@@ -131,9 +131,9 @@ class Hooked:
             try:
                 cache = self.cache if compiled is None else compiled.cache
                 logits = call(self.model, ids, positions, cache, **picked, **mask).logits
-                states = [(at, layer.found()) for at, layer, _ in self._states]
+                states = [(at, layer.named_states()) for at, layer, _ in self._states]
             finally:
-                # transformers' registry of attention functions lives as long as the process: it must not keep rows.
+                # transformers' registry of attention functions lives as long as the process, so it must not keep rows.
                 del self._current.step
                 for _, layer, _ in self._states:
                     layer.drop()
@@ -161,13 +161,13 @@ class Hooked:
             if not states:
                 return
             rows = _row_of_each(shape)
-            for at, found in states:
-                for buffer, (_, state) in zip(shape.rectangle.states[at], found, strict=True):
+            for at, layer_states in states:
+                for buffer, (_, state) in zip(shape.rectangle.states[at], layer_states, strict=True):
                     buffer.index_copy_(0, rows, state)
 
     @contextmanager
     def _only_last(self, last: Tensor | None) -> Iterator[None]:
-        """The output layer sees these slots alone: `logits_to_keep` can name only columns common to all rows."""
+        """Lets the output layer see only these slots: `logits_to_keep` can only name columns common to all rows."""
         if last is None:
             yield
             return

@@ -1,7 +1,7 @@
-"""How a forward's tokens lie in the rectangle: what all layouts share.
+"""How a forward's tokens are laid out in the rectangle: what all layouts share.
 
-A shape serves one forward. `keep` takes a layer's new keys and values and answers what the model's attention is handed;
-`attend` is that attention, where it is ours; `commit` writes what must not be written before the forward went well.
+A layout serves one forward. `keep` takes a layer's new keys and values and returns the input of the model's attention.
+`attend` is that attention, if it is ours. `commit` writes what must not be written before the forward succeeded.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from baton.model.visibility import Span, Visibility
 
 
 def on_device(numbers: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """`[n]`; the host does not wait for what a CUDA device still has to do."""
-    found = torch.tensor(numbers, dtype=dtype)
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+    """`[n]` on the device; the host does not wait for a CUDA device's earlier work."""
+    tensor = torch.tensor(numbers, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(slots=True)
 class Layout:
-    """What all shapes share. `rows` and `cols` `[tokens]`: row and position of each token that is fed.
+    """What all layouts share. `rows` and `cols` `[tokens]`: row and position of each token that is fed.
 
-    `columns_read`: KV columns that attention reads. `padded_to`: slots per row, where rows are aligned; else 0.
-    `empty_rows`: slots behind those of the spans, of no row.
+    `columns_read`: KV columns that attention reads. `padded_to`: slots per row, if rows are aligned; else 0.
+    `empty_rows`: slots after those of the spans, of no row.
     """
 
     spans: Sequence[Span]
@@ -38,18 +38,18 @@ class Layout:
     columns_read: int
     padded_to: int = 0
     empty_rows: int = 0
-    # Of layers that are rings, by the address of keys and of values: what each span of several tokens attends to.
+    # For layers that are rings, by the address of keys and of values: what each span of several tokens attends to.
     _ordered: dict[int, dict[Span, Tensor]] = field(default_factory=dict)
     _later: list[tuple[Tensor, int, Tensor, Tensor]] = field(default_factory=list)
 
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """A layer's new keys and values `[B, H, T, D]` go in; answers its buffers `[R, C, H, D]`, for `attend`."""
+        """Takes a layer's new keys and values `[B, H, T, D]`. Returns its buffers `[R, C, H, D]`, for `attend`."""
         for buffers, new in ((self.rectangle.keys, keys), (self.rectangle.values, values)):
             self._put(buffers[layer], self.rectangle.rings[layer], self.by_token(new))
         return self.rectangle.keys[layer], self.rectangle.values[layer]
 
     def by_token(self, states: Tensor) -> Tensor:
-        """`[B, H, T, D]` -> `[tokens, H, D]`, real tokens only."""
+        """`[B, H, T, D]` -> `[tokens, H, D]`, without padding."""
         return states.transpose(1, 2).flatten(0, 1)
 
     def attend(
@@ -61,26 +61,26 @@ class Layout:
         visibility: Visibility,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """A layer's attention: q `[B, Hq, T, D]`, and what `keep` answered -> `[B, T, Hq, D]`."""
+        """A layer's attention: q `[B, Hq, T, D]`, and what `keep` returned -> `[B, T, Hq, D]`."""
         raise NotImplementedError
 
     def lengths(self) -> list[int]:
-        """Of each token, how long its text is where it is fed alone: what it began with, or as far as the token."""
+        """For each token, how long its text is when it is fed alone: as it began, or as far as the token."""
         return [max(span.began, at + 1) for span in self.spans for at in range(span.start, span.stop)]
 
     def by_place(self, numbers: Tensor) -> Tensor:
-        """`[tokens]` -> `[B, T]`; 0 for those of nobody."""
+        """`[tokens]` -> `[B, T]`; 0 for padding."""
         raise NotImplementedError
 
     def before(self) -> int | Tensor:
-        """The tokens that rows hold before those that are fed, for models that ask: of several rows, the longest's.
+        """For models that ask: how many tokens rows hold before the fed ones; for several rows, the longest's.
 
-        Only models to which that does not matter are run in such shapes (`loader/cache_length.py`).
+        Only models that do not depend on it run in such layouts (`loader/cache_length.py`).
         """
         return max(span.start for span in self.spans)
 
     def commit(self) -> None:
-        """The forward went well: rings take their newest tokens."""
+        """The forward succeeded: rings take their newest tokens."""
         for buffer, row, columns, new in self._later:
             buffer[row].index_copy_(0, columns, new)
         self._later.clear()
@@ -90,7 +90,7 @@ class Layout:
             buffer.index_put_((self.rows, self.cols), new)
             return
         if all(span.count == 1 for span in self.spans):
-            # The token that is overwritten has left the window: a forward may be repeated.
+            # The overwritten token has left the window, so a forward may be repeated.
             buffer.index_put_((self.rows, self.cols % ring), new)
             return
         ordered: dict[Span, Tensor] = {}
@@ -100,7 +100,7 @@ class Layout:
             if span.count == 1:
                 buffer[span.row].index_copy_(0, at, piece)
                 continue
-            # What is overwritten may still be seen by the first tokens of the span, and needed if the forward fails.
+            # What is overwritten may still be seen by the first tokens of the span, and is needed if the forward fails.
             before = torch.arange(max(0, span.start + 1 - ring), span.start, device=new.device) % ring
             ordered[span] = torch.cat([buffer[span.row].index_select(0, before), piece])
             self._later.append((buffer, span.row, at, piece[-len(at) :]))
@@ -123,7 +123,7 @@ class Layout:
         return attention(q, k, v, mask=mask, causal=causal, scale=scale, softcap=visibility.softcap, sinks=sinks)
 
     def _seen_by(self, buffer: Tensor, span: Span, visibility: Visibility) -> Tensor:
-        """`[seen, H, D]`: what a span's tokens attend to; in the order of the text if there are several."""
+        """`[seen, H, D]`: what a span's tokens attend to, in the order of the text if there are several tokens."""
         low = visibility.lowest(span.start)
         if buffer.shape[1] == self.rectangle.columns:
             return buffer[span.row, low : span.stop]

@@ -1,4 +1,4 @@
-"""The port behind which a forward stands: what rows are fed by, and calls of a model that feed them together."""
+"""The port of a forward: what feeds rows, and calls of a model that feed them together."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from baton.model.visibility import Span
 
 @dataclass(frozen=True, slots=True)
 class ForwardStats:
-    """How a forward was laid out: KV columns that attention read, and slots per row where rows were padded, or 0.
+    """How a forward was laid out: KV columns that attention read, and slots per row if rows were padded, or 0.
 
-    `empty_rows`: slots that were computed for no row at all. `commit` makes the result last: until it is called, what
-    rows hold is as before, and the forward may be repeated.
+    `empty_rows`: slots that were computed for no row. `commit` makes the result permanent: before it, rows are
+    unchanged, and the forward may be repeated.
     """
 
     columns_read: int
@@ -31,13 +31,13 @@ class ForwardStats:
 
 
 class ModelRunner(Protocol):
-    """What rows are fed by. One thread calls it, its engine's.
+    """Feeds rows. Only the engine's thread calls it.
 
-    `swaps_rows`: whether rows are found by `Rectangle.row_slots`, so that two of them may be exchanged.
-    `whole_prompts`: prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing).
-    `long_rope_limit`: the keys of longer texts depend on what the text began with, and spans tell it; None for most.
-    `recompute_limit`: a row whose text grows longer than so many tokens is to be computed anew; None for most.
-    `grid`: where 0 is not, prompts are to be fed in chunks that begin at its multiples; see `Forward.fixed`.
+    `swaps_rows`: whether rows are read by `Rectangle.row_slots`, so that two rows may be swapped. `whole_prompts`:
+    prompts are exact only when fed at once (Mamba-1 layers begin each chunk from nothing). `long_rope_limit`: the keys
+    of longer texts depend on the text's first length, which spans have; None for most. `recompute_limit`: a row whose
+    text grows beyond so many tokens must be recomputed; None for most. `grid`: if it is not 0, prompts must be fed in
+    chunks that begin at its multiples; see `Forward.fixed`.
     """
 
     @property
@@ -52,16 +52,16 @@ class ModelRunner(Protocol):
     def grid(self) -> int: ...
 
     def decode(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
-        """One token per row: logits `[n, vocabulary]` in float32."""
+        """One token per row: float32 logits `[n, vocabulary]`."""
 
     def fill(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
-        """Any number of tokens per row: logits `[kept, vocabulary]` in float32 of each span's last.
+        """Any number of tokens per row: float32 logits `[kept, vocabulary]` of each span's last token.
 
-        Of all tokens of a span that wants `every`.
+        If a span wants `every`, of all its tokens.
         """
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, ForwardStats]:
-        """As `fill`, rows aligned to the longest span, `[n, T]`, where the model allows it."""
+        """As `fill`, but rows are aligned to the longest span, `[n, T]`, if the model allows it."""
 
 
 class Forward(ModelRunner, Protocol):
@@ -87,19 +87,19 @@ class Forward(ModelRunner, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the model that is ready to be made: answers logits, and what makes its result last."""
+    """A call of the model that is ready to run. Returns logits, and a function that makes its result permanent."""
 
     shape: Layout
     run: Callable[[], tuple[Tensor, Callable[[], None]]]
 
 
 def together(calls: Sequence[Call]) -> tuple[Tensor, ForwardStats]:
-    """Makes all calls; what could not be taken back waits for `commit`."""
-    found = [one.run() for one in calls]
-    logits = torch.cat([logits for logits, _ in found]) if len(found) > 1 else found[0][0]
+    """Runs all calls; what could not be undone waits for `commit`."""
+    outcomes = [one.run() for one in calls]
+    logits = torch.cat([logits for logits, _ in outcomes]) if len(outcomes) > 1 else outcomes[0][0]
 
     def commit() -> None:
-        for _, last in found:
+        for _, last in outcomes:
             last()
 
     columns = sum(one.shape.columns_read for one in calls)

@@ -1,4 +1,4 @@
-"""What a model is, found by running it once: each layer's geometry and which columns its tokens see."""
+"""Finds out what a model is by running it once: each layer's geometry and which columns its tokens see."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ PROBE_TOKENS = 4
 class MaskKind:
     """What a mask says, in place of the mask.
 
-    `problem`: why a layer that uses it is not batched. Models make masks of kinds that no layer of theirs uses.
+    `problem`: why a layer that uses it is not batched. Models also make masks that no layer of theirs uses.
     """
 
     visibility: Visibility = EVERYTHING
     problem: str | None = None
 
     def __getitem__(self, _: object) -> MaskKind:
-        """Some models slice their mask; what it means does not change."""
+        """Some models slice their mask; its meaning does not change."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """`shapes[l]`: what cache layer l keeps; `looks[l]`: what tokens see in attention layer l."""
+    """`shapes[l]`: what cache layer l keeps; `visibilities[l]`: what tokens see in attention layer l."""
 
     shapes: tuple[LayerShape, ...]
     visibilities: dict[int, Visibility]
 
     @property
     def windows(self) -> list[int]:
-        """The sizes of windows and chunks that there are, smallest first."""
+        """The sizes of all windows and chunks, smallest first."""
         return sorted(
             {
                 size
@@ -63,7 +63,7 @@ class _Record:
 
 
 class _ProbeColumns(CacheLayerMixin):
-    """A cache layer that keeps nothing but the shapes of what it was given."""
+    """A cache layer that keeps only the shapes of what it was given."""
 
     is_sliding = False
     shape: LayerShape | None = None
@@ -88,7 +88,7 @@ class _ProbeColumns(CacheLayerMixin):
 
 
 class _ProbeHybrid(StateLayer, _ProbeColumns):  # type: ignore[override]
-    """Both."""
+    """Both in one layer."""
 
     def __init__(self, number_of_states: int) -> None:
         _ProbeColumns.__init__(self)  # type: ignore[no-untyped-call]
@@ -103,11 +103,11 @@ class _ProbeHybrid(StateLayer, _ProbeColumns):  # type: ignore[override]
 
 
 def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:
-    """One forward of a few tokens with recording caches and, with `interface`, recording attention and masks.
+    """Runs a few tokens with recording caches and, with `interface`, recording attention and masks.
 
-    Raises LoadError, with the reason, where the model's attention does not go through transformers' interface, or sees
-    what our attention cannot show it; without `interface` only for layers that keep what rows cannot be made of, and
-    for a cache in which nothing is kept.
+    Raises LoadError, with the reason, if the model's attention does not use transformers' interface, or sees what our
+    attention cannot show it. Without `interface` only for layers whose data cannot be kept in rows, and for a cache in
+    which nothing is kept.
     """
     record = _Record()
     if interface:
@@ -121,7 +121,7 @@ def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:
         call(model, tokens, positions, Cache(layers=[*layers]))
     shapes = [_shape_of(layer) for layer in layers]
     if not any(shape.heads or shape.states for shape in shapes):
-        # Stock is called with the same name: both would compute each token without those before it, and agree.
+        # Stock is called with the same name: both would compute each token without the ones before it, and agree.
         raise LoadError("its forward takes a cache and keeps nothing in it")
     if interface:
         _check_attention(record, shapes)
@@ -133,7 +133,7 @@ def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:
 
 
 def call(model: PreTrainedModel, tokens: Tensor, positions: Tensor, cache: Cache, **more: object) -> Any:
-    """The model's forward, under the names that its family has for what is handed in."""
+    """The model's forward, with its family's names for the arguments."""
     names = inspect.signature(model.forward).parameters
     if "position_ids" in names:
         more["position_ids"] = positions
@@ -142,11 +142,11 @@ def call(model: PreTrainedModel, tokens: Tensor, positions: Tensor, cache: Cache
 
 
 def cache_name(names: Collection[str]) -> str:
-    """Which of a function's arguments takes the cache; the commonest name where none is there, see `probe`."""
+    """Which of a function's arguments takes the cache; the commonest name if none does, see `probe`."""
     return next((name for name in _CACHES if name in names), _CACHES[0])
 
 
-# What families and versions of transformers call it.
+# Its names in families and versions of transformers.
 _CACHES = ("past_key_values", "cache_params", "cache")
 
 
@@ -162,7 +162,7 @@ def _shape_of(layer: Any) -> LayerShape:
     shape = getattr(layer, "shape", None) or LayerShape()
     if not isinstance(layer, StateLayer):
         return shape
-    states = tuple(StateShape(tuple(state.shape[1:]), state.dtype, name) for name, state in layer.found())
+    states = tuple(StateShape(tuple(state.shape[1:]), state.dtype, name) for name, state in layer.named_states())
     return replace(shape, states=states)
 
 
@@ -178,17 +178,17 @@ def _check_attention(record: _Record, shapes: Sequence[LayerShape]) -> None:
 
 
 def own_words(what: str, error: Exception) -> str:
-    """What a family's own code says where it fails, in one line."""
+    """The error of a family's own code, in one line."""
     first = (str(error).splitlines() or [""])[0][:200]
     return f"{what} ({type(error).__name__}: {first})"
 
 
 def use_attention(model: PreTrainedModel, name: str) -> None:
-    """Switches to a registered attention. Raises LoadError where the model does not take it."""
+    """Switches to a registered attention. Raises LoadError if the model does not take it."""
     model.set_attn_implementation(name)
-    found = model.config.get_text_config()._attn_implementation
-    if found != name:
-        raise LoadError(f"it keeps its own attention ({found})")
+    implementation = model.config.get_text_config()._attn_implementation
+    if implementation != name:
+        raise LoadError(f"it keeps its own attention ({implementation})")
 
 
 def _recording_attention(record: _Record) -> Callable[..., tuple[Tensor, None]]:
@@ -228,7 +228,7 @@ def _recording_mask(
     local_size: int | None = None,
     **kwargs: object,
 ) -> MaskKind:
-    """Finds the kind of a mask by asking its function about a few pairs of positions."""
+    """Finds the kind of a mask by calling its function with a few pairs of positions."""
     if mask_function is None:
         return MaskKind()
 

@@ -1,8 +1,8 @@
-"""Rotary embeddings that depend on a text's length (longrope, dynamic), each row by its own: stock takes the batch's.
+"""Rotary embeddings that depend on a text's length (longrope, dynamic), each row by its own; stock uses the batch's.
 
 Alone, stock rotates a token once, in the forward that feeds it, by that forward's length: the prompt's for all of a
-prompt, its own place for a token that was generated. So a token's length follows from its place and from how many
-tokens its text began with, whatever happens to its row. A few classes begin a text anew where it grows beyond a length.
+prompt, its own position for a generated token. So a token's length follows from its position and from how many tokens
+its text began with, whatever happens to its row. A few classes recompute a text when it grows beyond a length.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from baton.core.errors import LoadError
 from baton.model.probe import cache_name, own_words
 
 Lengths = Callable[[], tuple[Sequence[int], Callable[[Tensor], Tensor]] | None]
-"""By which length each token of the running forward is rotated, and what lays a tensor of so many out as `[B, T]`;
-None where the forward that runs is stock's."""
+"""Returns each token's length for the running forward, and what lays such a tensor out as `[B, T]`.
 
-# What a rotary embedding of a kind of its own is asked: whether its first positions depend on one that is far off.
+None if the running forward is stock's.
+"""
+
+# A test of unknown rotary embeddings: whether the first positions depend on one that is far away.
 _ASKED, _FAR = 4, 2**20
 
 
@@ -33,8 +35,8 @@ _ASKED, _FAR = 4, 2**20
 class _Kind:
     """One table of a rotary embedding. `limit`: up to so many tokens, nothing depends on a text's length.
 
-    `growing`: beyond it every length has a table of its own (dynamic); else there is one for all (longrope).
-    `prefix`: of the module's attributes, where layer types have tables of their own.
+    `growing`: beyond it every length has a table of its own (dynamic); else there is one for all (longrope). `prefix`:
+    of the module's attributes, if layer types have tables of their own.
     """
 
     limit: int
@@ -43,29 +45,29 @@ class _Kind:
 
     @property
     def longest(self) -> int | None:
-        """The length whose table is that of all longer ones; None where there is none."""
+        """The length whose table serves all longer ones; None if there is none."""
         return None if self.growing else self.limit + 1
 
     def length(self, asked: int) -> int:
-        """The smallest length whose table is that of this one."""
+        """The smallest length with the same table as this one."""
         return max(self.limit, min(asked, self.longest or asked))
 
     def refresh(self, module: Any) -> None:
-        """As it was made: where tables grow, stock keeps the largest it ever had to make, for the texts after it."""
+        """Resets the table: if tables grow, stock keeps the largest one for later texts."""
         if self.growing:
             setattr(module, f"{self.prefix}inv_freq", getattr(module, f"{self.prefix}original_inv_freq"))
             setattr(module, f"{self.prefix}max_seq_len_cached", self.limit)
 
 
 def long_rope_limit(model: PreTrainedModel) -> int | None:
-    """Up to so many tokens, nothing depends on a text's length; None where nothing ever does."""
+    """Up to so many tokens, nothing depends on a text's length; None if nothing ever does."""
     return min((kind.limit for _, kinds in _rotaries(model) for kind in kinds.values()), default=None)
 
 
 def recompute_limit(model: PreTrainedModel) -> int | None:
-    """Where a text grows beyond so many tokens, stock's `generate` computes it anew; None where it goes on as it is.
+    """When a text grows beyond so many tokens, stock's `generate` recomputes it; None if it does not.
 
-    The class is asked, for each number that its config names. Raises LoadError where it does not answer.
+    The class is asked, for each number that its config names. Raises LoadError if it does not answer.
     """
     if long_rope_limit(model) is None:
         return None
@@ -85,16 +87,16 @@ def recompute_limit(model: PreTrainedModel) -> int | None:
 
 
 def as_made(model: PreTrainedModel) -> None:
-    """Forgets what earlier texts left in its rotary embeddings, so that stock gives what it gives first of all."""
+    """Forgets what earlier texts left in its rotary embeddings, so that stock gives the same as at first."""
     for module, kinds in _rotaries(model):
         for kind in kinds.values():
             kind.refresh(module)
 
 
 def rotate_by_row(model: PreTrainedModel, lengths: Lengths) -> None:
-    """Has rotary embeddings take each token's length for that of the batch.
+    """Makes rotary embeddings use each token's length instead of the batch's.
 
-    Raises LoadError for one whose result depends on the batch's in a way that is not known.
+    Raises LoadError for one whose result depends on the batch's in an unknown way.
     """
     known = dict(_rotaries(model))
     for name, module in model.named_modules():
@@ -105,7 +107,7 @@ def rotate_by_row(model: PreTrainedModel, lengths: Lengths) -> None:
 
 
 def must_rotate_beyond(model: PreTrainedModel) -> None:
-    """Raises LoadError for a rotary embedding that fails where texts are long, as stock itself would there."""
+    """Raises LoadError for a rotary embedding that fails with long texts, as stock itself would."""
     known = dict(_rotaries(model))
     for name, module in model.named_modules():
         if module in known:
@@ -113,7 +115,7 @@ def must_rotate_beyond(model: PreTrainedModel) -> None:
 
 
 def _rotaries(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str | None, _Kind]]]:
-    """The rotary embeddings that depend on lengths; of each, its tables by layer type, or by None."""
+    """The rotary embeddings that depend on lengths; for each, its tables by layer type, or by None."""
     for module in model.modules():
         named = getattr(module, "rope_type", None)
         types = named if isinstance(named, dict) else {None: named}
@@ -124,7 +126,7 @@ def _rotaries(model: nn.Module) -> Iterator[tuple[nn.Module, dict[str | None, _K
 
 def _kind(module: Any, layer_type: str | None, rope_type: object) -> _Kind | None:
     prefix = "" if layer_type is None else f"{layer_type}_"
-    # As transformers' `dynamic_rope_update` tells them apart.
+    # As transformers' `dynamic_rope_update` distinguishes them.
     if isinstance(rope_type, str) and "dynamic" in rope_type:
         return _Kind(int(module.original_max_seq_len), growing=True, prefix=prefix)
     if rope_type == "longrope":
@@ -142,29 +144,29 @@ def _by_row(module: nn.Module, kinds: dict[str | None, _Kind], lengths: Lengths)
         if kind is None or running is None:
             return stock(module, x, position_ids, *args, **kwargs)
         asked, laid_out = running
-        found: tuple[Tensor, ...] = ()
+        rotated: tuple[Tensor, ...] = ()
         of_tokens = [kind.length(one) for one in asked]
         wanted = sorted(set(of_tokens))
         places = laid_out(torch.tensor(of_tokens, device=x.device)) if len(wanted) > 1 else None
         for length in wanted:
             kind.refresh(module)
-            # Stock looks at the highest position: one in front decides for all, and none is beyond it.
+            # Stock reads the highest position, so one added in front decides for all, and none is beyond it.
             front = torch.full_like(position_ids[..., :1], length - 1)
             near = position_ids if length == kind.longest else position_ids.clamp(max=length - 1)
             positions = torch.cat([front, near], dim=-1)
             out = stock(module, x, positions, *args, **kwargs)
             parts = tuple(part[..., 1:, :] for part in (out if isinstance(out, tuple) else (out,)))
-            if found and places is not None:
+            if rotated and places is not None:
                 here = (places == length)[..., None]
-                parts = tuple(torch.where(here, new, old) for new, old in zip(parts, found, strict=True))
-            found = parts
-        return found if isinstance(out, tuple) else found[0]
+                parts = tuple(torch.where(here, new, old) for new, old in zip(parts, rotated, strict=True))
+            rotated = parts
+        return rotated if isinstance(out, tuple) else rotated[0]
 
     return forward
 
 
 def _try_beyond(name: str, module: Any, kinds: dict[str | None, _Kind]) -> None:
-    """Rotates twice beyond each limit: older transformers raise the second time, where longrope is by layer type."""
+    """Rotates twice beyond each limit: older transformers raise the second time if longrope is by layer type."""
     twin = copy.deepcopy(module)
     twin.forward = partial(type(module).forward, twin)
     device = next(module.buffers()).device
@@ -179,30 +181,30 @@ def _try_beyond(name: str, module: Any, kinds: dict[str | None, _Kind]) -> None:
 
 
 def _looks_at_the_longest(module: Any) -> bool:
-    """Whether a rotary embedding of another kind rotates a token otherwise where a text is longer."""
+    """Whether another kind of rotary embedding rotates a token differently in a longer text."""
     if not hasattr(module, "inv_freq") or "position_ids" not in inspect.signature(module.forward).parameters:
         return False
     if module.inv_freq.device.type == "meta":
-        return False  # there are no numbers to compare
+        return False  # there are no values to compare
     try:
         device = module.inv_freq.device
         positions = torch.arange(_ASKED, device=device)[None]
         far = torch.full_like(positions[:, :1], _FAR)
         x = torch.zeros(1, device=device)
-        # A copy: what it is asked may stay with it.
+        # A copy, because it may remember what it is asked.
         near = copy.deepcopy(module)(x, positions)
         long = copy.deepcopy(module)(x, torch.cat([positions, far], dim=1))
     except Exception:
-        # It wants more than positions: what depends on them is compared by the self-check.
+        # It wants more than positions; the self-check compares what depends on that.
         return False
     pairs = zip(*(out if isinstance(out, tuple) else (out,) for out in (near, long)), strict=True)
     return not all(torch.equal(one, other[..., :_ASKED, :]) for one, other in pairs)
 
 
-def _numbers(found: object) -> Iterator[int]:
+def _numbers(value: object) -> Iterator[int]:
     """The whole numbers in a config that could be a text's length."""
-    if isinstance(found, dict):
-        for value in found.values():
-            yield from _numbers(value)
-    elif isinstance(found, int) and not isinstance(found, bool) and found > 0:
-        yield found
+    if isinstance(value, dict):
+        for one in value.values():
+            yield from _numbers(one)
+    elif isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        yield value

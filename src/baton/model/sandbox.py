@@ -1,9 +1,9 @@
 """Jinja's immutable sandbox, within a time and a size.
 
-Jinja bounds neither. Every loop and macro of a template gets a first statement that looks at the clock. Whatever makes
-a text, a list or a number is asked how large it will be before it is called (`sizes.py`), and no single one may be
-above the limit; what a rendering makes in all, kept or not, is bounded by a multiple of it. So no single call takes
-long either: a thread that is inside one lets no other run.
+Jinja bounds neither. Every loop and macro of a template gets a first statement that checks the clock. Before anything
+makes a text, a list or a number, the size of the result is computed (`sizes.py`), and no single one may exceed the
+limit; the sum of all that a rendering makes may be a multiple of it. So no single call takes long either, which matters
+because a thread inside one lets no other thread run.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from baton.model.sizes import ELEMENT
 CHECK_TIME = "__baton_check_time"
 _HELD, _SLICED, _JOINED = "__baton_held", "__baton_sliced", "__baton_joined"
 HOOKS = (CHECK_TIME, _HELD, _SLICED, _JOINED)
-"""Names that templates call without having written them."""
+"""Names of functions that are called in templates without being written there."""
 
-# What a rendering makes in all, as a multiple of what it may write. Templates that add up their text turn by turn make
-# half of it for each turn.
+# The most that a rendering makes in all, as a multiple of what it may write. Templates that build their text turn by
+# turn make half of it for each turn.
 _IN_ALL = 32
-# Methods that hand out what is there already.
+# Methods that return what exists already.
 _HANDING = frozenset({"get", "items", "keys", "values"})
 
 
@@ -48,7 +48,7 @@ class Watch:
         self._made = 0
 
     def check_time(self) -> None:
-        """Raises LimitExceeded where it takes too long."""
+        """Raises LimitExceeded if it takes too long."""
         if time.monotonic() > self._until:
             seconds = self._limits.template_timeout
             message = f"the chat template takes longer than {seconds:g} s ({flag_of('template_timeout')})"
@@ -61,7 +61,7 @@ class Watch:
         return piece
 
     def fits(self, size: int) -> None:
-        """Raises LimitExceeded where no single text or list may have this size."""
+        """Raises LimitExceeded if no single text or list may have this size."""
         self._check(size, self._limits.max_template_bytes)
 
     def made(self, size: int) -> None:
@@ -72,12 +72,12 @@ class Watch:
         return sizes.weight(value, self.fits, **more)
 
     def held(self, value: Any) -> Any:
-        """What was made, which must fit."""
+        """Counts a new value, which must fit."""
         self.made(self.weigh(value))
         return value
 
     def sliced(self, value: Any) -> Any:
-        """Part of what was there."""
+        """Counts a part of an existing value."""
         if hasattr(value, "__len__"):
             self.made(len(value) * (1 if isinstance(value, (str, bytes)) else ELEMENT))
         return value
@@ -94,7 +94,7 @@ class Watch:
         return "".join(listed)
 
     def through(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The same items, each of which may be the last that fits."""
+        """The same items, each counted before it is used."""
         for count, item in enumerate(items, 1):
             self.check_time()
             self.fits(count * ELEMENT)
@@ -119,17 +119,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def watched(self, watch: Watch) -> Sandbox:
         """The same environment for one rendering."""
-        found: Sandbox = self.overlay()
-        found.watch = watch
-        found.concat = watch.concat  # type: ignore[method-assign]
-        return found
+        sandbox: Sandbox = self.overlay()
+        sandbox.watch = watch
+        sandbox.concat = watch.concat  # type: ignore[method-assign]
+        return sandbox
 
     def take(self, stock: ImmutableSandboxedEnvironment) -> None:
         """Filters and globals of another environment, within bounds."""
         self.filters.update({name: _bounded(name, made) for name, made in stock.filters.items()})
         self.filters |= {"join": _join, "sum": _sum}
         self.globals.update(stock.globals)
-        # Nothing that a prompt needs.
+        # No prompt needs it.
         self.globals.pop("lipsum", None)
         self.globals["namespace"] = _opaque(stock.globals["namespace"])  # type: ignore[arg-type]
 
@@ -158,13 +158,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 watch.fits(watch.weigh(items) + len(owner) * len(items))  # type: ignore[arg-type]
                 args = (items,)
             elif name in sizes.METHODS:
-                # What jinja hands along in a loop is for functions that take the context.
+                # Arguments that jinja adds in a loop are only for functions that take the context.
                 given = {key: value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")}
                 watch.fits(sizes.METHODS[name](watch.weigh, owner, *args, **given))
         elif name == "strftime_now":
             watch.fits(watch.weigh(args) * ELEMENT)
-        found = super().call(__context, __obj, *args, **kwargs)
-        return found if name in _HANDING and isinstance(owner, Mapping) else watch.held(found)
+        result = super().call(__context, __obj, *args, **kwargs)
+        return result if name in _HANDING and isinstance(owner, Mapping) else watch.held(result)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         kinds = (types.MethodType, types.BuiltinMethodType)
@@ -210,9 +210,9 @@ class _EscapeFormatter(_Formatter, EscapeFormatter):
 
 
 def _bounded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is asked how much it would make. What comes one by one is counted as it does.
+    """A filter with a check of how much it would make. An iterator's items are counted as they come.
 
-    That it takes the context keeps jinja from computing it where its value is constant, while it compiles.
+    It takes the context, so that jinja does not compute it at compile time if its value is constant.
     """
     passed = _PassArg.from_obj(made)
     rule = sizes.FILTERS.get(name)
@@ -228,8 +228,8 @@ def _bounded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
             _PassArg.eval_context: context.eval_ctx,
             _PassArg.environment: context.environment,
         }
-        found = made(*args, **kwargs) if passed is None else made(first[passed], *args, **kwargs)
-        return watch.through(found) if isinstance(found, Iterator) else watch.held(found)
+        made_value = made(*args, **kwargs) if passed is None else made(first[passed], *args, **kwargs)
+        return watch.through(made_value) if isinstance(made_value, Iterator) else watch.held(made_value)
 
     return bounded
 
@@ -259,19 +259,19 @@ def _watch_of(context: Context) -> Watch:
 
 
 def _opaque(stock: type[Namespace]) -> type[Namespace]:
-    """A namespace that does not write out what it holds: it may hold itself, or others many times over."""
+    """A namespace that does not print its content: it may contain itself, or others many times over."""
     return type("Namespace", (stock,), {"__repr__": lambda self: "<Namespace>"})
 
 
 def hooked(tree: nodes.Template) -> nodes.Template:
-    """The same template with its hooks. Raises TemplateError where it calls one by itself."""
+    """The same template with its hooks. Raises TemplateError if it calls one itself."""
     if any(name.name in HOOKS for name in tree.find_all(nodes.Name)):
         raise TemplateError(f"a chat template has no business with {', '.join(HOOKS)}")
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
         body: list[nodes.Node] = node.body  # type: ignore[attr-defined]
         body.insert(0, nodes.ExprStmt(_call(CHECK_TIME)).set_lineno(node.lineno))
-    found: nodes.Template = _with_hooks(tree)
-    return found
+    template: nodes.Template = _with_hooks(tree)
+    return template
 
 
 def _with_hooks(node: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Attention of queries over keys and values that are there, on stock SDPA; written out where SDPA cannot.
+"""Attention of queries over given keys and values, on stock SDPA; written out if SDPA cannot do it.
 
 Shapes: B rows, T queries, S keys, Hq query heads, H key and value heads, D head dimension.
 """
@@ -33,7 +33,7 @@ def attention(
         if causal and q.shape[2] < k.shape[2]:
             mask, causal = causal_lower_right(q.shape[2], k.shape[2]), False
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
-    # The query heads of a group stand where SDPA has its queries, so that no key is read twice.
+    # The query heads of a group take the place of SDPA's queries, so that no key is read twice.
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
     out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
     return out.reshape(q.shape[0], q.shape[1], 1, -1)
@@ -49,7 +49,7 @@ def _plain(
     softcap: float,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention written out. `sinks` `[Hq]`: a score per head that takes its share and brings no value."""
+    """Attention written out. `sinks` `[Hq]`: a score per head that takes its share and adds no value."""
     batch, heads, length, dim = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, length, dim)
     scores = grouped @ k.transpose(-1, -2)[:, :, None] * (dim**-0.5 if scale is None else scale)

@@ -1,7 +1,7 @@
-"""How much a method, a filter or an operator of a chat template would make, found out before it is called.
+"""How much a method, a filter or an operator of a chat template would make, computed before it is called.
 
-Most make no more than they are given. Here are those that make more of it, and those whose time grows faster than what
-they are given. A size is in characters; an element of a list takes `ELEMENT` of them.
+Most make no more than they are given. These make more, or take more than linear time. A size is in characters; an
+element of a list takes `ELEMENT` of them.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ MOST_BITS = 4096
 _NUMBER = 400
 # `repr` and `ascii` write a character as at most so many.
 _ESCAPED = 10
-# What takes the square of a text's length may be given so much less of it; of two texts, their product may be more.
+# An operation in quadratic time may have so much less of a text; for two texts, their product counts.
 _SLOW = 64
 _CODECS = frozenset({"utf-8", "utf8", "ascii", "us-ascii", "latin-1", "latin1", "iso-8859-1"})
 _ERRORS = frozenset({"strict", "ignore", "replace"})
 _DIGITS = re.compile(r"\d+")
-# What follows the percent sign of a conversion, and its key: flags, width, precision, kind.
+# A conversion after the percent sign and its key: flags, width, precision, kind.
 _CONVERSION = re.compile(r"[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?(.?)", re.DOTALL)
 
 Weigh = Callable[..., int]
-"""The size of a value with all that it holds; raises where it is above the limit."""
+"""The size of a value with all its content; raises if it is above the limit."""
 Rule = Callable[..., int]
-"""Of the function that weighs, the value and the arguments as the template has them: the result's size, or more."""
+"""Gets the weighing function, the value and the template's arguments. Returns at least the result's size."""
 
 
 def weight(value: Any, check: Callable[[int], None], *, each: int = ELEMENT, level: int = 0) -> int:
-    """The size of a value with all that it holds, however often it holds the same. `check` is told it as it grows.
+    """The size of a value with all its content, counted each time it occurs. `check` gets the sum as it grows.
 
-    `each` is added for each element, and `level` for each element and each container that it is in.
-    Raises TemplateError for a number of too many bits.
+    `each` is added for each element, and `level` for each element and each container around it. Raises TemplateError
+    for a number of too many bits.
     """
     total, left = 0, [(value, 1)]
     while left:
@@ -61,7 +61,7 @@ def check_number(number: int) -> int:
 
 
 def of_number_operator(operator: str, left: int, right: int) -> None:
-    """Raises TemplateError where two whole numbers, or what they would make, have too many bits."""
+    """Raises TemplateError if two whole numbers, or their result, have too many bits."""
     check_number(left)
     check_number(right)
     bits = {"*": left.bit_length() + right.bit_length(), "**": left.bit_length() * abs(right)}
@@ -70,7 +70,7 @@ def of_number_operator(operator: str, left: int, right: int) -> None:
 
 
 def of_printf(weigh: Weigh, template: str | bytes, values: Any) -> int:
-    """Of a format with percent signs."""
+    """The size of a format with percent signs."""
     text = template.decode("latin-1") if isinstance(template, bytes) else template
     total, plain = len(text), 0
     for key, width, precision, kind in _conversions(text):
@@ -95,23 +95,23 @@ def _conversions(text: str) -> Iterator[tuple[str | None, str, str, str]]:
         if text.startswith("(", at):
             end = _closing(text, at)
             key, at = text[at + 1 : end], end + 1
-        found = _CONVERSION.match(text, at)
-        assert found is not None  # it matches nothing, too
-        yield key, found[1], found[2] or "", found[3]
-        at = text.find("%", found.end())
+        match = _CONVERSION.match(text, at)
+        assert match is not None  # it matches the empty text too
+        yield key, match[1], match[2] or "", match[3]
+        at = text.find("%", match.end())
 
 
 def _closing(text: str, opening: int) -> int:
     depth = 0
-    for found in re.compile(r"[()]").finditer(text, opening):
-        depth += 1 if found[0] == "(" else -1
+    for parenthesis in re.compile(r"[()]").finditer(text, opening):
+        depth += 1 if parenthesis[0] == "(" else -1
         if not depth:
-            return found.start()
+            return parenthesis.start()
     raise TemplateError("the chat template has a format with an incomplete key")
 
 
 def of_field(weigh: Weigh, value: Any, spec: str) -> int:
-    """Of one field of `str.format`; a spec's numbers are a width and a precision."""
+    """The size of one field of `str.format`; numbers in a spec are a width and a precision."""
     return weigh(value) + sum(map(int, _DIGITS.findall(spec))) + _NUMBER
 
 
@@ -155,7 +155,7 @@ def _coded(weigh: Weigh, text: Any, encoding: str = "utf-8", errors: str = "stri
 
 
 def _searched(weigh: Weigh, text: Any, part: Any = None, *_: Any, **more: Any) -> int:
-    """These look for each character of a text, or for a text at each character."""
+    """Methods that search for each character of a text, or for a text at each character."""
     part = more.get("sep", more.get("chars", part))
     return max(len(text), len(text) * _length(part) // _SLOW)
 
@@ -193,7 +193,7 @@ METHODS: Mapping[str, Rule] = {
     "translate": _translated,
     "zfill": _padded,
 }
-"""Of texts, bytes and whole numbers."""
+"""Rules for texts, bytes and whole numbers."""
 
 
 def _indented(weigh: Weigh, text: Any, width: Any = 4, *_: Any, **more: Any) -> int:

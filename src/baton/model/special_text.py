@@ -1,8 +1,8 @@
-"""Special tokens in what users say: encoded as the text that they are, while those of the template stay tokens.
+"""Special tokens in users' texts: encoded as plain text, while those of the template stay tokens.
 
-Which is which, a second rendering tells: in it one character of each such token is another wherever users wrote it. A
-token that is found there is the template's own. It makes no difference how a user's came about: from a message, from
-a part of one that stands behind a part of the template, from what a template leaves when it cuts something out.
+A second rendering tells them apart: in it, one character of each such token is replaced wherever users wrote it. A
+token that is still there is the template's own. This works however a user's token came about: from a message, from a
+part of one after a part of the template, or from a cut that the template makes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from baton.core.text import ArgumentsText, PartedText
 Encode = Callable[[str], list[int]]
 Message = Mapping[str, Any]
 
-# Characters that are none, and those that nobody has given a meaning.
+# Noncharacters, and characters without an assigned meaning.
 _STAND_INS = (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))
-# What templates go by, and no user's words: by the name of the field.
+# Fields whose values templates compare, and that are not a user's words.
 _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 _SAID = ("content", "name")
 _FIXED = {"role": {"system", "user", "assistant", "tool"}, "type": {"function", "text"}}
@@ -34,10 +34,10 @@ _FIXED = {"role": {"system", "user", "assistant", "tool"}, "type": {"function", 
 class SpecialText:
     """For one tokenizer and one template.
 
-    `special`: ids by name of the tokens that are no text. `added`: names of all that are not made by the tokenizer's
-    own rules; those of them that the template writes, and does not look for in messages, are no text either.
-    `looked_for`: texts that it looks for. `backend`: the tokenizer as JSON, None where there is none. `normalize`: what
-    is done to a text before some of the tokens are looked for in it; None for nothing.
+    `special`: ids by name of the tokens that are not text. `added`: names of all tokens that the tokenizer's own rules
+    do not make; those that the template writes, and does not look for in messages, are not text either. `looked_for`:
+    texts that it looks for. `backend`: the tokenizer as JSON, None if there is none. `normalize`: what is done to a
+    text before some of the tokens are looked for in it; None for nothing.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class SpecialText:
             if name in source and name.strip() and not any(name in text for text in looked_for)
         }
         self._guarded = {name: token for name, token in {**written, **special}.items() if name}
-        # An unknown character has this token, too: it is looked for by its name alone.
+        # An unknown character also has this token, so it is looked for by its name alone.
         self._control = frozenset(token for name, token in self._guarded.items() if name != unknown)
         self._unknown = unknown if unknown in self._guarded else None
         self._added = {**added, **self._guarded}
         self._backend = backend
         self._normalize = normalize
         avoided = frozenset(chain.from_iterable(looked_for))
-        # Marked in what messages say; and elsewhere, where templates go by names of fields and look for nothing.
+        # Marked in messages' texts; elsewhere templates compare fields' names and look for nothing.
         self._in_words = set(chain.from_iterable(_marks_of(name, avoided) for name in self._guarded))
         self._signs = {one for name in self._guarded for one in name if _is_sign(one)}
 
     def prepare(self) -> None:
-        """Does now what the first text with such a token would wait for."""
+        """Does now what would delay the first text with such a token."""
         self._apart  # noqa: B018
 
     def tokens(
@@ -80,10 +80,10 @@ class SpecialText:
         write: Callable[[Sequence[Message], Any], str],
         encode: Encode,
     ) -> list[int]:
-        """The prompt of a conversation. `plain`: it with all special tokens; the same comes back if none is a user's.
+        """The prompt of a conversation. `plain`: the prompt with all special tokens; returned if no token is a user's.
 
-        `others`: what users wrote beside the messages: tools, documents. `write` renders messages and them.
-        Raises InvalidValue where a special token cannot be written as text.
+        `others`: what users wrote besides the messages: tools, documents. `write` renders messages and others. Raises
+        InvalidValue if a special token cannot be written as text.
         """
         said = "\0".join(_texts([messages, others]))
         variants = self._variants(said)
@@ -117,7 +117,7 @@ class SpecialText:
         return {word[0] for word in words if word and any(word in name for name in self._guarded)}
 
     def _variants(self, said: str) -> set[str]:
-        """Other characters that become signs of names, as wide ones may."""
+        """Other characters that normalisation turns into signs of names, such as wide ones."""
         if self._normalize is None:
             return set()
         others = ((one, self._normalize(one)) for one in set(said) if not one.isascii())
@@ -126,21 +126,21 @@ class SpecialText:
     def _stand_ins(self, marks: Sequence[str], said: str) -> dict[str, str]:
         taken = {*map(ord, set(said)), *(int(digits, 16) for digits in _ESCAPE.findall(said))}
         free = (chr(one) for one in _STAND_INS if one not in taken)
-        found = dict(zip(marks, free, strict=False))
-        if len(found) < len(marks):
+        by_mark = dict(zip(marks, free, strict=False))
+        if len(by_mark) < len(marks):
             raise InvalidValue("these messages have special tokens, and all private characters", param="messages")
-        return found
+        return by_mark
 
     def _encoded(self, marked: str, own: Collection[int], to_text: Mapping[int, Any]) -> list[int]:
-        """The tokens of a marked text, where these alone are tokens by their names; one with a mark is text."""
+        """The tokens of a marked text, in which only names without a mark are tokens."""
         if self._apart is None:
             raise InvalidValue("this model's tokenizer cannot write special tokens as text", param="messages")
         apart, aliases, numbers = self._apart
         names = sorted((name for name, token in self._guarded.items() if token in own), key=len, reverse=True)
         pieces, at = [], 0
-        for found in re.finditer("|".join(map(re.escape, names)) or r"(?!)", marked):
-            pieces += [marked[at : found.start()].translate(to_text), aliases[found[0]]]
-            at = found.end()
+        for match in re.finditer("|".join(map(re.escape, names)) or r"(?!)", marked):
+            pieces += [marked[at : match.start()].translate(to_text), aliases[match[0]]]
+            at = match.end()
         pieces.append(marked[at:].translate(to_text))
         tokens = apart.encode_batch_fast(["".join(pieces)], add_special_tokens=False)[0].ids
         if any(token in self._control and token not in numbers for token in tokens):
@@ -149,9 +149,9 @@ class SpecialText:
 
     @cached_property
     def _apart(self) -> tuple[Tokenizer, Mapping[str, str], Mapping[int, int]] | None:
-        """The same tokenizer, where the tokens have other names; these names; and its ids for them, as they are here.
+        """The same tokenizer with other names for the tokens; these names; and the original ids of its ids.
 
-        Nobody can know those names. None where there is no such tokenizer.
+        Nobody can know those names. None if there is no such tokenizer.
         """
         source = self._backend()
         if source is None:
@@ -182,7 +182,7 @@ def _marks_of(name: str, avoided: frozenset[str]) -> Sequence[str]:
 
 
 def _words(message: Message) -> Iterator[str]:
-    """What a message says, part by part, and who says it."""
+    """A message's words, part by part, and its role."""
     for value in map(message.get, _SAID):
         if isinstance(value, PartedText):
             yield from value.parts

@@ -23,9 +23,8 @@ from baton.model.sandbox import Sandbox, Watch, hooked
 class ChatTemplate:
     """A template's source, compiled. Safe to call from any thread.
 
-    `takes_tools`: whether it says anything of tools. `variables`: the names that it looks at. `looks_for`: the texts
-    that it looks for in others.
-    Raises jinja2.TemplateError where the source is none.
+    `takes_tools`: whether it mentions tools. `variables`: the names that it reads. `looks_for`: the texts that it looks
+    for in others. Raises jinja2.TemplateError if the source is invalid.
     """
 
     def __init__(self, source: str, limits: Limits) -> None:
@@ -42,13 +41,13 @@ class ChatTemplate:
         special_tokens: Mapping[str, Any],
         options: TemplateOptions = NO_TEMPLATE_OPTIONS,
     ) -> str:
-        """As transformers' `apply_chat_template` does.
+        """Renders as transformers' `apply_chat_template` does.
 
-        Raises LimitExceeded, InvalidValue where nothing of what is said is in the prompt, or the last message is not
-        there to be continued, and what the template raises.
+        Raises LimitExceeded; InvalidValue if no message is in the prompt, or if the last message cannot be continued;
+        and what the template raises.
         """
         until = time.monotonic() + self._limits.template_timeout
-        # A variable of a request is never taken for a special token's name.
+        # A request's variable is never taken for a special token's name.
         given = {
             **options.variables,
             **special_tokens,
@@ -87,7 +86,7 @@ class ChatTemplate:
 
 
 class _Compiled(NamedTuple):
-    """`reads_words`: it goes through messages and reads their content. `takes_parts`: it knows of texts in parts.
+    """`reads_words`: it loops over messages and reads their content. `takes_parts`: it knows texts in parts.
 
     `proved`: see `conversation.rendered`.
     """
@@ -103,7 +102,7 @@ class _Compiled(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _compiled(source: str) -> _Compiled:
-    # Its filters and globals alone: the stock environment would compute what is constant while it compiles.
+    # Only its filters and globals: the stock environment would compute constants at compile time.
     stock = _compile_jinja_template("").environment
     sandbox = Sandbox(
         trim_blocks=stock.trim_blocks,
@@ -122,7 +121,7 @@ def _compiled(source: str) -> _Compiled:
 
 
 def _marked(message: Mapping[str, Any], mark: str) -> Mapping[str, Any]:
-    """A message with a mark behind its words."""
+    """A message with a mark after its words."""
     content = message.get("content")
     if isinstance(content, PartedText):
         content = PartedText([*content.parts[:-1], content.parts[-1] + mark])
@@ -134,7 +133,7 @@ def _marked(message: Mapping[str, Any], mark: str) -> Mapping[str, Any]:
 
 
 def _looked_for(tree: nodes.Template) -> Iterator[str]:
-    """Texts that are compared with others, or handed to their methods, to filters and tests."""
+    """Texts that are compared with others, or passed to their methods, to filters and tests."""
     for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter, nodes.Test)):
         if isinstance(node, nodes.Compare):
             asked: Sequence[nodes.Node] = [node]
@@ -143,4 +142,4 @@ def _looked_for(tree: nodes.Template) -> Iterator[str]:
             asked = [] if is_function else node.args  # type: ignore[attr-defined]
         for one in asked:
             constants = [one] if isinstance(one, nodes.Const) else one.find_all(nodes.Const)
-            yield from (found.value for found in constants if isinstance(found.value, str))
+            yield from (constant.value for constant in constants if isinstance(constant.value, str))

@@ -1,4 +1,4 @@
-"""How few tokens a text can have, told by its bytes: to encode what cannot fit the context would take long."""
+"""The least number of tokens of a text, from its bytes: encoding a text that cannot fit would take long."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Canonical composition makes one character of three at most, in a third of the bytes.
+# Canonical composition makes one character of at most three, in a third of the bytes.
 _COMPOSED = 3.0
 _KEPT = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Sequence"}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBytes:
-    """`most`: bytes of a text that one token stands for. `blanks`: blanks are not counted, a token may take many."""
+    """`most`: bytes of a text that one token stands for.
+
+    `blanks`: blanks are not counted, a token may stand for many.
+    """
 
     most: float
     blanks: bool
 
     def fewest(self, text: str) -> int:
-        """So many tokens or more are in the text."""
+        """At least so many tokens are in the text."""
         told = "".join(text.split()) if self.blanks else text
         return math.ceil(len(told.encode(errors="replace")) / self.most)
 
 
 def token_bytes(backend: Any, letters: Collection[str]) -> TokenBytes | None:
-    """Of a fast tokenizer; None where a token may stand for a text of any length, as `<unk>` does.
+    """For a fast tokenizer; None if a token may stand for a text of any length, as `<unk>` does.
 
     `letters`: how byte-level tokenizers write the 256 bytes.
     """
@@ -47,7 +50,7 @@ def _told(part: Any) -> Mapping[str, Any] | None:
 
 
 def _shrinking(normalizer: Mapping[str, Any] | None) -> float | None:
-    """By how much a normalizer may shrink a text; None where it may drop any amount of it."""
+    """By how much a normalizer may shrink a text; None if it may drop any amount of it."""
     kind = None if normalizer is None else normalizer["type"]
     if normalizer is None or kind in ("Prepend", "ByteLevel"):
         return 1.0

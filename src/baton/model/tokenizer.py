@@ -21,15 +21,15 @@ from baton.model.special_text import SpecialText
 from baton.model.template import ChatTemplate
 from baton.model.token_bytes import TokenBytes, token_bytes
 
-# Of what a template says when it refuses; it may be as long as a conversation.
+# Of a template's refusal, which may be as long as a conversation.
 _MOST_WHY = 500
 
 
 class ModelTokenizer:
     """Encodes, decodes and renders conversations with a stock tokenizer. Safe to call from any thread.
 
-    Nobody waits for what another one's text takes: a fast tokenizer's state is settled here, and from then on it is
-    only read. It lets go of Python's lock while it encodes or decodes a batch.
+    Threads do not wait for each other's texts: a fast tokenizer's state is set here and afterwards only read. It
+    releases Python's lock while it encodes or decodes a batch.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class ModelTokenizer:
         special_in_text: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> None:
-        """`special_in_text`: special tokens in what a conversation says are those tokens; else they are text.
+        """`special_in_text`: special tokens in messages are tokens; else they are text.
 
-        `variables`: what chat templates are handed by default. Raises SettingError for one that they do not know.
+        `variables`: defaults for chat templates. Raises SettingError for one that they do not know.
         """
         self.vocabulary = vocabulary
         self.kind = type(tokenizer).__name__
@@ -63,7 +63,7 @@ class ModelTokenizer:
                 raise SettingError(error.message, param="chat_template_kwargs") from None
 
     def prepare(self, most_tokens: int) -> None:
-        """Does now what the first request would wait for. `most_tokens`: of a prompt, for `fit`."""
+        """Does now what would delay the first request. `most_tokens`: of a prompt, for `fit`."""
         self._most_tokens = most_tokens
         self.fit("")
         self.piece(0)
@@ -73,15 +73,15 @@ class ModelTokenizer:
 
     @cached_property
     def roles(self) -> Mapping[str, str]:
-        """Which special token is what: its name by "bos_token", "eos_token" and so on."""
+        """The names of special tokens by their roles: "bos_token", "eos_token" and so on."""
         return {role: str(name) for role, name in self._tokenizer.special_tokens_map.items() if role.endswith("_token")}
 
     @cached_property
     def special(self) -> Mapping[str, int]:
-        """Ids of all special tokens by their names: those with a role, and all others that are no text."""
-        found = dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
+        """Ids of all special tokens by their names: those with a role, and all others that are not text."""
+        named = dict(zip(self._tokenizer.all_special_tokens, self._tokenizer.all_special_ids, strict=True))
         added = getattr(self._tokenizer, "added_tokens_decoder", {})
-        return found | {str(token): number for number, token in added.items() if token.special}
+        return named | {str(token): number for number, token in added.items() if token.special}
 
     @cached_property
     def added(self) -> frozenset[str]:
@@ -90,12 +90,12 @@ class ModelTokenizer:
 
     @property
     def response_template(self) -> Mapping[str, Any] | None:
-        """How the tokenizer's own files say that answers are to be read; None if they say nothing."""
-        found = getattr(self._tokenizer, "response_template", None)
-        return found if isinstance(found, dict) else None
+        """How answers are to be parsed, from the tokenizer's own files; None if they do not say."""
+        template = getattr(self._tokenizer, "response_template", None)
+        return template if isinstance(template, dict) else None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds by itself, or without."""
+        """Token ids of a text, with or without the special tokens that the tokenizer adds by itself."""
         if self._fast is not None:
             # A batch of one: a text by itself would be encoded under Python's lock.
             return list(self._fast.encode_batch_fast([text], add_special_tokens=special)[0].ids)
@@ -103,7 +103,7 @@ class ModelTokenizer:
             return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def fit(self, text: str) -> None:
-        """Raises ContextLengthExceeded where a text's bytes tell that it has more tokens than a prompt may."""
+        """Raises ContextLengthExceeded if a text's bytes show that it has more tokens than a prompt may."""
         if self._most_tokens is None or self._token_bytes is None:
             return
         fewest = self._token_bytes.fewest(text)
@@ -113,13 +113,13 @@ class ModelTokenizer:
 
     @cached_property
     def template_variables(self) -> frozenset[str]:
-        """The names that the chat template looks at, whichever it is: with tools or without."""
-        found: set[str] = set()
+        """The variables that the chat template reads, with tools or without."""
+        names: set[str] = set()
         for tools in (False, True):
             with contextlib.suppress(Unsupported, TemplateError):
                 source = self.chat_template(tools=tools)
-                found |= ChatTemplate(source, self._limits).variables if source else set()
-        return frozenset(found)
+                names |= ChatTemplate(source, self._limits).variables if source else set()
+        return frozenset(names)
 
     def chat(
         self,
@@ -129,8 +129,8 @@ class ModelTokenizer:
     ) -> list[int]:
         """The prompt of a conversation, ending where the assistant's turn begins, unless `options` say otherwise.
 
-        Raises Unsupported where the model has no chat template, or none that says anything of tools, InvalidValue where
-        the template refuses, LimitExceeded where it takes too long or writes too much.
+        Raises Unsupported if the model has no chat template, or none that mentions tools; InvalidValue if the template
+        refuses; LimitExceeded if it takes too long or writes too much.
         """
         source = self.chat_template(tools=bool(tools))
         if source is None:
@@ -181,7 +181,7 @@ class ModelTokenizer:
             return self._special_texts[source]
 
     def chat_template(self, *, tools: bool) -> str | None:
-        """The source of the template that conversations are written by, with tools or without."""
+        """The source of the chat template, with tools or without."""
         if not getattr(self._tokenizer, "chat_template", None):
             return None
         try:
@@ -190,12 +190,12 @@ class ModelTokenizer:
             raise Unsupported(f"this model's chat template cannot be told: {error}", param="messages") from error
 
     def token(self, name: str) -> int | None:
-        """The one token of this name, None where there is none."""
-        found = self._tokenizer.convert_tokens_to_ids(name)
-        return found if isinstance(found, int) and found != self._tokenizer.unk_token_id else None
+        """The one token of this name; None if there is none."""
+        token_id = self._tokenizer.convert_tokens_to_ids(name)
+        return token_id if isinstance(token_id, int) and token_id != self._tokenizer.unk_token_id else None
 
     def backend(self) -> str | None:
-        """The fast tokenizer as JSON, without truncation and padding; None where there is none."""
+        """The fast tokenizer as JSON, without truncation and padding; None if there is none."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
@@ -210,13 +210,16 @@ class ModelTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def piece(self, token_id: int) -> bytes:
-        """What this token adds to a text, in UTF-8; a special token's name. It may end inside a character."""
+        """The bytes that this token adds to a text, in UTF-8; a special token's name.
+
+        They may end inside a character.
+        """
         if token_id not in self._pieces:
             self._pieces[token_id] = self._piece(token_id)
         return self._pieces[token_id]
 
     def _piece(self, token_id: int) -> bytes:
-        # Behind another token, because a text's first one may lose its space.
+        # Decoded after another token, because a text's first one may lose its space.
         before = self.decode(self._anchor)
         both = self.decode([*self._anchor, token_id], skip_special_tokens=False)
         text = both[len(before) :] if both.startswith(before) else self.decode([token_id], skip_special_tokens=False)
@@ -256,9 +259,9 @@ class ModelTokenizer:
 
 
 def _settled(tokenizer: Any) -> Any:
-    """The Rust tokenizer behind a stock one, with nothing left that a call of the stock one would change.
+    """The Rust tokenizer of a stock one, set so that no call of the stock one changes it.
 
-    None where there is none, or where the stock class does more than call it.
+    None if there is none, or if the stock class does more than call it.
     """
     backend, kind = getattr(tokenizer, "backend_tokenizer", None), type(tokenizer)
     if backend is None or any(getattr(kind, name) is not getattr(PreTrainedTokenizerFast, name) for name in _STOCK):

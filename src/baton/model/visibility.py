@@ -1,4 +1,4 @@
-"""Which tokens are fed, and which earlier ones they see: the words that attention, cache and forward share."""
+"""Which tokens are fed, and which earlier ones they see: the terms that attention, cache and forward share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Visibility:
-    """Which earlier tokens a layer's token sees, and how their scores are bent; all, and not at all, by default.
+    """Which earlier tokens a layer's token sees, and a cap on their scores; by default all, uncapped.
 
-    `window`: the last so many, itself among them. `chunk`: those of its own chunk of so many. `softcap`: scores are
+    `window`: the last so many, including itself. `chunk`: those of its own chunk of so many. `softcap`: scores are
     softcap * tanh(scores / softcap). At most one of window and chunk is above 0.
     """
 
@@ -29,26 +29,26 @@ class Visibility:
 
     def seen(self, token: Tensor, column: Tensor) -> Tensor:
         """Whether tokens see the tokens of these columns; both broadcast."""
-        found = column <= token
+        seen = column <= token
         if self.window:
-            found = found & (column > token - self.window)
+            seen = seen & (column > token - self.window)
         if self.chunk:
-            found = found & (column >= token // self.chunk * self.chunk)
-        return found
+            seen = seen & (column >= token // self.chunk * self.chunk)
+        return seen
 
 
 EVERYTHING = Visibility()
 
 NOBODY = -1
-"""The row of tokens that are computed for no one: padding."""
+"""The row of tokens that are computed for no row: padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` tokens of one row, fed at once: they get the columns from `start` on.
+    """`count` tokens of one row, fed at once into the columns from `start` on.
 
-    `began`: how many tokens the row's text begins with, alone, in one forward; where rotation depends on a text's
-    length (`model/rotary.py`). `every`: the logits of all its tokens are wanted, not only of the last.
+    `began`: how many tokens the row's text begins with when it runs alone, in one forward; used if rotation depends on
+    a text's length (`model/rotary.py`). `every`: the logits of all its tokens are wanted, not only of the last.
     """
 
     row: int
@@ -68,25 +68,25 @@ class Span:
 
 
 def wanted_tokens(spans: Sequence[Span]) -> Iterator[int]:
-    """Which of the spans' tokens, one span behind the other, are those whose logits are wanted."""
+    """The indices, over all spans' tokens in order, of tokens whose logits are wanted."""
     ends = itertools.accumulate(span.count for span in spans)
     for end, span in zip(ends, spans, strict=True):
         yield from range(end - span.kept, end)
 
 
 def cut(spans: Sequence[Span], first: int, last: int) -> list[Span]:
-    """What of the spans lies in tokens [first, last) of them all."""
-    found, at = [], 0
+    """The part of the spans that covers the tokens [first, last) of them all."""
+    pieces, at = [], 0
     for span in spans:
         low, high = max(first - at, 0), min(last - at, span.count)
         if low < high:
-            found.append(replace(span, start=span.start + low, count=high - low))
+            pieces.append(replace(span, start=span.start + low, count=high - low))
         at += span.count
-    return found
+    return pieces
 
 
 def with_padding(spans: Sequence[Span], tokens: Sequence[int], longest: int) -> tuple[list[Span], list[int], list[int]]:
-    """Behind each span as many tokens of nobody's as it is shorter than the longest; and which tokens are wanted."""
+    """Adds padding after each span up to the longest one's length; also returns which tokens are wanted."""
     padded: list[Span] = []
     fed: list[int] = []
     wanted: list[int] = []

@@ -1,4 +1,4 @@
-"""Blanks at the end of a text that comes in pieces: held back until it is known what they stand in front of."""
+"""Blanks at the end of a text that comes in pieces: held back until it is known what follows them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class TrailingBlanks:
         self._pieces: list[str] = []
 
     def add(self, text: str) -> str:
-        """Takes the next piece, and returns what is sure: all up to its last word, with the blanks before."""
+        """Takes the next piece. Returns what is certain: everything up to its last word, with the blanks before."""
         words = text.rstrip(self._kinds)
         said = self.take() + words if words else ""
         if len(words) < len(text):
@@ -21,7 +21,7 @@ class TrailingBlanks:
         return said
 
     def take(self) -> str:
-        """Returns what is held back, and holds nothing back any more."""
-        found = "".join(self._pieces)
+        """Returns what is held back, which is not held back any more."""
+        blanks = "".join(self._pieces)
         self._pieces, self.size = [], 0
-        return found
+        return blanks

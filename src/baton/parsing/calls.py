@@ -1,8 +1,8 @@
-"""What all parsers of tool calls share: text around calls, and calls that begin as soon as they are sure.
+"""What all parsers of tool calls share: text around calls, and calls that begin as soon as they are certain.
 
-What might be the beginning of a call is held back. What turns out to be none stays text, to the letter. A call is sure
-once the name of an offered tool and the beginning of its arguments were read; from there on its arguments are handed on
-as they come.
+What might be the beginning of a call is held back; if it is none, it stays text, to the letter. A call is certain when
+the name of an offered tool and the beginning of its arguments were read; from there on its arguments are passed on as
+they come.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Reading = Generator[None, None, bool]
 class CallParser(ABC):
     """A parser of one answer; see `deltas.Parser`.
 
-    `forced`: the answer is nothing but calls, so that what is cut before its name is no text. `only`: the tool that
-    must be called, if there is but one.
+    `forced`: the answer is nothing but calls, so text that is cut before a name is dropped. `only`: the tool that must
+    be called, if there is but one.
     """
 
     reasoning = False
@@ -56,7 +56,7 @@ class CallParser(ABC):
         """Reads the answer."""
 
     def say(self, text: str) -> None:
-        """Text; blanks at its end are held back, because those in front of a call are dropped."""
+        """Emits text. Blanks at its end are held back, because blanks before a call are dropped."""
         self.scanner.say(self._blanks.add(text))
 
     def start(self, name: str) -> bool:
@@ -71,12 +71,12 @@ class CallParser(ABC):
         return True
 
     def argue(self, text: str) -> None:
-        """The next piece of the call's arguments."""
+        """Emits the next piece of the call's arguments."""
         if text:
             self.scanner.out.append(CallArguments(self.calls - 1, text))
 
     def try_call(self, reading: Reading, before: str, closing: str = "") -> Steps:
-        """Reads a call behind its opening tag `before`, up to its closing tag. What is no call is said as text."""
+        """Reads a call after its opening tag `before`, up to its closing tag. If it is not a call, it becomes text."""
         self.scanner.keep()
         began = self.calls
         yield from reading
@@ -92,7 +92,7 @@ class CallParser(ABC):
             pieces: list[str] = []
             yield from self.scanner.until((closing,), pieces.append)
             stray = "".join(pieces)
-            # A brace too many is a slip of the model's, and words are its text.
+            # An extra brace is the model's slip; words are text of the answer.
             if stray.strip("]} \r\n\t"):
                 self.say(stray)
 
@@ -121,7 +121,7 @@ class Enclosed(CallParser):
 
     @abstractmethod
     def inside(self) -> Reading:
-        """Reads what stands behind the opening tag."""
+        """Reads what follows the opening tag."""
 
 
 ParserOf = Callable[..., CallParser]

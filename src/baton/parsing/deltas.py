@@ -1,16 +1,16 @@
-"""What is new in an answer, in no API's spelling: each API writes the same deltas as its own chunks or events.
+"""The new parts of an answer, independent of any API: each API writes the same deltas as its own chunks or events.
 
-A parser takes the answer's text piece by piece and returns deltas in the order in which they were said:
+A parser takes the answer's text piece by piece and returns deltas in order:
 
-- `Text`: text to be shown, never empty.
+- `Text`: text of the answer, never empty.
 - `Reasoning`: what the model thinks before it answers, never empty, without its tags.
 - `CallStart`: a tool call begins. Its number counts from 0; its name is an offered tool's.
 - `CallArguments`: the next piece of that call's arguments, never empty. A call's pieces joined are a JSON object,
   unless the model wrote none or was cut off.
 
-A call ends where another delta than its own arguments comes, or where the answer ends. So a writer of events that need
-an explicit end closes what is open whenever the kind (or the call's number) changes, and at the finish.
-`Message` adds deltas up: what a plain answer tells.
+A call ends when another delta than its own arguments comes, or when the answer ends. So a writer of events that need an
+explicit end closes what is open whenever the kind (or the call's number) changes, and at the finish. `Message` sums
+deltas up to a plain answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reasoning(NamedTuple):
 
 
 class CallStart(NamedTuple):
-    """`number`: which of the answer's calls it is, from 0 on."""
+    """`number`: the call's position in the answer, from 0 on."""
 
     number: int
     id: str
@@ -60,11 +60,11 @@ class Parser(Protocol):
 
     @property
     def reasoning(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
+        """Whether what comes next is reasoning, as far as known."""
 
     @property
     def reasons(self) -> bool:
-        """Whether it tells reasoning apart."""
+        """Whether it separates reasoning."""
 
     @property
     def held(self) -> int:
@@ -74,7 +74,7 @@ class Parser(Protocol):
         """Takes the next piece of text."""
 
     def finish(self) -> list[Delta]:
-        """No more text comes: returns what was held back."""
+        """No more text comes. Returns what was held back."""
 
 
 @dataclass(slots=True)
@@ -114,21 +114,21 @@ def message_of(deltas: Iterable[Delta]) -> Message:
 
 
 def merged(deltas: Iterable[Delta]) -> list[Delta]:
-    """The same with neighbours of one kind as one."""
-    found: list[Delta] = []
+    """The same deltas with neighbours of one kind joined."""
+    deltas_merged: list[Delta] = []
     for delta in deltas:
-        last = found[-1] if found else None
+        last = deltas_merged[-1] if deltas_merged else None
         if isinstance(delta, Text) and isinstance(last, Text):
-            found[-1] = Text(last.text + delta.text)
+            deltas_merged[-1] = Text(last.text + delta.text)
         elif isinstance(delta, Reasoning) and isinstance(last, Reasoning):
-            found[-1] = Reasoning(last.text + delta.text)
+            deltas_merged[-1] = Reasoning(last.text + delta.text)
         elif isinstance(delta, CallArguments) and isinstance(last, CallArguments) and last.number == delta.number:
-            found[-1] = CallArguments(last.number, last.text + delta.text)
+            deltas_merged[-1] = CallArguments(last.number, last.text + delta.text)
         else:
-            found.append(delta)
-    return found
+            deltas_merged.append(delta)
+    return deltas_merged
 
 
 def call_id() -> str:
-    """A name for a call, which no other call has."""
+    """A new id for a call."""
     return f"call_{secrets.token_hex(12)}"

@@ -1,4 +1,4 @@
-"""Gemma's calls: a name and arguments in braces, with keys without quotes and strings between tokens of their own."""
+"""Gemma's calls: a name and arguments in braces, keys without quotes, strings between tokens of their own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Gemma(Enclosed):
         return True
 
     def _value(self, depth: int) -> Steps:
-        """Hands on a value as JSON."""
+        """Passes on a value as JSON."""
         scanner = self.scanner
         yield from scanner.blanks()
         if (yield from scanner.tag(self.quote)):
@@ -47,7 +47,7 @@ class Gemma(Enclosed):
             yield from self._items(opened, depth)
         else:
             text = yield from scanner.matching(_SCALAR)
-            # What is cut may be part of a number, or of a tag.
+            # What is cut may be part of a number or of a tag.
             if not scanner.ended or scanner.pending:
                 self.argue(_scalar(text))
 
@@ -102,7 +102,7 @@ class FunctionGemma(Gemma):
 
 
 def _scalar(text: str) -> str:
-    """A number or constant as JSON; anything else is a text."""
+    """A number or constant as JSON; anything else becomes a string."""
     try:
         json.loads(text, parse_constant=_refused)
         return text

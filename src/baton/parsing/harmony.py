@@ -17,7 +17,7 @@ _MOST_HEADER = 512
 
 
 class Harmony(CallParser):
-    """All of an answer, whether tools are offered or not. Without a header, text is text."""
+    """Reads the whole answer, with or without tools. Without a header, text is text."""
 
     reasons = True
     tells_reasoning = True
@@ -25,7 +25,7 @@ class Harmony(CallParser):
     def read(self) -> Steps:
         scanner = self.scanner
         while True:
-            # Between messages: what is no header is text, such as that of an answer with a form.
+            # Between messages; text without a header, such as an answer with a form, is text.
             tag = yield from scanner.until((CHANNEL, START, MESSAGE), self.say)
             if not tag:
                 return

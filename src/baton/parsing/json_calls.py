@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from baton.parsing.calls import CallParser, Reading
-from baton.parsing.scanner import Found, Steps
+from baton.parsing.scanner import Steps, TextSteps
 
 ARGUMENTS = ("arguments", "parameters")
 _NAMES = ("name", "tool_name")
@@ -19,7 +19,7 @@ def call_object(parser: CallParser) -> Reading:  # noqa: C901
     """Reads an object. Arguments stream if the name came before them, else they follow when the name is known."""
     scanner = parser.scanner
     started = False
-    early = ""  # arguments in front of the name
+    early = ""  # arguments before the name
     name = ""
     yield from scanner.blanks()
     if not (yield from scanner.tag("{")):
@@ -56,7 +56,7 @@ def call_object(parser: CallParser) -> Reading:  # noqa: C901
             parser.argue(early)
 
 
-def json_value(parser: CallParser) -> Found:
+def json_value(parser: CallParser) -> TextSteps:
     """The next JSON value, as it is written."""
     scanner = parser.scanner
     pieces: list[str] = []
@@ -73,20 +73,20 @@ def json_value(parser: CallParser) -> Found:
 
 def call_objects(parser: CallParser) -> Reading:
     """Reads objects one after the other, or a list of them."""
-    found = False
+    any_call = False
     while True:
         yield from parser.scanner.matching(_BETWEEN)
         if (yield from parser.scanner.peek()) != "{":
-            return found
+            return any_call
         if not (yield from call_object(parser)):
-            return found
-        found = True
+            return any_call
+        any_call = True
 
 
 class Tagged(CallParser):
-    """Objects between two tags, text around them; in one pair of tags there may be several, or a list of them.
+    """Objects between two tags, text around them; one pair of tags may contain several objects, or a list.
 
-    `closing` "" where nothing closes them. `others`: opening tags that some models write instead.
+    `closing` "" if nothing closes them. `others`: opening tags that some models write instead.
     """
 
     opening = "<tool_call>"
@@ -102,7 +102,7 @@ class Tagged(CallParser):
 
 
 class Granite(Tagged):
-    """Granite 3: a list of objects behind a tag."""
+    """Granite 3: a list of objects after a tag."""
 
     opening = "<|tool_call|>"
     closing = ""
@@ -110,7 +110,7 @@ class Granite(Tagged):
 
 
 class Phi(Tagged):
-    """Phi-4: a list of objects between tags, or behind a word."""
+    """Phi-4: a list of objects between tags, or after a word."""
 
     opening = "<|tool_call|>"
     closing = "<|/tool_call|>"
@@ -118,14 +118,14 @@ class Phi(Tagged):
 
 
 class Command(Tagged):
-    """Command A and R: a list of objects, whose names stand under `tool_name`."""
+    """Command A and R: a list of objects with their names under `tool_name`."""
 
     opening = "<|START_ACTION|>"
     closing = "<|END_ACTION|>"
 
 
 class Bare(CallParser):
-    """An answer that is nothing but objects, perhaps behind a tag; others are text."""
+    """An answer that is nothing but objects, perhaps after a tag; any other answer is text."""
 
     opening = "<|python_tag|>"
 
@@ -149,11 +149,11 @@ _BETWEEN = re.compile(r"[\s\[\],;]*")
 
 
 def _text(parser: CallParser) -> Any:
-    """A string behind its first quote; None where it is none."""
+    """A string after its first quote; None if it is none."""
     pieces = ['"']
     ended = yield from parser.scanner.string(pieces.append)
-    found = _loaded("".join(pieces)) if ended else None
-    return found if isinstance(found, str) else None
+    value = _loaded("".join(pieces)) if ended else None
+    return value if isinstance(value, str) else None
 
 
 def _loaded(text: str) -> Any:
@@ -164,7 +164,7 @@ def _loaded(text: str) -> Any:
 
 
 def _object_in(value: str) -> str:
-    """The arguments as an object's text: an object, or a string that has one in it; "" for anything else."""
+    """The arguments as an object's text: an object, or a string that contains one; "" for anything else."""
     if value.startswith('"'):
         inner = _loaded(value)
         value = inner if isinstance(inner, str) else ""

@@ -1,4 +1,4 @@
-"""Calls that are markup, each argument between tags of its own: Qwen3-Coder, GLM, MiniMax, Seed.
+"""Calls as markup, each argument between tags of its own: Qwen3-Coder, GLM, MiniMax, Seed.
 
 An argument's text becomes JSON by its schema: strings as they come, anything else when it is complete.
 """
@@ -17,13 +17,13 @@ _MOST_NAME = 256
 
 
 class Markup(CallParser):
-    """`function`, `parameter`: what stands around a name, and what closes the element. `strips`: see `_value`."""
+    """`function`, `parameter`: what surrounds a name, and what closes the element. `strips`: see `_value`."""
 
     opening = "<tool_call>"
     closing = "</tool_call>"
     function: tuple[str, str, str] = ("<function=", ">", "</function>")
     parameter: tuple[str, str, str] = ("<parameter=", ">", "</parameter>")
-    # Models leave the outer tag out at times.
+    # Models sometimes leave the outer tag out.
     bare = True
 
     def read(self) -> Steps:
@@ -36,26 +36,26 @@ class Markup(CallParser):
             yield from self.try_call(inner, tag, self.closing if tag == self.opening else "")
 
     def functions(self, *, behind_tag: bool) -> Reading:
-        """One function's element or several. `behind_tag`: the first one's tag was read."""
+        """Reads one or several functions' elements. `behind_tag`: the first one's tag was read."""
         opening, end_of_name, closing = self.function
-        found = False
+        any_call = False
         while True:
             if not behind_tag:
                 yield from self.scanner.blanks()
                 if not (yield from self.scanner.tag(opening)):
-                    return found
+                    return any_call
             name: list[str] = []
             yield from self.scanner.until((end_of_name, "\n"), name.append)
             if not self.start(_name(name)):
-                return found
-            found = True
+                return any_call
+            any_call = True
             yield from self.arguments((closing, self.closing))
             if behind_tag:
                 return True
             behind_tag = False
 
     def arguments(self, ends: Collection[str]) -> Steps:
-        """The arguments up to one of these tags; the outer one's is left for others."""
+        """Reads arguments up to one of these tags; the outer one's is not consumed."""
         opening, end_of_name, closing = self.parameter
         seen: set[str] = set()
         while (tag := (yield from self.scanner.until((opening, *ends), _drop, read_tag=False))) == opening:
@@ -70,7 +70,7 @@ class Markup(CallParser):
             self.argue("}" if seen else "{}")
 
     def argument(self, key: str, closing: str, seen: set[str]) -> Reading:
-        """One argument's text up to its closing tag. A line end at either side belongs to the tags."""
+        """Reads one argument's text up to its closing tag. A line end at either side belongs to the tags."""
         before = ("{" if not seen else ", ") + json.dumps(key, ensure_ascii=False) + ": "
         seen.add(key)
         types = types_of(self.properties.get(key))
@@ -90,13 +90,13 @@ class Markup(CallParser):
 
     @property
     def properties(self) -> Mapping[str, Any]:
-        """The schemas of the arguments of the call that was begun last."""
-        found = self.tools[self.called].get("properties")
-        return found if isinstance(found, Mapping) else {}
+        """The schemas of the arguments of the last call."""
+        properties = self.tools[self.called].get("properties")
+        return properties if isinstance(properties, Mapping) else {}
 
 
 class _Text:
-    """A string's pieces as JSON. A line end is held back: the last one is not the string's."""
+    """A string's pieces as JSON. A line end is held back, because the last one is not part of the string."""
 
     def __init__(self, parser: Markup, before: str) -> None:
         self._parser = parser
@@ -126,7 +126,7 @@ class Seed(Markup):
 
 
 class Glm(Markup):
-    """The name stands alone in front of pairs of keys and values."""
+    """The name stands alone before pairs of keys and values."""
 
     bare = False
     parameter = ("<arg_key>", "</arg_key>", "</arg_value>")
@@ -135,7 +135,7 @@ class Glm(Markup):
         name: list[str] = []
         opening = self.parameter[0]
         stop = yield from self.scanner.until((opening, self.closing), name.append, read_tag=False)
-        # A name that is cut is none.
+        # A name that is cut off is no name.
         if not stop or not self.start(_name(name)):
             return False
         yield from self.arguments((self.closing,))
@@ -152,30 +152,30 @@ def types_of(schema: Any) -> tuple[str, ...]:
     if not isinstance(schema, Mapping):
         return ()
     said = schema.get("type")
-    found = [one for one in _listed([said] if isinstance(said, str) else said) if isinstance(one, str)]
+    types = [one for one in _listed([said] if isinstance(said, str) else said) if isinstance(one, str)]
     for union in ("anyOf", "oneOf"):
         for choice in _listed(schema.get(union)):
-            found += [one for one in types_of(choice) if one not in found]
-    if schema.get("nullable") and "null" not in found:
-        found.append("null")
-    if not found and isinstance(schema.get("enum"), list) and all(isinstance(one, str) for one in schema["enum"]):
-        found = ["string"]
-    return tuple(found)
+            types += [one for one in types_of(choice) if one not in types]
+    if schema.get("nullable") and "null" not in types:
+        types.append("null")
+    if not types and isinstance(schema.get("enum"), list) and all(isinstance(one, str) for one in schema["enum"]):
+        types = ["string"]
+    return tuple(types)
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list, or nothing: schemas of tools that are not strict are checked by nobody."""
+    """A list, or nothing: schemas of tools that are not strict are not checked."""
     return value if isinstance(value, list) else []
 
 
 def coerced(text: str, types: Collection[str]) -> Any:
-    """An argument's text as a value of one of these types; the text where it is none of them."""
+    """An argument's text as a value of one of these types; else the text."""
     try:
-        found = json.loads(text, parse_constant=_refused, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refused, parse_float=_finite)
     except (ValueError, RecursionError):
-        found = {"True": True, "False": False, "None": None}.get(text.strip(), text)
+        value = {"True": True, "False": False, "None": None}.get(text.strip(), text)
     if not types:
-        return found
+        return value
     kinds: dict[str, Any] = {
         "integer": lambda value: type(value) is int or (isinstance(value, float) and value.is_integer()),
         "number": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
@@ -185,8 +185,8 @@ def coerced(text: str, types: Collection[str]) -> Any:
         "array": lambda value: isinstance(value, list),
     }
     for one in types:
-        if one in kinds and kinds[one](found):
-            return int(found) if one == "integer" else found
+        if one in kinds and kinds[one](value):
+            return int(value) if one == "integer" else value
     return text
 
 
@@ -205,4 +205,4 @@ def _name(pieces: list[str]) -> str:
 
 
 def _drop(text: str) -> None:
-    """What stands between elements is no argument."""
+    """Drops what is between elements."""

@@ -1,4 +1,4 @@
-"""Calls that have their name in front of a JSON object of arguments: DeepSeek, Kimi, Mistral."""
+"""Calls with their name before a JSON object of arguments: DeepSeek, Kimi, Mistral."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from baton.parsing.calls import CallParser, Reading
 from baton.parsing.json_calls import call_objects
 from baton.parsing.scanner import Steps
 
-# What stands in front of the arguments is a name and tags.
+# Before the arguments there are only a name and tags.
 _MOST_HEADER = 512
 
 
 class Named(CallParser):
-    """`sections`: tags around all calls, which are no text. `closing`: "" where nothing closes a call."""
+    """`sections`: tags around all calls, which are not text. `closing`: "" if nothing closes a call."""
 
     opening: str
     closing: str
@@ -35,9 +35,9 @@ class Named(CallParser):
         stops = [stop for stop in ("{", self.closing, self.opening) if stop]
         stop = yield from self.scanner.until(stops, header.append, read_tag=False)
         text = "".join(header)
-        found = self.name.search(text) if len(text) <= _MOST_HEADER else None
-        # A call of a function without arguments may end behind its name; but a name that is cut is none.
-        if found is None or not stop or not self.start(found["name"].strip()):
+        match = self.name.search(text) if len(text) <= _MOST_HEADER else None
+        # A call of a function without arguments may end after its name; but a name that is cut off is no name.
+        if match is None or not stop or not self.start(match["name"].strip()):
             return False
         if stop == "{":
             yield from self.scanner.json(self.argue)
@@ -46,7 +46,7 @@ class Named(CallParser):
         return True
 
     def _skip_to_next(self) -> Steps:
-        """Blanks between calls and tags are no text."""
+        """Skips blanks between calls and tags."""
         if not self.calls or not self.sections:
             return
         blanks = yield from self.scanner.blanks()
@@ -56,7 +56,7 @@ class Named(CallParser):
 
 
 class DeepSeek(Named):
-    """V3 and R1 write the arguments as a block of code, V3.1 as they are."""
+    """V3 and R1 write the arguments as a block of code, V3.1 writes them plainly."""
 
     opening = "<｜tool▁call▁begin｜>"
     closing = "<｜tool▁call▁end｜>"
@@ -65,11 +65,11 @@ class DeepSeek(Named):
     name = re.compile(rf"^\s*(?:function{separator})?(?P<name>[^\s<`]+)\s*(?:{separator}|\n|```|$)")
 
     def inside(self) -> Reading:
-        found = yield from super().inside()
-        if found:
+        complete = yield from super().inside()
+        if complete:
             # The block's end.
             yield from self.scanner.matching(_FENCE)
-        return found
+        return complete
 
 
 class Kimi(Named):
@@ -82,7 +82,7 @@ class Kimi(Named):
 
 
 class Mistral(Named):
-    """A list of objects, or from version 11 of the tokenizer on a name and its arguments."""
+    """A list of objects; from version 11 of the tokenizer on, a name and its arguments."""
 
     opening = "[TOOL_CALLS]"
     closing = ""
@@ -91,9 +91,9 @@ class Mistral(Named):
     def inside(self) -> Reading:
         yield from self.scanner.blanks()
         if (yield from self.scanner.peek()) in ("[", "{"):
-            found = yield from call_objects(self)
+            complete = yield from call_objects(self)
             yield from self.scanner.matching(_LIST_END)
-            return found
+            return complete
         return (yield from super().inside())
 
 

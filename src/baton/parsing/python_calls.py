@@ -1,4 +1,4 @@
-"""Calls that are written as Python's, between tags: LFM2, OLMo 3."""
+"""Calls in Python's syntax, between tags: LFM2, OLMo 3."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from baton.parsing.calls import Enclosed, Reading
-from baton.parsing.scanner import Found, Steps
+from baton.parsing.scanner import Steps, TextSteps
 
 _BETWEEN = re.compile(r"[\s\[\],;]*")
 _NAME = re.compile(r"[\w.\-]*")
@@ -25,13 +25,13 @@ class Pythonic(Enclosed):
     closing = "<|tool_call_end|>"
 
     def inside(self) -> Reading:
-        found = False
+        any_call = False
         while True:
             yield from self.scanner.matching(_BETWEEN)
             name = yield from self.scanner.matching(_NAME)
             if not name or not (yield from self.scanner.tag("(")) or not self.start(name):
-                return found
-            found = True
+                return any_call
+            any_call = True
             yield from self._arguments()
 
     def _arguments(self) -> Steps:
@@ -51,8 +51,8 @@ class Pythonic(Enclosed):
             self.argue(("{" if first else ", ") + json.dumps(key) + ": " + _json(text))
             first = False
 
-    def _value(self) -> Found:
-        """The text of an argument, up to a comma or bracket that is not its own."""
+    def _value(self) -> TextSteps:
+        """The text of an argument, up to a comma or bracket outside of it."""
         pieces: list[str] = []
         depth = 0
         while True:
@@ -78,21 +78,21 @@ class Pythonic(Enclosed):
 
 
 class Olmo(Pythonic):
-    """One call a line."""
+    """One call on each line."""
 
     opening = "<function_calls>"
     closing = "</function_calls>"
 
 
 def _json(text: str) -> str:
-    """A literal of Python, or of JSON, as JSON; what is neither is a text."""
+    """A literal of Python or JSON, as JSON; anything else becomes a string."""
     try:
         return json.dumps(_Literal(text).whole(), ensure_ascii=False, allow_nan=False)
     except (ValueError, SyntaxError, TypeError):
         return json.dumps(text.strip(), ensure_ascii=False)
 
 
-# Python's own parser is not asked: what a model writes could be nested so deeply that it ends the process.
+# Python's own parser is not used: a model's text could be nested so deeply that it ends the process.
 _TOKEN = re.compile(
     r"""\s*(?:(?P<string>[rRbBuU]?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'))|(?P<number>-?[0-9.][\w.+-]*)"""
     r"""|(?P<word>[A-Za-z]\w*)|(?P<mark>[\[\](){},:]))""",
@@ -102,26 +102,26 @@ _CLOSING = {"[": "]", "(": ")", "{": "}"}
 
 
 class _Literal:
-    """Reads one literal. Raises ValueError for anything else; brackets are as deep as `_DEEPEST` at most."""
+    """Reads one literal. Raises ValueError for anything else; brackets may be nested `_DEEPEST` deep."""
 
     def __init__(self, text: str) -> None:
         self._text = text.strip()
         self._at = 0
-        self._comma = False  # whether a comma stood in front of the last closing bracket
+        self._comma = False  # whether a comma came before the last closing bracket
 
     def whole(self) -> Any:
-        found = self._value(*self._next())
+        value = self._value(*self._next())
         if self._at < len(self._text):
             raise ValueError("more than a literal")
-        return found
+        return value
 
     def _next(self) -> tuple[str, str]:
         """The kind of the next token, and the token."""
-        found = _TOKEN.match(self._text, self._at)
-        if found is None or found.lastgroup is None:
+        match = _TOKEN.match(self._text, self._at)
+        if match is None or match.lastgroup is None:
             raise ValueError("no token of a literal")
-        self._at = found.end()
-        return found.lastgroup, found[found.lastgroup]
+        self._at = match.end()
+        return match.lastgroup, match[match.lastgroup]
 
     def _value(self, kind: str, token: str, depth: int = 0) -> Any:
         if kind == "string":
@@ -139,35 +139,35 @@ class _Literal:
         return items[0] if token == "(" and len(items) == 1 and not self._comma else items
 
     def _list(self, closing: str, depth: int) -> list[Any]:
-        found: list[Any] = []
+        values: list[Any] = []
         kind, token = self._next()
         while token != closing or kind != "mark":
-            found.append(self._value(kind, token, depth + 1))
+            values.append(self._value(kind, token, depth + 1))
             kind, token = self._behind(closing)
-        return found
+        return values
 
     def _object(self, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         kind, token = self._next()
         while token != "}" or kind != "mark":
             key = str(self._value(kind, token, depth + 1))
             if self._next() != ("mark", ":"):
                 raise ValueError("no pair")
-            found[key] = self._value(*self._next(), depth + 1)
+            members[key] = self._value(*self._next(), depth + 1)
             kind, token = self._behind("}")
-        return found
+        return members
 
     def _behind(self, closing: str) -> tuple[str, str]:
-        """The token behind an item's comma, or the closing bracket."""
-        found = self._next()
-        self._comma = found == ("mark", ",")
-        return self._next() if self._comma else _only(found, ("mark", closing))
+        """The token after an item's comma, or the closing bracket."""
+        token = self._next()
+        self._comma = token == ("mark", ",")
+        return self._next() if self._comma else _only(token, ("mark", closing))
 
 
-def _only(found: tuple[str, str], wanted: tuple[str, str]) -> tuple[str, str]:
-    if found != wanted:
-        raise ValueError(f"{found[1]} where {wanted[1]} was to come")
-    return found
+def _only(token: tuple[str, str], wanted: tuple[str, str]) -> tuple[str, str]:
+    if token != wanted:
+        raise ValueError(f"{token[1]} where {wanted[1]} was to come")
+    return token
 
 
 def _number(text: str) -> int | float:

@@ -1,4 +1,4 @@
-"""How an answer is read: its model's reasoning and tool calls, and which special tokens show them."""
+"""How an answer is read: its model's reasoning and tool calls, and the special tokens that mark them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from baton.parsing.harmony import Harmony
 from baton.parsing.reasoning import ReasoningParser, Tags, inside, tags_of
 from baton.parsing.styles import HARMONY, style_of
 
-# A prompt's last tokens, among which a tag is that opens the reasoning.
+# A prompt's last tokens, which may contain a tag that opens the reasoning.
 _PROMPT_END = 32
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; see `engine/port.py`."""
+    """The part of a tokenizer that is used here; see `engine/port.py`."""
 
     @property
     def special(self) -> Mapping[str, int]: ...
@@ -51,7 +51,7 @@ class Reading:
 
 
 def tags_in(tokenizer: Tokenizer) -> Tags | None:
-    """Between which tags the model reasons; None for one that does not, or that has channels instead."""
+    """The tags of the model's reasoning; None if it does not reason, or has channels instead."""
     template = tokenizer.chat_template(tools=False) or ""
     return tags_of(template, tokenizer.added, tokenizer.response_template)
 
@@ -62,7 +62,7 @@ def reasons(tokenizer: Tokenizer) -> bool:
 
 
 def reading_of(tokenizer: Tokenizer, tools: Tools | None, *, formed: bool, reasoning: bool) -> Reading:
-    """`formed`: the answer has a form that is not of calls. `reasoning`: it is told apart."""
+    """`formed`: the answer has a form that is not of calls. `reasoning`: it is separated."""
     calls_formed = tools is not None and tools.form is not None
     if _style(tokenizer) is HARMONY and not formed:
         return Reading(_special_in(tokenizer, HARMONY.tags), lambda prompt, begun: _harmony(tools, reasoning))
@@ -84,10 +84,10 @@ def _style(tokenizer: Tokenizer) -> object:
 
 
 def _harmony(tools: Tools | None, reasoning: bool) -> Parser:
-    found = Harmony({}) if tools is None else tools.parser()
-    assert isinstance(found, Harmony)
-    found.tells_reasoning = found.reasons = reasoning
-    return found
+    parser = Harmony({}) if tools is None else tools.parser()
+    assert isinstance(parser, Harmony)
+    parser.tells_reasoning = parser.reasons = reasoning
+    return parser
 
 
 def _special_in(tokenizer: Tokenizer, tags: Sequence[str]) -> frozenset[int]:

@@ -1,7 +1,7 @@
-"""Reasoning: what a model thinks aloud before it answers, between tags of its own.
+"""Reasoning: what a model thinks before it answers, between tags of its own.
 
-Blanks beside a tag belong to neither text. An opening tag counts at the answer's beginning and behind another block:
-where a model speaks about tags in the middle of a text, they are text.
+Blanks beside a tag belong to neither text. An opening tag counts at the answer's beginning and after another block: if
+a model writes about tags in the middle of a text, they are text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from baton.parsing.scanner import Scanner, Steps
 
 
 class Tags(NamedTuple):
-    """What stands around a thought."""
+    """The tags around reasoning."""
 
     opening: str
     closing: str
@@ -33,20 +33,20 @@ KNOWN = (
     Tags("<thought>", "</thought>"),
     Tags("<reasoning>", "</reasoning>"),
 )
-"""Those of Qwen, DeepSeek, GLM, Kimi and many more; Magistral; Gemma 4; Command A; Seed-OSS; and rarer ones."""
+"""The tags of Qwen, DeepSeek, GLM, Kimi and many more; Magistral; Gemma 4; Command A; Seed-OSS; and rarer ones."""
 
-# Names of the field in the wild.
+# Names of the field in existing templates.
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
 _BLANK = " \n\r\t"
 
 
 def tags_of(template: str, tokens: frozenset[str], declared: Mapping[str, object] | None = None) -> Tags | None:
-    """The tags of a model: those that its tokenizer declares, those that are tokens, those of its chat template.
+    """The tags of a model: declared by its tokenizer, in its tokens, or in its chat template.
 
     `tokens`: the names of the tokenizer's added tokens. `declared`: the tokenizer's response template.
     """
-    found = (declared or {}).get("fields")
-    fields: Mapping[str, object] = found if isinstance(found, Mapping) else {}
+    declared_fields = (declared or {}).get("fields")
+    fields: Mapping[str, object] = declared_fields if isinstance(declared_fields, Mapping) else {}
     for name in _FIELDS:
         field = fields.get(name)
         if isinstance(field, Mapping) and isinstance(field.get("open"), str) and isinstance(field.get("close"), str):
@@ -58,7 +58,7 @@ def tags_of(template: str, tokens: frozenset[str], declared: Mapping[str, object
 
 
 def inside(tags: Tags, prompt_end: str) -> bool:
-    """Whether a prompt leaves the model in the middle of its reasoning. `prompt_end`: the last few tokens, as text."""
+    """Whether a prompt ends in the middle of the model's reasoning. `prompt_end`: the last few tokens, as text."""
     return prompt_end.rstrip(_BLANK).endswith(tags.opening.rstrip(_BLANK))
 
 
@@ -79,7 +79,7 @@ class PlainText:
 
 
 class ReasoningParser:
-    """Splits reasoning off and hands all other text to another parser. `begun`: the prompt opened the reasoning."""
+    """Separates reasoning and passes all other text to another parser. `begun`: the prompt opened the reasoning."""
 
     reasons = True
 
@@ -87,7 +87,7 @@ class ReasoningParser:
         self._tags = tags
         self._rest: Parser = rest or PlainText()
         self._blanks = TrailingBlanks(_BLANK)
-        self._begun = False  # whether this block has said anything
+        self._begun = False  # whether this block has any text
         self.reasoning = begun
         self._scanner = Scanner()
         self._scanner.begin(self._read())
@@ -123,7 +123,7 @@ class ReasoningParser:
         yield from scanner.rest(self._answer)
 
     def _think(self, text: str) -> None:
-        """Blanks are held back until it is known that no tag follows them."""
+        """Holds blanks back until it is known that no tag follows them."""
         if said := self._blanks.add(text):
             self._scanner.out.append(Reasoning(said if self._begun else said.lstrip(_BLANK)))
             self._begun = True

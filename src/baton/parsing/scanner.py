@@ -1,8 +1,8 @@
 """Text that comes in pieces, read by a generator that need not know where the pieces end.
 
 A reader is written as if all text were there: it asks for the text up to a tag, or for a JSON value, with `yield from`.
-Where the text ends in the middle, the generator rests until more comes. Each character is looked at a bounded number of
-times, and what was read is dropped.
+If the text ends in the middle, the generator rests until more comes. Each character is read a bounded number of times,
+and text that was read is dropped.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from functools import lru_cache
 from baton.parsing.deltas import Delta, Text
 
 Steps = Generator[None, None, None]
-Found = Generator[None, None, str]
+TextSteps = Generator[None, None, str]
 Take = Callable[[str], object]
-"""Is handed text as soon as it is sure."""
+"""Gets text as soon as it is certain."""
 
 _BLANKS = re.compile(r"\s*")
-# What changes how deep a JSON value is, or begins a string; and a string up to its end, or to a backslash behind which
-# nothing has come yet.
+# What changes the depth of a JSON value or begins a string; and a string up to its end, or up to a backslash after
+# which nothing has come yet.
 _MARK = re.compile(r'[{}\[\]"]')
 _STRING = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
@@ -55,7 +55,7 @@ class Scanner:
 
     @property
     def pending(self) -> str:
-        """What came and was not read yet."""
+        """Text that came and was not read yet."""
         return self._text[self._at :]
 
     def say(self, text: str) -> None:
@@ -63,30 +63,30 @@ class Scanner:
             self.out.append(Text(text))
 
     def keep(self) -> None:
-        """From here on what is read is kept, until `forget` or `kept`."""
+        """From here on, text that is read is kept until `forget` or `kept`."""
         self._kept, self._held = [], 0
 
     def forget(self) -> None:
         self._kept, self._held = None, 0
 
     def kept(self) -> str:
-        """What was read since `keep`, which is forgotten."""
-        found = "".join(self._kept or ())
+        """Returns the text read since `keep`, and stops keeping it."""
+        kept = "".join(self._kept or ())
         self.forget()
-        return found
+        return kept
 
-    def until(self, tags: Collection[str], take: Take, *, read_tag: bool = True, keep_cut: bool = True) -> Found:
-        """Hands on the text in front of the first of these tags, which is returned; "" where the text ends.
+    def until(self, tags: Collection[str], take: Take, *, read_tag: bool = True, keep_cut: bool = True) -> TextSteps:
+        """Passes on the text before the first of these tags. Returns the tag; "" if the text ends.
 
-        `read_tag`: the tag is read, too. `keep_cut`: a tag that the text's end cuts is handed on as text.
+        `read_tag`: the tag is read too. `keep_cut`: a tag that the text's end cuts off is passed on as text.
         """
         pattern, longest = _pattern_of(tuple(tags))
         while True:
-            found = pattern.search(self._text, self._at)
-            if found is not None:
-                self._pass(found.start(), take)
-                self._pass(found.end() if read_tag else found.start())
-                return found[0]
+            match = pattern.search(self._text, self._at)
+            if match is not None:
+                self._pass(match.start(), take)
+                self._pass(match.end() if read_tag else match.start())
+                return match[0]
             cut = _overlap(self._text, tags, self._at, longest)
             self._pass(len(self._text) - cut, take)
             if self.ended:
@@ -94,8 +94,8 @@ class Scanner:
                 return ""
             yield
 
-    def tag(self, *tags: str) -> Found:
-        """One of these tags, if the text goes on with it, else ""; the longest that is there."""
+    def tag(self, *tags: str) -> TextSteps:
+        """Reads the longest of these tags that comes next; "" if none does."""
         longest = sorted(tags, key=len, reverse=True)
         while True:
             rest = self._text[self._at : self._at + len(longest[0])]
@@ -103,22 +103,22 @@ class Scanner:
             if not waits:
                 break
             yield
-        found = next((tag for tag in longest if rest.startswith(tag)), "")
-        self._pass(self._at + len(found))
-        return found
+        read = next((tag for tag in longest if rest.startswith(tag)), "")
+        self._pass(self._at + len(read))
+        return read
 
-    def blanks(self) -> Found:
-        """All blanks that come next."""
+    def blanks(self) -> TextSteps:
+        """Reads all blanks that come next."""
         return (yield from self.matching(_BLANKS))
 
-    def peek(self) -> Found:
-        """The next character, which is not read by this; "" at the end."""
+    def peek(self) -> TextSteps:
+        """The next character, without reading it; "" at the end."""
         while self._at == len(self._text) and not self.ended:
             yield
         return self._text[self._at : self._at + 1]
 
-    def matching(self, pattern: re.Pattern[str]) -> Found:
-        """As much of the next text as this pattern matches, which is a repetition of one set of characters."""
+    def matching(self, pattern: re.Pattern[str]) -> TextSteps:
+        """Reads as much as this pattern matches; the pattern is a repetition of one set of characters."""
         pieces: list[str] = []
         while True:
             end = pattern.match(self._text, self._at).end()  # type: ignore[union-attr]
@@ -128,20 +128,20 @@ class Scanner:
             yield
 
     def json(self, take: Take) -> Generator[None, None, bool]:
-        """Hands on an object or a list up to its end. Returns whether it ended; brackets are all that is checked."""
+        """Passes on an object or a list up to its end. Returns whether it ended; only brackets are checked."""
         depth = 0
         while True:
             end = self._at
-            found = _MARK.search(self._text, end)
-            if found is None:
+            match = _MARK.search(self._text, end)
+            if match is None:
                 self._pass(len(self._text), take)
-            elif found[0] == '"':
-                self._pass(found.end(), take)
+            elif match[0] == '"':
+                self._pass(match.end(), take)
                 yield from self.string(take)
                 continue
             else:
-                depth += 1 if found[0] in "{[" else -1
-                self._pass(found.end(), take)
+                depth += 1 if match[0] in "{[" else -1
+                self._pass(match.end(), take)
                 if depth <= 0:
                     return True
                 continue
@@ -150,7 +150,7 @@ class Scanner:
             yield
 
     def string(self, take: Take) -> Generator[None, None, bool]:
-        """Hands on a JSON string behind its first quote, its last one included. Returns whether it ended."""
+        """Passes on a JSON string after its first quote, including its last one. Returns whether it ended."""
         while True:
             end = _STRING.match(self._text, self._at).end()  # type: ignore[union-attr]
             closed = self._text.startswith('"', end)
@@ -162,7 +162,7 @@ class Scanner:
             yield
 
     def rest(self, take: Take) -> Steps:
-        """Hands on all that comes."""
+        """Passes on all further text."""
         while True:
             self._pass(len(self._text), take)
             if self.ended:
@@ -187,12 +187,12 @@ class Scanner:
 
 @lru_cache(maxsize=64)
 def _pattern_of(tags: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
-    # Where several begin at one place, the longest counts.
+    # If several begin at one place, the longest counts.
     longest = sorted(tags, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest))), len(longest[0])
 
 
 def _overlap(text: str, tags: Collection[str], begin: int, longest: int) -> int:
-    """Length of the longest end of `text` from `begin` on that is a true beginning of one of the tags."""
+    """Length of the longest end of `text` from `begin` on that is a proper beginning of one of the tags."""
     most = min(len(text) - begin, longest - 1)
     return next((n for n in range(most, 0, -1) if any(tag.startswith(text[-n:]) for tag in tags if n < len(tag))), 0)

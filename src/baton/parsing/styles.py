@@ -1,4 +1,4 @@
-"""How models write tool calls, and which of these ways a model has, as its chat template and tokenizer show it."""
+"""How models write tool calls, and which style a model has, from its chat template and tokenizer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from baton.parsing.python_calls import Olmo, Pythonic
 class Style:
     """`parser` reads the calls. `tags`: what it must see in the text, even if a tag is a special token.
 
-    A grammar that forces calls is made of `frame` (see `grammar/framed.py`), or of `opening`, `closing` and
-    `arguments`: between which tags a call stands as a JSON object, and under which name its arguments. `closing` is ""
-    where nothing closes it; then it may stand without the opening tag, at the beginning of an answer. With neither,
-    calls cannot be forced.
+    A grammar that forces calls is made from `frame` (see `grammar/framed.py`), or from `opening`, `closing` and
+    `arguments`: the tags around a call, which is a JSON object, and the name of its arguments. `closing` is "" if
+    nothing closes it; then it may stand without the opening tag at the beginning of an answer. With neither, calls
+    cannot be forced.
     """
 
     name: str
@@ -45,7 +45,7 @@ def _frame(mode: str, opening: str, before: str, after: str, **more: Any) -> Map
 
 
 def _list(opening: str, end: str, name: str = "name", arguments: str = "arguments") -> Mapping[str, Any]:
-    """A list of objects behind a tag."""
+    """A list of objects after a tag."""
     keys = {"name": name, "arguments": arguments}
     return _frame("object", opening, "", "", begin=f"{opening}[", end=f"]{end}", between=", ", **keys)
 
@@ -176,7 +176,7 @@ HARMONY = Style(
     ),
 )
 
-# By what a chat template or the tokenizer's response template has in it, in this order.
+# Styles by what a chat template or the tokenizer's response template contains, in this order.
 _KNOWN: tuple[tuple[tuple[str, ...], Style], ...] = (
     ((harmony.CHANNEL, harmony.MESSAGE), HARMONY),
     ((DeepSeek.opening, "```json"), DEEPSEEK_CODE),
@@ -205,18 +205,18 @@ STYLES = {style.name: style for _, style in _KNOWN}
 
 
 def style_of(template: str, declared: Mapping[str, object] | None = None) -> Style | None:
-    """How a model writes calls, as its chat template shows it; None for a way that is not known.
+    """How a model writes calls, from its chat template; None for an unknown style.
 
-    `declared`: the tokenizer's response template, which says it in so many words if there is one.
+    `declared`: the tokenizer's response template, which says it explicitly if there is one.
     """
     fields = (declared or {}).get("fields")
     said = fields.get("tool_calls") if isinstance(fields, Mapping) else None
     if said is not None:
-        # A pattern's backslashes are none of the tag's.
-        return _found(json.dumps(said, ensure_ascii=False).replace("\\", ""), strict=True)
-    return _found(template)
+        # A pattern's backslashes are not part of the tag.
+        return _style_with_tags(json.dumps(said, ensure_ascii=False).replace("\\", ""), strict=True)
+    return _style_with_tags(template)
 
 
-def _found(text: str, *, strict: bool = False) -> Style | None:
+def _style_with_tags(text: str, *, strict: bool = False) -> Style | None:
     known = _KNOWN[:-1] if strict else _KNOWN
     return next((style for tags, style in known if all(tag in text for tag in tags)), None)

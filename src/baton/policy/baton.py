@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from baton.policy.port import Chunk, Plan, QueryView, View
 
 SMALLEST_CHUNK = 16
-"""While prompts wait to be prefilled, so many tokens are in every iteration, whatever they cost."""
+"""While prompts wait for prefill, every iteration has at least so many of their tokens, whatever they cost."""
 LARGEST_CHUNK = 512
-# Of the bound: the rest is for what the measured costs do not tell.
+# The part of the bound that is used; the rest is for costs that the measurements do not show.
 _AIM = 0.9
 READY_AHEAD = 1
 
@@ -17,9 +17,9 @@ READY_AHEAD = 1
 class Baton:
     """Keeps rows full: prompts are prefilled ahead of the row that will be free, in chunks that bound the stall.
 
-    `ready_ahead`: how many prefilled queries wait for a row while none is free, so that a row that becomes free is
-    taken in the same iteration. More would only hold memory: prefill runs on the same device as the batch.
-    `fused`: while rows run, chunks ride in their step, so that the weights are read once for both.
+    `ready_ahead`: how many prefilled queries wait for a row while none is free, so that a freed row is taken in the
+    same iteration. More would only hold memory, because prefill runs on the same device as the batch. `fused`: while
+    rows run, chunks are fed in their step, so that the weights are read once for both.
     """
 
     def __init__(self, *, ready_ahead: int = READY_AHEAD, fused: bool = True) -> None:
@@ -32,7 +32,7 @@ class Baton:
         back, begin = self._admit(view, free)
         chunks, made_ready = prefill_chunks(view, [*view.prefilling, *begin])
         ready = [query.id for query in view.ready if not query.swapped_out or query in back]
-        # A row that is inserted now runs in this step: there must be one to ride in.
+        # A row that is inserted now runs in this step, so there is a step for the chunks.
         fused = self.fused and bool(view.running or ready)
         arrivals = (ready if fused else [*ready, *made_ready])[:free]
         return Plan(
@@ -44,7 +44,7 @@ class Baton:
         )
 
     def _admit(self, view: View, free: int) -> tuple[list[QueryView], list[QueryView]]:
-        """Who may have memory: those swapped out come back before any other begins."""
+        """The queries that may have memory: swapped-out queries come back before others begin."""
         back = view.swapped_out
         places = min(free + self.ready_ahead - len(view.ready) - len(view.prefilling), view.prefill_room)
         chosen = view.admitted([*back, *view.waiting], len(back) + max(places, 0))
@@ -52,7 +52,7 @@ class Baton:
 
 
 def rows_wanted(view: View) -> int:
-    """Grows to the crowd at once; shrinks only to half or less, because rows that stay may have to move for it."""
+    """Grows at once with the load; shrinks only to half or less, because remaining rows may have to move."""
     crowd = len(view.running) + len(view.ready) + len(view.prefilling) + len(view.waiting)
     wanted = max(1, min(view.max_rows, crowd))
     keep = view.rows // 2 < wanted < view.rows <= view.max_rows
@@ -60,10 +60,10 @@ def rows_wanted(view: View) -> int:
 
 
 def prefill_chunks(view: View, queue: Sequence[QueryView]) -> tuple[list[Chunk], list[str]]:
-    """Chunks of these prompts for this iteration, the first one first, and the queries that they make ready.
+    """Chunks of these prompts for this iteration, the first prompt first, and the queries that they make ready.
 
-    Two-sided: rows that run wait no longer for them than `max_stall_seconds` as far as the measured costs tell, and in
-    every iteration at least SMALLEST_CHUNK tokens are prefilled where so many are pending.
+    Two-sided: by the measured costs, running rows wait for them at most `max_stall_seconds`, and every iteration
+    prefills at least SMALLEST_CHUNK tokens if so many are pending.
     """
     left, seconds = _chunk_bounds(view)
     chunks: list[Chunk] = []
@@ -81,21 +81,21 @@ def prefill_chunks(view: View, queue: Sequence[QueryView]) -> tuple[list[Chunk],
         left -= tokens
         if seconds is not None:
             seconds -= view.costs.chunk_seconds(tokens, query.cached)
-        # What cannot be fed in chunks and is begun all the same goes on token by token.
+        # A prompt that cannot be fed in chunks and has begun anyway continues token by token.
         if tokens == query.pending and not (view.whole_prompts and query.cached and tokens > 1):
             made_ready.append(query.id)
     return chunks, made_ready
 
 
 def _chunk_bounds(view: View) -> tuple[int, float | None]:
-    """The most tokens of all chunks together, and the most seconds, where that is a matter of seconds."""
+    """The most tokens of all chunks together, and the most seconds if seconds bound them."""
     if not view.running:
         return LARGEST_CHUNK, None
     if view.prefill_chunk is not None:
         return view.prefill_chunk, None
     if view.costs.fill_token_seconds is None:
         return SMALLEST_CHUNK, None
-    # Twice what was measured: a cost may bend where nobody has looked yet.
+    # Twice what was measured, because costs may change beyond that.
     most = max(SMALLEST_CHUNK, min(2 * view.costs.fill_tokens, LARGEST_CHUNK))
     return most, _AIM * view.max_stall_seconds - view.costs.fill_fixed_seconds
 

@@ -1,4 +1,4 @@
-"""Any policy's plan, made to fit in memory."""
+"""Makes any policy's plan fit in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from baton.policy.port import Plan, Policy, QueryView, View, victims_first
 
 
 class MemoryGuard:
-    """What `inner` plans, less what does not fit; where those that are in rows outgrow the budget, some lose theirs.
+    """The plan of `inner` without what does not fit. If rows outgrow the budget, some queries lose theirs.
 
-    After every plan: what protected queries were promised, and what the others take after the step, is within the
-    budget; and what is swapped out fits swap memory. A protected query loses its row only when the budget has shrunk.
+    After every plan, what protected queries were promised and what the others take after the step is within the budget,
+    and what is swapped out fits swap memory. A protected query loses its row only when the budget has shrunk.
     """
 
     def __init__(self, inner: Policy) -> None:
@@ -26,7 +26,7 @@ class MemoryGuard:
 
 
 def _rows_fit(plan: Plan, view: View) -> Plan:
-    """Takes rows from as many as it needs that those who stay fit; who has made its sure progress goes first."""
+    """Takes rows from as few queries as needed for the rest to fit, first from those with guaranteed progress."""
     over = -_room(plan, view)
     if over <= 0:
         return plan
@@ -38,7 +38,7 @@ def _rows_fit(plan: Plan, view: View) -> Plan:
 def _evict(plan: Plan, view: View, over: int) -> Plan:
     staying = _staying(plan, view)
     running = victims_first([query for query in staying if query.state is State.RUNNING])
-    # Those in the prefiller's rows come last: they cannot be swapped out, only forgotten.
+    # Queries in the prefiller's rows come last: they cannot be swapped out, only forgotten.
     beside = victims_first([query for query in staying if query.state is not State.RUNNING])
     order = sorted(running, key=view.protected) + beside
     victims: list[QueryView] = []
@@ -61,7 +61,7 @@ def _evict(plan: Plan, view: View, over: int) -> Plan:
 
 
 def _pool_fits(plan: Plan, view: View) -> Plan:
-    """Forgets what swap memory cannot hold: of those swapped out now, and where it has shrunk, of those that are."""
+    """Forgets what swap memory cannot hold: of queries swapped out now and, if it has shrunk, of earlier ones."""
     if view.swap_left >= 0 and not plan.detach:
         return plan
     left = view.swap_left + sum(
@@ -74,7 +74,7 @@ def _pool_fits(plan: Plan, view: View) -> Plan:
             left += view.footprint.of(query.cached)
     for query in view.running:
         if query.id in plan.detach and query.id not in plan.forget:
-            # What comes back leaves swap memory after this.
+            # A query that comes back leaves swap memory after this.
             size = view.footprint.of(query.cached)
             if size > left:
                 forget.append(query.id)
@@ -92,7 +92,7 @@ def _pool_fits(plan: Plan, view: View) -> Plan:
 
 
 def _newcomers_fit(plan: Plan, view: View) -> Plan:
-    """Drops those who would be given memory and do not fit: whoever is planned first is served first."""
+    """Drops planned queries that would not fit; the first planned are served first."""
     if not plan.prefill and not plan.insert:
         return plan
     left = _room(plan, view)
@@ -120,6 +120,6 @@ def _staying(plan: Plan, view: View) -> Sequence[QueryView]:
 
 
 def _room(plan: Plan, view: View) -> int:
-    """Bytes that those who stay in rows leave to others; below 0 where they do not fit themselves."""
+    """Bytes that remaining rows leave to others; below 0 if they do not fit themselves."""
     held = view.held_bytes if plan.hold_finished else 0
     return view.bytes_budget - held - sum(view.committed(query) for query in _staying(plan, view))

@@ -6,7 +6,7 @@ from baton.policy.port import ALL_PENDING, Feeding, Plan, View
 
 
 class Orca:
-    """Newcomers join at any iteration, first come first served, their whole prompt inside that iteration.
+    """Newcomers join at any iteration, first come first served, with their whole prompt in that iteration.
 
     Selective batching: all tokens go flat through the linear layers, attention is executed request by request. Memory
     for the longest possible answer is reserved when a query joins, as the paper's scheduler does (its section 4.2).

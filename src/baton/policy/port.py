@@ -1,4 +1,4 @@
-"""What a policy sees and what it answers."""
+"""What a policy sees and what it returns."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from baton.core.query import State
 from baton.core.step import ALL_PENDING, Chunk, Feeding, Traits
 
 GUARANTEED_TOKENS = 64
-"""So many tokens a query may generate, once inserted, before it may lose its row for want of memory."""
+"""A query may generate so many tokens after each insertion before it may lose its row for lack of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryView:
-    """How one live query stands.
+    """One live query as a policy sees it.
 
     `arrived` is a time on the clock of `View.now`. `cached`, `generated` and `limit_tokens` (the most it may generate)
-    are tokens; `since_insert` is how many it has generated since it was last given a row. `swapped_out`: its keys and
-    values are kept outside all rows.
-    `bytes_reserved` is what it takes in a row when it has generated all that it may.
+    are tokens; `since_insert` is how many it has generated since it last got a row. `swapped_out`: its keys and values
+    are kept outside all rows. `bytes_reserved`: what it takes in a row when it has generated all that it may.
     """
 
     id: str
@@ -47,11 +46,11 @@ class QueryView:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds, measured while running, on the high side. `step_seconds`: one decode step as the batch is.
+    """Measured seconds, on the high side. `step_seconds`: one decode step of the batch as it is.
 
     A fill takes `fill_fixed_seconds`, for each token `fill_token_seconds`, and for each token and each column that it
-    attends to `fill_column_seconds`. `fill_tokens`: the largest fill of those measured. None before the first.
-    `step_seconds_by_rows`: a decode step of so many running rows, for each number that was seen, fewest first.
+    attends to `fill_column_seconds`. `fill_tokens`: the largest fill among those measured. None before the first.
+    `step_seconds_by_rows`: a decode step of so many running rows, for each number that occurred, fewest first.
     """
 
     step_seconds: float | None = None
@@ -62,10 +61,10 @@ class Costs:
     step_seconds_by_rows: tuple[tuple[int, float], ...] = ()
 
     def step_at(self, rows: int) -> float | None:
-        """Seconds of a step of so many rows, on the line between the nearest that were seen; None before the first.
+        """Seconds of a step of so many rows, interpolated between the nearest measured numbers; None before the first.
 
-        Fewer rows than were ever seen take their part of the fewest seen, which is hopeful: whoever goes by it tries
-        them, and then they are seen. More go on along the last line.
+        For fewer rows than were measured it returns their part of the fewest, which is hopeful: a policy then tries so
+        few, and measures them. For more rows it extends the last line.
         """
         points = self.step_seconds_by_rows
         if not points:
@@ -78,15 +77,15 @@ class Costs:
         return max(0.0, before + (rows - low) * (after - before) / (high - low))
 
     def chunk_seconds(self, tokens: int, cached: int) -> float:
-        """What a chunk of a query that has so many cached tokens adds to a fill."""
+        """What a chunk of a query with so many cached tokens adds to a fill."""
         return tokens * ((self.fill_token_seconds or 0.0) + self.fill_column_seconds * (cached + tokens / 2))
 
     def tokens_within(self, seconds: float, cached: int) -> int:
-        """The largest chunk that adds no more than that."""
+        """The largest chunk that adds no more seconds than that."""
         if seconds <= 0:
             return 0
         linear = (self.fill_token_seconds or 0.0) + self.fill_column_seconds * cached
-        # The root of column/2 n^2 + linear n = seconds, in the form that also holds where there is no square.
+        # The root of column/2 n^2 + linear n = seconds, in a form that also holds if the quadratic term is 0.
         root = math.sqrt(linear**2 + 2 * self.fill_column_seconds * seconds)
         return int(2 * seconds / max(linear + root, 1e-12))
 
@@ -97,16 +96,15 @@ NO_COSTS = Costs()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The engine at the start of an iteration. Queries of each state stand in the order of their arrival.
+    """The engine at the start of an iteration. Queries of each state are in the order of their arrival.
 
-    `rows`: the batch has so many; `max_rows`: it may have so many. `held_rows`: rows of finished queries that the plan
+    `rows`: rows of the batch; `max_rows`: the most it may have. `held_rows`: rows of finished queries that the plan
     before asked to hold. `prefill_room`: how many more segments the prefiller takes. `bytes_left`: of the budget, after
     what all queries that are prefilling, ready or running may still grow to. `bytes_budget`: what all rows together may
-    take now; `held_bytes`: what held rows take of it; `swap_left`: bytes that are free for queries swapped out, below 0
-    where those that are must make room. `footprint`: what one query takes.
-    `whole_prompts`: this model's prompts cannot be fed in chunks, a chunk feeds all that is pending.
-    `guaranteed_tokens`: see GUARANTEED_TOKENS. `answer_share`: nine of ten queries that finished lately had generated
-    no more than this share of what they might have.
+    take now; `held_bytes`: what held rows take of it; `swap_left`: free bytes for swapped-out queries, below 0 if some
+    of them must make room. `footprint`: of one query. `whole_prompts`: this model's prompts cannot be fed in chunks,
+    and a chunk feeds everything that is pending. `guaranteed_tokens`: see GUARANTEED_TOKENS. `answer_share`: nine of
+    ten queries that finished lately had generated no more than this share of their limit.
     """
 
     now: float
@@ -132,28 +130,28 @@ class View:
 
     @property
     def swapped_out(self) -> list[QueryView]:
-        """Those that were running and are kept outside all rows."""
+        """Queries that were running and are kept outside all rows."""
         return [query for query in self.ready if query.swapped_out]
 
     @property
     def in_rows(self) -> list[QueryView]:
-        """All that have a row, of the batch or of the prefiller."""
+        """All queries with a row of the batch or of the prefiller."""
         return [*self.prefilling, *(query for query in self.ready if not query.swapped_out), *self.running]
 
     def protected(self, query: QueryView) -> bool:
-        """Whether memory alone is no reason yet to take its row."""
+        """Whether it may not yet lose its row for lack of memory."""
         return query.state is not State.RUNNING or query.since_insert < self.guaranteed_tokens
 
     def committed(self, query: QueryView) -> int:
-        """Bytes that must be left to it in a row: after this step, and until it has generated its sure tokens."""
+        """Bytes that must be left to it in a row: after this step, and until it has generated its guaranteed tokens."""
         return self._bytes(query, _at_insertion(query) + max(0, self.guaranteed_tokens - query.since_insert))
 
     def admitted(self, queries: Sequence[QueryView], most: int) -> list[QueryView]:
-        """The first of these, waiting or swapped out, that may have memory, at most `most`, none overtaking another.
+        """The first of these, waiting or swapped out, that may have memory; at most `most`, and none overtakes another.
 
-        Optimistic, with two guards: all that then have rows can generate another `guaranteed_tokens` at once, and all
-        that they and those swapped out are expected to need fits budget and swap together, so that nothing need be
-        forgotten.
+        Optimistic, with two guards: all queries that then have rows can generate another `guaranteed_tokens` at once;
+        and everything that they and swapped-out queries are expected to need fits budget and swap together, so that
+        nothing need be forgotten.
         """
         if most <= 0 or not queries:
             return []
@@ -164,7 +162,7 @@ class View:
         for query in queries[:most]:
             soon -= self._soon(query)
             later -= 0 if query.swapped_out else self._expected(query)
-            # What one that comes back will need is in `later` already; it makes no progress outside.
+            # What a returning query will need is in `later` already; it makes no progress outside.
             if soon < 0 or (later < 0 and not query.swapped_out):
                 break
             chosen.append(query)
@@ -181,9 +179,9 @@ class View:
         return self.footprint.of(query.prompt_tokens + min(generated, query.limit_tokens))
 
     def fitting(self, queries: Sequence[QueryView], most: int) -> list[QueryView]:
-        """The first of these that the byte budget admits together, at most `most`, none overtaking another.
+        """The first of these that the byte budget admits together; at most `most`, and none overtakes another.
 
-        Ready ones are in the budget already.
+        Ready queries are in the budget already.
         """
         chosen: list[QueryView] = []
         left = self.bytes_left
@@ -196,7 +194,7 @@ class View:
 
 
 def _at_insertion(query: QueryView) -> int:
-    """What it has generated, or will have when it is inserted: a prefill draws a token, too."""
+    """What it has generated, or will have when it is inserted: a prefill draws a token too."""
     return query.generated + (query.state in (State.WAITING, State.PREFILLING))
 
 
@@ -205,13 +203,12 @@ class Plan:
     """The next iteration, carried out in this order: `forget`, `detach`, `resize`, `prefill`, `insert`, a step.
 
     `detach` names running queries; they are swapped out, or forgotten if `forget` names them too. `reasons` says in a
-    word why queries lose their row ("memory", "priority"); "policy" of those it does not name.
-    `prefill` may name waiting queries; `insert` waiting ones (they are fed inside the batch), ready ones, and those
-    that `prefill` makes ready. The step feeds each row up to `feed` tokens, laid out as `how` says; no rows, no step.
-    `fused`: where the prefiller can, `prefill` rides in the step, one forward for both; what becomes ready by it can be
-    inserted by the next plan.
-    `hold_finished`: rows of finished queries stay in the batch until all are finished.
-    `why` is for people: one short sentence.
+    word why queries lose their row ("memory", "priority"); "policy" for those that it does not name. `prefill` may name
+    waiting queries; `insert` may name waiting ones (they are fed inside the batch), ready ones, and those that
+    `prefill` makes ready. The step feeds each row up to `feed` tokens, laid out as `how` says; without rows there is no
+    step. `fused`: if the prefiller can, `prefill` is fed in the step, one forward for both; the next plan can insert
+    what becomes ready by it. `hold_finished`: rows of finished queries stay in the batch until all are finished. `why`
+    is for people: one short sentence.
     """
 
     detach: tuple[str, ...] = ()
@@ -228,14 +225,14 @@ class Plan:
 
 
 def victims_first(running: Sequence[QueryView]) -> list[QueryView]:
-    """Who loses a row first where some must: the least urgent, and of those the latest to arrive."""
+    """The order in which queries lose rows: the least urgent first, and of these the latest to arrive."""
     return sorted(reversed(running), key=lambda query: (-query.priority, -query.arrived))
 
 
 class Policy(Protocol):
     """One class with one method; see docs/policies.md.
 
-    It may have the attributes of `Traits`; what it does not have is as it is there. Without "priority" in `honours` a
+    It may have the attributes of `Traits`; missing ones have the defaults there. Without "priority" in `honours` a
     priority is refused. A query whose deadline passes is given up under every policy.
     """
 
@@ -243,7 +240,7 @@ class Policy(Protocol):
 
 
 def traits(policy: Policy) -> Traits:
-    """Returns what this policy says of itself."""
+    """Returns the traits that this policy declares."""
     said = {known.name: getattr(policy, known.name) for known in fields(Traits) if hasattr(policy, known.name)}
     return Traits(**{**said, "honours": frozenset(said.get("honours", ()))})
 

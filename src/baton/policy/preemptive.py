@@ -1,4 +1,4 @@
-"""Baton's plan for queries that are not equal: the most urgent run, others give way."""
+"""Baton's plan for queries of different urgency: the most urgent run, others give way."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _ENDLESS = 2**62
 
 
 def shares(view: View) -> dict[str, int]:
-    """How many live queries of the same user and priority come before each: those in rows, then those that were.
+    """How many live queries of the same user and priority come before each: first those in rows, then those that were.
 
-    Sorted by it, a user's n-th query stands behind everyone's (n-1)th. Who gives no user is one user with all such.
+    Sorted by it, a user's n-th query comes after everyone's (n-1)th. All queries without a user belong to one user.
     """
     counts: dict[tuple[int, str], int] = {}
-    found: dict[str, int] = {}
+    ranks: dict[str, int] = {}
     for query in sorted(everyone(view), key=lambda query: (stage(query), query.arrived)):
         asker = (query.priority, query.user)
-        found[query.id] = counts.get(asker, 0)
-        counts[asker] = found[query.id] + 1
-    return found
+        ranks[query.id] = counts.get(asker, 0)
+        counts[asker] = ranks[query.id] + 1
+    return ranks
 
 
 def stage(query: QueryView) -> int:
@@ -41,8 +41,8 @@ def everyone(view: View) -> list[QueryView]:
 class PreemptivePlanner:
     """Plans for an `order` of all live queries: of those that can run, its first `most` have the rows.
 
-    In the order, a running query stands before all those that may not take its row. Rows change hands only when the
-    newcomer is ready, so that none is empty meanwhile; what the displaced have computed is swapped out, not lost.
+    In the order, a running query comes before all those that may not take its row. Rows change hands only when the
+    newcomer is ready, so that none is empty meanwhile. What displaced queries have computed is swapped out, not lost.
     """
 
     ready_ahead: int = READY_AHEAD
@@ -63,7 +63,7 @@ class PreemptivePlanner:
         ready = [query.id for query in order if _is_ready(query, admitted) and query.id not in forget]
         rows = rows_wanted(view)
         free = min(rows, most) - (len(view.running) - len(displaced))
-        # A row that is inserted now runs in this step: there must be one to ride in.
+        # A row that is inserted now runs in this step, so there is a step for the chunks.
         fused = self.fused and (len(view.running) > len(displaced) or bool(ready))
         arrivals = (ready if fused else [*ready, *made_ready])[: max(free, 0)]
         return Plan(
@@ -79,7 +79,7 @@ class PreemptivePlanner:
 
 
 def _displaced(view: View, order: Sequence[QueryView], most: int, asking: Sequence[QueryView]) -> list[QueryView]:
-    """The last of those that run: as few as those before them that are ready need rows, or `asking[0]` memory."""
+    """The last of the running: as few as ready queries before them need rows, or as `asking[0]` needs memory."""
     running = [query for query in order if query.state is State.RUNNING]
     near = [query for query in order if query.state in (State.RUNNING, State.READY)]
     behind = sum(query.state is State.RUNNING for query in order[order.index(asking[0]) :]) if asking else 0
@@ -104,7 +104,7 @@ def _is_ready(query: QueryView, admitted: Set[str]) -> bool:
 
 
 def _after(view: View, leaving: Sequence[QueryView]) -> View:
-    """As it will be when these are swapped out; where swap memory is too small for them, it will be less than empty."""
+    """The view after these are swapped out; if swap memory is too small for them, `swap_left` is below 0."""
     swapped = [replace(query, state=State.READY, swapped_out=True) for query in leaving]
     gone = {query.id for query in leaving}
     return replace(
@@ -116,17 +116,17 @@ def _after(view: View, leaving: Sequence[QueryView]) -> View:
 
 
 def _admitted(view: View, asking: Sequence[QueryView]) -> set[str]:
-    """The ids of those that may have memory, the most urgent first, none overtaking another."""
-    found = view.admitted(asking, len(asking))
-    if not found and replace(view, swap_left=_ENDLESS).admitted(asking, 1):
-        # There is room in the rows for the first of them, and what it will need is held by those swapped out: they must
-        # go on for that to become free.
-        found = view.admitted([query for query in asking if query.swapped_out], len(asking))
-    return {query.id for query in found}
+    """The ids of queries that may have memory, the most urgent first; none overtakes another."""
+    admitted = view.admitted(asking, len(asking))
+    if not admitted and replace(view, swap_left=_ENDLESS).admitted(asking, 1):
+        # There is room in the rows for the first of them, but swapped-out queries hold what it will need: they must
+        # continue so that it becomes free.
+        admitted = view.admitted([query for query in asking if query.swapped_out], len(asking))
+    return {query.id for query in admitted}
 
 
 def _no_room(view: View, order: Sequence[QueryView], near: Sequence[QueryView]) -> tuple[str, ...]:
-    """One to be forgotten where less urgent ones fill the prefiller: no place of it is kept free for a rare crowd."""
+    """A query to be forgotten if less urgent ones fill the prefiller: no place is kept free for that rare case."""
     inside = {query.id for query in view.in_rows} - {query.id for query in view.running}
     last = next((query for query in reversed(order) if query.id in inside), None)
     if view.prefill_room or not near or last is None or last.priority <= near[0].priority:

@@ -10,9 +10,9 @@ from baton.policy.preemptive import PreemptivePlanner, everyone, shares, stage
 class Priority:
     """As baton, but in the order of `priority`, lower first.
 
-    A query that is ready takes the row of the least urgent one that runs and is less urgent than it. Equals never
-    displace each other: of one priority those that run stay, those that lost a row come back before others begin, and
-    newcomers stand in the order of their users' shares, then of their arrival.
+    A ready query takes the row of the least urgent running one that is less urgent than itself. Equals never displace
+    each other: within a priority, running queries stay, queries that lost a row come back before others begin, and
+    newcomers are ordered by their users' shares, then by arrival.
     """
 
     honours = frozenset({"priority", "user"})

@@ -19,7 +19,7 @@ class RunToCompletion:
         if view.running:
             why = f"{len(view.running)} of {len(view.running) + view.held_rows} rows still run; newcomers wait"
             return Plan(feed=ALL_PENDING, how=Feeding.PADDED, hold_finished=True, why=why)
-        # Ready ones are those that were detached: they come first, they were here before.
+        # Ready queries are those that were detached. They come first, because they were here before.
         chosen = view.fitting([*view.ready, *view.waiting], view.max_rows)
         return Plan(
             resize=view.max_rows if view.rows != view.max_rows else None,

@@ -1,4 +1,4 @@
-"""Deadlines: the least slack first, rows given up for a deadline that is saved, no more rows than the pace allows."""
+"""Deadlines: least slack first, rows given up if that saves a deadline, and no more rows than the pace allows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from baton.policy.baton import READY_AHEAD
 from baton.policy.port import Plan, QueryView, View
 from baton.policy.preemptive import PreemptivePlanner, everyone, shares, stage
 
-# Who has a row keeps it for so many tokens against its equals: what is measured moves, rows should not with it.
+# A query keeps its row for so many tokens against its equals, so that rows do not move with noise in the measurements.
 SETTLED_TOKENS = 8
-# Rows are added while a step is faster than this share of the tightest pace, and taken away when it is slower than
-# all of it.
+# Rows are added while a step is faster than this share of the tightest pace, and taken away when it is slower than all
+# of it.
 EASY = 0.8
 
 
 class Slo:
     """As `priority`, and within a priority by slack: deadline - now - what the query still needs.
 
-    What it needs is its prompt at the measured costs, and a step for each token that it may still generate: an upper
-    bound, since most answers end before. A query is pressed when it would be late if it waited for the next row to
-    become free, and not if it had one now; it takes the row of the one with the most slack that can wait for it.
-    A query whose deadline cannot be met any more stands with those that have none: nothing is lost for it.
+    It needs its prompt at the measured costs, and a step for each token that it may still generate: an upper bound,
+    since most answers end before. A query is pressed if it would be late with the next row that becomes free, and would
+    not be late with a row now; it takes the row of the query with the most slack that can wait. A query that cannot
+    meet its deadline any more counts as one without a deadline.
     """
 
     honours = frozenset({"priority", "deadline", "user"})
@@ -52,31 +52,31 @@ class Slo:
 
 
 def is_lost(view: View, query: QueryView) -> bool:
-    """Whether not even a batch of its own would have it done in time."""
+    """Whether not even a batch of its own would finish it in time."""
     alone = view.costs.step_at(1) or 0.0
     return query.deadline is not None and query.deadline - view.now < needs(view, query, alone)
 
 
 def step_seconds(view: View) -> float:
-    """A step of the batch as it is; 0 before the first was measured, when nothing is known to be late."""
+    """Seconds of a step of the batch as it is; 0 before the first was measured, when no query is known to be late."""
     return view.costs.step_at(max(len(view.running), 1)) or 0.0
 
 
 def needs(view: View, query: QueryView, step: float | None = None) -> float:
-    """Seconds until the query has generated all that it may, if it goes on from now at a `step`'s pace, or as it is."""
+    """Seconds until the query has generated all that it may, at a `step`'s pace from now."""
     step = step_seconds(view) if step is None else step
     return fill_seconds(view, query) + (query.limit_tokens - query.generated) * step
 
 
 def fill_seconds(view: View, query: QueryView) -> float:
-    """Of them, those until it can be given a row."""
+    """The part of them until it can get a row."""
     if query.state in (State.READY, State.RUNNING):
         return 0.0
     return view.costs.chunk_seconds(query.pending, query.cached)
 
 
 def slack(view: View, query: QueryView) -> float:
-    """Seconds that the query can spare; endless where it has no deadline, below 0 where the batch is too slow."""
+    """Seconds that the query can spare; infinite without a deadline, below 0 if the batch is too slow."""
     return math.inf if query.deadline is None else query.deadline - view.now - needs(view, query)
 
 
@@ -89,10 +89,10 @@ def is_pressed(view: View, query: QueryView, most: int) -> bool:
 
 
 def rows_for_pace(view: View) -> tuple[int, list[QueryView]]:
-    """The most rows with which a step still meets the tightest pace, and those for whom the batch is too slow now.
+    """The most rows with which a step still meets the tightest pace, and queries for which the batch is too slow.
 
     The pace of a query is the time left to its deadline over the tokens left to it. A pace that not even a single row
-    would meet slows nobody down.
+    would meet slows no other query down.
     """
     paces: dict[str, float] = {}
     for query in [*view.running, *view.ready]:

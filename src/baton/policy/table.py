@@ -1,4 +1,4 @@
-"""The policies that there are, by the names that `--policy` takes."""
+"""All policies, by the names that `--policy` takes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which tokens rows with a constraint may draw, found out on a thread of its own while the forward runs.
+"""Which tokens rows with a constraint may draw, computed on a thread of its own while the forward runs.
 
-llguidance lets go of Python's lock, and so does a native forward: the work costs the step nothing but a core's time.
+llguidance releases Python's lock, and so does a native forward: the work costs the step only a core's time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from baton.core.query import Query
 from baton.core.threads import started
 
 Mask = NDArray[np.float32]
-"""`[vocabulary]`: 0 where a token may be drawn, -inf where not; to be added to logits, which is the quickest way."""
+"""`[vocabulary]`: 0 if a token may be drawn, else -inf; added to logits, which is the quickest way."""
 
 # Eight tokens of a mask, by the byte that says which of them may come.
 _EIGHT = np.array([[0.0 if byte >> bit & 1 else -np.inf for bit in range(8)] for byte in range(256)], np.float32)
@@ -26,10 +26,10 @@ _NOTHING = "the answer's form allows no token"
 
 
 class Guide:
-    """A query's way through its constraint while it is in a row; only the mask thread moves it.
+    """Follows a query through its constraint while it is in a row; only the mask thread moves it.
 
-    It can be made anew at any time: what has been generated is all that it depends on. That grows while no mask is
-    being made: nothing is copied for each token.
+    It can be made again at any time, because it depends only on the generated tokens. Their list grows only while no
+    mask is being computed, so it is not copied.
     """
 
     def __init__(self, query: Query, generated: list[int]) -> None:
@@ -38,7 +38,7 @@ class Guide:
         self._matcher: Matcher | None = None
 
     def mask(self) -> Mask:
-        """Raises QueryFailed, and Infeasible where nothing is allowed."""
+        """Raises QueryFailed, and Infeasible if nothing is allowed."""
         if self.query.constraint is None:
             raise QueryFailed("there is no constraint")
         if self._matcher is None:
@@ -50,8 +50,8 @@ class Guide:
 
 
 @dataclass(slots=True)
-class Found:
-    """By query the masks of those rows that have one, and why others cannot go on; `infeasible`: as they were asked."""
+class MaskResults:
+    """The masks by query, and why others cannot go on; `infeasible`: as they were asked."""
 
     masks: dict[str, Mask] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -64,38 +64,38 @@ class Masks:
     def __init__(self) -> None:
         self._thread = started(1, "baton-masks")
 
-    def begin(self, guides: Sequence[Guide]) -> Future[Found] | None:
-        """Of rows that are about to draw; what they have generated does not change until it was waited for."""
-        return self._thread.submit(_found, guides) if guides else None
+    def begin(self, guides: Sequence[Guide]) -> Future[MaskResults] | None:
+        """Begins for rows that are about to draw; their generated tokens must not change until it was waited for."""
+        return self._thread.submit(_compute_masks, guides) if guides else None
 
 
-def waited(begun: Future[Found] | None, vocabulary: int) -> Found:
-    """What came of it, for logits of so many tokens."""
-    found = begun.result() if begun is not None else Found()
-    for query_id, mask in found.masks.items():
-        found.masks[query_id] = _of_length(mask, vocabulary)
-        # Only where more than the model has may come, it may be that nothing of the model may.
-        if (mask[vocabulary:] == 0).any() and found.masks[query_id].max() < 0:
-            found.infeasible[query_id] = _NOTHING
-    return found
+def waited(begun: Future[MaskResults] | None, vocabulary: int) -> MaskResults:
+    """Waits for the result, for logits of so many tokens."""
+    results = begun.result() if begun is not None else MaskResults()
+    for query_id, mask in results.masks.items():
+        results.masks[query_id] = _of_length(mask, vocabulary)
+        # Only if a token outside of the model's vocabulary is allowed can all of the model's be forbidden.
+        if (mask[vocabulary:] == 0).any() and results.masks[query_id].max() < 0:
+            results.infeasible[query_id] = _NOTHING
+    return results
 
 
-def _found(guides: Sequence[Guide]) -> Found:
-    found = Found()
+def _compute_masks(guides: Sequence[Guide]) -> MaskResults:
+    results = MaskResults()
     for guide in guides:
         try:
-            found.masks[guide.query.id] = guide.mask()
+            results.masks[guide.query.id] = guide.mask()
         except Infeasible as error:
-            found.infeasible[guide.query.id] = error.message
+            results.infeasible[guide.query.id] = error.message
         except QueryFailed as error:
-            found.failed[guide.query.id] = error.message
-        except BaseException as error:  # a panic of a Rust library is no Exception
-            found.failed[guide.query.id] = f"the answer's form cannot be followed: {type(error).__name__}"
-    return found
+            results.failed[guide.query.id] = error.message
+        except BaseException as error:  # a panic of a Rust library is not an Exception
+            results.failed[guide.query.id] = f"the answer's form cannot be followed: {type(error).__name__}"
+    return results
 
 
 def _of_length(mask: Mask, vocabulary: int) -> Mask:
-    """A model may have fewer tokens than there are bits, or more: those are never drawn."""
+    """A model may have fewer tokens than there are bits; or more, which are never drawn."""
     if len(mask) >= vocabulary:
         return mask[:vocabulary]
     return np.concatenate([mask, np.full(vocabulary - len(mask), -np.inf, np.float32)])

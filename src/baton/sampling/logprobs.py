@@ -13,9 +13,9 @@ _LEAST = finfo(float32).min
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], best: Sequence[int]) -> list[TokenLogprobs]:
-    """Of each row of `[n, vocabulary]` float32 raw logits: its token's log-softmax, its rank, and so many `best`."""
+    """For each row of `[n, vocabulary]` float32 raw logits: its token's log-softmax, its rank, and so many `best`."""
     shares = logits - logits.logsumexp(-1, keepdim=True)
-    # A difference that overflows is still a number: there is no infinity in JSON.
+    # A difference that overflows becomes a finite number: JSON has no infinity.
     shares = shares.clamp(min=_LEAST)
     own = shares.gather(-1, tensor(tokens, device=logits.device)[:, None])
     ranks = (shares > own).sum(-1) + 1
@@ -27,8 +27,8 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], best: Sequence[int]) -
     ]
 
 
-def told(logits: Tensor, queries: Sequence[Query], drawn: Sequence[int | None]) -> dict[str, TokenLogprobs]:
-    """Of the tokens drawn from these logits `[n, vocabulary]`, for those queries that ask."""
+def drawn_logprobs(logits: Tensor, queries: Sequence[Query], drawn: Sequence[int | None]) -> dict[str, TokenLogprobs]:
+    """Log-probabilities of tokens drawn from these logits `[n, vocabulary]`, for the queries that ask."""
     asked = [
         (row, query.id, token, query.params.logprobs)
         for row, (query, token) in enumerate(zip(queries, drawn, strict=True))

@@ -1,7 +1,7 @@
 """Draws on devices, all rows together in torch.
 
-Sums and noise are in float64, on devices that have none (Apple's MPS) in float32: the same hash, so that draws differ
-between devices only where two tokens' scores are equal up to rounding.
+Sums and noise are in float64, on devices without it (Apple's MPS) in float32. The hash is the same, so draws differ
+between devices only if two tokens' scores are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from baton.sampling.draw import FILTERS, FIRST, FIRST_LOOK, MORE, NO_FILTERS, SECOND, SPREAD, Draw, filters_of
+from baton.sampling.draw import FILTERS, FIRST, FIRST_CANDIDATES, MORE, NO_FILTERS, SECOND, SPREAD, Draw, filters_of
 
 NOT_FINITE = -1
 """In place of a token: the row's logits are not finite."""
-LOOK_AGAIN = -2
-"""In place of a token: filters left more tokens than were looked at; `random_tokens` looks at as many as it takes."""
+TOO_FEW_CANDIDATES = -2
+"""In place of a token: the filters left more tokens than were compared. `random_tokens` compares as many as needed."""
 
 
 class Kind(IntEnum):
-    """What a step has to compute to draw for all of its rows."""
+    """What a step must compute to draw for all of its rows."""
 
     GREEDY = 0
     FREE = 1
@@ -48,7 +48,7 @@ class Chances:
 def drawn(logits: Tensor, chances: Chances, kind: Kind) -> Tensor:
     """The next token of each row of `[n, vocabulary]`, `[n]`, as `random_tokens` draws it, without asking the host.
 
-    NOT_FINITE and LOOK_AGAIN where there is none.
+    NOT_FINITE or TOO_FEW_CANDIDATES if there is none.
     """
     finite = logits.sum(-1).isfinite()
     picks = logits.argmax(-1)
@@ -58,18 +58,19 @@ def drawn(logits: Tensor, chances: Chances, kind: Kind) -> Tensor:
         every = torch.arange(logits.shape[-1], device=logits.device).expand(len(logits), -1)
         picks = torch.where(greedy, picks, (scaled + _noise(chances.keys, every)).argmax(-1))
         if kind is Kind.FILTERED:
-            found = _held(scaled, chances)
-            # Compared with one number after the other: those are part of the code, and not copied to the device.
+            picked = _draw_filtered(scaled, chances)
+            # Compared with one number after the other, because numbers are part of the code and not copied to the
+            # device.
             filtered = torch.zeros_like(greedy)
             for values, off in zip(chances.filters, NO_FILTERS, strict=True):
                 filtered |= values != off
-            picks = torch.where(greedy | ~filtered, picks, found)
+            picks = torch.where(greedy | ~filtered, picks, picked)
     return torch.where(finite, picks, NOT_FINITE)
 
 
 @functools.cache
 def exact(kind: str) -> bool:
-    """Whether a device of this kind hashes to the bits that the host hashes to; it is tried once."""
+    """Whether a device of this kind hashes to the same bits as the host; tried once."""
     seeds, lengths, ids = torch.tensor([3, -(2**62) - 5]), torch.tensor([7, 2**20]), torch.tensor([[0, 2**17 - 3, 11]])
     device = torch.device(kind)
     try:
@@ -80,24 +81,24 @@ def exact(kind: str) -> bool:
 
 
 def _scaled(logits: Tensor, temperatures: Tensor) -> Tensor:
-    """`[n, vocabulary]` over temperatures `[n]`, counted from each row's best, so that what overflows is -inf."""
+    """`[n, vocabulary]` over temperatures `[n]`, relative to each row's best, so that an overflow is -inf."""
     return (logits - logits.amax(-1, keepdim=True)) / temperatures[:, None]
 
 
-def _held(logits: Tensor, chances: Chances) -> Tensor:
-    look = min(FIRST_LOOK, logits.shape[-1])
-    best, ids = logits.topk(look)
+def _draw_filtered(logits: Tensor, chances: Chances) -> Tensor:
+    count = min(FIRST_CANDIDATES, logits.shape[-1])
+    best, ids = logits.topk(count)
     precise = _precise(logits.device)
     whole = logits.to(precise).logsumexp(-1, keepdim=True)
     kept = _kept(best, whole, chances.filters.to(precise), logits.shape[-1])
-    held = best.masked_fill(~kept, -torch.inf)
-    chosen = (held + _noise(chances.keys, ids)).argmax(-1, keepdim=True)
-    enough = ~kept[:, -1] | (look == logits.shape[-1])
-    return torch.where(enough, ids.gather(-1, chosen)[:, 0], LOOK_AGAIN)
+    filtered = best.masked_fill(~kept, -torch.inf)
+    chosen = (filtered + _noise(chances.keys, ids)).argmax(-1, keepdim=True)
+    enough = ~kept[:, -1] | (count == logits.shape[-1])
+    return torch.where(enough, ids.gather(-1, chosen)[:, 0], TOO_FEW_CANDIDATES)
 
 
 def keys_of(seeds: Tensor, lengths: Tensor) -> Tensor:
-    """`Draw.key` of texts of these lengths, `[n]`, of `mixed_seed` as signed numbers."""
+    """`Draw.key` of texts of these lengths, `[n]`, from `mixed_seed` as signed numbers."""
     return _finalised((seeds ^ lengths) + _signed(SPREAD))
 
 
@@ -109,12 +110,12 @@ def random_tokens(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     if free:
         every = torch.arange(logits.shape[-1], device=logits.device).expand(len(free), -1)
         picks[free] = (logits[free] + _noise(_keys([draws[i] for i in free], logits.device), every)).argmax(-1)
-    held = [i for i, draw in enumerate(draws) if draw.filters]
-    if held:
-        some = [draws[i] for i in held]
-        best, ids = candidates(logits[held], some)
+    filtered = [i for i, draw in enumerate(draws) if draw.filters]
+    if filtered:
+        some = [draws[i] for i in filtered]
+        best, ids = candidates(logits[filtered], some)
         chosen = (best + _noise(_keys(some, logits.device), ids)).argmax(-1, keepdim=True)
-        picks[held] = ids.gather(-1, chosen)[:, 0]
+        picks[filtered] = ids.gather(-1, chosen)[:, 0]
     return picks
 
 
@@ -124,30 +125,30 @@ def candidates(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     precise = _precise(device)
     filters = torch.tensor([filters_of(draw.params) for draw in draws], dtype=precise, device=device).T
     whole = logits.to(precise).logsumexp(-1, keepdim=True)
-    # All of top-k must be in sight from the first, because top-p is a share of what top-k left.
-    look = min(max([FIRST_LOOK, *(draw.params.top_k for draw in draws)]), vocabulary)
+    # All of top-k must be among them from the first, because top-p is a share of what top-k left.
+    count = min(max([FIRST_CANDIDATES, *(draw.params.top_k for draw in draws)]), vocabulary)
     while True:
-        best, ids = logits.topk(look)
+        best, ids = logits.topk(count)
         keep = _kept(best, whole, filters, vocabulary)
-        # Enough was looked at where the last one looked at is already out.
-        if look == vocabulary or not bool(keep[:, -1].any()):
+        # These are enough if the last one is already filtered out.
+        if count == vocabulary or not bool(keep[:, -1].any()):
             return best.masked_fill(~keep, -torch.inf), ids
-        look = min(look * MORE, vocabulary)
+        count = min(count * MORE, vocabulary)
 
 
 def _kept(best: Tensor, whole: Tensor, filters: Tensor, vocabulary: int) -> Tensor:
-    """Which of each row's `best` logits `[m, look]` the filters leave; `whole` `[m, 1]`: all logits' sum."""
+    """Which of each row's `best` logits `[m, count]` the filters leave; `whole` `[m, 1]`: all logits' sum."""
     asked = dict(zip(FILTERS, filters[:, :, None].unbind(), strict=True))
     top_k = torch.where(asked["top_k"] > 0, asked["top_k"], vocabulary)
     share = (best.to(whole.dtype) - whole).exp()
-    look = best.shape[-1]
-    rank = torch.arange(look, device=best.device)
-    # Probabilities after top-k are of what top-k left, as in the stock warpers' order.
+    count = best.shape[-1]
+    rank = torch.arange(count, device=best.device)
+    # Top-p counts probabilities after top-k, as in the stock warpers' order.
     left = torch.where(rank < top_k, share, 0.0)
-    total = torch.where(top_k <= look, left.sum(-1, keepdim=True), 1.0)
+    total = torch.where(top_k <= count, left.sum(-1, keepdim=True), 1.0)
     share = left / total
     before = share.cumsum(-1) - share
-    # The best is left also where a share so small is taken for none.
+    # The best token stays even if its share is rounded to 0.
     return (rank < top_k) & (((before < asked["top_p"]) & (share >= asked["min_p"] * share[:, :1])) | (rank == 0))
 
 
@@ -177,7 +178,7 @@ def _gumbel(bits: Tensor, precise: torch.dtype) -> Tensor:
     uniform = (bits.to(precise) + 0.5) / 2**53
     if precise is torch.float64:
         return -(-uniform.log()).log()
-    # Numbers near 1 would all be 1 in float32; what they lack to 1 is not.
+    # Numbers near 1 would all be 1 in float32; their distance to 1 would not.
     lacking = ((2**53 - 1 - bits).to(precise) + 0.5) / 2**53
     return -torch.where(bits < 2**52, -uniform.log(), -(-lacking).log1p()).log()
 

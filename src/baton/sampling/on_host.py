@@ -12,26 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from baton.sampling.draw import FIRST, FIRST_LOOK, MORE, SECOND, SPREAD, Draw
+from baton.sampling.draw import FIRST, FIRST_CANDIDATES, MORE, SECOND, SPREAD, Draw
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 
-# Of so many groups per wanted token, few hold two of the best.
+# With so many groups per wanted token, few groups contain two of the best.
 _GROUPS = 6
 # A float64 has 53.
 _UNUSED_BITS = 64 - 53
-# What must not be drawn is below it.
+# Scores of forbidden tokens are below it.
 _LEAST = np.finfo(np.float32).min
-# More than scores, and noise and its bits, are rounded by.
+# More than the rounding of scores, and of noise and its bits.
 _ROUNDING = 1e-6
 
 
 def random_token(row: Floats, draw: Draw) -> int:
     """Gumbel-max over logits `[vocabulary]` float32: adding such noise and taking the best draws from the softmax.
 
-    The best logit must be finite. Logits count from the best one, so what overflows is -inf, and cannot be drawn.
+    The best logit must be finite. Logits are relative to the best one, so an overflow is -inf and cannot be drawn.
     """
     with np.errstate(over="ignore"):
         if draw.filters:
@@ -43,37 +43,37 @@ def random_token(row: Floats, draw: Draw) -> int:
 
 
 def candidates(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
-    """What top-k, top-p and min-p leave of a row, best first: logits below the best over temperature, and ids."""
+    """The tokens that top-k, top-p and min-p leave, best first: logits below the best over temperature, and ids."""
     params, vocabulary = draw.params, len(row)
-    # Probabilities after top-k are of what top-k left, as in the stock warpers' order.
-    look = min(params.top_k or FIRST_LOOK, vocabulary)
+    # Top-p counts probabilities after top-k, as in the stock warpers' order.
+    count = min(params.top_k or FIRST_CANDIDATES, vocabulary)
     whole = _sum(row, draw.temperature) if params.top_p < 1 and not params.top_k else 0.0
     while True:
-        best, ids = _top(row, look)
+        best, ids = _top(row, count)
         values = (best - best[0]) / np.float32(draw.temperature)
         share = np.exp(values.astype(np.float64))
         keep = share >= params.min_p
         if params.top_p < 1:
             keep &= share.cumsum() - share < params.top_p * (whole or share.sum())
-        # Also where a share so small is taken for none.
+        # The best token stays even if its share is rounded to 0.
         keep[0] = True
-        # Enough was looked at where the last one looked at is already out.
-        if params.top_k or look == vocabulary or len(ids) < look or not keep[-1]:
+        # These are enough if the last one is already filtered out.
+        if params.top_k or count == vocabulary or len(ids) < count or not keep[-1]:
             return values[keep], ids[keep]
-        look = min(look * MORE, vocabulary)
+        count = min(count * MORE, vocabulary)
 
 
 def _contenders(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
     """Scores and ids of all tokens that might have the best score.
 
-    The best tokens' scores come first. No other logit is above the last of theirs, so who is to win has more noise than
-    that lacks; noise grows with its bits, and bits are compared without a logarithm.
+    The best tokens' scores come first. No other logit is above the last of theirs, so any other winner needs enough
+    noise to make up for that. Noise grows with its bits, and bits are compared without a logarithm.
     """
     temperature, key = np.float32(draw.temperature), draw.key
-    best, ids = _top(row, min(FIRST_LOOK, len(row)))
+    best, ids = _top(row, min(FIRST_CANDIDATES, len(row)))
     values = (best - best[0]) / temperature
     scores = values + _gumbel(_hashed(key, _spread(ids)))
-    if len(ids) == len(row) or len(ids) < FIRST_LOOK:
+    if len(ids) == len(row) or len(ids) < FIRST_CANDIDATES:
         return scores, ids
     lacking = float(scores.max()) - float(values[-1]) - _ROUNDING
     least = int(max(0.0, 2.0**53 * math.exp(-math.exp(-lacking)) - 8))
@@ -84,10 +84,10 @@ def _contenders(row: Floats, draw: Draw) -> tuple[Floats, Ids]:
 
 
 def _top(row: Floats, count: int) -> tuple[Floats, Ids]:
-    """The `count` best of a row, best first, of equals the first: values and ids. Fewer where no more may be drawn."""
+    """The `count` best of a row, best first, of equals the first: values and ids. Fewer if fewer may be drawn."""
     groups = min(len(row), _GROUPS * count)
     maxima = row[: len(row) // groups * groups].reshape(-1, groups).max(0)
-    # So many groups have one that is at least this: the best are among all that are.
+    # So many groups have a value that is at least this, so the best are among all such values.
     bound = np.partition(maxima, groups - count)[groups - count]
     ids = np.flatnonzero(row >= max(bound, _LEAST))
     ids = ids[np.argsort(-row[ids], kind="stable")[:count]]

@@ -21,7 +21,7 @@ _MOST = torch.finfo(torch.float32).max
 class Sampler:
     """`end_ids`: tokens that end a text; they cannot be drawn before `min_tokens`.
 
-    `sees_logits`: it does something else with logits than draw, so a device must not draw in its place.
+    `sees_logits`: it also uses logits otherwise, so a device must not draw in its place.
     """
 
     sees_logits = False
@@ -32,16 +32,16 @@ class Sampler:
     def __call__(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         """The next token of each row of `[n, vocabulary]` float32 logits.
 
-        None where a row's logits are not finite, or where nothing may be drawn of what its draw leaves.
+        None if a row's logits are not finite, or if its draw leaves no token.
         """
         if logits.device.type == "cpu" or not exact(logits.device.type):
             return self._row_by_row(logits.cpu().numpy(), draws)
         return self._together(logits, draws)
 
     def _row_by_row(self, rows: Floats, draws: Sequence[Draw]) -> list[int | None]:
-        """As `on_host.py` draws."""
+        """Draws by `on_host.py`."""
         best = rows.argmax(-1)
-        # The best is what is too large, or not a number, where anything is.
+        # If any value is infinite or NaN, argmax returns it.
         finite = np.isfinite(rows[np.arange(len(rows)), best]) & np.isfinite(rows.min(-1))
         return [
             self._one(row, draw, token) if fine else None
@@ -61,7 +61,7 @@ class Sampler:
         return best if draw.params.greedy else random_token(row, draw)
 
     def _together(self, logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
-        """As `on_device.py` draws."""
+        """Draws by `on_device.py`."""
         fine = logits.sum(-1).isfinite()
         if any(draw.shapes or draw.mask is not None for draw in draws):
             logits = logits.clone()
@@ -90,12 +90,12 @@ class Sampler:
             row[[end for end in (*self._end_ids, *params.stop_token_ids) if 0 <= end < len(row)]] = -torch.inf
 
     def _penalise(self, row: Tensor, draw: Draw) -> None:
-        params, found = draw.params, draw.seen or Seen(draw.tokens, draw.prompt_tokens)
-        seen, counts = (torch.from_numpy(some).to(row.device) for some in (found.ids, found.counts))
+        params, history = draw.params, draw.seen or Seen(draw.tokens, draw.prompt_tokens)
+        seen, counts = (torch.from_numpy(some).to(row.device) for some in (history.ids, history.counts))
         if params.repetition_penalty != 1:
             old = row[seen]
             new = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
-            # What overflows stays a number: of two that are infinite nobody knows which is the better.
+            # An overflow stays finite, because two infinities could not be compared.
             row[seen] = new.clamp(-_MOST, _MOST)
         if params.frequency_penalty or params.presence_penalty:
             row[seen] -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)

@@ -1,4 +1,4 @@
-"""Which tokens a text has: what penalties go by. A token is counted once, when it comes."""
+"""Which tokens a text has, for penalties. A token is counted once, when it comes."""
 
 from __future__ import annotations
 

@@ -29,11 +29,11 @@ class Strict(BaseModel):
         ignored: set[str] = set()
         kept = without_ignored(sent, place_of(cls, "", cls.rules, cls.inner), ignored)
         try:
-            found = cls.model_validate(kept)
+            request = cls.model_validate(kept)
         except ValidationError as error:
             raise from_validation(error) from None
-        found._ignored = tuple(sorted(ignored))
-        return found
+        request._ignored = tuple(sorted(ignored))
+        return request
 
     @property
     def ignored(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """A batch and a prefiller without a model: tokens from a function, seconds from a model of costs.
 
-For tests of policies and for simulation: the engine cannot tell them from those that compute. Nothing is sampled: what
-`say` answers is the next token, whatever a query's sampling parameters are.
+For tests of policies and for simulation: the engine cannot tell them from real ones. Nothing is sampled: `say` returns
+the next token, whatever a query's sampling parameters are.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from baton.testing.clock import ManualClock
 class Costs(Protocol):
     """Says how long a forward takes, on a fake batch's clock."""
 
-    def of(self, effort: StepCost) -> float:
+    def of(self, cost: StepCost) -> float:
         """Seconds of a forward."""
 
 
 Say = Callable[[Sequence[int]], int | None]
-"""The next token after these; None where a model's output would not be finite. May raise: then the forward does."""
+"""Returns the next token after these; None if a model's output would not be finite.
+
+If it raises, the forward raises.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +42,15 @@ class CostModel:
     slot_seconds: float = 0.0
     column_seconds: float = 0.0
 
-    def of(self, effort: StepCost) -> float:
-        tokens = self.row_seconds * effort.rows + self.slot_seconds * effort.slots
-        return self.fixed_seconds + tokens + self.column_seconds * effort.columns
+    def of(self, cost: StepCost) -> float:
+        tokens = self.row_seconds * cost.rows + self.slot_seconds * cost.slots
+        return self.fixed_seconds + tokens + self.column_seconds * cost.columns
 
 
 class FakeDevice:
-    """What a batch and a prefiller stand on together: all segments that are in, and the clock that forwards move.
+    """What a batch and a prefiller share: all segments that are in, and the clock that forwards move.
 
-    `columns`: the most tokens of a segment. `footprint`: the bytes that one takes; they are counted, not allocated.
+    `columns`: the most tokens of a segment. `footprint`: the bytes of one; they are counted, not allocated.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class FakeDevice:
         segment.release()
 
     def lifted(self, query_id: str, *, keep: bool = True) -> KVSegment:
-        """The segment as it is outside; without what it `keep`s, its tokens alone."""
+        """The segment outside the batch; without `keep`, its tokens alone."""
         segment = self.segments[query_id]
         if not keep:
             return replace(segment, cached=0)
@@ -89,55 +92,55 @@ class FakeDevice:
         }
         going = {name: (self.segments[name], count) for name, count in counts.items() if name not in done}
         drawn = {name: self._say(seg.tokens) for name, (seg, count) in going.items() if count == seg.pending}
-        stepped = self._count(counts, max(counts.values()) if how is Feeding.PADDED else 0, done)
-        looks = [(count, self.segments[name].cached) for name, count in counts.items()]
+        output = self._count(counts, max(counts.values()) if how is Feeding.PADDED else 0, done)
+        attended = [(count, self.segments[name].cached) for name, count in counts.items()]
         for segment, count in going.values():
             segment.cached += count
             segment.computed = max(segment.computed, segment.cached)
         for name, token in drawn.items():
             if token is None:
-                stepped.failed[name] = "the model's output for this query is not finite"
+                output.failed[name] = "the model's output for this query is not finite"
             else:
                 self.segments[name].tokens.append(token)
-                stepped.tokens[name] = token
-        slots = stepped.slots
-        effort = StepCost(
+                output.tokens[name] = token
+        slots = output.slots
+        cost = StepCost(
             rows=len(counts),
             slots=slots.useful + slots.idle,
             columns=slots.columns_needed,
-            single_columns=sum(cached + 1 for count, cached in looks if count == 1),
-            pairs=sum(count * (cached + count / 2) for count, cached in looks if count > 1),
+            single_columns=sum(cached + 1 for count, cached in attended if count == 1),
+            pairs=sum(count * (cached + count / 2) for count, cached in attended if count > 1),
             finished=sum(name in done for name in counts),
         )
-        self._clock.advance(self._costs.of(effort))
-        return stepped
+        self._clock.advance(self._costs.of(cost))
+        return output
 
     def _count(self, counts: Mapping[str, int], width: int, done: Set[str]) -> StepOutput:
-        """Every slot by kind, and each query's share; `width`: what rows are padded to, or 0."""
-        stepped = StepOutput()
+        """Counts slots by kind, and each query's share; `width`: what rows are padded to, or 0."""
+        output = StepOutput()
         for name, count in counts.items():
             segment, padding = self.segments[name], max(width - count, 0)
-            stepped.slots.padding += padding
+            output.slots.padding += padding
             if name in done:
-                stepped.slots.finished_row += count
+                output.slots.finished_row += count
                 continue
             again = max(0, min(segment.cached + count, segment.computed) - segment.cached)
-            stepped.slots.recomputed += again
-            stepped.slots.useful += count - again
-            stepped.slots.columns_needed += segment.cached + count
-            stepped.shares[name] = (count - again, again + padding)
-        return stepped
+            output.slots.recomputed += again
+            output.slots.useful += count - again
+            output.slots.columns_needed += segment.cached + count
+            output.shares[name] = (count - again, again + padding)
+        return output
 
 
 def _parts(footprint: Footprint, tokens: int) -> list[torch.Tensor]:
-    """What a row of so many tokens keeps, as tensors without memory: their sizes are all that is asked of them."""
+    """What a row of so many tokens keeps, as tensors without memory: only their sizes are used."""
     columns = [(min(tokens, c.most) if c.most else tokens, c.token_bytes * c.count) for c in footprint.columns]
     sizes = [*columns, (footprint.state_bytes,)] if footprint.state_bytes else columns
     return [torch.empty(size, dtype=torch.uint8, device="meta") for size in sizes]
 
 
 class _Places:
-    """Some of a device's segments, by the name of their query."""
+    """Some of a device's segments, by the id of their query."""
 
     def __init__(self, device: FakeDevice) -> None:
         self._device = device
@@ -171,7 +174,7 @@ class _Places:
 
 
 class FakeBatch(_Places):
-    """See `batch/port.py` for the verbs. `rows` of it at first, and at most."""
+    """See `batch/port.py` for the verbs. It has `rows` at first and at most."""
 
     def __init__(self, device: FakeDevice, rows: int) -> None:
         super().__init__(device)
@@ -206,7 +209,7 @@ class FakeBatch(_Places):
 
 
 class FakePrefill(_Places):
-    """See `batch/port.py`: so many `places` on the batch's own device, or on one that is apart from it."""
+    """See `batch/port.py`. It has so many `places`, on the batch's own device or on another one."""
 
     def __init__(self, device: FakeDevice, places: int, *, beside_batch: bool = True) -> None:
         super().__init__(device)

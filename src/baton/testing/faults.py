@@ -1,12 +1,12 @@
-"""Faults on purpose, so that tests can see what becomes of them. Only where `BATON_TEST_MODE=1` is set.
+"""Faults on purpose, so that tests can see their effects. Only with `BATON_TEST_MODE=1`.
 
-`BATON_FAULTS` is a list of faults, separated by commas or spaces. Each is `NAME@N`: it happens at the Nth time that
-this is done since the start, counted from 1; or `NAME@SEED:K`: at the Kth token of queries with this seed.
+`BATON_FAULTS` is a list of faults, separated by commas or spaces. Each is `NAME@N`: it happens the Nth time that this
+is done since the start, counted from 1; or `NAME@SEED:K`: at the Kth token of queries with this seed.
 
     iteration_fails@N       the Nth iteration raises: all live queries fail, and the engine goes on
     iteration_slow@N:S      the Nth iteration takes S seconds longer
     engine_dies@N           the engine's thread ends in the Nth iteration
-    step_fails@N            the Nth step of the batch raises: those running fail
+    step_fails@N            the Nth step of the batch raises: running queries fail
     step_memory@N           the Nth step of the batch runs out of memory
     prefill_fails@N         the Nth forward of prompts alone raises
     prefill_memory@N        the Nth forward of prompts alone runs out of memory
@@ -41,7 +41,7 @@ FAULTS, TEST_MODE = "BATON_FAULTS", "BATON_TEST_MODE"
 
 
 class InjectedFault(RuntimeError):
-    """What is raised where something fails on purpose."""
+    """The error of a fault on purpose."""
 
 
 class _Fault(NamedTuple):
@@ -68,7 +68,7 @@ def _dies(name: str) -> NoReturn:
     raise SystemExit(name)
 
 
-# What is counted, and what happens there, by the fault's name.
+# What is counted, and what then happens, by the fault's name.
 _AT: dict[str, tuple[str, Callable[[str], None]]] = {
     f"{place}_{what}": (place, act)
     for place in ("step", "prefill", "insert", "resize")
@@ -82,7 +82,7 @@ _FORM = re.compile(r"([a-z_]+)@(\d+)(?::(\d+(?:\.\d+)?))?")
 
 
 def from_environment(environment: Mapping[str, str]) -> Faults | None:
-    """The faults that are asked for, if any. Raises SettingError for what cannot be read, and outside test mode."""
+    """The faults that are asked for, if any. Raises SettingError for an invalid one, and outside test mode."""
     text = environment.get(FAULTS, "")
     if not text.strip():
         return None
@@ -93,9 +93,9 @@ def from_environment(environment: Mapping[str, str]) -> Faults | None:
 
 
 class Faults:
-    """Faults that wait for their time. Those added later count from then on. Each happens once; `done` has their names.
+    """Faults that wait for their time. Faults that are added later count from then on.
 
-    A fault of a query happens to each query that has its seed.
+    Each happens once; `done` has their names. A fault of a query happens to each query with its seed.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -106,13 +106,13 @@ class Faults:
         self.add(text)
 
     def add(self, text: str) -> None:
-        """Raises SettingError where one is not known or not complete."""
-        found = [_parsed(entry) for entry in re.split(r"[,\s]+", text) if entry]
+        """Adds faults. Raises SettingError if one is unknown or incomplete."""
+        added = [_parsed(entry) for entry in re.split(r"[,\s]+", text) if entry]
         with self._lock:
-            self._waiting += [(fault, self._counts[_place(fault.name)]) for fault in found]
+            self._waiting += [(fault, self._counts[_place(fault.name)]) for fault in added]
 
     def at(self, place: str) -> None:
-        """This is done once more: what waited for that happens."""
+        """Counts that this is done once more; raises the faults that waited for it."""
         with self._lock:
             self._counts[place] += 1
             count = self._counts[place]
@@ -137,7 +137,7 @@ class Faults:
         return hit
 
     def before(self, place: str, owner: object, verb: str) -> None:
-        """Whoever calls this verb of `owner` meets the faults of the place first."""
+        """Makes calls of this verb of `owner` raise the faults of the place first."""
         right = getattr(owner, verb)
 
         def met(*args: Any, **kw: Any) -> Any:
@@ -147,18 +147,18 @@ class Faults:
         setattr(owner, verb, met)
 
     def inject(self, engine: Engine) -> None:
-        """Whoever drives this engine meets the faults of its iteration, its prefiller and its batch."""
+        """Puts the faults of iteration, prefiller and batch into this engine."""
         self.before("iteration", engine, "iterate")
         self.before("prefill", engine.prefiller, "advance")
         for verb in ("step", "insert", "resize"):
             self.before(verb, engine.batch, verb)
 
     def sampler(self, right: Sampler) -> Sampler:
-        """As this one, but for queries with faulty logits or draws."""
+        """The same sampler, except for queries with faulty logits or draws."""
         return _FaultySampler(right, self)
 
     def decoder(self, right: IncrementalDecoder, seed: int) -> IncrementalDecoder:
-        """As this one of a query with this seed, but for tokens that fail."""
+        """The same decoder for a query with this seed, except for tokens that fail."""
         return _FaultyDecoder(right, self, seed)
 
 
@@ -206,8 +206,8 @@ def _place(name: str) -> str:
 
 
 def _parsed(entry: str) -> _Fault:
-    found = _FORM.fullmatch(entry)
-    name, first, second = found.groups() if found else ("", "", None)
+    match = _FORM.fullmatch(entry)
+    name, first, second = match.groups() if match else ("", "", None)
     if name not in {*_AT, _SLOW, *_OF_A_QUERY}:
         known = ", ".join(sorted({*_AT, _SLOW, *_OF_A_QUERY}))
         raise SettingError(f"{FAULTS}: {entry!r} is no fault; there is NAME@NUMBER with {known}", param="faults")

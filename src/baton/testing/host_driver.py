@@ -1,4 +1,4 @@
-"""A CPU's memory in place of a GPU's: addresses that are reserved, and pages that are mapped to them later."""
+"""A CPU's memory in place of a GPU's: addresses are reserved, and pages are mapped to them later."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from baton.cuda.virtual_memory import Reserved
 _NO_ACCESS, _READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 _FAILED = ctypes.c_void_p(-1).value
-# Bytes of a page that was mapped are anyone's; these are not a number in any float format.
+# The bytes of a newly mapped page, whose content is arbitrary; they are NaN in every float format.
 _RUBBISH = 0xFF
 
 
 class HostDriver:
-    """A CPU's memory under the same discipline, for tests: what is not mapped cannot be touched by anyone.
+    """A CPU's memory under the same rules, for tests: touching an unmapped address ends the process.
 
-    `pages`: how many there are, `left` of them for who asks. A page that is mapped is full of what is not a number.
+    `pages`: how many there are, `left` of them free. A newly mapped page is full of NaN.
     """
 
     def __init__(self, pages: int = sys.maxsize) -> None:
@@ -31,7 +31,7 @@ class HostDriver:
         self._libc.mmap.restype = ctypes.c_void_p
         self._serials = itertools.count()
         self.left = pages
-        # By address, where it is mapped.
+        # By address, if it is mapped.
         self._mapped: dict[int, int] = {}
 
     @property
@@ -73,11 +73,11 @@ class HostDriver:
     def free(self, address: int, size: int) -> None:
         self._call("munmap", address, size)
 
-    def settle(self) -> None:
-        """There is no work but the caller's."""
+    def synchronize(self) -> None:
+        """There is no work besides the caller's."""
 
     def make_room(self) -> None:
-        """Nobody keeps anything."""
+        """Nothing else keeps memory."""
 
     def _call(self, name: str, address: int, size: int, *how: int) -> None:
         if getattr(self._libc, name)(ctypes.c_void_p(address), ctypes.c_size_t(size), *how):

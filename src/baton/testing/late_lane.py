@@ -1,4 +1,4 @@
-"""A stream of copies on the CPU that copies late: whoever reads too early reads NaN."""
+"""A stream of copies on the CPU that copies late: a reader that is too early reads NaN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from baton.kv.port import CopyEvent
 
 
 class LateLane:
-    """On the CPU: nothing is copied before it was asked for `polls` times, or waited for."""
+    """On the CPU: nothing is copied before it was polled `polls` times, or waited for."""
 
     def __init__(self, polls: int = 2) -> None:
         self.device = torch.device("cpu")
@@ -22,7 +22,7 @@ class LateLane:
         self._queue: deque[tuple[_LateMark, Callable[[], None]]] = deque()
 
     def empty(self, size: int) -> Tensor:
-        # Not a number, as bytes of any floating-point type.
+        # NaN in any floating-point type.
         return torch.full((size,), 255, dtype=torch.uint8)
 
     def flags(self, count: int) -> Tensor:
