@@ -34,7 +34,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def tell(args: argparse.Namespace, lines: Iterable[str], figures: Mapping[str, object]) -> None:
-    """Prints the report, and writes it and its figures where the flags say."""
+    """Prints the report, and writes it and its figures to the files that the flags name."""
     report = "\n".join([*lines, "", f"Again: `{command()}`"])
     print(report)
     if args.json:
@@ -45,7 +45,7 @@ def tell(args: argparse.Namespace, lines: Iterable[str], figures: Mapping[str, o
 
 
 def write_section(path: Path, section: str, report: str) -> None:
-    """Puts the report between the section's markers. Raises ValueError where the file does not have them."""
+    """Puts the report between the section's markers. Raises ValueError if the file does not have them."""
     begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
     head, rest = path.read_text().split(begin)
     path.write_text(f"{head}{begin}\n{report}\n{end}{rest.split(end)[1]}")

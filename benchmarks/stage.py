@@ -24,7 +24,7 @@ from baton.policy.table import POLICIES, policy_named
 
 
 class Stage:
-    """An engine in this thread; `turn` is one iteration. `answers` by name; `heard` is told how many tokens came."""
+    """An engine in this thread; `turn` is one iteration. `answers` by name; `heard` gets the number of new tokens."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ def load(config: Config, before: Callable[[PreTrainedModel], None] | None = None
 
 
 def known_text() -> str:
-    """Enough text for any prompt, of a kind that the built-in model knows: questions, one behind the other."""
+    """Enough text for any prompt, of a kind that the built-in model knows: questions, one after the other."""
     lines = [question.text for task in tasks.CHECKABLE_TASKS for question in tasks.questions(task, 60, seed=5)]
     return "\n".join(lines * 4)
 

@@ -58,7 +58,7 @@ def releases_to_try() -> list[str]:
 
 
 def results_of(one: str) -> dict[str, str]:
-    """What came of each test, by its name, with this version in front of the installed one."""
+    """The result of each test, by its name, with this version in front of the installed one."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([*PIP, "install", "-q", "--target", folder, f"transformers=={one}"], check=True)
         report, path = Path(folder, "report.xml"), os.pathsep.join((folder, os.environ.get("PYTHONPATH", "")))

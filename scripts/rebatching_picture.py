@@ -37,7 +37,7 @@ class Bar:
 
 @dataclass
 class Watch:
-    """A sink that notes who ran when; rows are taken as the batch takes them, the first free one."""
+    """A sink that records which query ran when; rows are assigned as in the batch, the first free one."""
 
     hold: bool
     step: int = 0

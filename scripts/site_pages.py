@@ -48,10 +48,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _source(page: str) -> str:
-    """Where a page of the site lies in the repository."""
+    """Where a page of the site is in the repository."""
     return next((source for source, name in PAGES.items() if name == page), f"docs/{page}")
 
 
 def _site(path: str) -> str:
-    """Where a file of the repository lies in the site."""
+    """Where a file of the repository is in the site."""
     return PAGES.get(path, path.removeprefix("docs/"))

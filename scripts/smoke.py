@@ -19,7 +19,7 @@ def main() -> None:
     began = time.perf_counter()
     process = subprocess.Popen(["baton", "serve", "--port", "0"], stderr=subprocess.PIPE, text=True)
     url = _url(process)
-    # The rest of what it prints must go somewhere, or the pipe fills up and the server stands still.
+    # The rest of its output must be read, or the pipe fills up and the server stands still.
     threading.Thread(target=process.stderr.read, daemon=True).start()  # type: ignore[union-attr]
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
     model = client.models.list().data[0].id

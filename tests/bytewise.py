@@ -1,4 +1,4 @@
-"""A tokenizer of single bytes behind <pad>, <s> and </s>, with tokens for tags, and tiny models that speak it."""
+"""A tokenizer of single bytes after <pad>, <s> and </s>, with tokens for tags, and tiny models that use it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.loader.selfcheck import use_reference_attention
 from families import Family, bare_model
 
 SIZE = 300
-"""Ids of the model: some stand for nothing."""
+"""Ids of the model: some are unused."""
 END = 2
 TAGS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
 

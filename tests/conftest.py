@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 
-# Where there is no GPU, Triton's kernels are interpreted; it looks when it is first imported.
+# Without a GPU, Triton's kernels are interpreted; Triton checks that when it is first imported.
 if not Path("/proc/driver/nvidia/version").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -67,7 +67,7 @@ LONG = (
     "test_same_as_alone.py",
     "test_soak.py",
 )
-# Which marks a file has, by itself or with its folder; those that are neither fast nor of servers have `models`.
+# The marks of a file, by itself or with its folder; files that are neither fast nor of servers have `models`.
 MARKS = {
     "fast": FAST,
     "server": (

@@ -10,7 +10,7 @@ from baton.batch.row_state import PendingForward
 
 
 class Delayed:
-    """Work of which nobody knows when it runs; asked whether it is ready, it says no a few times."""
+    """Work that runs at an unknown time; its first few `ready` calls return False."""
 
     def __init__(self, work: Callable[[], PendingForward], asked: int, seconds: float) -> None:
         self._work = work
@@ -32,7 +32,7 @@ class Delayed:
         return self._result
 
     def wait(self) -> None:
-        """It may be half done, which nobody can tell from done."""
+        """It may be half done, which looks the same as done."""
         self._run()
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""Tiny models made from configs, with weights that tell: their tokens vary and their logits show a wrong mask."""
+"""Tiny models made from configs, with telling weights: their tokens vary and their logits show a wrong mask."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ FAMILIES = (
             "activation_sparsity_pattern": [0.0] * 6,
         },
     ),
-    # Before, phi3 goes on with the newest token alone where a text crosses the original context.
+    # Before, phi3 continues with only the newest token if a text crosses the original context.
     Family("phi3_longrope", "phi3", _LONGROPE, since="5.23.0"),
     Family("deepseek_v2", "deepseek_v2", {**_MLA, "topk_method": "greedy"}),
     Family("deepseek_v3", "deepseek_v3", _MLA),
@@ -250,7 +250,7 @@ FAMILIES = (
 
 FURTHER = (
     Family("falcon_mamba", "falcon_mamba", {"state_size": 8}),
-    # Unlike phi3, these go on with the keys they have where a text crosses the original context.
+    # Unlike phi3, these continue with the keys they have if a text crosses the original context.
     Family("llama_longrope", "llama", _LONGROPE),
     # Longrope by layer type raises the second time, before.
     Family(
@@ -277,7 +277,7 @@ FURTHER = (
         },
     ),
 )
-"""Families that are tested like those, and not in docs/models.md: more of a kind that is in it."""
+"""Families that are tested as the others, and are not in docs/models.md: more of a kind that is there."""
 
 REFUSED = {
     "rwkv": (Family("rwkv", "rwkv", {"attention_hidden_size": 64}), "keeps its own attention"),

@@ -1,4 +1,4 @@
-"""Reads the imports of a source tree, deferred and type-only ones too, and says which house rules they break.
+"""Reads the imports of a source tree, deferred and type-only ones too, and reports which house rules they break.
 
 The rules are those of ARCHITECTURE.md, "The floors"; the tree is a mapping of dotted module names to their source.
 """
@@ -23,7 +23,7 @@ ABOVE = {"measure": 8, "cli": 9, "__main__": 10}
 # The GPU's wing has one door, so that a reader of the CPU's path never needs it. Stand-ins for it are what it has.
 CUDA_DOORS = ("compose", "loader", "testing")
 
-# Who may import a third party's package.
+# Rooms that may import a third party's package.
 TORCH = {
     "kv",
     "sampling",
@@ -81,7 +81,7 @@ def tree_of(folder: Path) -> dict[str, str]:
 
 
 def room_of(name: str) -> str:
-    """The first part below the package: a room, or a module that stands on the ground or on top."""
+    """The first part below the package: a room, or a module that is on the ground or on top."""
     parts = name.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 

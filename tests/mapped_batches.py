@@ -56,7 +56,7 @@ KINDS = (
 
 
 class Watched(HostDriver):
-    """Raises where a page is taken away while work may be under way that the device was given."""
+    """Raises if a page is taken away while the device may have work under way."""
 
     def __init__(self, pages: int = sys.maxsize) -> None:
         super().__init__(pages)
@@ -80,7 +80,7 @@ class Watched(HostDriver):
 
 
 def batch(family: str, kind: Kind, ahead: bool) -> str:
-    """What happened to pages; raises AssertionError where a query did not give what it gives alone."""
+    """What happened to pages. Raises AssertionError if a query did not give what it gives alone."""
     queries = some_queries(10, random.Random(3))
     # Some begin as others do, and go on.
     queries[6:] = [replace(b, prompt=a.prompt + b.prompt) for a, b in zip(queries, queries[6:], strict=False)]

@@ -67,7 +67,7 @@ class NoText:
 
 
 class Recorder(Sampler):
-    """Keeps every row of logits that was drawn from, by (seed, position): seeds tell queries apart here."""
+    """Keeps every row of logits that was drawn from, by (seed, position): seeds identify queries here."""
 
     sees_logits = True
 
@@ -158,7 +158,7 @@ class RandomBatch:
         return self.updates[query_id][-1].finish_reason
 
     def run(self, queries: Sequence[Query], dice: random.Random | None = None, most: int = 4000) -> None:
-        """All queries, each arriving at a random iteration where there are dice."""
+        """Runs all queries, each arriving at a random iteration if there are dice."""
         later = sorted((dice.randint(0, 60) if dice else 0, query.id, query) for query in queries)
         for turn in range(most):
             while later and later[0][0] <= turn:
@@ -202,19 +202,19 @@ def random_batch(
     side: Callable[[Rectangle], Side] | None = None,
     prompts: PrefillPlacement | None = None,
 ) -> RandomBatch:
-    """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: where it can be.
+    """A fresh engine. `chunk` is small, so that most prompts are prefilled in several. `native`: if possible.
 
-    `model`: a model, or a family, whose model is shared by its batches where nothing changes it: to find out how it is
-    run takes longer than most tests.
+    `model`: a model, or a family whose model is shared by its batches if nothing changes it, because finding out how it
+    is run takes longer than most tests.
 
-    `ahead`: steps of constant shape begin before the last one was heard of, as on CUDA; no logits are recorded then.
-    `aligned`: on the paper's literal shaping. `varlen`: prompts are attended by it in one call per layer.
-    `offload`: rows leave as from a device with memory of its own. `driver`: whose memory is mapped as rows grow, a few
-    tokens at a time. `side`: where prompts are computed beside steps that begin ahead. `prompts`: or else where.
+    `ahead`: steps of constant shape begin before the last one is read, as on CUDA; no logits are recorded then.
+    `aligned`: on the paper's literal shaping. `varlen`: computes prompts' attention in one call per layer. `offload`:
+    rows leave as from a device with memory of its own. `driver`: maps memory as rows grow, a few tokens at a time.
+    `side`: where prompts are computed beside steps that begin ahead. `prompts`: the placement otherwise.
     """
     native = native and not aligned
     shared = chosen(model, native) if isinstance(model, str) and not (ahead or varlen or deterministic) else None
-    # Where rotation depends on a text's length, a model keeps what earlier texts made it compute.
+    # If rotation depends on a text's length, a model keeps what earlier texts made it compute.
     if shared is not None and shared[1].long_rope_limit is None:
         model, forward = shared
     else:
@@ -296,9 +296,9 @@ def bodies(
     dtype: torch.dtype = torch.float32,
     side: Callable[[Rectangle], Side] | None = None,
 ) -> tuple[Rows, RectangleBatch, PrefillHere]:
-    """A batch of so many rows, and a prefiller: on one rectangle, or apart where the batch's rows are aligned.
+    """A batch of so many rows, and a prefiller: on one rectangle, or apart if the batch's rows are aligned.
 
-    Answers the batch's rows, too. `make`: makes the rectangle that they share.
+    Also returns the batch's rows. `make`: makes the rectangle that they share.
     """
     of: dict[str, Any] = {"columns": CONTEXT, "dtype": dtype, "device": device}
     shapes = forward.geometry.shapes

@@ -37,7 +37,7 @@ ROWS = 4
 
 @functools.cache
 def loaded() -> Loaded:
-    """One model for all tests; engines stand on it one after the other."""
+    """One model for all tests; engines use it one after the other."""
     return load(load_settings(make_config({}), str(builtin.path()), NAME))
 
 
@@ -49,7 +49,7 @@ def a_query(number: int = 0, tokens: int = 120, **more: Any) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Answer:
-    """What came of a request: its status, its text so far, and the error of its body or its stream."""
+    """The result of a request: its status, its text so far, and the error of its body or its stream."""
 
     status: int = 0
     text: str = ""
@@ -124,7 +124,7 @@ class Streams:
 
 
 class Mute:
-    """A client that sends one request and reads nothing but what it is told to."""
+    """A client that sends one request and reads only when told to."""
 
     def __init__(self, url: str, body: dict[str, Any], *, buffer: int = 4096) -> None:
         host, port = url.removeprefix("http://").split(":")
@@ -154,7 +154,7 @@ class Mute:
 class Served:
     """A server on a port of its own. `limits` are those of `Limits`, the rest is of `Settings`.
 
-    `send_buffer`: bytes that the kernel takes of what a client does not read.
+    `send_buffer`: bytes that the kernel buffers for a client that does not read.
     """
 
     def __init__(self, limits: Mapping[str, Any] | None = None, send_buffer: int = 0, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""All at once that a GPU does beside the host: each query gives what it gives alone, whoever is late."""
+"""Everything that a GPU does beside the host, at once: each query gives what it gives alone, whatever is late."""
 
 from __future__ import annotations
 

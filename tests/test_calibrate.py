@@ -1,4 +1,4 @@
-"""What iterations cost, heard of a run's events; the numbers themselves are the machine's."""
+"""The cost of iterations from a run's events; the numbers themselves depend on the machine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_pass_measures_everything_and_leaves_the_model_to_others() -> None:
         assert [rows for rows, _ in one_pass.decode] == [1, 2, 3]
         assert [slots for slots, _ in one_pass.fill] == [16, 32, 64]
     costs = calibration.costs()
-    # On a busy machine what a row costs may be told so high that nothing is left for its forward.
+    # On a busy machine the measured cost of a row may be so high that nothing is left for its forward.
     assert min(costs.step(rows, 8) for rows in (1, 2, 3)) > 0 and min(costs.chunk(size, 0) for size in (16, 64)) > 0
     assert min(costs.column_seconds, costs.pair_seconds, costs.token_seconds, costs.query_seconds) >= 0
     one_row = footprint(loaded.geometry.shapes, 64, loaded.dtype, loaded.device).of(64)

@@ -226,7 +226,7 @@ def test_flags_that_cannot_be(arguments: list[str], words: str, chat: Chat) -> N
 
 @dataclass
 class Other:
-    """A server that says what a test wrote. `answers`: status, content type and body's pieces, for one call each."""
+    """A server with prepared answers. `answers`: status, content type and body's pieces, for one call each."""
 
     url: str
     answers: list[tuple[int, str, list[bytes]]]
@@ -432,7 +432,7 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self._ours, theirs = os.openpty()
-        # Where the tests were started in the background, interrupts are ignored, and would be in what they start.
+        # If the tests were started in the background, interrupts are ignored, also in child processes.
         login = (
             "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.login_tty(int(sys.argv[1])); "
             "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"

@@ -1,4 +1,4 @@
-"""`baton check` finds every scenario equal on models that are batched exactly, and says where one is not."""
+"""`baton check` finds every scenario equal on models that are batched exactly, and names those that are not."""
 
 from __future__ import annotations
 

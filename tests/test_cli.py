@@ -1,4 +1,4 @@
-"""The command line: answers on stdout, and whatever cannot be is one line on stderr with its exit status."""
+"""The command line: answers on stdout, and every error is one line on stderr with its exit status."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_the_pool_is_half_of_what_rows_may_take_within_half_of_what_is_left() ->
     tight = dataclasses.replace(FACTS, free_bytes=1_000_000)
     assert resolve(Config(kv_memory="900000"), tight).swap_bytes == 50_000
     assert resolve(Config(kv_memory="2MB"), tight).swap_bytes == 0
-    # Where it is allocated at once, all rows are taken of what is free: 17 of 200 bytes a token.
+    # If it is allocated at once, all rows are taken from what is free: 17 of 200 bytes a token.
     at_once = dataclasses.replace(FACTS, lazy_memory=False, context_tokens=10, free_bytes=25_000)
     assert resolve(Config(), at_once).swap_bytes == (25_000 - 17 * 1000) // 2
 

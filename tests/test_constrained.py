@@ -1,4 +1,4 @@
-"""Answers with a form: a model of random weights says what fits it, alone and in any batch the same."""
+"""Answers with a form: a model of random weights gives what fits it, alone and in any batch the same."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from house import imports_of, ours, tree_of
 
 PROJECT = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"cuda": "cuda-bindings"}
-"""Where a package's name is not that of what is installed."""
+"""Packages whose name differs from that of their distribution."""
 OF_USERS = ("bench", "cuda")
-"""Extras whose packages the source imports; the others are for those who work on it."""
+"""Extras whose packages the source imports; the others are for developers."""
 UNDOCUMENTED = {"uvicorn"}
 """Packages whose private names are used through a class of ours that inherits them, which imports do not show."""
 
@@ -31,7 +31,7 @@ def tree() -> dict[str, str]:
 
 
 def declared(*extras: str) -> dict[str, Requirement]:
-    """The requirements by name, with those of these extras."""
+    """The requirements by name, including those of these extras."""
     lines = [*PROJECT["dependencies"], *(line for name in extras for line in PROJECT["optional-dependencies"][name])]
     requirements = [Requirement(line) for line in lines]
     names = [canonicalize_name(one.name) for one in requirements]

@@ -18,7 +18,7 @@ from baton.policy.run_to_completion import RunToCompletion
 from families import model_of
 from random_batch import RandomBatch, Shaken, random_batch, some_queries
 
-# One of each way of running a model, and those whose rows meet elsewhere than in attention (experts).
+# One of each way of running a model, and those whose rows meet outside of attention (experts).
 FAMILIES = ("llama", "gemma3", "gpt2", "qwen3_moe", "gpt_oss", "phi3_longrope", "deepseek_v3", "mamba2", "bloom")
 
 
@@ -62,7 +62,7 @@ def test_rows_that_are_computed_for_nobody_are_counted_as_idle() -> None:
 
 
 def test_without_it_bits_differ() -> None:
-    """The control: the comparison sees a difference where shapes are not fixed; native steps need no such thing."""
+    """The control: the comparison sees a difference if shapes are not fixed; native steps need no such thing."""
     queries, dice = some_queries(7, random.Random(3), longest_prompt=150), random.Random(1)
     for native in (True, False):
         alone = batch("llama", Orca(), [], None, False, native=native)

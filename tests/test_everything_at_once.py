@@ -78,7 +78,7 @@ def lonely(family: str) -> RandomBatch:
 
 
 def by_itself(family: str, query: Query) -> OnPhase:
-    """The oracle: in an engine of one row and nobody else; what is greedy and plain, through stock `generate` too."""
+    """The oracle: an engine of one row without others; greedy plain queries also through stock `generate`."""
     batch = lonely(family)
     batch.updates.clear()
     batch.run([replace(query, deadline=None, sibling_of="")])
@@ -99,7 +99,7 @@ def stock(family: str) -> Any:
 
 
 class ScenarioRun:
-    """A scenario while it is told: `turn` by turn, until everyone has come and is gone."""
+    """A running scenario: `turn` by turn, until all queries have come and left."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario, self.dice, self.clock = scenario, random.Random(scenario.seed + 1), ManualClock()
@@ -254,7 +254,7 @@ _WRITE = Rectangle.write
 def test_keys_and_values_that_are_moved_wrong_are_noticed(
     verb: str, wrong: Callable[..., None], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: a scenario sees it where a row was moved or a prefix used."""
+    """The control: a scenario notices it if a row was moved or a prefix used."""
     if verb == "swap_rows" and native.library is None:
         pytest.skip("no rows are swapped without native steps")
     run = ScenarioRun(Scenario(seed))

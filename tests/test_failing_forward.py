@@ -41,7 +41,7 @@ FAMILIES = (
 
 
 class Trouble:
-    """Memory runs out behind about every sixth call of `name`, never twice in a row."""
+    """Memory runs out after about every sixth call of `name`, never twice in a row."""
 
     def __init__(self, owner: object, name: str, dice: random.Random) -> None:
         self.times = 0
@@ -59,7 +59,7 @@ class Trouble:
 
 
 def program_of(batch: RandomBatch) -> Program | None:
-    """What runs the model's steps natively; None where torch does."""
+    """What runs the model's steps natively; None if torch does."""
     forward = batch.engine.batch._rows.feeder.forward  # type: ignore[attr-defined]
     return forward.program if isinstance(forward, NativeForward) else None
 

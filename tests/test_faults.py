@@ -44,7 +44,7 @@ def serve() -> Iterator[Callable[..., Served]]:
         yield run
 
 
-# Where one query's own trouble is, its neighbours do not notice
+# A query's own trouble is not noticed by its neighbours
 
 
 @pytest.mark.parametrize("fault", ["nan", "draw_fails", "text_fails"])
@@ -69,7 +69,7 @@ async def test_one_query_with_trouble_of_its_own_ends_alone(
     served.check_promises()
 
 
-# Where memory runs out nobody is lost
+# If memory runs out, no query is lost
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ async def test_a_batch_that_cannot_be_resized_keeps_its_rows(
     served.check_promises()
 
 
-# Where all are in it, all fail and the server goes on
+# If all are affected, all fail and the server goes on
 
 
 @pytest.mark.parametrize("fault", ["iteration_fails", "step_fails"])

@@ -41,7 +41,7 @@ def zero(at: Path) -> str:
 
 
 def pipe(at: Path) -> str:
-    """That nobody reads."""
+    """A pipe without a reader."""
     os.mkfifo(at / "pipe")
     return str(at / "pipe")
 
@@ -77,7 +77,7 @@ def test_a_pipe_that_is_read_is_written(tmp_path: Path) -> None:
     with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
         held = os.open(tmp_path / "pipe", os.O_RDWR)  # so that the reader need not be there yet
         write_text("--json", tmp_path / "pipe", "x" * 4000, param="json")
-        # What is written is lost if nobody holds the pipe before the reader has it.
+        # Output is lost if the pipe has no holder before the reader has it.
         assert reader.stdout is not None and reader.stdout.read(4000) == b"x" * 4000
         os.close(held)
 

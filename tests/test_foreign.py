@@ -1,4 +1,4 @@
-"""What people type who come from other servers: it is explained in one line."""
+"""What users of other servers type: it is explained in one line."""
 
 from __future__ import annotations
 

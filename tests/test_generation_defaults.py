@@ -1,4 +1,4 @@
-"""The model author's sampling defaults: read from generation_config.json, taken where a request names nothing else."""
+"""The model author's sampling defaults: read from generation_config.json, used if a request names nothing else."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_where_nothing_bounds_it_the_machines_free_memory_counts(tmp_path: Path)
 
 @pytest.fixture
 def eight_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """CPUs 0 to 7, two to a core, of which this process may use all; answers the folder that says so."""
+    """CPUs 0 to 7, two to a core, all of which this process may use. Returns the folder that says so."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     for cpu in range(8):
         folder = tmp_path / "cpus" / f"cpu{cpu}" / "topology"

@@ -34,7 +34,7 @@ CASES = [
     for policy in sorted(POLICIES)
     if policy not in MOVING or family.name in MOVED
 ]
-# Those whose steps are one native call each.
+# Families whose steps are one native call each.
 NATIVE = (
     *("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "llama3_rope", "qwen2", "qwen2_window"),
     *("gemma", "gemma2", "gemma4", "phi", "phi3", "olmo2", "olmo3", "gpt_bigcode", "gpt_neox", "opt"),
@@ -173,7 +173,7 @@ def test_a_batch_left_in_peace_gives_the_same(policy: str, oracle: dict) -> None
         assert worst_difference(batch, query, logits) <= TOLERANCE
 
 
-# Where all layers have windows, a column too many is admitted only while texts are shorter than the window.
+# If all layers have windows, a column too many is admitted only while texts are shorter than the window.
 WITH_RINGS = ("mistral_window", "gemma3", "gemma2")
 MASKS = {"fill": (Fill, "_mask"), "decode": (Decode, "_mask"), "aligned": (Aligned, "_mask_of_all")}
 MASKED = ("llama", "gpt2", "qwen3_moe", "gpt_oss", "llama4", *WITH_RINGS)

@@ -61,7 +61,7 @@ def queries_of(asked: list[tuple[dict[str, Any], int, int, int]]) -> list[Query]
 
 
 def heard(batch: RandomBatch, query_id: str) -> tuple[Any, ...]:
-    """All that an asker hears: tokens, text, why it ended, and log-probabilities."""
+    """Everything that a client gets: tokens, text, why it ended, and log-probabilities."""
     updates = batch.updates[query_id]
     text = "".join(update.text for update in updates)
     told = [one for update in updates for one in update.logprobs]

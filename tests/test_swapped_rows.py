@@ -1,4 +1,4 @@
-"""Rows that change places instead of being copied, where torch computes: everyone gives what it gives alone."""
+"""Rows that are swapped instead of copied, in torch: every query gives what it gives alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.policy.table import POLICIES
 from families import model_of
 from random_batch import RandomBatch, Shaken, alone, random_batch, some_queries
 
-# Every way of running a model: rings, experts, states, latents, its own attention, computed anew.
+# Every way of running a model: rings, experts, states, latents, its own attention, recomputation.
 FAMILIES = ("llama", "gemma3", "qwen3_moe", "mamba", "jamba", "deepseek_v3", "bloom", "phi3_longrope", "gpt_oss")
 CASES = [*((family, "baton", False) for family in FAMILIES), ("llama", "run_to_completion", False)]
 CASES += [("gemma3", "orca", False), ("llama", "baton", True), ("mistral_window", "priority", True)]
@@ -44,7 +44,7 @@ def test_exchanged_rows_give_what_each_query_gives_alone(
     assert batch.rows is not None
     places = batch.rows.rectangle.row_slots
     assert sorted(places) == [*range(len(places))] != places
-    # Only those come by a copy that were swapped out, into the batch's rows.
+    # Only rows that were swapped out come by a copy, into the batch's rows.
     assert max(written, default=0) < 4
 
 

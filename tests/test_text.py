@@ -26,7 +26,7 @@ class Pieces:
 
 
 def told(pieces: Sequence[str], stop: Sequence[str] = (), rest: str = "") -> tuple[list[str], bool]:
-    """What each push and the finish answered, and whether a stop string was met."""
+    """The results of each push and the finish, and whether a stop string was met."""
     stream = TextStream(Pieces(pieces, rest), tuple(stop))
     said = []
     for token in range(len(pieces)):
@@ -147,7 +147,7 @@ class Named(Pieces):
 
 
 def silent(tokens: Sequence[int], stop: Sequence[str], pieces: Sequence[str] = ("a", "b", "<|", "end|>", "x")) -> str:
-    """What is said of these tokens; "!" behind it where a stop string was met."""
+    """The text of these tokens; "!" after it if a stop string was met."""
     stream, said = TextStream(Named(pieces), tuple(stop), SILENT), ""
     for token in tokens:
         said += stream.push(token)

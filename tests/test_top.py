@@ -1,4 +1,4 @@
-"""`baton top`: the live page in a terminal, from a server that tells a story."""
+"""`baton top`: the live page in a terminal, from a prepared server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def url() -> Iterator[str]:
 
 
 def told(*, max_rows: int = 4) -> dict[str, Any]:
-    """An answer at a fixed time."""
+    """A response at a fixed time."""
     clock = ManualClock(NOW)
     return dict(json.loads(live_of(clock, max_rows=max_rows).data(SIGHT, 0, 0.0)))
 
@@ -119,7 +119,7 @@ def test_it_goes_on_while_the_server_is_away_and_ends_when_asked() -> None:
     console = Console(width=80, height=24, force_terminal=True, file=None, record=True, quiet=False)
     with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://x") as http, console.capture() as shown:
         seen = Seen()
-        # The third answer is another server's, which has all to be asked for again.
+        # The third answer is another server's, so everything must be asked for again.
         answers.append(httpx.Response(200, json=told()))
         watch(http, seen, console, ended)
     assert "cannot be reached: gone" in shown.get() and "lab/letters" in shown.get()

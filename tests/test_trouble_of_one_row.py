@@ -78,7 +78,7 @@ STAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
 
 
 def neighbours() -> list[Query]:
-    """Rows of every kind; each shapes its logits, so that none is drawn where a device draws by itself."""
+    """Rows of every kind; each shapes its logits, so that none is drawn on a device by itself."""
     some: list[dict[str, Any]] = [
         {"temperature": 0},
         {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.2},

@@ -1,4 +1,4 @@
-"""A tiny checkpoint folder as `save_pretrained` leaves it: a Llama with weights that tell, a byte-level tokenizer."""
+"""A tiny checkpoint folder as `save_pretrained` leaves it: a Llama with telling weights, a byte-level tokenizer."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ STAMP = "toy"
 NAN = -1
 
 Say = Callable[[list[int]], int | Tensor]
-"""The next token after these, NAN where logits are not finite, or all logits. May raise: then the forward does."""
+"""The next token after these, NAN if logits are not finite, or all logits. If it raises, the forward raises."""
 
 
 def hashed(tokens: list[int]) -> int:
@@ -57,7 +57,7 @@ def hashed(tokens: list[int]) -> int:
 
 
 class ToyForward:
-    """Stands where `model/forward.py` does. `calls`: how often each of its three was used."""
+    """Replaces `model/forward.py`. `calls`: how often each of its three methods was used."""
 
     whole_prompts = False
     long_rope_limit: int | None = None
@@ -102,7 +102,7 @@ class ToyForward:
 
 
 class ToyAligned(ToyForward):
-    """Stands where `model/forward.py` does under the paper's literal shaping; the layout is the real one's."""
+    """Replaces `model/forward.py` under the paper's literal shaping; the layout is the real one's."""
 
     pads = True
 

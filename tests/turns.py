@@ -1,4 +1,4 @@
-"""An engine on the toy model, turned by hand: what is asked of it, and what it told."""
+"""An engine on the toy model, turned by hand: its queries, and its events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from toy import prompt_of
 
 @dataclass
 class Scripted:
-    """A policy that answers these plans one after the other, then does nothing."""
+    """A policy that returns these plans one after the other, then does nothing."""
 
     plans: list[Plan]
     views: list[View] = field(default_factory=list)

@@ -12,7 +12,7 @@ from baton.core.query import State
 from baton.policy.port import GUARANTEED_TOKENS, Costs, Plan, QueryView, View
 
 BYTES = 10
-"""What each standing here reserves, unless told."""
+"""What each query view here reserves by default."""
 BYTE_A_TOKEN = Footprint((Columns(1),))
 
 
@@ -50,7 +50,7 @@ def ready(*names: str, **changes: Any) -> list[QueryView]:
 
 
 def swapped_out(*names: str, **changes: Any) -> list[QueryView]:
-    """Those that were running and are kept outside all rows."""
+    """Queries that were running and are kept outside all rows."""
     return [
         query_view(name, State.READY, cached=25, **{"generated": 6, "swapped_out": True, **changes}) for name in names
     ]

@@ -156,7 +156,7 @@ def queries(args: argparse.Namespace, context: int, url: str) -> list[Asked]:
 
 
 def _conversation() -> str:
-    """Enough text for any prompt: questions of all kinds, one behind the other."""
+    """Enough text for any prompt: questions of all kinds, one after the other."""
     from baton.builtin import tasks
 
     lines = [q.text for task in tasks.CHECKABLE_TASKS for q in tasks.questions(task, 60, seed=5)]

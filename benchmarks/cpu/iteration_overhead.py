@@ -67,7 +67,7 @@ SLEEP_SECONDS = 0.005
 
 @dataclass
 class Parts:
-    """Seconds by part, without those inside it, of each turn of the engine's thread."""
+    """Seconds by part, without the parts inside it, for each turn of the engine's thread."""
 
     turns: list[Counter[str]] = field(default_factory=list)
     _seconds: Counter[str] = field(default_factory=Counter)
@@ -99,7 +99,7 @@ class Parts:
 
 
 class ReadyMade:
-    """Stands where `model/forward.py` does."""
+    """Replaces `model/forward.py`."""
 
     whole_prompts, long_rope_limit, grid = False, None, 0
 
@@ -184,7 +184,7 @@ def whole(args: argparse.Namespace, rows: int, params: Mapping[str, Any]) -> dic
     prompts = [[dice.randrange(3, 200) for _ in range(TOKENS_SO_FAR)] for _ in range(rows + args.waiting)]
     queries = [query for prompt in prompts for query in client.queries(prompt, sampling)]
     heard = dict.fromkeys([query.id for query in queries[:rows]], 0)
-    # From where all rows are decoding until the first query ends.
+    # From the point where all rows decode until the first query ends.
     goals, marks = [20, args.iterations + 20], []
 
     async def listen(query: Query) -> None:

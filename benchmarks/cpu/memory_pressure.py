@@ -48,7 +48,7 @@ MOST_RECOMPUTED = 0.02
 
 @dataclass
 class Memory:
-    """A sink that notes the most that rows, pool, and both with stored prefixes took, and who lost what, by reason.
+    """A sink: the most that rows, pool, and both with stored prefixes took, and which queries lost what, by reason.
 
     `grown`: the most that resident memory grew from `base`; `beside`: beyond what those took at that moment.
     """
@@ -108,13 +108,13 @@ def main() -> None:
 
 
 def in_a_process(args: argparse.Namespace, *, pressed: bool) -> Outcome:
-    """A run in a fresh process: what one leaves behind in the allocator would serve the next."""
+    """A run in a fresh process, because memory that one run leaves in the allocator would serve the next."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(measured, args, pressed).result()
 
 
 def measured(args: argparse.Namespace, pressed: bool) -> Outcome:
-    """The queries, token ids of each, and the run's figures; with memory for all where it is not pressed."""
+    """The queries, token ids of each, and the run's figures; with memory for all if it is not pressed."""
     config = config_of(args)
     loaded, settings = load(config)
     asked = queries(args, loaded, settings.max_model_len)

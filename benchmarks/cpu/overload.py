@@ -82,7 +82,7 @@ class Load:
         self._right = ""
 
     async def alone(self) -> float:
-        """Learns what is right; answers how long it takes."""
+        """Learns the right answer. Returns how long it takes."""
         status, body, seconds = await (await self._connection()).ask("/v1/completions", self._body)
         assert status == 200, body
         self._right = json.loads(body)["choices"][0]["text"]
@@ -106,7 +106,7 @@ class Load:
             seen.others.append(f"{status} {body[:100]!r}")
 
     async def closed(self, clients: int, seconds: float) -> float:
-        """So many clients that ask again and again; answers queries per second."""
+        """So many clients that ask again and again. Returns queries per second."""
         seen, end = Seen(), time.perf_counter() + seconds
 
         async def client() -> None:
@@ -164,7 +164,7 @@ def row(name: str, seconds: Iterable[float]) -> str:
 
 
 def show(title: str, seen: Seen) -> bool:
-    """Prints what was seen; answers whether it is as it must be."""
+    """Prints what was seen. Returns whether it is as it must be."""
     print(title)
     print(row("accepted", seen.accepted))
     print(row("refused with 429", seen.refused))

@@ -1,4 +1,4 @@
-"""How much of the machine's memory this process holds, in bytes."""
+"""How much memory of the machine this process holds, in bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 PEAK = Path("/proc/self/clear_refs")
-"""Linux: what is written here lets the high-water mark begin anew. Elsewhere there is none, and `peak` is `now`."""
+"""Linux: writing here resets the high-water mark. Other systems have none, and `peak` is `now`."""
 
 
 def settled() -> int:
@@ -26,7 +26,7 @@ def now() -> int:
 
 
 def reset_peak() -> None:
-    """From now on the high-water mark counts anew, where the kernel keeps one."""
+    """Resets the high-water mark, if the kernel keeps one."""
     if PEAK.exists():
         PEAK.write_text("5")
 

@@ -63,7 +63,7 @@ Texts = tuple[tuple[str, str | None], ...]  # of each choice: its text, and why 
 
 @dataclass(frozen=True)
 class Case:
-    """A request whose answer is a function of what it says."""
+    """A request whose answer is a function of its content."""
 
     kind: str
     path: str
@@ -320,7 +320,7 @@ class Soak:
                 one[1].transport.abort()
 
     async def _slow(self) -> None:
-        """A stream that nobody reads."""
+        """A stream that is not read."""
         body = {"prompt": words(self._dice, 20), "max_tokens": 1500, "stream": True, "ignore_eos": True, "logprobs": 20}
         sent = json.dumps(body)
         reader, writer = await asyncio.open_connection(self._host, self._port, limit=1)
@@ -384,7 +384,7 @@ async def soak(url: str, server: psutil.Process, args: argparse.Namespace) -> Se
     work = Soak(url, cases(dice, args.cases), dice)
     async with work.http:
         await work.alone()
-        await work.alone()  # what is stored of the texts counts as there
+        await work.alone()  # stored texts count as in use there
         before, base = await work.at_rest(), held(server)
         end = time.monotonic() + 60 * args.minutes
         tasks: list[Awaitable[None]] = [work.client(end) for _ in range(args.clients)]

@@ -125,7 +125,7 @@ def attack(
 
 
 def figures_of(args: argparse.Namespace, lone: Response, runs: Sequence[Attack]) -> dict[str, Any]:
-    """Milliseconds, but for what says otherwise. `over`: the share of gaps longer than the bound and a usual step."""
+    """Milliseconds, unless said otherwise. `over`: the share of gaps longer than the bound and a usual step."""
     usual = percentile(lone.gaps, 50)
     bound = args.max_stall_ms / 1000 + usual
     figures: dict[str, Any] = {"bound": 1000 * bound, "alone": _spread(lone.gaps)}

@@ -7,6 +7,6 @@ import types
 with contextlib.suppress(ImportError):
     import llguidance  # noqa: F401
 if "llguidance" not in sys.modules:
-    # Constrained answers are not measured here. It stands here because baton's grammar imports it, and any module of
-    # this package may import that.
+    # Constrained answers are not measured here. It is here because baton's grammar imports it, and any module of this
+    # package may import that.
     sys.modules["llguidance"] = types.ModuleType("llguidance")

@@ -1,4 +1,4 @@
-"""What leaves the rectangle: rows swapped out on the host and back, beside running steps, and stored prefixes."""
+"""Rows that leave the rectangle: swapped out to the host and back, beside running steps, and stored prefixes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def copies(loaded: Loaded, tokens: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
-    """Steps of a running batch alone, and while rows go to the host and come back without a pause."""
+    """Steps of a running batch alone, and while rows are copied to the host and back without a pause."""
     rectangle = _rectangle(loaded, ROWS + 2, tokens)
     rectangle.lens[:] = [tokens] * (ROWS + 2)
     forward = cuda_forward(loaded)
@@ -110,7 +110,7 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
 
 
 def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]:
-    """Rows full of patient queries when urgent ones come: swapped out, and forgotten where nothing may be kept."""
+    """Rows full of patient queries when urgent ones come: swapped out, and forgotten if nothing may be kept."""
     prompt, answer = columns // 2, columns // 8
     patient = [_query(f"p{at}", prompt_of(prompt, at), answer, priority=5) for at in range(ROWS)]
     urgent = [_query(f"u{at}", prompt_of(prompt // 8, at), answer // 4) for at in range(ROWS)]
@@ -123,7 +123,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
             engine.accept(query, heard)
         late, sent = list(urgent), dict[str, float]()
         while (engine.busy or late) and time.perf_counter() - asked < cap:
-            # One urgent query every few iterations, when the patient ones have begun to answer.
+            # One urgent query every few iterations, once the patient ones have begun to generate.
             if late and len(heard.told) >= ROWS and turn % 4 == 0:
                 sent[late[-1].id] = time.perf_counter()
                 engine.accept(late.pop(), heard)
@@ -150,7 +150,7 @@ def preemption(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]
 
 
 def prefix_hit(loaded: Loaded, columns: int, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """The first token of a prompt that is new, and of one that goes on where a stored one ended."""
+    """The first token of a prompt that is new, and of one that continues a stored one."""
     engine = make_engine(loaded, _settings(loaded, "baton", columns, 2**33), POLICIES["baton"]())
     measurements = []
     for at, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""What is asked: prompts and answers as long as those of the Azure conversation trace's first queries."""
+"""The queries: prompts and answers as long as those of the Azure conversation trace's first queries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prompt_of(length: int, at: int) -> list[int]:
 
 
 def lengths_of(asks: Sequence[Ask], rows: int, columns: int) -> list[int]:
-    """Rows in the middle of their answers."""
+    """Lengths of rows in the middle of their answers."""
     lengths = [len(ask.prompt) + ask.tokens // 2 for ask in itertools.islice(itertools.cycle(asks), rows)]
     return [min(length, columns - 64) for length in lengths]
 

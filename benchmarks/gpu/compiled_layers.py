@@ -1,6 +1,6 @@
-"""Seconds until decode steps of several sizes are compiled, layers one for all or the model whole; and how far off.
+"""Seconds to compile decode steps of several sizes, one layer for all or the whole model; and how far off they are.
 
-On the CPU, where inductor needs g++; sizes and counts stand for themselves, seconds do not.
+On the CPU, where inductor needs g++; sizes and counts are meaningful, seconds are not.
 
     TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 python -m benchmarks.gpu.compiled_layers --layers 28 --whole
 """

@@ -1,4 +1,4 @@
-"""Draws at random behind a step: as a graph, and launched one by one."""
+"""Random draws after a step: as a graph, and launched one by one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of queries through an engine without a server, and what came of it."""
+"""One run of queries through an engine without a server, and its results."""
 
 from __future__ import annotations
 
@@ -82,10 +82,9 @@ def engine_run(
     mapped: bool = False,
     prompts: PrefillPlacement | None = None,
 ) -> dict[str, Any]:
-    """All asks through an engine without a server; what had come after `cap` seconds where that is less.
+    """All asks through an engine without a server; if it takes longer, what had come after `cap` seconds.
 
-    `mapped`: memory is mapped as rows grow. `prompts`: where they are computed; None: where that
-    is fastest.
+    `mapped`: memory is mapped as rows grow. `prompts`: where they are computed; None: where that is fastest.
     """
     settings = Settings(
         policy=policy,

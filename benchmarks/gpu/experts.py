@@ -21,9 +21,9 @@ _LENGTH = 512
 
 
 def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny: bool) -> list[dict[str, Any]]:
-    """Steps of some layers of Qwen3-30B-A3B against their floor: the bytes of what is read, over a copy's bandwidth.
+    """Steps of some layers of Qwen3-30B-A3B against their floor: the bytes that are read, over a copy's bandwidth.
 
-    Experts that are read: as many different ones as rows choose on average, if all are chosen alike.
+    It reads as many different experts as rows choose on average, if all are equally likely.
     """
     loaded = build(MIXTURE, device, tiny)
     forward, config = cuda_forward(loaded), loaded.model.config

@@ -1,4 +1,4 @@
-"""Prompts: attention in one call per layer or request by request; behind decode steps, fused with them or beside."""
+"""Prompts: attention in one call per layer or request by request; after decode steps, fused with them or beside."""
 
 from __future__ import annotations
 

@@ -56,9 +56,9 @@ def kernel(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int) 
 
 
 def _as_mapped(loaded: Loaded, asks: Sequence[Ask], bandwidth: float, columns: int, rows: int) -> dict[str, Any]:
-    """The same where all layers' keys and values of a token lie together, in memory that was mapped for the rows.
+    """The same if all layers' keys and values of a token are together, in memory that was mapped for the rows.
 
-    A layer's of a token are then as far from those of the next one as all layers' are long.
+    A layer's part of a token is then as far from that of the next token as all layers' parts are long.
     """
     config, driver = loaded.model.config, CudaDriver(loaded.device) if loaded.device.type == "cuda" else HostDriver()
     of: dict[str, Any] = {"capacity": rows, "columns": columns, "dtype": loaded.dtype, "device": loaded.device}

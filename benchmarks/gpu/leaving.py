@@ -1,6 +1,6 @@
-"""What the host does for a row that leaves a device and comes back, and for blocks that are stored: calls, not copies.
+"""The host's work for a row that leaves a device and comes back, and for stored blocks: calls, not copies.
 
-On the CPU with rows so narrow that copying them is nothing, so what is left is what a GPU's host would do, too.
+On the CPU with rows so narrow that copying them takes no time; what is left is also done by a GPU's host.
 
     python -m benchmarks.gpu.leaving
 """

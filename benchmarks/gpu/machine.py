@@ -1,4 +1,4 @@
-"""The machine: what it is, and the two ceilings that steps are held against."""
+"""The machine: what it is, and the two limits with which steps are compared."""
 
 from __future__ import annotations
 

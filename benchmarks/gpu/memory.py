@@ -31,7 +31,7 @@ def memory(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]:
     fitting = free_bytes // per_row
     answer = max(8, columns // 32)
     work = [Ask(prompt_of(columns - answer, at), answer) for at in range(3 * fitting)]
-    # What `resolve` would choose: a rectangle of 80 % of it, with as many rows beside the batch as in it.
+    # As `resolve` would choose: a rectangle of 80 % of it, with as many rows beside the batch as in it.
     rows = max(1, min(384, (int(fitting * 0.8) - 1) // 2))
     of = {"columns": columns, "cap": cap}
     measurements = [_counted(lambda: engine_run(loaded, work, rows=rows, kv_bytes=rows * per_row, **of), "at once")]

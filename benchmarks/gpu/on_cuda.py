@@ -36,13 +36,13 @@ from benchmarks.gpu.steps import backend, steps
 from benchmarks.gpu.throughput import offline
 
 SHOWN = ("machine", "exact", "steps", "offline", "online", "memory")
-"""What is shown of a GPU."""
+"""What must be shown on a GPU."""
 DECIDED = ("kernel", "draws", "fills", "aside", "experts", "float8")
-"""What is decided by it."""
+"""What the figures decide."""
 SMALL, LARGE = "qwen3-0.6b", "llama-3.1-8b"
 # Stages that belong to no one model, and their parts.
 STAGES = {"machine": ("machine", "exact"), "mapped": ("memory",), "experts": ("experts",), "in-float8": ("float8",)}
-# How much of the time that is left a stage may take, beside those that come after it.
+# The share of the remaining time that a stage may take, relative to later stages.
 WEIGHTS = {"machine": 2.0, LARGE: 2.4, SMALL: 1.4, "mapped": 0.5, "experts": 0.4, "in-float8": 0.5}
 
 
@@ -70,7 +70,7 @@ def _stages(args: argparse.Namespace) -> list[str]:
 
 
 def one_stage(results: Results, args: argparse.Namespace) -> None:
-    """What is measured in a process of its own; it finds there what earlier ones found."""
+    """The measurements of one process; it can read those of earlier ones."""
     device, parts, tiny = torch.device("cpu" if args.tiny else "cuda"), args.parts, args.tiny
     if tiny:
         args.rows, args.columns, args.queries = 4, 96, 6
@@ -138,7 +138,7 @@ def _fills(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, col
 def _built(
     results: Results, args: argparse.Namespace, name: str, device: torch.device, *, float8: bool = False
 ) -> Loaded:
-    """Raises where the model cannot be made, which is told by then."""
+    """Raises if the model cannot be made, which has been reported by then."""
     made: list[Loaded] = []
 
     def build_and_check() -> object:
@@ -150,7 +150,7 @@ def _built(
 
 
 def _cap(results: Results, runs: int) -> float:
-    """Seconds of each of so many runs in what is left, beside what is done before and after them."""
+    """Seconds for each of so many runs in the remaining time, besides the work before and after them."""
     return max(2.0, 0.75 * results.left / runs)
 
 

@@ -1,4 +1,4 @@
-"""What transformers does with the same model and the same queries, by itself: static batches, continuous batching."""
+"""transformers by itself with the same model and the same queries: static batches, continuous batching."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def static_batches(loaded: Loaded, asks: Sequence[Ask], rows: int, cap: float) -
 
 
 def continuous(loaded: Loaded, asks: Sequence[Ask], rows: int, cap: float) -> dict[str, Any]:
-    """transformers' continuous batching with what it chooses by itself, and as many rows as we have."""
+    """transformers' continuous batching with its own defaults, and as many rows as we have."""
     from transformers.generation import ContinuousBatchingConfig
 
     settings: dict[str, Any] = {"max_requests_per_batch": rows}
@@ -61,7 +61,7 @@ def continuous(loaded: Loaded, asks: Sequence[Ask], rows: int, cap: float) -> di
         manager = loaded.model.init_continuous_batching(generation, config)
         manager.start()
         try:
-            # What is compiled and captured at first is not measured.
+            # Compilation and capture at the start are not measured.
             _finished(manager, asks[:2], 60.0)
             began = time.perf_counter()
             tokens, whole = _finished(manager, asks, cap)
@@ -73,7 +73,7 @@ def continuous(loaded: Loaded, asks: Sequence[Ask], rows: int, cap: float) -> di
 
 
 def _finished(manager: Any, asks: Sequence[Ask], cap: float) -> tuple[int, bool]:
-    """Tokens of those that were finished within the cap."""
+    """Tokens of queries that finished within the cap."""
     began = time.perf_counter()
     names = {manager.add_request(ask.prompt, max_new_tokens=ask.tokens, eos_token_id=-1) for ask in asks}
     tokens = 0

@@ -33,7 +33,7 @@ class Results:
         return self.budget - (time.perf_counter() - self.began)
 
     def part(self, name: str, run: Callable[[], Any], *, needs: float) -> None:
-        """Runs a part where so many seconds are left; what fails says so, and the others go on."""
+        """Runs a part if so many seconds are left. A failure is recorded, and other parts go on."""
         began = time.perf_counter()
         if self.left < needs:
             self.by_part[name] = {"left out": f"{self.left:.0f} s left, {needs:.0f} wanted"}
@@ -47,9 +47,9 @@ class Results:
         self.write()
 
     def stage(self, name: str, command: Sequence[str], *, share: float = 1.0) -> None:
-        """Runs the command with `--stage NAME` and this share of what is left, and takes over what it has found.
+        """Runs the command with `--stage NAME` and this share of the remaining time, and takes over its results.
 
-        However it ended: what it had written by then counts.
+        Results that it had written count, however it ended.
         """
         if self.left < _GRACE:
             self.by_part[name] = {"left out": f"{self.left:.0f} s left"}

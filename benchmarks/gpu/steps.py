@@ -36,7 +36,7 @@ def steps(
 
 
 def _weights(model: Any) -> int:
-    """Bytes that a step reads: all but an embedding of which it only takes some rows."""
+    """Bytes that a step reads: everything except an embedding of which it only takes some rows."""
     embedding = model.get_input_embeddings().weight
     tied = embedding is model.get_output_embeddings().weight
     layers = [layer.weight.nbytes for layer in model.modules() if isinstance(layer, Float8Linear)]
@@ -46,7 +46,7 @@ def _weights(model: Any) -> int:
 def _of_rows(loaded: Loaded, lens: Sequence[int], columns: int, compiled: str | None, floor: float) -> dict[str, Any]:
     """Steps of rows that are so long."""
     cuda, rows = loaded.device.type == "cuda", len(lens)
-    # An engine's, where what is compiled is to serve it later.
+    # An engine's, if what is compiled will serve one later.
     capacity = 2 * rows + 1 if compiled else rows
     rectangle = Rectangle(
         loaded.geometry.shapes, capacity=capacity, columns=columns, dtype=loaded.dtype, device=loaded.device

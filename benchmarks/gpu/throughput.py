@@ -1,4 +1,4 @@
-"""Throughput offline, all queries at once: each policy, and what transformers does by itself."""
+"""Throughput offline, all queries at once: each policy, and transformers by itself."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .steps import backend
 
 MOST_SECONDS, LEAST_SECONDS = 40.0, 6.0
 """Of one run; what had come by then is its figure."""
-# How much of what is left all runs together may take.
+# The share of the remaining time that all runs together may take.
 _SHARE = 0.6
 
 
 def offline(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, columns: int, tiny: bool) -> None:
-    """Each policy and each peer in turn; where there is time, the two that are compared most once more."""
+    """Each policy and each peer in turn; if there is time, the two most important ones again."""
     name = f"{loaded.name}: offline"
     cap = max(LEAST_SECONDS, min(MOST_SECONDS, _SHARE * results.left / 8))
     turns = _Turns(results, loaded, asks, rows, columns, tiny, cap)
@@ -45,7 +45,7 @@ def offline(results: Results, loaded: Loaded, asks: Sequence[Ask], rows: int, co
         so_far = list(turns.measurements)
         results.part(name, body, needs=cap + LEAST_SECONDS)
         if isinstance(results.by_part[name], dict):
-            # A part that failed or was left out must not hide those that went well.
+            # A part that failed or was left out must not hide successful ones.
             results.by_part[f"{name}, turn {turn}"] = results.by_part[name]
             results.by_part[name] = so_far
             results.write()
@@ -75,7 +75,7 @@ class _Turns:
         return self.measurements
 
     def compiled(self) -> list[dict[str, Any]]:
-        """With the compiled step, where that was the faster one."""
+        """With the compiled step, if that was the faster one."""
         times = [self._step_ms(part) for part in ("steps", "steps compiled")]
         if not self.tiny and not 0.0 < times[1] < times[0]:
             return self.measurements
@@ -85,6 +85,6 @@ class _Turns:
         return replace(self, loaded=run_by(self.loaded, compiled)).run("baton", more=" compiled")
 
     def _step_ms(self, part: str) -> float:
-        """Of as many rows as here; 0 where that was not measured."""
+        """A step of as many rows as here; 0 if it was not measured."""
         some = self.results.by_part.get(f"{self.loaded.name}: {part}")
         return {one["rows"]: one["step ms"] for one in some}.get(self.rows, 0.0) if isinstance(some, list) else 0.0

@@ -1,4 +1,4 @@
-"""Seconds of a piece of work, on the device's own clock where it has one."""
+"""Seconds of a piece of work, on the device's own clock if it has one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, count: int) -> float:
-    """Median, on the device where it has events."""
+    """The median; on the device if it has events."""
     run()
     seconds = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Compiles the kernels of decode steps for a GPU that need not be there, and says what a program of each takes.
+"""Compiles the kernels of decode steps for a GPU that need not be there, and prints each program's resources.
 
 python -m benchmarks.gpu.triton_resources --capability 90
 """
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def kernels(dim: int, float32: bool) -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
-    """Each with what is constant in it, and how it is launched."""
+    """Each kernel with its constants, and how it is launched."""
     launch = triton_decode.launch_of(dim, float32)
     block = launch.pop("BLOCK")
     padded = triton.next_power_of_2(dim)

@@ -134,7 +134,7 @@ def preempted(
 
 
 def differences(runs: Runs, urgent: Mapping[str, Sequence[Urgent]]) -> int:
-    """Answers that are another than the first method's first run gave."""
+    """Answers that differ from the first method's first run."""
     count = 0
     for methods in runs.values():
         every = [run.figures.digests for some in methods.values() for run in some]

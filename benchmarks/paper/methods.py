@@ -24,13 +24,16 @@ METHODS: dict[str, dict[str, str]] = {
     LITERAL: {"policy": "baton", "shaping": "aligned"},
     RAGGED: {"policy": "baton"},
 }
-# Native steps find each row where it lies: nothing is aligned.
+# Native steps expect each row at its own columns, so nothing is aligned.
 NATIVE = {name: {"policy": set_["policy"]} for name, set_ in METHODS.items() if name != LITERAL}
 
 
 @dataclass(slots=True)
 class Account:
-    """A sink: where a run's seconds went. An iteration `with_prompts` computed some of a prompt; `alone` others."""
+    """A sink: where a run's seconds went.
+
+    Iterations `with_prompts` computed some of a prompt; `alone`: other iterations.
+    """
 
     alone: list[float] = field(default_factory=list)
     alone_rows: int = 0
@@ -56,7 +59,7 @@ class Account:
 
     @property
     def columns_padded(self) -> float:
-        """The share of all key and value columns that attention read which nobody needed."""
+        """The share of the key and value columns that attention read in vain."""
         read = self.slots.columns_needed + self.slots.columns_padding
         return self.slots.columns_padding / read if read else 0.0
 

@@ -33,7 +33,7 @@ class Urgent:
 def urgent_queries(
     loaded: Loaded, config: Config, changes: Mapping[str, str], *, less: int, urgent: int, seed: int
 ) -> Urgent:
-    """`less` long answers at once, more than there are rows; and every 30 iterations an urgent query of 16 tokens."""
+    """`less` long answers at once, more than there are rows; and an urgent query of 16 tokens every 30 iterations."""
     settings = settings_of(config, loaded, Contender("paper", changes))
     dice = random.Random(seed)
     texts = prompts(loaded, [64] * (less + urgent), dice)

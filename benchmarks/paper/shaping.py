@@ -1,4 +1,4 @@
-"""What it costs that a query joins: a whole batch shifted, as the paper draws it, or one row written where it lies.
+"""The cost of a query that joins: a whole batch shifted, as in the paper, or one row written in place.
 
 All layers of the shape of SmolLM2-135M, float32; rows that hold so many tokens, and a newcomer that is a token longer.
 
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def joined(kind: type[Rectangle], rows: int, tokens: int) -> float:
-    """Seconds until a query of one token more has its row beside others of so many."""
+    """Seconds until a query with one token more has its row beside others of so many."""
     body = kind(SHAPES, capacity=rows, columns=2048, dtype=torch.float32, device=torch.device("cpu"))
     parts = [torch.ones(tokens + 1, HEADS, DIM) for _ in range(2 * LAYERS)]
     for row in range(rows - 1):

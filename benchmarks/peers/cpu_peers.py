@@ -48,7 +48,7 @@ SPARE_COLUMNS = 256
 
 @dataclass(frozen=True)
 class Peer:
-    """`script` of benchmarks/peers; `needs`: what of the peers' folder it stands on; `python`: its own, of that."""
+    """`script` of benchmarks/peers; `needs`: the part of the peers' folder that it uses; `python`: its own, in it."""
 
     script: str
     needs: str = ""
@@ -146,7 +146,7 @@ def job(
 
 
 def gguf(args: argparse.Namespace, dtype: str) -> str:
-    """The folder in llama.cpp's format, made where it is not there yet or is older than the folder's weights."""
+    """The folder in llama.cpp's format, made if it is missing or older than the folder's weights."""
     folder = args.model.resolve()
     file = args.peers / "gguf" / f"{'-'.join(folder.parts[1:])}-{GGUF[dtype]}.gguf"
     newest = max(path.stat().st_mtime for path in folder.glob("*.safetensors"))
@@ -161,7 +161,7 @@ def gguf(args: argparse.Namespace, dtype: str) -> str:
 
 
 def run(args: argparse.Namespace, name: str, job: Job) -> dict[str, Any]:
-    """What the engine's worker answers; `failed` with the last it said where there is no answer."""
+    """The engine worker's answer; `failed` with its last output if there is no answer."""
     peer = ENGINES[name]
     threads = {f"{library}_NUM_THREADS": str(args.threads) for library in ("OMP", "MKL", "OPENBLAS")}
     environment = {**os.environ, **threads, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}

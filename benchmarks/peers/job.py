@@ -1,4 +1,4 @@
-"""What a worker is asked and what it answers: one engine, one fresh process, measured the same way for every engine.
+"""A worker's task and its answer: one engine, one fresh process, measured the same way for every engine.
 
 Only the standard library and psutil, because workers run in their engine's own environment. A worker is started as
 `python run_NAME.py JOB.json`; its answer is the last line on its standard output, in JSON.
@@ -41,7 +41,7 @@ class Ask:
 
 @dataclass
 class Answer:
-    """The token ids that came, and, where it was asked for, when each of them did (seconds of one monotonic clock)."""
+    """The token ids that came and, if asked for, when each of them came (seconds of one monotonic clock)."""
 
     tokens: list[int]
     times: list[float] = field(default_factory=list)
@@ -78,13 +78,16 @@ class Job:
 
 
 class Engine(Protocol):
-    """A loaded engine. `version`: what its table names it. `processes`: those that hold its memory."""
+    """A loaded engine. `version`: its name in tables. `processes`: the ones that hold its memory."""
 
     version: str
     processes: Sequence[int]
 
     def run(self, asks: Sequence[Ask], *, timed: bool) -> list[Answer]:
-        """All at once, at most `rows` of them running; answers in the same order, with times where `timed`."""
+        """Runs all at once, at most `rows` of them at a time.
+
+        Returns answers in the same order, with times if `timed`.
+        """
 
     def close(self) -> None: ...
 
@@ -139,7 +142,7 @@ def measure(job: Job, load: Callable[[Job], Engine]) -> dict[str, Any]:
 
 
 def run(engine: Engine, asks: Sequence[Ask], *, timed: bool = False) -> tuple[float, list[Answer]]:
-    """Seconds and answers. Raises RuntimeError where one has not exactly as many tokens as were asked for."""
+    """Seconds and answers. Raises RuntimeError if one has not exactly as many tokens as were asked for."""
     began = time.monotonic()
     answers = engine.run(asks, timed=timed)
     seconds = time.monotonic() - began
@@ -153,7 +156,7 @@ def run(engine: Engine, asks: Sequence[Ask], *, timed: bool = False) -> tuple[fl
 def step_ms(times: Sequence[Sequence[float]]) -> float | None:
     """The median gap between two tokens of the query that began last, while all others still ran; None if too short.
 
-    Whoever began last has only decode steps of full rows after its first token, until the first of all ends.
+    The last one has only decode steps of full rows after its first token, until the first query ends.
     """
     last = max(times, key=lambda own: own[0])
     end = min(own[-1] for own in times)
@@ -179,7 +182,7 @@ def peak_bytes(processes: Sequence[int]) -> int:
 
 
 def reset_peak(processes: Sequence[int]) -> None:
-    """From now on the high-water marks count anew."""
+    """Resets the high-water marks."""
     for pid in processes:
         with contextlib.suppress(OSError):
             Path(f"/proc/{pid}/clear_refs").write_text("5")

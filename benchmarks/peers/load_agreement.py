@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def truth_of(args: argparse.Namespace, url: str) -> list[Measured]:
-    """Of the run just made, where the server knows it."""
+    """The truth about the latest run, if the server knows it."""
     if not args.paced:
         return []
     told = httpx.get(f"{url}/truth", timeout=5).json()
@@ -136,7 +136,7 @@ def row_of(figure: str, runs_by_name: Mapping[str, Sequence[Measured]], truths: 
 
 
 def span(values: Sequence[float], form: str = ",.1f") -> str:
-    """The median, and the range where there is one."""
+    """The median, and the range if there is one."""
     if not values:
         return ""
     low, middle, high = (format(pick(values), form) for pick in (min, statistics.median, max))
@@ -221,7 +221,7 @@ def serving(args: argparse.Namespace) -> Iterator[str]:
 
 
 def on_core(number: int, command: list[str]) -> list[str]:
-    """The command on one of this process' cores alone, where the system has a way to say so."""
+    """The command on a single core of this process, if the system can do that."""
     if not shutil.which("taskset"):
         return command
     return ["taskset", "-c", str(sorted(os.sched_getaffinity(0))[number]), *command]

@@ -50,7 +50,7 @@ class Paced:
                     writer.write(_plain(self._page(path)))
                 await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # whoever asked is gone
+            pass  # the client is gone
         finally:
             writer.close()
 

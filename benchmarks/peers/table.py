@@ -94,7 +94,7 @@ def _row(args: argparse.Namespace, name: str, runs: Sequence[Run], least: int) -
 
 
 def _remarks(runs: Sequence[Run]) -> list[str]:
-    """Who could not take part, and why."""
+    """Engines that could not take part, and why."""
     told = {one["engine"]: one.get("unsupported") or "failed" for one in runs if not _went(one)}
     return ["", *(f"- `{name}`: {why}" for name, why in told.items())] if told else []
 

@@ -60,7 +60,7 @@ def state_of(batch: RectangleBatch) -> Any:
 
 
 def run_out(batch: RectangleBatch, query: Query, drawn: list[int]) -> list[int]:
-    """Steps until the query has all its tokens; answers them."""
+    """Runs steps until the query has all its tokens. Returns them."""
     while len(drawn) < query.limit_tokens:
         drawn.append(batch.step(1, Feeding.RAGGED).tokens[query.id])
     return drawn

@@ -1,4 +1,4 @@
-"""The fake batch and prefiller: the verbs' promises, the slots and the seconds of those that compute."""
+"""The fake batch and prefiller: the verbs' promises, and the slots and seconds of real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Right answers: counted exactly, and missed where more are than chance would have."""
+"""Right answers: counted exactly, and a loss is reported if it is more than chance."""
 
 from __future__ import annotations
 

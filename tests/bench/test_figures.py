@@ -1,4 +1,4 @@
-"""Figures are what the heard tokens say, counted by hand."""
+"""Figures are computed from the tokens that came, counted by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drive without threads: who is asked when, what it is asked with, and whose time it is."""
+"""The drive without threads: which query is asked when, with which prompt, and on which clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two that take turns: who is next, what happens at a run's end, and when the other is not who it should be."""
+"""Two processes that take turns: which is next, what happens at a run's end, and a wrong partner."""
 
 from __future__ import annotations
 

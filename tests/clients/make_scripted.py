@@ -1,4 +1,4 @@
-"""A model that says what it is told to: its next token is a function of the last one and of the script it is in.
+"""A model that follows a script: its next token is a function of the last one and of the script it is in.
 
     python make_scripted.py FOLDER
 
@@ -49,7 +49,10 @@ TEMPLATE = """\
 
 
 def scripts() -> Iterator[tuple[str, list[str]]]:
-    """What follows each token that begins a script. Each piece is a token, behind which the same always comes."""
+    """The pieces that follow each token that begins a script.
+
+    Each piece is a token, after which the same one always comes.
+    """
     yield "<|greet|>", GREETING
     yield "<|plain|>", GREETING[4:]  # strict tools leave no room for thoughts
     for name, arguments in CALLS.items():

@@ -1,4 +1,4 @@
-"""A check of our own for schemathesis: what fits the schema is refused only where the request itself shows why.
+"""A check for schemathesis: what fits the schema is refused only if the request itself shows why.
 
 Loaded by SCHEMATHESIS_HOOKS, see schemathesis.sh.
 """
@@ -36,7 +36,7 @@ def _refers(body: Body) -> bool:
 
 
 def _not_all_text(body: Body) -> bool:
-    """Whether items or blocks speak of calls, results or thoughts: who says them, and their ids, must fit together."""
+    """Whether items or blocks include calls, results or thoughts, whose roles and ids must fit together."""
     items = body.get("input") if isinstance(body.get("input"), list) else body.get("messages")
     contents = [item.get("content") for item in items or () if isinstance(item, dict)]
     blocks = [block for content in contents if isinstance(content, list) for block in content]
@@ -74,7 +74,8 @@ REASONS: dict[str, Callable[[Body], bool]] = {
     "continue_final_message": lambda body: body.get("continue_final_message") or _ends_with_assistant(body),
     "add_generation_prompt": lambda body: body["add_generation_prompt"] is not None,
 }
-"""Rules between fields, and what only a compiler or a chat template can tell, by the field that the error names."""
+"""Rules between fields, and rules that only a compiler or a chat template can check, by the field that the error names.
+"""
 
 
 @schemathesis.check

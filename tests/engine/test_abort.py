@@ -1,4 +1,4 @@
-"""An abort ends a query wherever it is, at once, once, and harms nobody else."""
+"""An abort ends a query wherever it is, at once, once, and harms no other query."""
 
 from __future__ import annotations
 

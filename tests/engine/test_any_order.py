@@ -24,7 +24,10 @@ from toy import BYTES_PER_TOKEN, COLUMNS, NAN, hashed, prompt_of, toy_batch
 from turns import accept, faulty, is_idle, turn
 
 POISON = 1
-"""A prompt that begins with it gives logits that are not finite after a few tokens. No other has it, nobody says it."""
+"""A prompt that begins with it gives logits that are not finite after a few tokens.
+
+No other prompt or answer has it.
+"""
 
 
 class Counted:
@@ -212,7 +215,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert (self.batch.tokens(name), reasons[0]) == alone(query)
 
 
-# Each of up to 30 events, 10,000 together and more. `SCENARIOS=2000 pytest ...` tells so many other ones each time.
+# Each of up to 30 events, 10,000 together and more. `SCENARIOS=2000 pytest ...` draws so many other ones each time.
 SCENARIOS = int(os.environ.get("SCENARIOS", "0"))
 
 TestAnyOrder = AnyOrder.TestCase

@@ -29,7 +29,7 @@ def choices(count: int, prompt: Sequence[int], limit: int) -> list[Query]:
 
 
 def to_the_end(batch: RandomBatch, most: int = 200) -> int:
-    """Answers how many iterations it took."""
+    """Returns how many iterations it took."""
     for number in range(most):
         if not batch.engine.busy:
             return number
@@ -61,7 +61,7 @@ def test_a_held_prefix_that_cannot_be_put_together_fails_nobody(fused: bool, mon
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_what_is_held_for_choices_gives_way_where_the_pool_shrinks(policy: str) -> None:
-    """Else whoever may need a whole row never begins: what is held counts as memory that somebody uses."""
+    """Otherwise a query that may need a whole row never begins: held memory counts as used."""
     clock, free = ManualClock(), [2**40]
     batch = toy_batch(
         POLICIES[policy](),
@@ -103,7 +103,7 @@ def test_a_pool_that_shrinks_holds_no_more_than_it_may() -> None:
 
 
 def test_a_first_choice_that_was_forgotten_is_computed_again_at_once() -> None:
-    """It pauses for the others once: mamba's prompts are fed whole, and what is behind a pause token by token."""
+    """It pauses for the others once: mamba's prompts are fed whole, and token by token after a pause."""
     limit = 20
     batch = random_batch("mamba", Forgetting(after=15), rows=2, prefix_cache=True)
     queries = choices(2, prompt_of(30), limit)
@@ -155,7 +155,7 @@ def test_memory_may_run_out_once_for_a_prompt_and_once_for_the_step_behind_it() 
 
 
 def test_a_later_turn_may_have_any_token_of_the_model_in_its_prompt() -> None:
-    """The oracle: token 0 is padding to `generate` where it is told of no mask."""
+    """The oracle: token 0 is padding to `generate` if it gets no mask."""
     prompt = torch.arange(12).tolist()
     assert alone("llama", query_of("q", prompt, 3))[0] == batch_alone(prompt, 3)
 

@@ -30,7 +30,7 @@ END = 2
 
 
 def reserved(engine: Engine) -> int:
-    """Bytes that those who hold or may yet fill memory may grow to."""
+    """Bytes to which queries that hold or may still fill memory may grow."""
     grown = (State.PREFILLING, State.READY, State.RUNNING)
     views = [s for state in grown for s in engine.lifecycle.views(state)]
     held = [len(query.prompt) + query.limit_tokens for query in engine.queries.held.values()]
@@ -419,7 +419,7 @@ def test_a_plan_that_cannot_be_carried_out_raises_and_all_can_be_failed_afterwar
     assert batch.tokens("d") == toy_alone(asked("d"))
 
 
-# Cancelled, expired, failed: wherever a query is, it leaves nothing behind
+# Cancelled, expired, failed: wherever a query is, it leaves nothing over
 
 
 def brought_to(state: State, batch: RandomBatch, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What is held for all clients is bounded in sum, and who holds the most gives it up first."""
+"""The sum of what is held for all clients is bounded, and the largest holder gives up first."""
 
 from __future__ import annotations
 

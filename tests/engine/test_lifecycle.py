@@ -35,7 +35,7 @@ LEGAL = {
 
 
 class Ledger:
-    """A life cycle with a clock to move and all that it told."""
+    """A life cycle with a clock to move and all its events."""
 
     def __init__(self) -> None:
         self.clock = ManualClock(100.0)

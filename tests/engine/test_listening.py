@@ -1,4 +1,4 @@
-"""Who listens to an engine: told of silence, not kept by an engine that hangs, and dropped when it does not read."""
+"""Subscribers of an engine: told of silence, not kept by an engine that hangs, and dropped if they do not read."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def all_right(batch: RandomBatch, queries: Sequence[Query]) -> None:
 
 @dataclass
 class Watch:
-    """A sink that keeps the most bytes ever told, and who lost a row and why."""
+    """A sink that keeps the most bytes ever reported, and which queries lost a row and why."""
 
     rows: int = 0
     pool: int = 0
@@ -191,7 +191,7 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
     row = random_batch(family, Baton()).engine._footprint.of(CONTEXT)
     batch = random_batch(
         model,
-        # Without a pool baton lets nobody begin who may have to be forgotten, and a state never grows.
+        # Without a pool baton begins no query that may have to be forgotten, and a state never grows.
         Baton() if pool_rows and family != "mamba" else Shaken(Baton(), dice),
         rows=6,
         chunk=40,
@@ -422,7 +422,7 @@ def test_who_finds_no_row_because_there_was_no_memory_for_it_is_inserted_later(m
 
 
 def test_the_budget_bounds_what_rows_take_at_any_moment_of_an_iteration() -> None:
-    """Not only when it is told: in the middle of a step, too, rows have grown no further than the plan saw."""
+    """Also in the middle of a step, rows have grown no further than the plan assumed."""
     budget = bytes_for(60)
     batch = toy_batch(Baton(), kv_bytes=budget, swap_bytes=bytes_for(30), max_rows=8, guaranteed_tokens=3)
     most = 0

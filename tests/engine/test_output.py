@@ -37,7 +37,7 @@ def query(name: str = "a", limit: int = 10, **params: object) -> Query:
 
 
 class Subscriber:
-    """One asker: what it was told, crossing by crossing."""
+    """One subscriber: what it got, delivery by delivery."""
 
     def __init__(self) -> None:
         self.heard: list[list[Update]] = []
@@ -51,7 +51,7 @@ def outputs_of(late: bool = False) -> OutputProcessor:
 
 
 def said(text: str, late: bool = False, **asked: object) -> tuple[str | None, Update, int]:
-    """The finish reason, the one update at the end, and how many tokens were heard until it."""
+    """The finish reason, the one update at the end, and how many tokens came before it."""
     outputs, subscriber = outputs_of(late), Subscriber()
     outputs.open(query(**asked), subscriber)  # type: ignore[arg-type]
     reason, count = None, 0

@@ -1,6 +1,6 @@
-"""Updates on their way to event loops: one wake-up for all listeners, in order, and no harm where nobody is left.
+"""Updates on their way to event loops: one wake-up for all subscribers, in order, and no harm if none is left.
 
-And what a listener keeps of them.
+And what a subscriber keeps of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prefixes and choices in the engine: what is computed once, and that nobody's tokens change for it."""
+"""Prefixes and choices in the engine: what is computed once, and that no query's tokens change for it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def is_right(batch: RandomBatch, *queries: Query) -> bool:
 
 
 def is_released(batch: RandomBatch) -> bool:
-    """Whether nothing is left in rows and pool, nobody waits for anybody, and nothing is held in the store."""
+    """Whether nothing is left in rows and pool, no query waits for another, and nothing is held in the store."""
     prefixes = batch.engine.queries.prefixes
     waits = prefixes.waiting or prefixes._taking or prefixes._guaranteed or prefixes._awaiting
     return not (waits or prefixes.bytes_held or batch.engine.kv_bytes_used or batch.engine.swap_bytes_used)
@@ -204,7 +204,7 @@ CUT, WHOLE, NEVER = (32, 32, 42), (0, 52, 42), (0, 0, 0)
         ("bamba", WHOLE),
         ("mamba2", WHOLE),
         ("phi3_longrope", NEVER),
-        # Mamba's prompts are fed at once: it begins only where one token is left.
+        # Mamba's prompts are fed at once: it uses a prefix only if one token is left.
         ("mamba", (0, 0, 42)),
     ],
 )
@@ -532,7 +532,7 @@ def test_pool_and_prefixes_share_one_bound_while_a_query_is_aside(others: str) -
     assert is_right(batch, aside, *more)
     assert max(seen) <= most
     assert usage_of(batch, "aside").preemptions == 1
-    # What is held for g1 does not give way; what was stored for nobody in particular does.
+    # What is held for g1 is not dropped; what is stored without a hold is.
     assert batch.engine.totals.slots.recomputed == (15 if others == "hold" else 0)
 
 

@@ -56,7 +56,7 @@ def run(batch: RandomBatch, *queries: Query) -> None:
 
 
 def begun(batch: RandomBatch, *queries: Query) -> list[int]:
-    """How many tokens each began with, as it is told."""
+    """The reported number of tokens that each began with."""
     usages = [batch.updates[query.id][-1].usage for query in queries]
     return [usage.cached_tokens for usage in usages if usage is not None]
 
@@ -170,7 +170,7 @@ def test_choices_of_a_prompt_begin_at_its_last_token_however_long_it_is(family: 
 
 
 class Once(Baton):
-    """Takes "b" out of its row when it has generated so many tokens, and has it forgotten where that is asked for."""
+    """Takes "b" out of its row when it has generated so many tokens, and forgets it if that is asked for."""
 
     def __init__(self, generated: int, forget: bool) -> None:
         super().__init__()

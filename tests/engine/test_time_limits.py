@@ -1,4 +1,4 @@
-"""How long a query may wait and take: in every state, told with the flag, and looked at only when it may be over."""
+"""How long a query may wait and take: in every state, reported with the flag, and checked only when it may be over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WAYS: dict[str, list[Plan]] = {
     "preempted": [Plan(prefill=(Chunk("a", 4),)), Plan(insert=("a",)), Plan(detach=("a",))],
     "forgotten": [Plan(prefill=(Chunk("a", 4),)), Plan(insert=("a",)), Plan(detach=("a",), forget=("a",))],
 }
-"""How a query gets where it is, iteration by iteration."""
+"""How a query gets into each state, iteration by iteration."""
 
 
 def brought(way: str, **limits: float) -> tuple[RandomBatch, ManualClock]:

@@ -239,7 +239,7 @@ def test_any_mix_of_arrivals_and_terms_ends_with_the_tokens_of_each_query_alone(
     budget: int,
     fused: bool,
 ) -> None:
-    """Deadlines are planned by, and nobody is given up when they pass."""
+    """Deadlines are planned by, and no query is given up when they pass."""
     batch = fake_batch(
         policy(fused=fused),  # type: ignore[call-arg]
         max_rows=rows,

@@ -1,4 +1,4 @@
-"""An engine that hangs or whose thread dies: it says so, once, and nobody waits for it for ever."""
+"""An engine that hangs or whose thread dies: it is logged once, and no client waits for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grammars of answers that call tools: what fits them may be said, and nothing else."""
+"""Grammars of answers that call tools: what fits them may be generated, and nothing else."""
 
 from __future__ import annotations
 

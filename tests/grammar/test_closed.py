@@ -1,4 +1,4 @@
-"""Objects are closed where their schema says nothing, and left alone where that would forbid what it asks for."""
+"""Objects are closed if their schema says nothing, and left alone if that would forbid what it asks for."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def rectangle() -> AlignedRectangle:
 
 
 def parts_of(numbers: list[int]) -> list[torch.Tensor]:
-    """A row's parts, of two layers' shapes, in which each token is told by its number."""
+    """A row's parts, of two layers' shapes, in which each token has its own number."""
     shapes = [(1, 1), (1, 1), (2, 3), (2, 3)]
     column = torch.tensor(numbers, dtype=torch.float32)
     return [column[:, None, None].expand(-1, *shape) * (at + 1) for at, shape in enumerate(shapes)]

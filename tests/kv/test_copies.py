@@ -77,7 +77,7 @@ def test_a_row_comes_back_as_it_left_while_its_place_is_another_s(count: int) ->
     rectangle.lens[2] = count
     arrival = offload.into(packed, rectangle.view(2))
     offload.release(packed)
-    # Whoever comes next has the host's memory.
+    # The next query gets the host's memory.
     offload.out(rectangle.view(1))
     assert [arrival.done() for _ in range(3)] == [False, False, True]
     arrival.land()
@@ -87,7 +87,7 @@ def test_a_row_comes_back_as_it_left_while_its_place_is_another_s(count: int) ->
 
 @pytest.mark.parametrize("count", [1, 6, 77])
 def test_rows_that_lie_token_by_token_come_back_as_they_left(count: int) -> None:
-    """As where memory is mapped by pages: a row's part is no run of bytes."""
+    """As if memory is mapped by pages: a row's part is not one run of bytes."""
     kept = torch.randn(3, 200, 5, 3).bfloat16()
     states = torch.randn(3, 9)
     offload = late_offload()
@@ -144,7 +144,7 @@ def test_a_row_leaves_and_comes_in_as_many_launches_for_any_number_of_layers() -
             assert arrival.done()
             arrival.land()
         counts.append(launches.launches)
-    # To the host and back, and what the stand-in spoils.
+    # To the host and back, and the bytes that the stand-in spoils.
     assert counts[0] == counts[1] == {"cat": 1, "split_with_sizes_copy": 1, "copy_": 2, "fill_": 1, "full": 1}
 
 

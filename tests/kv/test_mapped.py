@@ -136,7 +136,7 @@ def test_pages_of_cleared_rows_are_taken_before_more_are_made_than_the_budget_ha
         rectangle.reserve(row, COLUMNS)
         rectangle.clear(row)
     assert 1000 - driver.left <= 12
-    # Who is there gets what there is, budget or not.
+    # Present rows get what there is, whatever the budget.
     for row in range(1, ROWS):
         rectangle.reserve(row, COLUMNS)
     assert 1000 - driver.left == 31

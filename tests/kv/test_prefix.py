@@ -26,7 +26,7 @@ EITHER_WAY = pytest.mark.parametrize("divisible_tokens", [ALWAYS, NEVER])
 
 
 def marks(tokens: Sequence[int]) -> list[float]:
-    """One number per token, which tells it and all before it."""
+    """One number per token, which identifies it and all before it."""
     numbers, mark = [], 7
     for token in tokens:
         mark = (mark * 31 + token + 5) % 1_000_003
@@ -41,7 +41,7 @@ def parts_of(tokens: Sequence[int]) -> list[Tensor]:
 
 
 def ringed_parts_of(tokens: Sequence[int], ring: int = RING) -> list[Tensor]:
-    """What a row of these tokens keeps where the second layer's part is a ring: token p in its column p % `ring`."""
+    """What a row of these tokens keeps if the second layer's part is a ring: token p in its column p % `ring`."""
     keys, values = parts_of(tokens)
     kept = torch.empty(min(len(tokens), ring), 1, 1)
     for position, value in enumerate(values):
@@ -60,7 +60,7 @@ def same(parts: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 @pytest.fixture(autouse=True, params=["here", "apart"])
 def offload(request: pytest.FixtureRequest) -> HostOffload | None:
-    """Stored beside the rows; and where those are on a device, on the host, when they are next asked for."""
+    """Stored beside the rows; if those are on a device, on the host, when next asked for."""
     _places[:] = [None if request.param == "here" else late_offload(0)]
     return _places[0]
 
@@ -239,7 +239,7 @@ def rectangle_of(*shapes: LayerShape) -> Rectangle:
 
 
 def fill(rectangle: Rectangle, row: int, tokens: Sequence[int], start: int = 0) -> None:
-    """Writes each token's mark where a model would write what it keeps of the token."""
+    """Writes each token's mark in the places of a model's keys and values."""
     for position, mark in list(enumerate(marks(tokens)))[start:]:
         for buffers in zip(rectangle.keys, rectangle.values, rectangle.rings, strict=True):
             ring = buffers[2] or rectangle.columns
@@ -382,7 +382,7 @@ class AnyOrder(RuleBasedStateMachine):
     @initialize(divisible_tokens=st.sampled_from([NEVER, 4, 5, ALWAYS]), room=st.integers(0, 12))
     def begin(self, divisible_tokens: int, room: int) -> None:
         self.divisible_tokens = divisible_tokens
-        # As long as a row can be cut; where it never can, that is for another reason.
+        # As long as a row can be cut; if it never can, that has another reason.
         self.ring = divisible_tokens or 3
         self.room = room * TOKEN_BYTES
         self.host = None if _places[0] is None else late_offload(0)

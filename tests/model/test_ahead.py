@@ -1,4 +1,4 @@
-"""Steps that begin before the last one was heard of: a query gives what it gives alone, and every slot is counted."""
+"""Steps that begin before the last one is read: a query gives what it gives alone, and every slot is counted."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_prompts_in_one_forward_with_steps_give_the_same(family: str, monkeypatc
     batch = run(family, queries, prompts=PrefillPlacement.FUSED, sinks=[events.append])
     assert {name: batch.tokens(name) for name in expected} == expected
     assert sum(kinds == {True, False} for kinds in fills) > 5
-    # What was begun ahead when a prompt came was of use: it was heard before.
+    # The step that was begun ahead when a prompt came was useful: it was read before.
     done = [event.slots for event in events if isinstance(event, IterationDone)]
     useful = sum(slots.useful for slots in done)
     assert useful == sum(len(query.prompt) + len(batch.tokens(query.id)) - 1 for query in queries)
@@ -88,7 +88,7 @@ def test_the_step_that_runs_is_heard_before_a_prompt_goes_with_the_next() -> Non
     assert stepper._begun is None
     both = rows.feed({"a": 1, "b": 1}, Feeding.RAGGED)
     assert len(both.tokens) == 2 and stepper._begun is not None
-    # Nothing was computed for nobody.
+    # Nothing was computed in vain.
     assert not any(told.slots.finished_row for told in (heard, *fused, both))
 
 
@@ -115,7 +115,7 @@ def sampled(count: int) -> list[Query]:
 
 @pytest.mark.parametrize("end_ids", [(), tuple(range(3, 20))])
 def test_sampled_queries_draw_what_they_draw_step_by_step(end_ids: tuple[int, ...]) -> None:
-    """With tokens that end a text, rows end where nobody foresaw it."""
+    """With tokens that end a text, rows end unforeseen."""
     queries = sampled(24)
     if end_ids:
         queries = [query_of(q.id, q.prompt, 20, seed=q.seed, ignore_eos=False, temperature=1.0) for q in queries]
@@ -142,7 +142,7 @@ def test_steps_are_begun_ahead_and_each_slot_of_them_is_counted(monkeypatch: pyt
     monkeypatch.setattr(Steps, "launch", launching)
     monkeypatch.setattr(AsyncStepper, "_collect", collecting)
     events: list[Event] = []
-    # Rows end where no one foresaw it.
+    # Rows end unforeseen.
     queries = [query_of(f"q{i}", [5 + i] * 7, 40, seed=i, temperature=1.0, ignore_eos=False) for i in range(9)]
     batch = random_batch(model_of("llama"), Baton(), ahead=True, sinks=[events.append], end_ids=tuple(range(3, 20)))
     batch.run(queries)

@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A rectangle full of numbers, also where no row has a token, and what is fed."""
+    """A rectangle full of numbers, also where no row has a token, and the fed tokens."""
 
     spans: list[Span]
     heads: int
@@ -167,7 +167,7 @@ def test_padded_rows_equal_the_reference(case: Case) -> None:
     "visibility", [Visibility(window=3), Visibility(window=3, softcap=2.0), Visibility(chunk=4, softcap=2.0)]
 )
 def test_a_padding_slot_that_would_see_nothing_breeds_no_nan(visibility: Visibility) -> None:
-    """Row 0's token is in column 10; beside row 1's twelve, its last padding slot stands for column 21."""
+    """Row 0's token is in column 10; beside row 1's twelve, its last padding slot is at column 21."""
     check_padded(replace(plain([Span(0, 10, 1), Span(1, 0, 12)]), visibility=visibility))
 
 

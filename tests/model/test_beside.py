@@ -119,7 +119,7 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
 
 
 class Trouble:
-    """Memory runs out behind, or before, one call in so many."""
+    """Memory runs out after, or before, one call in so many."""
 
     def __init__(self, right: Callable[..., Any], dice: random.Random, often: int, *, before: bool) -> None:
         self.times = 0
@@ -224,7 +224,7 @@ def test_a_row_that_is_taken_away_ends_its_flight_and_nothing_came_of_it(verb: s
         assert (segment.cached, segment.tokens) == (0, list(long.prompt))
         segment.release()
     assert rows.stepper._in_flight is None  # type: ignore[attr-defined]
-    # Its slots are told of as computed for nobody, and its place is as good as new.
+    # Its slots are counted as computed in vain, and its place is as good as new.
     told = rows.feed({"short": 1}, Feeding.RAGGED)
     assert told.slots.finished_row >= 40 and not told.beside
     if verb != "pack":
@@ -255,7 +255,7 @@ def test_orcas_prompts_are_in_the_iteration() -> None:
 def test_fills_cost_what_they_took_by_themselves_and_steps_beside_them_tell_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a clock that stands still all else takes no time."""
+    """On a clock that stands still, everything else takes no time."""
     fills: list[tuple[int, float]] = []
     steps: list[int] = []
     monkeypatch.setattr(CostMeter, "filled", lambda self, tokens, columns, seconds: fills.append((tokens, seconds)))

@@ -176,7 +176,7 @@ def test_prompts_on_a_stream_of_their_own_give_the_same(family: str, seed: int) 
     rows = batch.rows
     stepper = rows.stepper
     assert isinstance(stepper, PrefillStreamStepper)
-    # It leaves nothing behind.
+    # It leaves nothing over.
     assert min(gains(rows, stepper, range(4), range(4, 9)).values()) > 0
     begun = []
     begin = stepper._side.begin

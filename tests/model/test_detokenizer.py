@@ -146,7 +146,7 @@ def test_no_sequence_raises_and_nothing_of_the_prompt_is_said(kind: str) -> None
 @pytest.mark.parametrize(
     ("names", "text"),
     [
-        # A line end that was said cannot be taken back when the byte behind it turns out to be none.
+        # A line end that was sent cannot be taken back if the next byte turns out to be none.
         (["<0x0A>", "<0xC3>", "\u2581Hello"], "\n\ufffd Hello"),
         (["<0xE4>", "<0xB8>", "\u2581Hello"], "\ufffd\ufffd Hello"),
         (["<0xC3>", "<0x41>", "\u2581world"], "\ufffdA world"),

@@ -1,4 +1,4 @@
-"""Weights in float8: near the model's own, the same in any company, and refused where nothing would be gained."""
+"""Weights in float8: near the model's own, the same in any company, and refused if nothing would be gained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each folder that is no model which is served is told apart, in one line that says what it is and what to do."""
+"""Each folder that is not served is recognised, in one line that says what it is and what to do."""
 
 from __future__ import annotations
 

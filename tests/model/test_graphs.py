@@ -1,7 +1,7 @@
 """Steps and draws as captured work: with a stand-in for CUDA's graphs that spoils whatever their shared memory may.
 
-The stand-in does nothing while it captures, leaves what it answers in one place, and with each replay spoils what all
-graphs that were captured later have left, as their memory may be what this one computes in.
+The stand-in does nothing while it captures and leaves its results in one place. With each replay it spoils what all
+graphs that were captured later have left, because their memory may be what this one computes in.
 """
 
 from __future__ import annotations

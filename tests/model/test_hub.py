@@ -74,7 +74,7 @@ def test_a_model_is_brought_once_and_then_served_with_one_look_or_none(
     assert first.stamp == again.stamp
     # The client asks one more thing by itself, at times.
     assert [path for path in served.asked if MODEL in path] == [f"/api/models/{MODEL}"]
-    # A hub that takes the connection and never answers.
+    # A hub that accepts the connection and never answers.
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "0.2")
     with socket.create_server(("127.0.0.1", 0)) as silent, caplog.at_level(logging.WARNING, "baton.model"):
         use(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)

@@ -1,4 +1,4 @@
-"""Memory that is mapped as rows grow is touched by nobody before, whatever a family keeps, however rows are shaken."""
+"""Memory that is mapped as rows grow is never touched before, whatever a family keeps, however rows are shaken."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run_batches(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# Rings; latents; keys and states in one layer; a text computed anew; the model's own attention and mask.
+# Rings; latents; keys and states in one layer; a recomputed text; the model's own attention and mask.
 @linux_only
 @pytest.mark.parametrize(
     "families",

@@ -252,7 +252,7 @@ def test_what_is_drawn_is_always_among_what_is_left() -> None:
 
 
 def penalised(rows: int, **params: object) -> tuple[Tensor, list[Draw], list[list[int]]]:
-    """Greedy rows with random tokens so far, where a penalty often changes which token is best."""
+    """Greedy rows with random tokens so far, in which a penalty often changes which token is best."""
     dice = random.Random(4)
     tokens = [[dice.randrange(VOCABULARY) for _ in range(dice.randint(4, 20))] for _ in range(rows)]
     draws = [draw(tokens=some, prompt_tokens=3, temperature=0, **params) for some in tokens]

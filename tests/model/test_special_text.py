@@ -1,4 +1,4 @@
-"""Special tokens in what users say are text where that is asked for; those of the template stay tokens."""
+"""Special tokens in users' texts are text if that is asked for; those of the template stay tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADDED = ("<call>", "</think>", "<img>")
 
 
 def backend(*, tokens: bool = True) -> Tokenizer:
-    """Single bytes, special tokens, and others that are added; or the same without them, where all is text."""
+    """Single bytes, special tokens, and others that are added; or the same without them, so that everything is text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = {name: at for at, name in enumerate(SPECIAL[:3])} | {byte: at + 3 for at, byte in enumerate(alphabet)}
     made = Tokenizer(models.BPE(vocab=names, merges=[]))
@@ -41,14 +41,14 @@ def backend(*, tokens: bool = True) -> Tokenizer:
 
 
 def of(template: str, made: Tokenizer | None = None, **names: Any) -> tuple[Any, ModelTokenizer, ModelTokenizer]:
-    """The stock tokenizer, ours as it is by itself, and ours where special tokens in text are text."""
+    """The stock tokenizer, ours without changes, and ours with special tokens in text as text."""
     names = {"bos_token": "<s>", "eos_token": "</s>"} | names
     stock: Any = PreTrainedTokenizerFast(tokenizer_object=made or backend(), chat_template=template, **names)
     return stock, ModelTokenizer(stock, len(stock)), ModelTokenizer(stock, len(stock), special_in_text=False)
 
 
 def tokens_of(*texts: str) -> list[int]:
-    """The names of tokens that stand alone as those, all else as text."""
+    """The names of tokens that are alone as such, everything else as text."""
     tokens, letters = backend(), backend(tokens=False)
     return [
         token
@@ -112,7 +112,7 @@ def test_wherever_users_write_it_is_text() -> None:
 @pytest.mark.parametrize(
     ("template", "text", "right"),
     [
-        # A user's words behind, before and between those of the template.
+        # A user's words after, before and between those of the template.
         ("{% for m in messages %}<|{{ m.content }}<|end|>{% endfor %}", "end|>", ("<|end|>", "<|end|>")),
         ("{% for m in messages %}{{ m.content }}end|>{% endfor %}", "a<|", ("a<|end|>",)),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "end|><|", ("end|><|end|><|",)),

@@ -50,7 +50,7 @@ def rectangle_of(forward: Forward, device: str = "cpu", dtype: torch.dtype = tor
 
 
 def filled(forward: Forward, rectangle: Rectangle) -> list[int]:
-    """Three prompts in three rows; answers the first token of each."""
+    """Three prompts in three rows. Returns the first token of each."""
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, 160, (length,), generator=generator).tolist() for length in LENGTHS]
     spans = [Span(row, 0, length) for row, length in zip(ROWS, LENGTHS, strict=True)]
@@ -138,7 +138,7 @@ def is_transformers_at_least(version: str) -> bool:
 
 
 class NoHost(TorchDispatchMode):
-    """Raises where an operation has tensors of the host and of the device at once: a copy, and mostly a wait."""
+    """Raises if an operation has tensors of the host and of the device: a copy, and mostly a wait."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -289,7 +289,7 @@ def test_steps_are_compiled_where_that_is_exact_and_else_are_not(backend: str) -
 def test_experts_in_16_bits_are_grouped_products_or_token_by_token(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two grouped products a layer, in steps alone; and in no step where experts are computed token by token."""
+    """Two grouped products a layer, only in steps; and in no step if experts are computed token by token."""
     calls, product = [0], torch.nn.functional.grouped_mm
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:

@@ -26,7 +26,7 @@ Clock = dict["Stream", int]
 
 
 class Device:
-    """What runs where, which is all done at once; and who had touched each row last, on which stream."""
+    """What runs on which stream, all of it done at once; and what last touched each row, on which stream."""
 
     def __init__(self, dice: random.Random) -> None:
         self.dice = dice
@@ -37,7 +37,7 @@ class Device:
         self.streams: set[Stream] = set()
 
     def touch(self, rows: set[int], what: str) -> Clock:
-        """Work on the current stream; answers when it is done."""
+        """Work on the current stream. Returns when it is done."""
         stream = self.current
         self.streams.add(stream)
         merge(stream.done, self.host)
@@ -109,7 +109,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random) -> tuple[RandomBatch, Streams]:
-    """A batch whose every touch of a row is told to the device."""
+    """A batch whose every touch of a row is reported to the device."""
     batch = random_batch(
         model_of("gemma3"), Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8
     )
@@ -167,7 +167,7 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
 
 
 def run(batch: RandomBatch, dice: random.Random) -> list[str]:
-    """Twenty queries, some of which leave in the middle of their prompt; answers those that did."""
+    """Runs twenty queries, some of which leave in the middle of their prompt. Returns those that did."""
     queries = some_queries(20, dice)
     left: list[str] = []
     rows = batch.rows

@@ -57,7 +57,7 @@ def doge(keep: int) -> PreTrainedModel:
 
 
 def test_what_begins_beyond_a_length_of_the_config_is_seen() -> None:
-    """Of equals, a top-k over columns takes others where there are more columns."""
+    """Of equals, a top-k over columns takes others if there are more columns."""
     assert choose(doge(keep=40)).forward.backend is AttentionBackend.PER_ROW
     assert choose(doge(keep=2048)).forward.backend is AttentionBackend.MASKED
 

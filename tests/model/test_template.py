@@ -1,4 +1,4 @@
-"""Chat templates: as transformers renders them, and stopped where they take too long or write too much."""
+"""Chat templates: rendered as in transformers, and stopped if they take too long or write too much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text has as many tokens as its bytes tell, or more, whatever the tokenizer; else none is refused."""
+"""A text has at least as many tokens as its bytes show, whatever the tokenizer; else none is refused."""
 
 from __future__ import annotations
 

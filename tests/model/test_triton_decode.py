@@ -1,6 +1,6 @@
-"""Triton's kernels equal a plain float64 reference: through its interpreter here, and on a GPU where there is one.
+"""Triton's kernels equal a plain float64 reference: through its interpreter here, and on a GPU if there is one.
 
-Where Triton is installed, they are also compiled for Hopper, which takes no GPU.
+If Triton is installed, they are also compiled for Hopper, which takes no GPU.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from triton.runtime import interpreter  # noqa: E402
 from baton.cuda import float8, triton_decode  # noqa: E402
 
 COLUMNS, CAPACITY = 200, 6
-# A row that ends in the first block, one that fills all columns, one of nobody, one in between, a first token.
+# A row that ends in the first block, one that fills all columns, padding, one in between, a first token.
 STOPS, ROWS = (9, COLUMNS, 0, 131, 1), (3, 0, 5, 1, 2)
 
 
@@ -90,7 +90,7 @@ class Case:
         return torch.randn(*shape, generator=generator).to(self.dtype).to(self.device)
 
     def run(self, module: ModuleType) -> tuple[Tensor, Tensor]:
-        """What the kernel answers, and what is right."""
+        """The kernel's result, and the right one."""
         columns = self.ring or COLUMNS
         # More columns than are in use, as buffers have that begin each row on a page.
         keys = self.numbers(CAPACITY, columns + 3, self.heads, self.dim, seed=0)[:, :columns]
@@ -196,7 +196,7 @@ def test_the_number_of_splits_follows_from_shapes() -> None:
 @pytest.mark.parametrize("ring", [0, 50])
 def test_tokens_go_where_torch_puts_them(ring: int, interpreted: ModuleType) -> None:
     case = Case(dim=80, value_dim=16)
-    # The first is somebody's: torch has nobody's write what the first one does.
+    # The first is a real token: torch lets padding write what the first one writes.
     rows, stops = torch.tensor(ROWS), torch.tensor(STOPS)
     new = (case.numbers(5, 2, 80, seed=4), case.numbers(5, 2, 1, 16, seed=5)[:, :, 0])
     layers = []
@@ -236,9 +236,9 @@ def test_steps_through_it_give_what_torch_gives(
 def test_kernels_touch_nothing_that_rows_did_not_reach(
     family: str, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a child, which ends where they do: memory is mapped as far as rows have reached, and full of no numbers."""
+    """In a child, which ends if they do: memory is mapped as far as rows are reserved, and full of NaN."""
     monkeypatch.setattr(interpreted, "MOST_SPLITS", 2)
-    # It would copy all memory that a kernel is told of back to where it is already.
+    # It would copy all memory that a kernel gets back to where it is already.
     monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)
     forward = torch_forward_of(model_of(family))
     child = os.fork()
@@ -248,7 +248,7 @@ def test_kernels_touch_nothing_that_rows_did_not_reach(
 
 
 def _kernels_on_mapped_memory(forward: TorchForward) -> int:
-    """0 where each step gives what torch gives on memory that is there at once."""
+    """Returns 0 if each step gives what torch gives on memory that is there at once."""
     shapes, cpu = forward.geometry.shapes, torch.device("cpu")
     layout = PageLayout(shapes, 64, torch.float32, HostDriver().granularity, page_tokens=5)
     of: dict[str, Any] = {"capacity": 4, "columns": 64, "dtype": torch.float32, "device": cpu}
@@ -271,7 +271,7 @@ def _kernels_on_mapped_memory(forward: TorchForward) -> int:
 
 
 def test_it_compiles_for_hopper_without_spills() -> None:
-    """In a process of its own, where kernels are not interpreted."""
+    """In a process of its own, in which kernels are not interpreted."""
     said = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu.triton_resources", "--capability", "90"],
         env={**os.environ, "TRITON_INTERPRET": "0"},

@@ -27,7 +27,7 @@ def kernels(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def ask() -> Callable[..., str]:
-    """Runs a program with these variables set, and answers its last line; where it fails, its complaint's."""
+    """Runs a program with these variables set. Returns its last line; if it fails, its error's last line."""
 
     def answer(program: str = SAY, **environment: str) -> str:
         others = {name: value for name, value in os.environ.items() if name != "BATON_NATIVE"}

@@ -30,7 +30,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Fed:
-    """Tokens [start, stop) of a text, which lies in a row of the rectangle; nobody's where the row is NOBODY."""
+    """Tokens [start, stop) of a text in a row of the rectangle; padding if the row is NOBODY."""
 
     text: Text
     row: int

@@ -1,4 +1,4 @@
-"""hatch_build.py compiles what changed and no more; where it cannot, it says why and an install goes on."""
+"""hatch_build.py compiles what changed and no more; if it cannot, it says why and an install goes on."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_compiler_that_does_not_know_bfloat16_leaves_that_variant_out(
 
 @compiler
 def test_where_a_compiler_is_the_library_was_built() -> None:
-    """Else the tests of the kernels would be skipped where they could have run."""
+    """Otherwise the tests of the kernels would be skipped where they could have run."""
     if {"BATON_NATIVE", "BATON_NO_NATIVE"} & set(os.environ):
         pytest.skip("the tester asks for something else")
     assert native.library is not None, native.describe()

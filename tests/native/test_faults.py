@@ -1,4 +1,4 @@
-"""What fails behind the C entry points comes back as a Python error: no C++ exception ends the process."""
+"""A failure behind the C entry points becomes a Python error: no C++ exception ends the process."""
 
 from __future__ import annotations
 

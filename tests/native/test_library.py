@@ -1,4 +1,4 @@
-"""The native library is found, says what it is, is chosen by name, and is done without where it is not."""
+"""The native library is found, describes itself, is chosen by name, and is optional."""
 
 from __future__ import annotations
 

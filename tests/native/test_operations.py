@@ -1,4 +1,4 @@
-"""Each row-wise operation gives, in a recorded step, what torch gives: it stands in for a tiny model's activation."""
+"""Each row-wise operation gives, in a recorded step, what torch gives: it replaces a tiny model's activation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is deployed beside baton goes by metrics that there are, and its rules do what they say."""
+"""The files deployed beside baton use metrics that exist, and their rules do what they say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page as others read it: promtool finds nothing, the catalog is all of it, and vLLM's names stand beside."""
+"""The page as others read it: promtool finds nothing, the catalog is all of it, and vLLM's names are beside."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_all_of_the_catalog_is_on_the_page_and_nothing_else() -> None:
 
 
 def test_the_page_is_as_it_was() -> None:
-    """Dashboards and alerts of others read it: what changes here is told in CHANGELOG.md."""
+    """Others' dashboards and alerts read it: changes here belong in CHANGELOG.md."""
     kept = Path(__file__).with_name("page.txt")
     assert some_metrics(compat=True).render(STATS)[0].decode() == kept.read_text()
 

@@ -1,4 +1,4 @@
-"""The picture of the last minutes: who was where, and what it cost, as the events say."""
+"""The picture of the last minutes: which query was where, and what it cost, from the events."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_the_live_view_is_json_of_all_that() -> None:
 
 
 def test_a_full_window_fits_one_answer() -> None:
-    """The bound is of bytes that are the same everywhere; how long it takes is told by benchmarks."""
+    """The bound is in bytes, which are the same everywhere; benchmarks say how long it takes."""
     clock, line = ManualClock(38_000.123456), Timeline()
     live = Live(line, clock, model_name="m", machine=MACHINE, max_rows=8, settings={"policy": "baton"})
     full = {"slots": Slots(useful=3211, padding=1234), "fed": {}, "rows": 128, "occupied": 120, "waiting": 250}

@@ -42,7 +42,7 @@ def lively(sinks: Sequence[Any], seed: int = 3) -> None:
 
 
 def traced(path: Path, seed: int = 3) -> list[Event]:
-    """Writes a trace of a lively engine; answers the events as they were told."""
+    """Writes a trace of a lively engine. Returns the events as they were emitted."""
     told: list[Event] = []
     trace = TraceFile(path)
     trace.begin({"model": "toy", "settings": {"max_rows": 3}})

@@ -162,7 +162,7 @@ def test_what_was_read_is_not_looked_at_again(style: ParserOf, first: list[str],
 
 
 class Uncounted(list[str]):
-    """Pieces that nobody goes through."""
+    """Pieces that cannot be iterated over."""
 
     def __iter__(self) -> Any:
         raise AssertionError("all that is held back was looked at")

@@ -1,4 +1,4 @@
-"""Reasoning in streamed text: split off at every place where a piece may end."""
+"""Reasoning in streamed text: split at every place at which a piece may end."""
 
 from __future__ import annotations
 

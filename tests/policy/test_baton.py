@@ -145,7 +145,7 @@ def begun(seen: View) -> list[str]:
 
 
 def test_what_begins_can_make_its_sure_progress_within_the_budget_in_the_order_of_arrival() -> None:
-    """20 prompt tokens of a byte each, the token that the prefill draws, and 10 more of those that it may generate."""
+    """20 prompt tokens of a byte each, the token that the prefill draws, and 10 more that it may generate."""
     seen = {"guaranteed_tokens": 10, "prefill_chunk": None}
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=93, **seen)) == ["a", "b", "c"]
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=92, **seen)) == ["a", "b"]

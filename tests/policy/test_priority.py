@@ -77,13 +77,13 @@ def test_where_there_may_be_fewer_rows_the_least_urgent_leave() -> None:
     assert plan(full(rows=2, max_rows=1)).detach == ("b",)
 
 
-# Who was swapped out
+# Queries that were swapped out
 
 
 def test_who_was_set_aside_comes_back_before_those_that_never_ran() -> None:
     seen = view(*running("a"), *ready("new"), *swapped_out("old"), rows=2, max_rows=2)
     assert plan(seen).insert == ("old",)
-    # One that was forgotten has to be prefilled again, and stands before newcomers too.
+    # A forgotten one must be prefilled again, and also comes before newcomers.
     forgotten = query_view("old", State.WAITING, generated=6)
     planned = plan(view(*running("a", "b"), *waiting("new"), forgotten, rows=2, max_rows=2, prefill_chunk=100))
     assert planned.prefill == (Chunk("old", 26),)
@@ -169,7 +169,7 @@ def test_those_set_aside_go_on_where_they_hold_what_a_more_urgent_one_needs() ->
     assert plan(seen).insert == ("a",)
     seen = view(*running("r"), *swapped_out("a", priority=5), *waiting("u", priority=1), bytes_budget=90, swap_left=0)
     assert (plan(seen).insert, plan(seen).detach, plan(seen).prefill) == (("a",), (), ())
-    # Here it is the rows that are full: nobody goes before it.
+    # Here the rows are full: it is not overtaken.
     seen = view(*running("r"), *swapped_out("a", priority=5), *waiting("u", priority=1), bytes_budget=70, swap_left=99)
     assert (plan(seen).insert, plan(seen).detach) == ((), ())
 

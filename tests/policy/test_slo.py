@@ -1,4 +1,4 @@
-"""slo: the least slack first; rows change hands only where that saves a deadline; no more rows than the pace allows."""
+"""slo: least slack first; rows change hands only if that saves a deadline; no more rows than the pace allows."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_priority_goes_before_slack() -> None:
     assert (planned.detach, planned.insert) == (("b",), ("u",))
 
 
-# Who gives way
+# Queries that give way
 
 
 def pressed(**changes: Any) -> list[QueryView]:
@@ -102,7 +102,7 @@ def test_who_only_waits_is_prefilled_before_anybody_gives_way() -> None:
 
 
 def test_who_gave_way_does_not_take_the_row_back_while_that_would_cost_the_deadline() -> None:
-    """After the exchange of a test above, as time goes by."""
+    """After the swap of a test above, as time goes by."""
     for spent in range(0, 18, 3):
         seen = full(
             *settled("a", deadline=130.0, generated=10 + spent, since_insert=20 + spent),

@@ -1,4 +1,4 @@
-"""Whatever a policy plans, what is carried out fits in memory, and nobody loses a row too early."""
+"""Whatever a policy plans, what is carried out fits in memory, and no query loses a row too early."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from views import prefilling, query_view, ready, running, swapped_out, view, wai
 
 @dataclass
 class Answers:
-    """A policy that plans what it was told to."""
+    """A policy with given plans."""
 
     planned: Plan
 
@@ -64,7 +64,7 @@ def test_who_has_not_made_its_sure_progress_keeps_its_row() -> None:
     fresh = running("new", since_insert=9, limit_tokens=100)
     seen = view(*free_to_go("a", "b"), *fresh, bytes_budget=26 + 27, **SURE)
     assert fitted(Plan(), seen).detach == ("b",)
-    # Only where the budget is less than what was promised does one that is protected lose its row.
+    # A protected query loses its row only if the budget is less than what was promised.
     assert fitted(Plan(), replace(seen, bytes_budget=26)).detach == ("b", "a", "new")
 
 

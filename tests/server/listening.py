@@ -16,7 +16,7 @@ from baton.server.run import bind, server_config, url_of
 
 @contextmanager
 def listening(app: FastAPI, limits: Limits | None = None) -> Iterator[str]:
-    """Its address. At the end connections are cut, also those with an answer under way."""
+    """Yields its address. At the end connections are cut, also those with an answer under way."""
     bound = bind("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, limits or Limits()))
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)

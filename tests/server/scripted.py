@@ -69,11 +69,11 @@ class Letters:
 
 
 class ScriptedLoop:
-    """Says `answer` to each query, letter by letter; a test sets what goes wrong.
+    """Answers each query with `answer`, letter by letter; a test sets what goes wrong.
 
-    `held`: queries get no update until `release`, but for a first one of `opening`; `refuse`: raised by submit;
-    `fail_after`: letters before an error, which is the asker's own where `infeasible`; `cached`: prompt tokens that
-    each query did not compute, in their order; `stopped_by`: the stop string that each answer ends with.
+    `held`: queries get no update until `release`, except a first one of `opening`; `refuse`: raised by submit;
+    `fail_after`: letters before an error, which is the client's own if `infeasible`; `cached`: prompt tokens that each
+    query did not compute, in their order; `stopped_by`: the stop string that ends each answer.
     """
 
     def __init__(self, answer: str = "hello") -> None:
@@ -192,7 +192,7 @@ class ScriptedLoop:
 
 
 def logprobs_of(token: int, best: int) -> TokenLogprobs:
-    """Each token is the second best of all, behind the letter before it."""
+    """Each token is the second best of all, after the letter before it."""
     return TokenLogprobs(token, -1.5, 2, (((token - 1) % 256, -0.5), (token, -1.5), ((token + 1) % 256, -2.5))[:best])
 
 
@@ -223,7 +223,7 @@ def usage_of(query: Query, generated: int, cached: int = 0) -> Usage:
 
 
 def usage_body(prompt: int, completion: int, cached: int = 0) -> dict[str, object]:
-    """As answers tell it."""
+    """As in answers."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

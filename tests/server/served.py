@@ -1,6 +1,6 @@
 """A server process over a scripted engine, for tests that send it signals.
 
-`served.py MEGABYTES DRAIN_SECONDS [LIMITS]`: each query is told that much at once and then held; below zero it is
+`served.py MEGABYTES DRAIN_SECONDS [LIMITS]`: each query gets so much at once and is then held; below zero it is
 answered. Limits are a JSON object.
 """
 

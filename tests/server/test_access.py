@@ -1,4 +1,4 @@
-"""Who may ask: keys, names in Host, origins; and how the settings for them are read."""
+"""Access: keys, names in Host, origins; and how the settings for them are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers as blocks: which block a token's log-probabilities are told with."""
+"""Answers as blocks: which block has a token's log-probabilities."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.server.choices import Piece
 
 
 class Told(BlockWriter):
-    """Keeps what each growth of a block was told with."""
+    """Records what each growth of a block came with."""
 
     def __init__(self) -> None:
         query = Query(id="q", prompt=(1,), params=SamplingParams(), seed=0, limit_tokens=9, arrived=0.0)

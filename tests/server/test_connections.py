@@ -1,4 +1,4 @@
-"""What raw sockets may do to the server: each gets a clear answer or a clean end, and costs nobody else anything."""
+"""What raw sockets may do to the server: each gets a clear answer or a clean end, and costs others nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def loop(standing: tuple[str, ScriptedLoop]) -> ScriptedLoop:
 
 @pytest.fixture
 def url(standing: tuple[str, ScriptedLoop], loop: ScriptedLoop, caplog: pytest.LogCaptureFixture) -> Iterator[str]:
-    """One server for all, that logs nothing and still answers after whatever a test did."""
+    """One server for all tests, which logs nothing and still answers after whatever a test did."""
     url, _ = standing
     with caplog.at_level(logging.INFO):
         yield url

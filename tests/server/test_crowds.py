@@ -29,7 +29,7 @@ RSS_MARGIN = 64 * 2**20
 
 
 def scripted(*, held: bool, **limits: float) -> list[str]:
-    """A server whose engine holds each query after its first kilobyte, or answers it."""
+    """A server whose engine answers each query, or holds it after its first kilobyte."""
     return [str(TESTS / "server" / "served.py"), "0.001" if held else "-1", "0", json.dumps(limits)]
 
 

@@ -1,4 +1,4 @@
-"""The rule of fields: what could change the answer is honoured or refused by name, what cannot is taken and told."""
+"""The rule of fields: what could change the answer is honoured or refused by name, the rest is taken and reported."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ async def test_a_bodys_bytes_are_given_back_however_it_ends(loop: ScriptedLoop) 
 
 
 def _ends(loop: ScriptedLoop, mutes: list[Mute]) -> list[bytes]:
-    """What each of them is told when all is released, and read at last."""
+    """What each of them got when everything was released and finally read."""
     until(lambda: bool(loop.cancelled))
     loop.opening, loop.held = "", False
     loop.release()
@@ -226,7 +226,7 @@ def test_answers_that_nobody_reads_are_bounded_together(loop: ScriptedLoop, stre
     loop.held, loop.opening = True, "x" * 2**24
     with serving(loop, max_answers_bytes=18 * 2**20) as url:
         mutes = []
-        for _ in range(2):  # the first is told the opening of the second, too
+        for _ in range(2):  # the first gets the opening of the second too
             mutes.append(Mute(url, {"prompt": "a", "stream": stream}, buffer=2**17))
             until(lambda: len(loop.queries) == len(mutes))
         ends = _ends(loop, mutes)

@@ -1,4 +1,4 @@
-"""GET /live/data: what the live page draws, from where it was left off; and who may have it."""
+"""GET /live/data: what the live page draws, from where it left off; and who may have it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live page in a browser, over a timeline that tests have told a story."""
+"""The live page in a browser, over a prepared timeline."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 
 
 class Server:
-    """What the page is told, the engine being at work whenever it asks, and what it asked."""
+    """What the page gets, from an engine that is at work whenever it asks, and what it asked for."""
 
     def __init__(self) -> None:
         self.live = live_of()

@@ -1,4 +1,4 @@
-"""`baton load`: counts what a server says, whatever else it cannot say, and tells what failed and why."""
+"""`baton load`: counts a server's tokens, whatever else it cannot report, and prints what failed and why."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_all_references_lead_somewhere() -> None:
 
 
 def bounds(limits: Limits, model: str) -> dict[str, dict[str, Any]]:
-    """Those of each field's first kind."""
+    """The bounds of each field's first kind."""
     properties = document_of(limits)["components"]["schemas"][model]["properties"]
     return {name: told.get("anyOf", [told])[0] for name, told in properties.items()}
 

@@ -1,4 +1,4 @@
-"""Ten times more than fits: what is accepted is right, the rest is refused at once, and the server tells how it is.
+"""Ten times more than fits: accepted answers are right, the rest is refused at once, and the server still reports.
 
 "At once" is before any accepted answer is there: `benchmarks/cpu/overload.py` has the milliseconds.
 """

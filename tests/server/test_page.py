@@ -321,7 +321,7 @@ def test_no_more_panes_than_a_browser_has_connections(page: Any, loop: ScriptedL
     loop.held = True
     pane(page, 5).get_by_label("Your question").fill("all")
     page.keyboard.press("Control+Enter")
-    # One connection is left to tell so.
+    # One connection is left for this.
     expect(page.locator("#occupied")).to_have_text("5/8")
     pane(page, 4).get_by_role("button", name="Close").click()
     assert loop.cancels.wait(PATIENCE)

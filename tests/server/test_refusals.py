@@ -275,7 +275,7 @@ NUMERIC += ("repetition_penalty", "seed", "min_tokens", "priority", "deadline_ms
 
 
 def bodies_with(number: str) -> list[tuple[str, str, str]]:
-    """Path, body and the field that is wrong, for each place where a number may stand."""
+    """Path, body and the wrong field, for each place of a number."""
     completion, chat = '"prompt": "a"', '"messages": [{"role": "user", "content": "hi"}]'
     both = [(name, number) for name in NUMERIC]
     both += [

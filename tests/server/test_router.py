@@ -1,4 +1,4 @@
-"""Several models behind one address: who answers, who is loaded and unloaded, and what becomes of those who wait."""
+"""Several models behind one address: which answers, which is loaded and unloaded, and how requests wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that wait long, read slowly or not at all: they are told, what they leave is bounded, others go on."""
+"""Clients that wait long, read slowly or not at all: they get errors, unread bytes are bounded, others go on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ with_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs
 
 @pytest.fixture
 def serve(loop: ScriptedLoop) -> Iterator[Serve]:
-    """Serves the scripted engine under other limits; answers the address."""
+    """Serves the scripted engine under other limits. Yields the address."""
     begun: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     def run(**limits: Any) -> str:
@@ -203,7 +203,7 @@ def test_slow_reader_gets_all_of_it(loop: ScriptedLoop, serve: Serve) -> None:
     mute.close()
 
 
-# Nothing is left behind
+# Nothing is left over
 
 
 @with_proc

@@ -1,4 +1,4 @@
-"""Forms of answers over HTTP: what is refused, and a real engine on random weights that says what was asked for."""
+"""Forms of answers over HTTP: what is refused, and a real engine on random weights whose answers fit."""
 
 from __future__ import annotations
 

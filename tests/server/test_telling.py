@@ -1,4 +1,4 @@
-"""The routes that tell how things are, and the pages."""
+"""The routes that report the state, and the pages."""
 
 from __future__ import annotations
 

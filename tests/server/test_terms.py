@@ -39,7 +39,7 @@ async def talking_to(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncC
 
 
 def prioritised(loop: ScriptedLoop) -> FastAPI:
-    """An app whose policy goes by priorities."""
+    """An app whose policy honours priorities."""
     client = client_of(loop)
     client = Client(
         model_name=MODEL,
@@ -115,7 +115,7 @@ async def test_who_names_no_user_is_known_by_the_key_and_nobody_sees_the_key(loo
 
 
 def keyed(loop: ScriptedLoop, sharing: str = "key") -> FastAPI:
-    """An app where requests need one of two keys."""
+    """An app whose requests need one of two keys."""
     client = client_of(loop)
     client.settings = replace(client.settings, prefix_sharing=sharing, has_keys=True)
     return app_of(loop, client=client, access=Access(keys=("one", "two")))

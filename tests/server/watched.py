@@ -1,4 +1,4 @@
-"""A minute of a batch, told to a timeline: what the live page and `baton top` are shown in tests."""
+"""A minute of a batch in a timeline: what tests show the live page and `baton top`."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class _Kept:
 
 
 def exchange(url: str, data: bytes) -> Answer:
-    """The answer to this, behind which the server must close the connection."""
+    """The answer to this, after which the server must close the connection."""
     with Wire(url) as wire:
         answer = wire.send(data).answer("HEAD" if data.startswith(b"HEAD") else "GET")
         assert wire.closed()
