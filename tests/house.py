@@ -48,6 +48,7 @@ OWNERS = {
     "cuda": {"cuda"},
     "llguidance": {"grammar"},
     "ray": {"cluster"},
+    "opentelemetry": {"observe"},
     "fastapi": {"server", "observe"},
     "starlette": {"server", "observe"},
     "uvicorn": {"server", "observe"},

@@ -17,9 +17,14 @@ from conftest import TESTS
 from house import imports_of, ours, tree_of
 
 PROJECT = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
-DISTRIBUTIONS = {"cuda": "cuda-bindings"}
-"""Packages whose name differs from that of their distribution."""
-OF_USERS = ("bench", "cuda")
+DISTRIBUTIONS = {
+    "cuda": "cuda-bindings",
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry": "opentelemetry-api",
+}
+"""Modules, with all below them, whose first name differs from that of their distribution. The first that fits holds."""
+OF_USERS = ("bench", "cuda", "otel")
 """Extras whose packages the source imports; the others are for developers."""
 UNDOCUMENTED = {"uvicorn"}
 """Packages whose private names are used through a class of ours that inherits them, which imports do not show."""
@@ -39,13 +44,14 @@ def declared(*extras: str) -> dict[str, Requirement]:
     return dict(zip(names, requirements, strict=True))
 
 
-def distribution(package: str) -> str:
-    return canonicalize_name(DISTRIBUTIONS.get(package, package))
+def distribution(module: str) -> str:
+    known = (name for start, name in DISTRIBUTIONS.items() if f"{module}.".startswith(f"{start}."))
+    return canonicalize_name(next(known, module.split(".")[0]))
 
 
 def imported(tree: Mapping[str, str]) -> set[str]:
-    packages = {one.target.split(".")[0] for one in imports_of(tree) if not ours(one.target)}
-    return {distribution(package) for package in packages - sys.stdlib_module_names}
+    modules = {one.target for one in imports_of(tree) if not ours(one.target)}
+    return {distribution(name) for name in modules if name.split(".")[0] not in sys.stdlib_module_names}
 
 
 def private_names(tree: Mapping[str, str]) -> set[tuple[str, str]]:

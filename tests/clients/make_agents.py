@@ -22,8 +22,8 @@ SCRIPTS = {
     "<|final_answer|>": call("final_answer", {"answer": "sun in Rome"}),
     "<|code|>": ["Thought: I can ask.\n", "<code>\n", 'final_answer(get_weather("Rome") + " in Rome")\n', "</code>"],
     "<|edit|>": [
-        *("hello.py\n", "```python\n", "<<<<<<< SEARCH\n", 'print("hello")\n', "=======\n", 'print("goodbye")\n'),
-        *(">>>>>>> REPLACE\n", "```\n"),
+        *("hello.txt\n", "```\n", "<<<<<<< SEARCH\n", "Hello there.\n", "=======\n", "Goodbye now.\n"),
+        *(">>>>>>> REPLACE\n", "``` \n"),
     ],
 }
 TEMPLATE = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import torch
 from baton import __version__
 from baton.cli.live import live_view, read_bytes_per_second
 from baton.cli.show import errors, in_units, tell_phase
+from baton.cli.spans import spans_of
 from baton.compose import EngineHandle, model_name, open_engine, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import Config
-from baton.core.events import QueryRejected
+from baton.core.events import QueryRejected, Sink
 from baton.core.generation_defaults import NO_DEFAULTS
 from baton.core.settings import ServerSettings
 from baton.observe.metrics import Metrics
@@ -43,7 +45,9 @@ def run_bound(
     tell_phase("imports", time.perf_counter() - began)
     set_threads(config)
     read_bytes, timeline = read_bytes_per_second(), Timeline()
-    engine = open_engine(config, sinks=[metrics, timeline], on_phase=tell_phase)
+    spans = spans_of(model_name(config), os.environ)
+    sinks: list[Sink] = [metrics, timeline, *([] if spans is None else [spans])]
+    engine = open_engine(config, sinks=sinks, on_phase=tell_phase)
     opened = time.perf_counter()
     engine.client.prepare()
     tell_phase("forms", time.perf_counter() - opened)
@@ -85,6 +89,8 @@ def run_bound(
     finally:
         app.state.close()
         engine.close()
+        if spans is not None:
+            spans.close()
         with contextlib.suppress(OSError):  # the terminal is closed
             errors.print(_summary(engine))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
+from baton.core.origin import NO_ORIGIN, Origin
 from baton.core.query import State
+from baton.core.sampling import SamplingParams
 
 
 @dataclass(slots=True)
@@ -125,7 +127,10 @@ class QueryMoved:
 
 @dataclass(frozen=True, slots=True)
 class QueryEnded:
-    """A query left the engine; `outcome` is its last state. Seconds count from its arrival."""
+    """A query left the engine; `outcome` is its last state. Seconds count from its arrival.
+
+    `params` and `origin`: how it was asked, and by whom. They are not in traces.
+    """
 
     time: float
     query_id: str
@@ -134,6 +139,8 @@ class QueryEnded:
     usage: Usage
     end_to_end_seconds: float
     inter_token_seconds: tuple[float, ...]
+    params: SamplingParams | None = field(default=None, compare=False)
+    origin: Origin = field(default=NO_ORIGIN, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from baton.core.constraint import Constraint
 from baton.core.errors import InvalidValue
+from baton.core.origin import NO_ORIGIN, Origin
 from baton.core.sampling import MOST, within
 from baton.core.sampling import SamplingParams as SamplingParams
 
@@ -44,7 +45,7 @@ class RequestOptions:
     asked, or ""; at most 256 characters. `queue_seconds`: it is given up so long after its arrival if nothing of it was
     computed; `total_seconds`: in any case. Both are limits of the server, and no policy honours them. `key`: whose key
     it was asked with, as a digest, or "". `cache_salt`: its prefix is shared only with requests that have the same
-    salt; 1 to 256 characters, None for none. Raises InvalidValue.
+    salt; 1 to 256 characters, None for none. `origin`: where it comes from. Raises InvalidValue.
     """
 
     priority: int = 0
@@ -54,6 +55,7 @@ class RequestOptions:
     total_seconds: float | None = None
     key: str = ""
     cache_salt: str | None = None
+    origin: Origin = NO_ORIGIN
 
     def __post_init__(self) -> None:
         within("priority", self.priority, -(2**31), MOST, whole=True)
@@ -79,6 +81,7 @@ class Query:
     `constraint`: what its tokens must be. `visible_special_tokens`: special tokens that its text contains all the same.
     `sibling_of`: the id of the first of several choices that may share the computation of one prompt; the first has its
     own id, and a query alone has "". `prefix_space`: queries of one space share stored prefixes; None: with no query.
+    `origin`: where it comes from.
     """
 
     id: str
@@ -96,6 +99,7 @@ class Query:
     end_by: float | None = None
     constraint: Constraint | None = field(default=None, compare=False)
     visible_special_tokens: frozenset[int] = frozenset()
+    origin: Origin = NO_ORIGIN
 
     @property
     def fork_at(self) -> int:

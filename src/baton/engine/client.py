@@ -139,6 +139,7 @@ class Client:
                 constraint=constraint,
                 visible_special_tokens=frozenset(visible_special_tokens),
                 prefix_space=space,
+                origin=options.origin,
             )
             for choice, name in enumerate(names)
         ]

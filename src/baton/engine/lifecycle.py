@@ -156,7 +156,8 @@ class Lifecycle:
             cached_tokens=min(record.prefix_cached, len(query.prompt)),
         )
         self._tell(QueryMoved(now, query_id, record.state, state, reason, len(query.prompt), record.generated))
-        self._tell(QueryEnded(now, query_id, state, reason, usage, now - query.arrived, tuple(record.gaps)))
+        took, gaps = now - query.arrived, tuple(record.gaps)
+        self._tell(QueryEnded(now, query_id, state, reason, usage, took, gaps, query.params, query.origin))
         return usage
 
     def views(self, state: State) -> tuple[QueryView, ...]:

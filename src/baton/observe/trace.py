@@ -31,6 +31,8 @@ _KINDS: dict[str, type[Any]] = {
     "query_rejected": QueryRejected,
     "iteration_done": IterationDone,
 }
+# A trace is shown to others: who asked, and how, is left out.
+_UNWRITTEN = ("params", "origin")
 # Traces of the release before have these names.
 _OLD_FIELDS = {"pool_bytes_used": "swap_bytes_used"}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
@@ -94,7 +96,8 @@ class Trace:
 
 
 def line_of(event: Event) -> str:
-    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    names = [field.name for field in dataclasses.fields(event) if field.name not in _UNWRITTEN]
+    fields = {name: getattr(event, name) for name in names}
     for name in ("slots", "usage"):
         if name in fields:
             fields[name] = dataclasses.asdict(fields[name])

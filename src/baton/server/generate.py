@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from baton.core.errors import ModelNotFound, Overloaded, RequestError
 from baton.core.events import Update, Usage
+from baton.core.origin import NO_ORIGIN, Origin
 from baton.engine.client import Client, Held, size_of
 from baton.parsing.deltas import Message, message_of
 from baton.parsing.reading import reading_of, reasons
@@ -28,6 +29,7 @@ from baton.server.errors import failure
 from baton.server.ignored import IgnoredFields
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
+from baton.server.origin import origin_of
 from baton.server.relaxed import HEADER as RELAXED
 from baton.server.responses import ResponsesRequest
 from baton.server.responses_events import ResponseWriter
@@ -131,9 +133,9 @@ class Generating:
         body, ignored = await self._line.pass_through(request, self._counted)
         return self._ignored.tell(request, InSlices(body, self._answers), ignored)
 
-    async def _answer(self, request: Request, make_job: Callable[[bytes, str], Job]) -> Response:
+    async def _answer(self, request: Request, make_job: Callable[[bytes, str, Origin], Job]) -> Response:
         # Parsing, templates and tokenisers need a thread, so that other streams go on meanwhile.
-        job = await self._line.pass_through(request, make_job, asker(request.scope))
+        job = await self._line.pass_through(request, make_job, asker(request.scope), origin_of(request.headers))
         if job.asked.stream:
             response: Response = EventStream(self._client, self._workers, self._answers, job.choices, job.events())
         else:
@@ -169,11 +171,11 @@ class Generating:
         finally:
             hold.free()
 
-    def _completion_job(self, body: bytes, key: str) -> Job:
+    def _completion_job(self, body: bytes, key: str, origin: Origin = NO_ORIGIN) -> Job:
         asked = CompletionRequest.read(parse_object(body, self._limits))
         self._check_model(asked.model)
         params, tokenizer = asked.params(self._client.defaults), self._client.tokenizer
-        options = asked.request_options(key, self._limits)
+        options = asked.request_options(key, self._limits, origin)
         choices: list[Choice] = []
         for prompt in asked.prompts(self._limits):
             queries = self._client.queries(self._tokens(prompt), params, options)
@@ -183,22 +185,22 @@ class Generating:
                 choices.append(Choice(query, echo, logprobs, asked.silent))
         return Job(asked, choices, self._client.model_name, ignored=asked.ignored)
 
-    def _chat_job(self, body: bytes, key: str) -> Job:
-        return self._chat(ChatRequest.read(parse_object(body, self._limits)), key)
+    def _chat_job(self, body: bytes, key: str, origin: Origin = NO_ORIGIN) -> Job:
+        return self._chat(ChatRequest.read(parse_object(body, self._limits)), key, origin)
 
-    def _response_job(self, body: bytes, key: str) -> Job:
+    def _response_job(self, body: bytes, key: str, origin: Origin = NO_ORIGIN) -> Job:
         sent = ResponsesRequest.read(parse_object(body, self._limits))
         translation = sent.to_chat()
         with translation.in_its_names():
-            job = self._chat(ChatRequest.read(translation.chat), key)
+            job = self._chat(ChatRequest.read(translation.chat), key, origin)
         writer = ResponseWriter(sent, job.choices[0].query, job.model, job.usage)
         return replace(job, writer=writer, ignored=sent.ignored)
 
-    def _message_job(self, body: bytes, key: str) -> Job:
+    def _message_job(self, body: bytes, key: str, origin: Origin = NO_ORIGIN) -> Job:
         sent = MessagesRequest.read(parse_object(body, self._limits))
         translation = sent.to_chat(self._client.tokenizer.template_variables)
         with translation.in_its_names():
-            job = self._chat(ChatRequest.read(translation.chat), key, up_to_context=True)
+            job = self._chat(ChatRequest.read(translation.chat), key, origin, up_to_context=True)
         writer = MessageWriter(sent, job.choices[0].query, job.model, job.usage)
         return replace(job, writer=writer, ignored=sent.ignored)
 
@@ -217,11 +219,11 @@ class Generating:
         options = asked.template_options(tokenizer, reasons=reasons(tokenizer))
         return tokenizer.chat(turns, tools.described if tools else (), options)
 
-    def _chat(self, asked: ChatRequest, key: str, *, up_to_context: bool = False) -> Job:
+    def _chat(self, asked: ChatRequest, key: str, origin: Origin, *, up_to_context: bool = False) -> Job:
         """`up_to_context`: an answer that max_tokens allows and the context does not ends with the context."""
         self._check_model(asked.model)
         params = asked.params(self._client.defaults)
-        options = asked.request_options(key, self._limits)
+        options = asked.request_options(key, self._limits, origin)
         tokenizer, tools = self._client.tokenizer, asked.offered(self._client.tokenizer, self._limits)
         form = tools.form if tools else None
         reading = reading_of(

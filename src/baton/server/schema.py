@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_model
@@ -15,6 +16,7 @@ from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_mo
 from baton.core.errors import InvalidValue, RequestError, Unsupported
 from baton.core.generation_defaults import NO_DEFAULTS
 from baton.core.limits import Limits
+from baton.core.origin import NO_ORIGIN, Origin
 from baton.core.query import RequestOptions
 from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
 from baton.core.template_options import TemplateOptions, check_variables, with_effort
@@ -156,6 +158,7 @@ class Generation(Sampled):
     """The fields of completions and chats."""
 
     inner: ClassVar[Mapping[str, Place]] = _INSIDE
+    operation: ClassVar[str] = ""
 
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
@@ -191,8 +194,8 @@ class Generation(Sampled):
             prompt_logprobs=prompt_logprobs,
         )
 
-    def request_options(self, key: str, limits: Limits) -> RequestOptions:
-        """`key`: whose request it is, see `RequestOptions`. Raises InvalidValue."""
+    def request_options(self, key: str, limits: Limits, origin: Origin = NO_ORIGIN) -> RequestOptions:
+        """`key`: whose request it is, see `RequestOptions`. `origin`: from its headers. Raises InvalidValue."""
         return RequestOptions(
             self.priority,
             self.deadline_ms,
@@ -201,6 +204,7 @@ class Generation(Sampled):
             total_seconds=limits.query_timeout,
             key=key,
             cache_salt=self.cache_salt,
+            origin=replace(origin, operation=self.operation),
         )
 
     @property
@@ -215,6 +219,8 @@ class Generation(Sampled):
 
 class CompletionRequest(Generation):
     """The body of `/v1/completions`."""
+
+    operation: ClassVar[str] = "text_completion"
 
     prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
     max_tokens: int = Field(16, description="0 only with echo: the prompt alone comes back.")
@@ -247,6 +253,7 @@ class ChatRequest(Generation):
     """The body of `/v1/chat/completions`."""
 
     inner: ClassVar[Mapping[str, Place]] = _INSIDE_CHAT
+    operation: ClassVar[str] = "chat"
 
     messages: Messages
     tools: Annotated[list[ToolOffered], FailFast()] = Field(default_factory=list)
