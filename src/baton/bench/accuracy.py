@@ -13,11 +13,6 @@ Right = Mapping[str, Sequence[bool]]
 """For each task, whether each of its questions was answered rightly."""
 
 
-def score(right: Right) -> str:
-    """Such as "arithmetic 97 of 100"."""
-    return ", ".join(f"{task} {sum(some)} of {len(some)}" for task, some in right.items())
-
-
 def loss(a: Right, b: Right) -> str | None:
     """What B answers worse by more than chance, in words; None if nothing. Raises SettingError.
 

@@ -95,7 +95,7 @@ def serve(config_file: str | None, **flags: Any) -> None:
 @click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; may be given many times.")
 @click.option("-f", "--file", "source", type=click.File("r"), help="Prompts, one a line; - is stdin.")
 @click.option(
-    "--chat/--no-chat", default=None, help="Prompts are questions in a chat.  [default: where the model chats]"
+    "--chat/--no-chat", default=None, help="Prompts are questions in a chat.  [default: if the model chats]"
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line out.")
 @click.option("--max-tokens", type=int, default=None, help="Most tokens to generate.  [default: to the context's end]")
@@ -139,7 +139,7 @@ def generate(
 @settings(without=SERVING)
 @click.option("--api-key", default=None, metavar="KEY", help="Key of the server.  [default: $BATON_API_KEY]")
 @click.option("--model-name", default=None, metavar="NAME", help="The server's model.  [default: the first it lists]")
-@click.option("--system", default=None, metavar="TEXT", help="What the model is told before all else.")
+@click.option("--system", default=None, metavar="TEXT", help="The system message, before everything else.")
 @click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: 0, or what the server takes]")
 @click.option("--max-tokens", type=int, default=None, help="Most tokens of an answer.")
 @click.option("--sampling-seed", type=int, default=None, help="The same seed gives the same text.")
@@ -360,7 +360,7 @@ def top(url: str, api_key: str | None) -> None:
 @cli.command(epilog="Example:  baton serve --trace day.jsonl   and then   baton explain day.jsonl chatcmpl-1a2b3c4d-7")
 @click.argument("trace", type=click.Path())
 @click.argument("query", required=False)
-@click.option("--every", is_flag=True, help="Every iteration; else those that only decode are told together.")
+@click.option("--every", is_flag=True, help="Every iteration; else iterations that only decode are one line.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def explain(trace: str, query: str | None, every: bool, as_json: bool) -> None:
     """Shows one query's way through the engine, with the scheduler's reasons.

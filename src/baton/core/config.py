@@ -49,7 +49,7 @@ class Config(Limits):
 
     model: str | None = setting(None, "Hub id or local folder; the built-in model if left out.")
     models: tuple[str, ...] = setting(
-        (), "Several models in one server, each a hub id or folder, or NAME=ID; the first answers who names none."
+        (), "Several models in one server, each a hub id or folder, or NAME=ID; the first is the default of requests."
     )
     load_on_demand: bool = setting(False, "A model is loaded when the first request names it, not at the start.")
     unload_after: float = setting(
@@ -67,7 +67,7 @@ class Config(Limits):
     quantize: str = setting(
         "none", "Weights of linear layers in 8 bits: int8 on the CPU, float8 on newer NVIDIA GPUs.", choices=QUANTIZE
     )
-    compile: bool = setting(True, "Steps as one native call where the model's can be recorded (CPU); else in torch.")
+    compile: bool = setting(True, "Steps as one native call if the model's can be recorded (CPU); else in torch.")
     step_compiler: str = setting(
         NO_COMPILER,
         "What layers are compiled with for decode steps on CUDA; starting then takes longer.",
@@ -99,7 +99,7 @@ class Config(Limits):
     prefix_sharing: str = setting(
         AUTO,
         "Whose stored prefixes a prompt may begin with: of all, of the same API key, or of the same cache_salt alone; "
-        "auto: key where there are keys, else all.",
+        "auto: key if there are keys, else all.",
         choices=PREFIX_SHARING,
     )
     deterministic: bool = setting(
@@ -121,11 +121,11 @@ class Config(Limits):
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model.")
     special_in_text: bool | None = setting(
         None,
-        "Special tokens in what a conversation says are those tokens, not text; by itself where there are no keys.",
+        "Special tokens in a conversation's words are tokens, not text; the default if there are no keys.",
     )
     reasoning: str = setting(
         AUTO,
-        "Reasoning between a model's own tags is told apart from its answer (auto), or left in it.",
+        "Reasoning between a model's own tags is separated from its answer (auto), or left in it.",
         choices=REASONING,
     )
     generation_config: str = setting(

@@ -28,7 +28,7 @@ def flag_of(name: str) -> str:
 class Limits:
     """Sizes are in bytes, times in seconds. `Config` has them as asked, `Settings` as resolved."""
 
-    max_connections: int = setting(4096, "Most connections; fewer where there are fewer file descriptors.", low=1)
+    max_connections: int = setting(4096, "Most connections; fewer if there are fewer file descriptors.", low=1)
     max_body_bytes: int = setting(4 * 2**20, "Most bytes of a request's body.", low=1, size=True)
     max_bodies_bytes: int = setting(
         64 * 2**20, "Most memory for bodies that are being read, all together.", low=1, size=True

@@ -129,7 +129,7 @@ def _must_be_causal(model: PreTrainedModel, text: Tensor) -> None:
             for tokens in (text, other)
         ]
     if not largest(logits[:1], logits[1:]) <= TOLERANCE[torch.float32] / 10:
-        raise LoadError("its attention is not causal: tokens see those that come behind them")
+        raise LoadError("its attention is not causal: tokens see later ones")
 
 
 def hooked(model: PreTrainedModel, backend: AttentionBackend, whole: bool, stock: str) -> TorchForward | None:

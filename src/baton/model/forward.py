@@ -64,7 +64,7 @@ class TorchForward:
         if self.long_rope_limit is not None:
             parts.append(f"beyond {self.long_rope_limit} tokens rotated by each text's own length")
         if self.recompute_limit is not None:
-            parts.append(f"computed anew where a text grows beyond {self.recompute_limit} tokens")
+            parts.append(f"recomputed when a text grows beyond {self.recompute_limit} tokens")
         # A model on the meta device has no values, so nothing is drawn.
         if self.device.type not in ("cpu", "meta") and not exact(self.device.type):
             parts.append("tokens drawn on the host, as this device computes integers otherwise")

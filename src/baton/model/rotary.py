@@ -80,7 +80,7 @@ def recompute_limit(model: PreTrainedModel) -> int | None:
         try:
             given = prepare(ids, next_sequence_length=1, **{name: cache})
         except Exception as error:
-            raise LoadError(own_words("it does not tell whether it computes long texts anew", error)) from error
+            raise LoadError(own_words("it does not say whether it recomputes long texts", error)) from error
         if not any(value is cache for value in given.values()):
             return length
     return None

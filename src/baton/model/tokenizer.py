@@ -187,7 +187,7 @@ class ModelTokenizer:
         try:
             return str(self._tokenizer.get_chat_template(None, [] if tools else None))
         except ValueError as error:
-            raise Unsupported(f"this model's chat template cannot be told: {error}", param="messages") from error
+            raise Unsupported(f"this model's chat template cannot be read: {error}", param="messages") from error
 
     def token(self, name: str) -> int | None:
         """The one token of this name; None if there is none."""

@@ -55,7 +55,7 @@ FAMILIES: tuple[Family, ...] = (
     _gauge(
         "queries_preempted",
         "Queries that were running and wait to run again.",
-        "those swapped out or forgotten",
+        "queries that were swapped out or forgotten",
         lambda now: now.stats.preempted,
         QUERIES,
         "preempted",
@@ -81,7 +81,7 @@ FAMILIES: tuple[Family, ...] = (
     _gauge(
         "kv_bytes_budget",
         "Bytes that all rows may take now.",
-        "the setting, or less where memory is short",
+        "the setting, or less if memory is short",
         lambda now: now.stats.kv_bytes_budget,
         MEMORY,
         "budget",
@@ -96,7 +96,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     _gauge(
         "prefix_bytes_used",
-        "Bytes of stored prefixes, which give way to those swapped out.",
+        "Bytes of stored prefixes, which make room for swapped-out queries.",
         "",
         lambda now: now.stats.prefix_bytes_used,
         MEMORY,

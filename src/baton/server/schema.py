@@ -330,7 +330,7 @@ class ChatRequest(Generation):
                 raise Unsupported(f"{name} is not honoured together with tools", param=name)
         for name in ("min_tokens", "ignore_eos"):
             if tools.form is not None and getattr(self, name):
-                raise Unsupported(f"{name} is not honoured where tools give the answer a form", param=name)
+                raise Unsupported(f"{name} is not honoured if tools give the answer a form", param=name)
 
     def limit(self) -> int | None:
         """The most tokens asked for, under its old or new name. Raises InvalidValue if the two disagree."""

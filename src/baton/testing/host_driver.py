@@ -67,7 +67,7 @@ class HostDriver:
 
     def release(self, page: int) -> None:
         if page in self._mapped.values():
-            raise RuntimeError("a page is released where it is mapped")
+            raise RuntimeError("a page is released that is still mapped")
         self.left += 1
 
     def free(self, address: int, size: int) -> None:
