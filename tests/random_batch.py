@@ -28,7 +28,7 @@ from baton.cuda.offload import HostOffload
 from baton.cuda.page_layout import PageLayout
 from baton.cuda.pinned_memory import Extent, HostMemory
 from baton.cuda.prefill_stream import PrefillStreamStepper, Side
-from baton.cuda.ragged_attention import InTorch, Places, Ragged
+from baton.cuda.ragged_attention import InTorch, Ragged, TokenRows
 from baton.cuda.varlen_prefill import Varlen
 from baton.cuda.virtual_memory import Driver
 from baton.engine.engine import Engine
@@ -338,22 +338,24 @@ class RowByRow:
     name: str = "row by row"
     reads_width: bool = False
 
-    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
-        InTorch().keep(new, kept, places)
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], token_rows: TokenRows) -> None:
+        InTorch().keep(new, kept, token_rows)
 
     def attend(
         self,
         q: Tensor,
         kept: tuple[Tensor, Tensor],
-        places: Places,
+        token_rows: TokenRows,
         scale: float,
         visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
         outputs = []
-        for at, stop in enumerate(places.stops.tolist()):
+        for at, stop in enumerate(token_rows.stops.tolist()):
             one = slice(at, at + 1)
-            mine = Places(places.rows[one], places.stops[one], places.ring, min(stop, places.ring or stop))
+            mine = TokenRows(
+                token_rows.rows[one], token_rows.stops[one], token_rows.ring, min(stop, token_rows.ring or stop)
+            )
             nobody = q.new_zeros(1, q.shape[1], kept[1].shape[-1])
             outputs.append(InTorch().attend(q[one], kept, mine, scale, visibility, sinks) if stop else nobody)
         return torch.cat(outputs)

@@ -42,8 +42,8 @@ def test_exchanged_rows_give_what_each_query_gives_alone(
     batch, expected = batch_that_exchanges(family, policy, ahead)
     assert {name: batch.tokens(name) for name in expected} == expected
     assert batch.rows is not None
-    places = batch.rows.rectangle.row_slots
-    assert sorted(places) == [*range(len(places))] != places
+    row_slots = batch.rows.rectangle.row_slots
+    assert sorted(row_slots) == [*range(len(row_slots))] != row_slots
     # Only rows that were swapped out come by a copy, into the batch's rows.
     assert max(written, default=0) < 4
 

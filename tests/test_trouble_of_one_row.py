@@ -59,7 +59,9 @@ def break_draw_of_all(patch: pytest.MonkeyPatch) -> None:
 
 def break_logprobs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        feeder, "told", unless_bad(feeder.told, lambda logits, queries, drawn: any(q.seed == BAD for q in queries))
+        feeder,
+        "drawn_logprobs",
+        unless_bad(feeder.drawn_logprobs, lambda logits, queries, drawn: any(q.seed == BAD for q in queries)),
     )
 
 

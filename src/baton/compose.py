@@ -225,7 +225,7 @@ def _bodies(
     loaded: Loaded, settings: Settings, sampler: Sampler, offload: HostOffload | None, prompts: PrefillPlacement | None
 ) -> tuple[RectangleBatch, PrefillHere]:
     """The batch and the prefiller. Raises LoadError if the model's rows cannot be shaped as asked."""
-    rows, places, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
+    rows, prefill_rows, forward, stamp = settings.max_rows, settings.max_rows + 1, loaded.forward, loaded.stamp
     of: dict[str, Any] = {"columns": settings.max_model_len, "dtype": loaded.dtype, "device": loaded.device}
     if settings.shaping != ALIGNED:
         # The batch's rows, and after them the prefiller's: one rectangle, so that one forward can feed both.
@@ -233,17 +233,17 @@ def _bodies(
         if settings.kv_mapping:
             assert loaded.driver is not None
             make = partial(MappedRectangle, driver=loaded.driver, most_bytes=settings.kv_bytes)
-        rectangle = make(loaded.geometry.shapes, capacity=rows + places, **of)
+        rectangle = make(loaded.geometry.shapes, capacity=rows + prefill_rows, **of)
         both = _rows(rectangle, loaded, rows, sampler, offload, prompts)
-        prefiller = PrefillHere(both, range(rows, rows + places), beside_batch=True)
+        prefiller = PrefillHere(both, range(rows, rows + prefill_rows), beside_batch=True)
         return RectangleBatch(both, range(rows), rows), prefiller
     shapes = keeping_all(loaded.geometry.shapes)
     if not isinstance(forward, TorchForward):
         raise LoadError("--shaping aligned: needs steps in torch: add --no-compile")
     body = AlignedRectangle(shapes, capacity=rows, **of)
     aligned = Rows(RowFeeder(body, AlignedForward(forward, body), sampler), stamp)
-    apart = Rows(RowFeeder(Rectangle(shapes, capacity=places, **of), forward, sampler), stamp)
-    return RectangleBatch(aligned, range(rows), rows), PrefillHere(apart, range(places), beside_batch=False)
+    apart = Rows(RowFeeder(Rectangle(shapes, capacity=prefill_rows, **of), forward, sampler), stamp)
+    return RectangleBatch(aligned, range(rows), rows), PrefillHere(apart, range(prefill_rows), beside_batch=False)
 
 
 def _rows(

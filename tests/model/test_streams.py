@@ -129,15 +129,15 @@ def rows_of(monkeypatch: pytest.MonkeyPatch, device: Device, dice: random.Random
 
         monkeypatch.setattr(owner, name, heard)
 
-    places = rows.rectangle.row_slots
-    listen(rows.rectangle, "claim", lambda row, *_: {places[row]})
-    listen(rows.rectangle, "clear", lambda row: {places[row]})
+    row_slots = rows.rectangle.row_slots
+    listen(rows.rectangle, "claim", lambda row, *_: {row_slots[row]})
+    listen(rows.rectangle, "clear", lambda row: {row_slots[row]})
     listen(stepper._steps, "launch", lambda slots: {slot.place for slot in slots})
     fill = rows.feeder.forward.fill
 
     def filling(rectangle: Any, spans: Sequence[Any], tokens: Sequence[int]) -> Any:
         logits, ran = fill(rectangle, spans, tokens)
-        touched = {places[span.row] for span in spans}
+        touched = {row_slots[span.row] for span in spans}
         device.touch(touched, "fill")
         right = ran.commit
 

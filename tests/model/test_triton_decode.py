@@ -23,7 +23,7 @@ from torch import Tensor
 from baton.cuda.decode_steps import Steps
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.page_layout import PageLayout
-from baton.cuda.ragged_attention import InTorch, InTriton, Places
+from baton.cuda.ragged_attention import InTorch, InTriton, TokenRows
 from baton.cuda.slots import Slot, follows
 from baton.kv.rectangle import Rectangle
 from baton.model.forward import TorchForward
@@ -202,7 +202,7 @@ def test_tokens_go_where_torch_puts_them(ring: int, interpreted: ModuleType) -> 
     layers = []
     for body in (InTorch(), InTriton()):
         kept = (torch.zeros(CAPACITY, ring or COLUMNS, 2, 80), torch.zeros(CAPACITY, ring or COLUMNS, 2, 16))
-        body.keep(new, kept, Places(rows, stops, ring, COLUMNS))
+        body.keep(new, kept, TokenRows(rows, stops, ring, COLUMNS))
         layers.append(kept)
     assert all(torch.equal(a, b) and bool(a.any()) for a, b in zip(*layers, strict=True))
 

@@ -12,7 +12,7 @@ from typing import Any
 from baton.bench import plots
 from baton.bench.figures import Figures
 from baton.bench.picture import Picture
-from baton.bench.table import shown_rows
+from baton.bench.table import figure_rows
 
 Runs = Mapping[str, Sequence[Figures]]
 
@@ -34,7 +34,7 @@ def page(
         subtitle=escape(str(facts["workload"])),
         verdict=_verdict(runs),
         repeat=max(len(some) for some in runs.values()),
-        table=_table(["", *runs], shown_rows(runs, accuracy), _figure_row, span=2),
+        table=_table(["", *runs], figure_rows(runs, accuracy), _figure_row, span=2),
         key=key,
         throughput=plots.throughput_against_latency(runs),
         cumulative=plots.cumulative(runs),

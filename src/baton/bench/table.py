@@ -52,7 +52,7 @@ IDLE = frozenset(name for name, _, _ in LINES if name.strip() in ("idle token sl
 NOT_OVER_HTTP = frozenset({"most KV, MiB", "preemptions"})
 
 
-def shown_rows(
+def figure_rows(
     runs: Mapping[str, Sequence[Figures]],
     accuracy: Mapping[str, Right] = {},
     skip: Set[str] = frozenset(),
@@ -76,7 +76,7 @@ def table_of(
     table.add_column("")
     for contender in runs:
         table.add_column(contender, justify="right")
-    for name, *cells in shown_rows(runs, accuracy, skip):
+    for name, *cells in figure_rows(runs, accuracy, skip):
         table.add_row(name, *(f"{middle} [dim]({span})[/dim]" if span else middle for middle, span in cells))
     return table
 

@@ -94,9 +94,7 @@ def serve(config_file: str | None, **flags: Any) -> None:
 @settings(without=SERVING)
 @click.option("-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; may be given many times.")
 @click.option("-f", "--file", "source", type=click.File("r"), help="Prompts, one a line; - is stdin.")
-@click.option(
-    "--chat/--no-chat", default=None, help="Prompts are questions in a chat.  [default: if the model chats]"
-)
+@click.option("--chat/--no-chat", default=None, help="Prompts are questions in a chat.  [default: if the model chats]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line out.")
 @click.option("--max-tokens", type=int, default=None, help="Most tokens to generate.  [default: to the context's end]")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")

@@ -201,14 +201,14 @@ class ModelProcess:
     def wait_until_serving(self) -> None:
         """Raises LoadError if it ends before."""
         try:
-            kind, told = self._pipe.recv()
+            kind, message = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(_STOP_SECONDS)
             status = self._process.exitcode
             raise LoadError(f"its process ended with status {status}; what it wrote says why") from None
         if kind == "failed":
-            raise LoadError(told)
-        self.card, self.takes_all_memory = told["card"], told["takes_all_memory"]
+            raise LoadError(message)
+        self.card, self.takes_all_memory = message["card"], message["takes_all_memory"]
 
     async def stop(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._threads, self.end)

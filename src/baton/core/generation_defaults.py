@@ -33,8 +33,8 @@ class GenerationDefaults:
     ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items()) or "nothing"
-        return told + (f"; not honoured: {', '.join(self.ignored)}" if self.ignored else "")
+        sentence = ", ".join(f"{name} {value:g}" for name, value in self.sampling.items()) or "nothing"
+        return sentence + (f"; not honoured: {', '.join(self.ignored)}" if self.ignored else "")
 
 
 def defaults_of(written: Mapping[str, Any]) -> GenerationDefaults:

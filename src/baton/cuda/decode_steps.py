@@ -21,7 +21,7 @@ from torch import Tensor
 from baton.core.sampling import SamplingParams
 from baton.cuda.compiled_layers import compiled_layers
 from baton.cuda.graphs import Graphs
-from baton.cuda.ragged_attention import Places, Ragged
+from baton.cuda.ragged_attention import Ragged, TokenRows
 from baton.cuda.slots import GREEDY, NUMBERS, Chance, Slot, chances_of, step_inputs
 from baton.kv.rectangle import Rectangle
 from baton.model.hooked import Hooked
@@ -67,7 +67,7 @@ class Resident(Layout):
     def keep(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         assert self.ragged is not None
         kept = self.rectangle.keys[layer], self.rectangle.values[layer]
-        self.ragged.keep((keys[:, :, 0], values[:, :, 0]), kept, self._places(self.rectangle.rings[layer]))
+        self.ragged.keep((keys[:, :, 0], values[:, :, 0]), kept, self._token_rows(self.rectangle.rings[layer]))
         return kept
 
     def attend(
@@ -81,12 +81,12 @@ class Resident(Layout):
     ) -> Tensor:
         """q `[n, Hq, 1, D]`, keys and values `[R, C, H, D]` -> `[n, 1, Hq, Dv]`."""
         assert self.ragged is not None
-        places = self._places(keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0)
+        token_rows = self._token_rows(keys.shape[1] if keys.shape[1] < self.rectangle.columns else 0)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return self.ragged.attend(q[:, :, 0], (keys, values), places, scale, visibility, sinks)[:, None]
+        return self.ragged.attend(q[:, :, 0], (keys, values), token_rows, scale, visibility, sinks)[:, None]
 
-    def _places(self, ring: int) -> Places:
-        return Places(self.rows, self.stops, ring, self.width)
+    def _token_rows(self, ring: int) -> TokenRows:
+        return TokenRows(self.rows, self.stops, ring, self.width)
 
 
 class Steps:

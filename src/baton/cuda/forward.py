@@ -99,9 +99,9 @@ class CudaForward:
         steps = self.steps(rectangle)
         if steps is None or len(spans) > BUCKETS[-1]:
             return self._prompts.decode(rectangle, spans, tokens)
-        places = rectangle.row_slots
+        row_slots = rectangle.row_slots
         fed = zip(spans, tokens, strict=True)
-        launched = steps.launch([Slot(places[span.row], token, span.stop) for span, token in fed])
+        launched = steps.launch([Slot(row_slots[span.row], token, span.stop) for span, token in fed])
         needed = sum(span.stop for span in spans)
         # The next step leaves its own logits in the same place.
         return launched.logits.clone(), ForwardStats(needed, 0, launched.empty_slots, lambda: None)

@@ -22,7 +22,7 @@ except ImportError:
     triton_decode = None  # type: ignore[assignment]
 
 
-class Places(NamedTuple):
+class TokenRows(NamedTuple):
     """Where a step's tokens are. `rows` `[n]`: each one's row. `stops` `[n]`: tokens in its row, including it.
 
     `ring`: if it is not 0, token p is in column p % ring. `width`: columns in use; no row is longer.
@@ -46,14 +46,14 @@ class Ragged(Protocol):
     def reads_width(self) -> bool:
         """Whether a step depends on how wide the part of the rectangle in use is."""
 
-    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], token_rows: TokenRows) -> None:
         """Writes each token's key and value `[n, H, D]` into its row's column stops - 1, or that of a ring."""
 
     def attend(
         self,
         q: Tensor,
         kept: tuple[Tensor, Tensor],
-        places: Places,
+        token_rows: TokenRows,
         scale: float,
         visibility: Visibility,
         sinks: Tensor | None,
@@ -68,8 +68,8 @@ class InTorch:
     name: str = "masked attention in torch"
     reads_width: bool = True
 
-    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
-        rows, stops, ring, _ = places
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], token_rows: TokenRows) -> None:
+        rows, stops, ring, _ = token_rows
         # Padding writes once more what the first token writes: both write the same.
         first = torch.where(stops > 0, torch.arange(len(stops), device=stops.device), 0)
         columns = (stops - 1).clamp(min=0)[first]
@@ -82,12 +82,12 @@ class InTorch:
         self,
         q: Tensor,
         kept: tuple[Tensor, Tensor],
-        places: Places,
+        token_rows: TokenRows,
         scale: float,
         visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
-        rows, stops, ring, width = places
+        rows, stops, ring, width = token_rows
         k, v = (buffer[:, :width].index_select(0, rows).transpose(1, 2) for buffer in kept)
         token = (stops - 1).clamp(min=0)[:, None]
         column = torch.arange(k.shape[2], device=q.device)
@@ -104,19 +104,19 @@ class InTriton:
     name: str = "attention in Triton"
     reads_width: bool = False
 
-    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], places: Places) -> None:
-        _keep(*new, *kept, places.rows, places.stops, places.ring)
+    def keep(self, new: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor], token_rows: TokenRows) -> None:
+        _keep(*new, *kept, token_rows.rows, token_rows.stops, token_rows.ring)
 
     def attend(
         self,
         q: Tensor,
         kept: tuple[Tensor, Tensor],
-        places: Places,
+        token_rows: TokenRows,
         scale: float,
         visibility: Visibility,
         sinks: Tensor | None,
     ) -> Tensor:
-        rows, stops, ring, _ = places
+        rows, stops, ring, _ = token_rows
         attended: Tensor = _attend(
             q, *kept, rows, stops, sinks, scale, visibility.softcap, visibility.window, visibility.chunk, ring > 0
         )

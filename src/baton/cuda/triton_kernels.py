@@ -98,10 +98,10 @@ def attend_split(
         for at in range(first, last, BLOCK):
             columns = at + tl.arange(0, BLOCK)
             inside = columns < last
-            places = (low + columns).to(tl.int64)
-            k = tl.load(key + places[None, :] * k_column, mask=inside[None, :] & (dims < DIM)[:, None], other=0.0)
+            in_row = (low + columns).to(tl.int64)
+            k = tl.load(key + in_row[None, :] * k_column, mask=inside[None, :] & (dims < DIM)[:, None], other=0.0)
             v = tl.load(
-                value + places[:, None] * v_column, mask=inside[:, None] & (value_dims < VALUE_DIM)[None, :], other=0.0
+                value + in_row[:, None] * v_column, mask=inside[:, None] & (value_dims < VALUE_DIM)[None, :], other=0.0
             )
             scores = tl.dot(ask, k, input_precision=PRECISION) * scale
             if SOFTCAP:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle
-from baton.model.attention import Fill, places
+from baton.model.attention import Fill, positions_of
 from baton.model.layout import on_device
 from baton.model.visibility import Span, Visibility
 
@@ -120,7 +120,7 @@ def _takes(keys: Tensor, values: Tensor, visibility: Visibility) -> bool:
 
 def packed(spans: Sequence[Span], rectangle: Rectangle, varlen: Varlen) -> Packed:
     """All tokens of all spans, one span after the other, attended together."""
-    return Packed(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans), varlen=varlen)
+    return Packed(spans, rectangle, *positions_of(spans, rectangle), sum(span.stop for span in spans), varlen=varlen)
 
 
 def bounds(spans: Sequence[Span], pitch: int) -> tuple[list[int], list[int]]:

@@ -203,5 +203,5 @@ def _arrive(deliveries: Sequence[_Delivery]) -> None:
 
 def size_of(update: Update) -> int:
     """The memory that an update takes, roughly. All log-probabilities count as the first, which has as many entries."""
-    told = sum(len(some) * (1 + len(some[0].best)) for some in (update.logprobs, update.prompt_logprobs) if some)
-    return _UPDATE_BYTES + len(update.text) + _TOKEN_BYTES * len(update.token_ids) + _LOGPROB_BYTES * told
+    entries = sum(len(some) * (1 + len(some[0].best)) for some in (update.logprobs, update.prompt_logprobs) if some)
+    return _UPDATE_BYTES + len(update.text) + _TOKEN_BYTES * len(update.token_ids) + _LOGPROB_BYTES * entries

@@ -204,8 +204,8 @@ class Executor:
                 lifecycle.fed(query_id, lens[query_id], useful, idle)
             else:
                 queries.fed(query_id, lens[query_id], useful, idle)
-        for query_id, told in output.prompt_logprobs.items():
-            queries.outputs.append_prompt(query_id, told)
+        for query_id, logprobs in output.prompt_logprobs.items():
+            queries.outputs.append_prompt(query_id, logprobs)
         for query_id, token in output.tokens.items():
             if lifecycle.live[query_id].state is State.PREFILLING:
                 lifecycle.move(query_id, State.READY, "prefilled")

@@ -65,8 +65,8 @@ class OutputStream:
             infeasible,
             self.text.stopped_by if reason == STOP else None,
         )
-        for told in (self.tokens, self.pieces, self.logprobs, self.prompt_logprobs):
-            told.clear()
+        for new_items in (self.tokens, self.pieces, self.logprobs, self.prompt_logprobs):
+            new_items.clear()
         return update
 
 

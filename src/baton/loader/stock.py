@@ -113,9 +113,9 @@ def read_model(place: Place, config: Any, *, dtype: str, trust_remote_code: bool
             if odd:
                 raise LoadError(f"{source}: its experts cannot be put together: {few(odd, 2)}") from error
             raise
-        model, told = loaded
-        check_whole(model, told, tensors, source)
-        check_left_over(model, config, sorted(told["unexpected_keys"]), tensors, source)
+        model, info = loaded
+        check_whole(model, info, tensors, source)
+        check_left_over(model, config, sorted(info["unexpected_keys"]), tensors, source)
         tell_of_ties(model, source)
         return model  # type: ignore[no-any-return]
 

@@ -43,21 +43,21 @@ def check_numbers(tensors: Mapping[str, Stored], source: str) -> None:
         )
 
 
-def check_whole(model: PreTrainedModel, told: Mapping[str, Any], tensors: Mapping[str, Stored], source: str) -> None:
+def check_whole(model: PreTrainedModel, info: Mapping[str, Any], tensors: Mapping[str, Stored], source: str) -> None:
     kind = type(model).__name__
     other = [
-        f"{name} is {list(there)} and should be {list(here)}" for name, there, here in sorted(told["mismatched_keys"])
+        f"{name} is {list(there)} and should be {list(here)}" for name, there, here in sorted(info["mismatched_keys"])
     ]
     if other:
         raise LoadError(f"{source}: shapes of {len(other)} tensors do not fit {CONFIG}: {few(other, 2)}")
-    if told["error_msgs"]:
+    if info["error_msgs"]:
         raise LoadError(
-            f"{source}: its weights do not fit {kind}: {' '.join(str(told['error_msgs'][0]).split())[:300]}"
+            f"{source}: its weights do not fit {kind}: {' '.join(str(info['error_msgs'][0]).split())[:300]}"
         )
-    missing = sorted(told["missing_keys"])
+    missing = sorted(info["missing_keys"])
     if missing:
         several = "s" * (len(missing) > 1)
-        why = _why_missing(model, missing, sorted(told["unexpected_keys"]), tensors)
+        why = _why_missing(model, missing, sorted(info["unexpected_keys"]), tensors)
         raise LoadError(f"{source} lacks {len(missing)} tensor{several} of {kind}, {few(missing)}{why}")
 
 

@@ -221,7 +221,7 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     engine = make_engine(loaded, held, policy, sampler=listening)
     answers: dict[str, list[int]] = {str(i): [] for i in range(len(cases))}
 
-    def hear(updates: list[Update]) -> None:
+    def deliver(updates: list[Update]) -> None:
         for update in updates:
             if update.error is not None:
                 raise Refused(f"query {update.query_id} failed: {update.error}")
@@ -230,7 +230,7 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     queries = [_query(i, case) for i, case in enumerate(cases)]
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
-        _drive(engine, some, scenario.late, hear)
+        _drive(engine, some, scenario.late, deliver)
     tolerance = ROUNDED_TOLERANCE if loaded.format.rounded_bits is not None else oracle.tolerance
     outcome = _compared(scenario, cases, list(answers.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
@@ -269,7 +269,7 @@ def _kept(loaded: Loaded, settings: Settings, policy: Policy, arriving: Sequence
     keeping = _Keeping()
     engine = make_engine(loaded, settings, policy, sampler=keeping)
     for some in arriving:
-        _drive(engine, some, late=2, hear=lambda updates: None)
+        _drive(engine, some, late=2, deliver=lambda updates: None)
     return keeping.kept
 
 
@@ -288,12 +288,12 @@ def _query(index: int, case: Case) -> Query:
     return Query(id=str(index), prompt=case.prompt, params=params, seed=index, limit_tokens=count, arrived=0.0)
 
 
-def _drive(engine: Engine, queries: Sequence[Query], late: int, hear: Callable[[list[Update]], None]) -> None:
+def _drive(engine: Engine, queries: Sequence[Query], late: int, deliver: Callable[[list[Update]], None]) -> None:
     """Lets the queries arrive, and iterates until none is left."""
     waiting, turn = list(queries), 0
     while waiting or engine.busy:
         while waiting and turn >= late * (len(queries) - len(waiting)):
-            engine.accept(waiting.pop(0), hear)
+            engine.accept(waiting.pop(0), deliver)
         engine.iterate()
         engine.flush()
         turn += 1

@@ -283,7 +283,7 @@ def decode(spans: Sequence[Span], rectangle: Rectangle, *, empty_rows: int = 0, 
     return Decode(
         spans,
         rectangle,
-        *places(spans, rectangle),
+        *positions_of(spans, rectangle),
         columns_read=whole if together else needed,
         empty_rows=empty_rows,
         together=together,
@@ -292,23 +292,23 @@ def decode(spans: Sequence[Span], rectangle: Rectangle, *, empty_rows: int = 0, 
 
 def fill(spans: Sequence[Span], rectangle: Rectangle) -> Fill:
     """All tokens of all spans, one span after the other."""
-    return Fill(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
+    return Fill(spans, rectangle, *positions_of(spans, rectangle), sum(span.stop for span in spans))
 
 
 def flat(spans: Sequence[Span], rectangle: Rectangle) -> Flat:
     """All tokens of all spans, one span after the other, for models that count positions themselves."""
-    return Flat(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
+    return Flat(spans, rectangle, *positions_of(spans, rectangle), sum(span.stop for span in spans))
 
 
 def latents(spans: Sequence[Span], rectangle: Rectangle) -> Latents:
     """All tokens of all spans, one span after the other, and their columns too."""
-    return Latents(spans, rectangle, *places(spans, rectangle), sum(span.stop for span in spans))
+    return Latents(spans, rectangle, *positions_of(spans, rectangle), sum(span.stop for span in spans))
 
 
 def own(spans: Sequence[Span], rectangle: Rectangle) -> ModelAttention:
     """One token of each of several rows, or several tokens of one row, for the model's own attention."""
     width = max(span.stop for span in spans)
-    return ModelAttention(spans, rectangle, *places(spans, rectangle), width * len(spans))
+    return ModelAttention(spans, rectangle, *positions_of(spans, rectangle), width * len(spans))
 
 
 def padded(spans: Sequence[Span], rectangle: Rectangle) -> Padded:
@@ -318,14 +318,14 @@ def padded(spans: Sequence[Span], rectangle: Rectangle) -> Padded:
     return Padded(
         spans,
         rectangle,
-        *places(spans, rectangle),
+        *positions_of(spans, rectangle),
         columns_read=len(spans) * max(span.stop for span in spans),
         padded_to=longest,
         kept=torch.tensor(kept, device=rectangle.device),
     )
 
 
-def places(spans: Sequence[Span], rectangle: Rectangle) -> tuple[Tensor, Tensor]:
+def positions_of(spans: Sequence[Span], rectangle: Rectangle) -> tuple[Tensor, Tensor]:
     """Row and position of each token, `[tokens]` each."""
     rows = [span.row for span in spans for _ in range(span.count)]
     cols = [column for span in spans for column in range(span.start, span.stop)]

@@ -190,10 +190,10 @@ class TorchForward:
 
 def _placed(rectangle: Rectangle, spans: Sequence[Span]) -> Sequence[Span]:
     """Replaces row numbers by row slots, which everything below uses."""
-    places = rectangle.row_slots
-    if all(places[span.row] == span.row for span in spans):
+    row_slots = rectangle.row_slots
+    if all(row_slots[span.row] == span.row for span in spans):
         return spans
-    return [replace(span, row=places[span.row]) for span in spans]
+    return [replace(span, row=row_slots[span.row]) for span in spans]
 
 
 def _reach(rectangle: Rectangle, spans: Sequence[Span]) -> None:

@@ -147,7 +147,7 @@ def _by_row(module: nn.Module, kinds: dict[str | None, _Kind], lengths: Lengths)
         rotated: tuple[Tensor, ...] = ()
         of_tokens = [kind.length(one) for one in asked]
         wanted = sorted(set(of_tokens))
-        places = laid_out(torch.tensor(of_tokens, device=x.device)) if len(wanted) > 1 else None
+        token_lengths = laid_out(torch.tensor(of_tokens, device=x.device)) if len(wanted) > 1 else None
         for length in wanted:
             kind.refresh(module)
             # Stock reads the highest position, so one added in front decides for all, and none is beyond it.
@@ -156,8 +156,8 @@ def _by_row(module: nn.Module, kinds: dict[str | None, _Kind], lengths: Lengths)
             positions = torch.cat([front, near], dim=-1)
             out = stock(module, x, positions, *args, **kwargs)
             parts = tuple(part[..., 1:, :] for part in (out if isinstance(out, tuple) else (out,)))
-            if rotated and places is not None:
-                here = (places == length)[..., None]
+            if rotated and token_lengths is not None:
+                here = (token_lengths == length)[..., None]
                 parts = tuple(torch.where(here, new, old) for new, old in zip(parts, rotated, strict=True))
             rotated = parts
         return rotated if isinstance(out, tuple) else rotated[0]

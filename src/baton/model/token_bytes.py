@@ -25,8 +25,8 @@ class TokenBytes:
 
     def fewest(self, text: str) -> int:
         """At least so many tokens are in the text."""
-        told = "".join(text.split()) if self.blanks else text
-        return math.ceil(len(told.encode(errors="replace")) / self.most)
+        counted = "".join(text.split()) if self.blanks else text
+        return math.ceil(len(counted.encode(errors="replace")) / self.most)
 
 
 def token_bytes(backend: Any, letters: Collection[str]) -> TokenBytes | None:

@@ -46,8 +46,8 @@ class Baton:
     def _admit(self, view: View, free: int) -> tuple[list[QueryView], list[QueryView]]:
         """The queries that may have memory: swapped-out queries come back before others begin."""
         back = view.swapped_out
-        places = min(free + self.ready_ahead - len(view.ready) - len(view.prefilling), view.prefill_room)
-        chosen = view.admitted([*back, *view.waiting], len(back) + max(places, 0))
+        room = min(free + self.ready_ahead - len(view.ready) - len(view.prefilling), view.prefill_room)
+        chosen = view.admitted([*back, *view.waiting], len(back) + max(room, 0))
         return chosen[: len(back)], chosen[len(back) :]
 
 

@@ -139,7 +139,7 @@ def _parts(footprint: Footprint, tokens: int) -> list[torch.Tensor]:
     return [torch.empty(size, dtype=torch.uint8, device="meta") for size in sizes]
 
 
-class _Places:
+class _Segments:
     """Some of a device's segments, by the id of their query."""
 
     def __init__(self, device: FakeDevice) -> None:
@@ -173,7 +173,7 @@ class _Places:
         return query_id
 
 
-class FakeBatch(_Places):
+class FakeBatch(_Segments):
     """See `batch/port.py` for the verbs. It has `rows` at first and at most."""
 
     def __init__(self, device: FakeDevice, rows: int) -> None:
@@ -208,7 +208,7 @@ class FakeBatch(_Places):
         return self._device.feed({**dict.fromkeys(self._names, feed), **(beside or {})}, how, done)
 
 
-class FakePrefill(_Places):
+class FakePrefill(_Segments):
     """See `batch/port.py`. It has so many `places`, on the batch's own device or on another one."""
 
     def __init__(self, device: FakeDevice, places: int, *, beside_batch: bool = True) -> None:

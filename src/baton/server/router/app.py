@@ -40,7 +40,7 @@ def create_router(models: Models, *, limits: Limits, version: str, access: Acces
     routes = _Routes(models, forwarder, version)
     for path in _FORWARDED:
         app.add_api_route(path, routes.forward, methods=["POST"], response_model=None)
-    told: dict[str, Callable[..., Any]] = {
+    get_routes: dict[str, Callable[..., Any]] = {
         "/v1/models": routes.models,
         "/v1/models/{model:path}": routes.model,
         "/load": routes.load,
@@ -50,7 +50,7 @@ def create_router(models: Models, *, limits: Limits, version: str, access: Acces
         "/version": routes.version,
         **dict.fromkeys(_OF_ONE, routes.of_one),
     }
-    for path, route in told.items():
+    for path, route in get_routes.items():
         app.add_api_route(path, route, response_model=None)
     add_pages(app)
     add_errors(app, None)
