@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 
 from baton.core.clock import Clock, monotonic
-from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.errors import ContextLengthExceeded, EngineUnhealthy, QueueFull, ShuttingDown
 from baton.core.events import Event, QueryRejected, Update
 from baton.core.query import Query
 from baton.core.text import TextStream
 from baton.engine.inbox import Inbox
 from baton.engine.loop import EngineLoop
+from baton.kv.parcel import resumed
 from baton.policy.baton import Baton
 from baton.policy.port import Plan, Policy, View
 from baton.policy.table import POLICIES
 from baton.testing.clock import ManualClock
 from random_batch import NoText, query_of
-from toy import hashed, prompt_of, toy_alone, toy_batch
+from toy import STAMP, hashed, prompt_of, toy_alone, toy_batch
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for what should come at once."""
@@ -258,7 +259,7 @@ def test_an_iteration_that_raises_fails_the_live_ones_and_the_engine_goes_on(ope
     loop.submit([asked("c")], asker)
     asker.wait_for("c")
     assert asker.tokens["c"] == toy_alone(asked("c"))
-    assert loop.stats().outcomes == {"finished": 1, "failed": 2, "cancelled": 0, "expired": 0}
+    assert loop.stats().outcomes == {"finished": 1, "failed": 2, "cancelled": 0, "expired": 0, "moved": 0}
 
 
 def test_an_iteration_that_raises_now_and_then_never_stops_the_engine(open_loop: Opens) -> None:
@@ -376,3 +377,77 @@ def test_a_listener_hears_once_per_iteration(open_loop: Opens) -> None:
     heard = asker._inbox.get(timeout=PATIENCE_SECONDS)
     assert {update.query_id for update in heard} == {"a", "b", "c"}
     assert asker._inbox.empty()
+
+
+# Queries that leave for another engine
+
+
+def test_queries_leave_and_go_on_in_another_loop(open_loop: Opens) -> None:
+    gate, listener = Gate(), Asker()
+    first, second = open_loop(say=gate), open_loop()
+    first.submit([asked("a"), asked("b")], listener)
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    giving = first.give()
+    gate.open.set()
+    segments = giving.result(PATIENCE_SECONDS)
+    listener.wait_for("a", "b")
+    assert {segment.query.id for segment in segments} == {"a", "b"} == set(listener.reasons)
+    assert set(listener.reasons.values()) == {"moved"}
+    listener.reasons.clear()
+    second.resume(segments, listener)
+    listener.wait_for("a", "b")
+    assert all(listener.tokens[name] == toy_alone(asked(name)) for name in ("a", "b"))
+    assert set(listener.reasons.values()) == {"length"}
+    assert first.stats().outcomes["moved"] == 2 and first.drain(PATIENCE_SECONDS) and second.drain(PATIENCE_SECONDS)
+
+
+def test_those_that_are_named_leave_and_others_stay(open_loop: Opens) -> None:
+    gate, listener = Gate(), Asker()
+    loop = open_loop(say=gate)
+    loop.submit([asked("a"), asked("b")], listener)
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    giving = loop.give(["b", "gone"])
+    gate.open.set()
+    assert [segment.query.id for segment in giving.result(PATIENCE_SECONDS)] == ["b"]
+    listener.wait_for("a")
+    assert listener.tokens["a"] == toy_alone(asked("a"))
+
+
+def test_what_was_admitted_elsewhere_is_not_refused_for_a_full_queue(open_loop: Opens) -> None:
+    gate, listener = Gate(), Asker()
+    loop = open_loop(say=gate, max_waiting=1, max_rows=1)
+    loop.submit([asked("a")], listener)
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    loop.submit([asked("b")], listener)
+    with pytest.raises(QueueFull):
+        loop.submit([asked("c")], listener)
+    loop.resume([resumed(asked("d"), (), STAMP)], listener)
+    gate.open.set()
+    listener.wait_for("a", "b", "d")
+    assert listener.tokens["d"] == toy_alone(asked("d"))
+
+
+def test_what_is_too_long_for_an_engine_or_comes_too_late_is_refused(open_loop: Opens) -> None:
+    loop = open_loop()
+    with pytest.raises(ContextLengthExceeded, match="may have 1006 tokens"):
+        loop.resume([resumed(asked("a", 1000), (), STAMP)], Asker())
+    loop.drain(0)
+    with pytest.raises(ShuttingDown):
+        loop.resume([resumed(asked("a"), (), STAMP)], Asker())
+    loop.close()
+    with pytest.raises((ShuttingDown, EngineUnhealthy)):
+        loop.give()
+
+
+def test_an_engine_that_drains_gives_what_is_left(open_loop: Opens) -> None:
+    gate, listener = Gate(), Asker()
+    loop = open_loop(say=gate)
+    loop.submit([asked("a")], listener)
+    assert gate.reached.wait(PATIENCE_SECONDS)
+    draining = threading.Thread(target=loop.drain, args=(PATIENCE_SECONDS,))
+    draining.start()
+    giving = loop.give()
+    gate.open.set()
+    assert len(giving.result(PATIENCE_SECONDS)) == 1
+    draining.join(PATIENCE_SECONDS)
+    assert not draining.is_alive()

@@ -9,8 +9,10 @@ import httpx
 import pytest
 
 from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.events import Update
 from baton.core.limits import Limits
 from baton.server.auth import Access
+from baton.server.errors import failure
 from server.scripted import MODEL, ScriptedLoop, app_of
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -409,3 +411,9 @@ async def test_best_of_is_n(http: httpx.AsyncClient, path: str) -> None:
     for n, best in ((2, 1), (1, 2), (2, 3), (1, 0)):
         error = check(await http.post(path, json={**base, "n": n, "best_of": best}), 400, "unsupported_parameter")
         assert error["param"] == "best_of"
+
+
+def test_no_client_is_told_that_its_query_moved() -> None:
+    """Who stands between clients and engines goes on elsewhere; where nobody does, the answer is over."""
+    error = failure(Update("q", (1,), "a", "moved"))
+    assert error is not None and (error.status, error.code) == (503, "shutting_down")

@@ -94,7 +94,8 @@ class Update:
     """News for a client: tokens and text since the last update, and on the last one how the query ended.
 
     `text` never ends inside a character and never contains part of a stop string. `finish_reason` is "stop", "length",
-    "cancelled", "expired" or "error"; `error` says what went wrong in the last two cases. `logprobs`: if asked for, one
+    "cancelled", "expired" or "error"; `error` says what went wrong in the last two cases. It is "moved" if the query
+    goes on in another engine, and no client is told that. `logprobs`: if asked for, one
     for each of `token_ids`. `prompt_logprobs`: if asked for, one for each prompt token but the first, all in the update
     with the first token. `infeasible`: the error is the client's own, because what it asked for turned out to be
     impossible. `stopped_by`: the stop string that ended it, if one did.
@@ -110,6 +111,10 @@ class Update:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     infeasible: bool = False
     stopped_by: str | None = None
+
+
+RESUMED = "resumed"
+"""Why a query comes that was live in another engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from baton.core.constraint import Constraint
+from baton.core.constraint import Constraint, OutputFormat
 from baton.core.errors import InvalidValue
 from baton.core.origin import NO_ORIGIN, Origin
 from baton.core.sampling import MOST, within
@@ -27,6 +27,8 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     FAILED = "failed"
     EXPIRED = "expired"
+    MOVED = "moved"
+    """It left to go on in another engine; no client sees this as a finish reason."""
 
     @property
     def live(self) -> bool:
@@ -78,10 +80,10 @@ class Query:
     `limit_tokens` is the most tokens that may be generated, resolved from `params.max_tokens` and the context.
     `priority`: lower runs first. `deadline` is a time on the engine's clock, or None. So are the limits `start_by`, for
     its first computation, and `end_by`. `user`: who asked, or ""; policies may share the rows between users.
-    `constraint`: what its tokens must be. `visible_special_tokens`: special tokens that its text contains all the same.
-    `sibling_of`: the id of the first of several choices that may share the computation of one prompt; the first has its
-    own id, and a query alone has "". `prefix_space`: queries of one space share stored prefixes; None: with no query.
-    `origin`: where it comes from.
+    `constraint`: what its tokens must be, compiled from `form`. `visible_special_tokens`: special tokens that its text
+    contains all the same. `sibling_of`: the id of the first of several choices that may share the computation of one
+    prompt; the first has its own id, and a query alone has "". `prefix_space`: queries of one space share stored
+    prefixes; None: with no query. `origin`: where it comes from.
     """
 
     id: str
@@ -98,6 +100,7 @@ class Query:
     start_by: float | None = None
     end_by: float | None = None
     constraint: Constraint | None = field(default=None, compare=False)
+    form: OutputFormat | None = None
     visible_special_tokens: frozenset[int] = frozenset()
     origin: Origin = NO_ORIGIN
 

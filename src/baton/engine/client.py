@@ -112,7 +112,8 @@ class Client:
             raise Unsupported(message, param="priority")
         self.settings.limits.check(params)
         self._check(tokens, params)
-        constraint = self._constraint(form or params.form)
+        form = form or params.form
+        constraint = self._constraint(form)
         now = self._clock()
         room = self.settings.max_model_len - len(tokens)
         limit = min(room, params.max_tokens or room)
@@ -137,6 +138,7 @@ class Client:
                 start_by=None if options.queue_seconds is None else now + options.queue_seconds,
                 end_by=None if options.total_seconds is None else now + options.total_seconds,
                 constraint=constraint,
+                form=form,
                 visible_special_tokens=frozenset(visible_special_tokens),
                 prefix_space=space,
                 origin=options.origin,

@@ -24,6 +24,7 @@ from baton.engine.queries import Queries
 from baton.kv.budget import Budget, out_of_memory
 from baton.kv.pool import SegmentPool
 from baton.kv.prefix import PrefixStore
+from baton.kv.segment import KVSegment
 from baton.policy.port import GUARANTEED_TOKENS, Chunk, Costs, Policy, QueryView, View
 
 log = logging.getLogger("baton.engine")
@@ -104,6 +105,16 @@ class Engine:
         self.queries.arrive(query, deliver)
         self.totals.prompt_tokens += len(query.prompt)
         self._in_time_until = min(self._in_time_until, query.overdue_after(begun=False))
+
+    def resume(self, segment: KVSegment, deliver: Deliver) -> None:
+        """A query comes in that was live in another engine: with its keys and values, or to be computed again."""
+        self.queries.resume(segment, deliver)
+        query = segment.query
+        self._in_time_until = min(self._in_time_until, query.overdue_after(begun=query.start_by is None))
+
+    def give(self, query_id: str) -> KVSegment | None:
+        """A live query leaves to go on in another engine. Returns its segment; None if it is not live."""
+        return self.queries.give(query_id) if query_id in self.lifecycle.live else None
 
     def cancel(self, query_id: str) -> None:
         """Ends the query wherever it is. Does nothing if it has ended before."""

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 from baton.core.events import Update
 from baton.core.query import Query
+from baton.kv.segment import KVSegment
 
 Deliver = Callable[[list[Update]], None]
 """Called in the engine's thread, once per iteration, with all updates for one subscriber."""
 
 
+@dataclass(frozen=True, slots=True)
+class Giving:
+    """Somebody wants these queries' segments; all, if `query_ids` is None."""
+
+    query_ids: Sequence[str] | None
+    segments: Future[list[KVSegment]]
+
+
 class Inbox:
-    """Queries to run and ids to cancel. Any thread puts them in; the engine's takes them out."""
+    """Queries to run or to resume, ids to cancel and to give. Any thread puts them in; the engine's takes them out."""
 
     def __init__(self) -> None:
         self._news = threading.Condition()
-        self._queries: list[tuple[Query, Deliver]] = []
+        self._queries: list[tuple[Query | KVSegment, Deliver]] = []
+        self._givings: list[Giving] = []
         self._cancelled: list[str] = []
         self._woken = False
 
@@ -25,7 +37,7 @@ class Inbox:
         """The number of queries."""
         return len(self._queries)
 
-    def put(self, queries: Sequence[Query], deliver: Deliver) -> None:
+    def put(self, queries: Sequence[Query | KVSegment], deliver: Deliver) -> None:
         with self._news:
             self._queries.extend((query, deliver) for query in queries)
             self._news.notify()
@@ -35,17 +47,23 @@ class Inbox:
             self._cancelled.extend(query_ids)
             self._news.notify()
 
-    def take(self) -> tuple[list[tuple[Query, Deliver]], list[str]]:
+    def give(self, giving: Giving) -> None:
+        with self._news:
+            self._givings.append(giving)
+            self._news.notify()
+
+    def take(self) -> tuple[list[tuple[Query | KVSegment, Deliver]], list[str], list[Giving]]:
         """Returns everything that came in, in order, and empties the box."""
         with self._news:
             queries, self._queries = self._queries, []
             cancelled, self._cancelled = self._cancelled, []
-        return queries, cancelled
+            givings, self._givings = self._givings, []
+        return queries, cancelled, givings
 
     def wait(self, timeout_seconds: float) -> None:
         """Returns when something is in, when `wake` is called or has been called since, or after the timeout."""
         with self._news:
-            if not self._queries and not self._cancelled and not self._woken:
+            if not self._queries and not self._cancelled and not self._givings and not self._woken:
                 self._news.wait(timeout_seconds)
             self._woken = False
 

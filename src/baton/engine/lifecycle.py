@@ -17,9 +17,9 @@ MOVES: dict[State, frozenset[State]] = {
     State.READY: frozenset({State.RUNNING, State.WAITING}),
     State.RUNNING: frozenset({State.READY}),
 }
-"""Besides these moves, any live state may end: finished, cancelled, failed, expired."""
+"""Besides these moves, any live state may end: finished, cancelled, failed, expired, moved."""
 
-ENDS = frozenset({State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED})
+ENDS = frozenset({State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED, State.MOVED})
 
 
 class IllegalMove(RuntimeError):
@@ -75,15 +75,30 @@ class Lifecycle:
         self.prefix_cached_tokens = 0
         self.ended: dict[State, int] = dict.fromkeys(sorted(ENDS), 0)
 
-    def arrive(self, query: Query) -> None:
+    def arrive(self, query: Query, why: str = "arrived", *, generated: int = 0, cached: int = 0) -> None:
+        """A query is new, or was live in another engine, which generated so many tokens.
+
+        With keys and values of `cached` tokens it is as one that was swapped out here.
+        """
         if query.id in self.live:
             raise IllegalMove(f"query {query.id} is here already")
         now = self._clock()
         reserved = self._footprint.of(len(query.prompt) + query.limit_tokens)
-        self.live[query.id] = QueryState(query, State.WAITING, query.arrived, reserved)
-        self._counts[State.WAITING] += 1
+        state, swapped_out = (State.READY, True) if cached else (State.WAITING, False)
+        self.live[query.id] = QueryState(
+            query,
+            state,
+            query.arrived,
+            reserved,
+            cached,
+            generated,
+            preempted=swapped_out,
+            swapped_out=swapped_out,
+        )
+        self.preempted += swapped_out
+        self._counts[state] += 1
         self.submitted += 1
-        self._tell(QueryMoved(now, query.id, None, State.WAITING, "arrived", len(query.prompt), 0))
+        self._tell(QueryMoved(now, query.id, None, state, why, len(query.prompt), generated))
 
     def move(self, query_id: str, state: State, why: str) -> None:
         """Moves a query to another live state. Raises IllegalMove if the table does not have the move."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 from baton.core.clock import Clock
-from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.errors import ContextLengthExceeded, EngineUnhealthy, QueueFull, ShuttingDown
 from baton.core.events import QueryRejected, Sink, Update
 from baton.core.query import Query, State
 from baton.engine.engine import Engine
-from baton.engine.inbox import Deliver, Inbox
+from baton.engine.inbox import Deliver, Giving, Inbox
 from baton.engine.port import Stats
 from baton.engine.watchdog import Watchdog
+from baton.kv.segment import KVSegment
 
 log = logging.getLogger("baton.engine")
 
@@ -57,6 +59,39 @@ class EngineLoop:
             self._queued += len(queries)
             self._idle.clear()
             self._inbox.put(queries, deliver)
+
+    def resume(self, segments: Sequence[KVSegment], deliver: Deliver) -> None:
+        """Queries go on that were live in another engine; all of them or none.
+
+        They were admitted there, so the length of the queue bounds them not. Raises ShuttingDown, EngineUnhealthy, and
+        ContextLengthExceeded for one that is too long for this engine.
+        """
+        longest = self._engine.settings.max_model_len
+        for segment in segments:
+            most = len(segment.query.prompt) + segment.query.limit_tokens
+            if most > longest:
+                message = f"query {segment.query.id} may have {most} tokens, this engine's context has {longest}"
+                raise ContextLengthExceeded(message)
+        with self._admission:
+            self._check_open(rejected=len(segments))
+            self._queued += len(segments)
+            self._idle.clear()
+            self._inbox.put(segments, deliver)
+
+    def give(self, query_ids: Sequence[str] | None = None) -> Future[list[KVSegment]]:
+        """The segments of these live queries, of all if None, which leave to go on in another engine.
+
+        They are there between two iterations. Each query's last update here has the finish reason "moved"; one that has
+        ended by then is not among them. Raises EngineUnhealthy where there will be no iteration any more.
+        """
+        giving = Giving(query_ids, Future())
+        with self._admission:
+            if (stopped := self._stopped()) is not None:
+                raise EngineUnhealthy(stopped)
+            if self._stopping:
+                raise ShuttingDown("the engine is closed")
+            self._inbox.give(giving)
+        return giving.segments
 
     def check_room(self, count: int = 1) -> None:
         """Raises what `submit` of so many queries would raise now. A refusal counts as one rejected query."""
@@ -105,16 +140,20 @@ class EngineLoop:
 
     def _check_room(self, count: int, *, rejected: int) -> None:
         """Raises if so many queries must not be admitted. The sinks are told of `rejected` queries."""
+        self._check_open(rejected=rejected)
+        most = self._engine.settings.max_waiting
+        if self._queued + count > most + self._free_rows():
+            self._reject("queue_full", rejected)
+            raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
+
+    def _check_open(self, *, rejected: int) -> None:
+        """Raises if no query is taken at all."""
         if (stopped := self._stopped()) is not None:
             self._reject("engine_unhealthy", rejected)
             raise EngineUnhealthy(stopped)
         if self._draining or self._stopping:
             self._reject("shutting_down", rejected)
             raise ShuttingDown("the server is shutting down")
-        most = self._engine.settings.max_waiting
-        if self._queued + count > most + self._free_rows():
-            self._reject("queue_full", rejected)
-            raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
 
     def _stopped(self) -> str | None:
         """Why there will be no iteration any more although nobody asked for that."""
@@ -165,11 +204,13 @@ class EngineLoop:
 
     def _turn(self) -> bool:
         """Returns whether there was anything to iterate over."""
-        queries, cancelled = self._inbox.take()
+        queries, cancelled, givings = self._inbox.take()
         for query, deliver in queries:
             self._accept(query, deliver)
         for query_id in list(self._engine.lifecycle.live) if self._cut else cancelled:
             self._engine.cancel(query_id)
+        for giving in givings:
+            self._give(giving)
         busy = self._engine.busy
         computed = busy and self._engine.iterate()
         self._beat = self._clock()
@@ -183,10 +224,28 @@ class EngineLoop:
             self._inbox.wait(_PAUSE_SECONDS)
         return busy
 
-    def _accept(self, query: Query, deliver: Deliver) -> None:
+    def _give(self, giving: Giving) -> None:
+        """What cannot be given goes on here."""
+        live = self._engine.lifecycle.live
+        segments: list[KVSegment] = []
+        for query_id in list(live) if giving.query_ids is None else giving.query_ids:
+            try:
+                segment = self._engine.give(query_id)
+            except Exception:
+                log.exception("query %s could not be given", query_id)
+                continue
+            if segment is not None:
+                segments.append(segment)
+        giving.segments.set_result(segments)
+
+    def _accept(self, came: Query | KVSegment, deliver: Deliver) -> None:
         """A query that cannot even begin fails alone."""
+        query = came.query if isinstance(came, KVSegment) else came
         try:
-            self._engine.accept(query, deliver)
+            if isinstance(came, KVSegment):
+                self._engine.resume(came, deliver)
+            else:
+                self._engine.accept(came, deliver)
         except Exception as error:
             log.exception("query %s could not begin", query.id)
             self._reject("internal_error", 1)
@@ -207,7 +266,7 @@ class EngineLoop:
     def _stop(self) -> None:
         """Tells every client that still waits that the engine has ended."""
         with self._admission:
-            queries, _ = self._inbox.take()
+            queries, _, givings = self._inbox.take()
             self._stopping = True
         self._watchdog.close()
         try:
@@ -218,6 +277,8 @@ class EngineLoop:
                     self._engine.cancel(query_id)
             self._recover(self._broken or "closed")
         finally:
+            for giving in givings:
+                giving.segments.set_exception(EngineUnhealthy("the engine has stopped"))
             self._idle.set()
 
     def _publish(self) -> None:

@@ -79,8 +79,17 @@ class OutputProcessor:
         self._live: dict[str, OutputStream] = {}
         self._out: dict[Deliver, list[Update]] = {}
 
-    def open(self, query: Query, deliver: Deliver) -> None:
-        self._live[query.id] = OutputStream(query, self._text_of(query), deliver)
+    def open(self, query: Query, deliver: Deliver, told: Sequence[int] = ()) -> None:
+        """Opens a query's stream.
+
+        `told`: tokens that its asker was told before, by another engine. They are taken silently, so that half a
+        character and what may begin a stop string are held back as they were there. Raises what the decoder does.
+        """
+        stream = OutputStream(query, self._text_of(query), deliver)
+        for token in told:
+            stream.generated += 1
+            stream.text.push(token, may_stop=stream.generated > query.params.min_tokens)
+        self._live[query.id] = stream
 
     def append(self, query_id: str, token: int, logprobs: TokenLogprobs | None = None) -> str | None:
         """Takes the query's next token. Returns the finish reason if it was the last. Raises the decoder's errors."""

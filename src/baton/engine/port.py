@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from baton.core.events import Slots
 from baton.core.query import Query
 from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
 from baton.engine.inbox import Deliver
+from baton.kv.segment import KVSegment
 from baton.policy.port import NO_COSTS, Costs
 
 Message = Mapping[str, Any]
@@ -130,6 +132,10 @@ class Loop(Protocol):
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None: ...
 
     def check_room(self, count: int) -> None: ...
+
+    def resume(self, segments: Sequence[KVSegment], deliver: Deliver) -> None: ...
+
+    def give(self, query_ids: Sequence[str] | None = None) -> Future[list[KVSegment]]: ...
 
     def cancel(self, query_ids: Sequence[str]) -> None: ...
 

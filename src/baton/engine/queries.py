@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from baton.batch.port import Batch, Prefiller
 from baton.core.errors import Refused
+from baton.core.events import RESUMED
 from baton.core.query import Query, State
 from baton.core.step import MEMORY
 from baton.engine.inbox import Deliver
@@ -41,10 +42,30 @@ class Queries:
 
     def arrive(self, query: Query, deliver: Deliver) -> None:
         """The query waits from now on."""
-        self.outputs.open(query, deliver)
-        self.lifecycle.arrive(query)
-        self.pool.put(arrived(query, self.stamp))
-        self.prefixes.arrived(query)
+        self._take_in(arrived(query, self.stamp), deliver, "arrived")
+
+    def resume(self, segment: KVSegment, deliver: Deliver) -> None:
+        """Takes in a query that was live in another engine, with its keys and values if they are this model's.
+
+        If the query is still here, because its client lost the connection and not the engine, that one ends.
+        """
+        # Choices of a prompt go on each by itself.
+        segment.query = replace(segment.query, sibling_of="")
+        if segment.query.id in self.lifecycle.live:
+            self.end(segment.query.id, State.CANCELLED, "cancelled")
+        if segment.stamp != self.stamp or not self.pool.fits(segment.bytes):
+            segment.release()
+            segment.stamp = self.stamp
+        self._take_in(segment, deliver, RESUMED)
+
+    def give(self, query_id: str) -> KVSegment:
+        """Removes a live query, to go on in another engine. Returns its segment, which the caller owns."""
+        query = self.lifecycle.live[query_id].query
+        segment = self._given(query_id)
+        self.prefixes.ended(query)
+        usage = self.lifecycle.end(query_id, State.MOVED, "moved")
+        self.outputs.close(query_id, "moved", None, usage)
+        return segment
 
     def start_prefill(self, query_id: str, why: str) -> bool:
         """Moves a query from the pool to the prefiller. Returns whether there was memory for it."""
@@ -136,6 +157,31 @@ class Queries:
         for query_id in self.held:
             self.batch.remove(query_id)
         self.held.clear()
+
+    def _take_in(self, segment: KVSegment, deliver: Deliver, why: str) -> None:
+        query = segment.query
+        self.outputs.open(query, deliver, segment.tokens[len(query.prompt) :])
+        self.lifecycle.arrive(query, why, generated=segment.generated, cached=segment.cached)
+        self.pool.put(segment)
+        self.prefixes.arrived(query)
+
+    def _given(self, query_id: str) -> KVSegment:
+        """A live query's segment in memory of its own; without keys and values if there is no memory for them."""
+        if self.lifecycle.live[query_id].state is not State.RUNNING:
+            segment = self._take(query_id)
+            try:
+                return segment.owned()
+            except Exception as error:
+                segment.release()
+                if not out_of_memory(error):
+                    raise
+                return segment
+        try:
+            return self.batch.detach(query_id, keep=True)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return self.batch.detach(query_id, keep=False)
 
     def _take(self, query_id: str) -> KVSegment:
         return self.pool.pop(query_id) if query_id in self.pool else self.prefiller.take(query_id)

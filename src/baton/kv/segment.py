@@ -48,6 +48,15 @@ class KVSegment:
             return self.parts.bytes
         return sum(part.numel() * part.element_size() for part in self.parts)
 
+    def owned(self) -> KVSegment:
+        """Returns the segment with parts of its own, and gives back the row that they lie in, if they lie in one."""
+        if self.location is None:
+            return self
+        parts = [part.clone() for part in self.parts]
+        copy = KVSegment(self.query, self.tokens, self.stamp, self.cached, self.computed, parts)
+        self.release()
+        return copy
+
     def release(self) -> None:
         """Gives up what the model keeps; the tokens stay. May be called twice."""
         done, self.on_release = self.on_release, None

@@ -25,6 +25,7 @@ from baton.loader.formats import FORMATS, WeightFormat
 from baton.loader.hub import find
 from baton.loader.mapping import mapping
 from baton.loader.selfcheck import use_reference_attention
+from baton.loader.stamp import stamp_of, weights_digest
 from baton.loader.stock import read_config, read_model, read_tokenizer, tell_of_tokens
 from baton.loader.structure import Structure, structure
 from baton.loader.whole import not_finite
@@ -115,6 +116,7 @@ def load(
     with _phase("weights", on_phase):
         model = read_model(place, stock, dtype=_dtype(asked, stock, facts, format), trust_remote_code=code)
         parameters = sum(p.numel() for p in model.parameters())
+        weights = weights_digest(model)
         columns, exact = asked.longest or context_of(model.config), None
         if format.rounded_bits is not None and not format.native_only:
             # Rounded weights would hide which way is exact.
@@ -163,7 +165,7 @@ def load(
         dtype=model.dtype,
         device=device,
         parameters=parameters,
-        stamp=f"{name}:{model.dtype}:{asked.quantize}:{hash(choice.forward.geometry.shapes) & 0xFFFFFFFF:08x}",
+        stamp=stamp_of(weights, model.dtype, asked.quantize, choice.forward.geometry.shapes),
         generation=generation_defaults(model) if asked.generation_config else NO_DEFAULTS,
         driver=driver,
         why_not_mapped=why_not_mapped,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from baton.core.events import SLOT_KINDS, Event, IterationDone, QueryEnded, QueryMoved, QueryRejected
+from baton.core.events import RESUMED, SLOT_KINDS, Event, IterationDone, QueryEnded, QueryMoved, QueryRejected
 from baton.core.query import State
 from baton.observe.counters import CounterVec, Histogram, LastMinute
 from baton.observe.replicas import Load
@@ -14,7 +14,7 @@ _SLOW = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
-_ENDS = (State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED)
+_ENDS = (State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED, State.MOVED)
 
 
 class Counted:
@@ -88,7 +88,8 @@ class Counted:
 
     def _moved(self, event: QueryMoved) -> None:
         if event.was is None:
-            self.tokens.add("prompt", event.prompt_tokens)
+            if event.why != RESUMED:
+                self.tokens.add("prompt", event.prompt_tokens)
             self.load.arrived(event.time)
         elif event.was is State.RUNNING and event.now.live:
             self.preemptions.add(event.why)
@@ -96,6 +97,8 @@ class Counted:
     def _ended(self, event: QueryEnded) -> None:
         usage = event.usage
         self.outcomes.add(event.outcome.value)
+        if event.outcome is State.MOVED:
+            return  # the engine that ends the query tells how long it took in all
         # A client's own error ends its query as cancelled; nothing has failed.
         self.reasons["cancelled" if event.outcome is State.CANCELLED else event.finish_reason] += 1
         self.load.ended(event.time, usage.prefill_seconds + usage.decode_seconds)

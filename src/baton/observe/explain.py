@@ -14,6 +14,7 @@ from baton.observe.trace import Trace, read_trace
 
 _WORDS = {
     (None, State.WAITING): "arrived",
+    (None, State.READY): "resumed, with its keys and values",
     (State.WAITING, State.PREFILLING): "its prompt is begun",
     (State.PREFILLING, State.READY): "prefilled",
     (State.READY, State.RUNNING): "inserted into the batch",

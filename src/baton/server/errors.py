@@ -215,6 +215,8 @@ def failure(update: Update) -> BatonError | None:
         return QueryFailed(update.error or "the query failed")
     if update.finish_reason == "expired":
         return DeadlinePassed(update.error or "the query's deadline has passed")
+    if update.finish_reason == "moved":
+        return ShuttingDown("the query goes on elsewhere")
     if update.finish_reason == "cancelled":
         return ShuttingDown(update.error or "the server is shutting down and ended this query")
     return None
