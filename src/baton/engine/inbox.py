@@ -6,10 +6,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from baton.core.events import Update
 from baton.core.query import Query
-from baton.kv.segment import KVSegment
+
+if TYPE_CHECKING:  # clients of the engine import this, and need no torch
+    from baton.kv.segment import KVSegment
 
 Deliver = Callable[[list[Update]], None]
 """Called in the engine's thread, once per iteration, with all updates for one subscriber."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from baton.core.constraint import Constraint, OutputFormat
 from baton.core.events import Slots
 from baton.core.query import Query
 from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
 from baton.engine.inbox import Deliver
-from baton.kv.segment import KVSegment
 from baton.policy.port import NO_COSTS, Costs
+
+if TYPE_CHECKING:  # clients of the engine import this, and need no torch
+    from baton.kv.segment import KVSegment
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `role` and `content`, and whatever else a chat template knows."""
