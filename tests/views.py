@@ -129,7 +129,7 @@ some = st.lists(
 )
 
 
-def crowd(drawn: list[tuple[Any, ...]]) -> list[QueryView]:
+def random_queries(drawn: list[tuple[Any, ...]]) -> list[QueryView]:
     """The queries that were drawn from `some`."""
     queries = []
     for at, (state, priority, user, swapped_out, waited, pending) in enumerate(drawn):

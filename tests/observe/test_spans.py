@@ -66,10 +66,10 @@ class Engine:
     def spans(self) -> dict[str, list[ReadableSpan]]:
         """By name, in the order in which they ended."""
         self.sink.close()
-        found: dict[str, list[ReadableSpan]] = {}
+        spans: dict[str, list[ReadableSpan]] = {}
         for span in self.kept.get_finished_spans():
-            found.setdefault(span.name, []).append(span)
-        return found
+            spans.setdefault(span.name, []).append(span)
+        return spans
 
 
 ALL = (State.PREFILLING, State.READY, State.RUNNING)

@@ -14,7 +14,18 @@ from baton.core.step import Chunk
 from baton.policy.baton import Baton
 from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.priority import Priority, by_priority
-from views import check_carried_out, crowd, prefilling, query_view, ready, running, some, swapped_out, view, waiting
+from views import (
+    check_carried_out,
+    prefilling,
+    query_view,
+    random_queries,
+    ready,
+    running,
+    some,
+    swapped_out,
+    view,
+    waiting,
+)
 
 plan = Priority().plan
 
@@ -222,7 +233,7 @@ def test_it_says_what_it_goes_by() -> None:
 def test_any_plan_can_be_carried_out_and_displaces_for_the_more_urgent_alone(
     drawn: list[tuple[Any, ...]], most: int, room: int, budget: int, chunk: int | None, fused: bool
 ) -> None:
-    queries = crowd(drawn)
+    queries = random_queries(drawn)
     run = sum(query.state is State.RUNNING for query in queries)
     most = max(most, run)
     seen = view(*queries, rows=max(run, 1), max_rows=most, prefill_room=room, bytes_budget=budget, prefill_chunk=chunk)

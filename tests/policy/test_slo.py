@@ -13,7 +13,7 @@ from baton.core.query import State
 from baton.core.step import Chunk
 from baton.policy.port import Costs, QueryView, View, traits
 from baton.policy.slo import SETTLED_TOKENS, Slo, is_pressed, needs, slack
-from views import check_carried_out, crowd, query_view, ready, running, some, swapped_out, view, waiting
+from views import check_carried_out, query_view, random_queries, ready, running, some, swapped_out, view, waiting
 
 plan = Slo().plan
 # A second a step, whatever the rows, and half a second a prompt token.
@@ -179,7 +179,7 @@ def test_any_plan_can_be_carried_out_and_no_deadline_is_given_up_for_an_equal(
 ) -> None:
     queries = [
         replace(query, deadline=deadline, since_insert=at)
-        for at, (query, deadline) in enumerate(zip(crowd(drawn), deadlines, strict=False))
+        for at, (query, deadline) in enumerate(zip(random_queries(drawn), deadlines, strict=False))
     ]
     run = sum(query.state is State.RUNNING for query in queries)
     seen = view(*queries, rows=max(run, 1), max_rows=max(most, run), bytes_budget=budget, prefill_chunk=7, costs=costs)

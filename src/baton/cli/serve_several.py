@@ -35,18 +35,18 @@ from baton.server.router.app import create_router
 from baton.server.router.models import Models
 from baton.server.run import Hang, bind, serve, url_of
 
-# What a process has beside the weights: torch, the tokenizer, keys and values of a few rows.
+# What a process needs besides the weights: torch, the tokenizer, keys and values of a few rows.
 _BESIDE_BYTES = 600 * 2**20
-# What a process gets to end, beyond the time that its requests have.
+# How long a process may take to end, beyond the time that its requests have.
 _STOP_SECONDS = 15.0
-# As many processes are ended at a time, beside one that is started.
+# So many processes may be ending while one is started.
 _ENDING = 8
 
 log = logging.getLogger("baton.server")
 
 
 def run_several(config: Config, server: ServerSettings, bound: socket.socket, access: Access, began: float) -> None:
-    """Serves on a bound socket until told to end. Raises LoadError if a model that is loaded at the start cannot be."""
+    """Serves on a bound socket until told to end. Raises LoadError if a model fails that is loaded at the start."""
     sources = named_models(config)
     errors.print(f"[bold]baton {__version__}[/bold]  {len(sources)} models, each in a process of its own")
     processes = Processes(config, sources, access)
@@ -117,7 +117,7 @@ def _serve(
 
 
 def _needed_bytes(source: str) -> int:
-    """What a model will need, about; 0 if its files are not here yet."""
+    """Roughly the bytes that a model will need; 0 if its files are not here yet."""
     weights = weight_bytes(str(builtin.path()) if source == builtin.NAME else source)
     return weights + _BESIDE_BYTES if weights else 0
 
@@ -128,7 +128,7 @@ class Processes:
     def __init__(self, config: Config, sources: Mapping[str, str], access: Access) -> None:
         self._config = config
         self._sources = sources
-        # A key of our own, where there are keys: for what is asked of a model's process on nobody's behalf.
+        # If there are keys, a key of our own, for requests to a model's process that come from no client.
         self._secret = secrets.token_urlsafe(32) if access.keys else ""
         self._keys = (*access.keys, self._secret) if access.keys else ()
         self._threads = threads_started(1 + _ENDING, "baton-models")
@@ -155,12 +155,12 @@ class Processes:
         return process
 
     def kill(self) -> None:
-        """Ends all at once, and what they run."""
+        """Ends all processes at once, and their children."""
         for process in self._all:
             process.kill()
 
     def end(self) -> None:
-        """Ends all, and the threads that start and end them."""
+        """Ends all processes, and the threads that start and end them."""
         for process in self._all:
             process.end()
         self._threads.shutdown(wait=False)
@@ -217,7 +217,7 @@ class ModelProcess:
         self._process.kill()
 
     def end(self) -> None:
-        """Lets its requests end, as --drain-timeout allows; returns when it is gone."""
+        """Lets its requests end, as --drain-timeout allows. Returns when the process has ended."""
         self._process.terminate()
         self._process.join(self._stop_seconds)
         if self._process.is_alive():
@@ -228,7 +228,10 @@ class ModelProcess:
 
 
 def serve_one(config: Config, keys: tuple[str, ...], bound: socket.socket, pipe: Connection) -> None:
-    """What a model's process does. `pipe`: hears how that goes; its other end closes when the server is gone."""
+    """The main function of a model's process.
+
+    `pipe`: gets the progress; its other end closes when the server is gone.
+    """
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C is for the server, which ends this process when its requests have ended
     start_logging(config.log_level)

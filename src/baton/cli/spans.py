@@ -19,7 +19,7 @@ _HTTP = "http/protobuf"
 
 
 def spans_of(model: str, environment: Mapping[str, str]) -> QuerySpans | None:
-    """A sink of events, or None. Where spans are asked for and cannot be had, one line says why."""
+    """Returns a sink of events, or None. If spans are asked for and cannot be exported, one line says why."""
     endpoint = next((name for name in _ENDPOINTS if environment.get(name)), "")
     exporters = environment.get("OTEL_TRACES_EXPORTER", "")
     if not endpoint or exporters == "none" or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":

@@ -251,7 +251,7 @@ def load_config(
     known = {f.name for f in dataclasses.fields(Config)} | set(OLD_NAMES)
     values.update(_renamed(_from_environment(environment, known)))
     values.update(_renamed({name: value for name, value in flags.items() if value not in (None, ())}))
-    if flags.get("models"):  # those that a command names are instead of one in the environment
+    if flags.get("models"):  # models that a command names replace one in the environment
         values.pop("model", None)
     return make_config(values)
 

@@ -1,4 +1,4 @@
-"""Where a query comes from, for those who follow it through more than one process."""
+"""The origin of a query, for tools that follow it through more than one process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """`operation`: what was asked for, in OpenTelemetry's words: "chat", "text_completion", or "" where nobody said.
+    """`operation`: the kind of request, in OpenTelemetry's words: "chat", "text_completion", or "" if unknown.
 
-    `traceparent` and `tracestate`: the headers of W3C Trace Context as they were sent, read by nobody yet, or "".
+    `traceparent` and `tracestate`: the headers of W3C Trace Context as they were sent, not parsed, or "".
     """
 
     operation: str = ""

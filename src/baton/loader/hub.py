@@ -77,7 +77,7 @@ def check_found(source: str) -> None:
 
 
 def weight_bytes(source: str) -> int:
-    """Returns how large the files of a model's weights are; 0 if that cannot be told without asking the hub."""
+    """Returns the size of a model's weight files; 0 if it is unknown without asking the hub."""
     folder = local(source) or _cached(source)
     try:
         return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0

@@ -56,7 +56,7 @@ class LastMinute:
             self._forget(time)
 
     def idle_ratio(self, now: float) -> float:
-        """Idle slots as a share of all; 0 where nothing was computed."""
+        """Idle slots as a share of all; 0 if nothing was computed."""
         self._forget(now)
         idle = sum(entry[2] for entry in self._seconds)
         total = idle + sum(entry[1] for entry in self._seconds)

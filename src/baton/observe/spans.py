@@ -33,7 +33,7 @@ from baton.observe.background import BackgroundSink
 CLOSE_SECONDS = 3.0
 """How long the end of the process waits for spans that are not exported yet."""
 TELL_SECONDS = 60.0
-"""How often it is told that spans are lost."""
+"""How often lost spans are logged."""
 _LOGGERS = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal")
 _MOST_QUERIES = 65_536
 _MOST_MOVES = 128
@@ -99,7 +99,7 @@ class QuerySpans:
     def close(self) -> None:
         """Exports what is there, if the collector takes it within some seconds. May be called twice."""
         self._background.close()
-        # The SDK waits for half a minute where a collector does not answer.
+        # The SDK waits for half a minute if a collector does not answer.
         ending = threading.Thread(target=self._provider.shutdown, name="baton-spans-end", daemon=True)
         ending.start()
         ending.join(CLOSE_SECONDS)
@@ -156,7 +156,7 @@ class QuerySpans:
 
 
 class Sparing(logging.Filter):
-    """Lets one line through in a minute: where a collector is gone, each batch has some."""
+    """Lets one line through in a minute, because without a collector each batch logs some."""
 
     def __init__(self, clock: Clock = monotonic) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def export_spans(model: str, version: str, exporter: SpanExporter | None = None)
 
 
 def _parent(origin: Origin) -> Context:
-    """The client's span; nothing where there is none, or what it is called cannot be read."""
+    """The client's span; nothing if there is none, or if its header cannot be parsed."""
     headers = {"traceparent": origin.traceparent, "tracestate": origin.tracestate}
     sent = {name: value for name, value in headers.items() if value}
     return _PROPAGATOR.extract(sent, context=Context())

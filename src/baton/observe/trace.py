@@ -31,7 +31,7 @@ _KINDS: dict[str, type[Any]] = {
     "query_rejected": QueryRejected,
     "iteration_done": IterationDone,
 }
-# A trace is shown to others: who asked, and how, is left out.
+# A trace is shown to others, so it leaves out whose query it was and how it was asked.
 _UNWRITTEN = ("params", "origin")
 # Traces of the release before have these names.
 _OLD_FIELDS = {"pool_bytes_used": "swap_bytes_used"}

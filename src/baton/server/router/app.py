@@ -22,7 +22,7 @@ from baton.server.router.proxy import Forwarded, Forwarder
 from baton.server.workers import Workers
 
 _FORWARDED = (*sorted(GENERATING), f"{MESSAGES}/count_tokens", "/tokenize", "/detokenize")
-# Routes that tell of one model: of the one named `model` in the query, else of the one that was used last.
+# Routes about one model: the one that `model` in the query names, else the one that was used last.
 _OF_ONE = ("/live/data", "/tokenizer_info", "/openapi.json")
 
 
@@ -98,13 +98,13 @@ class _Routes:
         return JSONResponse(total)
 
     async def metrics(self) -> Response:
-        """The metrics of all models that are loaded, told apart by their label, and which those are."""
+        """The metrics of all loaded models, told apart by their label, and which models these are."""
         pages = [(await self._told(model, "/metrics")).text for model in self._models.loaded]
         body = merged([*pages, _own_metrics(self._models)])
         return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def of_one(self, request: Request) -> Response:
-        """What one model tells."""
+        """What one model's server returns."""
         sent = request.query_params.multi_items()
         name = next((value for known, value in sent if known == "model"), None)
         loaded = self._models.loaded
@@ -123,7 +123,7 @@ class _Routes:
         return await self._forwarder.ask(model.process, path, query)
 
     def _card(self, model: Model) -> dict[str, Any]:
-        """As answers.ModelCard has it; how large a context is, is known once the model was loaded."""
+        """As in answers.ModelCard; the context's size is only known once the model was loaded."""
         bare = {"id": model.name, "object": "model", "created": self._since, "owned_by": "baton"}
         return {**bare, **model.card, "state": model.state.value}
 
@@ -134,7 +134,7 @@ def _check(request: Request) -> None:
 
 
 def merged(pages: Iterable[str]) -> str:
-    """One page of several in Prometheus' text format: each family once, with the samples of all."""
+    """Merges several pages in Prometheus' text format: each family once, with the samples of all."""
     families: dict[str, tuple[list[str], list[str]]] = {}
     for page in pages:
         head: list[str] = []

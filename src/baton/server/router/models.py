@@ -1,7 +1,7 @@
-"""Which models are loaded, which are being loaded or unloaded, and who waits for them.
+"""Which models are loaded, are being loaded or unloaded, and which requests wait for them.
 
-A model's process starts and ends as a whole, so that unloading frees everything and a fault stays with one model.
-All methods run on the event loop.
+A model's process starts and ends as a whole, so that unloading frees everything and a fault stays with one model. All
+methods run on the event loop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _log = logging.getLogger("baton.server")
 
 
 class State(StrEnum):
-    """Of a model."""
+    """The state of a model."""
 
     UNLOADED = "unloaded"
     LOADING = "loading"
@@ -61,15 +61,15 @@ class Process(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """What it has of the machine's memory now."""
+        """Returns how much of the machine's memory it takes now."""
 
     async def stop(self) -> None:
-        """Lets running requests end and waits until it is gone."""
+        """Lets running requests end, and returns when the process has ended."""
 
 
 @dataclass(slots=True)
 class Loading:
-    """One time that a model is loaded. `waiters`: requests that will be answered once it is."""
+    """One load of a model. `waiters`: requests that will be answered once it is done."""
 
     task: asyncio.Task[None] | None = None
     waiters: int = 0
@@ -106,7 +106,7 @@ class Model:
         return self.inside > 0 or self.loaded.waiters > 0
 
     def settle(self) -> None:
-        """Tells who waits for this model to be idle whether it is."""
+        """Updates `idle` for tasks that wait for this model to be idle."""
         if self.busy:
             self.idle.clear()
         else:
@@ -146,7 +146,7 @@ class Models:
 
     @property
     def loaded(self) -> Sequence[Model]:
-        """Models that serve now, the one that was used last first."""
+        """Models that serve now, the most recently used first."""
         serving = [model for model in self if model.state is State.LOADED and model.process and model.process.alive]
         return sorted(serving, key=lambda model: model.used, reverse=True)
 
@@ -165,7 +165,8 @@ class Models:
         Raises ModelNotLoaded and ShuttingDown.
         """
         loading: Loading | None = None
-        # Who waited has the model even if another model is to take its place: or two would take turns for ever.
+        # A request that has waited gets the model even if another is to take its place: otherwise two would take turns
+        # for ever.
         while not (loading is not None and loading is model.loaded and model.process) and not self._serves(model):
             if self._closed:
                 raise ShuttingDown("the server is shutting down")
@@ -178,7 +179,7 @@ class Models:
             assert loading.task is not None
             loading.waiters += 1
             try:
-                await asyncio.shield(loading.task)  # others wait for it, too: who gives up ends nothing
+                await asyncio.shield(loading.task)  # others wait for it too: a request that gives up ends nothing
             finally:
                 loading.waiters -= 1
                 model.settle()
@@ -199,7 +200,7 @@ class Models:
         self._serve(self._models[name], process, Loading())
 
     async def watch(self) -> None:
-        """Notices processes that ended, and unloads what nobody asks for, for ever."""
+        """Notices processes that ended, and unloads models that nobody asks for. Runs for ever."""
         while True:
             await asyncio.sleep(min(_WATCH_SECONDS, self._unload_after / 4 or _WATCH_SECONDS))
             for model in [model for model in self if self._serves(model)]:
@@ -209,7 +210,7 @@ class Models:
                             await self._unload(model, f"no request for {self._unload_after:g} s")
 
     async def close(self) -> None:
-        """Ends all processes. Requests that run may end; none begins any more."""
+        """Ends all processes. Running requests may end; no new ones begin."""
         self._closed = True
         tasks = [model.loading.task for model in self if model.loading and model.loading.task]
         for task in tasks:
@@ -227,7 +228,7 @@ class Models:
         return False
 
     async def _load(self, model: Model, loading: Loading) -> None:
-        """Whoever waits looks at the model's state afterwards."""
+        """Waiting requests check the model's state afterwards."""
         try:
             async with self._turn:
                 await self._make_room(model)
@@ -250,7 +251,7 @@ class Models:
         model.settle()
 
     async def _make_room(self, model: Model) -> None:
-        """Unloads others until this model fits: idle ones first, the one that was used longest ago before others."""
+        """Unloads others until this model fits: idle ones first, the least recently used before others."""
         while (other := self._in_the_way(model)) is not None:
             await self._unload(other, f"{model.name} needs its memory")
 
@@ -263,7 +264,7 @@ class Models:
         return min(others, key=lambda other: (other.busy, other.used))
 
     async def _unload(self, model: Model, why: str) -> None:
-        """Requests that come meanwhile wait until it is loaded again; those that run go on to their end."""
+        """Unloads a model. New requests wait until it is loaded again; running ones go on to their end."""
         process = model.process
         assert process is not None
         model.state = State.UNLOADING

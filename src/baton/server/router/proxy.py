@@ -22,10 +22,10 @@ from baton.server.router.models import Model, Models, Process
 from baton.server.stream import STREAM_HEADERS, WAITING, until_gone
 from baton.server.workers import Workers
 
-# Of one connection, or written anew on each of the two.
+# Headers of one connection, or that are written again for each of the two.
 _OWN = {b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"trailer", b"transfer-encoding"}
 _OWN |= {b"upgrade", b"x-content-type-options", b"x-request-id"}
-# Pages of other origins were let in already, or not.
+# The server itself has checked pages' origins.
 _OF_THE_CLIENT = {b"origin", *_OWN}
 _CONNECT_SECONDS = 5.0
 
@@ -41,7 +41,7 @@ class Forwarder:
         self._workers = workers
         self._held = Held(max(limits.max_bodies_bytes, limits.max_body_bytes))
         self.waiting = 0
-        # No limits of its own: what waits and what runs is bounded where it is admitted.
+        # No limits of its own: waiting and running requests are bounded where they are admitted.
         timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
         self._http = httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None), trust_env=False)
 
@@ -65,13 +65,13 @@ class Forwarder:
         body = await stack.enter_async_context(body_of(request, self.limits, self._held))
         asked = await self._workers.prepare(len(body), parse_object, body, self.limits)
         name = asked.get("model")
-        # What is no text is refused by the model's own server, in its own words.
+        # A model that is not a string is refused by the model's own server, in its own words.
         return body, self.models.named(name if isinstance(name, str) else None), asked.get("stream") is True
 
     async def enter(self, model: Model, comment: Callable[[], Awaitable[None]]) -> Process:
-        """Returns the model's process once it serves, until `models.leave`; comments while nothing else is to be told.
+        """Returns the model's process once it serves, until `models.leave`. Sends comments meanwhile.
 
-        Raises QueueFull, DeadlinePassed and what `Models.enter` does.
+        Raises QueueFull, DeadlinePassed and what `Models.enter` raises.
         """
         if self.waiting >= self.limits.max_waiting:
             raise QueueFull(f"{self.waiting} requests wait for models ({flag_of('max_waiting')})")
@@ -108,8 +108,8 @@ class Forwarder:
 class Forwarded(Response):
     """The answer of a model's process, once it has one.
 
-    A stream that waits for its model longer than `limits.stream_comment` begins with comments; what is refused then is
-    an event.
+    A stream that waits for its model longer than `limits.stream_comment` begins with comments; a later refusal is an
+    event.
     """
 
     def __init__(self, forwarder: Forwarder) -> None:
@@ -145,7 +145,7 @@ class Forwarded(Response):
 
 
 async def _nothing() -> None:
-    """What a plain answer can be told while it waits."""
+    """The news of a plain answer while it waits: none."""
 
 
 class _Sender:
@@ -198,7 +198,7 @@ def _passed_on(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
 
 
 def _event(path: str, body: bytes) -> bytes:
-    """An error's body as an event of the form that this path has."""
+    """An error's body as an event of this path's API."""
     if of_messages(path):
         return b"event: error\ndata: " + body + b"\n\n"
     if path.endswith("/responses"):
