@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -95,15 +96,15 @@ class Moving:
         parcel = as_bytes(segment)
         there.resume(arrives(parcel if way == WAYS[0] else parcel.without_parts()), self.told.hear)
 
-    def run(self, queries: list[Query], way: str | None) -> None:
+    def run(self, queries: list[Query], ways: Sequence[str]) -> None:
         for query in queries:
             self.ends[0].engine.accept(query, self.told.hear)
         for _ in range(3000):
             if not any(end.engine.busy for end in self.ends):
                 break
             live = [name for end in self.ends for name in end.engine.lifecycle.live]
-            if live and way is not None and self.dice.random() < 0.3:
-                self.move(self.dice.choice(live), way)
+            if live and ways and self.dice.random() < 0.3:
+                self.move(self.dice.choice(live), self.dice.choice(ways))
             for end in self.ends:
                 if end.engine.busy:
                     turn(end)
@@ -141,31 +142,28 @@ def close(found: dict[str, Any], right: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_crowd_that_moves_between_engines_hears_what_it_would_have_heard(family: str, way: str) -> None:
-    dice = random.Random(f"{family} {way}")
+def test_a_crowd_that_moves_between_engines_hears_what_it_would_have_heard(family: str) -> None:
+    dice = random.Random(family)
     queries = crowd(dice, 5)
     uncut = Moving(family, random.Random(1))
-    uncut.run(queries, None)
+    uncut.run(queries, ())
     moving = Moving(family, dice)
-    moving.run(queries, way)
+    moving.run(queries, WAYS)
     for query in queries:
         assert close(heard(moving.told, query.id), heard(uncut.told, query.id)), query
-    moved = sum(end.engine.lifecycle.ended[State.MOVED] for end in moving.ends)
-    assert moved > 0 or way == "killed"
-    recomputed = sum(end.engine.totals.slots.recomputed for end in moving.ends)
-    assert recomputed > 0 or way == WAYS[0] or all(len(query.prompt) < 2 for query in queries)
+    assert sum(end.engine.lifecycle.ended[State.MOVED] for end in moving.ends) > 0
+    assert sum(end.engine.totals.slots.recomputed for end in moving.ends) > 0
 
 
 def test_rows_whose_keys_and_values_are_in_other_memory_move() -> None:
     dice = random.Random(5)
     queries = crowd(dice, 5)
     uncut, moving = Moving("llama", random.Random(1)), Moving("llama", dice)
-    uncut.run(queries, None)
+    uncut.run(queries, ())
     moving.ends = [random_batch("llama", Shaken(Baton(), dice), offload=late_offload()) for _ in range(2)]
     moving.told = moving.ends[0]
-    moving.run(queries, WAYS[0])
+    moving.run(queries, WAYS[:1])
     assert all(close(heard(moving.told, query.id), heard(uncut.told, query.id)) for query in queries)
 
 
