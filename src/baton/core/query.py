@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from baton.core.constraint import Constraint, OutputFormat
@@ -14,6 +14,8 @@ from baton.core.sampling import SamplingParams as SamplingParams
 
 MAX_USER_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
+BACKGROUND = MOST + 1
+"""The priority of what waits for all others, under every policy: below any that a request may name."""
 
 
 class State(StrEnum):
@@ -105,6 +107,11 @@ class Query:
     origin: Origin = NO_ORIGIN
 
     @property
+    def background(self) -> bool:
+        """Whether it waits for all others; then it is not counted among those that wait."""
+        return self.priority == BACKGROUND
+
+    @property
     def fork_at(self) -> int:
         """After so many tokens of its prompt it pauses, so that other choices can begin there. 0: it does not pause."""
         return len(self.prompt) - 1 if self.sibling_of == self.id else 0
@@ -126,6 +133,11 @@ class Query:
         """The time up to which `overdue` returns None."""
         times = (self.deadline, self.end_by, None if begun else self.start_by)
         return min((time for time in times if time is not None), default=math.inf)
+
+
+def in_background(query: Query) -> Query:
+    """The same query, behind all others, for which it may wait as long as it takes."""
+    return replace(query, priority=BACKGROUND, start_by=None, end_by=None)
 
 
 NO_OPTIONS = RequestOptions()

@@ -26,6 +26,11 @@ class Giving:
     segments: Future[list[KVSegment]]
 
 
+def is_counted(one: Query | KVSegment) -> bool:
+    """Whether a query counts as waiting while it has no row: a background query does not."""
+    return not (one if isinstance(one, Query) else one.query).background
+
+
 class Inbox:
     """Queries to run or to resume, ids to cancel and to give. Any thread puts them in; the engine's takes them out."""
 
@@ -39,6 +44,10 @@ class Inbox:
     def __len__(self) -> int:
         """The number of queries."""
         return len(self._queries)
+
+    def counted(self) -> int:
+        """The number of queries that count as waiting: background queries do not."""
+        return sum(is_counted(one) for one, _ in self._queries)
 
     def put(self, queries: Sequence[Query | KVSegment], deliver: Deliver) -> None:
         with self._news:

@@ -19,6 +19,7 @@ MOVES: dict[State, frozenset[State]] = {
 }
 """Besides these moves, any live state may end: finished, cancelled, failed, expired, moved."""
 
+_QUEUED = (State.WAITING, State.PREFILLING, State.READY)
 ENDS = frozenset({State.FINISHED, State.CANCELLED, State.FAILED, State.EXPIRED, State.MOVED})
 
 
@@ -69,6 +70,7 @@ class Lifecycle:
         self._footprint = footprint
         self._counts = dict.fromkeys(MOVES, 0)
         self.live: dict[str, QueryState] = {}
+        self._background = 0  # live queries that wait for all others
         self.preempted = 0
         self.submitted = 0
         self.preemptions = 0
@@ -97,6 +99,7 @@ class Lifecycle:
         )
         self.preempted += swapped_out
         self._counts[state] += 1
+        self._background += query.background
         self.submitted += 1
         self._tell(QueryMoved(now, query.id, None, state, why, len(query.prompt), generated))
 
@@ -158,6 +161,7 @@ class Lifecycle:
         record.seconds[record.state] = record.seconds.get(record.state, 0.0) + now - record.since
         self.ended[state] += 1
         query = record.query
+        self._background -= query.background
         usage = Usage(
             prompt_tokens=len(query.prompt),
             generated_tokens=record.generated,
@@ -176,12 +180,21 @@ class Lifecycle:
         return usage
 
     def views(self, state: State) -> tuple[QueryView, ...]:
-        """Frozen views of all live queries in this state, in order of arrival."""
-        return tuple(record.view or self._make_view(record) for record in self.live.values() if record.state is state)
+        """Frozen views of all live queries in this state, in order of arrival; background queries come last."""
+        found = tuple(record.view or self._make_view(record) for record in self.live.values() if record.state is state)
+        # Most policies know no priorities and take the queries from the front.
+        return tuple(sorted(found, key=lambda one: one.background)) if self._background else found
 
     def count(self, state: State) -> int:
         """How many live queries are in this state."""
         return self._counts[state]
+
+    def queued(self) -> int:
+        """How many live queries wait for a row, background queries aside."""
+        found = sum(self._counts[state] for state in _QUEUED)
+        if not self._background:
+            return found
+        return found - sum(one.query.background and one.state in _QUEUED for one in self.live.values())
 
     def _changing(self, query_id: str) -> QueryState:
         """Returns a record that is about to change; its view is not valid any more."""

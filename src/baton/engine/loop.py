@@ -13,7 +13,7 @@ from baton.core.errors import ContextLengthExceeded, EngineUnhealthy, QueueFull,
 from baton.core.events import QueryRejected, Sink, Update
 from baton.core.query import Query, State
 from baton.engine.engine import Engine
-from baton.engine.inbox import Deliver, Giving, Inbox
+from baton.engine.inbox import Deliver, Giving, Inbox, is_counted
 from baton.engine.port import Stats
 from baton.engine.watchdog import Watchdog
 from baton.kv.segment import KVSegment
@@ -55,8 +55,10 @@ class EngineLoop:
     def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
         """Submits all of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
         with self._admission:
-            self._check_room(len(queries), rejected=len(queries))
-            self._queued += len(queries)
+            # Background queries take no place from others in the queue; their caller bounds them.
+            counted = sum(map(is_counted, queries))
+            self._check_room(counted, rejected=len(queries))
+            self._queued += counted
             self._idle.clear()
             self._inbox.put(queries, deliver)
 
@@ -74,7 +76,7 @@ class EngineLoop:
                 raise ContextLengthExceeded(message)
         with self._admission:
             self._check_open(rejected=len(segments))
-            self._queued += len(segments)
+            self._queued += sum(map(is_counted, segments))
             self._idle.clear()
             self._inbox.put(segments, deliver)
 
@@ -142,7 +144,7 @@ class EngineLoop:
         """Raises if so many queries must not be admitted. The sinks are told of `rejected` queries."""
         self._check_open(rejected=rejected)
         most = self._engine.settings.max_waiting
-        if self._queued + count > most + self._free_rows():
+        if count and self._queued + count > most + self._free_rows():
             self._reject("queue_full", rejected)
             raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
 
@@ -286,8 +288,7 @@ class EngineLoop:
         self._stats = self._read_stats()
         with self._admission:
             came = len(self._inbox)
-            live = sum(lifecycle.count(s) for s in (State.WAITING, State.PREFILLING, State.READY))
-            self._queued = live + came
+            self._queued = lifecycle.queued() + self._inbox.counted()
             if not self._engine.busy and not came:
                 self._idle.set()
 

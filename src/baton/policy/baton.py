@@ -45,8 +45,11 @@ class Baton:
 
     def _admit(self, view: View, free: int) -> tuple[list[QueryView], list[QueryView]]:
         """The queries that may have memory: swapped-out queries come back before others begin."""
-        back = view.swapped_out
-        room = min(free + self.ready_ahead - len(view.ready) - len(view.prefilling), view.prefill_room)
+        back, ahead = view.swapped_out, [*view.ready, *view.prefilling]
+        if view.waiting and not view.waiting[0].background:
+            # Background queries take no place from the others.
+            ahead = [query for query in ahead if not query.background]
+        room = min(free + self.ready_ahead - len(ahead), view.prefill_room)
         chosen = view.admitted([*back, *view.waiting], len(back) + max(room, 0))
         return chosen[: len(back)], chosen[len(back) :]
 

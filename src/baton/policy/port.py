@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from baton.core.footprint import NOTHING, Footprint
-from baton.core.query import State
+from baton.core.query import BACKGROUND, State
 from baton.core.step import ALL_PENDING, Chunk, Feeding, Traits
 
 GUARANTEED_TOKENS = 64
@@ -42,6 +42,11 @@ class QueryView:
     def pending(self) -> int:
         """Tokens left to feed before the next one can be drawn."""
         return self.prompt_tokens + self.generated - self.cached
+
+    @property
+    def background(self) -> bool:
+        """Whether it waits for all others."""
+        return self.priority == BACKGROUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ NO_COSTS = Costs()
 @dataclass(frozen=True, slots=True)
 class View:
     """The engine at the start of an iteration. Queries of each state are in the order of their arrival.
+
+    Background queries (`core/query.py`) come behind all others.
 
     `rows`: rows of the batch; `max_rows`: the most it may have. `held_rows`: rows of finished queries that the plan
     before asked to hold. `prefill_room`: how many more segments the prefiller takes. `bytes_left`: of the budget, after
