@@ -34,12 +34,14 @@ FAST = (
     "engine/test_post.py",
     "engine/test_output.py",
     "grammar/test_closed.py",
+    "jobs",
     "observe/test_exposition.py",
     "observe/test_metrics.py",
     "observe/test_replicas.py",
     "parsing",
     "policy",
     "server/test_access.py",
+    "server/test_batches.py",
     "server/test_chat.py",
     "server/test_completions.py",
     "server/test_live_data.py",
@@ -71,7 +73,8 @@ LONG = (
 MARKS = {
     "fast": FAST,
     "server": (
-        *("bench", "parsing", "server", "test_bench_verb.py", "test_chat_verb.py", "test_faults.py"),
+        *("bench", "jobs", "parsing", "server", "test_batch_verb.py", "test_bench_verb.py", "test_chat_verb.py"),
+        "test_faults.py",
         *("test_low_limits.py", "test_soak.py", "test_top.py"),
     ),
     "gpu_standin": (

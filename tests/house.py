@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 FLOORS = {"core": 0, "kv": 1, "sampling": 1, "grammar": 1, "policy": 1, "model": 2, "batch": 3, "native": 3, "cuda": 4}
-FLOORS |= {"parsing": 1, "loader": 5, "engine": 5}
+FLOORS |= {"parsing": 1, "jobs": 1, "loader": 5, "engine": 5}
 FLOORS |= dict.fromkeys(("server", "observe", "bench", "chat", "cluster", "builtin", "testing"), 6)
 # The few modules that belong to no room: the Python API, and what joins bodies to ports.
 TOP = {"compose", "llm", "__init__"}
@@ -166,7 +166,7 @@ def _past_the_port(imports: Iterable[Import]) -> Iterator[str]:
             yield f"{one}: a body, not a port"
         if mine == "engine" and theirs in ("model", "native", "cuda", "sampling"):
             yield f"{one}: past the batch and the prefiller"
-        beside = one.target == "baton.engine.client" or (mine, theirs) == ("server", "parsing")
+        beside = one.target == "baton.engine.client" or (mine, theirs) in (("server", "parsing"), ("server", "jobs"))
         if mine in ("server", "observe") and floor != 0 and not beside:
             yield f"{one}: neither ground nor the engine's client"
         if mine == "policy" and floor != 0:

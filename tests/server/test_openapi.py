@@ -5,13 +5,16 @@ schemathesis proves it at length (tests/clients/schemathesis.sh); here are its b
 
 from __future__ import annotations
 
+import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from baton.core.limits import Limits
+from baton.jobs.folder import Folder
 from baton.server.auth import Access
 from baton.server.openapi import described
 from server.scripted import CONTEXT, MODEL, Letters, ScriptedLoop, app_of, client_of
@@ -28,20 +31,38 @@ STATUSES = {
     ("get", "/v1/models/{model}"): EVERY | {"404"},
     ("get", "/ready"): EVERY | {"503"},
 } | {("get", path): EVERY for path in ("/v1/models", "/tokenizer_info", "/health", "/version", "/load", "/metrics")}
-STATUSES |= {("head", path): statuses for (method, path), statuses in STATUSES.items() if method == "get"}
+OF_BATCHES = {
+    ("post", "/v1/files"): EVERY | {"413", "415", "507"},
+    ("get", "/v1/files"): EVERY | {"404"},
+    ("get", "/v1/files/{file_id}"): EVERY | {"404"},
+    ("delete", "/v1/files/{file_id}"): EVERY | {"404"},
+    ("get", "/v1/files/{file_id}/content"): EVERY | {"404"},
+    ("post", "/v1/batches"): EVERY | {"404", "413", "415", "503", "507"},
+    ("get", "/v1/batches"): EVERY | {"404"},
+    ("get", "/v1/batches/{batch_id}"): EVERY | {"404"},
+    ("post", "/v1/batches/{batch_id}/cancel"): EVERY | {"404", "507"},
+}
 
 
-def document_of(limits: Limits | None = None, access: Access | None = None) -> dict[str, Any]:
+def with_heads(statuses: dict[tuple[str, str], set[str]]) -> dict[tuple[str, str], set[str]]:
+    return statuses | {("head", path): found for (method, path), found in statuses.items() if method == "get"}
+
+
+def document_of(
+    limits: Limits | None = None, access: Access | None = None, batches: Folder | None = None
+) -> dict[str, Any]:
     loop = ScriptedLoop()
-    document = app_of(loop, limits, access=access or Access()).openapi()
+    document = app_of(loop, limits, access=access or Access(), batches=batches).openapi()
     loop.close()
     return dict(document)
 
 
-def test_every_route_lists_what_it_can_answer() -> None:
-    document = document_of()
+@pytest.mark.parametrize("kept", [False, True])
+def test_every_route_lists_what_it_can_answer(kept: bool, tmp_path: Path) -> None:
+    with contextlib.closing(Folder(tmp_path, Limits())) as folder:
+        document = document_of(batches=folder if kept else None)
     statuses = {(m, path): set(op["responses"]) for path, item in document["paths"].items() for m, op in item.items()}
-    assert statuses == STATUSES
+    assert statuses == with_heads(STATUSES | (OF_BATCHES if kept else {}))
     for path, item in document["paths"].items():
         for method, operation in item.items():
             for status, response in operation["responses"].items():

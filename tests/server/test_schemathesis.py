@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from baton.core.limits import Limits
+from baton.jobs.folder import Folder
 from server.scripted import ScriptedLoop, app_of
 
 schemathesis = pytest.importorskip("schemathesis", minversion="4.0")
@@ -17,7 +20,9 @@ import schemathesis_checks  # noqa: E402  (registers its check)
 
 config = schemathesis.Config.from_path(CLIENTS / "schemathesis.toml")
 config.projects.default.generation.update(max_examples=10)
-schema = schemathesis.openapi.from_asgi("/openapi.json", app_of(ScriptedLoop()), config=config)
+kept = tempfile.TemporaryDirectory()
+folder = Folder(Path(kept.name), Limits())
+schema = schemathesis.openapi.from_asgi("/openapi.json", app_of(ScriptedLoop(), batches=folder), config=config)
 
 
 @schema.parametrize()

@@ -133,6 +133,44 @@ def generate(
     run_generate(config, lines, params, chat=chat, as_json=as_json, show_stats=show_stats)
 
 
+@cli.command(epilog="Example:  baton batch questions.jsonl -o answers.jsonl")
+@click.argument("source", metavar="IN.jsonl", type=click.Path())
+@settings(without=SERVING)
+@click.option("-o", "--output", required=True, metavar="OUT.jsonl", type=click.Path(), help="File for the answers.")
+@click.option("--server", default=None, metavar="URL", help="Ask this server, not a model in this process.")
+@click.option("--api-key", default=None, metavar="KEY", help="Key of the server.  [default: $BATON_API_KEY]")
+@click.option("--at-once", type=click.IntRange(1), help="Lines at a time, with --server.  [default: 16]")
+def batch(
+    config_file: str | None,
+    source: str,
+    output: str,
+    server: str | None,
+    api_key: str | None,
+    at_once: int | None,
+    **flags: Any,
+) -> None:
+    """Answers a file of requests in OpenAI's batch format, one request a line.
+
+    Stopped or killed, and run again, it goes on where it was. OUT.jsonl is there once all lines are answered, in the
+    order of IN.jsonl; until then what is done is in OUT.jsonl.unfinished. A line that names no seed gets one made of
+    --seed and its custom_id. Exit status 1 if lines failed.
+    """
+    from baton.cli.batch import run_here, run_on_server
+
+    if server is None:
+        for flag, value in (("--api-key", api_key), ("--at-once", at_once)):
+            if value is not None:
+                raise SettingError(f"{flag} is for a server: give its address with --server")
+        run_here(_config(flags, config_file), source, output)
+        return
+    given = [flag_of(name) for name, value in flags.items() if value is not None and name not in ("model", "seed")]
+    if given or flags["model"]:
+        raise SettingError(f"{(given or ['MODEL'])[0]} is for a model in this process, not for a server")
+    check_address(server)
+    config = _config({"seed": flags["seed"]}, config_file)
+    run_on_server(config, source, output, url=server, api_key=api_key, at_once=at_once or 16)
+
+
 @cli.command(epilog="Example:  baton chat http://127.0.0.1:8000 --temperature 0.7")
 @settings(without=SERVING)
 @click.option("--api-key", default=None, metavar="KEY", help="Key of the server.  [default: $BATON_API_KEY]")

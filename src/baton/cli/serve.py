@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 from baton.core.config import Config
-from baton.core.settings import server_settings
+from baton.core.errors import SettingError
+from baton.core.settings import limits_of, server_settings
+from baton.jobs.folder import Folder
 from baton.server.auth import access_of
 from baton.server.run import bind
 
@@ -14,16 +19,20 @@ def run_server(config: Config, began: float) -> None:
     The port is bound from here on, so that nobody can take it while the model is loaded.
     """
     server = server_settings(config)
-    bound = bind(server.host, server.port)
-    try:
+    with contextlib.ExitStack() as held:
+        bound = held.enter_context(bind(server.host, server.port))
         access = access_of(server, bound.getsockname()[0])
         if config.models:
+            if server.batch_dir is not None:
+                message = "--batch-dir: only a server of one model has it; `baton batch --server` asks any server"
+                raise SettingError(message, param="batch_dir")
             from baton.cli.serve_several import run_several
 
             run_several(config, server, bound, access, began)
             return
+        batches = None
+        if server.batch_dir is not None:
+            batches = held.enter_context(contextlib.closing(Folder(Path(server.batch_dir), limits_of(config))))
         from baton.cli.serve_engine import run_bound
 
-        run_bound(config, server, bound, access, began)
-    finally:
-        bound.close()
+        run_bound(config, server, bound, access, began, batches)

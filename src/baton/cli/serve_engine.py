@@ -20,6 +20,7 @@ from baton.core.config import Config
 from baton.core.events import QueryRejected, Sink
 from baton.core.generation_defaults import NO_DEFAULTS
 from baton.core.settings import ServerSettings
+from baton.jobs.folder import Folder
 from baton.observe.metrics import Metrics
 from baton.observe.timeline import Timeline
 from baton.server.app import create_app
@@ -33,12 +34,14 @@ def run_bound(
     bound: socket.socket,
     access: Access,
     began: float,
+    batches: Folder | None = None,
     *,
     on_started: Callable[[EngineHandle], None] | None = None,
 ) -> None:
     """Loads the model and serves on a bound socket until told to end.
 
-    `on_started`: called once requests are taken, instead of telling people the address.
+    `batches`: keeps files and batches. `on_started`: called once requests are taken, instead of telling people the
+    address.
     """
     metrics = Metrics(model_name(config), monotonic, compat=server.vllm_names)
     errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
@@ -63,6 +66,7 @@ def run_bound(
         access=access,
         reject=lambda code: metrics(QueryRejected(monotonic(), code)),
         ignore=metrics.fields_ignored,
+        batches=batches,
     )
 
     app.openapi()  # made once now, because making it later would hold up the event loop
@@ -80,7 +84,7 @@ def run_bound(
         serve(
             app,
             bound,
-            drain=engine.client.drain,
+            drain=app.state.drain,
             drain_timeout_seconds=server.drain_seconds,
             limits=engine.settings.limits,
             hang=Hang(server.hang_seconds, server.hang_exit_seconds, engine.client.stuck_seconds),

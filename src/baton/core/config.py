@@ -138,6 +138,9 @@ class Config(Limits):
     chat_template_kwargs: str | None = setting(
         None, 'Variables that the chat template is handed, as a JSON object: {"enable_thinking": false}.'
     )
+    batch_dir: str | None = setting(
+        None, "Folder where files and batches are kept, for /v1/files and /v1/batches, which are off without it."
+    )
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
     log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)

@@ -15,6 +15,7 @@ BatonError
 │   ├── ShuttingDown
 │   ├── Overloaded          what all clients hold together is more than may be
 │   └── EngineUnhealthy
+├── StorageFull                 the disk has no room for what is to be kept (HTTP 507)
 ├── QueryFailed                 one query's own trouble: its row is gone, its neighbours are not (HTTP 500)
 │   ├── DeadlinePassed          it was not done in time (HTTP 504)
 │   └── Infeasible              what was asked for turned out to be impossible: the asker's trouble (HTTP 400)
@@ -138,6 +139,13 @@ class EngineUnhealthy(Unavailable):
     """The engine's loop has stopped or hangs."""
 
     code = "engine_unhealthy"
+
+
+class StorageFull(BatonError):
+    """The disk, or its owner's share of it, has no room for what is to be kept."""
+
+    status = 507
+    code = "insufficient_storage"
 
 
 class QueryFailed(BatonError):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from baton.core.errors import SettingError
+from baton.core.errors import SettingError, StorageFull
 
 Name = str | Path
 MOST_BYTES = 2**28  # of a JSON file: far beyond any report
+PART = ".part"
+"""The end of the name of a file that is not whole yet."""
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextlib.contextmanager
@@ -64,6 +68,35 @@ def open_to_write(what: str, path: Name, *, param: str, append: bool = False) ->
         if hasattr(os, "set_blocking"):
             os.set_blocking(file, True)
         return open(file, "w", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` once it is whole and on the disk; until then nothing is there.
+
+    Raises OSError, and StorageFull if the disk has no room.
+    """
+    part = path.with_name(f"{path.name}{PART}")
+    try:
+        with room_on_disk(), open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def room_on_disk() -> Iterator[None]:
+    """Has a full disk raise StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageFull(f"what is to be kept cannot be written: {error.strerror}") from None
 
 
 def check_writable(what: str, path: Name, *, param: str) -> None:

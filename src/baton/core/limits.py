@@ -69,6 +69,12 @@ class Limits:
     queue_timeout: float = setting(60.0, "Seconds that a request may wait for a row.", low=0.01)
     query_timeout: float = setting(600.0, "Seconds that a request may take in all.", low=0.01)
     stream_comment: float = setting(10.0, "Seconds without news after which a stream sends a comment.", low=0.1)
+    max_file_bytes: int = setting(200 * 2**20, "Most bytes of a file for a batch.", low=1, size=True)
+    max_files: int = setting(1000, "Most files that are kept; further ones are refused.", low=1)
+    max_batch_lines: int = setting(50_000, "Most lines of a batch.", low=1)
+    max_batches: int = setting(
+        1000, "Most batches that are kept, of which those that ended first go first; further ones are refused.", low=1
+    )
 
     def hold(self, name: str, value: float, what: str, param: str | None = None) -> None:
         """Raises LimitExceeded if `value` is above the limit `name`. `what`: what the value is, for the message."""

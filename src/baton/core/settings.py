@@ -90,6 +90,7 @@ class ServerSettings:
         hang_exit_seconds: After so long in one iteration the process ends itself; 0: never.
         vllm_names: The metrics page has vLLM's names beside baton's.
         unload_after_seconds: After so long without a request a model is unloaded; 0: never.
+        batch_dir: The folder of files and batches; None: there are none.
     """
 
     host: str = "127.0.0.1"
@@ -103,11 +104,12 @@ class ServerSettings:
     hang_exit_seconds: float = 300.0
     vllm_names: bool = False
     unload_after_seconds: float = 0.0
+    batch_dir: str | None = None
 
 
 def server_settings(config: Config) -> ServerSettings:
     """Returns what the server needs."""
-    same = ("host", "port", "api_key", "api_key_file", "allowed_host", "cors_origin")
+    same = ("host", "port", "api_key", "api_key_file", "allowed_host", "cors_origin", "batch_dir")
     return ServerSettings(
         **{known: getattr(config, known) for known in same},
         drain_seconds=config.drain_timeout,

@@ -12,10 +12,12 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Match
 
 from baton.core.errors import BatonError, RequestError
 from baton.core.limits import Limits
 from baton.engine.client import Client, Held
+from baton.jobs.folder import Folder
 from baton.server.answers import (
     ChatCompletion,
     Completion,
@@ -33,8 +35,9 @@ from baton.server.answers import (
 )
 from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.auth import OPEN, Access, Origins
+from baton.server.batch_api import add_batches
 from baton.server.errors import MESSAGES, answer_http_exception, error_response, internal_error
-from baton.server.generate import Generating
+from baton.server.generate import CHAT, COMPLETIONS, RESPONSES, Generating
 from baton.server.ignored import IgnoredFields
 from baton.server.live import DESCRIBED, LiveRoutes
 from baton.server.middleware import AuthMiddleware, Middleware
@@ -47,7 +50,6 @@ from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeReques
 from baton.server.status import StatusRoutes
 from baton.server.workers import Line, Workers
 
-COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 GENERATING = frozenset({COMPLETIONS, CHAT, RESPONSES, MESSAGES})
 
 PAGE_FILES = {
@@ -78,22 +80,25 @@ def create_app(
     access: Access = OPEN,
     reject: Callable[[str], None] | None = None,
     ignore: Callable[[Collection[str]], None] = lambda names: None,
+    batches: Folder | None = None,
 ) -> FastAPI:
     """The server over one engine.
 
     `render_metrics` returns the metrics page and its content type. `live` returns what the live page draws, as JSON,
     from a serial and a time on; without it there is no /live/data. `reject` gets the error code of each request that
     never reached the engine; the engine reports its own refusals by events. `ignore` gets the names of fields that were
-    taken without effect, from `field_rules.REPORTED`.
+    taken without effect, from `field_rules.REPORTED`. `batches` keeps files and batches, on which a thread works from
+    now on; without it there are no routes for them.
 
     If `access` has keys, every route needs one, except /health and the pages. `serve` sets `app.state.draining` when
-    the process is told to end. `app.state.answers` holds what clients have not read yet. `app.state.close` ends the
-    application's threads when it is not served any more.
+    the process is told to end. `app.state.answers` holds what clients have not read yet. `app.state.drain` stops the
+    work on batches and drains the client. `app.state.close` ends the application's threads when it is not served any
+    more.
     """
     app = FastAPI(title="baton", version=version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.draining = False
     workers = Workers(client.settings.limits)
-    app.state.close = workers.close
+    app.state.close, app.state.drain = workers.close, client.drain
     limits = client.settings.limits
     line = Line(client, workers, Held(max(limits.max_bodies_bytes, limits.max_body_bytes)))
     app.state.answers = Held(limits.max_answers_bytes)
@@ -102,6 +107,8 @@ def create_app(
     _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version, ignored))
     if live is not None:
         app.add_api_route("/live/data", LiveRoutes(live, workers).data, response_model=None, **DESCRIBED)
+    if batches is not None:
+        add_batches(app, batches, client, workers, keys=bool(access.keys))
     add_pages(app)
     add_errors(app, reject)
     add_doors(app, access, limits)
@@ -164,6 +171,11 @@ def add_errors(app: FastAPI, reject: Callable[[str], None] | None) -> None:
     async def answer_framework_error(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and error.status_code == 404:
             return not_found(request, [str(getattr(route, "path", "")) for route in app.routes])
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            # The framework names the methods of one route alone, where a path has several.
+            here = [route for route in app.routes if route.matches(request.scope)[0] is not Match.NONE]
+            allow = sorted({method for route in here for method in getattr(route, "methods", None) or ()})
+            error = HTTPException(405, headers={"Allow": ", ".join(allow)})
         return await answer_http_exception(request, error)
 
     app.add_exception_handler(HTTPException, answer_framework_error)

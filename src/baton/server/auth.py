@@ -99,8 +99,13 @@ def asker(scope: Scope) -> str:
 
     The key itself is kept nowhere else. However the header is written, the digest is the same.
     """
-    _, key = _parted(authorization_of(scope))
+    key = key_of(scope)
     return hashlib.blake2b(key, key=_SECRET, digest_size=16).hexdigest() if key else ""
+
+
+def key_of(scope: Scope) -> bytes:
+    """The key that came with a request; nothing without one."""
+    return _parted(authorization_of(scope))[1]
 
 
 class Hosts:
@@ -128,7 +133,7 @@ class Origins(CORSMiddleware):
         super().__init__(
             app,
             allow_origins=origins,
-            allow_methods=("GET", "HEAD", "POST"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=(ANY,),
             expose_headers=("x-request-id", "retry-after", "x-baton-ignored"),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +25,7 @@ from baton.server.blocks import BlockWriter
 from baton.server.body import parse_object
 from baton.server.choices import Choice, Piece
 from baton.server.chunks import Frames, SoFar
-from baton.server.errors import failure
+from baton.server.errors import MESSAGES, failure
 from baton.server.ignored import IgnoredFields
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
@@ -102,6 +102,7 @@ class Job:
         return usage_body(prompts, baton=self.asked.baton_usage, reasoning=sum(reasoned) if reasoned else None)
 
 
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 
 
@@ -115,27 +116,34 @@ class Generating:
         self._workers = workers
         self._line = line
         self._answers = answers
+        self.job_of: Mapping[str, Callable[[bytes, str], Job]] = {
+            COMPLETIONS: self._completion_job,
+            CHAT: self._chat_job,
+            RESPONSES: self._response_job,
+            MESSAGES: self._message_job,
+        }
 
     async def completions(self, request: Request) -> Response:
-        return await self._answer(request, self._completion_job)
+        return await self._answer(request, COMPLETIONS)
 
     async def chat_completions(self, request: Request) -> Response:
-        return await self._answer(request, self._chat_job)
+        return await self._answer(request, CHAT)
 
     async def responses(self, request: Request) -> Response:
-        return await self._answer(request, self._response_job)
+        return await self._answer(request, RESPONSES)
 
     async def messages(self, request: Request) -> Response:
-        return await self._answer(request, self._message_job)
+        return await self._answer(request, MESSAGES)
 
     async def count_tokens(self, request: Request) -> Response:
         """Returns the number of tokens of a conversation, as the model is shown it."""
         body, ignored = await self._line.pass_through(request, self._counted)
         return self._ignored.tell(request, InSlices(body, self._answers), ignored)
 
-    async def _answer(self, request: Request, make_job: Callable[[bytes, str, Origin], Job]) -> Response:
+    async def _answer(self, request: Request, path: str) -> Response:
         # Parsing, templates and tokenisers need a thread, so that other streams go on meanwhile.
-        job = await self._line.pass_through(request, make_job, asker(request.scope), origin_of(request.headers))
+        make_job, key = self.job_of[path], asker(request.scope)
+        job = await self._line.pass_through(request, make_job, key, origin_of(request.headers))
         if job.asked.stream:
             response: Response = EventStream(self._client, self._workers, self._answers, job.choices, job.events())
         else:
@@ -145,11 +153,12 @@ class Generating:
         return self._ignored.tell(request, response, job.ignored)
 
     async def _whole(self, request: Request, job: Job) -> Response:
-        answer = await until_gone(request.receive, self._plain(job))
+        answer = await until_gone(request.receive, self.plain(job))
         # Without an answer the client has gone, and nobody gets what is returned.
         return Response() if answer is None else InSlices(answer, self._answers)
 
-    async def _plain(self, job: Job) -> bytes:
+    async def plain(self, job: Job) -> bytes:
+        """The body of a whole answer."""
         queries = [choice.query for choice in job.choices]
         updates_so_far: list[Update] = []
         size = 0

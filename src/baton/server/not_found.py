@@ -43,6 +43,7 @@ _NOT_HERE: Mapping[str, str] = {
     "slots": "GET /load tells how the engine is",
 }
 """What clients ask for without /v1 in front."""
+_WITH_BATCHES = ("files", "batches")
 _MOST_CHARACTERS = 64
 _MARK = "<!-- what -->"
 _PAGE = (Path(__file__).parent / "page" / "not-found.html").read_text()
@@ -63,6 +64,8 @@ def instead_of(path: str, known: Collection[str]) -> str:
     bare = re.sub(r"^(/v1)+(?=/|$)", "", path.rstrip("/") or "/")
     if (reason := _NOT_HERE.get(bare.lstrip("/"))) is not None:
         return reason
+    if bare.split("/")[1:2] and bare.split("/")[1] in _WITH_BATCHES and "/v1/batches" not in known:
+        return "the server keeps no files and batches: --batch-dir DIR has it do so"
     under = f"/v1{bare}"
     if under in known:
         return f"it is under /v1, as {under}"

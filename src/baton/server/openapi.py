@@ -21,6 +21,7 @@ from baton.parsing.styles import style_of
 from baton.server.answers import AnthropicError, ChatChunk, CompletionChunk, ErrorAnswer, MessageEvent, ResponseEvent
 from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.auth import Access
+from baton.server.batches import BatchRequest
 from baton.server.errors import of_messages
 from baton.server.field_rules import MESSAGE, TABLES, Rule, Rules
 from baton.server.fields import Strict
@@ -37,6 +38,7 @@ _REQUESTS: tuple[type[Strict], ...] = (
     CountRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    BatchRequest,
 )
 _CHAT, _RESPONSES, _MESSAGES = TABLES["chats and completions"], TABLES["responses"], TABLES["messages"]
 _RULES: Mapping[str, Rules] = {
@@ -97,6 +99,14 @@ _MORE: Mapping[str, tuple[int, ...]] = {
     "/tokenize": _IN_LINE,
     "/detokenize": _IN_LINE,
     "/v1/models/{model}": (404,),
+    "post /v1/files": (408, 413, 415, 507),
+    "/v1/files": (404,),
+    "/v1/files/{file_id}": (404,),
+    "/v1/files/{file_id}/content": (404,),
+    "post /v1/batches": (*_WITH_BODY, 503, 507),
+    "/v1/batches": (404,),
+    "/v1/batches/{batch_id}": (404,),
+    "/v1/batches/{batch_id}/cancel": (404, 507),
     "/ready": (503,),
 }
 _ID: Schema = {
@@ -130,8 +140,9 @@ def described(app: FastAPI, client: Client, access: Access, open_paths: Collecti
     schemas |= _schemas_of((ErrorAnswer, AnthropicError, *_STREAMS.values()), "serialization")
     schemas |= _requests(client)
     for path, item in document["paths"].items():
-        for operation in item.values():
-            _tell_answers(path, operation, guarded=bool(access.keys) and path not in open_paths)
+        for method, operation in item.items():
+            more = _MORE.get(f"{method} {path}", _MORE.get(path, ()))
+            _tell_answers(path, operation, more, guarded=bool(access.keys) and path not in open_paths)
         if "get" in item:
             item["head"] = _head_of(item["get"])
     _tell_example(document, client.model_name)
@@ -147,13 +158,13 @@ def described(app: FastAPI, client: Client, access: Access, open_paths: Collecti
     return document
 
 
-def _tell_answers(path: str, operation: Schema, *, guarded: bool) -> None:
+def _tell_answers(path: str, operation: Schema, more: Collection[int], *, guarded: bool) -> None:
     responses = operation["responses"]
     content = responses["200"].setdefault("content", {})
     if path in _STREAMS:
         content["text/event-stream"] = _events(path)
     responses["200"]["headers"] = {**_ID, **_IGNORED} if "requestBody" in operation else _ID
-    for status in sorted({*_EVERY, *_MORE.get(path, ()), *([401] if guarded else [])}):
+    for status in sorted({*_EVERY, *more, *([401] if guarded else [])}):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "headers": {**_ID, **_HEADERS.get(status, {})},

@@ -1,0 +1,28 @@
+"""What answers the lines of `baton batch` with a model in this process: the server's own code, without a server."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+
+from baton.cli.show import errors
+from baton.compose import model_name, open_engine
+from baton.core.config import Config
+from baton.jobs.runner import Ask
+from baton.server.background import Background
+from baton.server.workers import Workers
+
+
+@contextlib.contextmanager
+def asking(config: Config) -> Generator[tuple[Ask, int], None, None]:
+    """What asks the model, and how many lines it should be asked at once."""
+    with errors.status(f"loading {model_name(config)}") if errors.is_terminal else contextlib.nullcontext():
+        house = open_engine(config)
+    workers = Workers(house.settings.limits)
+    background = Background(house.client, workers)
+    try:
+        yield background.ask, background.at_once
+    finally:
+        background.close()
+        workers.close()
+        house.close()
