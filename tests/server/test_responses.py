@@ -91,6 +91,15 @@ async def test_events_of_a_text_add_up_to_the_plain_answer(http: httpx.AsyncClie
     assert "".join(event["delta"] for event in events if "delta" in event) == "hello"
 
 
+async def test_a_stream_ends_with_the_usage_whether_it_is_asked_for_or_not(http: httpx.AsyncClient) -> None:
+    """Some benchmarks ask for it as they do of chats."""
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        response = await http.post(PATH, json={"input": "hi", "stream": True, **options})
+        assert response.status_code == 200, response.text
+        last = json.loads(response.text.strip().splitlines()[-1].removeprefix("data: "))
+        assert last["response"]["usage"]["output_tokens"] > 0
+
+
 async def test_reasoning_text_and_a_call(http: httpx.AsyncClient, loop: ScriptedLoop) -> None:
     loop.answer = ANSWER
     asked: dict[str, Any] = {"input": "hi", "tools": [WEATHER]}

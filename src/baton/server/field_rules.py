@@ -117,6 +117,8 @@ TOOL_CALL: Rules = _any("cache_control", "index", "provider_specific_fields")
 CALLED: Rules = _any("parsed_arguments")
 TOOL: Rules = _any("cache_control", "provider_specific_fields")
 STREAM: Rules = _any("include_obfuscation")
+# A stream of Responses ends with the usage in any case.
+RESPONSES_STREAM: Rules = _any("include_obfuscation", "include_usage")
 
 
 _STATE = "nothing is stored here, send the whole conversation"
@@ -169,7 +171,7 @@ TABLES: Mapping[str, Mapping[str, Rules]] = {
         "input.content": ITEM_PART,
         "tools": RESPONSES_TOOL,
         "reasoning": _any("context", "generate_summary", "summary"),
-        "stream_options": STREAM,
+        "stream_options": RESPONSES_STREAM,
         "text": _any("verbosity"),
     },
     "messages": {

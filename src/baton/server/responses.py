@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag
 
-from baton.server.field_rules import RESPONSES, RESPONSES_TOOL, STREAM, TABLES, Place, Rules
+from baton.server.field_rules import RESPONSES, RESPONSES_STREAM, RESPONSES_TOOL, TABLES, Place, Rules
 from baton.server.fields import Strict, place_of
 from baton.server.responses_items import (
     ITEM_PLACE,
@@ -109,7 +109,7 @@ class ResponsesRequest(Sampled):
         "tool_choice": Place(kinds={"function": place_of(NamedFunction, "tool_choice", {})}),
         "reasoning": place_of(Reasoning, "reasoning", _TABLE["reasoning"]),
         "text": place_of(TextConfig, "text", _TABLE["text"], {"format": _FORMAT}),
-        "stream_options": place_of(ResponsesStreamOptions, "stream_options", STREAM),
+        "stream_options": place_of(ResponsesStreamOptions, "stream_options", RESPONSES_STREAM),
     }
 
     input: Annotated[list[Item], FailFast(), BeforeValidator(as_items)]
