@@ -21,9 +21,10 @@ SCRIPTS = {
     "<|get_weather|>": call("get_weather", {"city": "Rome"}),
     "<|final_answer|>": call("final_answer", {"answer": "sun in Rome"}),
     "<|code|>": ["Thought: I can ask.\n", "<code>\n", 'final_answer(get_weather("Rome") + " in Rome")\n', "</code>"],
+    "<|rewrite|>": ["hello.txt\n", "```\n", "Goodbye now.\n```\n"],
     "<|edit|>": [
         *("hello.txt\n", "```\n", "<<<<<<< SEARCH\n", "Hello there.\n", "=======\n", "Goodbye now.\n"),
-        *(">>>>>>> REPLACE\n", "``` \n"),
+        *(">>>>>>> REPLACE\n", "```\n\n"),
     ],
 }
 TEMPLATE = """\
@@ -40,6 +41,7 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {%- if 'SEARCH/REPLACE' in messages[0].content -%}{{- '<|edit|>' -}}
+    {%- elif 'file listing' in messages[0].content -%}{{- '<|rewrite|>' -}}
     {%- elif names and 'sun' in (last.content or '') and 'final_answer' in names -%}{{- '<|final_answer|>' -}}
     {%- elif 'get_weather' in names and last.role == 'user' -%}{{- '<|get_weather|>' -}}
     {%- elif not names and 'final_answer' in messages[0].content -%}{{- '<|code|>' -}}
