@@ -66,10 +66,11 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run."""
+    """One run. `gaps`: for each query, the seconds between each two of its tokens."""
 
     figures: Figures
     account: Account
+    gaps: list[list[float]]
 
 
 def measured(
@@ -84,4 +85,4 @@ def measured(
     finally:
         client.close()
     run_figures = figures(run, account.slots, preemptions=0, kv_bytes_most=account.kv_bytes_most)
-    return Measured(run_figures, account)
+    return Measured(run_figures, account, [one.gaps for one in run.responses])
