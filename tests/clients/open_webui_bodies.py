@@ -1,7 +1,7 @@
 """What Open WebUI 0.12 posts to an OpenAI connection, as its backend builds it, against $SCRIPTED_URL.
 
-The bodies were written down from its `routers/openai.py`, `routers/tasks.py`, `utils/payload.py` and `utils/misc.py`;
-nothing of it is installed. Each has the shape that its backend makes of the same setting in its pages.
+The bodies were written down from its routers `openai` and `tasks` and what they call; nothing of it is installed. Each
+has the shape that its backend makes of the same setting in its pages.
 """
 
 from __future__ import annotations
