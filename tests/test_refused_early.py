@@ -62,6 +62,7 @@ CASES: dict[str, str] = {
     "serve x=nobody/a x=nobody/b": "two models are called x",
     "serve nobody/a nobody/b --served-model-name x": "give several as NAME=ID",
     "serve nobody/a nobody/b --trace x": "--trace is for one model",
+    "serve nobody/a nobody/b --batch-dir x": "--batch-dir is for one model",
     "serve nobody/a nobody/b --unload-after 5": "add it",
     "serve --load-on-demand": "name the models to load",
     "serve --port {port}": "is in use: choose another with --port",

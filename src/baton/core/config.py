@@ -191,8 +191,9 @@ def check_several(config: Config) -> None:
         raise SettingError("give either one model or several, not both", param="models")
     if config.served_model_name is not None:
         raise SettingError("--served-model-name is for one model: give several as NAME=ID", param="served_model_name")
-    if config.trace is not None:
-        raise SettingError("--trace is for one model: each writes a file of its own", param="trace")
+    for name in ("trace", "batch_dir"):
+        if getattr(config, name) is not None:
+            raise SettingError(f"{flag_of(name)} is for one model: a server of its own has it", param=name)
     named_models(config)
 
 
