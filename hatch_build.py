@@ -34,13 +34,13 @@ SOURCE = "src/baton/native/source"
 CACHE = "build/native"
 KEPT_SECONDS = 24 * 3600  # an object that no build has asked for since is deleted
 
-EACH_VARIANT = ("linear.cpp", "attention.cpp", "rowwise.cpp", "variant.cpp")
+EACH_VARIANT = ("linear.cpp", "linear4.cpp", "attention.cpp", "rowwise.cpp", "variant.cpp")
 ONCE = ("guard.cpp", "pool.cpp", "program.cpp", "main.cpp")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 # An instruction set: its compiler flags, and the macro by which a compiler shows that it understood them.
 VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "plain": ((), "__cplusplus"),
-    "avx2": (("-mavx2", "-mfma"), "__AVX2__"),
+    "avx2": (("-mavx2", "-mfma", "-mf16c"), "__F16C__"),
     "avx512": (AVX512, "__AVX512DQ__"),
     "avx512bf16": ((*AVX512, "-mavx512vnni", "-mavx512bf16"), "__AVX512BF16__"),
 }

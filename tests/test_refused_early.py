@@ -44,6 +44,7 @@ CASES: dict[str, str] = {
     **{f"{verb} --threads 5000": "at most 1024" for verb in VERBS},
     **{f"{verb} --dtype float7": "must be one of" for verb in (*VERBS, "info")},
     **{f"{verb} --quantize int8 --no-compile": "leave out --no-compile" for verb in VERBS},
+    **{f"{verb} --quantize int4 --no-compile": "int4 needs native steps: leave out --no-compile" for verb in VERBS},
     **{
         f"{verb} --quantize int8 --shaping aligned": "leave out --shaping aligned"
         for verb in ("serve", "generate -p hi")

@@ -18,7 +18,7 @@
 
 namespace VARIANT {
 int64_t weight_bytes(int32_t, int64_t, int64_t);
-int64_t scale_count(int32_t, int64_t, int64_t);
+int64_t scale_bytes(int32_t, int64_t, int64_t, int64_t);
 void pack(const Weight*, int64_t, int64_t, const void*, int32_t);
 int64_t ready_bytes(const Weight*, int64_t);
 void make_ready(const Weight*, const float*, int64_t, int64_t, int64_t, int64_t, void*);
@@ -31,6 +31,7 @@ using namespace VARIANT;
 namespace {
 
 constexpr int THREADS = 2;
+constexpr int32_t IN_GROUP = 32;  // inputs that share an int4 weight's scale
 constexpr size_t COLD = 128 << 20;  // bytes of weights that no cache holds
 
 std::atomic<int64_t> arrived{0};
@@ -96,8 +97,38 @@ double rate(double per_step, Step step) {
     return per_step * double(steps) * THREADS / seconds;
 }
 
+// Products of 4 bytes each, as weights in 4 bits take them.
+double peak_of_bytes() {
+#if defined(__AVX512VNNI__)
+    constexpr int CHAINS = 16;
+    return rate(CHAINS * LANES * 8, [](int64_t steps) {
+        __m512i sum[CHAINS] = {}, x = {};
+        for (int64_t i = 0; i < steps; i++) {
+            for (auto& s : sum) asm volatile("vpdpbusd %1, %1, %0" : "+v"(s) : "v"(x));
+        }
+    });
+#elif defined(__AVX2__)
+    constexpr int CHAINS = 12;
+    return rate(CHAINS * LANES * 8, [](int64_t steps) {
+        vshort sum[CHAINS] = {};
+        vint x = {};
+        for (int64_t i = 0; i < steps; i++) {
+            for (auto& s : sum) {
+                vint found;
+                asm volatile("vpmaddubsw %1, %1, %0" : "=v"(found) : "v"(x));
+                s += (vshort)found;
+            }
+            for (auto& s : sum) asm volatile("" : "+v"(s));
+        }
+    });
+#else
+    return 0;
+#endif
+}
+
 // Multiply-adds in sixteen (or as many as there are registers for) chains.
 double peak(int32_t kind) {
+    if (kind == INT4) return peak_of_bytes();
 #if defined(__AVX512F__)
     constexpr int CHAINS = 16;
 #else
@@ -138,12 +169,25 @@ struct Bench {
     int64_t outputs, inputs;
     std::vector<Weight> weights;
 
-    Bench(int32_t kind, int64_t outputs, int64_t inputs, bool many) : kind(kind), outputs(outputs), inputs(inputs) {
+    Bench(int32_t kind, int32_t planes, int64_t outputs, int64_t inputs)
+        : kind(kind), outputs(outputs), inputs(inputs) {
         std::vector<float> piece(outputs * inputs);
         for (auto& x : piece) x = noise();
-        for (size_t held = 0; weights.empty() || (many && held < COLD); held += bytes()) {
-            Weight w{kind, outputs, inputs, space(weight_bytes(kind, outputs, inputs)),
-                     static_cast<float*>(space(scale_count(kind, outputs, inputs) * 4 + 64))};
+        for (size_t held = 0; weights.empty() || held < COLD; held += bytes()) {
+            Weight w{kind,
+                     outputs,
+                     inputs,
+                     space(weight_bytes(kind, outputs, inputs)),
+                     space(scale_bytes(kind, IN_GROUP, outputs, inputs) + 64),
+                     IN_GROUP,
+                     planes,
+                     0x1p-16f};
+            if (!weights.empty()) {
+                std::memcpy(w.data, weights[0].data, weight_bytes(kind, outputs, inputs));
+                std::memcpy(w.scales, weights[0].scales, scale_bytes(kind, IN_GROUP, outputs, inputs));
+                weights.push_back(w);
+                continue;
+            }
             pack(&w, 0, outputs, piece.data(), FLOAT32);
             weights.push_back(w);
         }
@@ -157,7 +201,7 @@ struct Bench {
     }
 
     size_t bytes() const {
-        return size_t(weight_bytes(kind, outputs, inputs)) + 4 * size_t(scale_count(kind, outputs, inputs));
+        return size_t(weight_bytes(kind, outputs, inputs)) + size_t(scale_bytes(kind, IN_GROUP, outputs, inputs));
     }
 
     double seconds(int64_t rows) {
@@ -179,12 +223,12 @@ struct Bench {
 
 }  // namespace
 
-// Arguments: kind, outputs, inputs, 1 for many weights, then numbers of rows.
+// Arguments: kind, bytes of an activation (of int4), outputs, inputs, then numbers of rows.
 int main(int count, char** arguments) {
     const int32_t kind = std::atoi(arguments[1]);
     const double bandwidth = read_rate(), most = peak(kind);
     std::printf("limits %.2f %.1f\n", bandwidth * 1e-9, most * 1e-9);
-    Bench bench(kind, std::atoll(arguments[2]), std::atoll(arguments[3]), std::atoi(arguments[4]));
+    Bench bench(kind, std::atoi(arguments[2]), std::atoll(arguments[3]), std::atoll(arguments[4]));
     for (int i = 5; i < count; i++) {
         const int64_t rows = std::atoll(arguments[i]);
         const double seconds = bench.seconds(rows);

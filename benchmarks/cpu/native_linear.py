@@ -24,11 +24,12 @@ SOURCE = HERE.parents[1] / "src/baton/native/source"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 FLAGS = {
     "plain": [],
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512,
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
-KINDS = ["float32", "bfloat16", "int8"]
+# The kernels' number of each, and bytes of an activation.
+KINDS = {"float32": (0, 0), "bfloat16": (1, 0), "int8": (2, 0), "int4": (3, 1), "int4:exact": (3, 2)}
 
 
 def compiled(variant: str, folder: str) -> str:
@@ -36,7 +37,7 @@ def compiled(variant: str, folder: str) -> str:
     out = f"{folder}/native_linear"
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     options = ["-O3", "-std=c++17", "-ffp-contract=fast", "-pthread", "-Wno-psabi", f"-I{SOURCE}"]
-    sources = [str(HERE / "native_linear.cpp"), str(SOURCE / "linear.cpp")]
+    sources = [str(HERE / "native_linear.cpp"), str(SOURCE / "linear.cpp"), str(SOURCE / "linear4.cpp")]
     subprocess.run([*compiler, *options, *FLAGS[variant], f"-DVARIANT={variant}", *sources, "-o", out], check=True)
     return out
 
@@ -44,7 +45,7 @@ def compiled(variant: str, folder: str) -> str:
 def measured(program: str, kind: str, shape: str, rows: list[int]) -> Iterator[list[str]]:
     """First the limits, then a line for each number of rows: numbers as the program prints them."""
     outputs, inputs = shape.split("x")
-    command = [program, str(KINDS.index(kind)), outputs, inputs, "1", *map(str, rows)]
+    command = [program, *map(str, KINDS[kind]), outputs, inputs, *map(str, rows)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
@@ -66,7 +67,7 @@ def show(program: str, kind: str, shape: str, rows: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=FLAGS, default="avx512bf16")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--shapes", nargs="+", default=["576x1536", "1536x576", "49152x576"], help="OUTPUTSxINPUTS")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 12, 16, 32, 256, 512])
     chosen = parser.parse_args()

@@ -15,6 +15,7 @@ from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle
 from baton.loader.choose import choose
 from baton.loader.formats import FORMATS
+from baton.loader.rounded import rounded_weights
 from baton.loader.selfcheck import stock_logits
 from baton.model.forward import TorchForward
 from baton.model.port import Forward
@@ -229,23 +230,57 @@ def test_released_weights_are_given_back_when_the_program_is_not_exact(
     assert sum(p.numel() for p in again.parameters()) < sum(value.numel() for value in before.values()) / 2
 
 
+@pytest.mark.parametrize(("format", "within"), [("int8", 1e-3), ("int4", 6e-2), ("int4:exact", 1e-3)])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
-def test_weights_in_8_bits_give_nearly_the_same(name: str) -> None:
+def test_quantised_steps_give_what_the_model_with_the_rounded_weights_gives(
+    name: str, format: str, within: float
+) -> None:
     model, text = model_of(name), some_texts(1)[0][:40]
-    expected = stock_logits(model, [text])[0]
-    forward = choose(model, format=FORMATS["int8"]).forward
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    own = stock_logits(model, [text])[0]
+    with rounded_weights(model, FORMATS[format].packing):
+        expected = stock_logits(model, [text])[0]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    forward = choose(model, format=FORMATS[format]).forward
     assert is_native(forward)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     steps = [[Span(0, 0, 36)], *([Span(0, at, 1)] for at in range(36, 40))]
-    rounded = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
-    error = float((rounded - expected).abs().max() / expected.abs().max())
-    assert 0 < error < 0.1
+    found = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
+    size = float(expected.abs().max())
+    assert 0 < float((found - expected).abs().max()) / size < within < float((found - own).abs().max()) / size
 
 
-def test_8_bits_are_refused_where_steps_are_not_native() -> None:
-    with pytest.raises(LoadError, match=r"--quantize int8: .*recurrent"):
-        choose(model_of("mamba2"), format=FORMATS["int8"])
+@pytest.mark.parametrize("format", ["int8", "int4", "int4:exact"])
+def test_a_quantised_model_with_other_products_is_found_out(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = NativeForward._run
+
+    def wrong(self: NativeForward, *args: object, **kwargs: object) -> tuple[Tensor, object]:
+        logits, ran = right(self, *args, **kwargs)  # type: ignore[arg-type]
+        return logits * 1.2, ran
+
+    monkeypatch.setattr(NativeForward, "_run", wrong)
+    with pytest.raises(LoadError, match=f"--quantize {format}: its logits differ"):
+        choose(model_of("llama"), format=FORMATS[format])
+
+
+def test_4_bits_keep_the_output_layer_in_8() -> None:
+    """Of a tied model the embedding, too: its rows come out as the 8-bit kind has them."""
+    for name in ("llama", "gpt2"):
+        model = model_of(name)
+        forward = choose(model, format=FORMATS["int4"]).forward
+        assert isinstance(forward, NativeForward)
+        kinds = {table.weight.kind for table in forward.program._tables if not table.plain}
+        heads = [t.weight for t in forward.program._tables if not t.plain and t.weight.kind == native.INT8]
+        assert kinds == {native.INT4, native.INT8}
+        assert [weight.outputs for weight in heads] == [model.config.vocab_size]
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "int4:exact"])
+def test_fewer_bits_are_refused_where_steps_are_not_native(format: str) -> None:
+    with pytest.raises(LoadError, match=rf"--quantize {format}: .*recurrent"):
+        choose(model_of("mamba2"), format=FORMATS[format])
     with pytest.raises(LoadError, match="leave out --no-compile"):
-        choose(model_of("llama"), format=FORMATS["int8"], native=False)
+        choose(model_of("llama"), format=FORMATS[format], native=False)
 
 
 def test_a_model_whose_step_looks_at_values_is_run_in_torch() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from baton.native import library as native
-from baton.native.library import BFLOAT16, FLOAT32, INT8, Attention, Columns, Span, Weight
+from baton.native.library import BFLOAT16, FLOAT32, INT4, INT8, Attention, Columns, Span, Weight
 
 SECONDS = float(os.environ.get("BATON_FUZZ_SECONDS", "0"))
 ROUNDS = 40  # and more while there is time
@@ -60,8 +60,10 @@ def packed(kernels: int, kind: int, weight: Array, dice: np.random.Generator) ->
     assert library is not None
     outputs, inputs = weight.shape
     data = room(library.baton_weight_bytes(kernels, kind, outputs, inputs) // 4, np.float32, dice)
-    scales = room(library.baton_scale_count(kernels, kind, outputs, inputs), np.float32, dice)
+    group = 32 * int(dice.integers(1, 5))
+    scales = room(library.baton_scale_bytes(kernels, kind, group, outputs, inputs) // 4, np.float32, dice)
     struct = Weight(kind, outputs, inputs, data.ctypes.data, scales.ctypes.data if len(scales) else None)
+    struct.group, struct.planes, struct.power = group, int(dice.integers(1, 3)), 2.0**-12
     cut = int(dice.integers(0, outputs + 1))
     for first, end in ((0, cut), (cut, outputs)):
         piece = drawn((end - first, inputs), dice)
@@ -70,7 +72,7 @@ def packed(kernels: int, kind: int, weight: Array, dice: np.random.Generator) ->
     return struct, [data, scales]
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8], ids=["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8, INT4], ids=["float32", "bfloat16", "int8", "int4"])
 def test_products_of_any_shape(kernels: int, kind: int) -> None:
     assert library is not None
     for dice in rounds(kind):
@@ -85,7 +87,8 @@ def test_products_of_any_shape(kernels: int, kind: int) -> None:
         # Of what was packed; activations of the products in 16 bits are rounded, too.
         size = np.abs(x) @ np.abs(back).T + np.abs(x).max(initial=0) * np.abs(back).sum(axis=1) / 200 + 1e-3
         assert (np.abs(y - (x @ back.T + bias)) <= 0.01 * size).all(), (kind, rows, outputs, inputs)
-        assert (np.abs(back - weight) <= 0.005 * np.abs(weight).max(axis=1, keepdims=True)).all()
+        rounded = 0.13 if kind == INT4 else 0.005
+        assert (np.abs(back - weight) <= rounded * np.abs(weight).max(axis=1, keepdims=True)).all()
         assert held
 
 
@@ -177,7 +180,8 @@ def test_wrong_shapes_of_weights_are_refused(kernels: int) -> None:
     address = place.ctypes.data
     for bad in WRONG:
         refused(lambda bad=bad: library.baton_weight_bytes(kernels, FLOAT32, bad, 17))
-        refused(lambda bad=bad: library.baton_scale_count(kernels, INT8, 33, bad))
+        refused(lambda bad=bad: library.baton_scale_bytes(kernels, INT8, 32, 33, bad))
+        refused(lambda bad=bad: library.baton_scale_bytes(kernels, INT4, bad, 33, 17))
         for name in ("outputs", "inputs"):
             wrong = Weight(FLOAT32, 33, 17, struct.data, None)
             setattr(wrong, name, bad)
@@ -191,11 +195,14 @@ def test_wrong_shapes_of_weights_are_refused(kernels: int) -> None:
             refused(lambda bad=bad: library.baton_pack(kernels, struct, 1, bad, address, FLOAT32))
     refused(lambda: library.baton_unpack(kernels, struct, 30, 4, address))
     refused(lambda: library.baton_weight_bytes(kernels, FLOAT32, 2**30, 2**30))
-    for kind in (-1, 3, 2**31 - 1):
+    for kind in (-1, 4, 2**31 - 1):
         refused(lambda kind=kind: library.baton_weight_bytes(kernels, kind, 33, 17))
         refused(lambda kind=kind: library.baton_pack(kernels, struct, 0, 1, address, kind))
     refused(lambda: library.baton_product(kernels, Weight(FLOAT32, 33, 17, None, None), address, 1, None, address))
     refused(lambda: library.baton_product(kernels, Weight(INT8, 33, 17, struct.data, None), address, 1, None, address))
+    for wrong in ((0, 1, 1.0), (33, 1, 1.0), (32, 0, 1.0), (32, 3, 1.0), (32, 1, 0.0), (32, 1, -1.0)):
+        four = Weight(INT4, 33, 17, struct.data, struct.data, *wrong)
+        refused(lambda four=four: library.baton_product(kernels, four, address, 1, None, address))
     refused(lambda: library.baton_product(kernels, struct, None, 1, None, address))
     assert held
 

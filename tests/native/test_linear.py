@@ -7,51 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from baton.native.library import BFLOAT16, FLOAT32, GROUP, INT8, PANEL, Weight, library, variants
+from baton.native.library import BFLOAT16, CHUNK, FLOAT32, GROUP, INT4, INT8, library, variants
 from baton.native.library import kernels as kernels_of
+from packed_weight import Array, Packed
 
-KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8}
+KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8, "int4": INT4}
 ROUNDING = 2.0**-24  # of one float32 operation, relative
-Array = np.ndarray
 
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-
-
-class Packed:
-    """A weight [outputs, inputs] packed in two pieces, in memory that held rubbish."""
-
-    def __init__(self, kernels: int, kind: int, weight: Array) -> None:
-        assert library is not None
-        self.kernels, self.weight = kernels, weight
-        outputs, inputs = weight.shape
-        self.data = aligned(library.baton_weight_bytes(kernels, kind, outputs, inputs))
-        self.scales = aligned(4 * library.baton_scale_count(kernels, kind, outputs, inputs))
-        self.struct = Weight(kind, outputs, inputs, self.data.ctypes.data, self.scales.ctypes.data)
-        taken = FLOAT32 if weight.dtype == np.float32 else BFLOAT16
-        for first, end in ((0, outputs // 3), (outputs // 3, outputs)):
-            piece = np.ascontiguousarray(weight[first:end])
-            library.baton_pack(kernels, self.struct, first, end - first, piece.ctypes.data, taken)
-
-    def unpacked(self) -> Array:
-        assert library is not None
-        unpacked = np.empty(self.weight.shape, np.float32)
-        library.baton_unpack(self.kernels, self.struct, 0, len(unpacked), unpacked.ctypes.data)
-        return unpacked
-
-    def product(self, x: Array, bias: Array | None = None) -> Array:
-        assert library is not None
-        x, outputs = np.ascontiguousarray(x), len(self.weight)
-        y = np.full(len(x) * outputs + PANEL, -7, np.float32)
-        address = None if bias is None else bias.ctypes.data
-        assert library.baton_product(self.kernels, self.struct, x.ctypes.data, len(x), address, y.ctypes.data) == 0
-        assert (y[len(x) * outputs :] == -7).all(), "written beyond the last output"
-        return y[: len(x) * outputs].reshape(len(x), outputs)
-
-
-def aligned(count: int) -> Array:
-    whole = np.full(count + 64, 0xFF, np.uint8)
-    start = -whole.ctypes.data % 64
-    return whole[start : start + count]
 
 
 def bits(x: Array) -> Array:
@@ -98,6 +61,8 @@ def test_products_are_those_of_the_packed_numbers(kernels: int, kind: int) -> No
         if kind == INT8:  # an activation is rounded to a 32767th of its group's greatest, by half of that at most
             greatest = np.abs(x).max(axis=1, keepdims=True).astype(np.float64)
             bound += greatest / 32767 * 0.51 * np.abs(packed.unpacked()).astype(np.float64).sum(axis=1)
+        if kind == INT4:
+            bound += np.abs(x).max(axis=1, keepdims=True) / 127 * 0.51 * np.abs(packed.unpacked()).sum(axis=1)
         assert (np.abs(packed.product(x, bias) - want) <= bound).all(), (x.shape, weight.shape)
         plain = want - bias.astype(np.float64)
         assert (np.abs(packed.product(x) - plain) <= bound).all(), (x.shape, weight.shape)
@@ -112,10 +77,12 @@ def test_packing_keeps_or_rounds_as_the_kind_says(kernels: int, kind: int) -> No
         elif kind == BFLOAT16:
             assert np.array_equal(unpacked, rounded(weight))
         else:
-            for start in range(0, weight.shape[1], GROUP):
-                group = weight[:, start : start + GROUP]
-                half_step = np.abs(group).max(axis=1, keepdims=True) / 127 * np.float32(0.5001)
-                assert (np.abs(unpacked[:, start : start + GROUP] - group) <= half_step).all()
+            # In 4 bits the greatest number is -8 steps, and one just as great of the other sign 7.
+            size, steps, most = (GROUP, 127, 0.5001) if kind == INT8 else (CHUNK, 8, 1.01)
+            for start in range(0, weight.shape[1], size):
+                group = weight[:, start : start + size]
+                step = np.abs(group).max(axis=1, keepdims=True) / steps
+                assert (np.abs(unpacked[:, start : start + size] - group) <= step * np.float32(most)).all()
 
 
 @each_kind
@@ -161,11 +128,12 @@ def test_zeros_give_the_bias(kernels: int, kind: int) -> None:
     assert np.array_equal(ones.product(np.zeros((3, 65), np.float32), bias), np.stack([bias] * 3))
 
 
-def test_int8_weights_are_the_same_integers_in_all_variants() -> None:
+@pytest.mark.parametrize("kind", [INT8, INT4], ids=["int8", "int4"])
+def test_quantised_weights_are_the_same_integers_in_all_variants(kind: int) -> None:
     if library is None:
         pytest.skip("no native library here")
     for _, weight, _ in draws(10):
-        packed = [Packed(address, INT8, weight) for address in map(kernels_of, variants()) if address is not None]
+        packed = [Packed(address, kind, weight) for address in map(kernels_of, variants()) if address is not None]
         for other in packed[1:]:
             assert np.array_equal(other.data, packed[0].data)
             assert np.array_equal(other.scales, packed[0].scales)

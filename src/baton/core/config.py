@@ -25,7 +25,8 @@ log = logging.getLogger("baton")
 
 DTYPES = (AUTO, "float32", "bfloat16", "float16")
 FLOAT8 = "float8"
-QUANTIZE = ("none", "int8", FLOAT8)
+QUANTIZED_NATIVELY = ("int8", "int4", "int4:exact")
+QUANTIZE = ("none", *QUANTIZED_NATIVELY, FLOAT8)
 ALIGNED = "aligned"
 SHAPING = ("ragged", ALIGNED)
 NO_COMPILER = "none"
@@ -65,7 +66,10 @@ class Config(Limits):
     dtype: str = setting(AUTO, "Number format of weights and KV; auto: as saved, on GPUs in 16 bits.", choices=DTYPES)
     device: str = setting(AUTO, "Where the model runs.", choices=DEVICES)
     quantize: str = setting(
-        "none", "Weights of linear layers in 8 bits: int8 on the CPU, float8 on newer NVIDIA GPUs.", choices=QUANTIZE
+        "none",
+        "Weights of linear layers in fewer bits: int8 or int4 on the CPU (int4:exact: activations in 16), float8 on "
+        "newer NVIDIA GPUs.",
+        choices=QUANTIZE,
     )
     compile: bool = setting(True, "Steps as one native call if the model's can be recorded (CPU); else in torch.")
     step_compiler: str = setting(
@@ -212,13 +216,15 @@ def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
 def check_loading(config: Config) -> None:
     """Raises SettingError for flags of the model that exclude each other, whatever the model and the machine."""
     native = {"--shaping aligned": config.shaping == ALIGNED, "--no-compile": not config.compile}
-    if config.quantize == "int8":
+    if config.quantize in QUANTIZED_NATIVELY:
         for flag, holds in native.items():
             if holds:
-                raise SettingError(f"--quantize int8 needs native steps: leave out {flag}", param="quantize")
+                raise SettingError(
+                    f"--quantize {config.quantize} needs native steps: leave out {flag}", param="quantize"
+                )
     on = config.device
     if config.quantize == FLOAT8 and on not in (AUTO, "cuda"):
-        message = f"--quantize float8 needs an NVIDIA GPU, not --device {on}; the CPU has int8"
+        message = f"--quantize float8 needs an NVIDIA GPU, not --device {on}; CPUs have int8 and int4"
         raise SettingError(message, param="quantize")
     if config.step_compiler == NO_COMPILER:
         return

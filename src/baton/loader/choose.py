@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,13 +20,14 @@ from baton.loader.selfcheck import (
     STEPS,
     check_texts,
     mixed_fills,
+    our_logits,
     self_check,
     stock_logits,
     tolerance_of,
     use_reference_attention,
 )
 from baton.loader.structure import Structure, hooked, structure
-from baton.model.device import device_of
+from baton.model.device import device_of, free_bytes
 from baton.model.forward import TorchForward
 from baton.model.hooked import BY_TOKEN, EXPERTS
 from baton.model.port import Forward
@@ -74,7 +75,7 @@ class Choice:
         """How the model is run and why not otherwise, for people."""
         parts = self.forward.parts()
         if self.format.rounded_bits is not None:
-            parts.append(f"linear layers in {self.format.name}")
+            parts.append(f"linear layers in {self.format.name}{self._kept_in()}")
         if isinstance(self.forward, TorchForward):
             parts.append("step by step in torch")
         parts += [str(reason) for reason in self.reasons]
@@ -82,6 +83,11 @@ class Choice:
             lengths = ", ".join(self.unchecked)
             parts.append(f"not checked beyond {self.checked_tokens} tokens: {lengths} (baton check does)")
         return "; ".join(parts)
+
+    def _kept_in(self) -> str:
+        if not isinstance(self.forward, NativeForward):
+            return ""
+        return f" ({self.forward.program.weight_bytes / 2**20:,.1f} MiB)"
 
 
 def planned(device: torch.device) -> str:
@@ -204,10 +210,14 @@ def in_native_steps(
             model.dtype,
             threads=torch.get_num_threads(),
             packing=format.packing,
-            release=model.parameters() if release else (),
+            parameters=model.parameters(),
+            release=release,
         )
         forward = NativeForward(program, plain)
-        proof.check(forward, ROUNDED_TOLERANCE if format.rounded_bits is not None else None)
+        if format.packing.exact:
+            proof.check(forward)
+        else:
+            _check_rounded(proof, plain, forward, format)
         return forward, []
     except LoadError as error:
         if format.native_only:
@@ -215,6 +225,18 @@ def in_native_steps(
         if program is not None:
             program.restore()
         return plain, [Reason(NATIVE, error.message)]
+
+
+def _check_rounded(proof: Proof, plain: TorchForward, forward: NativeForward, format: WeightFormat) -> None:
+    """Compares with the model in torch with the rounded weights, if there is memory for them; else with its own."""
+    program = forward.program
+    room = program.lendable_bytes
+    if room is None or room > free_bytes(plain.device):
+        return proof.check(forward, format.rough_tolerance)
+    with program.lent():
+        expected = our_logits(proof.model, plain, proof.texts)
+    tolerance = max(format.tolerance, proof.tolerance or 0)
+    return replace(proof, expected=expected).check(forward, tolerance)
 
 
 def in_steady_steps(

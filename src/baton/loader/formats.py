@@ -12,13 +12,11 @@ from baton.core.config import FLOAT8
 from baton.core.errors import SettingError
 from baton.cuda import float8
 from baton.model.device import Device
-from baton.native.packing import AS_SAVED, INT8, Packing
+from baton.native.packing import AS_SAVED, INT4, INT4_EXACT, INT8, Packing
 
 ROUNDED_TOLERANCE = 2e-1
-"""Of logits, relative to the largest. Rounded weights are other weights, so this only finds what is broken.
-
-`baton check` says how far off they are.
-"""
+"""Of logits, relative to the largest, against those of weights in 8 bits that were not rounded. Rounded weights are
+other weights: this finds what is broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +24,19 @@ class WeightFormat:
     """How the weights of a model's linear layers are kept.
 
     `name`: as `--quantize` takes it. `rounded_bits`: of each weight, or None if it keeps the model's number format.
-    `dtype`: the number format in which a model that names none is loaded, or None for any. `native_only`: whether only
-    native steps compute with it. `packing`: how native steps keep a product's weight.
+    `dtype`: the number format to load a model in that names none, or None for any.
+    `native_only`: whether only native steps compute with it. `packing`: how native steps keep a product's weight.
+    `tolerance`: of logits, relative to the largest, against the model with the rounded weights: activations are rounded
+    too. `rough_tolerance`: against the model with its own weights, which rounding them changes.
     """
 
     name: str
-    rounded_bits: int | None = None
+    rounded_bits: float | None = None
     dtype: str | None = None
     native_only: bool = False
     packing: Packing = AS_SAVED
+    tolerance: float = 0.0
+    rough_tolerance: float = ROUNDED_TOLERANCE
 
     def check(self, device: Device) -> None:
         """Raises SettingError for a device that does not compute with it."""
@@ -50,7 +52,9 @@ class Float8(WeightFormat):
 
     def check(self, device: Device) -> None:
         if not device.float8:
-            message = "--quantize float8 needs an NVIDIA GPU of compute capability 8.9 or newer; the CPU has int8"
+            message = (
+                "--quantize float8 needs an NVIDIA GPU of compute capability 8.9 or newer; CPUs have int8 and int4"
+            )
             raise SettingError(message, param="quantize")
 
     def prepare(self, model: PreTrainedModel, device: torch.device) -> None:
@@ -60,9 +64,13 @@ class Float8(WeightFormat):
 PLAIN = WeightFormat("none")
 _FORMATS = (
     PLAIN,
-    # One scale for each output and group of inputs; see native/source/kernels.h.
-    WeightFormat("int8", rounded_bits=8, native_only=True, packing=INT8),
-    Float8(FLOAT8, rounded_bits=8, dtype="bfloat16"),
+    # A scale for each output and group of inputs; see native/source/kernels.h.
+    WeightFormat("int8", rounded_bits=8, native_only=True, packing=INT8, tolerance=1e-2),
+    WeightFormat("int4", rounded_bits=4.5, native_only=True, packing=INT4, tolerance=1e-1, rough_tolerance=1.0),
+    WeightFormat(
+        "int4:exact", rounded_bits=4.5, native_only=True, packing=INT4_EXACT, tolerance=1e-2, rough_tolerance=1.0
+    ),
+    Float8(FLOAT8, rounded_bits=8, dtype="bfloat16", tolerance=ROUNDED_TOLERANCE),
 )
 FORMATS: Mapping[str, WeightFormat] = {one.name: one for one in _FORMATS}
 """By the names of `core.config.QUANTIZE`."""

@@ -24,6 +24,7 @@ from baton.loader.context import context
 from baton.loader.formats import FORMATS, WeightFormat
 from baton.loader.hub import find
 from baton.loader.mapping import mapping
+from baton.loader.rounded import rounded_weights
 from baton.loader.selfcheck import use_reference_attention
 from baton.loader.stamp import stamp_of, weights_digest
 from baton.loader.stock import read_config, read_model, read_tokenizer, tell_of_tokens
@@ -125,7 +126,7 @@ def load(
         model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
     if before is not None:
         use_reference_attention(model)
-        with _phase("alone", on_phase):
+        with _phase("alone", on_phase), rounded_weights(model, format.packing):
             before(model)
     with _phase("self-check", on_phase):
         try:

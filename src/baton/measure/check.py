@@ -20,7 +20,6 @@ from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings, resolve
 from baton.engine.engine import Engine
 from baton.kv.rectangle import is_lazy
-from baton.loader.formats import ROUNDED_TOLERANCE
 from baton.loader.load import Loaded
 from baton.loader.oracle import Case, Oracle
 from baton.loader.selfcheck import another_size
@@ -231,7 +230,7 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
         _drive(engine, some, scenario.late, deliver)
-    tolerance = ROUNDED_TOLERANCE if loaded.format.rounded_bits is not None else oracle.tolerance
+    tolerance = max(loaded.format.tolerance, oracle.tolerance)
     outcome = _compared(scenario, cases, list(answers.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
 

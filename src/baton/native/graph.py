@@ -117,6 +117,21 @@ class Graph:
     vocabulary: int = 0
 
 
+def head_tables(graph: Graph) -> set[int]:
+    """The tables of the output layer, and those of products that read the same numbers as it does."""
+    sizes = {at: len(one.weight) for at, one in enumerate(graph.tables) if one.weight is not None}
+    heads = {at for at, size in sizes.items() if size == graph.vocabulary}
+    readers: list[set[int]] = []
+    for line in graph.lines:
+        if line.does == "READY":
+            readers.append(set())
+        elif line.does == "PRODUCT":
+            readers[-1].add(line.table)
+    while more := {table for group in readers if group & heads for table in group} - heads:
+        heads |= more
+    return heads
+
+
 def refuse(why: str) -> LoadError:
     return LoadError(f"its step cannot be carried out natively: {why}")
 

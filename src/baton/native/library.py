@@ -14,11 +14,12 @@ from typing import Any
 
 from baton.core.errors import LoadError, SettingError
 
-ABI = 2  # see baton_abi in source/main.cpp
+ABI = 3  # see baton_abi in source/main.cpp
 
-FLOAT32, BFLOAT16, INT8 = range(3)  # kinds of weights, keys and values
+FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # kinds of weights, keys and values
 PANEL = 32  # outputs side by side in a packed weight
 GROUP = 64  # inputs that share an int8 weight's scale, per output
+CHUNK = 32  # inputs of a row that share a scale in products with int4 weights
 VARIANTS = ("plain", "avx2", "avx512", "avx512bf16")
 OFF = "off"
 
@@ -35,6 +36,9 @@ class Weight(Structure):
         ("inputs", c_int64),
         ("data", c_void_p),
         ("scales", c_void_p),
+        ("group", c_int32),
+        ("planes", c_int32),
+        ("power", c_float),
     ]
 
 
@@ -224,7 +228,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
     "baton_kernels": (c_void_p, (c_char_p,)),
     "baton_name": (c_char_p, (c_void_p,)),
     "baton_weight_bytes": (c_int64, (c_void_p, c_int32, c_int64, c_int64)),
-    "baton_scale_count": (c_int64, (c_void_p, c_int32, c_int64, c_int64)),
+    "baton_scale_bytes": (c_int64, (c_void_p, c_int32, c_int64, c_int64, c_int64)),
     "baton_pack": (_checked, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p, c_int32)),
     "baton_unpack": (_checked, (c_void_p, POINTER(Weight), c_int64, c_int64, c_void_p)),
     "baton_product": (_checked, (c_void_p, POINTER(Weight), c_void_p, c_int64, c_void_p, c_void_p)),
@@ -245,7 +249,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
     "baton_time_parts": (_checked, (c_void_p, c_int32)),
     "baton_parts": (_checked, (c_void_p, c_void_p)),
 }
-_MEASURES = ("baton_weight_bytes", "baton_scale_count")
+_MEASURES = ("baton_weight_bytes", "baton_scale_bytes")
 _MAKERS = ("baton_pool_new", "baton_program_new")
 
 

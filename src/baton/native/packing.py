@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from ctypes import CDLL, byref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,22 +18,30 @@ KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16}
 
 _PIECE_BYTES = 4 << 20
 _LINE = 64
+_HALF_EXPONENT = 15  # 2^15 is below the greatest float16
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
     """How weights are packed. `kind`: the packed format's number; None keeps each weight's own number format.
 
-    `exact`: whether a packed weight unpacks to the same numbers.
+    `exact`: whether a packed weight unpacks to the same numbers. `group` and `planes`: of int4, see
+    source/kernels.h. `head`: how the output layer is kept, and an embedding that is tied to it; None: as all others.
     """
 
     kind: int | None = None
     exact: bool = True
+    group: int = 0
+    planes: int = 0
+    head: Packing | None = None
+
+    def of(self, *, head: bool) -> Packing:
+        """How a product's weight is kept. `head`: whether it is the output layer's."""
+        return self.head if head and self.head is not None else self
 
     def bytes_of(self, library: CDLL, kernels: Any, weight: Tensor) -> int:
         """Bytes of this weight when packed, rounded up to whole cache lines."""
-        data, scales = self._sizes(library, kernels, weight)
-        return aligned(data + 4 * scales)
+        return aligned(sum(self._sizes(library, kernels, weight)))
 
     def pack(self, library: CDLL, kernels: Any, weight: Tensor, address: int) -> native.Weight:
         """Packs the weight into `bytes_of` bytes at this address.
@@ -42,6 +51,8 @@ class Packing:
         data, scales = self._sizes(library, kernels, weight)
         outputs, inputs = weight.shape
         packed = native.Weight(self._kind(weight), outputs, inputs, address, address + data if scales else None)
+        if packed.kind == native.INT4:
+            packed.group, packed.planes, packed.power = self.group, self.planes, power_of(weight)
         # In pieces, so that a weight with another layout in memory is never copied whole.
         step = max(native.PANEL, _PIECE_BYTES // max(1, inputs * weight.element_size()) // native.PANEL * native.PANEL)
         for first in range(0, outputs, step):
@@ -49,20 +60,45 @@ class Packing:
             library.baton_pack(kernels, byref(packed), first, len(piece), piece.data_ptr(), kind_of(piece.dtype))
         return packed
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        """The numbers `[outputs, inputs]` that products read in place of a weight's. Raises LoadError as `pack`."""
+        library, kernels = native.library, native.best()
+        if library is None or kernels is None:
+            raise LoadError(native.describe())
+        room = torch.empty(self.bytes_of(library, kernels, weight) + _LINE, dtype=torch.uint8)
+        packed = self.pack(library, kernels, weight, aligned(room.data_ptr()))
+        rounded = torch.empty(weight.shape)
+        library.baton_unpack(kernels, byref(packed), 0, len(weight), rounded.data_ptr())
+        return rounded.to(weight.dtype)
+
     def _kind(self, weight: Tensor) -> int:
         return KINDS.get(weight.dtype, native.FLOAT32) if self.kind is None else self.kind
 
     def _sizes(self, library: CDLL, kernels: Any, weight: Tensor) -> tuple[int, int]:
-        """Bytes of the packed numbers, and the number of scales."""
+        """Bytes of the packed numbers, and of their scales."""
         kind, (outputs, inputs) = self._kind(weight), weight.shape
         return (
             library.baton_weight_bytes(kernels, kind, outputs, inputs),
-            library.baton_scale_count(kernels, kind, outputs, inputs),
+            library.baton_scale_bytes(kernels, kind, self.group, outputs, inputs),
         )
 
 
 AS_SAVED = Packing()
 INT8 = Packing(native.INT8, exact=False)
+INT4 = Packing(native.INT4, exact=False, group=32, planes=1, head=INT8)
+INT4_EXACT = replace(INT4, planes=2)
+
+
+def power_of(weight: Tensor) -> float:
+    """The power of two by which the scales of a weight's 4-bit groups fit float16, the greatest of them near its top.
+
+    So a scale keeps all of float16's digits if it is a 2^28th of the greatest or more.
+    """
+    low, high = weight.detach().aminmax()
+    top = max(-float(low), float(high)) / 8
+    if not 0 < top < math.inf:
+        return 1.0
+    return 2.0 ** max(math.frexp(top)[1] - _HALF_EXPONENT, -126)
 
 
 def kind_of(dtype: torch.dtype) -> int:

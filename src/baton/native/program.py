@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import CDLL, byref, c_int64, c_size_t, c_void_p
 from functools import cache
 from typing import Any
@@ -22,7 +22,7 @@ from baton.kv.rectangle import Rectangle
 from baton.model.probe import Geometry
 from baton.model.visibility import NOBODY, Span
 from baton.native import library as native
-from baton.native.graph import Graph, Line, Ref, Space
+from baton.native.graph import Graph, Line, Ref, Space, head_tables
 from baton.native.packing import AS_SAVED, KINDS, Packing, aligned, kind_of
 
 _HUGE_PAGE = 2 << 20
@@ -42,9 +42,9 @@ def _pool(threads: int) -> int:
 class Program:
     """`dtype`: of keys and values, and of weights that are not quantised. Only one thread calls it.
 
-    `packing`: how products' weights are kept. `release`: parameters whose memory is given back as soon as they are
-    packed, so that there is never a second copy of all; `restore` undoes it. Raises LoadError without a native library,
-    if it does not compute in this dtype, or if its threads cannot start.
+    `packing`: how products' weights are kept. `parameters`: the model's, and whether to `release` their memory once
+    they are packed, so that there is never a second copy of all; `restore` undoes it.
+    Raises LoadError without a native library, if it does not compute in this dtype, or if its threads cannot start.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Program:
         *,
         threads: int,
         packing: Packing = AS_SAVED,
-        release: Iterable[nn.Parameter] = (),
+        parameters: Iterable[nn.Parameter] = (),
+        release: bool = False,
     ) -> None:
         kernels = native.best()
         if native.library is None or kernels is None:
@@ -71,19 +72,29 @@ class Program:
         # Memory that the native side points to must live as long as this object.
         self._alive: list[Any] = []
         self.weight_bytes = 0
-        self._arena = _Arena(sum(map(self._packed_bytes, (one.weight for one in graph.tables if one.packed))))
+        head = head_tables(graph)
+        packings = [packing.of(head=at in head) for at in range(len(graph.tables))]
+        self._arena = _Arena(
+            sum(
+                packed.bytes_of(self._library, kernels, one.weight)
+                for one, packed in zip(graph.tables, packings, strict=True)
+                if one.packed and one.weight is not None
+            )
+        )
         self._alive.append(self._arena)
-        self._releasing = {parameter.data_ptr(): parameter for parameter in release}
-        self._released: list[tuple[nn.Parameter, native.Weight, bool]] = []
+        self._parameters = {parameter.data_ptr(): parameter for parameter in parameters}
+        self._release = release
+        # What was packed: the parameter, or None if it was made of some; and whether it lies the other way round.
+        self._kept: list[tuple[nn.Parameter | None, native.Weight, bool]] = []
         tables = []
-        for one in graph.tables:
+        for one, packed in zip(graph.tables, packings, strict=True):
             assert one.weight is not None
-            tables.append(self._packed(one.weight) if one.packed else self._as_is(one.weight))
+            tables.append(self._packed(one.weight, packed) if one.packed else self._as_is(one.weight))
             one.weight = None
-        for parameter in self._releasing.values():
+        for parameter in self._parameters.values() if release else ():
             # Parameters that stay must not hold on to the file from which all were loaded.
             parameter.data = parameter.data.clone()
-        self._releasing.clear()
+        self._parameters.clear()
         self._tables = (native.Table * len(tables))(*tables)
         code = (native.Instruction * len(graph.lines))(*(self._instruction(line) for line in graph.lines))
         count = len(geometry.shapes)
@@ -176,15 +187,44 @@ class Program:
         self._library.baton_commit(self._program, byref(ran[0]))
 
     def restore(self) -> None:
-        """Gives the released parameters back to the model. Raises LoadError if they were quantised."""
-        if self._released and not self._packing.exact:
+        """Gives the model back the parameters that were released. Raises LoadError where they were quantised."""
+        if not self._release:
+            return
+        if self._kept and not self._packing.exact:
             raise LoadError("its weights were quantised and are gone")
-        for parameter, weight, turned in self._released:
-            unpacked = torch.empty(weight.outputs, weight.inputs)
-            self._library.baton_unpack(self._kernels, byref(weight), 0, weight.outputs, unpacked.data_ptr())
-            unpacked = unpacked.to(parameter.dtype)
-            parameter.data = unpacked.t().contiguous() if turned else unpacked
-        self._released.clear()
+        for parameter, weight, turned in self._kept:
+            if parameter is not None:
+                parameter.data = self._unpacked(parameter, weight, turned)
+        self._kept.clear()
+
+    @property
+    def lendable_bytes(self) -> int | None:
+        """Of the parameters that `lent` gives, or None if products read weights that are no parameters."""
+        size = 0
+        for parameter, weight, _ in self._kept:
+            if parameter is None:
+                return None
+            size += parameter.element_size() * weight.outputs * weight.inputs
+        return size
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """The model has parameters with the numbers that products read, which may be rounded, for so long."""
+        before = [(parameter, parameter.data) for parameter, _, _ in self._kept if parameter is not None]
+        try:
+            for parameter, weight, turned in self._kept:
+                if parameter is not None:
+                    parameter.data = self._unpacked(parameter, weight, turned)
+            yield
+        finally:
+            for parameter, data in before:
+                parameter.data = data
+
+    def _unpacked(self, parameter: nn.Parameter, weight: native.Weight, turned: bool) -> Tensor:
+        packed = torch.empty(weight.outputs, weight.inputs)
+        self._library.baton_unpack(self._kernels, byref(weight), 0, weight.outputs, packed.data_ptr())
+        packed = packed.to(parameter.dtype)
+        return packed.t().contiguous() if turned else packed
 
     def profile(self, on: bool) -> None:
         """Starts or stops counting seconds by instruction."""
@@ -207,18 +247,17 @@ class Program:
 
     # What the native side is handed
 
-    def _packed_bytes(self, weight: Tensor | None) -> int:
-        assert weight is not None
-        return self._packing.bytes_of(self._library, self._kernels, weight)
-
-    def _packed(self, weight: Tensor) -> native.Table:
+    def _packed(self, weight: Tensor, packing: Packing) -> native.Table:
         """Packs a product's weight into the arena, and gives back the model's own memory for it if that is allowed."""
-        size = self._packed_bytes(weight)
-        packed = self._packing.pack(self._library, self._kernels, weight, self._arena.take(size))
+        size = packing.bytes_of(self._library, self._kernels, weight)
+        packed = packing.pack(self._library, self._kernels, weight, self._arena.take(size))
         self.weight_bytes += size
-        parameter = self._releasing.pop(weight.data_ptr(), None)
-        if parameter is not None and parameter.numel() == weight.numel():
-            self._released.append((parameter, packed, not weight.is_contiguous()))
+        parameter = self._parameters.get(weight.data_ptr())
+        if parameter is not None and parameter.numel() != weight.numel():
+            parameter = None
+        self._kept.append((parameter, packed, not weight.is_contiguous()))
+        if self._release and parameter is not None:
+            del self._parameters[weight.data_ptr()]
             _drop_pages(parameter.data)
             parameter.data = parameter.data.new_empty(0)
         return native.Table(packed, 0)
@@ -227,7 +266,7 @@ class Program:
         """A weight that is read row by row, such as an embedding's."""
         kind, (outputs, inputs) = kind_of(weight.dtype), weight.shape
         weight = weight.detach().contiguous()
-        parameter = self._releasing.pop(weight.data_ptr(), None)
+        parameter = self._parameters.pop(weight.data_ptr(), None) if self._release else None
         if parameter is not None:
             weight = parameter.data = weight.clone()
         self._alive.append(weight)

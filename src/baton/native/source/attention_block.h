@@ -34,10 +34,6 @@ constexpr int MOST_QUERIES = 6, MOST_VECTORS = 2;  // 12 sums in 16 registers
 // that), and behind them the sum of the values by their shares.
 constexpr int64_t TOP = 0, TOTAL = 1, SUMS = 2;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 static float greatest(vfloat x) {
     typedef float quarter __attribute__((vector_size(16)));
     quarter part[LANES / 4];

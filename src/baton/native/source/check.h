@@ -8,6 +8,7 @@
 
 // With these no number of bytes is above 2^62.
 constexpr int64_t MOST_SIZE = int64_t(1) << 42, MOST_NUMBERS = int64_t(1) << 44, MOST_WIDTH = int64_t(1) << 14;
+constexpr int64_t MOST_GROUP = int64_t(1) << 20;
 constexpr int64_t MOST_COLUMNS = int64_t(1) << 40;
 
 inline void need(bool sound) {
@@ -22,13 +23,20 @@ inline void check_sizes(int64_t a, int64_t b) {
 }
 
 inline void check_sizes(int32_t kind, int64_t outputs, int64_t inputs) {
-    need(within(kind, FLOAT32, INT8) && outputs > 0);
+    need(within(kind, FLOAT32, INT4) && outputs > 0);
     check_sizes(outputs, inputs);
 }
 
+// `group`: inputs that share a scale; of INT4 alone, others have none or their own.
+inline void check_sizes(int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
+    check_sizes(kind, outputs, inputs);
+    need(kind != INT4 || (within(group, CHUNK, MOST_GROUP) && group % CHUNK == 0));
+}
+
 inline void check(const Weight& weight) {
-    check_sizes(weight.kind, weight.outputs, weight.inputs);
-    need(weight.data && (weight.kind != INT8 || weight.scales));
+    check_sizes(weight.kind, weight.group, weight.outputs, weight.inputs);
+    need(weight.data && (weight.kind < INT8 || weight.scales));
+    need(weight.kind != INT4 || (within(weight.planes, 1, 2) && weight.power > 0));
 }
 
 // Outputs [first, first + count) of a weight.

@@ -1,7 +1,7 @@
 // What one instruction set offers, as a table of functions; main.cpp takes the best table that the machine can run.
 //
-// linear.cpp, attention.cpp, rowwise.cpp and variant.cpp are compiled once per instruction set, each time in a
-// namespace of its own (VARIANT) and with flags of its own. So they use no templates or inline functions of the
+// linear.cpp, linear4.cpp, attention.cpp, rowwise.cpp and variant.cpp are compiled once per instruction set, each time
+// in a namespace of its own (VARIANT) and with flags of its own. So they use no templates or inline functions of the
 // standard library: a linker may keep the copy with the wrong instructions.
 #pragma once
 
@@ -9,8 +9,9 @@
 
 constexpr int64_t PANEL = 32;  // outputs that lie side by side in a packed weight
 constexpr int64_t GROUP = 64;  // inputs that share an int8 weight's scale, per output
+constexpr int64_t CHUNK = 32;  // inputs of a row that share a scale in products with int4 weights
 
-enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
+enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
 // A weight w[outputs, inputs] as products read it: y[M, outputs] = x[M, inputs] . w^T.
 //
@@ -18,11 +19,18 @@ enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 // each lie side by side, so that one load gives the operands of a two-step dot product (dpbf16, dpwssd), and widening
 // bfloat16 is a shift and a mask. Float32 weights go input by input, 32 outputs each. Outputs are padded to whole
 // panels, inputs to whole pairs or groups, with zeros.
+//
+// INT4: codes 0 to 15, where a number is (code - 8) x scale x power. In a panel inputs go by steps of 8: 4 bytes of each
+// of the 32 outputs lie side by side, byte j with the code of input j in its low half and of input 4 + j in its high
+// one. So a register of low or high halves is an operand of a dot product of 4 bytes. Inputs are padded to whole chunks.
 struct Weight {
     int32_t kind;
     int64_t outputs, inputs;
-    void* data;     // 64-byte aligned
-    float* scales;  // INT8: [groups][padded outputs]; else null
+    void* data;      // 64-byte aligned
+    void* scales;    // INT8: float32 [groups][padded outputs]. INT4: float16 [panels][groups][PANEL]. Else null
+    int32_t group;   // INT4: inputs that share a scale, a multiple of CHUNK
+    int32_t planes;  // INT4: bytes of an activation in products, 1 or 2
+    float power;     // INT4: a power of two, by which all scales fit float16
 };
 
 // Keys or values of one layer, [rows, columns, heads, dim], the last dimension dense; strides in elements.
@@ -81,7 +89,7 @@ struct Kernels {
 
     // Weights. Bytes are multiples of 64.
     int64_t (*weight_bytes)(int32_t kind, int64_t outputs, int64_t inputs);
-    int64_t (*scale_count)(int32_t kind, int64_t outputs, int64_t inputs);
+    int64_t (*scale_bytes)(int32_t kind, int64_t group, int64_t outputs, int64_t inputs);
     // Packs outputs [first, first + count) from a row-major piece [count, inputs] in float32 or bfloat16 (`from`).
     // Outputs behind the weight's last, up to a whole panel, are set to zero by whoever packs the last one.
     void (*pack)(const Weight*, int64_t first, int64_t count, const void* piece, int32_t from);

@@ -9,6 +9,8 @@
 // cache lines, [line][rows of the tile][16 words]: threads that make different rows ready share no line, and the rows
 // of a tile are found at constant distances.
 #include "kernels.h"
+#include "linear4.h"
+#include "rounding.h"
 #include "vectors.h"
 
 namespace VARIANT {
@@ -24,14 +26,8 @@ constexpr int STRIP = 2 * LANES;  // outputs of a tile
 constexpr int64_t AHEAD = 8 << 10;  // bytes; how far ahead of its use memory is asked for, where each byte is used once
 constexpr int64_t LINE = 16;  // words
 constexpr int64_t GROUP_STEPS = GROUP / 2;
-constexpr float LEAST = 1e-30f;  // a group of numbers below this is taken as zeros: its scale would lose digits
 
-typedef int16_t vshort __attribute__((vector_size(LANES * 4)));
 typedef int8_t vbyte __attribute__((vector_size(LANES * 2)));
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static int64_t groups_of(int64_t inputs) { return up(inputs, GROUP); }
 
@@ -45,47 +41,13 @@ static int64_t number_bytes(int32_t kind) { return kind == FLOAT32 ? 4 : kind ==
 static int64_t panel_bytes(int32_t kind, int64_t inputs) { return padded(kind, inputs) * PANEL * number_bytes(kind); }
 
 int64_t weight_bytes(int32_t kind, int64_t outputs, int64_t inputs) {
+    if (kind == INT4) return weight_bytes_4(outputs, inputs);
     return up(outputs, PANEL) * panel_bytes(kind, inputs);
 }
 
-int64_t scale_count(int32_t kind, int64_t outputs, int64_t inputs) {
-    return kind == INT8 ? groups_of(inputs) * up(outputs, PANEL) * PANEL : 0;
-}
-
-// The greatest magnitude; NaN or infinity where there is one (as bits, a NaN is above infinity).
-static float greatest(const float* x) {
-    uint32_t bits[GROUP], found = 0;
-    std::memcpy(bits, x, sizeof bits);
-    for (int i = 0; i < GROUP; i++) {
-        const uint32_t magnitude = bits[i] & 0x7fffffff;
-        found = magnitude > found ? magnitude : found;
-    }
-    float answer;
-    std::memcpy(&answer, &found, sizeof answer);
-    return answer;
-}
-
-// A group as integers up to `limit` times the scale that is answered. With a NaN or infinity among them all integers
-// are 0 and the scale is NaN, so that products are NaN.
-static float quantise(const float* x, float limit, int16_t* to) {
-    const float top = greatest(x);
-    const bool finite = top <= 3.402823466e38f;
-    const float inverse = finite && top >= LEAST ? limit / top : 0.0f;
-    const double magic = 6755399441055744.0;  // 1.5 x 2^52: adding it rounds to the nearest integer, ties to even
-    for (int i = 0; i < GROUP; i++) {
-        const double scaled = double(finite ? x[i] : 0.0f) * double(inverse);  // exact, with and without fused adding
-        to[i] = int16_t((scaled + magic) - magic);
-    }
-    return finite ? (inverse > 0 ? top / limit : 0.0f) : NAN;
-}
-
-// `count` (at most GROUP) numbers as float32, zeros behind them.
-static void read(const void* from, int32_t kind, int64_t at, int64_t count, float* to) {
-    for (int64_t i = 0; i < count; i++) {
-        to[i] = kind == FLOAT32 ? static_cast<const float*>(from)[at + i]
-                                : widen(static_cast<const uint16_t*>(from)[at + i]);
-    }
-    for (int64_t i = count; i < GROUP; i++) to[i] = 0;
+int64_t scale_bytes(int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
+    if (kind == INT4) return scale_bytes_4(group, outputs, inputs);
+    return kind == INT8 ? groups_of(inputs) * up(outputs, PANEL) * PANEL * 4 : 0;
 }
 
 // Where in the weight output `output`'s input `input` lies, in numbers; the first of a pair has the second behind it.
@@ -96,7 +58,7 @@ static int64_t place(const Weight* w, int64_t output, int64_t input) {
 }
 
 static float* scale_of(const Weight* w, int64_t output, int64_t input) {
-    return w->scales + input / GROUP * up(w->outputs, PANEL) * PANEL + output;
+    return static_cast<float*>(w->scales) + input / GROUP * up(w->outputs, PANEL) * PANEL + output;
 }
 
 // One output's inputs from `input` on, a group or what the weight's padding leaves of it.
@@ -111,28 +73,30 @@ static void pack_group(const Weight* w, int64_t output, int64_t input, const flo
         for (int64_t i = 0; i < count; i++) to[i / 2 * step + i % 2] = narrow(x[i]);
     } else {
         int16_t whole[GROUP];
-        *scale_of(w, output, input) = quantise(x, 127, whole);
+        *scale_of(w, output, input) = quantise<GROUP>(x, 127, whole);
         int8_t* to = static_cast<int8_t*>(w->data) + place(w, output, input);
         for (int64_t i = 0; i < count; i++) to[i / 2 * step + i % 2] = int8_t(whole[i]);
     }
 }
 
 void pack(const Weight* w, int64_t first, int64_t count, const void* piece, int32_t from) {
+    if (w->kind == INT4) return pack_4(w, first, count, piece, from);
     float x[GROUP];
     for (int64_t i = 0; i < count; i++) {
         for (int64_t k = 0; k < w->inputs; k += GROUP) {
-            read(piece, from, i * w->inputs + k, least(w->inputs - k, GROUP), x);
+            read<GROUP>(piece, from, i * w->inputs + k, w->inputs - k, x);
             pack_group(w, first + i, k, x);
         }
     }
     if (first + count < w->outputs) return;
-    read(piece, from, 0, 0, x);
+    std::memset(x, 0, sizeof x);
     for (int64_t output = w->outputs; output % PANEL; output++) {
         for (int64_t k = 0; k < w->inputs; k += GROUP) pack_group(w, output, k, x);
     }
 }
 
 void unpack(const Weight* w, int64_t output, float* to) {
+    if (w->kind == INT4) return unpack_4(w, output, to);
     for (int64_t k = 0; k < w->inputs; k++) {
         const int64_t at = place(w, output, k);
         to[k] = w->kind == FLOAT32    ? static_cast<const float*>(w->data)[at]
@@ -141,13 +105,9 @@ void unpack(const Weight* w, int64_t output, float* to) {
     }
 }
 
-// Rows go in as few tiles as can be, of sizes that differ by one at most.
 static int64_t tile_count(int64_t rows) { return up(rows, MOST_ROWS); }
 
-static int64_t tile_start(int64_t rows, int64_t tile) {
-    const int64_t tiles = tile_count(rows);
-    return tile * (rows / tiles) + least(tile, rows % tiles);
-}
+static int64_t tile_start(int64_t rows, int64_t tile) { return part_start(rows, tile_count(rows), tile); }
 
 // Words that a step reads of each row, and steps.
 #ifdef __AVX512BF16__
@@ -166,6 +126,7 @@ static int64_t step_bytes(int32_t kind) { return PANEL * number_bytes(kind) * (k
 static int64_t row_words(const Weight* w) { return up(step_count(w) * step_words(w->kind), LINE) * LINE; }
 
 int64_t ready_bytes(const Weight* w, int64_t rows) {
+    if (w->kind == INT4) return ready_bytes_4(w, rows);
     const int64_t scales = w->kind == INT8 ? groups_of(w->inputs) : 0;
     return up(rows * (row_words(w) + scales) * 4, 64) * 64;
 }
@@ -179,7 +140,7 @@ static int64_t ready_group(int32_t kind, const float* x, int64_t count, uint32_t
     uint16_t halves[GROUP];
     if (kind == INT8) {
         int16_t whole[GROUP];
-        *scale = quantise(x, 32767, whole);
+        *scale = quantise<GROUP>(x, 32767, whole);
         std::memcpy(halves, whole, sizeof halves);
     } else {
 #ifdef __AVX512BF16__
@@ -210,7 +171,7 @@ static void ready_row(const Weight* w, const float* x, uint32_t* to, float* scal
     }
     for (; k < w->inputs; k += GROUP) {
         const int64_t count = least(w->inputs - k, GROUP);
-        read(x, FLOAT32, k, count, group);
+        read<GROUP>(x, FLOAT32, k, count, group);
         const int64_t lines = ready_group(w->kind, group, count, words, scales + k / GROUP);
         for (int64_t i = 0; i < lines; i++, to += of * LINE) std::memcpy(to, words + i * LINE, 4 * LINE);
     }
@@ -218,6 +179,7 @@ static void ready_row(const Weight* w, const float* x, uint32_t* to, float* scal
 
 void make_ready(const Weight* w, const float* x, int64_t stride, int64_t first, int64_t count, int64_t rows,
                 void* ready) {
+    if (w->kind == INT4) return make_ready_4(w, x, stride, first, count, rows, ready);
     uint32_t* words = static_cast<uint32_t*>(ready);
     float* scales = reinterpret_cast<float*>(words + rows * row_words(w));
     for (int64_t tile = 0; tile < tile_count(rows); tile++) {
@@ -409,7 +371,7 @@ static void multiply_block(const Weight* w, const void* ready, int64_t rows, int
     t.bias = to == step_count(w) ? bias : nullptr;
     t.groups = groups_of(w->inputs);
     t.scale_stride = up(w->outputs, PANEL) * PANEL;
-    if (w->kind == INT8) t.scales = w->scales + group * t.scale_stride + panel * PANEL;
+    if (w->kind == INT8) t.scales = static_cast<const float*>(w->scales) + group * t.scale_stride + panel * PANEL;
     const int64_t tiles = tile_count(rows), block = t.steps * step_bytes(w->kind);
     t.advance = step_bytes(w->kind) / tiles;
     for (int64_t tile = 0; tile < tile_count(rows); tile++) {
@@ -424,6 +386,7 @@ static void multiply_block(const Weight* w, const void* ready, int64_t rows, int
 
 void product(const Weight* w, const void* ready, int64_t rows, int64_t from, int64_t to, const float* bias, float* y,
              int64_t stride, float*) {
+    if (w->kind == INT4) return product_4(w, ready, rows, from, to, bias, y, stride);
     const int64_t steps = step_count(w);
     const int64_t block = BLOCK_BYTES / step_bytes(w->kind);
     for (int64_t panel = from; panel < to; panel++) {

@@ -7,13 +7,18 @@
 
 #include <cstring>
 #include <initializer_list>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace {
 
 bool runs(const char* name) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned a = 0, b = 0, features = 0, d = 0;
+    __get_cpuid(1, &a, &b, &features, &d);
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && features & bit_F16C;
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (!std::strcmp(name, "avx2")) return avx2;
@@ -44,7 +49,7 @@ extern "C" {
 
 // Raise it, and ABI in baton/native/library.py, whenever a function's arguments, a struct or what they mean changes:
 // a library that was built from other sources than Python's side expects is refused, not called.
-API int32_t baton_abi() { return 2; }
+API int32_t baton_abi() { return 3; }
 
 // The bytes of each struct, in the order of STRUCTURES in baton/native/library.py; answers how many there are.
 API int32_t baton_sizes(int64_t* sizes, int32_t room) {
@@ -77,11 +82,11 @@ API int64_t baton_weight_bytes(const Kernels* k, int32_t kind, int64_t outputs, 
     return found;
 }
 
-API int64_t baton_scale_count(const Kernels* k, int32_t kind, int64_t outputs, int64_t inputs) {
+API int64_t baton_scale_bytes(const Kernels* k, int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
     int64_t found = -1;
     guarded([&] {
-        check_sizes(kind, outputs, inputs);
-        found = k->scale_count(kind, outputs, inputs);
+        check_sizes(kind, group, outputs, inputs);
+        found = k->scale_bytes(kind, group, outputs, inputs);
     });
     return found;
 }

@@ -55,13 +55,22 @@ void check_lengths(std::initializer_list<int64_t> all) {
     for (int64_t one : all) need(within(one, 0, MOST_WIDTH * MOST_WIDTH));
 }
 
+// Whether products with one weight read what was made ready for the other.
+bool alike(const Weight& a, const Weight& b) {
+    return a.kind == b.kind && a.inputs == b.inputs && (a.kind != INT4 || a.planes == b.planes);
+}
+
 // That each instruction is one, and names what is there.
-void check(const Instruction* code, int64_t count, int64_t tables, int64_t layers, int64_t visibilities) {
+void check(const Instruction* code, int64_t count, const Table* table, int64_t tables, int64_t layers,
+           int64_t visibilities) {
+    const Weight* ready = nullptr;
     for (int64_t i = 0; i < count; i++) {
         const Instruction& one = code[i];
         need(within(one.does, 0, DOES_COUNT - 1) && within(one.op.operands, 0, MOST_OPERANDS));
         if (one.does == ROWWISE) need(within(one.op.code, 0, ROWWISE_COUNT - 1));
         if (one.does == EMBED || one.does == READY || one.does == PRODUCT) need(within(one.weight, 0, tables - 1));
+        if (one.does == READY) ready = &table[one.weight].weight;
+        if (one.does == PRODUCT) need(ready && alike(*ready, table[one.weight].weight));
         if (one.does == KEEP) need(within(one.layer, 0, layers - 1));
         if (one.does == ATTEND) need(within(one.visibility, 0, visibilities - 1));
     }
@@ -416,7 +425,7 @@ API Program* baton_program_new(const Kernels* kernels, Pool* pool, const Program
                                int64_t layer_count, const Visibility* visibilities, int64_t visibility_count) {
     return made([&] {
         check_lengths({count, table_count, layer_count, visibility_count});
-        check(code, count, table_count, layer_count, visibility_count);
+        check(code, count, tables, table_count, layer_count, visibility_count);
         for (int64_t i = 0; i < visibility_count; i++) need(within(visibilities[i].layer, 0, layer_count - 1));
         return new Program(kernels, pool, *ir, code, count, tables, table_count, layers, layer_count, visibilities,
                            visibility_count);

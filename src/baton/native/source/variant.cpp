@@ -9,7 +9,7 @@
 namespace VARIANT {
 
 int64_t weight_bytes(int32_t kind, int64_t outputs, int64_t inputs);
-int64_t scale_count(int32_t kind, int64_t outputs, int64_t inputs);
+int64_t scale_bytes(int32_t kind, int64_t group, int64_t outputs, int64_t inputs);
 void pack(const Weight*, int64_t first, int64_t count, const void* piece, int32_t from);
 void unpack(const Weight*, int64_t output, float* to);
 int64_t ready_bytes(const Weight*, int64_t rows);
@@ -26,7 +26,7 @@ int64_t attention_scratch(const Attention*);
 void rowwise(const RowOp*, int64_t first, int64_t last, float* scratch);
 
 static const Kernels table = {
-    TEXT(VARIANT),     weight_bytes,    scale_count,     pack,   unpack,           ready_bytes, make_ready,
+    TEXT(VARIANT),     weight_bytes,    scale_bytes,     pack,   unpack,           ready_bytes, make_ready,
     product,           product_scratch, attention_tasks, attend, attention_merges, merge,       partial_floats,
     attention_scratch, rowwise,
 };

@@ -24,6 +24,7 @@ constexpr int LANES = 4;
 typedef float vfloat __attribute__((vector_size(LANES * 4)));
 typedef int32_t vint __attribute__((vector_size(LANES * 4)));
 typedef uint32_t vuint __attribute__((vector_size(LANES * 4)));
+typedef int16_t vshort __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vhalf __attribute__((vector_size(LANES * 2)));
 
 template <typename V, typename T>
@@ -57,6 +58,10 @@ static inline uint16_t narrow(float x) {
     if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
     return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static inline float sum(vfloat x) {
     float total = 0;
