@@ -6,7 +6,6 @@ import contextlib
 from pathlib import Path
 
 from baton.core.config import Config
-from baton.core.errors import SettingError
 from baton.core.settings import limits_of, server_settings
 from baton.jobs.folder import Folder
 from baton.server.auth import access_of
@@ -23,9 +22,6 @@ def run_server(config: Config, began: float) -> None:
         bound = held.enter_context(bind(server.host, server.port))
         access = access_of(server, bound.getsockname()[0])
         if config.models:
-            if server.batch_dir is not None:
-                message = "--batch-dir: only a server of one model has it; `baton batch --server` asks any server"
-                raise SettingError(message, param="batch_dir")
             from baton.cli.serve_several import run_several
 
             run_several(config, server, bound, access, began)

@@ -195,9 +195,11 @@ def check_several(config: Config) -> None:
         raise SettingError("give either one model or several, not both", param="models")
     if config.served_model_name is not None:
         raise SettingError("--served-model-name is for one model: give several as NAME=ID", param="served_model_name")
-    for name in ("trace", "batch_dir"):
-        if getattr(config, name) is not None:
-            raise SettingError(f"{flag_of(name)} is for one model: a server of its own has it", param=name)
+    if config.trace is not None:
+        raise SettingError("--trace is for one model: each writes a file of its own", param="trace")
+    if config.batch_dir is not None:
+        message = "--batch-dir is for one model; `baton batch --server` asks any server"
+        raise SettingError(message, param="batch_dir")
     named_models(config)
 
 
