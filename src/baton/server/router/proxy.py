@@ -23,10 +23,10 @@ from baton.server.stream import STREAM_HEADERS, WAITING, until_gone
 from baton.server.workers import Workers
 
 # Headers of one connection, or that are written again for each of the two.
-_OWN = {b"connection", b"content-length", b"expect", b"host", b"keep-alive", b"trailer", b"transfer-encoding"}
-_OWN |= {b"upgrade", b"x-content-type-options", b"x-request-id"}
-# The server itself has checked pages' origins.
-_OF_THE_CLIENT = {b"origin", *_OWN}
+_OWN = {b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"}
+# The server itself has checked pages' origins; a body's length is told by whoever sends it.
+_OF_THE_CLIENT = {*_OWN, b"content-length", b"expect", b"host", b"origin"}
+_OF_THE_MODEL = {*_OWN, b"date", b"x-content-type-options"}
 _CONNECT_SECONDS = 5.0
 
 _log = logging.getLogger("baton.server")
@@ -194,7 +194,7 @@ class _Sender:
 
 
 def _passed_on(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower(), value) for name, value in headers if name.lower() not in _OWN]
+    return [(name.lower(), value) for name, value in headers if name.lower() not in _OF_THE_MODEL]
 
 
 def _event(path: str, body: bytes) -> bytes:
