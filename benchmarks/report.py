@@ -63,6 +63,18 @@ def machine(model: str | None) -> str:
     )
 
 
+def processor() -> str:
+    """Its name and those of its instruction sets that products use, as Linux says them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    sets = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+    known = [one for one in sets if one in facts.get("flags", "").split()]
+    return f"{facts.get('model name', platform.machine())} ({', '.join(known)}), {os.cpu_count()} cores"
+
+
 def command() -> str:
     return "python " + shlex.join(sys.orig_argv[1:])
 

@@ -322,6 +322,11 @@ def test_info_says_what_fits(baton: Run, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert (facts["parameters"], facts["weight_bytes"]) == (parameters, parameters * 4)
+    head = model.lm_head.weight.numel()
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)) - head
+    rest = 4 * (parameters - linear - head)
+    assert facts["weight_bytes_int8"] == int(rest + 8.5 / 8 * (linear + head))
+    assert facts["weight_bytes_int4"] == int(rest + 4.5 / 8 * linear + 8.5 / 8 * head)
     # Two layers, one head, 16 numbers for keys and 16 for values.
     assert facts["kv_bytes_per_token"] == 2 * 32 * 4
     assert (facts["context_tokens"], facts["batched"], facts["why_not"]) == (CONTEXT, True, None)

@@ -1,11 +1,12 @@
 """Times the native linear products at several widths beside what the machine can do, measured in the same run.
 
     python -m benchmarks.cpu.native_linear [--variant avx512bf16] [--kinds bfloat16 int8]
-        [--shapes 576x1536] [--rows 1 8]
+        [--shapes 576x1536] [--rows 1 8] [--compare 3] [--write docs/benchmarks.md --section native_linear]
 
 Needs a C++ compiler. Compiles native_linear.cpp with the kernels' source and runs it on two threads. GB/s: of packed
 weights, which no cache holds. The percentages are of the read bandwidth and of the multiply-add rate; the higher of
-the two says how near a product is to its limit.
+the two says how near a product is to its limit. `--compare`: so many rounds, in which kinds take turns, and a table of
+medians that has them side by side.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.report import command, processor, table, write_section
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src/baton/native/source"
@@ -64,16 +68,44 @@ def show(program: str, kind: str, shape: str, rows: list[int]) -> None:
         print(f"| {count} | {took} | {speed} | {shares[0]} | {flops} | {shares[1]} |", flush=True)
 
 
+def compared(program: str, kinds: list[str], shape: str, rows: list[int], rounds: int) -> list[str]:
+    """Median microseconds of each kind, and how many times as long the others take as the first."""
+    took: dict[tuple[str, int], list[float]] = {}
+    for _ in range(rounds):
+        for kind in kinds:
+            for count, microseconds, *_ in list(measured(program, kind, shape, rows))[1:]:
+                took.setdefault((kind, int(count)), []).append(float(microseconds))
+    lines = []
+    for count in rows:
+        medians = [statistics.median(took[kind, count]) for kind in kinds]
+        ratios = [f"{one:,.1f} ({one / medians[0]:.2f}x)" for one in medians[1:]]
+        lines.append([shape, str(count), f"{medians[0]:,.1f}", *ratios])
+    return table(("outputs x inputs", "rows", *kinds), lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=FLAGS, default="avx512bf16")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--shapes", nargs="+", default=["576x1536", "1536x576", "49152x576"], help="OUTPUTSxINPUTS")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 12, 16, 32, 256, 512])
+    parser.add_argument("--compare", type=int, metavar="ROUNDS")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--section", default="native_linear")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         program = compiled(chosen.variant, folder)
         print(f"{chosen.variant}, 2 threads, {os.cpu_count()} cores; {' '.join(sys.argv[1:]) or 'as it stands'}")
+        if chosen.compare:
+            parts = [compared(program, chosen.kinds, shape, chosen.rows, chosen.compare) for shape in chosen.shapes]
+            lines = [
+                f"{chosen.variant} kernels, 2 threads; {processor()}. Microseconds, medians of {chosen.compare} rounds."
+            ]
+            lines += ["", *parts[0], *(line for part in parts[1:] for line in part[2:]), "", f"Again: `{command()}`"]
+            print("\n".join(lines))
+            if chosen.write:
+                write_section(chosen.write, chosen.section, "\n".join(lines))
+            return
         for kind in chosen.kinds:
             for shape in chosen.shapes:
                 show(program, kind, shape, chosen.rows)

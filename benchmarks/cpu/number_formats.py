@@ -21,6 +21,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
     "int8 weights": {"dtype": "float32", "quantize": "int8"},
+    "int4 weights": {"dtype": "float32", "quantize": "int4"},
 }
 LONGEST = 400
 

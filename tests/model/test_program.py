@@ -23,7 +23,7 @@ from baton.model.visibility import Span, cut
 from baton.native import forward as native_forward
 from baton.native import library as native
 from baton.native.forward import NativeForward
-from baton.native.graph import Graph, Ref
+from baton.native.graph import Buffer, Graph, Line, Ref, Space, TableSpec, head_tables
 from baton.native.lower import lower
 from baton.native.record import record
 from families import CONTEXT, FAMILIES, VOCABULARY, WINDOW, Family, bare_model, model_of
@@ -273,6 +273,19 @@ def test_4_bits_keep_the_output_layer_in_8() -> None:
         heads = [t.weight for t in forward.program._tables if not t.plain and t.weight.kind == native.INT8]
         assert kinds == {native.INT4, native.INT8}
         assert [weight.outputs for weight in heads] == [model.config.vocab_size]
+
+
+def test_products_that_read_what_the_output_layer_reads_are_kept_as_it_is() -> None:
+    """Rows are made ready once for all products that read them, and in one form."""
+    groups = [[0], [1, 2], [2, 3], [4]]
+    lines = [
+        Line(does, table=at)
+        for group in groups
+        for does, at in (("READY", group[0]), *(("PRODUCT", at) for at in group))
+    ]
+    token, position = Buffer(1, Space.VALUES), Buffer(1, Space.VALUES)
+    tables = [TableSpec(torch.empty(outputs, 3), packed=True) for outputs in (5, 7, 4, 4, 6)]
+    assert head_tables(Graph(token, position, lines=lines, tables=tables, vocabulary=7)) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "int4:exact"])

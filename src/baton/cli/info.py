@@ -14,9 +14,17 @@ from baton.cli.show import in_units
 from baton.compose import model_name, set_threads
 from baton.core.config import Config
 from baton.loader.choose import planned
+from baton.loader.formats import FORMATS
 from baton.loader.load import device_asked
-from baton.loader.survey import survey
+from baton.loader.survey import Survey, survey
 from baton.model.device import device_of, free_bytes
+
+
+def _quantised(model: Survey, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
+    """About the bytes of all weights in each of the CPU's formats with fewer bits; nothing elsewhere."""
+    if device.type != "cpu" or model.refused is not None:
+        return {}
+    return {name: model.weight_bytes(dtype, FORMATS[name].packing) for name in ("int8", "int4")}
 
 
 def run_info(config: Config, as_json: bool) -> None:
@@ -43,6 +51,7 @@ def run_info(config: Config, as_json: bool) -> None:
         "dtype": asked,
         "steps": planned(device),
         "weight_bytes": weights,
+        **{f"weight_bytes_{name}": size for name, size in _quantised(model, device, dtype).items()},
         "kv_bytes_per_token": footprint.token_bytes,
         "state_bytes_per_row": footprint.state_bytes,
         "kv_bytes_of_a_full_row": whole,

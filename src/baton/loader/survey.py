@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from baton.core.errors import LoadError
 from baton.core.footprint import Footprint
@@ -17,6 +19,7 @@ from baton.loader.hub import Place, find
 from baton.loader.load import saved_dtype
 from baton.loader.stock import build, read_config
 from baton.model.probe import Geometry, own_words, probe
+from baton.native.packing import Packing
 
 # The meta kernels of grouped matrix products know only bfloat16; shapes do not depend on it.
 _SURVEYED = torch.bfloat16
@@ -24,10 +27,15 @@ _SURVEYED = torch.bfloat16
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Shapes and sizes. `refused`: why the model would not be batched, or None."""
+    """Shapes and sizes. `refused`: why the model would not be batched, or None.
+
+    `linear` and `head`: parameters of linear layers without the output layer, and of the output layer.
+    """
 
     family: str
     parameters: int
+    linear: int
+    head: int
     layers: int
     vocabulary: int
     context_tokens: int
@@ -36,6 +44,13 @@ class Survey:
     geometry: Geometry | None
     refused: str | None
     generation: GenerationDefaults = NO_DEFAULTS
+
+    def weight_bytes(self, dtype: torch.dtype, packing: Packing) -> int:
+        """About the bytes of all weights, with linear layers packed."""
+        bits = 8 * dtype.itemsize
+        rest = self.parameters - self.linear - self.head
+        total = bits * rest + (packing.bits or bits) * self.linear + (packing.of(head=True).bits or bits) * self.head
+        return int(total / 8)
 
     def footprint(self, dtype: torch.dtype) -> Footprint:
         """What a query of the whole context takes on the CPU; nothing if the model is refused."""
@@ -76,10 +91,15 @@ def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
     text, saved = config.get_text_config(), saved_dtype(config)
     model = build(place, config, dtype=_SURVEYED, trust_remote_code=trust_remote_code)
     geometry, refused = _probed(model)
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    linear = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))}
+    output = linear.pop(id(head), 0)
     model_context = context(config)
     return Survey(
         family=config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
+        linear=sum(linear.values()),
+        head=output,
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
         context_tokens=model_context.tokens,

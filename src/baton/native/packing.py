@@ -35,6 +35,12 @@ class Packing:
     planes: int = 0
     head: Packing | None = None
 
+    @property
+    def bits(self) -> float | None:
+        """Bits of a weight with its share of a scale; None if its number format decides."""
+        scales = {native.INT8: 8 + 32 / native.GROUP, native.INT4: 4 + 16 / max(self.group, 1)}
+        return None if self.kind is None else scales.get(self.kind)
+
     def of(self, *, head: bool) -> Packing:
         """How a product's weight is kept. `head`: whether it is the output layer's."""
         return self.head if head and self.head is not None else self
