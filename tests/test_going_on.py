@@ -136,14 +136,14 @@ class Front:
         return unpack(parcel, monotonic(), lambda form: compiled(self.engines[there], form))
 
 
-def same(found: Heard, right: Heard) -> bool:
+def same(ours: Heard, right: Heard) -> bool:
     def near(a: Any, b: Any) -> bool:
         numbers = [(a.logprob, b.logprob), *((x, y) for (_, x), (_, y) in zip(a.best, b.best, strict=True))]
         return a.token_id == b.token_id and all(abs(x - y) < 1e-4 for x, y in numbers)
 
-    lists = ((found.logprobs, right.logprobs), (found.prompt_logprobs, right.prompt_logprobs))
+    lists = ((ours.logprobs, right.logprobs), (ours.prompt_logprobs, right.prompt_logprobs))
     plain = ("tokens", "text", "reason", "stopped_by", "generated")
-    return all(getattr(found, name) == getattr(right, name) for name in plain) and all(
+    return all(getattr(ours, name) == getattr(right, name) for name in plain) and all(
         len(some) == len(others) and all(map(near, some, others)) for some, others in lists
     )
 
@@ -175,9 +175,9 @@ def test_answers_that_are_cut_go_on_as_if_they_were_not(engines: list[EngineHand
             length = len(right[query.id].tokens)
             some = sorted(dice.randrange(length + 1) for _ in range(dice.choice([1, 1, 2])))
             cuts[query.id] = [(at, dice.choice(WAYS)) for at in some]
-        found = front.answers(queries, cuts)
+        answers = front.answers(queries, cuts)
         for query in queries:
-            assert same(found[query.id], right[query.id]), (query, found[query.id], right[query.id])
+            assert same(answers[query.id], right[query.id]), (query, answers[query.id], right[query.id])
         left -= len(queries)
 
 
@@ -187,8 +187,8 @@ def test_an_answer_is_cut_at_every_length(engines: list[EngineHandle], way: str)
     (query,) = drawn(engines[0], dice, {"temperature": 1.0, "seed": 2, "max_tokens": 12, "stop": ["zzz", "qqq"]})
     right = Front(engines, dice).answers([query], {})[query.id]
     for length in range(len(right.tokens)):
-        found = Front(engines, dice).answers([query], {query.id: [(length, way)]})[query.id]
-        assert same(found, right), length
+        answer = Front(engines, dice).answers([query], {query.id: [(length, way)]})[query.id]
+        assert same(answer, right), length
 
 
 def test_a_forced_call_goes_on(engines: list[EngineHandle]) -> None:
@@ -199,8 +199,8 @@ def test_a_forced_call_goes_on(engines: list[EngineHandle]) -> None:
     assert query.form == regex and query.params.form is None
     right = Front(engines, random.Random(1)).answers([query], {})[query.id]
     for way in WAYS:
-        found = Front(engines, random.Random(1)).answers([query], {query.id: [(7, way), (14, way)]})[query.id]
-        assert same(found, right) and found.text.startswith('{"name": "f"')
+        answer = Front(engines, random.Random(1)).answers([query], {query.id: [(7, way), (14, way)]})[query.id]
+        assert same(answer, right) and answer.text.startswith('{"name": "f"')
 
 
 STAMP = "from baton.compose import open_model; from baton.core.config import make_config;"

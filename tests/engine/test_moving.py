@@ -127,7 +127,7 @@ def heard(batch: RandomBatch, name: str) -> dict[str, Any]:
     }
 
 
-def close(found: dict[str, Any], right: dict[str, Any]) -> bool:
+def close(numbers_of_one: dict[str, Any], right: dict[str, Any]) -> bool:
     """Equal but for the last digits of log-probabilities."""
 
     def same(a: Any, b: Any) -> bool:
@@ -136,9 +136,10 @@ def close(found: dict[str, Any], right: dict[str, Any]) -> bool:
         return a.token_id == b.token_id and abs(a.logprob - b.logprob) < 1e-4 and ranked and near
 
     numbers = ("logprobs", "prompt_logprobs")
-    plain = all(found[name] == right[name] for name in found if name not in numbers)
+    plain = all(numbers_of_one[name] == right[name] for name in numbers_of_one if name not in numbers)
     return plain and all(
-        len(found[name]) == len(right[name]) and all(map(same, found[name], right[name])) for name in numbers
+        len(numbers_of_one[name]) == len(right[name]) and all(map(same, numbers_of_one[name], right[name]))
+        for name in numbers
     )
 
 

@@ -21,9 +21,9 @@ def read(text: bytes, endpoint: str | None = None) -> Line:
 
 
 def wrong(text: bytes, endpoint: str | None = None) -> BadLine:
-    with pytest.raises(BadLine) as found:
+    with pytest.raises(BadLine) as error:
         read(text, endpoint)
-    return found.value
+    return error.value
 
 
 def test_what_may_be_asked_is_what_the_server_generates_by() -> None:
@@ -32,9 +32,9 @@ def test_what_may_be_asked_is_what_the_server_generates_by() -> None:
 
 @pytest.mark.parametrize("url", URLS)
 def test_a_request(url: str) -> None:
-    found = read(text_of([line("a", url=url)]))
-    assert (found.number, found.custom_id, found.url) == (1, "a", url)
-    assert found.body["messages"][0]["content"] == "a"
+    request = read(text_of([line("a", url=url)]))
+    assert (request.number, request.custom_id, request.url) == (1, "a", url)
+    assert request.body["messages"][0]["content"] == "a"
 
 
 CASES: dict[str, tuple[Any, str, str | None]] = {
@@ -69,9 +69,12 @@ def test_lines_of_another_endpoint_are_wrong() -> None:
 
 
 def test_the_second_use_of_a_custom_id_is_wrong_and_the_first_is_not() -> None:
-    found = [one for _, one in checked_lines(io.BytesIO(text_of([line("a"), line("b"), line("a")])), MOST)]
-    assert [type(one) for one in found] == [Line, Line, BadLine]
-    assert isinstance(found[2], BadLine) and (found[2].code, found[2].custom_id) == ("duplicate_custom_id", "a")
+    requests = [one for _, one in checked_lines(io.BytesIO(text_of([line("a"), line("b"), line("a")])), MOST)]
+    assert [type(one) for one in requests] == [Line, Line, BadLine]
+    assert isinstance(requests[2], BadLine) and (requests[2].code, requests[2].custom_id) == (
+        "duplicate_custom_id",
+        "a",
+    )
 
 
 def test_lines_are_found_again_by_their_place() -> None:

@@ -79,13 +79,18 @@ PARTS = [
 
 @pytest.mark.parametrize("parts", [[], PARTS], ids=["tokens alone", "all numbers"])
 def test_what_arrives_is_what_was_sent(parts: list[torch.Tensor]) -> None:
-    found = unpack(through_json(pack(segment(parts), now=101.0)), 1101.0, compiled)
-    assert (found.tokens, found.stamp, found.cached, found.computed) == ([1, 2, 3, 9, 8], "stamp", 4 if parts else 0, 4)
-    assert [part.dtype for part in found.parts] == [part.dtype for part in parts]
-    assert all(torch.equal(part, sent) for part, sent in zip(found.parts, parts, strict=True))
+    segment_back = unpack(through_json(pack(segment(parts), now=101.0)), 1101.0, compiled)
+    assert (segment_back.tokens, segment_back.stamp, segment_back.cached, segment_back.computed) == (
+        [1, 2, 3, 9, 8],
+        "stamp",
+        4 if parts else 0,
+        4,
+    )
+    assert [part.dtype for part in segment_back.parts] == [part.dtype for part in parts]
+    assert all(torch.equal(part, sent) for part, sent in zip(segment_back.parts, parts, strict=True))
     moved = {"arrived": 1100.0, "deadline": 1130.5, "start_by": 1110.0}
-    assert found.query == replace(QUERY, **moved)  # type: ignore[arg-type]
-    assert isinstance(found.query.constraint, Compiled) and found.query.constraint.form == FORM
+    assert segment_back.query == replace(QUERY, **moved)  # type: ignore[arg-type]
+    assert isinstance(segment_back.query.constraint, Compiled) and segment_back.query.constraint.form == FORM
 
 
 def test_every_field_of_a_query_travels() -> None:
@@ -112,8 +117,8 @@ def test_bytes_are_views_where_they_can_be_and_copies_where_their_memory_is_lent
 
 def test_a_part_of_a_row_travels_as_numbers_that_lie_together() -> None:
     part = torch.arange(24.0).view(2, 3, 4)[:, 1]
-    found = unpack(pack(segment([part]), now=0.0), 0.0, compiled)
-    assert torch.equal(found.parts[0], part)
+    segment_back = unpack(pack(segment([part]), now=0.0), 0.0, compiled)
+    assert torch.equal(segment_back.parts[0], part)
 
 
 def broken(change: dict[str, Any]) -> Parcel:
@@ -160,6 +165,6 @@ def test_a_form_that_cannot_be_compiled_is_the_callers() -> None:
 
 @pytest.mark.parametrize(("told", "computed", "start_by"), [((), 0, 110.0), ((9, 8), 4, None)])
 def test_a_query_whose_engine_is_gone(told: tuple[int, ...], computed: int, start_by: float | None) -> None:
-    found = resumed(QUERY, told, "stamp")
-    assert (found.tokens, found.cached, found.computed) == ([1, 2, 3, *told], 0, computed)
-    assert found.query == replace(QUERY, start_by=start_by)
+    segment_back = resumed(QUERY, told, "stamp")
+    assert (segment_back.tokens, segment_back.cached, segment_back.computed) == ([1, 2, 3, *told], 0, computed)
+    assert segment_back.query == replace(QUERY, start_by=start_by)

@@ -73,8 +73,8 @@ def begin(client: openai.OpenAI, *lines: Any, endpoint: Any = COMPLETIONS, **mor
 def until(told: Callable[[], Any]) -> Any:
     patience = time.monotonic() + PATIENCE
     while time.monotonic() < patience:
-        if found := told():
-            return found
+        if value := told():
+            return value
         time.sleep(0.01)
     raise AssertionError("it never came to be so")
 
@@ -83,8 +83,8 @@ def at(client: openai.OpenAI, batch: Batch, *statuses: str) -> Batch:
     """The batch once it is at one of these."""
 
     def look() -> Batch | None:
-        found = client.batches.retrieve(batch.id)
-        return found if found.status in statuses else None
+        batch_now = client.batches.retrieve(batch.id)
+        return batch_now if batch_now.status in statuses else None
 
     return until(look)  # type: ignore[no-any-return]
 
@@ -239,15 +239,15 @@ def test_draining_lets_go_of_batches_at_once(loop: ScriptedLoop, tmp_path: Path)
         until(lambda: len(loop.live) == 2)
         assert app.state.drain(PATIENCE)
         assert len(loop.cancelled) == 2
-        found = client.batches.retrieve(batch.id)
-        assert (found.status, found.request_counts.completed) == ("in_progress", 0)
+        batch_now = client.batches.retrieve(batch.id)
+        assert (batch_now.status, batch_now.request_counts.completed) == ("in_progress", 0)
     folder.close()
 
 
 def test_files_are_listed_read_and_deleted(client: openai.OpenAI) -> None:
     names = [upload(client, line("a"), name=f"ü{number}.jsonl") for number in range(5)]
-    found = client.files.retrieve(names[0])
-    assert (found.filename, found.bytes, found.purpose) == ("ü0.jsonl", len(text_of(line("a"))), "batch")
+    kept = client.files.retrieve(names[0])
+    assert (kept.filename, kept.bytes, kept.purpose) == ("ü0.jsonl", len(text_of(line("a"))), "batch")
     assert client.files.content(names[0]).content == text_of(line("a"))
     assert [file.id for file in client.files.list()] == names[::-1]
     page = client.files.list(limit=2, order="asc", after=names[1])

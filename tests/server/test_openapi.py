@@ -45,7 +45,7 @@ OF_BATCHES = {
 
 
 def with_heads(statuses: dict[tuple[str, str], set[str]]) -> dict[tuple[str, str], set[str]]:
-    return statuses | {("head", path): found for (method, path), found in statuses.items() if method == "get"}
+    return statuses | {("head", path): codes for (method, path), codes in statuses.items() if method == "get"}
 
 
 def document_of(

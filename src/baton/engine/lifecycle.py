@@ -181,9 +181,9 @@ class Lifecycle:
 
     def views(self, state: State) -> tuple[QueryView, ...]:
         """Frozen views of all live queries in this state, in order of arrival; background queries come last."""
-        found = tuple(record.view or self._make_view(record) for record in self.live.values() if record.state is state)
+        views = tuple(record.view or self._make_view(record) for record in self.live.values() if record.state is state)
         # Most policies know no priorities and take the queries from the front.
-        return tuple(sorted(found, key=lambda one: one.background)) if self._background else found
+        return tuple(sorted(views, key=lambda one: one.background)) if self._background else views
 
     def count(self, state: State) -> int:
         """How many live queries are in this state."""
@@ -191,10 +191,10 @@ class Lifecycle:
 
     def queued(self) -> int:
         """How many live queries wait for a row, background queries aside."""
-        found = sum(self._counts[state] for state in _QUEUED)
+        count = sum(self._counts[state] for state in _QUEUED)
         if not self._background:
-            return found
-        return found - sum(one.query.background and one.state in _QUEUED for one in self.live.values())
+            return count
+        return count - sum(one.query.background and one.state in _QUEUED for one in self.live.values())
 
     def _changing(self, query_id: str) -> QueryState:
         """Returns a record that is about to change; its view is not valid any more."""

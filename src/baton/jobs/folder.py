@@ -70,8 +70,8 @@ class Folder:
                 checked = checked_lines(file, self._limits.max_body_bytes, endpoint=batch.endpoint)
                 for raw, line in islice(checked, most + 1):
                     if isinstance(line, BadLine):
-                        told = {"code": line.code, "line": raw.number, "message": line.message, "param": line.param}
-                        errors.append(told)
+                        error = {"code": line.code, "line": raw.number, "message": line.message, "param": line.param}
+                        errors.append(error)
                     else:
                         lines.append(LineEntry(raw.number, raw.offset, raw.size, line.custom_id))
         except OSError:

@@ -89,24 +89,24 @@ def read_line(raw: RawLine, *, endpoint: str | None = None) -> Line:
     """The request in a line. `endpoint`: the one url that lines may have; None for any. Raises BadLine."""
     if raw.text is None:
         raise BadLine("line_too_long", f"the line has {raw.size} bytes, more than a body may have")
-    found = _object(raw.text.removeprefix(_BOM) if raw.number == 1 else raw.text)
-    custom_id, body = found.get("custom_id"), found.get("body")
+    request = _object(raw.text.removeprefix(_BOM) if raw.number == 1 else raw.text)
+    custom_id, body = request.get("custom_id"), request.get("body")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MAX_CUSTOM_ID:
         message = f"custom_id must be a text of 1 to {MAX_CUSTOM_ID} characters"
         raise BadLine("missing_custom_id", message, param="custom_id")
     code, param, message = "", "", ""
-    if unknown := sorted(found.keys() - set(_FIELDS)):
+    if unknown := sorted(request.keys() - set(_FIELDS)):
         code, param, message = "unknown_field", unknown[0], f"unknown field {unknown[0]}"
-    elif found.get("method") != "POST":
-        code, param, message = "invalid_method", "method", f"method must be POST, got {quoted(found.get('method'))}"
-    elif found.get("url") not in (URLS if endpoint is None else (endpoint,)):
+    elif request.get("method") != "POST":
+        code, param, message = "invalid_method", "method", f"method must be POST, got {quoted(request.get('method'))}"
+    elif request.get("url") not in (URLS if endpoint is None else (endpoint,)):
         wanted = " or ".join(URLS) if endpoint is None else f"{endpoint}, the batch's endpoint"
-        code, param, message = "invalid_url", "url", f"url must be {wanted}, got {quoted(found.get('url'))}"
+        code, param, message = "invalid_url", "url", f"url must be {wanted}, got {quoted(request.get('url'))}"
     elif not isinstance(body, dict):
         code, param, message = "invalid_body", "body", "body must be a JSON object"
     if code:
         raise BadLine(code, message, param=param, custom_id=custom_id)
-    return Line(raw.number, custom_id, found["url"], found["body"])
+    return Line(raw.number, custom_id, request["url"], request["body"])
 
 
 def checked_lines(
@@ -145,16 +145,16 @@ def succeeded(answer: Answer) -> bool:
 
 def _object(text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text, object_pairs_hook=unrepeated, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=unrepeated, parse_constant=_refuse_constant)
     except RepeatedName as error:
         raise BadLine("invalid_json_line", f"the line is ambiguous: {error}", param=error.name) from None
     except RecursionError:
         raise BadLine("invalid_json_line", "the line is nested too deeply") from None
     except ValueError as error:
         raise BadLine("invalid_json_line", f"the line is not JSON: {error}"[:_SHOWN_CHARACTERS]) from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise BadLine("invalid_json_line", "the line must be a JSON object")
-    return found
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -169,10 +169,10 @@ def _told(body: bytes) -> object:
         return {"error": {"message": body[:_SHOWN_CHARACTERS].decode(errors="replace"), "type": "server_error"}}
 
 
-def _written(told: Mapping[str, object]) -> str:
+def _written(fields: Mapping[str, object]) -> str:
     # What no UTF-8 can say is escaped as JSON has it.
-    text = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
-    return text if text.isascii() or _is_unicode(text) else json.dumps(told, separators=(",", ":"))
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
+    return text if text.isascii() or _is_unicode(text) else json.dumps(fields, separators=(",", ":"))
 
 
 def _is_unicode(text: str) -> bool:

@@ -42,18 +42,18 @@ class Place(Protocol):
 class Runner:
     """Works on all batches of a place, the oldest first. All of it is called on one event loop.
 
-    `at_once`: so many lines are asked at a time, of all batches together. `told` is called for each answer that was
-    kept.
+    `at_once`: so many lines are asked at a time, of all batches together. `on_answer` is called for each answer
+    that was kept.
     """
 
     def __init__(
-        self, place: Place, ask: Ask, at_once: int, told: Callable[[Batch, bool], None] = lambda batch, good: None
+        self, place: Place, ask: Ask, at_once: int, on_answer: Callable[[Batch, bool], None] = lambda batch, good: None
     ) -> None:
         self._place = place
         self._store = place.store
         self._ask = ask
         self._at_once = at_once
-        self._told = told
+        self._on_answer = on_answer
         self._asked: dict[asyncio.Task[None], tuple[str, int]] = {}
         self._begun: dict[str, int] = {}  # by batch, the number of the last line that was asked
         self._news = asyncio.Event()
@@ -120,29 +120,29 @@ class Runner:
     async def _answer(self, batch: Batch, line: LineEntry) -> None:
         name = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
         try:
-            found = read_line(RawLine(line.number, line.offset, line.size, self._place.read(batch, line)))
-            if found.custom_id != line.custom_id:
+            request = read_line(RawLine(line.number, line.offset, line.size, self._place.read(batch, line)))
+            if request.custom_id != line.custom_id:
                 raise BadLine("input_changed", "the file has another line here than when the batch began")
-            answer = await self._ask(found.url, found.seeded(batch.seed), batch.owner)
-            told, good = answered(name, found.custom_id, answer), succeeded(answer)
+            answer = await self._ask(request.url, request.seeded(batch.seed), batch.owner)
+            text, good = answered(name, request.custom_id, answer), succeeded(answer)
         except (NoAnswer, StorageFull):
             raise
         except BadLine as error:
-            told, good = unanswered(name, line.custom_id, error.code, error.message), False
+            text, good = unanswered(name, line.custom_id, error.code, error.message), False
         except OSError as error:
-            told, good = unanswered(name, line.custom_id, "input_unreadable", f"{error.strerror or error}"), False
+            text, good = unanswered(name, line.custom_id, "input_unreadable", f"{error.strerror or error}"), False
         except Exception:
             _log.exception("line %d of %s failed", line.number, batch.id)
             message = "the server failed on this line; its log says why"
-            told, good = unanswered(name, line.custom_id, "internal_error", message), False
-        self._keep(batch, line, name, told, good=good)
+            text, good = unanswered(name, line.custom_id, "internal_error", message), False
+        self._keep(batch, line, name, text, good=good)
 
-    def _keep(self, batch: Batch, line: LineEntry, name: str, told: str, *, good: bool) -> None:
+    def _keep(self, batch: Batch, line: LineEntry, name: str, text: str, *, good: bool) -> None:
         try:
-            kept = self._store.answer(batch.id, line.number, told, good=good)
+            kept = self._store.answer(batch.id, line.number, text, good=good)
         except StorageFull as error:
             # An answer may be large, and that it could not be kept is a short line.
             short = unanswered(name, line.custom_id, str(error.code), error.message)
             kept, good = self._store.answer(batch.id, line.number, short, good=False), False
         if kept:
-            self._told(batch, good)
+            self._on_answer(batch, good)

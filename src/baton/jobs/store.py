@@ -223,12 +223,12 @@ class Store:
         wanted = "SELECT number, offset, size, custom_id FROM lines WHERE batch = ? AND number > ? AND answer IS NULL"
         return [LineEntry(*row) for row in self._read(f"{wanted} ORDER BY number LIMIT ?", batch_id, after, most)]
 
-    def answer(self, batch_id: str, number: int, told: str, *, good: bool) -> bool:
+    def answer(self, batch_id: str, number: int, text: str, *, good: bool) -> bool:
         """Keeps what came of a line, unless something did before; returns whether it was kept."""
         with self._changing() as db:
             kept = db.execute(
                 "UPDATE lines SET answer = ?, good = ? WHERE batch = ? AND number = ? AND answer IS NULL",
-                (told, good, batch_id, number),
+                (text, good, batch_id, number),
             )
             if kept.rowcount:
                 counted = "completed" if good else "failed"
@@ -246,11 +246,11 @@ class Store:
 
     def _batches(self, which: str, *values: object) -> list[Batch]:
         rows = self._read(f"SELECT {', '.join(_OWN)}, about FROM batches {which} ORDER BY serial", *values)
-        found = []
+        batches = []
         for *own, about in rows:
             known = dict(zip(_OWN, own, strict=True))
-            found.append(Batch(**{**known, "status": Status(known["status"])}, **json.loads(about)))
-        return found
+            batches.append(Batch(**{**known, "status": Status(known["status"])}, **json.loads(about)))
+        return batches
 
     def _read(self, query: str, *values: object) -> list[Any]:
         with self._lock:

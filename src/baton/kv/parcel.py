@@ -117,8 +117,8 @@ def resumed(query: Query, told: Sequence[int], stamp: str) -> KVSegment:
 
 
 def _on_the_host(part: Tensor, *, copy: bool) -> Tensor:
-    found = part.detach().to("cpu").contiguous()
-    return found.clone() if copy and found.data_ptr() == part.data_ptr() else found
+    on_host = part.detach().to("cpu").contiguous()
+    return on_host.clone() if copy and on_host.data_ptr() == part.data_ptr() else on_host
 
 
 def _part(data: np.ndarray[Any, Any], kind: str, shape: Sequence[int]) -> Tensor:

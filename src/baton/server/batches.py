@@ -83,22 +83,22 @@ class BatchRoutes:
         async with body_of(request, self._limits, self._bodies) as body:
             batch = await self._workers.prepare(len(body), self._created, body, self._owners.owner(request))
         self._thread.wake()
-        return self._json(told(batch))
+        return self._json(batch_body(batch))
 
     async def batches(self, request: Request) -> Response:
         """All batches, the newest first."""
         asked = page_of(request, {"limit", "after"}, LISTED, MOST_LISTED)
-        found = await self._workers.answer(self._store.batches, self._owners.owner(request))
-        return self._json(listed(found[::-1], asked, told))
+        batches = await self._workers.answer(self._store.batches, self._owners.owner(request))
+        return self._json(listed(batches[::-1], asked, batch_body))
 
     async def batch(self, request: Request) -> Response:
-        return self._json(told(await self._workers.answer(self._found, *self._named(request))))
+        return self._json(batch_body(await self._workers.answer(self._found, *self._named(request))))
 
     async def cancel_batch(self, request: Request) -> Response:
         """Ends a batch; what was answered until then is kept."""
         batch = await self._workers.answer(self._cancelled, *self._named(request))
         self._thread.wake()
-        return self._json(told(batch))
+        return self._json(batch_body(batch))
 
     def _named(self, request: Request) -> tuple[str, str]:
         return request.path_params["batch_id"], self._owners.owner(request)
@@ -169,20 +169,20 @@ def page_of(request: Request, known: set[str], usual: int, most: int) -> Page:
     return Page(int(limit), sent.get("after"), order)
 
 
-def listed(found: Sequence[_Listed], page: Page, told: Callable[[_Listed], dict[str, Any]]) -> dict[str, Any]:
+def listed(entries: Sequence[_Listed], page: Page, body_of: Callable[[_Listed], dict[str, Any]]) -> dict[str, Any]:
     """A part of a list, as OpenAI writes it. Raises NotFound where it begins after nothing."""
     start = 0
     if page.after is not None:
-        start = next((at + 1 for at, one in enumerate(found) if one.id == page.after), -1)
+        start = next((at + 1 for at, one in enumerate(entries) if one.id == page.after), -1)
         if start < 0:
             raise NotFound(f"there is no {cut(page.after, _MOST_NAME)!r} in the list", param="after")
-    shown = found[start : start + page.limit]
+    shown = entries[start : start + page.limit]
     ends = {"first_id": shown[0].id, "last_id": shown[-1].id} if shown else {"first_id": None, "last_id": None}
-    more = start + page.limit < len(found)
-    return {"object": "list", "data": [told(one) for one in shown], **ends, "has_more": more}
+    more = start + page.limit < len(entries)
+    return {"object": "list", "data": [body_of(one) for one in shown], **ends, "has_more": more}
 
 
-def told(batch: Batch) -> dict[str, Any]:
+def batch_body(batch: Batch) -> dict[str, Any]:
     """As OpenAI writes a batch."""
     times = {f"{status}_at": batch.times.get(status) for status in Status if status is not Status.VALIDATING}
     errors = {"object": "list", "data": batch.errors} if batch.errors else None

@@ -56,7 +56,7 @@ class FileRoutes:
             raise LimitExceeded(message, param="file")
         self._arriving += 1
         try:
-            return self._json(told(await self._kept(request, owner)))
+            return self._json(file_body(await self._kept(request, owner)))
         finally:
             self._arriving -= 1
 
@@ -64,12 +64,12 @@ class FileRoutes:
         """All files, the newest first."""
         asked = page_of(request, {"limit", "after", "order", _PURPOSE}, MOST_LISTED, MOST_LISTED)
         purpose = request.query_params.get(_PURPOSE)
-        found = await self._workers.answer(self._store.files, self._owners.owner(request))
-        found = [file for file in found if purpose in (None, file.purpose)]
-        return self._json(listed(found if asked.order == "asc" else found[::-1], asked, told))
+        files = await self._workers.answer(self._store.files, self._owners.owner(request))
+        files = [file for file in files if purpose in (None, file.purpose)]
+        return self._json(listed(files if asked.order == "asc" else files[::-1], asked, file_body))
 
     async def file(self, request: Request) -> Response:
-        return self._json(told(await self._workers.answer(self._found, *self._named(request))))
+        return self._json(file_body(await self._workers.answer(self._found, *self._named(request))))
 
     async def delete_file(self, request: Request) -> Response:
         file_id = await self._workers.answer(self._removed, *self._named(request))
@@ -131,7 +131,7 @@ class FileRoutes:
         return InSlices(written(value), self._answers)
 
 
-def told(file: FileEntry) -> dict[str, Any]:
+def file_body(file: FileEntry) -> dict[str, Any]:
     """As OpenAI writes a file."""
     return FileObject(
         id=file.id, bytes=file.bytes, created_at=file.created_at, filename=file.filename, purpose=file.purpose
