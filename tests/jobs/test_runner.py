@@ -102,7 +102,7 @@ async def test_an_answer_for_which_there_is_no_room_fails_its_line(
 
     def answer(batch_id: str, number: int, told: str, *, good: bool) -> bool:
         if number == 2 and good:
-            raise StorageFull("what is to be kept cannot be written: database or disk is full")
+            raise StorageFull("the disk has no room: database or disk is full")
         return keep(batch_id, number, told, good=good)
 
     monkeypatch.setattr(place.store, "answer", answer)

@@ -394,7 +394,7 @@ def test_a_full_disk_is_told_to_whoever_uploads(
     loop: ScriptedLoop, address: str, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: object, file: object) -> None:
-        raise StorageFull("what is to be kept cannot be written: No space left on device")
+        raise StorageFull("the disk has no room: No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("baton.jobs.store.Store.add_file", full)

@@ -1,4 +1,4 @@
-"""`baton batch`: a file of requests, answered line by line, by a model in this process or by a server."""
+"""`baton batch`: a model in this process, or a server, answers a file of requests line by line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_here(config: Config, source: str, output: str) -> None:
     """Has a model in this process answer. Raises QueryFailed if lines failed."""
     with begun(config, source, output, config.model or "the built-in model") as work:
         if not work.batch.left:
-            # All that an earlier run did not come to is to write the answers.
+            # An earlier run answered everything, and was stopped before it wrote the output.
             run_work(work, _nobody, 1)
         else:
             from baton.cli.batch_engine import asking
@@ -61,7 +61,7 @@ class Work:
     """The one batch of a run: a `Place` whose lines are in one file and whose answers go into another."""
 
     def __init__(self, config: Config, source: str, output: str, who: str) -> None:
-        """Goes on with what an earlier run left, or begins. `who` answers. Raises SettingError."""
+        """Resumes what an earlier run left, or begins. `who` names what answers. Raises SettingError."""
         self._source, self._output = Path(source), Path(output)
         self._state = Path(output + UNFINISHED)
         self._most_body_bytes = limits_of(config).max_body_bytes
@@ -82,7 +82,7 @@ class Work:
         return self.store.batches("")[0]
 
     def close(self) -> None:
-        """What is done stays; once the answers are written nothing of it is needed."""
+        """Keeps the state, unless the output is written."""
         done = self.batch.status is Status.COMPLETED
         self.store.close()
         if done:
@@ -94,7 +94,7 @@ class Work:
             return file.read(line.size)
 
     def validate(self, batch: Batch) -> None:
-        """Begins; a line that cannot be asked has its answer now."""
+        """Begins. A line that cannot be asked gets its error now."""
         lines: list[LineEntry] = []
         with open(self._source, "rb") as file:
             for raw, line in checked_lines(file, self._most_body_bytes):
@@ -106,14 +106,14 @@ class Work:
         self.store.change(replace(batch, total=len(lines)).at(Status.IN_PROGRESS, now()), [batch.status], lines)
 
     def finish(self, batch: Batch) -> None:
-        """Writes the answers, in the order of the lines."""
+        """Writes the output, in the order of the lines."""
         with named("--output", self._output, param="output"), replacing(self._output) as file:
             for line in self.store.answers(batch.id):
                 file.write(line.encode() + b"\n")
         self.store.change(batch.at(Status.COMPLETED, now()), [batch.status])
 
     def tell(self) -> None:
-        """Says what came of it. Raises QueryFailed if lines failed."""
+        """Tells the result. Raises QueryFailed if lines failed."""
         batch = self.batch
         if batch.failed:
             raise QueryFailed(f"{batch.failed} of {batch.total} lines failed: {self._output} says why")
@@ -141,7 +141,7 @@ class Work:
 
 @contextlib.contextmanager
 def begun(config: Config, source: str, output: str, who: str) -> Iterator[Work]:
-    """The work, begun or gone on with, and if it is stopped a word of how far it is."""
+    """Begins or resumes the work. If it is stopped, says how far it is."""
     with contextlib.closing(Work(config, source, output, who)) as work:
         try:
             yield work
@@ -153,7 +153,7 @@ def begun(config: Config, source: str, output: str, who: str) -> Iterator[Work]:
 
 
 def run_work(work: Work, ask: Ask, at_once: int) -> None:
-    """Has all lines answered that have no answer yet, and writes the answers. Raises NoAnswer."""
+    """Has all unanswered lines answered, and writes the output. Raises NoAnswer."""
     batch = work.batch
     done = batch.completed + batch.failed
     with tqdm(total=batch.total, initial=done, unit="line", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:

@@ -1,4 +1,4 @@
-"""What answers the lines of `baton batch` with a model in this process: the server's own code, without a server."""
+"""Answers the lines of `baton batch` with a model in this process, by the server's code without a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.server.workers import Workers
 
 @contextlib.contextmanager
 def asking(config: Config) -> Generator[tuple[Ask, int], None, None]:
-    """What asks the model, and how many lines it should be asked at once."""
+    """Yields what asks the model, and how many lines to ask at once."""
     with errors.status(f"loading {model_name(config)}") if errors.is_terminal else contextlib.nullcontext():
         house = open_engine(config)
     workers = Workers(house.settings.limits)

@@ -1,4 +1,4 @@
-"""What answers the lines of `baton batch` by a server that runs."""
+"""Has a running server answer the lines of `baton batch`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BUSY = (429, 503)
 
 
 class ServerAsker:
-    """Asks any server with OpenAI's routes. One that is busy is asked again for as long as it is."""
+    """Asks any server with OpenAI's routes. Asks a busy server again until it answers."""
 
     def __init__(self, url: str, api_key: str | None, at_once: int) -> None:
         """Raises SettingError."""
@@ -30,7 +30,7 @@ class ServerAsker:
         self._http: httpx.AsyncClient | None = None
 
     async def ask(self, url: str, body: bytes, owner: str) -> Answer:
-        """Raises NoAnswer where the server cannot be reached any more, or lets nobody in."""
+        """Raises NoAnswer if the server cannot be reached, or refuses the key."""
         http = self._client()
         trouble = 0
         while True:
@@ -43,7 +43,7 @@ class ServerAsker:
                 await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (trouble - 1))
                 continue
             if response.status_code in (401, 403):
-                raise NoAnswer(f"{self._base} lets nobody in with this key (status {response.status_code})")
+                raise NoAnswer(f"{self._base} refuses this key (status {response.status_code})")
             if response.status_code not in _BUSY:
                 request_id = response.headers.get("x-request-id") or f"req_{secrets.token_hex(12)}"
                 return Answer(response.status_code, request_id, response.content)

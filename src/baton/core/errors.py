@@ -142,7 +142,7 @@ class EngineUnhealthy(Unavailable):
 
 
 class StorageFull(BatonError):
-    """The disk, or its owner's share of it, has no room for what is to be kept."""
+    """The disk, or a quota on it, is full."""
 
     status = 507
     code = "insufficient_storage"

@@ -72,7 +72,7 @@ def open_to_write(what: str, path: Name, *, param: str, append: bool = False) ->
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is whole and on the disk; until then nothing is there.
+    """A file to write. It takes the place of `path` when it is complete and on the disk.
 
     Raises OSError, and StorageFull if the disk has no room.
     """
@@ -90,13 +90,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def room_on_disk() -> Iterator[None]:
-    """Has a full disk raise StorageFull."""
+    """Raises StorageFull for the errors of a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise StorageFull(f"what is to be kept cannot be written: {error.strerror}") from None
+        raise StorageFull(f"the disk has no room: {error.strerror}") from None
 
 
 def check_writable(what: str, path: Name, *, param: str) -> None:

@@ -15,7 +15,7 @@ from baton.core.sampling import SamplingParams as SamplingParams
 MAX_USER_CHARACTERS = 256
 MAX_SALT_CHARACTERS = 256
 BACKGROUND = MOST + 1
-"""The priority of what waits for all others, under every policy: below any that a request may name."""
+"""The priority of queries that wait for all others under every policy. No request may name it."""
 
 
 class State(StrEnum):
@@ -108,7 +108,7 @@ class Query:
 
     @property
     def background(self) -> bool:
-        """Whether it waits for all others; then it is not counted among those that wait."""
+        """Whether it waits for all others. Then it does not count towards `max_waiting`."""
         return self.priority == BACKGROUND
 
     @property
@@ -136,7 +136,7 @@ class Query:
 
 
 def in_background(query: Query) -> Query:
-    """The same query, behind all others, for which it may wait as long as it takes."""
+    """Returns the query behind all others, with no limit on its waiting."""
     return replace(query, priority=BACKGROUND, start_by=None, end_by=None)
 
 

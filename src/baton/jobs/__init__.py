@@ -1,4 +1,4 @@
-"""Batches that outlive the process: files of requests, what became of each line, and who asks them one after another.
+"""Batches of requests that outlive the process: their files, the answer of each line, and the runner that asks lines.
 
-May never import the engine, the server or torch: whoever answers a line is handed in.
+May never import the engine, the server or torch: its callers pass in what answers a line.
 """

@@ -1,4 +1,4 @@
-"""A server's batches: a folder with the store, and the files that were uploaded or written."""
+"""The folder of a server's batches: the store, uploaded files and output files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_ERRORS = 100
 
 
 class Folder:
-    """A `Place` of a server. Raises SettingError where the folder cannot be used, or another process does."""
+    """The `Place` of a server. Raises SettingError if the folder cannot be used, or another process uses it."""
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self._limits = limits
@@ -42,7 +42,7 @@ class Folder:
 
     @contextlib.contextmanager
     def new_file(self, file_id: str) -> Iterator[IO[bytes]]:
-        """A file to write, which is there once it is whole. It is known when it is added to the store."""
+        """A file to write. It appears when it is complete, and is known when it is added to the store."""
         with replacing(self._path_of(file_id)) as file:
             yield file
 
@@ -88,7 +88,7 @@ class Folder:
             self.store.change(begun, [Status.VALIDATING], lines)
 
     def finish(self, batch: Batch) -> None:
-        """Writes what came of the lines into files; done again after a crash, it writes the same files."""
+        """Writes the output files and ends the batch. If a crash has it run again, it writes the same files."""
         if batch.status is Status.IN_PROGRESS:
             batch = batch.at(Status.FINALIZING, now())
             if not self.store.change(batch, [Status.IN_PROGRESS]):
@@ -114,7 +114,7 @@ class Folder:
         return self._files / file_id
 
     def _clean(self) -> None:
-        """Removes what a process that was killed left half written, or wrote and did not come to name."""
+        """Removes files that a killed process did not finish, or did not add to the store."""
         known = self.store.file_ids()
         for path in self._files.iterdir():
             if path.name.endswith(PART) or path.name not in known:

@@ -12,7 +12,7 @@ from baton.core.errors import quoted
 from baton.core.strict_json import RepeatedName, unrepeated
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-"""What a line may ask."""
+"""The urls that a line may have."""
 MAX_CUSTOM_ID = 512
 _BESIDE_BODY_BYTES = 64 * 2**10
 _FIELDS = ("custom_id", "method", "url", "body")
@@ -39,7 +39,7 @@ class Line:
     body: Mapping[str, Any]
 
     def seeded(self, seed: int) -> bytes:
-        """The body to be sent. If it names no seed, it gets one that only the batch's seed and `custom_id` decide."""
+        """Returns the body to send. Without a seed it gets one made of the batch's seed and `custom_id` alone."""
         body = dict(self.body)
         if body.get("seed") is None:
             digest = hashlib.blake2b(f"{seed}:{self.custom_id}".encode(errors="surrogatepass"), digest_size=4)
@@ -59,7 +59,7 @@ class BadLine(ValueError):
 
 
 class Answer(NamedTuple):
-    """What came of a line: as a response to an HTTP request."""
+    """The answer to a line, as of an HTTP response."""
 
     status: int
     request_id: str
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
 
 def raw_lines(file: IO[bytes], most_body_bytes: int) -> Iterator[RawLine]:
-    """All lines that are not blank. Never holds more of a line than a body of that size may need."""
+    """Yields all lines that are not blank. Holds no more of a line in memory than a body of that size may need."""
     most = most_body_bytes + _BESIDE_BODY_BYTES
     number = offset = 0
     while text := file.readline(most):
@@ -86,7 +86,7 @@ def raw_lines(file: IO[bytes], most_body_bytes: int) -> Iterator[RawLine]:
 
 
 def read_line(raw: RawLine, *, endpoint: str | None = None) -> Line:
-    """The request in a line. `endpoint`: the one url that lines may have; None for any. Raises BadLine."""
+    """Returns the request in a line. `endpoint`: the only url that lines may have; None for any. Raises BadLine."""
     if raw.text is None:
         raise BadLine("line_too_long", f"the line has {raw.size} bytes, more than a body may have")
     request = _object(raw.text.removeprefix(_BOM) if raw.number == 1 else raw.text)
@@ -112,7 +112,7 @@ def read_line(raw: RawLine, *, endpoint: str | None = None) -> Line:
 def checked_lines(
     file: IO[bytes], most_body_bytes: int, *, endpoint: str | None = None
 ) -> Iterator[tuple[RawLine, Line | BadLine]]:
-    """Each line with its request or with what is wrong with it. The second use of a custom_id is wrong."""
+    """Yields each line with its request or its error. The second use of a custom_id is an error."""
     seen: set[str] = set()
     for raw in raw_lines(file, most_body_bytes):
         try:
@@ -128,13 +128,13 @@ def checked_lines(
 
 
 def answered(line_id: str, custom_id: str, answer: Answer) -> str:
-    """The line of an answer, without a line end."""
+    """Returns the output line of an answer, without a line end."""
     response = {"status_code": answer.status, "request_id": answer.request_id, "body": _told(answer.body)}
     return _written({"id": line_id, "custom_id": custom_id, "response": response, "error": None})
 
 
 def unanswered(line_id: str, custom_id: str | None, code: str, message: str) -> str:
-    """The line of a request that was not asked, or whose answer could not be kept."""
+    """Returns the output line of a request that was not asked, or whose answer could not be stored."""
     error = {"code": code, "message": message}
     return _written({"id": line_id, "custom_id": custom_id, "response": None, "error": error})
 
@@ -162,7 +162,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _told(body: bytes) -> object:
-    """What a server said: JSON, unless something between it and us said it instead."""
+    """The body as JSON. A proxy between the server and us may have sent something else."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -170,7 +170,7 @@ def _told(body: bytes) -> object:
 
 
 def _written(fields: Mapping[str, object]) -> str:
-    # What no UTF-8 can say is escaped as JSON has it.
+    # UTF-8 cannot encode half a surrogate pair; JSON can escape it.
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
     return text if text.isascii() or _is_unicode(text) else json.dumps(fields, separators=(",", ":"))
 

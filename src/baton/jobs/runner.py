@@ -13,19 +13,19 @@ from baton.jobs.lines import Answer, BadLine, RawLine, answered, read_line, succ
 from baton.jobs.store import Batch, LineEntry, Status, Store
 
 Ask = Callable[[str, bytes, str], Awaitable[Answer]]
-"""What answers a line: of its url, its body and its batch's owner. Raises NoAnswer."""
+"""Answers a line, given its url, its body and its batch's owner. Raises NoAnswer."""
 
 _log = logging.getLogger("baton.jobs")
 
 
 class NoAnswer(BatonError):
-    """Whoever answers does not now. The line stays as it was, to be asked another time."""
+    """Lines cannot be answered now. The line stays unanswered and is asked again later."""
 
     exit_status = 1
 
 
 class Place(Protocol):
-    """Where batches have their lines from, and where their answers go."""
+    """Where the lines of batches come from, and where their answers go."""
 
     store: Store
 
@@ -59,7 +59,7 @@ class Runner:
         self._news = asyncio.Event()
 
     def wake(self) -> None:
-        """A batch came, or is to be cancelled."""
+        """A batch was added, or is to be cancelled."""
         self._news.set()
 
     async def run(self) -> None:
@@ -94,7 +94,7 @@ class Runner:
                 self._place.finish(batch)
 
     def _fill(self) -> None:
-        """Asks as many lines as there may be, so that the next batch begins while the last lines of one are asked."""
+        """Asks as many lines as allowed. The next batch begins while the last lines of one are being answered."""
         for batch in self._store.batches_at(Status.IN_PROGRESS):
             room = self._at_once - len(self._asked)
             if room <= 0:

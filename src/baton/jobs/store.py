@@ -1,6 +1,6 @@
-"""What is known of files and batches, in one SQLite file: every change is whole or did not happen.
+"""Files and batches in one SQLite file. Every change happens as a whole or not at all.
 
-One process at a time holds it, and a process that is killed lets go of it.
+One process at a time holds the file. A process that is killed lets go of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PAGE = 500
 
 
 class Status(StrEnum):
-    """Where a batch is in its life, by OpenAI's names."""
+    """The states of a batch, by OpenAI's names."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -99,7 +99,7 @@ class Batch:
 
 
 class LineEntry(NamedTuple):
-    """A line's place in its file. `answer`: what is told of it, without being asked; None if it is to be asked."""
+    """A line's place in its file. `answer`: its output line if it needs no asking; None if it is to be asked."""
 
     number: int
     offset: int
@@ -145,7 +145,7 @@ class Store:
             self._db.close()
 
     def owner_of(self, key: bytes) -> str:
-        """Whose something is that came with this key: a digest, so that no key is in the file; "" without one."""
+        """Returns the owner that a key names: a digest, because no key may be in the file; "" without a key."""
         return hashlib.blake2b(key, key=self._secret, digest_size=16).hexdigest() if key else ""
 
     def add_file(self, file: FileEntry) -> None:
@@ -192,7 +192,7 @@ class Store:
         return self._batches(f"WHERE status IN ({', '.join('?' * len(statuses))})", *statuses)
 
     def drop_batches(self, most: int) -> int:
-        """Forgets those that ended first until there are no more than so many; returns how many are left."""
+        """Deletes the oldest ended batches until at most `most` are left, and returns how many are left."""
         with self._changing() as db:
             count = int(db.execute("SELECT count(*) FROM batches").fetchone()[0])
             ended = f"status IN ({', '.join('?' * len(ENDED))})"
@@ -201,7 +201,7 @@ class Store:
             return count - gone.rowcount
 
     def change(self, batch: Batch, was: Sequence[Status], lines: Iterable[LineEntry] = ()) -> bool:
-        """Puts a batch at its status, if it is still at one of those; `lines` are added. Returns whether it was."""
+        """Stores a batch if its status is still one of `was`, and adds `lines`. Returns whether it did."""
         with self._changing() as db:
             failed = 0
             for line in lines:
@@ -224,7 +224,7 @@ class Store:
         return [LineEntry(*row) for row in self._read(f"{wanted} ORDER BY number LIMIT ?", batch_id, after, most)]
 
     def answer(self, batch_id: str, number: int, text: str, *, good: bool) -> bool:
-        """Keeps what came of a line, unless something did before; returns whether it was kept."""
+        """Stores the output line of a line that has none yet, and returns whether it did."""
         with self._changing() as db:
             kept = db.execute(
                 "UPDATE lines SET answer = ?, good = ? WHERE batch = ? AND number = ? AND answer IS NULL",
@@ -236,7 +236,7 @@ class Store:
             return bool(kept.rowcount)
 
     def answers(self, batch_id: str, *, good: bool | None = None) -> Iterator[str]:
-        """What was told of the lines, in their order; of those that went well or badly, or of all."""
+        """Yields the output lines in order: of answers with a good status, with a bad one, or of all."""
         after = 0
         which = "" if good is None else f"AND good = {int(good)} "
         wanted = "SELECT number, answer FROM lines WHERE batch = ? AND number > ? AND answer IS NOT NULL "
@@ -258,7 +258,7 @@ class Store:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
-        """All that is done meanwhile happens, or nothing of it."""
+        """A transaction. Raises StorageFull if the disk has no room."""
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -268,7 +268,7 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error) and "full" in str(error):
-                    raise StorageFull(f"what is to be kept cannot be written: {error}") from None
+                    raise StorageFull(f"the disk has no room: {error}") from None
                 raise
 
 

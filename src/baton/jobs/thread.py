@@ -18,7 +18,7 @@ _log = logging.getLogger("baton.jobs")
 
 
 class RunnerThread:
-    """Goes on with what is in progress from its start on. What it does never waits for a request, nor one for it."""
+    """Works on all batches from its start on. It never waits for a request, and no request waits for it."""
 
     def __init__(self, folder: Folder, ask: Ask, at_once: int, *, again_seconds: float = _AGAIN_SECONDS) -> None:
         self._runner = Runner(folder, ask, at_once)
@@ -31,12 +31,12 @@ class RunnerThread:
         self._thread.start()
 
     def wake(self) -> None:
-        """A batch came, or is to be cancelled. From any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: what came is done by the next server
+        """A batch was added, or is to be cancelled. From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed; the next server goes on
             self._loop.call_soon_threadsafe(self._wake)
 
     def close(self) -> None:
-        """Ends the thread. Lines that are being asked have no answer, and are asked again by the next one."""
+        """Ends the thread. Lines without an answer are asked again by the next server."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._end)
         self._thread.join(_LAST_SECONDS)

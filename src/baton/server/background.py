@@ -1,4 +1,4 @@
-"""Answers to the lines of batches: made as those to requests are, and behind all of them."""
+"""Answers the lines of batches as requests are answered, and behind all requests."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from baton.server.ignored import IgnoredFields
 from baton.server.workers import Line, Workers
 
 ROWS_AHEAD = 2
-"""So many queries of lines are in the engine for each row that it has, so that no free row waits for one."""
+"""The most queries of lines in the engine, per row: a free row finds the next query waiting."""
 _THREADS = 2
 _AGAIN_SECONDS = 0.2
 
 
 class Background:
-    """Asks one engine. To be used on one event loop, which need not be that of a server."""
+    """Answers lines with one engine. Used on one event loop, which need not be the server's."""
 
     def __init__(self, client: Client, workers: Workers) -> None:
         limits = client.settings.limits
@@ -41,7 +41,7 @@ class Background:
         line = Line(client, workers, Held(limits.max_bodies_bytes))
         self._generating = Generating(client, workers, line, held, IgnoredFields(lambda names: None))
         self._limits = limits
-        # Threads of its own: what a request needs before it is admitted is not behind what lines need.
+        # Threads of its own, so that requests never wait for the preparation of lines.
         self._threads: ThreadPoolExecutor = started(_THREADS, "baton-lines")
         self.at_once = ROWS_AHEAD * client.settings.max_rows
         self._free = self.at_once
@@ -52,7 +52,7 @@ class Background:
         self._threads.shutdown(wait=False)
 
     async def ask(self, url: str, body: bytes, owner: str) -> Answer:
-        """What a request with this body would be answered. Raises NoAnswer while the engine takes nothing."""
+        """Returns what a request with this body would get. Raises NoAnswer while the engine takes no queries."""
         request_id = f"req_{secrets.token_hex(12)}"
         try:
             return Answer(200, request_id, await self._asked(self._generating.job_of[url], body, owner))
@@ -78,14 +78,14 @@ class Background:
         while True:
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._threads, make_job, body, owner)
-            except QueueFull:  # as many forms are being compiled as may be
+            except QueueFull:  # too many forms are being compiled
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     @asynccontextmanager
     async def _rows_for(self, queries: int) -> AsyncGenerator[None, None]:
-        """Waits until so many queries may be in the engine; a line with more than may be is there by itself."""
+        """Waits until so many queries may enter the engine. A line with more than the limit is there alone."""
         wanted = min(queries, self.at_once)
-        # In turn, so that a line with many is not overtaken for ever.
+        # In turn, so that others cannot overtake a line with many queries for ever.
         async with self._turn, self._room:
             await self._room.wait_for(lambda: self._free >= wanted)
             self._free -= wanted

@@ -1,4 +1,4 @@
-"""OpenAI's batches: files of requests that are worked on behind all others, and files of what came of them."""
+"""The routes of OpenAI's batches, whose lines run behind all requests."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BatchRequest(Strict):
 
 
 class Owners:
-    """Whose files and batches a request may see: its key's; without keys, all are everybody's."""
+    """Files and batches belong to the key that they came with. Without keys they belong to everybody."""
 
     def __init__(self, folder: Folder, *, keys: bool) -> None:
         self._folder = folder
@@ -95,7 +95,7 @@ class BatchRoutes:
         return self._json(batch_body(await self._workers.answer(self._found, *self._named(request))))
 
     async def cancel_batch(self, request: Request) -> Response:
-        """Ends a batch; what was answered until then is kept."""
+        """Ends a batch. Answers so far are kept."""
         batch = await self._workers.answer(self._cancelled, *self._named(request))
         self._thread.wake()
         return self._json(batch_body(batch))
@@ -134,7 +134,7 @@ class BatchRoutes:
     def _cancelled(self, batch_id: str, owner: str) -> Batch:
         while (batch := self._found(batch_id, owner)).status in (Status.VALIDATING, Status.IN_PROGRESS):
             cancelling = batch.at(Status.CANCELLING, now())
-            # Somebody may have moved it meanwhile.
+            # The runner may have changed the status meanwhile.
             if self._store.change(cancelling, [batch.status]):
                 return self._found(batch_id, owner)
         if batch.status in ENDED and batch.status is not Status.CANCELLED:
@@ -146,7 +146,7 @@ class BatchRoutes:
 
 
 class Page:
-    """Which part of a list is wanted."""
+    """Which part of a list a request wants."""
 
     def __init__(self, limit: int, after: str | None, order: str) -> None:
         self.limit = limit
@@ -155,7 +155,7 @@ class Page:
 
 
 def page_of(request: Request, known: set[str], usual: int, most: int) -> Page:
-    """What a request's address asks of a list. Raises InvalidValue or Unsupported."""
+    """Reads the query parameters of a list. Raises InvalidValue or Unsupported."""
     sent = request.query_params
     for name in sent:
         if name not in known:
@@ -170,7 +170,7 @@ def page_of(request: Request, known: set[str], usual: int, most: int) -> Page:
 
 
 def listed(entries: Sequence[_Listed], page: Page, body_of: Callable[[_Listed], dict[str, Any]]) -> dict[str, Any]:
-    """A part of a list, as OpenAI writes it. Raises NotFound where it begins after nothing."""
+    """Returns a part of a list as OpenAI writes it. Raises NotFound if `after` names nothing in it."""
     start = 0
     if page.after is not None:
         start = next((at + 1 for at, one in enumerate(entries) if one.id == page.after), -1)
@@ -183,7 +183,7 @@ def listed(entries: Sequence[_Listed], page: Page, body_of: Callable[[_Listed], 
 
 
 def batch_body(batch: Batch) -> dict[str, Any]:
-    """As OpenAI writes a batch."""
+    """The batch as OpenAI writes it."""
     times = {f"{status}_at": batch.times.get(status) for status in Status if status is not Status.VALIDATING}
     errors = {"object": "list", "data": batch.errors} if batch.errors else None
     known = {

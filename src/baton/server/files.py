@@ -1,4 +1,4 @@
-"""OpenAI's files: those of requests, which are uploaded, and those of what came of them."""
+"""The routes of OpenAI's files: uploaded files of requests, and output files of batches."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _beside(self, opening: AbstractContextManager[IO[bytes]]) -> AsyncGenerator[IO[bytes], None]:
-        """The same, with what a disk takes its time for on another thread."""
+        """Opens and closes the file on another thread, because the disk may take its time."""
         target = await self._workers.answer(opening.__enter__)
         try:
             yield target
@@ -132,7 +132,7 @@ class FileRoutes:
 
 
 def file_body(file: FileEntry) -> dict[str, Any]:
-    """As OpenAI writes a file."""
+    """The file as OpenAI writes it."""
     return FileObject(
         id=file.id, bytes=file.bytes, created_at=file.created_at, filename=file.filename, purpose=file.purpose
     ).model_dump()
