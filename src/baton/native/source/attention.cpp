@@ -29,16 +29,16 @@ int64_t attention_tasks(const Attention* call) { return tasks_of(call, plan_of(c
 
 int64_t attention_merges(const Attention* call) {
     const Plan plan = plan_of(call);
-    int64_t found = 0;
-    for (int64_t i = 0; i < call->span_count; i++) found += merges_of(call, cut(call, call->spans[i], plan));
-    return found;
+    int64_t merges = 0;
+    for (int64_t i = 0; i < call->span_count; i++) merges += merges_of(call, cut(call, call->spans[i], plan));
+    return merges;
 }
 
 int64_t partial_floats(const Attention* call) {
     const Plan plan = plan_of(call);
-    int64_t found = 0;
-    for (int64_t i = 0; i < call->span_count; i++) found += partial_of(call, cut(call, call->spans[i], plan));
-    return found;
+    int64_t partials = 0;
+    for (int64_t i = 0; i < call->span_count; i++) partials += partial_of(call, cut(call, call->spans[i], plan));
+    return partials;
 }
 
 // Floats of a turned block: dimensions up to whole words.
@@ -51,7 +51,7 @@ int64_t attention_scratch(const Attention* call) {
 // Where the keys or values of columns [from, to) are, by position from `base` on.
 template <typename T>
 static void find(const Attention* call, const Span& span, const Columns& kept, const void* fresh, int64_t dim,
-                 int64_t head, int64_t base, int64_t from, int64_t to, const T** found) {
+                 int64_t head, int64_t base, int64_t from, int64_t to, const T** addresses) {
     const T* row = static_cast<const T*>(kept.data) + span.row * kept.row_stride + head * kept.head_stride;
     int64_t at = from;
     while (at < least(to, span.start)) {
@@ -59,11 +59,11 @@ static void find(const Attention* call, const Span& span, const Columns& kept, c
         int64_t stop = least(to, span.start);
         if (call->ring) stop = least(stop, at - column + call->ring);
         const T* next = row + column * kept.column_stride;
-        for (; at < stop; at++, next += kept.column_stride) found[at - base] = next;
+        for (; at < stop; at++, next += kept.column_stride) addresses[at - base] = next;
     }
     const int64_t stride = call->kv_heads * dim;
     const T* next = static_cast<const T*>(fresh) + (span.first + at - span.start) * stride + head * dim;
-    for (; at < to; at++, next += stride) found[at - base] = next;
+    for (; at < to; at++, next += stride) addresses[at - base] = next;
 }
 
 // The keys or values of columns [from, to) of all of a tile's heads, as far as they lie in the rectangle one behind the
@@ -275,31 +275,31 @@ void attend(const Attention* call, int64_t task, float* scratch) {
     const Plan plan = plan_of(call);
     float* partial = call->partial;
     const Span* span = call->spans;
-    Cut found = cut(call, *span, plan);
-    for (int64_t tasks; task >= (tasks = tasks_of(*span, found)); found = cut(call, *++span, plan)) {
+    Cut split = cut(call, *span, plan);
+    for (int64_t tasks; task >= (tasks = tasks_of(*span, split)); split = cut(call, *++span, plan)) {
         task -= tasks;
-        partial += partial_of(call, found);
+        partial += partial_of(call, split);
     }
     if (span->row < 0) {
         const int64_t floats = call->heads * call->value_dim;
         std::memset(call->out + span->first * floats, 0, span->count * floats * 4);
         return;
     }
-    const int64_t head = task % found.parts * found.heads, first = task / found.parts % found.tiles * QUERIES;
+    const int64_t head = task % split.parts * split.heads, first = task / split.parts % split.tiles * QUERIES;
     Tile tile;
     tile.call = call;
     tile.span = span;
     tile.head = head;
-    tile.heads = least(found.heads, call->kv_heads - head);
+    tile.heads = least(split.heads, call->kv_heads - head);
     tile.first = first;
-    tile.count = least(QUERIES, found.queries - first);
+    tile.count = least(QUERIES, split.queries - first);
     begin(tile, scratch);
-    const int64_t start = (found.first_piece + task / found.parts / found.tiles * found.run) * PIECE;
+    const int64_t start = (split.first_piece + task / split.parts / split.tiles * split.run) * PIECE;
     const int64_t low = most(lowest(call, tile.positions[0]), start);
-    const int64_t high = least(tile.positions[tile.count - 1] + 1, start + found.run * PIECE);
+    const int64_t high = least(tile.positions[tile.count - 1] + 1, start + split.run * PIECE);
     ask_first(tile, low, high);
-    if (found.runs > 1) {
-        attend_run(tile, found, low, high, partial);
+    if (split.runs > 1) {
+        attend_run(tile, split, low, high, partial);
     } else {
         attend_all(tile, low, high);
     }
@@ -309,15 +309,15 @@ void merge(const Attention* call, int64_t merge) {
     const Plan plan = plan_of(call);
     float* partial = call->partial;
     const Span* span = call->spans;
-    Cut found = cut(call, *span, plan);
-    for (int64_t merges; merge >= (merges = merges_of(call, found)); found = cut(call, *++span, plan)) {
+    Cut split = cut(call, *span, plan);
+    for (int64_t merges; merge >= (merges = merges_of(call, split)); split = cut(call, *++span, plan)) {
         merge -= merges;
-        partial += partial_of(call, found);
+        partial += partial_of(call, split);
     }
     const int64_t record = record_of(call);
-    for (int64_t i = 0; i < found.queries; i++) {
-        float* records = partial + (merge * found.queries + i) * found.pieces * record;
-        for (int64_t piece = 1; piece < found.pieces; piece++) {
+    for (int64_t i = 0; i < split.queries; i++) {
+        float* records = partial + (merge * split.queries + i) * split.pieces * record;
+        for (int64_t piece = 1; piece < split.pieces; piece++) {
             fold(records, records + piece * record, width_of(call));
         }
         answer(call, *span, merge, i, records);

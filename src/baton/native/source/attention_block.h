@@ -39,9 +39,9 @@ static float greatest(vfloat x) {
     quarter part[LANES / 4];
     std::memcpy(part, &x, sizeof x);
     for (int i = 1; i < LANES / 4; i++) part[0] = part[i] > part[0] ? part[i] : part[0];
-    float found = part[0][0];
-    for (int i = 1; i < 4; i++) found = part[0][i] > found ? part[0][i] : found;
-    return found;
+    float top = part[0][0];
+    for (int i = 1; i < 4; i++) top = part[0][i] > top ? part[0][i] : top;
+    return top;
 }
 
 static float exp_of(float x) { return exp(all(x))[0]; }
@@ -287,7 +287,7 @@ ALONE void soften(Bend bend, float* scores, int64_t from, int64_t to, int64_t lo
         store(scores + v * LANES, x);
         greater = x > greater ? x : greater;
     }
-    const float before = record[TOP], found = greatest(greater), top = found > before ? found : before;
+    const float before = record[TOP], peak = greatest(greater), top = peak > before ? peak : before;
     const float zero = top == -INFINITY ? 0.0f : top;  // scores of -infinity have no share
     if (top > before && before != -INFINITY) {
         const vfloat fade = all(exp_of(before - zero));

@@ -33,19 +33,19 @@ static int64_t lowest(const Attention* call, int64_t position) {
 }
 
 static Cut cut(const Attention* call, const Span& span, const Plan& plan) {
-    Cut found = {};
-    if (span.count <= 0 || span.row < 0) return found;
-    found.queries = span.count * group_of(call);
-    found.tiles = up(found.queries, QUERIES);
-    found.first_piece = lowest(call, span.start) / PIECE;
-    found.pieces = (span.start + span.count - 1) / PIECE + 1 - found.first_piece;
+    Cut split = {};
+    if (span.count <= 0 || span.row < 0) return split;
+    split.queries = span.count * group_of(call);
+    split.tiles = up(split.queries, QUERIES);
+    split.first_piece = lowest(call, span.start) / PIECE;
+    split.pieces = (span.start + span.count - 1) / PIECE + 1 - split.first_piece;
     // Where there are more tiles there are tasks enough, and there would be many sums to keep.
-    found.run = found.tiles == 1 || span.count == 1 ? least(plan.pieces, found.pieces) : found.pieces;
-    found.runs = up(found.pieces, found.run);
-    found.parts = up(call->kv_heads, least(plan.heads, QUERIES / least(found.queries, QUERIES)));
-    found.heads = up(call->kv_heads, found.parts);
-    found.parts = up(call->kv_heads, found.heads);
-    return found;
+    split.run = split.tiles == 1 || span.count == 1 ? least(plan.pieces, split.pieces) : split.pieces;
+    split.runs = up(split.pieces, split.run);
+    split.parts = up(call->kv_heads, least(plan.heads, QUERIES / least(split.queries, QUERIES)));
+    split.heads = up(call->kv_heads, split.parts);
+    split.parts = up(call->kv_heads, split.heads);
+    return split;
 }
 
 static int64_t tasks_of(const Span& span, const Cut& cut) {
@@ -53,9 +53,9 @@ static int64_t tasks_of(const Span& span, const Cut& cut) {
 }
 
 static int64_t tasks_of(const Attention* call, const Plan& plan) {
-    int64_t found = 0;
-    for (int64_t i = 0; i < call->span_count; i++) found += tasks_of(call->spans[i], cut(call, call->spans[i], plan));
-    return found;
+    int64_t tasks = 0;
+    for (int64_t i = 0; i < call->span_count; i++) tasks += tasks_of(call->spans[i], cut(call, call->spans[i], plan));
+    return tasks;
 }
 
 static Plan plan_of(const Attention* call) {

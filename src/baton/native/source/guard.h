@@ -24,7 +24,7 @@ int32_t guarded(Body body) noexcept {
 
 template <typename Make>
 auto made(Make make) noexcept -> decltype(make()) {
-    decltype(make()) found = nullptr;
-    last_fault = guarded([&] { found = make(); });
-    return found;
+    decltype(make()) result = nullptr;
+    last_fault = guarded([&] { result = make(); });
+    return result;
 }

@@ -35,9 +35,9 @@ static inline vfloat from_half(vhalf bits) {
     const vuint normal = (size << 13) + 0x38000000, infinite = (size << 13) + 0x70000000;
     // A number without a leading 1: give it one, and take it away again.
     const vuint small = (vuint)((vfloat)((size << 13) + 0x38800000) - (vfloat)(vuint{} + 0x38800000));
-    vuint found = size < 0x400 ? small : normal;
-    found = size >= 0x7c00 ? infinite : found;
-    return (vfloat)(found | (all & 0x8000) << 16);
+    vuint bits32 = size < 0x400 ? small : normal;
+    bits32 = size >= 0x7c00 ? infinite : bits32;
+    return (vfloat)(bits32 | (all & 0x8000) << 16);
 #endif
 }
 

@@ -250,9 +250,9 @@ static inline float fused(float a, float b, float c) {
 }
 
 static inline vfloat fused(vfloat a, vfloat b, vfloat c) {
-    vfloat found;
-    for (int i = 0; i < LANES; i++) found[i] = fused(a[i], b[i], c[i]);
-    return found;
+    vfloat result;
+    for (int i = 0; i < LANES; i++) result[i] = fused(a[i], b[i], c[i]);
+    return result;
 }
 #endif
 
@@ -288,11 +288,11 @@ static inline void add_chunk(vfloat (&sum)[R][V], const char* weight, const vflo
 #pragma GCC unroll 2
                 for (int p = 0; p < PLANES; p++) {
                     const int32_t* words = ready[r].words + p * 8 + step * 2;
-                    Dots& found = dots[r][v][p];
-                    found = dot(dot(found, low, vint{} + words[0]), high, vint{} + words[1]);
+                    Dots& chunk = dots[r][v][p];
+                    chunk = dot(dot(chunk, low, vint{} + words[0]), high, vint{} + words[1]);
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
                     asm volatile(""
-                                 : "+v"(found));  // else GCC holds all rows' words at once, and has no registers left
+                                 : "+v"(chunk));  // else GCC holds all rows' words at once, and has no registers left
 #endif
                 }
             }
@@ -302,10 +302,10 @@ static inline void add_chunk(vfloat (&sum)[R][V], const char* weight, const vflo
     for (int v = 0; v < V; v++) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-            vint found = whole(dots[r][v][0]);
-            if constexpr (PLANES == 2) found = (found << 8) + whole(dots[r][v][PLANES - 1]);
-            found += ready[r].correction;
-            sum[r][v] = fused(__builtin_convertvector(found, vfloat), scale[v] * ready[r].scale, sum[r][v]);
+            vint product = whole(dots[r][v][0]);
+            if constexpr (PLANES == 2) product = (product << 8) + whole(dots[r][v][PLANES - 1]);
+            product += ready[r].correction;
+            sum[r][v] = fused(__builtin_convertvector(product, vfloat), scale[v] * ready[r].scale, sum[r][v]);
         }
     }
 }

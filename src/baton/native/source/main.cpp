@@ -30,7 +30,7 @@ bool runs(const char* name) {
     return !std::strcmp(name, "plain");
 }
 
-const Kernels* found(const char* name) {
+const Kernels* table_of(const char* name) {
 #if defined(__x86_64__)
     if (!std::strcmp(name, "avx2")) return kernels_avx2();
     if (!std::strcmp(name, "avx512")) return kernels_avx512();
@@ -63,9 +63,9 @@ API int32_t baton_sizes(int64_t* sizes, int32_t room) {
 
 // The table of a name, or of the best that this machine runs where the name is empty; null where it cannot run it.
 API const Kernels* baton_kernels(const char* name) {
-    if (*name) return found(name) && runs(name) ? found(name) : nullptr;
+    if (*name) return table_of(name) && runs(name) ? table_of(name) : nullptr;
     for (const char* best : {"avx512bf16", "avx512", "avx2"}) {
-        if (found(best) && runs(best)) return found(best);
+        if (table_of(best) && runs(best)) return table_of(best);
     }
     return kernels_plain();
 }
@@ -74,21 +74,21 @@ API const char* baton_name(const Kernels* kernels) { return kernels->name; }
 
 // -1 for sizes that no weight has.
 API int64_t baton_weight_bytes(const Kernels* k, int32_t kind, int64_t outputs, int64_t inputs) {
-    int64_t found = -1;
+    int64_t bytes = -1;
     guarded([&] {
         check_sizes(kind, outputs, inputs);
-        found = k->weight_bytes(kind, outputs, inputs);
+        bytes = k->weight_bytes(kind, outputs, inputs);
     });
-    return found;
+    return bytes;
 }
 
 API int64_t baton_scale_bytes(const Kernels* k, int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
-    int64_t found = -1;
+    int64_t bytes = -1;
     guarded([&] {
         check_sizes(kind, group, outputs, inputs);
-        found = k->scale_bytes(kind, group, outputs, inputs);
+        bytes = k->scale_bytes(kind, group, outputs, inputs);
     });
-    return found;
+    return bytes;
 }
 
 API int32_t baton_pack(const Kernels* k, const Weight* weight, int64_t first, int64_t count, const void* piece,

@@ -222,10 +222,10 @@ class Program {
 
     // An operand's data is an address if it is a constant, else an offset; of what was attended it says the stride.
     Operand placed(const Operand& operand, int32_t space) const {
-        Operand found = operand;
-        char* start = reinterpret_cast<char*>(base(space, found.row_stride));
-        if (start) found.data = reinterpret_cast<float*>(start + reinterpret_cast<intptr_t>(operand.data));
-        return found;
+        Operand bound = operand;
+        char* start = reinterpret_cast<char*>(base(space, bound.row_stride));
+        if (start) bound.data = reinterpret_cast<float*>(start + reinterpret_cast<intptr_t>(operand.data));
+        return bound;
     }
 
     void tokens(const Instruction& one, int64_t first, int64_t last, int64_t all, float* scratch) {

@@ -27,14 +27,14 @@ constexpr float MOST_FINITE = 3.402823466e38f;
 // The greatest magnitude; NaN or infinity where there is one (as bits, a NaN is above infinity).
 template <int N>
 static inline float greatest(const float* x) {
-    uint32_t bits[N], found = 0;
+    uint32_t bits[N], peak = 0;
     std::memcpy(bits, x, sizeof bits);
     for (int i = 0; i < N; i++) {
         const uint32_t magnitude = bits[i] & 0x7fffffff;
-        found = magnitude > found ? magnitude : found;
+        peak = magnitude > peak ? magnitude : peak;
     }
     float answer;
-    std::memcpy(&answer, &found, sizeof answer);
+    std::memcpy(&answer, &peak, sizeof answer);
     return answer;
 }
 

@@ -11,9 +11,9 @@ namespace VARIANT {
 static inline vfloat fetch(const float* from, int64_t stride, int64_t count) {
     if (stride == 1 && count >= LANES) return load<vfloat>(from);
     if (stride == 0) return all(*from);
-    vfloat found = {};
-    for (int64_t i = 0; i < count && i < LANES; i++) found[i] = from[i * stride];
-    return found;
+    vfloat values = {};
+    for (int64_t i = 0; i < count && i < LANES; i++) values[i] = from[i * stride];
+    return values;
 }
 
 static inline void put(float* to, int64_t stride, int64_t count, vfloat what) {
@@ -114,8 +114,8 @@ static inline vfloat erf(vfloat x) {
     for (int i = 1; i < 7; i++) near = near * square + all(inner[i]);
     for (int i = 1; i < 9; i++) far = far * inside + all(outer[i]);
     far = choose(size >= all(4.0f), all(1.0f), all(1.0f) - exp(-far));
-    vfloat found = choose(size < all(1.0f), near * x, choose(x < all(0.0f), -far, far));
-    return choose(x != x, x, found);
+    vfloat value = choose(size < all(1.0f), near * x, choose(x < all(0.0f), -far, far));
+    return choose(x != x, x, value);
 }
 
 static inline vfloat gelu(vfloat x) { return all(0.5f) * x * (all(1.0f) + erf(x * all(0.70710678118654752f))); }
@@ -128,14 +128,14 @@ static inline vfloat gelu_tanh(vfloat x) {
 // Reductions over the innermost dimension; `out` has one number per line, or as many as `in`.
 
 static inline float total(const float* x, int64_t stride, int64_t n) {
-    vfloat found = {};
+    vfloat sums = {};
     int64_t i = 0;
     if (stride == 1) {
-        for (; i + LANES <= n; i += LANES) found += load<vfloat>(x + i);
+        for (; i + LANES <= n; i += LANES) sums += load<vfloat>(x + i);
     }
     float rest = 0;
     for (; i < n; i++) rest += x[i * stride];
-    return sum(found) + rest;
+    return sum(sums) + rest;
 }
 
 static void softmax(const RowOp* op, int64_t first, int64_t last) {
@@ -230,15 +230,15 @@ void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
                          [&](float* out, const float* const* in) { *out = total(in[0], s0, n) / float(n); });
         case MEAN_SQUARE:
             return lines(op, first, last, [&](float* out, const float* const* in) {
-                vfloat found = {};
+                vfloat squares = {};
                 int64_t i = 0;
                 for (; s0 == 1 && i + LANES <= n; i += LANES) {
                     const vfloat x = load<vfloat>(in[0] + i);
-                    found += x * x;
+                    squares += x * x;
                 }
                 float rest = 0;
                 for (; i < n; i++) rest += in[0][i * s0] * in[0][i * s0];
-                *out = (sum(found) + rest) / float(n);
+                *out = (sum(squares) + rest) / float(n);
             });
         case SOFTMAX: return softmax(op, first, last);
         case LAYER_NORM: return layer_norm(op, first, last);

@@ -29,9 +29,9 @@ typedef uint16_t vhalf __attribute__((vector_size(LANES * 2)));
 
 template <typename V, typename T>
 static inline V load(const T* from) {
-    V found;
-    std::memcpy(&found, from, sizeof found);
-    return found;
+    V value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
 }
 
 template <typename V, typename T>
@@ -46,9 +46,9 @@ static inline vfloat widen(vhalf bits) { return (vfloat)(__builtin_convertvector
 
 static inline float widen(uint16_t bits) {
     uint32_t whole = uint32_t(bits) << 16;
-    float found;
-    std::memcpy(&found, &whole, sizeof found);
-    return found;
+    float value;
+    std::memcpy(&value, &whole, sizeof value);
+    return value;
 }
 
 // Rounds to the nearest, ties to even, as torch does; a NaN stays one.
@@ -88,10 +88,10 @@ static inline vfloat exp(vfloat x) {
     p = p * r + all(1.6666665459e-1f);
     p = p * r + all(5.0000001201e-1f);
     p = p * r * r + r + all(1.0f);
-    vfloat found = (vfloat)((vint)p + exponent);
-    found = x < low ? all(0.0f) : found;
-    found = x > high ? all(INFINITY) : found;
-    return x != x ? x : found;
+    vfloat power = (vfloat)((vint)p + exponent);
+    power = x < low ? all(0.0f) : power;
+    power = x > high ? all(INFINITY) : power;
+    return x != x ? x : power;
 }
 
 }  // namespace VARIANT
