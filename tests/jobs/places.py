@@ -46,7 +46,7 @@ class Listed:
         self.store.change(begun, [Status.VALIDATING], lines)
 
     def finish(self, batch: Batch) -> None:
-        self.finished[batch.id] = [json.loads(told) for told in self.store.answers(batch.id)]
+        self.finished[batch.id] = [json.loads(text) for text in self.store.answers(batch.id)]
         end = Status.CANCELLED if batch.status is Status.CANCELLING else Status.COMPLETED
         self.store.change(batch.at(end, now()), [batch.status])
 

@@ -105,8 +105,8 @@ def test_a_seed_is_of_the_batch_and_the_name_alone() -> None:
 
 
 def test_answers_are_written_as_they_came() -> None:
-    told = json.loads(answered("id", "a", Answer(200, "r", '{"text": "é\\n"}'.encode())))
-    assert told == {
+    output = json.loads(answered("id", "a", Answer(200, "r", '{"text": "é\\n"}'.encode())))
+    assert output == {
         "id": "id",
         "custom_id": "a",
         "response": {"status_code": 200, "request_id": "r", "body": {"text": "é\n"}},

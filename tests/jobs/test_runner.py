@@ -26,14 +26,14 @@ def place(tmp_path: Path) -> Iterator[Listed]:
 
 
 def said(place: Listed, batch_id: str) -> list[str]:
-    return [told["response"]["body"]["said"] for told in place.finished[batch_id]]
+    return [output["response"]["body"]["said"] for output in place.finished[batch_id]]
 
 
-async def until(told: object) -> None:
+async def until(condition: object) -> None:
     """Lets all others go on until this is so."""
-    assert callable(told)
+    assert callable(condition)
     for _ in range(1000):
-        if told():
+        if condition():
             return
         await asyncio.sleep(0)
     raise AssertionError("it never came to be so")
@@ -47,7 +47,7 @@ async def test_all_are_answered_in_order_and_no_more_than_so_many_at_once(place:
     assert said(place, "batch_a") == NAMES and echo.most == 3 and kept == [True] * 20
     batch = place.store.batches("")[0]
     assert (batch.status, batch.total, batch.completed, batch.failed) == (Status.COMPLETED, 20, 20, 0)
-    assert [told["id"] for told in place.finished["batch_a"]][:2] == ["batch_req_a_1", "batch_req_a_2"]
+    assert [output["id"] for output in place.finished["batch_a"]][:2] == ["batch_req_a_1", "batch_req_a_2"]
 
 
 async def test_the_next_batch_begins_while_the_last_lines_of_one_are_asked(place: Listed) -> None:
@@ -70,7 +70,7 @@ async def test_what_fails_is_told_and_stops_no_other(place: Listed) -> None:
     await Runner(place, echo, 4).run()
     batch = place.store.batches("")[0]
     assert (batch.completed, batch.failed) == (18, 2)
-    assert [told["response"]["status_code"] for told in place.finished["batch_a"]][1:5] == [200, 400, 500, 200]
+    assert [output["response"]["status_code"] for output in place.finished["batch_a"]][1:5] == [200, 400, 500, 200]
 
 
 async def test_a_fault_of_ours_is_told_in_its_line(place: Listed, caplog: pytest.LogCaptureFixture) -> None:
@@ -78,8 +78,8 @@ async def test_a_fault_of_ours_is_told_in_its_line(place: Listed, caplog: pytest
     echo.trouble = RuntimeError("secret")
     place.add("batch_a")
     await Runner(place, echo, 4).run()
-    told = place.finished["batch_a"][0]
-    assert told["error"]["code"] == "internal_error" and "secret" not in json.dumps(told)
+    output = place.finished["batch_a"][0]
+    assert output["error"]["code"] == "internal_error" and "secret" not in json.dumps(output)
     assert "line 1 of batch_a failed" in caplog.text
 
 
@@ -100,16 +100,16 @@ async def test_an_answer_for_which_there_is_no_room_fails_its_line(
 ) -> None:
     echo, keep = Echo(), place.store.answer
 
-    def answer(batch_id: str, number: int, told: str, *, good: bool) -> bool:
+    def answer(batch_id: str, number: int, text: str, *, good: bool) -> bool:
         if number == 2 and good:
             raise StorageFull("the disk has no room: database or disk is full")
-        return keep(batch_id, number, told, good=good)
+        return keep(batch_id, number, text, good=good)
 
     monkeypatch.setattr(place.store, "answer", answer)
     place.add("batch_a")
     await Runner(place, echo, 3).run()
-    told = place.finished["batch_a"][1]
-    assert told["error"]["code"] == "insufficient_storage" and "full" in told["error"]["message"]
+    output = place.finished["batch_a"][1]
+    assert output["error"]["code"] == "insufficient_storage" and "full" in output["error"]["message"]
     batch = place.store.batches("")[0]
     assert (batch.completed, batch.failed) == (19, 1)
 
@@ -133,12 +133,12 @@ async def test_a_batch_that_is_cancelled_keeps_what_was_answered(place: Listed) 
     place.add("batch_b")
     kept: list[str] = []
 
-    def told(batch: Batch, good: bool) -> None:
+    def on_answer(batch: Batch, good: bool) -> None:
         kept.append(batch.id)
         if len(kept) == 5:
             echo.gate.clear()
 
-    runner = Runner(place, echo, 4, told)
+    runner = Runner(place, echo, 4, on_answer)
     run = asyncio.create_task(runner.run())
     await until(lambda: not echo.gate.is_set() and echo.now == 4)
     batch = place.store.batch("batch_a", "")
@@ -157,7 +157,7 @@ async def test_a_line_that_changed_meanwhile_is_told_so(place: Listed) -> None:
     place.validate(place.store.batches("")[0])
     place.names = [*NAMES[:4], "another", *NAMES[5:]]
     await Runner(place, Echo(), 4).run()
-    assert [told["error"] and told["error"]["code"] for told in place.finished["batch_a"]] == [
+    assert [output["error"] and output["error"]["code"] for output in place.finished["batch_a"]] == [
         "input_changed" if number == 4 else None for number in range(20)
     ]
 

@@ -167,7 +167,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "LFS tokenizer": (lambda f: (f / "tokenizer.json").write_bytes(LFS), "tokenizer.json is a Git LFS pointer"),
     "empty tokenizer": (lambda f: (f / "tokenizer.json").write_bytes(b""), "tokenizer.json is empty"),
     "a tokenizer of code": (coded, "its tokenizer could not be loaded: it needs .*--trust-remote-code"),
-    "sentencepiece": (sentencepiece, "pip install sentencepiece protobuf|its tokenizer could not be loaded"),
+    "sentencepiece": (sentencepiece, "pip install sentencepiece|its tokenizer could not be loaded"),
 }
 
 

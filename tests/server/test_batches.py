@@ -70,10 +70,10 @@ def begin(client: openai.OpenAI, *lines: Any, endpoint: Any = COMPLETIONS, **mor
     return client.batches.create(input_file_id=file_id, endpoint=endpoint, completion_window="24h", **more)
 
 
-def until(told: Callable[[], Any]) -> Any:
+def until(probe: Callable[[], Any]) -> Any:
     patience = time.monotonic() + PATIENCE
     while time.monotonic() < patience:
-        if value := told():
+        if value := probe():
             return value
         time.sleep(0.01)
     raise AssertionError("it never came to be so")
@@ -122,9 +122,9 @@ def test_a_batch_from_its_file_to_its_answers(client: openai.OpenAI, loop: Scrip
 )
 def test_all_routes_that_generate(address: str, client: openai.OpenAI, url: str, body: Any, said: str) -> None:
     sent = {"custom_id": "a", "method": "POST", "url": url, "body": body}
-    (told,) = lines_of(client, at(client, begin(client, sent, endpoint=url), "completed").output_file_id)
+    (output,) = lines_of(client, at(client, begin(client, sent, endpoint=url), "completed").output_file_id)
     plain = httpx.post(f"{address}{url}", json=body).json()
-    assert "hello" in json.dumps(told["response"]["body"][said]) and told["response"]["body"].keys() == plain.keys()
+    assert "hello" in json.dumps(output["response"]["body"][said]) and output["response"]["body"].keys() == plain.keys()
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_a_restarted_server_goes_on(loop: ScriptedLoop, tmp_path: Path) -> None:
     with serving(again, tmp_path) as address:
         client = client_of(address)
         done = at(client, batch, "completed")
-        told = lines_of(client, done.output_file_id)
-        assert [one["custom_id"] for one in told] == [f"r{number}" for number in range(40)]
+        outputs = lines_of(client, done.output_file_id)
+        assert [one["custom_id"] for one in outputs] == [f"r{number}" for number in range(40)]
         assert len(again.queries) == 24
         # Those that were under way are asked again, and by the same seeds.
         assert len(seeds & {query.seed for query in again.queries}) == 16
@@ -437,5 +437,5 @@ def test_lists_refuse_what_they_do_not_know(address: str, query: str) -> None:
 
 
 def test_model_name_is_that_of_the_server(client: openai.OpenAI) -> None:
-    (told,) = lines_of(client, at(client, begin(client, line("a", model=MODEL)), "completed").output_file_id)
-    assert told["response"]["body"]["model"] == MODEL
+    (output,) = lines_of(client, at(client, begin(client, line("a", model=MODEL)), "completed").output_file_id)
+    assert output["response"]["body"]["model"] == MODEL

@@ -38,7 +38,7 @@ def run_here(config: Config, source: str, output: str) -> None:
 
             with asking(config) as (ask, at_once):
                 run_work(work, ask, at_once)
-        work.tell()
+        work.report()
 
 
 def run_on_server(config: Config, source: str, output: str, *, url: str, api_key: str | None, at_once: int) -> None:
@@ -50,7 +50,7 @@ def run_on_server(config: Config, source: str, output: str, *, url: str, api_key
     asker = ServerAsker(url, api_key, at_once)
     with begun(config, source, output, "a server") as work:
         run_work(work, asker.ask, at_once)
-        work.tell()
+        work.report()
 
 
 async def _nobody(url: str, body: bytes, owner: str) -> Answer:
@@ -112,7 +112,7 @@ class Work:
                 file.write(line.encode() + b"\n")
         self.store.change(batch.at(Status.COMPLETED, now()), [batch.status])
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Tells the result. Raises QueryFailed if lines failed."""
         batch = self.batch
         if batch.failed:

@@ -17,12 +17,12 @@ from baton.server.workers import Workers
 def asking(config: Config) -> Generator[tuple[Ask, int], None, None]:
     """Yields what asks the model, and how many lines to ask at once."""
     with errors.status(f"loading {model_name(config)}") if errors.is_terminal else contextlib.nullcontext():
-        house = open_engine(config)
-    workers = Workers(house.settings.limits)
-    background = Background(house.client, workers)
+        engine = open_engine(config)
+    workers = Workers(engine.settings.limits)
+    background = Background(engine.client, workers)
     try:
         yield background.ask, background.at_once
     finally:
         background.close()
         workers.close()
-        house.close()
+        engine.close()

@@ -129,7 +129,7 @@ def checked_lines(
 
 def answered(line_id: str, custom_id: str, answer: Answer) -> str:
     """Returns the output line of an answer, without a line end."""
-    response = {"status_code": answer.status, "request_id": answer.request_id, "body": _told(answer.body)}
+    response = {"status_code": answer.status, "request_id": answer.request_id, "body": _body_of(answer.body)}
     return _written({"id": line_id, "custom_id": custom_id, "response": response, "error": None})
 
 
@@ -161,7 +161,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _told(body: bytes) -> object:
+def _body_of(body: bytes) -> object:
     """The body as JSON. A proxy between the server and us may have sent something else."""
     try:
         return json.loads(body)

@@ -84,7 +84,7 @@ class FileRoutes:
 
     async def _kept(self, request: Request, owner: str) -> FileEntry:
         file_id = new_id("file-")
-        async with self._beside(self._folder.new_file(file_id)) as target:
+        async with self._opened(self._folder.new_file(file_id)) as target:
             sent = await receive(request, target, self._limits, self._workers, frozenset({_PURPOSE}))
             if sent.get(_PURPOSE) != "batch":
                 raise InvalidValue(f"purpose must be batch, got {quoted(sent.get(_PURPOSE))}", param=_PURPOSE)
@@ -93,7 +93,7 @@ class FileRoutes:
         return file
 
     @asynccontextmanager
-    async def _beside(self, opening: AbstractContextManager[IO[bytes]]) -> AsyncGenerator[IO[bytes], None]:
+    async def _opened(self, opening: AbstractContextManager[IO[bytes]]) -> AsyncGenerator[IO[bytes], None]:
         """Opens and closes the file on another thread, because the disk may take its time."""
         target = await self._workers.answer(opening.__enter__)
         try:
