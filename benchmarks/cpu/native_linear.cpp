@@ -1,6 +1,6 @@
 // Times linear.cpp's products as an engine's step runs them, next to the machine's limits; see native_linear.py.
 //
-// Two threads share each product's panels and wait for each other after it, spinning. Weights are more than the caches
+// Its threads (two, if the compiler is not told otherwise) share each product's panels and wait for each other after it, spinning. Weights are more than the caches
 // hold, and are gone through in turn. Activations are made ready before, untimed. Each product counts with the best of
 // its passes.
 #include <sys/mman.h>
@@ -30,7 +30,12 @@ using namespace VARIANT;
 
 namespace {
 
-constexpr int THREADS = 2;
+#ifndef THREADS
+#define THREADS 2
+#endif
+#ifndef PASSES
+#define PASSES 30
+#endif
 constexpr int32_t IN_GROUP = 32;  // inputs that share an int4 weight's scale
 constexpr size_t COLD = 128 << 20;  // bytes of weights that no cache holds
 
@@ -56,9 +61,10 @@ double best_seconds(int passes, int64_t items, Work work) {
             if (thread == 0 && took.count() < best[i % items]) best[i % items] = took.count();
         }
     };
-    std::thread other(run, 1);
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < THREADS; thread++) others.emplace_back(run, thread);
     run(0);
-    other.join();
+    for (auto& other : others) other.join();
     return std::accumulate(best.begin(), best.end(), 0.0);
 }
 
@@ -210,7 +216,7 @@ struct Bench {
         void* ready = space(ready_bytes(&weights[0], rows) + 64);
         make_ready(&weights[0], x.data(), inputs, 0, rows, rows, ready);
         const int64_t panels = (outputs + PANEL - 1) / PANEL;
-        const int passes = rows > 64 ? 8 : 30;
+        const int passes = rows > 64 ? (PASSES + 3) / 4 : PASSES;
         const double found = best_seconds(passes, int64_t(weights.size()), [&](int thread, int64_t item) {
             const Weight& w = weights[item];
             product(&w, ready, rows, panels * thread / THREADS, panels * (thread + 1) / THREADS, nullptr, y.data(),

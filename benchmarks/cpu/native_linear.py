@@ -3,8 +3,9 @@
     python -m benchmarks.cpu.native_linear [--variant avx512bf16] [--kinds bfloat16 int8]
         [--shapes 576x1536] [--rows 1 8] [--compare 3] [--write docs/benchmarks.md --section native_linear]
 
-Needs a C++ compiler. Compiles native_linear.cpp with the kernels' source and runs it on two threads. GB/s: of packed
-weights, which no cache holds. The percentages are of the read bandwidth and of the multiply-add rate; the higher of
+Needs a C++ compiler. Compiles native_linear.cpp with the kernels' source and runs it on two threads, which spin while
+they wait: beside busy neighbours take `--threads 1`. GB/s: of packed weights, which no cache holds.
+The percentages are of the read bandwidth and of the multiply-add rate; the higher of
 the two says how near a product is to its limit. `--compare`: so many rounds, in which kinds take turns, and a table of
 medians that has them side by side.
 """
@@ -36,13 +37,14 @@ FLAGS = {
 KINDS = {"float32": (0, 0), "bfloat16": (1, 0), "int8": (2, 0), "int4": (3, 1), "int4:exact": (3, 2)}
 
 
-def compiled(variant: str, folder: str) -> str:
+def compiled(variant: str, folder: str, threads: int, passes: int) -> str:
     """The path of the program."""
     out = f"{folder}/native_linear"
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     options = ["-O3", "-std=c++17", "-ffp-contract=fast", "-pthread", "-Wno-psabi", f"-I{SOURCE}"]
     sources = [str(HERE / "native_linear.cpp"), str(SOURCE / "linear.cpp"), str(SOURCE / "linear4.cpp")]
-    subprocess.run([*compiler, *options, *FLAGS[variant], f"-DVARIANT={variant}", *sources, "-o", out], check=True)
+    chosen = [*FLAGS[variant], f"-DVARIANT={variant}", f"-DTHREADS={threads}", f"-DPASSES={passes}"]
+    subprocess.run([*compiler, *options, *chosen, *sources, "-o", out], check=True)
     return out
 
 
@@ -89,17 +91,21 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--shapes", nargs="+", default=["576x1536", "1536x576", "49152x576"], help="OUTPUTSxINPUTS")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 2, 4, 8, 12, 16, 32, 256, 512])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=30, help="over all weights; a quarter of them beyond 64 rows")
     parser.add_argument("--compare", type=int, metavar="ROUNDS")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--section", default="native_linear")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        program = compiled(chosen.variant, folder)
-        print(f"{chosen.variant}, 2 threads, {os.cpu_count()} cores; {' '.join(sys.argv[1:]) or 'as it stands'}")
+        program = compiled(chosen.variant, folder, chosen.threads, chosen.passes)
+        flags = " ".join(sys.argv[1:]) or "as it stands"
+        print(f"{chosen.variant}, {chosen.threads} threads, {os.cpu_count()} cores; {flags}")
         if chosen.compare:
             parts = [compared(program, chosen.kinds, shape, chosen.rows, chosen.compare) for shape in chosen.shapes]
+            run = f"{chosen.variant} kernels, threads: {chosen.threads}; {processor()}"
             lines = [
-                f"{chosen.variant} kernels, 2 threads; {processor()}. Microseconds, medians of {chosen.compare} rounds."
+                f"{run}. Microseconds, each product at the best of its passes, medians of {chosen.compare} rounds."
             ]
             lines += ["", *parts[0], *(line for part in parts[1:] for line in part[2:]), "", f"Again: `{command()}`"]
             print("\n".join(lines))
