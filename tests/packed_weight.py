@@ -32,9 +32,9 @@ class Packed:
 
     def unpacked(self) -> Array:
         assert library is not None
-        found = np.empty(self.weight.shape, np.float32)
-        library.baton_unpack(self.kernels, self.struct, 0, len(found), found.ctypes.data)
-        return found
+        unpacked = np.empty(self.weight.shape, np.float32)
+        library.baton_unpack(self.kernels, self.struct, 0, len(unpacked), unpacked.ctypes.data)
+        return unpacked
 
     def product(self, x: Array, bias: Array | None = None) -> Array:
         assert library is not None

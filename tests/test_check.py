@@ -57,11 +57,11 @@ def test_every_scenario_is_equal_with_quantised_weights(quantize: str, tmp_path:
     config = Config(device="cpu", dtype="float32", threads="2", quantize=quantize)
     oracle = Oracle(answer=8)
     folder = saved("gemma3", tmp_path)
-    found = list(check(load(load_settings(config, str(folder), "tiny"), before=oracle), oracle, config))
-    assert [outcome.name for outcome in found if not outcome.passed or outcome.skipped] == []
-    differences = [outcome.difference for outcome in found if outcome.name not in (SIZE, DETERMINISTIC)]
+    outcomes = list(check(load(load_settings(config, str(folder), "tiny"), before=oracle), oracle, config))
+    assert [outcome.name for outcome in outcomes if not outcome.passed or outcome.skipped] == []
+    differences = [outcome.difference for outcome in outcomes if outcome.name not in (SIZE, DETERMINISTIC)]
     assert 0 < max(differences) < {"int8": 1e-3, "int4": 0.08, "int4:exact": 1e-3}[quantize]
-    assert {outcome.name: outcome.difference for outcome in found}[DETERMINISTIC] == 0
+    assert {outcome.name: outcome.difference for outcome in outcomes}[DETERMINISTIC] == 0
 
 
 def test_aligned_rows_are_equal_in_every_scenario_that_aligns_rows(tmp_path: Path) -> None:

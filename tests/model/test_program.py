@@ -245,9 +245,9 @@ def test_quantised_steps_give_what_the_model_with_the_rounded_weights_gives(
     assert is_native(forward)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     steps = [[Span(0, 0, 36)], *([Span(0, at, 1)] for at in range(36, 40))]
-    found = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
+    logits = torch.cat(fed(forward, rectangle_of(forward, 1), steps, [text]))
     size = float(expected.abs().max())
-    assert 0 < float((found - expected).abs().max()) / size < within < float((found - own).abs().max()) / size
+    assert 0 < float((logits - expected).abs().max()) / size < within < float((logits - own).abs().max()) / size
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "int4:exact"])

@@ -51,14 +51,14 @@ def reference(x: Array, weight: Array, group: int, planes: int, power: float, bi
     weights, scales = codes(weight, group, power)
     rows, row_scales = rounded(x, PLANES[planes])
     weights = whole_chunks(weights.reshape(len(weight), -1))
-    found = np.zeros((len(x), len(weight)), np.float32)
+    total = np.zeros((len(x), len(weight)), np.float32)
     for chunk in range(rows.shape[1]):
         sums = rows[:, chunk] @ weights[:, chunk].T
         assert np.abs(sums).max() < 2**24
         scale = scales[None, :, chunk * CHUNK // group] * row_scales[:, chunk, None]
         # The product is exact in float64, and the sum so near that rounding it again changes nothing.
-        found = (sums * scale.astype(np.float64) + found.astype(np.float64)).astype(np.float32)
-    return found + bias
+        total = (sums * scale.astype(np.float64) + total.astype(np.float64)).astype(np.float32)
+    return total + bias
 
 
 @each_precision
@@ -80,8 +80,8 @@ def test_a_weight_unpacks_to_its_codes_times_its_scales(kernels: int, group: int
     power = power_of(torch.from_numpy(weight))
     whole, scales = codes(weight, group, power)
     right = (whole * scales[..., None]).astype(np.float32).reshape(67, -1)[:, :301]
-    found = Packed(kernels, INT4, weight, group, 1, power).unpacked()
-    assert np.array_equal(found, right)
+    unpacked = Packed(kernels, INT4, weight, group, 1, power).unpacked()
+    assert np.array_equal(unpacked, right)
     # Rounding what was rounded changes nothing.
     assert np.array_equal(Packed(kernels, INT4, right, group, 1, power).unpacked(), right)
 
@@ -112,13 +112,13 @@ def test_weights_of_any_size_keep_their_digits(kernels: int, size: float) -> Non
     """Below 1e-30 a group is zeros; above it, its scale has float16's eleven bits."""
     weight = (np.random.default_rng(2).uniform(-1, 1, (33, 64)) * size).astype(np.float32)
     power = power_of(torch.from_numpy(weight))
-    found = Packed(kernels, INT4, weight, 32, 1, power).unpacked()
+    unpacked = Packed(kernels, INT4, weight, 32, 1, power).unpacked()
     if size < 1e-30:
-        assert not found.any()
+        assert not unpacked.any()
         return
     step = np.abs(weight).reshape(33, 2, 32).max(axis=2, keepdims=True) / 8
-    assert (np.abs(found - weight).reshape(33, 2, 32) <= step * np.float32(1.01)).all()
-    near = np.abs(found).reshape(33, 2, 32).max(axis=2, keepdims=True) / step / 8
+    assert (np.abs(unpacked - weight).reshape(33, 2, 32) <= step * np.float32(1.01)).all()
+    near = np.abs(unpacked).reshape(33, 2, 32).max(axis=2, keepdims=True) / step / 8
     assert (np.abs(near - 1) <= 2**-11 + 2**-20).all()
 
 
@@ -126,11 +126,11 @@ def test_groups_far_smaller_than_the_greatest_are_zeros_or_near(kernels: int) ->
     """float16 has no scale below a 2^39th of the greatest, and few digits just above."""
     weight = np.ones((4, 64), np.float32)
     weight[:, 32:] = np.array([2.0**-20, 2.0**-27, 2.0**-37, 2.0**-60], np.float32)[:, None]
-    found = Packed(kernels, INT4, weight, 32, 1, power_of(torch.from_numpy(weight))).unpacked()
-    assert np.array_equal(found[:, :32], weight[:, :32])
-    assert np.array_equal(found[:2, 32:], weight[:2, 32:])
-    assert np.array_equal(found[2, 32:], weight[2, 32:])
-    assert not found[3, 32:].any()
+    unpacked = Packed(kernels, INT4, weight, 32, 1, power_of(torch.from_numpy(weight))).unpacked()
+    assert np.array_equal(unpacked[:, :32], weight[:, :32])
+    assert np.array_equal(unpacked[:2, 32:], weight[:2, 32:])
+    assert np.array_equal(unpacked[2, 32:], weight[2, 32:])
+    assert not unpacked[3, 32:].any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -139,10 +139,10 @@ def test_a_group_that_is_not_finite_shows_in_its_output_and_in_no_other(kernels:
     weight, x = random.standard_normal((40, 100), np.float32), random.standard_normal((3, 100), np.float32)
     sound = Packed(kernels, INT4, weight).product(x)
     weight[17, 40] = bad
-    found = Packed(kernels, INT4, weight).product(x)
-    assert np.isnan(found[:, 17]).all()
+    product = Packed(kernels, INT4, weight).product(x)
+    assert np.isnan(product[:, 17]).all()
     others = np.arange(40) != 17
-    assert np.array_equal(found[:, others], sound[:, others])
+    assert np.array_equal(product[:, others], sound[:, others])
 
 
 def test_activations_below_a_float32_s_digits_are_zeros(kernels: int) -> None:

@@ -6,15 +6,15 @@ const EMPTY = 1, HELD = 2;
 
 /** The colours of the page as they are now, for canvases. */
 export function colours(canvas) {
-  const probe = document.createElement("i"), found = {};
+  const probe = document.createElement("i"), palette = {};
   canvas.parentNode.append(probe);
   for (const name of ["paper", "card", "ink", "soft", "line", "bad", "accent", "empty", "hatch", "edge", "second", "third", "fourth"]) {
     probe.style.color = `var(--${name})`;
-    found[name] = getComputedStyle(probe).color;
+    palette[name] = getComputedStyle(probe).color;
   }
-  found.dark = getComputedStyle(probe).colorScheme.includes("dark") && isDark(found.card);
+  palette.dark = getComputedStyle(probe).colorScheme.includes("dark") && isDark(palette.card);
   probe.remove();
-  return found;
+  return palette;
 }
 
 const isDark = (colour) => colour.match(/[\d.]+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) < 380;
@@ -57,9 +57,9 @@ function hatch(pen, colour) {
     own.lineTo(shift + size, 0);
   }
   own.stroke();
-  const found = pen.createPattern(tile, "repeat");
-  found.setTransform(new DOMMatrix().scale(0.5));
-  return found;
+  const pattern = pen.createPattern(tile, "repeat");
+  pattern.setTransform(new DOMMatrix().scale(0.5));
+  return pattern;
 }
 
 export class Batch {

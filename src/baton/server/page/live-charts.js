@@ -25,7 +25,7 @@ export const CARDS = [
   {
     title: "Time to first token",
     about: "From a query's arrival; waiting is part of it. Half of the answers were sooner than the lower line, 19 of 20 than the upper.",
-    told: ({ figures: { first_token: found } }) => [seconds(found.p50), `1 of 20 over ${seconds(found.p95)}`],
+    told: ({ figures: { first_token: percentiles } }) => [seconds(percentiles.p50), `1 of 20 over ${seconds(percentiles.p95)}`],
     lines: (slots) => [
       { colour: "second", values: latest(slots, "first_p95") },
       { colour: "accent", values: latest(slots, "first_p50") },
@@ -35,7 +35,7 @@ export const CARDS = [
   {
     title: "Between tokens",
     about: "Seconds from one token of an answer to the next: half were sooner than the lower line, 19 of 20 than the upper.",
-    told: ({ figures: { inter_token: found } }) => [seconds(found.p50), `1 of 20 over ${seconds(found.p95)}`],
+    told: ({ figures: { inter_token: percentiles } }) => [seconds(percentiles.p50), `1 of 20 over ${seconds(percentiles.p95)}`],
     lines: (slots) => [
       { colour: "second", values: latest(slots, "gap_p95") },
       { colour: "accent", values: latest(slots, "gap_p50") },
@@ -137,13 +137,13 @@ function sampled(slots, samples) {
 function stacked(slots) {
   const all = rate(slots, "useful").map((useful, at) => useful + Object.keys(KINDS).reduce((sum, kind) => sum + sums[kind](slots)[at], 0));
   let below = slots.map(() => 0);
-  const found = [];
+  const areas = [];
   for (const [kind, colour] of Object.entries(KINDS)) {
     const values = sums[kind](slots).map((value, at) => below[at] + (all[at] ? value / all[at] : 0));
-    found.unshift({ colour, area: true, solid: true, values });
+    areas.unshift({ colour, area: true, solid: true, values });
     below = values;
   }
-  return found;
+  return areas;
 }
 
 const sums = Object.fromEntries(Object.keys(KINDS).map((kind) => [kind, (slots) => rate(slots, kind)]));

@@ -6,8 +6,8 @@ const ONE = new URLSearchParams(location.search).get("model"); // of a server wi
 
 /** A number from 0 up for each query, the same wherever it is seen: ids end in one. */
 function number(query) {
-  const found = /(\d+)$/.exec(query);
-  if (found) return Number(found[1]);
+  const match = /(\d+)$/.exec(query);
+  if (match) return Number(match[1]);
   return [...query].reduce((sum, letter) => (sum * 31 + letter.charCodeAt(0)) % 100003, 7);
 }
 
@@ -45,13 +45,13 @@ export class News {
     let wait = ASK_MS;
     try {
       const { serial = 0, run } = this.last ?? {}, time = this.buckets.at(-1)?.at ?? 0;
-      const found = await get(`/live/data?serial=${serial}&time=${time}${ONE ? `&model=${encodeURIComponent(ONE)}` : ""}`);
+      const data = await get(`/live/data?serial=${serial}&time=${time}${ONE ? `&model=${encodeURIComponent(ONE)}` : ""}`);
       if (mine !== this.asking) return;
-      if (run && found.run !== run) { // another start of the server, whose serials are others
+      if (run && data.run !== run) { // another start of the server, whose serials are others
         this.forget();
         wait = 0;
       } else {
-        this.take(found);
+        this.take(data);
         this.heard(null);
       }
     } catch (error) {
@@ -63,23 +63,23 @@ export class News {
     this.timer = setTimeout(() => this.ask(mine), wait);
   }
 
-  take(found) {
-    this.last = found;
+  take(data) {
+    this.last = data;
     this.at = performance.now();
-    for (const row of found.stays) {
-      const stay = Object.fromEntries(found.stay_fields.map((name, at) => [name, row[at]]));
+    for (const row of data.stays) {
+      const stay = Object.fromEntries(data.stay_fields.map((name, at) => [name, row[at]]));
       stay.number = number(stay.query);
       this.stays.set(`${stay.kind} ${stay.began} ${stay.query}`, stay);
     }
-    const { at, ...facts } = found.buckets;
+    const { at, ...facts } = data.buckets;
     while (at.length && this.buckets.length && this.buckets.at(-1).at >= at[0]) this.buckets.pop();
     at.forEach((time, place) => {
       const bucket = { at: time };
       for (const name in facts) bucket[name] = facts[name][place];
       this.buckets.push(bucket);
     });
-    this.cpu.push({ at: found.now, cores: found.process.cpu_cores });
-    const gone = found.now - found.window_seconds;
+    this.cpu.push({ at: data.now, cores: data.process.cpu_cores });
+    const gone = data.now - data.window_seconds;
     for (const [name, stay] of this.stays) if (stay.ended !== null && stay.ended < gone) this.stays.delete(name);
     while (this.buckets.length && this.buckets[0].at < gone) this.buckets.shift();
     while (this.cpu[0].at < gone) this.cpu.shift();

@@ -19,8 +19,8 @@ const host = {
   chats: () => model?.chats ?? true,
   context: () => model?.max_model_len,
   changed: () => { names(); keep(); },
-  edit: (pane) => edit(pane.own, settings, `Of “${pane.title.textContent}” alone. An empty field follows the settings of the page.`, (found) => {
-    pane.own = found;
+  edit: (pane) => edit(pane.own, settings, `Of “${pane.title.textContent}” alone. An empty field follows the settings of the page.`, (values) => {
+    pane.own = values;
     pane.refresh();
     keep();
   }),
@@ -132,8 +132,8 @@ function restore() {
 // ---- settings and keys
 
 function editAll(key = false) {
-  edit(settings, null, "Of all conversations; each pane may have settings of its own.", (found, changed) => {
-    settings = found;
+  edit(settings, null, "Of all conversations; each pane may have settings of its own.", (values, changed) => {
+    settings = values;
     keep();
     if (!changed) return;
     watch(told);

@@ -7,9 +7,9 @@ const defaults = new Map(inputs.map((input) => [input, input.placeholder]));
 
 /** The request's fields of these settings; the system prompt is a message and none of them. */
 export function fields({ system, stop, ...numbers }) {
-  const found = Object.fromEntries(Object.entries(numbers).map(([name, value]) => [name, Number(value)]));
-  if (stop) found.stop = stop.split("\n").filter(Boolean).map((line) => line.replaceAll("\\n", "\n"));
-  return found;
+  const options = Object.fromEntries(Object.entries(numbers).map(([name, value]) => [name, Number(value)]));
+  if (stop) options.stop = stop.split("\n").filter(Boolean).map((line) => line.replaceAll("\\n", "\n"));
+  return options;
 }
 
 function typed() {
@@ -18,8 +18,8 @@ function typed() {
 }
 
 /** Shows what the server takes for fields that are left empty. */
-export function tellDefaults(found) {
-  for (const input of inputs) if (input.name in found) defaults.set(input, `${found[input.name]}`);
+export function tellDefaults(values) {
+  for (const input of inputs) if (input.name in values) defaults.set(input, `${values[input.name]}`);
 }
 
 let finish = null; // what is to be done with what was typed, once

@@ -26,7 +26,7 @@ const formula = {
   name: "formula",
   level: "inline",
   start: (source) => { const at = source.search(/\$|\\[([]/); return at < 0 ? undefined : at; },
-  tokenizer: (source) => { const found = FORMULA.exec(source); return found ? { type: "formula", raw: found[0] } : undefined; },
+  tokenizer: (source) => { const match = FORMULA.exec(source); return match ? { type: "formula", raw: match[0] } : undefined; },
   renderer: ({ raw }) => `<span class="formula">${escaped(raw)}</span>`,
 };
 
