@@ -23,7 +23,9 @@ def _most(body: Body) -> int | None:
 
 def _formed(body: Body) -> bool:
     """Whether the body asks for an answer of some form."""
-    return any(body.get(name) is not None for name in ("response_format", "structured_outputs", "tools"))
+    of_responses = (body.get("text") or {}).get("format") if isinstance(body.get("text"), dict) else None
+    fields = ("response_format", "structured_outputs", "tools", "output_config")
+    return of_responses is not None or any(body.get(name) is not None for name in fields)
 
 
 def _last_role(body: Body) -> str:

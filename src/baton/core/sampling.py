@@ -243,7 +243,9 @@ class SamplingParams(NamedFields):
         form = self.form
         for name in ("min_tokens", "ignore_eos"):
             if form is not None and getattr(self, name):
-                raise InvalidValue(f"{name} is not honoured with {form.param}: the form says where it ends", param=name)
+                raise InvalidValue(
+                    f"{name} is not honoured for an answer of a form: the form says where it ends", param=name
+                )
 
     @property
     def form(self) -> OutputFormat | None:
