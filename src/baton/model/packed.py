@@ -1,0 +1,63 @@
+"""Weights that a checkpoint has in few bits, as codes: what every packed format is turned into, piece by piece."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Some outputs of a weight. Group g of an output are the places g * group to (g + 1) * group - 1 of its codes.
+
+    `codes`: uint8 `[outputs, inputs]`, unsigned, below 2^bits. `scales`: float32 `[outputs, groups]`. `zeros`: float32
+    `[outputs, groups]`; a number is (code - zero) * scale. `mins`: float32 `[outputs, groups]`; a number is
+    code * scale - min. At most one of the two is there.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+    mins: Tensor | None = None
+
+
+class PackedWeight(ABC):
+    """A weight `[outputs, inputs]` as its checkpoint packs it.
+
+    `bits`: 4 or 8, of a code. `group`: inputs that share a scale. `order`: int64 `[inputs]`, the input whose code
+    stands at each place; None if they stand in their order. `table`: float32 `[16]`, what each code means; None if a
+    code means itself. `bytes`: of what the checkpoint has.
+    """
+
+    outputs: int
+    inputs: int
+    bits: int
+    group: int
+    order: Tensor | None = None
+    table: Tensor | None = None
+    bytes: int
+
+    @abstractmethod
+    def piece(self, first: int, last: int) -> Codes:
+        """Outputs `first` to `last` - 1."""
+
+    def unpacked(self, first: int, last: int) -> Tensor:
+        """The numbers of outputs `first` to `last` - 1 in float32, `[outputs, inputs]`, inputs in the model's order."""
+        piece = self.piece(first, last)
+        numbers = piece.codes.float() if self.table is None else self.table[piece.codes.int()]
+        if piece.zeros is not None:
+            numbers -= self._spread(piece.zeros)
+        numbers *= self._spread(piece.scales)
+        if piece.mins is not None:
+            numbers -= self._spread(piece.mins)
+        if self.order is None:
+            return numbers
+        unpacked = torch.empty_like(numbers)
+        unpacked[:, self.order] = numbers
+        return unpacked
+
+    def _spread(self, of_groups: Tensor) -> Tensor:
+        return of_groups.repeat_interleave(self.group, dim=1)[:, : self.inputs]
