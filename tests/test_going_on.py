@@ -191,6 +191,29 @@ def test_an_answer_is_cut_at_every_length(engines: list[EngineHandle], way: str)
         assert same(answer, right), length
 
 
+def half_a(engine: EngineHandle, what: str) -> dict[str, Any]:
+    """How to ask for an answer of which parts are held back again and again: each cut splits something."""
+    if what == "character":
+        return {"temperature": 1.0, "seed": 4, "structured_outputs": {"regex": "(é|ü|日|😀){9}"}}
+    asked = {"temperature": 1.0, "seed": 2, "max_tokens": 12}
+    (query,) = drawn(engine, random.Random(1), asked)
+    said = Front([engine], random.Random(1)).answers([query], {})[query.id].text
+    # Places of the answer begin stop strings that almost come; or its last letters are one that does.
+    if what == "stop string that does not come":
+        return {**asked, "stop": [said[at : at + 3] + "\0" for at in range(0, len(said) - 3, 2)][:4]}
+    return {**asked, "stop": [said[-4:]]}
+
+
+@pytest.mark.parametrize("what", ["character", "stop string that does not come", "stop string that comes"])
+def test_what_is_held_back_at_a_cut_is_said_behind_it(engines: list[EngineHandle], what: str) -> None:
+    (query,) = drawn(engines[0], random.Random(1), half_a(engines[0], what))
+    right = Front(engines, random.Random(1)).answers([query], {})[query.id]
+    for length in range(len(right.tokens)):
+        way = WAYS[length % len(WAYS)]
+        answer = Front(engines, random.Random(1)).answers([query], {query.id: [(length, way)]})[query.id]
+        assert same(answer, right), (length, answer.text, right.text)
+
+
 def test_a_forced_call_goes_on(engines: list[EngineHandle]) -> None:
     client = engines[0].client
     prompt = client.tokenizer.chat([{"role": "user", "content": "Call it."}])
