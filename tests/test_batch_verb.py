@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -228,6 +229,30 @@ def test_a_key_is_sent_only_where_it_may_be(tmp_path: Path, monkeypatch: pytest.
     for at, url in enumerate(("https://example.org", "http://example.org", "http://127.0.0.1:1")):
         run(source, "-o", tmp_path / f"{at}.jsonl", "--server", url)
     assert sent == ["secret", None, "secret"]
+
+
+async def test_a_server_that_stays_unavailable_is_told_of_once_and_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[httpx.Request] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        status = 429 if len(asked) == 2 else 503
+        return httpx.Response(
+            status, json={"error": {"message": "a could not be loaded"}}, headers={"retry-after": "0"}
+        )
+
+    monkeypatch.setattr(batch_server, "_pause", lambda retry_after: 0.001)
+    monkeypatch.setattr(batch_server, "MOST_UNAVAILABLE_SECONDS", 0.0045)
+    asker = batch_server.ServerAsker("http://127.0.0.1:1", None, 1)
+    asker._http = httpx.AsyncClient(transport=httpx.MockTransport(refuse))
+    with pytest.raises(NoAnswer, match=r"has answered 503 for .* s: a could not be loaded"):
+        await asker.ask("/v1/completions", b"{}", "")
+    assert len(asked) == 2 + 5  # one that is only busy begins anew
+    assert [record.getMessage() for record in caplog.records if "503" in record.getMessage()] == [
+        "http://127.0.0.1:1/v1 answers 503 and is asked again: a could not be loaded"
+    ]
 
 
 def test_a_body_that_is_larger_than_a_server_takes_is_refused_here_too(

@@ -59,6 +59,7 @@ REASONS: dict[str, Callable[[Body], bool]] = {
     "max_tokens": lambda body: body["max_tokens"] == 0 and not body.get("echo"),
     "max_completion_tokens": lambda body: body["max_completion_tokens"] != body["max_tokens"],
     "n": lambda body: body["n"] > 1 and isinstance(body["prompt"], list),
+    "best_of": lambda body: body["best_of"] != (body.get("n") or 1),
     "top_logprobs": lambda body: body["top_logprobs"] > 0 and not body.get("logprobs"),
     "response_format": lambda body: body["response_format"] is not None,
     "structured_outputs": lambda body: body["structured_outputs"] is not None,
@@ -89,7 +90,7 @@ def refused_for_a_reason(ctx: Any, response: Any, case: Any) -> None:
     if response.status_code != 400 or case.meta is None or not case.meta.generation.mode.is_positive:
         return
     error = response.json()["error"]
-    if error.get("code") == "context_length_exceeded" or "the context of" in error["message"]:
+    if error.get("code") == "context_length_exceeded" or re.search("the context (of|is)", error["message"]):
         return
     # Anthropic's form has no names but in its messages, which begin with them.
     named = error["param"] if "param" in error else re.split("[: ]", error["message"])[0]

@@ -96,6 +96,15 @@ def test_what_cannot_fit_is_refused_before_it_is_encoded(name: str, monkeypatch:
         tokenizer.fit("a" * 100_000)
 
 
+def test_a_conversation_that_is_only_counted_may_be_longer_than_the_context() -> None:
+    tokenizer = ModelTokenizer(BOUNDED["built in"], 300)
+    tokenizer.prepare(100)
+    long = [{"role": "user", "content": "a" * 10_000}]
+    with pytest.raises(ContextLengthExceeded):
+        tokenizer.chat(long)
+    assert len(tokenizer.chat(long, any_length=True)) > 10_000 / 20
+
+
 @pytest.mark.parametrize("name", UNBOUNDED)
 def test_nothing_is_told_where_a_token_may_stand_for_any_text(name: str) -> None:
     tokenizer = ModelTokenizer(UNBOUNDED[name], 300)

@@ -46,7 +46,12 @@ class Letters:
         return frozenset(re.findall(r"{{ (\w+) }}", self.template))
 
     def chat(
-        self, messages: Sequence[Any], tools: Sequence[Any] = (), options: TemplateOptions = NO_TEMPLATE_OPTIONS
+        self,
+        messages: Sequence[Any],
+        tools: Sequence[Any] = (),
+        options: TemplateOptions = NO_TEMPLATE_OPTIONS,
+        *,
+        any_length: bool = False,
     ) -> list[int]:
         self.options = options
         if messages[-1]["role"] == "assistant" and not options.continue_final:

@@ -362,6 +362,18 @@ BAD_UPLOADS: dict[str, tuple[bytes, str, int, str | None]] = {
         413,
         None,
     ),
+    "a long header": (
+        form((f'name="file"; filename="a"; x="{"x" * 9000}"', b"{}"), PURPOSE),
+        "multipart/form-data; boundary=x",
+        400,
+        None,
+    ),
+    "many headers": (
+        form(('name="file"; filename="a"' + "\r\nx: y" * 4000, b"{}"), PURPOSE),
+        "multipart/form-data; boundary=x",
+        400,
+        None,
+    ),
     "a very large body": (b"--x" + b"x" * 80_000, "multipart/form-data; boundary=x", 413, None),
 }
 

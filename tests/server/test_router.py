@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from baton.core.errors import LoadError
 from baton.core.limits import Limits
 from baton.server.auth import Access
+from baton.server.router import proxy
 from baton.server.router.app import create_router, merged
 from baton.server.router.models import RETRY_SECONDS, Models, State
 from server.listening import listening
@@ -58,7 +60,7 @@ class Several:
         self.free, self.now = free, 0.0
         self.loops = {name: ScriptedLoop(f"I am {name}") for name in "abc"}
         self.shut: dict[str, threading.Event] = {}
-        self.trouble: dict[str, str] = {}
+        self.trouble: dict[str, Exception] = {}
         self.started: list[str] = []
         self.fakes: dict[str, Fake] = {}
         self.models = Models(
@@ -76,11 +78,12 @@ class Several:
         self.http = self._serving.enter_context(httpx.Client(base_url=self.url, timeout=20))
 
     async def _start(self, name: str) -> Fake:
+        self.loop = asyncio.get_running_loop()
         self.started.append(name)
         if name in self.shut:
             await asyncio.to_thread(self.shut[name].wait, 20)
         if name in self.trouble:
-            raise LoadError(self.trouble[name])
+            raise self.trouble[name]
         self.fakes[name] = Fake(name, self.loops[name])
         return self.fakes[name]
 
@@ -239,11 +242,11 @@ async def test_what_nobody_asks_for_is_unloaded_and_what_runs_is_not(several: Ca
 
 def test_a_model_that_cannot_be_loaded_is_not_tried_at_each_request(several: Callable[..., Several]) -> None:
     server = several()
-    server.trouble["a"] = "its weights are missing"
+    server.trouble["a"] = LoadError("its weights are missing")
     for _ in range(2):
         refused = server.ask("a")
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "model_not_loaded"
-        assert "weights are missing" in refused.json()["error"]["message"] and int(refused.headers["retry-after"]) > 1
+        assert "a could not be loaded" in refused.json()["error"]["message"] and int(refused.headers["retry-after"]) > 1
     assert server.started == ["a"] and said(server.ask("b")) == "I am b"
     del server.trouble["a"]
     server.now = RETRY_SECONDS
@@ -263,7 +266,7 @@ def test_streams_that_wait_are_told_so_and_hear_of_failures_in_their_form(
     several: Callable[..., Several], path: str
 ) -> None:
     server = several(stream_comment=0.1)
-    server.shut["a"], server.trouble["a"] = threading.Event(), "no"
+    server.shut["a"], server.trouble["a"] = threading.Event(), LoadError("no")
     body = {"model": "a", "stream": True, "max_tokens": 9, "messages": CHAT["messages"], "prompt": "x", "input": "x"}
     with server.http.stream("POST", path, json=body) as response:
         lines = response.iter_lines()
@@ -357,6 +360,114 @@ def test_a_server_that_ends_takes_nothing_new(several: Callable[..., Several]) -
     server = several()
     server.app.state.draining = True
     assert server.ask("a").json()["error"]["code"] == "shutting_down" and server.http.get("/ready").status_code == 503
+
+
+def test_a_load_that_fails_by_a_fault_is_not_tried_for_ever_and_names_no_folder(
+    several: Callable[..., Several],
+) -> None:
+    server = several()
+    server.trouble["a"] = OSError(24, "too many open files: /home/me/models")
+    for _ in range(2):
+        refused = server.ask("a")
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "model_not_loaded"
+        assert "/home" not in refused.text and "a could not be loaded" in refused.text
+    assert server.started == ["a"]
+
+
+def test_a_server_that_ends_tells_who_waits_for_a_model(several: Callable[..., Several]) -> None:
+    server = several()
+    server.shut["a"] = threading.Event()
+    waiting = server.asking("a")
+    until(lambda: server.started == ["a"])
+    until(lambda: server.models.named("a").loading and server.models.named("a").loading.waiters)
+    loop = server.loop
+    closing = asyncio.run_coroutine_threadsafe(server.models.close(), loop)
+    response = waiting.result(20)
+    assert response.status_code == 503 and response.json()["error"]["code"] == "shutting_down"
+    server.shut["a"].set()
+    closing.result(20)
+
+
+def test_requests_for_a_loaded_model_pass_those_that_wait_for_another(several: Callable[..., Several]) -> None:
+    server = several(max_waiting=1)
+    server.ask("b")
+    server.shut["a"] = threading.Event()
+    waiting = server.asking("a")
+    until(lambda: server.app.state.forwarder.waiting)
+    assert said(server.ask("b")) == "I am b" and server.ask("c").status_code == 429
+    server.shut["a"].set()
+    assert said(waiting.result(20)) == "I am a"
+
+
+def test_a_process_that_does_not_answer_keeps_no_figures_back(
+    several: Callable[..., Several], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "_FIGURES_SECONDS", 0.2)
+    monkeypatch.setattr(proxy, "_SILENCE_SECONDS", 0.2)
+    server = several(query_timeout=0.2)
+    for name in "ab":
+        server.ask(name)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server.fakes["a"].address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert server.http.get("/load").json()["rows"] == 8
+        page = server.http.get("/metrics").text
+        assert 'baton_model_loaded{model_name="b"} 1' in page
+        refused = server.ask("a")
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_unhealthy"
+    assert said(server.ask("b")) == "I am b"
+
+
+def test_nobody_leaves_for_a_model_that_would_not_fit_even_alone(several: Callable[..., Several]) -> None:
+    server = several(free=300)
+    for name in "ab":
+        server.ask(name)
+    server.models.named("c").needed_bytes = 301
+    assert server.ask("c").json()["error"]["code"] == "model_not_loaded"
+    assert [server.state(name) for name in "abc"] == [State.LOADED, State.LOADED, State.FAILED]
+
+
+async def test_processes_are_watched_while_a_model_loads(several: Callable[..., Several]) -> None:
+    server = several(unload_after=0.2)
+    models = server.models
+    await models.enter(models.named("b"))
+    models.leave(models.named("b"))
+    server.shut["a"] = threading.Event()
+    loading = asyncio.ensure_future(models.enter(models.named("a")))
+    watching = asyncio.create_task(models.watch())
+    server.now = 1.0  # b is to be unloaded, but not while a loads
+    await asyncio.sleep(0.3)
+    assert models.named("b").state is State.LOADED
+    server.fakes["b"].alive = False
+    while models.named("b").state is not State.UNLOADED:
+        await asyncio.sleep(0.01)
+    assert models.named("a").state is State.LOADING
+    server.shut["a"].set()
+    await loading
+    watching.cancel()
+    for fake in server.fakes.values():
+        fake.end()
+
+
+def test_a_body_is_let_go_while_its_answer_comes(several: Callable[..., Several]) -> None:
+    server = several()
+    server.loops["a"].held, server.loops["a"].opening = True, "so"
+    with server.http.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
+        next(response.iter_lines())
+        assert server.app.state.forwarder.held.bytes == 0
+
+
+def test_an_idle_model_leaves_before_a_busy_one(several: Callable[..., Several]) -> None:
+    server = several(free=200)
+    server.loops["a"].held, server.loops["a"].opening = True, "so "
+    busy = server.asking("a")
+    assert server.loops["a"].came.wait(20)
+    server.now = 1.0
+    server.ask("b")
+    until(lambda: not server.models.named("b").busy)
+    assert said(server.ask("c")) == "I am c"
+    assert [server.state(name) for name in "abc"] == [State.LOADED, State.UNLOADED, State.LOADED]
+    server.loops["a"].release()
+    assert said(busy.result(20)) == "so I am a"
 
 
 def test_keys_are_asked_for_and_handed_on(several: Callable[..., Several]) -> None:

@@ -58,10 +58,13 @@ class Tokenizer(Protocol):
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         options: TemplateOptions = NO_TEMPLATE_OPTIONS,
+        *,
+        any_length: bool = False,
     ) -> list[int]:
         """The prompt of a conversation. Raises RequestError.
 
-        It ends where the assistant's turn begins, unless `options` say otherwise.
+        It ends where the assistant's turn begins, unless `options` say otherwise. It is no longer than the context
+        unless it may have `any_length`.
         """
 
     def chat_template(self, *, tools: bool) -> str | None:

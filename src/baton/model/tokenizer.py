@@ -126,9 +126,12 @@ class ModelTokenizer:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         options: TemplateOptions = NO_TEMPLATE_OPTIONS,
+        *,
+        any_length: bool = False,
     ) -> list[int]:
         """The prompt of a conversation, ending where the assistant's turn begins, unless `options` say otherwise.
 
+        `any_length`: it may be longer than the context, because it is only counted.
         Raises Unsupported if the model has no chat template, or none that mentions tools; InvalidValue if the template
         refuses; LimitExceeded if it takes too long or writes too much.
         """
@@ -150,7 +153,8 @@ class ModelTokenizer:
                 return template.render(turns, others["tools"], self._tokenizer.special_tokens_map, given)
 
             text = write(messages, others)
-            self.fit(text)
+            if not any_length:
+                self.fit(text)
             tokens = self.encode(text, special=False)
             if self._special_in_text:
                 return tokens

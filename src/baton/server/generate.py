@@ -219,14 +219,16 @@ class Generating:
         with translation.in_its_names():
             asked = ChatRequest.read(translation.chat)
             self._check_model(asked.model)
-            count = len(self._prompt(asked, asked.offered(self._client.tokenizer, self._limits)))
+            tools = asked.offered(self._client.tokenizer, self._limits)
+            # Clients count to learn whether a conversation must be cut.
+            count = len(self._prompt(asked, tools, any_length=True))
         return written({"input_tokens": count}), sent.ignored
 
-    def _prompt(self, asked: ChatRequest, tools: Tools | None) -> list[int]:
+    def _prompt(self, asked: ChatRequest, tools: Tools | None, *, any_length: bool = False) -> list[int]:
         turns, tokenizer = asked.turns(), self._client.tokenizer
         check_template(turns, tokenizer.chat_template(tools=tools is not None))
         options = asked.template_options(tokenizer, reasons=reasons(tokenizer))
-        return tokenizer.chat(turns, tools.described if tools else (), options)
+        return tokenizer.chat(turns, tools.described if tools else (), options, any_length=any_length)
 
     def _chat(self, asked: ChatRequest, key: str, origin: Origin, *, up_to_context: bool = False) -> Job:
         """`up_to_context`: an answer that max_tokens allows and the context does not ends with the context."""

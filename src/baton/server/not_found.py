@@ -65,7 +65,7 @@ def instead_of(path: str, known: Collection[str]) -> str:
     if (reason := _NOT_HERE.get(bare.lstrip("/"))) is not None:
         return reason
     if bare.split("/")[1:2] and bare.split("/")[1] in _WITH_BATCHES and "/v1/batches" not in known:
-        return "the server keeps no files and batches: --batch-dir DIR has it do so"
+        return "no files and batches are kept: --batch-dir DIR has a server of one model do so"
     under = f"/v1{bare}"
     if under in known:
         return f"it is under /v1, as {under}"

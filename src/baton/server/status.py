@@ -104,7 +104,7 @@ class StatusRoutes:
         tokenizer = self._client.tokenizer
         if turns is not None:
             check_template(turns, tokenizer.chat_template(tools=False))
-            tokens = tokenizer.chat(turns, (), asked.template_options(tokenizer))
+            tokens = tokenizer.chat(turns, (), asked.template_options(tokenizer), any_length=True)
         else:
             tokens = tokenizer.encode(asked.prompt or "", special=asked.add_special_tokens)
         longest = self._client.settings.max_model_len

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -92,14 +93,14 @@ class _Routes:
     async def load(self) -> Response:
         """The sums over all models that are loaded."""
         total = dict.fromkeys(Load.model_fields, 0)
-        for model in self._models.loaded:
-            for name, value in (await self._told(model, "/load")).json().items():
+        for answer in await self._told_by_all("/load"):
+            for name, value in answer.json().items():
                 total[name] = total.get(name, 0) + value
         return JSONResponse(total)
 
     async def metrics(self) -> Response:
         """The metrics of all loaded models, told apart by their label, and which models these are."""
-        pages = [(await self._told(model, "/metrics")).text for model in self._models.loaded]
+        pages = [answer.text for answer in await self._told_by_all("/metrics")]
         body = merged([*pages, _own_metrics(self._models)])
         return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -121,6 +122,12 @@ class _Routes:
     async def _told(self, model: Model, path: str, query: str = "") -> Any:
         assert model.process is not None
         return await self._forwarder.ask(model.process, path, query)
+
+    async def _told_by_all(self, path: str) -> list[Any]:
+        """The answers of all loaded models; one that does not answer is left out."""
+        asked = [self._told(model, path) for model in self._models.loaded]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [answer for answer in answers if not isinstance(answer, BaseException) and answer.status_code == 200]
 
     def _card(self, model: Model) -> dict[str, Any]:
         """As in answers.ModelCard; the context's size is only known once the model was loaded."""

@@ -167,7 +167,7 @@ class Models:
         loading: Loading | None = None
         # A request that has waited gets the model even if another is to take its place: otherwise two would take turns
         # for ever.
-        while not (loading is not None and loading is model.loaded and model.process) and not self._serves(model):
+        while not (loading is not None and loading is model.loaded and model.process) and not self.serves(model):
             if self._closed:
                 raise ShuttingDown("the server is shutting down")
             if model.state is State.FAILED and self._clock() - model.failed < RETRY_SECONDS:
@@ -179,7 +179,8 @@ class Models:
             assert loading.task is not None
             loading.waiters += 1
             try:
-                await asyncio.shield(loading.task)  # others wait for it too: a request that gives up ends nothing
+                # Others wait for it too: a request that gives up ends nothing, and a load that is cancelled no request.
+                await asyncio.wait({loading.task})
             finally:
                 loading.waiters -= 1
                 model.settle()
@@ -203,10 +204,13 @@ class Models:
         """Notices processes that ended, and unloads models that nobody asks for. Runs for ever."""
         while True:
             await asyncio.sleep(min(_WATCH_SECONDS, self._unload_after / 4 or _WATCH_SECONDS))
-            for model in [model for model in self if self._serves(model)]:
+            for model in [model for model in self if self.serves(model)]:
+                # A load that is under way holds the turn, perhaps for minutes: other processes are watched meanwhile.
+                if self._turn.locked():
+                    continue
                 if self._unload_after and not model.busy and self._clock() - model.used >= self._unload_after:
                     async with self._turn:
-                        if not model.busy and self._serves(model):
+                        if not model.busy and self.serves(model):
                             await self._unload(model, f"no request for {self._unload_after:g} s")
 
     async def close(self) -> None:
@@ -218,7 +222,8 @@ class Models:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(model.process.stop() for model in self if model.process is not None))
 
-    def _serves(self, model: Model) -> bool:
+    def serves(self, model: Model) -> bool:
+        """Whether it is loaded and its process lives."""
         if model.state is not State.LOADED:
             return False
         if model.process is not None and model.process.alive:
@@ -235,12 +240,20 @@ class Models:
                 model.state = State.LOADING
                 self._serve(model, await self._start(model.name), loading)
         except LoadError as error:
-            model.state, model.trouble, model.failed = State.FAILED, error.message, self._clock()
+            self._failed(model)
             _log.error("%s could not be loaded: %s", model.name, error.message)
+        except Exception:
+            self._failed(model)
+            _log.exception("%s could not be loaded", model.name)
         finally:
             model.loading = None
             if model.state is State.LOADING:
                 model.state = State.UNLOADED
+
+    def _failed(self, model: Model) -> None:
+        # Reasons name folders of this machine, which are not for clients.
+        trouble = f"{model.name} could not be loaded; the server's log says why"
+        model.state, model.trouble, model.failed = State.FAILED, trouble, self._clock()
 
     def _serve(self, model: Model, process: Process, loading: Loading) -> None:
         model.loaded = loading
@@ -256,8 +269,12 @@ class Models:
             await self._unload(other, f"{model.name} needs its memory")
 
     def _in_the_way(self, model: Model) -> Model | None:
+        """Returns the model to unload next. Raises LoadError where unloading all others would not help."""
         others = [other for other in self.loaded if other is not model]
-        fits = self._free_bytes() >= model.needed_bytes
+        free = self._free_bytes()
+        fits = free >= model.needed_bytes
+        if others and free + sum(other.process.memory_bytes for other in others if other.process) < model.needed_bytes:
+            raise LoadError(f"it needs about {model.needed_bytes:,} bytes, more than there are even without all others")
         alone = any(other.process is not None and other.process.takes_all_memory for other in others)
         if not others or (fits and not alone):
             return None

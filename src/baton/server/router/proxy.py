@@ -28,21 +28,28 @@ _OWN = {b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrad
 _OF_THE_CLIENT = {*_OWN, b"content-length", b"expect", b"host", b"origin"}
 _OF_THE_MODEL = {*_OWN, b"date", b"x-content-type-options"}
 _CONNECT_SECONDS = 5.0
+# A query ends within `query_timeout`, and streams have comments: a process that is silent for longer hangs.
+_SILENCE_SECONDS = 30.0
+# Pages of figures are made at once.
+_FIGURES_SECONDS = 5.0
 
 _log = logging.getLogger("baton.server")
 
 
 class Forwarder:
-    """Passes requests on. `waiting`: how many wait for a model."""
+    """Passes requests on.
+
+    `waiting`: how many wait for a model. `held`: bytes of bodies that no model has yet.
+    """
 
     def __init__(self, models: Models, workers: Workers, limits: Limits) -> None:
         self.models = models
         self.limits = limits
         self._workers = workers
-        self._held = Held(max(limits.max_bodies_bytes, limits.max_body_bytes))
+        self.held = Held(max(limits.max_bodies_bytes, limits.max_body_bytes))
         self.waiting = 0
         # No limits of its own: waiting and running requests are bounded where they are admitted.
-        timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+        timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS, read=limits.query_timeout + _SILENCE_SECONDS)
         self._http = httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None), trust_env=False)
 
     async def close(self) -> None:
@@ -52,7 +59,9 @@ class Forwarder:
         """Returns the whole answer to a GET. Raises EngineUnhealthy."""
         try:
             return await self._http.get(
-                f"{process.address}{path}{f'?{query}' if query else ''}", headers=process.headers
+                f"{process.address}{path}{f'?{query}' if query else ''}",
+                headers=process.headers,
+                timeout=_FIGURES_SECONDS,
             )
         except httpx.TransportError:
             raise _gone() from None
@@ -62,7 +71,7 @@ class Forwarder:
 
         The body counts as held until the stack ends. Raises what reading a body does, and ModelNotFound.
         """
-        body = await stack.enter_async_context(body_of(request, self.limits, self._held))
+        body = await stack.enter_async_context(body_of(request, self.limits, self.held))
         asked = await self._workers.prepare(len(body), parse_object, body, self.limits)
         name = asked.get("model")
         # A model that is not a string is refused by the model's own server, in its own words.
@@ -73,7 +82,7 @@ class Forwarder:
 
         Raises QueueFull, DeadlinePassed and what `Models.enter` raises.
         """
-        if self.waiting >= self.limits.max_waiting:
+        if self.waiting >= self.limits.max_waiting and not self.models.serves(model):
             raise QueueFull(f"{self.waiting} requests wait for models ({flag_of('max_waiting')})")
         most, now = self.limits.query_timeout, asyncio.get_running_loop().time
         deadline = now() + most
