@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baton.native.library import BFLOAT16, FLOAT32, PANEL, Weight, library
+from baton.native.library import BFLOAT16, FLOAT32, GROUP, INT4, INT8, PANEL, Weight, library
 
 Array = np.ndarray
 
@@ -12,7 +12,7 @@ Array = np.ndarray
 class Packed:
     """A weight [outputs, inputs] packed in two pieces, in memory that held rubbish.
 
-    `group`, `planes`, `power`: of int4; a power that suits numbers near 1, if none is given.
+    `group` (64 in int8), `planes`, `power`: of int4; a power that suits numbers near 1, if none is given.
     """
 
     def __init__(
@@ -21,10 +21,12 @@ class Packed:
         assert library is not None
         self.kernels, self.weight = kernels, weight
         outputs, inputs = weight.shape
+        group = GROUP if kind == INT8 else group
         self.data = aligned(library.baton_weight_bytes(kernels, kind, outputs, inputs))
         self.scales = aligned(library.baton_scale_bytes(kernels, kind, group, outputs, inputs))
         addresses = self.data.ctypes.data, self.scales.ctypes.data
         self.struct = Weight(kind, outputs, inputs, *addresses, group, planes, power)
+        self.struct.wide, self.struct.zero = int(kind == INT8), 8 if kind == INT4 else 0
         taken = FLOAT32 if weight.dtype == np.float32 else BFLOAT16
         for first, end in ((0, outputs // 3), (outputs // 3, outputs)):
             piece = np.ascontiguousarray(weight[first:end])

@@ -36,7 +36,9 @@ namespace {
 #ifndef PASSES
 #define PASSES 30
 #endif
-constexpr int32_t IN_GROUP = 32;  // inputs that share an int4 weight's scale
+// Inputs that share a weight's scale.
+int32_t group_of(int32_t kind) { return kind == INT4 ? 32 : int32_t(GROUP); }
+
 constexpr size_t COLD = 128 << 20;  // bytes of weights that no cache holds
 
 std::atomic<int64_t> arrived{0};
@@ -184,13 +186,15 @@ struct Bench {
                      outputs,
                      inputs,
                      space(weight_bytes(kind, outputs, inputs)),
-                     space(scale_bytes(kind, IN_GROUP, outputs, inputs) + 64),
-                     IN_GROUP,
+                     space(scale_bytes(kind, group_of(kind), outputs, inputs) + 64),
+                     group_of(kind),
                      planes,
-                     0x1p-16f};
+                     0x1p-16f,
+                     kind == INT8,
+                     kind == INT4 ? 8 : 0};
             if (!weights.empty()) {
                 std::memcpy(w.data, weights[0].data, weight_bytes(kind, outputs, inputs));
-                std::memcpy(w.scales, weights[0].scales, scale_bytes(kind, IN_GROUP, outputs, inputs));
+                std::memcpy(w.scales, weights[0].scales, scale_bytes(kind, group_of(kind), outputs, inputs));
                 weights.push_back(w);
                 continue;
             }
@@ -207,7 +211,7 @@ struct Bench {
     }
 
     size_t bytes() const {
-        return size_t(weight_bytes(kind, outputs, inputs)) + size_t(scale_bytes(kind, IN_GROUP, outputs, inputs));
+        return size_t(weight_bytes(kind, outputs, inputs)) + size_t(scale_bytes(kind, group_of(kind), outputs, inputs));
     }
 
     double seconds(int64_t rows) {

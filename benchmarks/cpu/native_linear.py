@@ -42,7 +42,8 @@ def compiled(variant: str, folder: str, threads: int, passes: int) -> str:
     out = f"{folder}/native_linear"
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     options = ["-O3", "-std=c++17", "-ffp-contract=fast", "-pthread", "-Wno-psabi", f"-I{SOURCE}"]
-    sources = [str(HERE / "native_linear.cpp"), str(SOURCE / "linear.cpp"), str(SOURCE / "linear4.cpp")]
+    files = (HERE / "native_linear.cpp", *(SOURCE / f"{name}.cpp" for name in ("linear", "linear4", "linear8")))
+    sources = [str(file) for file in files]
     chosen = [*FLAGS[variant], f"-DVARIANT={variant}", f"-DTHREADS={threads}", f"-DPASSES={passes}"]
     subprocess.run([*compiler, *options, *chosen, *sources, "-o", out], check=True)
     return out

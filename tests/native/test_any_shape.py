@@ -60,10 +60,11 @@ def packed(kernels: int, kind: int, weight: Array, dice: np.random.Generator) ->
     assert library is not None
     outputs, inputs = weight.shape
     data = room(library.baton_weight_bytes(kernels, kind, outputs, inputs) // 4, np.float32, dice)
-    group = 32 * int(dice.integers(1, 5))
+    group = 64 if kind == INT8 else 32 * int(dice.integers(1, 5))
     scales = room(library.baton_scale_bytes(kernels, kind, group, outputs, inputs) // 4, np.float32, dice)
     struct = Weight(kind, outputs, inputs, data.ctypes.data, scales.ctypes.data if len(scales) else None)
     struct.group, struct.planes, struct.power = group, int(dice.integers(1, 3)), 2.0**-12
+    struct.wide, struct.zero = int(kind == INT8), 8 if kind == INT4 else 0
     cut = int(dice.integers(0, outputs + 1))
     for first, end in ((0, cut), (cut, outputs)):
         piece = drawn((end - first, inputs), dice)

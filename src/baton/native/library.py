@@ -14,12 +14,13 @@ from typing import Any
 
 from baton.core.errors import LoadError, SettingError
 
-ABI = 3  # see baton_abi in source/main.cpp
+ABI = 4  # see baton_abi in source/main.cpp
 
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # kinds of weights, keys and values
 PANEL = 32  # outputs side by side in a packed weight
-GROUP = 64  # inputs that share an int8 weight's scale, per output
+GROUP = 64  # inputs that share an int8 weight's scale, per output, if it is rounded here
 CHUNK = 32  # inputs of a row that share a scale in products with int4 weights
+UNIT = 16  # the fewest inputs that may share an int8 weight's scale
 VARIANTS = ("plain", "avx2", "avx512", "avx512bf16")
 OFF = "off"
 
@@ -39,6 +40,12 @@ class Weight(Structure):
         ("group", c_int32),
         ("planes", c_int32),
         ("power", c_float),
+        ("wide", c_int32),
+        ("zero", c_int32),
+        ("zeros", c_void_p),
+        ("mins", c_void_p),
+        ("table", c_void_p),
+        ("order", c_void_p),
     ]
 
 

@@ -25,7 +25,7 @@ _HALF_EXPONENT = 15  # 2^15 is below the greatest float16
 class Packing:
     """How weights are packed. `kind`: the packed format's number; None keeps each weight's own number format.
 
-    `exact`: whether a packed weight unpacks to the same numbers. `group` and `planes`: of int4, see
+    `exact`: whether a packed weight unpacks to the same numbers. `group`: of int8 and int4, `planes`: of int4, see
     source/kernels.h. `head`: how the output layer is kept, and an embedding that is tied to it; None: as all others.
     """
 
@@ -57,8 +57,11 @@ class Packing:
         data, scales = self._sizes(library, kernels, weight)
         outputs, inputs = weight.shape
         packed = native.Weight(self._kind(weight), outputs, inputs, address, address + data if scales else None)
+        packed.group = self.group
         if packed.kind == native.INT4:
-            packed.group, packed.planes, packed.power = self.group, self.planes, power_of(weight)
+            packed.planes, packed.power, packed.zero = self.planes, power_of(weight), 8
+        if packed.kind == native.INT8:
+            packed.wide = 1
         # In pieces, so that a weight with another layout in memory is never copied whole.
         step = max(native.PANEL, _PIECE_BYTES // max(1, inputs * weight.element_size()) // native.PANEL * native.PANEL)
         for first in range(0, outputs, step):
@@ -90,7 +93,7 @@ class Packing:
 
 
 AS_SAVED = Packing()
-INT8 = Packing(native.INT8, exact=False)
+INT8 = Packing(native.INT8, exact=False, group=native.GROUP)
 INT4 = Packing(native.INT4, exact=False, group=32, planes=1, head=INT8)
 INT4_EXACT = replace(INT4, planes=2)
 

@@ -8,7 +8,7 @@
 
 // With these no number of bytes is above 2^62.
 constexpr int64_t MOST_SIZE = int64_t(1) << 42, MOST_NUMBERS = int64_t(1) << 44, MOST_WIDTH = int64_t(1) << 14;
-constexpr int64_t MOST_GROUP = int64_t(1) << 20;
+constexpr int MOST_IN_TABLE = 24;  // 8 x 24 x 128 fit 16 bits
 constexpr int64_t MOST_COLUMNS = int64_t(1) << 40;
 
 inline void need(bool sound) {
@@ -27,16 +27,27 @@ inline void check_sizes(int32_t kind, int64_t outputs, int64_t inputs) {
     check_sizes(outputs, inputs);
 }
 
-// `group`: inputs that share a scale; of INT4 alone, others have none or their own.
+// `group`: inputs that share a scale; of INT8 and INT4 alone.
 inline void check_sizes(int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
     check_sizes(kind, outputs, inputs);
-    need(kind != INT4 || (within(group, CHUNK, MOST_GROUP) && group % CHUNK == 0));
+    const int64_t unit = kind == INT4 ? CHUNK : UNIT;
+    need(kind < INT8 || (within(group, unit, MOST_SIZE) && group % unit == 0));
 }
 
 inline void check(const Weight& weight) {
     check_sizes(weight.kind, weight.group, weight.outputs, weight.inputs);
-    need(weight.data && (weight.kind < INT8 || weight.scales));
-    need(weight.kind != INT4 || (within(weight.planes, 1, 2) && weight.power > 0));
+    if (!weight.data) need(false);
+    if (weight.kind < INT8) return need(!weight.order);
+    need(weight.scales && (weight.wide || weight.power > 0) && within(weight.zero, INT8_MIN, INT8_MAX));
+    need(weight.kind != INT4 || within(weight.planes, 1, 2));
+    for (int i = 0; weight.table && i < 16; i++) need(weight.kind == INT4 && weight.table[i] <= MOST_IN_TABLE);
+}
+
+// That numbers can be rounded to its codes.
+inline void check_rounded(const Weight& weight) {
+    if (weight.kind < INT8) return;
+    need(!weight.zeros && !weight.mins && !weight.table && !weight.order);
+    need(weight.kind == INT4 ? weight.zero == 8 && !weight.wide : !weight.zero && weight.wide && weight.group == GROUP);
 }
 
 // Outputs [first, first + count) of a weight.

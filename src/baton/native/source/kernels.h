@@ -1,6 +1,6 @@
 // What one instruction set offers, as a table of functions; main.cpp takes the best table that the machine can run.
 //
-// linear.cpp, linear4.cpp, attention.cpp, rowwise.cpp and variant.cpp are compiled once per instruction set, each time
+// linear.cpp, linear4.cpp, linear8.cpp, attention.cpp, rowwise.cpp and variant.cpp are compiled once per instruction set, each time
 // in a namespace of its own (VARIANT) and with flags of its own. So they use no templates or inline functions of the
 // standard library: a linker may keep the copy with the wrong instructions.
 #pragma once
@@ -8,8 +8,9 @@
 #include <cstdint>
 
 constexpr int64_t PANEL = 32;  // outputs that lie side by side in a packed weight
-constexpr int64_t GROUP = 64;  // inputs that share an int8 weight's scale, per output
+constexpr int64_t GROUP = 64;  // inputs that share an int8 weight's scale, per output, if it is rounded here
 constexpr int64_t CHUNK = 32;  // inputs of a row that share a scale in products with int4 weights
+constexpr int64_t UNIT = 16;  // the fewest inputs that may share an int8 weight's scale
 
 enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 
@@ -20,17 +21,28 @@ enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 // bfloat16 is a shift and a mask. Float32 weights go input by input, 32 outputs each. Outputs are padded to whole
 // panels, inputs to whole pairs or groups, with zeros.
 //
-// INT4: codes 0 to 15, where a number is (code - 8) x scale x power. In a panel inputs go by steps of 8: 4 bytes of each
-// of the 32 outputs lie side by side, byte j with the code of input j in its low half and of input 4 + j in its high
-// one. So a register of low or high halves is an operand of a dot product of 4 bytes. Inputs are padded to whole chunks.
+// INT8: signed codes, inputs padded to a multiple of GROUP. INT4: codes 0 to 15. In a panel inputs go by steps of 8:
+// 4 bytes of each of the 32 outputs lie side by side, byte j with the code of input j in its low half and of input 4 + j
+// in its high one. So a register of low or high halves is an operand of a dot product of 4 bytes. Inputs are padded to
+// whole chunks.
+//
+// In both a number is (code - zero - its group's of `zeros`) x its group's scale, rounded, less its group's min. `pack`
+// rounds numbers to codes with scales alone: float32 ones for each GROUP in INT8, in INT4 float16 ones and zero 8. All
+// else is packed elsewhere, in baton/native/codes.py.
 struct Weight {
     int32_t kind;
     int64_t outputs, inputs;
-    void* data;      // 64-byte aligned
-    void* scales;    // INT8: float32 [groups][padded outputs]. INT4: float16 [panels][groups][PANEL]. Else null
-    int32_t group;   // INT4: inputs that share a scale, a multiple of CHUNK
+    void* data;  // 64-byte aligned
+    void* scales;  // INT8, INT4: [panels][groups][PANEL]; else null
+    int32_t group;  // inputs that share a scale: in INT8 a multiple of UNIT, in INT4 of CHUNK
     int32_t planes;  // INT4: bytes of an activation in products, 1 or 2
-    float power;     // INT4: a power of two, by which all scales fit float16
+    float power;  // a power of two that all float16 scales and mins are multiplied with
+    int32_t wide;  // whether scales and mins are float32 instead
+    int32_t zero;  // taken off all codes
+    const int8_t* zeros;  // [panels][groups][PANEL], taken off besides; or null
+    const void* mins;  // as scales; or null
+    const uint8_t* table;  // INT4: [16], up to 24 each, what stands for the codes; or null
+    const int32_t* order;  // [inputs], the row's input that meets the weight's place 0, 1, ...; or null
 };
 
 // Keys or values of one layer, [rows, columns, heads, dim], the last dimension dense; strides in elements.
@@ -49,10 +61,10 @@ struct Span {
 // ring; those from its start on from `fresh_keys` and `fresh_values`, [tokens, kv_heads, dim] dense, of the same kind.
 struct Attention {
     int64_t heads, kv_heads, key_dim, value_dim;
-    float scale, softcap;         // softcap 0: none
+    float scale, softcap;  // softcap 0: none
     int64_t window, chunk, ring;  // 0: none. window, chunk: as `Visibility` in baton/model/visibility.py
-    const float* sinks;           // [heads], or null
-    int32_t kind;                 // of keys and values: FLOAT32 or BFLOAT16
+    const float* sinks;  // [heads], or null
+    int32_t kind;  // of keys and values: FLOAT32 or BFLOAT16
     Columns keys, values;
     const void *fresh_keys, *fresh_values;
     const float* queries;  // [tokens, heads, key_dim], the last dimension dense; strides in floats

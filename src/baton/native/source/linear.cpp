@@ -10,6 +10,7 @@
 // of a tile are found at constant distances.
 #include "kernels.h"
 #include "linear4.h"
+#include "linear8.h"
 #include "rounding.h"
 #include "vectors.h"
 
@@ -25,29 +26,24 @@ constexpr int64_t BLOCK_BYTES = 16 << 10;  // strips visit it too: a part of the
 constexpr int STRIP = 2 * LANES;  // outputs of a tile
 constexpr int64_t AHEAD = 8 << 10;  // bytes; how far ahead of its use memory is asked for, where each byte is used once
 constexpr int64_t LINE = 16;  // words
-constexpr int64_t GROUP_STEPS = GROUP / 2;
-
-typedef int8_t vbyte __attribute__((vector_size(LANES * 2)));
-
-static int64_t groups_of(int64_t inputs) { return up(inputs, GROUP); }
+constexpr int64_t PIECE = 64;  // inputs that are packed, or made ready, at a time
 
 // Inputs with their padding.
-static int64_t padded(int32_t kind, int64_t inputs) {
-    return kind == FLOAT32 ? inputs : kind == BFLOAT16 ? up(inputs, 2) * 2 : groups_of(inputs) * GROUP;
-}
+static int64_t padded(int32_t kind, int64_t inputs) { return kind == FLOAT32 ? inputs : up(inputs, 2) * 2; }
 
-static int64_t number_bytes(int32_t kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+static int64_t number_bytes(int32_t kind) { return kind == FLOAT32 ? 4 : 2; }
 
 static int64_t panel_bytes(int32_t kind, int64_t inputs) { return padded(kind, inputs) * PANEL * number_bytes(kind); }
 
 int64_t weight_bytes(int32_t kind, int64_t outputs, int64_t inputs) {
     if (kind == INT4) return weight_bytes_4(outputs, inputs);
+    if (kind == INT8) return weight_bytes_8(outputs, inputs);
     return up(outputs, PANEL) * panel_bytes(kind, inputs);
 }
 
 int64_t scale_bytes(int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
     if (kind == INT4) return scale_bytes_4(group, outputs, inputs);
-    return kind == INT8 ? groups_of(inputs) * up(outputs, PANEL) * PANEL * 4 : 0;
+    return kind == INT8 ? scale_bytes_8(group, outputs, inputs) : 0;
 }
 
 // Where in the weight output `output`'s input `input` lies, in numbers; the first of a pair has the second behind it.
@@ -57,51 +53,43 @@ static int64_t place(const Weight* w, int64_t output, int64_t input) {
     return panel + input / 2 * 2 * PANEL + lane * 2 + input % 2;
 }
 
-static float* scale_of(const Weight* w, int64_t output, int64_t input) {
-    return static_cast<float*>(w->scales) + input / GROUP * up(w->outputs, PANEL) * PANEL + output;
-}
-
-// One output's inputs from `input` on, a group or what the weight's padding leaves of it.
-static void pack_group(const Weight* w, int64_t output, int64_t input, const float* x) {
-    const int64_t count = least(padded(w->kind, w->inputs) - input, GROUP);
+// One output's inputs from `input` on, a piece or what the weight's padding leaves of it.
+static void pack_piece(const Weight* w, int64_t output, int64_t input, const float* x) {
+    const int64_t count = least(padded(w->kind, w->inputs) - input, PIECE);
     const int64_t step = w->kind == FLOAT32 ? PANEL : 2 * PANEL;
     if (w->kind == FLOAT32) {
         float* to = static_cast<float*>(w->data) + place(w, output, input);
         for (int64_t i = 0; i < count; i++) to[i * step] = x[i];
-    } else if (w->kind == BFLOAT16) {
+    } else {
         uint16_t* to = static_cast<uint16_t*>(w->data) + place(w, output, input);
         for (int64_t i = 0; i < count; i++) to[i / 2 * step + i % 2] = narrow(x[i]);
-    } else {
-        int16_t whole[GROUP];
-        *scale_of(w, output, input) = quantise<GROUP>(x, 127, whole);
-        int8_t* to = static_cast<int8_t*>(w->data) + place(w, output, input);
-        for (int64_t i = 0; i < count; i++) to[i / 2 * step + i % 2] = int8_t(whole[i]);
     }
 }
 
 void pack(const Weight* w, int64_t first, int64_t count, const void* piece, int32_t from) {
     if (w->kind == INT4) return pack_4(w, first, count, piece, from);
-    float x[GROUP];
+    if (w->kind == INT8) return pack_8(w, first, count, piece, from);
+    float x[PIECE];
     for (int64_t i = 0; i < count; i++) {
-        for (int64_t k = 0; k < w->inputs; k += GROUP) {
-            read<GROUP>(piece, from, i * w->inputs + k, w->inputs - k, x);
-            pack_group(w, first + i, k, x);
+        for (int64_t k = 0; k < w->inputs; k += PIECE) {
+            read<PIECE>(piece, from, i * w->inputs + k, w->inputs - k, x);
+            pack_piece(w, first + i, k, x);
         }
     }
     if (first + count < w->outputs) return;
     std::memset(x, 0, sizeof x);
     for (int64_t output = w->outputs; output % PANEL; output++) {
-        for (int64_t k = 0; k < w->inputs; k += GROUP) pack_group(w, output, k, x);
+        for (int64_t k = 0; k < w->inputs; k += PIECE) pack_piece(w, output, k, x);
     }
 }
 
 void unpack(const Weight* w, int64_t output, float* to) {
     if (w->kind == INT4) return unpack_4(w, output, to);
+    if (w->kind == INT8) return unpack_8(w, output, to);
     for (int64_t k = 0; k < w->inputs; k++) {
         const int64_t at = place(w, output, k);
-        to[k] = w->kind == FLOAT32    ? static_cast<const float*>(w->data)[at]
-                : w->kind == BFLOAT16 ? widen(static_cast<const uint16_t*>(w->data)[at])
-                                      : *scale_of(w, output, k) * float(static_cast<const int8_t*>(w->data)[at]);
+        to[k] = w->kind == FLOAT32 ? static_cast<const float*>(w->data)[at]
+                                   : widen(static_cast<const uint16_t*>(w->data)[at]);
     }
 }
 
@@ -127,38 +115,32 @@ static int64_t row_words(const Weight* w) { return up(step_count(w) * step_words
 
 int64_t ready_bytes(const Weight* w, int64_t rows) {
     if (w->kind == INT4) return ready_bytes_4(w, rows);
-    const int64_t scales = w->kind == INT8 ? groups_of(w->inputs) : 0;
-    return up(rows * (row_words(w) + scales) * 4, 64) * 64;
+    if (w->kind == INT8) return ready_bytes_8(w, rows);
+    return up(rows * row_words(w) * 4, 64) * 64;
 }
 
-// A group of a row as words; answers how many, in whole lines. INT8: `scale` is the group's.
-static int64_t ready_group(int32_t kind, const float* x, int64_t count, uint32_t* words, float* scale) {
+// A piece of a row as words; answers how many, in whole lines.
+static int64_t ready_piece(int32_t kind, const float* x, int64_t count, uint32_t* words) {
     if (step_words(kind) == 2 || kind == FLOAT32) {
-        std::memcpy(words, x, sizeof(float) * GROUP);
+        std::memcpy(words, x, sizeof(float) * PIECE);
         return up(count, LINE);
     }
-    uint16_t halves[GROUP];
-    if (kind == INT8) {
-        int16_t whole[GROUP];
-        *scale = quantise<GROUP>(x, 32767, whole);
-        std::memcpy(halves, whole, sizeof halves);
-    } else {
+    uint16_t halves[PIECE];
 #ifdef __AVX512BF16__
-        for (int i = 0; i < GROUP; i += 32) {
-            store(halves + i, _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i)));
-        }
-#else
-        for (int i = 0; i < GROUP; i++) halves[i] = narrow(x[i]);
-#endif
+    for (int i = 0; i < PIECE; i += 32) {
+        store(halves + i, _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i)));
     }
-    for (int i = 0; i < GROUP / 2; i++) words[i] = halves[2 * i] | uint32_t(halves[2 * i + 1]) << 16;
+#else
+    for (int i = 0; i < PIECE; i++) halves[i] = narrow(x[i]);
+#endif
+    for (int i = 0; i < PIECE / 2; i++) words[i] = halves[2 * i] | uint32_t(halves[2 * i + 1]) << 16;
     return up(count, 2 * LINE);
 }
 
 // One row of a tile of `of` rows, from its first line on.
-static void ready_row(const Weight* w, const float* x, uint32_t* to, float* scales, int64_t of) {
-    float group[GROUP];
-    uint32_t words[GROUP];
+static void ready_row(const Weight* w, const float* x, uint32_t* to, int64_t of) {
+    float piece[PIECE];
+    uint32_t words[PIECE];
     int64_t k = 0;
 #ifdef __AVX512BF16__
     // Whole lines as they lie: two numbers of 16 bits are a word.
@@ -169,10 +151,10 @@ static void ready_row(const Weight* w, const float* x, uint32_t* to, float* scal
     if (step_words(w->kind) == 2 || w->kind == FLOAT32) {
         for (; k + LINE <= w->inputs; k += LINE, to += of * LINE) std::memcpy(to, x + k, 4 * LINE);
     }
-    for (; k < w->inputs; k += GROUP) {
-        const int64_t count = least(w->inputs - k, GROUP);
-        read<GROUP>(x, FLOAT32, k, count, group);
-        const int64_t lines = ready_group(w->kind, group, count, words, scales + k / GROUP);
+    for (; k < w->inputs; k += PIECE) {
+        const int64_t count = least(w->inputs - k, PIECE);
+        read<PIECE>(x, FLOAT32, k, count, piece);
+        const int64_t lines = ready_piece(w->kind, piece, count, words);
         for (int64_t i = 0; i < lines; i++, to += of * LINE) std::memcpy(to, words + i * LINE, 4 * LINE);
     }
 }
@@ -180,19 +162,18 @@ static void ready_row(const Weight* w, const float* x, uint32_t* to, float* scal
 void make_ready(const Weight* w, const float* x, int64_t stride, int64_t first, int64_t count, int64_t rows,
                 void* ready) {
     if (w->kind == INT4) return make_ready_4(w, x, stride, first, count, rows, ready);
+    if (w->kind == INT8) return make_ready_8(w, x, stride, first, count, rows, ready);
     uint32_t* words = static_cast<uint32_t*>(ready);
-    float* scales = reinterpret_cast<float*>(words + rows * row_words(w));
     for (int64_t tile = 0; tile < tile_count(rows); tile++) {
         const int64_t start = tile_start(rows, tile), end = tile_start(rows, tile + 1);
         for (int64_t row = most(start, first); row < least(end, first + count); row++) {
-            ready_row(w, x + row * stride, words + start * row_words(w) + (row - start) * LINE,
-                      scales + row * groups_of(w->inputs), end - start);
+            ready_row(w, x + row * stride, words + start * row_words(w) + (row - start) * LINE, end - start);
         }
     }
 }
 
-// R rows meet STRIP outputs over `steps` steps; `words` and `row_scales` are theirs, `y` [R, STRIP] is added to if
-// it `resumes`, and set otherwise; `bias` comes last, or null.
+// R rows meet STRIP outputs over `steps` steps; `words` are theirs, `y` [R, STRIP] is added to if it `resumes`, and set
+// otherwise; `bias` comes last, or null.
 struct Tile {
     const char* weight;
     const uint32_t* words;
@@ -201,10 +182,6 @@ struct Tile {
     int64_t stride;
     bool resumes;
     const float* bias;
-    const float* scales;  // INT8: of STRIP outputs, and `scale_stride` further of the next group
-    int64_t scale_stride;
-    const float* row_scales;  // INT8: of the first row, and `groups` further of the next
-    int64_t groups;
     const char* ahead;  // fetched into the cache meanwhile, `advance` bytes in a step
     int64_t advance;
 };
@@ -245,62 +222,18 @@ static inline void step_bfloat16(vfloat (&sum)[R][2], const char* weight, const 
 }
 #endif
 
-// Adds to each of `sum` the product of its pair of w and its pair of x, int16 each.
-static inline vint dot(vint sum, vshort w, vint x) {
-#if defined(__AVX512VNNI__)
-    return (vint)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#elif defined(__AVX512BW__)
-    return sum + (vint)_mm512_madd_epi16((__m512i)w, (__m512i)x);
-#elif defined(__AVX2__)
-    return sum + (vint)_mm256_madd_epi16((__m256i)w, (__m256i)x);
-#else
-    const vint pairs = (vint)w;
-    return sum + (pairs << 16 >> 16) * (x << 16 >> 16) + (pairs >> 16) * (x >> 16);
-#endif
-}
-
-template <int R>
-static inline void step_int8(vint (&sum)[R][2], const char* weight, const uint32_t* words) {
-    const vshort w0 = __builtin_convertvector(load<vbyte>(weight), vshort);
-    const vshort w1 = __builtin_convertvector(load<vbyte>(weight + sizeof(vbyte)), vshort);
-    for (int r = 0; r < R; r++) {
-        const vint x = vint{} + int32_t(words[r * LINE]);
-        sum[r][0] = dot(sum[r][0], w0, x);
-        sum[r][1] = dot(sum[r][1], w1, x);
-    }
-}
-
 // Steps whose words begin with a line.
-template <int KIND, int R, typename Sum>
-static inline void run(Sum (&sum)[R][2], const char* weight, const uint32_t* words, int64_t steps, const char* ahead,
+template <int KIND, int R>
+static inline void run(vfloat (&sum)[R][2], const char* weight, const uint32_t* words, int64_t steps, const char* ahead,
                        int64_t advance) {
-    constexpr int64_t WORDS = KIND == BFLOAT16 ? BFLOAT16_WORDS : 1, BYTES = PANEL * (KIND == INT8 ? 2 : 4);
+    constexpr int64_t WORDS = KIND == BFLOAT16 ? BFLOAT16_WORDS : 1, BYTES = PANEL * 4;
     for (; steps > 0; steps -= LINE / WORDS, words += R * LINE) {
         const int64_t count = least(steps, LINE / WORDS);
         for (int64_t step = 0; step < count; step++, weight += BYTES, ahead += advance) {
             __builtin_prefetch(ahead, 0, 2);  // into the second-level cache
-            if constexpr (BYTES > 64) __builtin_prefetch(ahead + 64, 0, 2);
+            __builtin_prefetch(ahead + 64, 0, 2);
             if constexpr (KIND == FLOAT32) step_float32<R>(sum, weight, words + step);
             if constexpr (KIND == BFLOAT16) step_bfloat16<R>(sum, weight, words + step * WORDS);
-            if constexpr (KIND == INT8) step_int8<R>(sum, weight, words + step);
-        }
-    }
-}
-
-// Group by group: integer sums, which are exact (64 x 127 x 32767 is below 2^31), then both scales.
-template <int R>
-static inline void run_groups(vfloat (&sum)[R][2], const Tile& t) {
-    for (int64_t group = 0; group < t.steps / GROUP_STEPS; group++) {
-        const int64_t step = group * GROUP_STEPS;
-        vint dots[R][2] = {};
-        run<INT8, R>(dots, t.weight + step * PANEL * 2, t.words + step * R, GROUP_STEPS, t.ahead + step * t.advance,
-                     t.advance);
-        const float* scales = t.scales + group * t.scale_stride;
-        const vfloat s0 = load<vfloat>(scales), s1 = load<vfloat>(scales + LANES);
-        for (int r = 0; r < R; r++) {
-            const vfloat s = all(t.row_scales[r * t.groups + group]);
-            sum[r][0] += __builtin_convertvector(dots[r][0], vfloat) * (s0 * s);
-            sum[r][1] += __builtin_convertvector(dots[r][1], vfloat) * (s1 * s);
         }
     }
 }
@@ -308,11 +241,7 @@ static inline void run_groups(vfloat (&sum)[R][2], const Tile& t) {
 template <int KIND, int R>
 __attribute__((noinline)) static void multiply(const Tile& t) {
     vfloat sum[R][2] = {};
-    if constexpr (KIND == INT8) {
-        run_groups<R>(sum, t);
-    } else {
-        run<KIND, R>(sum, t.weight, t.words, t.steps, t.ahead, t.advance);
-    }
+    run<KIND, R>(sum, t.weight, t.words, t.steps, t.ahead, t.advance);
     for (int r = 0; r < R; r++) {
         for (int i = 0; i < 2; i++) {
             float* y = t.y + r * t.stride + i * LANES;
@@ -331,8 +260,7 @@ static void choose(int64_t rows, const Tile& t) {
 
 static void multiply(int32_t kind, int64_t rows, const Tile& t) {
     if (kind == FLOAT32) return choose<FLOAT32>(rows, t);
-    if (kind == BFLOAT16) return choose<BFLOAT16>(rows, t);
-    choose<INT8>(rows, t);
+    choose<BFLOAT16>(rows, t);
 }
 
 // A tile with all of a panel's outputs. Where the panel has fewer than PANEL, by way of a copy.
@@ -351,7 +279,6 @@ static void multiply_panel(int32_t kind, int64_t rows, int64_t outputs, Tile t) 
         t.weight += strip_bytes;
         t.y += STRIP;
         if (t.bias) t.bias += STRIP;
-        if (t.scales) t.scales += STRIP;
     }
     for (int64_t r = 0; outputs < PANEL && r < rows; r++) std::memcpy(y + r * stride, copy + r * PANEL, outputs * 4);
 }
@@ -361,24 +288,18 @@ static void multiply_panel(int32_t kind, int64_t rows, int64_t outputs, Tile t) 
 static void multiply_block(const Weight* w, const void* ready, int64_t rows, int64_t panel, int64_t from, int64_t to,
                            const float* bias, float* y, int64_t stride) {
     const uint32_t* words = static_cast<const uint32_t*>(ready);
-    const float* row_scales = reinterpret_cast<const float*>(words + rows * row_words(w));
-    const int64_t group = from / GROUP_STEPS;
     Tile t = {};
     t.weight = static_cast<const char*>(w->data) + panel * panel_bytes(w->kind, w->inputs) + from * step_bytes(w->kind);
     t.steps = to - from;
     t.stride = stride;
     t.resumes = from > 0;
     t.bias = to == step_count(w) ? bias : nullptr;
-    t.groups = groups_of(w->inputs);
-    t.scale_stride = up(w->outputs, PANEL) * PANEL;
-    if (w->kind == INT8) t.scales = static_cast<const float*>(w->scales) + group * t.scale_stride + panel * PANEL;
     const int64_t tiles = tile_count(rows), block = t.steps * step_bytes(w->kind);
     t.advance = step_bytes(w->kind) / tiles;
     for (int64_t tile = 0; tile < tile_count(rows); tile++) {
         const int64_t start = tile_start(rows, tile), count = tile_start(rows, tile + 1) - start;
         t.ahead = t.weight + (tiles > 1 ? block + tile * (block / tiles) : AHEAD);
         t.words = words + start * row_words(w) + from * step_words(w->kind) * count;
-        t.row_scales = row_scales + start * t.groups + group;
         t.y = y + start * stride + panel * PANEL;
         multiply_panel(w->kind, count, least(w->outputs - panel * PANEL, PANEL), t);
     }
@@ -387,6 +308,7 @@ static void multiply_block(const Weight* w, const void* ready, int64_t rows, int
 void product(const Weight* w, const void* ready, int64_t rows, int64_t from, int64_t to, const float* bias, float* y,
              int64_t stride, float*) {
     if (w->kind == INT4) return product_4(w, ready, rows, from, to, bias, y, stride);
+    if (w->kind == INT8) return product_8(w, ready, rows, from, to, bias, y, stride);
     const int64_t steps = step_count(w);
     const int64_t block = BLOCK_BYTES / step_bytes(w->kind);
     for (int64_t panel = from; panel < to; panel++) {

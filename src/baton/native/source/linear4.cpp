@@ -9,9 +9,7 @@
 // That makes them operands of vpdpbusd (VNNI) and vpmaddubsw; without VNNI, sums of a chunk are kept in 16 bits, which
 // hold them: 8 pairs of 15 x 128 are 30,720.
 #include "linear4.h"
-#include "half.h"
-#include "rounding.h"
-#include "vectors.h"
+#include "grouped.h"
 
 namespace VARIANT {
 
@@ -41,8 +39,6 @@ constexpr int vectors_of(int rows) {
 
 static int64_t chunks_of(int64_t inputs) { return up(inputs, CHUNK); }
 
-static int64_t groups_of(const Weight* w) { return up(w->inputs, w->group); }
-
 int64_t weight_bytes_4(int64_t outputs, int64_t inputs) { return up(outputs, PANEL) * chunks_of(inputs) * CHUNK_BYTES; }
 
 int64_t scale_bytes_4(int64_t group, int64_t outputs, int64_t inputs) {
@@ -50,10 +46,6 @@ int64_t scale_bytes_4(int64_t group, int64_t outputs, int64_t inputs) {
 }
 
 // Packing
-
-static uint16_t* scale_of(const Weight* w, int64_t output, int64_t group) {
-    return static_cast<uint16_t*>(w->scales) + (output / PANEL * groups_of(w) + group) * PANEL + output % PANEL;
-}
 
 // An output's first byte of a chunk; those of the next step are STEP_BYTES further.
 static uint8_t* codes_of(const Weight* w, int64_t output, int64_t chunk) {
@@ -83,7 +75,7 @@ static void pack_group(const Weight* w, int64_t output, int64_t group, const voi
     const float peak = piece ? peak_of(piece, from, at + begin, count) : 0.0f;
     const bool finite = std::fabs(peak) <= MOST_FINITE;
     const uint16_t half = to_half(!finite ? NAN : std::fabs(peak) < LEAST ? 0.0f : peak / -8 / w->power);
-    *scale_of(w, output, group) = half;
+    static_cast<uint16_t*>(w->scales)[group_place(w, output, group)] = half;
     const float scale = finite ? from_half(half) * w->power : 0.0f, inverse = scale != 0 ? 1 / scale : 0.0f;
     float x[CHUNK] = {};
     int16_t whole[CHUNK] = {};
@@ -114,7 +106,7 @@ void unpack_4(const Weight* w, int64_t output, float* to) {
     for (int64_t k = 0; k < w->inputs; k++) {
         const uint8_t both = codes_of(w, output, k / CHUNK)[k % CHUNK / 8 * STEP_BYTES + k % 4];
         const int code = k % 8 < 4 ? both & 15 : both >> 4;
-        to[k] = float(code - 8) * (from_half(*scale_of(w, output, k / w->group)) * w->power);
+        to[input_of(w, k)] = number_of(w, w->table ? w->table[code] : code, group_place(w, output, k / w->group));
     }
 }
 
@@ -156,10 +148,11 @@ template <int PLANES>
 static void ready_row(const Weight* w, const float* x, Ready<PLANES>* to, int64_t of) {
     float chunk[CHUNK];
     int64_t k = 0;
-    for (; k + CHUNK <= w->inputs; k += CHUNK, to += of) ready_chunk<PLANES>(x + k, to);
-    if (k == w->inputs) return;
-    read<CHUNK>(x, FLOAT32, k, w->inputs - k, chunk);
-    ready_chunk<PLANES>(chunk, to);
+    for (; !w->order && k + CHUNK <= w->inputs; k += CHUNK, to += of) ready_chunk<PLANES>(x + k, to);
+    for (; k < w->inputs; k += CHUNK, to += of) {
+        read_row<CHUNK>(w, x, k, w->inputs - k, chunk);
+        ready_chunk<PLANES>(chunk, to);
+    }
 }
 
 template <int PLANES>
@@ -221,48 +214,36 @@ static inline vint whole(Dots sum) {
 }
 #endif
 
-// a * b + c, rounded once.
-#if defined(__AVX512F__)
-static inline vfloat fused(vfloat a, vfloat b, vfloat c) {
-    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+// Bytes of a table in place of 4-bit codes.
+#if defined(__AVX512BW__)
+static inline vint looked_up(const uint8_t* table, vint codes) {
+    return (vint)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table)), (__m512i)codes);
 }
-#elif defined(__FMA__)
-static inline vfloat fused(vfloat a, vfloat b, vfloat c) {
-    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__AVX2__)
+static inline vint looked_up(const uint8_t* table, vint codes) {
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    return (vint)_mm256_shuffle_epi8(all, (__m256i)codes);
 }
 #else
-static inline float fused(float a, float b, float c) {
-#if defined(__FP_FAST_FMAF)
-    return __builtin_fmaf(a, b, c);
-#else
-    // In double the product is exact. A sum that is not is moved to its neighbour with an odd last bit, so that rounding
-    // it to float32 decides as the exact sum would (Boldo and Melquiond 2008, emulation of a FMA and correctly rounded
-    // sums).
-    const double product = double(a) * double(b), sum = product + double(c), part = sum - product;
-    const double lost = (product - (sum - part)) + (double(c) - part);
-    uint64_t bits;
-    std::memcpy(&bits, &sum, sizeof bits);
-    if ((lost > 0 || lost < 0) && !(bits & 1)) bits += (lost > 0) == (sum > 0) ? 1 : -1;
-    double odd;
-    std::memcpy(&odd, &bits, sizeof odd);
-    return float(odd);
+static inline vint looked_up(const uint8_t* table, vint codes) {
+    uint8_t bytes[sizeof codes];
+    store(bytes, codes);
+    for (uint8_t& byte : bytes) byte = table[byte];
+    return load<vint>(bytes);
+}
 #endif
-}
 
-static inline vfloat fused(vfloat a, vfloat b, vfloat c) {
-    vfloat result;
-    for (int i = 0; i < LANES; i++) result[i] = fused(a[i], b[i], c[i]);
-    return result;
-}
-#endif
+// How codes become numbers. SYMMETRIC: (code - 8) x scale. ZEROS: any zeros, and mins. TABLE: besides, codes are looked
+// up.
+enum Mode { SYMMETRIC, ZEROS, TABLE };
 
 // Some rows meet outputs of a panel; `y` is set.
 struct Tile {
-    const char* weight;
-    const uint16_t* scales;
+    const Weight* weight;
+    const char* data;
+    int64_t place;  // the first output's scale of group 0
     const void* ready;
     int64_t chunks, per_group;  // chunks, and how many of them share a scale
-    float power;
     float* y;
     int64_t stride;
     const float* bias;  // or null
@@ -270,58 +251,110 @@ struct Tile {
     int64_t advance;
 };
 
-// Adds a chunk of R rows to the sums of V vectors of outputs.
-template <int R, int V, int PLANES>
-static inline void add_chunk(vfloat (&sum)[R][V], const char* weight, const vfloat (&scale)[V],
-                             const Ready<PLANES>* ready, const char* ahead, int64_t advance) {
-    Dots dots[R][V][PLANES] = {};
-#pragma GCC unroll 4
-    for (int step = 0; step < STEPS; step++) {
-        __builtin_prefetch(ahead + step * advance, 0, 2);  // into the second-level cache
-        __builtin_prefetch(ahead + step * advance + 64, 0, 2);
-#pragma GCC unroll 8
-        for (int v = 0; v < V; v++) {
-            const vint both = load<vint>(weight + step * STEP_BYTES + v * sizeof(vint));
-            const vint low = both & 0x0f0f0f0f, high = (vint)((vuint)both >> 4) & 0x0f0f0f0f;
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) {
+// What a chunk's codes give with R rows for V vectors of outputs, as integers.
+template <int R, int V, int PLANES, int MODE>
+static inline void multiply_chunk(vint (&product)[R][V], const Tile& t, const char* data, const Ready<PLANES>* ready,
+                                  const char* ahead) {
+    // Sums of 16 bits hold 16 products with codes, and 8 with numbers of a table, which are up to 24.
+    constexpr int PARTS = MODE == TABLE ? 2 : 1;
 #pragma GCC unroll 2
-                for (int p = 0; p < PLANES; p++) {
-                    const int32_t* words = ready[r].words + p * 8 + step * 2;
-                    Dots& chunk = dots[r][v][p];
-                    chunk = dot(dot(chunk, low, vint{} + words[0]), high, vint{} + words[1]);
+    for (int part = 0; part < PARTS; part++) {
+        Dots dots[R][V][PLANES] = {};
+#pragma GCC unroll 4
+        for (int step = part * STEPS / PARTS; step < (part + 1) * STEPS / PARTS; step++) {
+            __builtin_prefetch(ahead + step * t.advance, 0, 2);  // into the second-level cache
+            __builtin_prefetch(ahead + step * t.advance + 64, 0, 2);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) {
+                const vint both = load<vint>(data + step * STEP_BYTES + v * sizeof(vint));
+                vint low = both & 0x0f0f0f0f, high = (vint)((vuint)both >> 4) & 0x0f0f0f0f;
+                if constexpr (MODE == TABLE) {
+                    low = looked_up(t.weight->table, low);
+                    high = looked_up(t.weight->table, high);
+                }
+#pragma GCC unroll 16
+                for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+                    for (int p = 0; p < PLANES; p++) {
+                        const int32_t* words = ready[r].words + p * 8 + step * 2;
+                        Dots& chunk = dots[r][v][p];
+                        chunk = dot(dot(chunk, low, vint{} + words[0]), high, vint{} + words[1]);
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
-                    asm volatile(""
-                                 : "+v"(chunk));  // else GCC holds all rows' words at once, and has no registers left
+                        asm volatile("" : "+v"(chunk));  // else GCC holds all rows' words at once, and has no
+                        // registers left
 #endif
+                    }
                 }
             }
         }
-    }
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) {
+        for (int v = 0; v < V; v++) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-            vint product = whole(dots[r][v][0]);
-            if constexpr (PLANES == 2) product = (product << 8) + whole(dots[r][v][PLANES - 1]);
-            product += ready[r].correction;
-            sum[r][v] = fused(__builtin_convertvector(product, vfloat), scale[v] * ready[r].scale, sum[r][v]);
+            for (int r = 0; r < R; r++) {
+                vint some = whole(dots[r][v][0]);
+                if constexpr (PLANES == 2) some = (some << 8) + whole(dots[r][v][PLANES - 1]);
+                product[r][v] = part ? product[r][v] + some : some;
+            }
         }
     }
 }
 
-template <int R, int V, int PLANES>
+// What V vectors of outputs have in common in a group; zeros and mins where numbers are not symmetric.
+template <int V>
+struct Common {
+    vfloat scale[V], min[V];
+    vint zero[V];
+};
+
+template <int V, int MODE>
+static inline Common<V> common_of(const Weight* w, int64_t place) {
+    Common<V> common;
+    for (int v = 0; v < V; v++) {
+        common.scale[v] = scales_at(w, w->scales, place + v * LANES);
+        if constexpr (MODE != SYMMETRIC) {
+            common.zero[v] = zeros_at(w, place + v * LANES);
+            common.min[v] = w->mins ? scales_at(w, w->mins, place + v * LANES) : vfloat{};
+        }
+    }
+    return common;
+}
+
+// Adds a chunk of R rows to the sums of V vectors of outputs.
+template <int R, int V, int PLANES, int MODE>
+static inline void add_chunk(vfloat (&sum)[R][V], const Common<V>& common, const Tile& t, const char* data,
+                             const Ready<PLANES>* ready, const char* ahead) {
+    vint product[R][V];
+    multiply_chunk<R, V, PLANES, MODE>(product, t, data, ready, ahead);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+            if constexpr (MODE == SYMMETRIC) {
+                product[r][v] += ready[r].correction;
+            } else {
+                product[r][v] += common.zero[v] * ready[r].correction >> 3;  // exact: it is a multiple of 8
+            }
+            sum[r][v] =
+                fused(__builtin_convertvector(product[r][v], vfloat), common.scale[v] * ready[r].scale, sum[r][v]);
+            if constexpr (MODE != SYMMETRIC) {
+                const float all_of_it = ready[r].scale * float(ready[r].correction >> 3);
+                if (t.weight->mins) sum[r][v] = fused(common.min[v], all(all_of_it), sum[r][v]);
+            }
+        }
+    }
+}
+
+template <int R, int V, int PLANES, int MODE>
 __attribute__((noinline)) static void multiply(const Tile& t) {
     vfloat sum[R][V] = {};
     const Ready<PLANES>* ready = static_cast<const Ready<PLANES>*>(t.ready);
-    const uint16_t* scales = t.scales;
-    const char *weight = t.weight, *ahead = t.ahead;
-    for (int64_t chunk = 0; chunk < t.chunks; scales += PANEL) {
-        vfloat scale[V];
-        for (int v = 0; v < V; v++) scale[v] = from_half(load<vhalf>(scales + v * LANES)) * t.power;
+    const char *data = t.data, *ahead = t.ahead;
+    int64_t place = t.place;
+    for (int64_t chunk = 0; chunk < t.chunks; place += PANEL) {
+        const Common<V> common = common_of<V, MODE>(t.weight, place);
         for (const int64_t end = least(chunk + t.per_group, t.chunks); chunk < end; chunk++) {
-            add_chunk<R, V, PLANES>(sum, weight, scale, ready, ahead, t.advance);
-            weight += CHUNK_BYTES;
+            add_chunk<R, V, PLANES, MODE>(sum, common, t, data, ready, ahead);
+            data += CHUNK_BYTES;
             ahead += STEPS * t.advance;
             ready += R;
         }
@@ -335,27 +368,33 @@ __attribute__((noinline)) static void multiply(const Tile& t) {
 }
 
 // R rows meet all of a panel's outputs.
-template <int R, int PLANES>
-static void multiply_panel(const Tile& t) {
+template <int PLANES, int MODE, int R>
+static void multiply_panel(Tile t) {
     constexpr int V = vectors_of(R);
     for (int v = 0; v < VECTORS; v += V) {
-        Tile part = t;
-        part.weight += v * sizeof(vint);
-        part.scales += v * LANES;
-        part.y += v * LANES;
-        if (t.bias) part.bias += v * LANES;
-        multiply<R, V, PLANES>(part);
+        multiply<R, V, PLANES, MODE>(t);
+        t.data += V * sizeof(vint);
+        t.place += V * LANES;
+        t.y += V * LANES;
+        if (t.bias) t.bias += V * LANES;
     }
 }
 
-template <int PLANES, int R = MOST_ROWS>
+template <int PLANES, int MODE, int R = MOST_ROWS>
 static void choose(int64_t rows, const Tile& t) {
-    if (rows == R) return multiply_panel<R, PLANES>(t);
-    if constexpr (R > 1) choose<PLANES, R - 1>(rows, t);
+    if (rows == R) return multiply_panel<PLANES, MODE, R>(t);
+    if constexpr (R > 1) choose<PLANES, MODE, R - 1>(rows, t);
+}
+
+template <int PLANES>
+static void choose_mode(int64_t rows, const Tile& t) {
+    if (t.weight->table) return choose<PLANES, TABLE>(rows, t);
+    if (!symmetric(t.weight) || t.weight->zero != 8) return choose<PLANES, ZEROS>(rows, t);
+    choose<PLANES, SYMMETRIC>(rows, t);
 }
 
 // Where the panel has fewer outputs than PANEL, by way of a copy.
-static void multiply_some(int planes, int64_t rows, int64_t outputs, Tile t) {
+static void multiply_some(int64_t rows, int64_t outputs, Tile t) {
     float copy[MOST_ROWS * PANEL];
     float* const y = t.y;
     const int64_t stride = t.stride;
@@ -363,7 +402,7 @@ static void multiply_some(int planes, int64_t rows, int64_t outputs, Tile t) {
         t.y = copy;
         t.stride = PANEL;
     }
-    planes == 1 ? choose<1>(rows, t) : choose<2>(rows, t);
+    t.weight->planes == 1 ? choose_mode<1>(rows, t) : choose_mode<2>(rows, t);
     for (int64_t r = 0; outputs < PANEL && r < rows; r++) std::memcpy(y + r * stride, copy + r * PANEL, outputs * 4);
 }
 
@@ -371,9 +410,9 @@ void product_4(const Weight* w, const void* ready, int64_t rows, int64_t from, i
                int64_t stride) {
     const int64_t tiles = tile_count(rows), panel_bytes = chunks_of(w->inputs) * CHUNK_BYTES;
     Tile t = {};
+    t.weight = w;
     t.chunks = chunks_of(w->inputs);
     t.per_group = w->group / CHUNK;
-    t.power = w->power;
     t.stride = stride;
     // A single tile asks for memory AHEAD of its use; of several, each asks for its share of the next panel, so that
     // memory is not idle while later tiles read this one from the cache.
@@ -383,14 +422,14 @@ void product_4(const Weight* w, const void* ready, int64_t rows, int64_t from, i
         const int64_t outputs = least(w->outputs - panel * PANEL, PANEL);
         if (bias) std::memcpy(offset, bias + panel * PANEL, outputs * 4);
         t.bias = bias ? offset : nullptr;
-        t.weight = static_cast<const char*>(w->data) + panel * panel_bytes;
-        t.scales = scale_of(w, panel * PANEL, 0);
+        t.data = static_cast<const char*>(w->data) + panel * panel_bytes;
+        t.place = group_place(w, panel * PANEL, 0);
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t start = part_start(rows, tiles, tile), count = part_start(rows, tiles, tile + 1) - start;
-            t.ahead = t.weight + (tiles > 1 ? panel_bytes + tile * (panel_bytes / tiles) : AHEAD);
+            t.ahead = t.data + (tiles > 1 ? panel_bytes + tile * (panel_bytes / tiles) : AHEAD);
             t.ready = static_cast<const char*>(ready) + start * t.chunks * ready_size(w);
             t.y = y + start * stride + panel * PANEL;
-            multiply_some(w->planes, count, outputs, t);
+            multiply_some(count, outputs, t);
         }
     }
 }

@@ -55,9 +55,17 @@ void check_lengths(std::initializer_list<int64_t> all) {
     for (int64_t one : all) need(within(one, 0, MOST_WIDTH * MOST_WIDTH));
 }
 
+bool same_order(const Weight& a, const Weight& b) {
+    if (!a.order || !b.order) return a.order == b.order;
+    return std::equal(a.order, a.order + a.inputs, b.order);
+}
+
 // Whether products with one weight read what was made ready for the other.
 bool alike(const Weight& a, const Weight& b) {
-    return a.kind == b.kind && a.inputs == b.inputs && (a.kind != INT4 || a.planes == b.planes);
+    if (a.kind != b.kind || a.inputs != b.inputs || !same_order(a, b)) return false;
+    if (a.kind == INT4) return a.planes == b.planes;
+    return a.kind != INT8 ||
+           std::min<int64_t>(a.group & -a.group, GROUP) == std::min<int64_t>(b.group & -b.group, GROUP);
 }
 
 // That each instruction is one, and names what is there.
