@@ -24,6 +24,8 @@ from baton.loader.context import context
 from baton.loader.formats import FORMATS, WeightFormat
 from baton.loader.hub import find
 from baton.loader.mapping import mapping
+from baton.loader.packed_format import PackedFormat
+from baton.loader.packings import packed_format
 from baton.loader.rounded import rounded_weights
 from baton.loader.selfcheck import use_reference_attention
 from baton.loader.stamp import stamp_of, weights_digest
@@ -31,6 +33,7 @@ from baton.loader.stock import read_config, read_model, read_tokenizer, tell_of_
 from baton.loader.structure import Structure, structure
 from baton.loader.whole import not_finite
 from baton.model.device import Device, device_of
+from baton.model.packed_linear import count_weights, packed_layers
 from baton.model.port import Forward
 from baton.model.probe import Geometry
 from baton.model.tokenizer import ModelTokenizer
@@ -47,7 +50,8 @@ def ignore_phase(phase: str, seconds: float) -> None:
 class Loaded:
     """A model ready to run.
 
-    `driver`: maps memory as rows grow; None if not asked for, or for the reason `why_not_mapped`.
+    `packed`: how its checkpoint's packed layers are kept, for people. `driver`: maps memory as rows grow; None if not
+    asked for, or for the reason `why_not_mapped`.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Loaded:
     parameters: int
     stamp: str
     generation: GenerationDefaults = NO_DEFAULTS
+    packed: str = ""
     driver: Driver | None = None
     why_not_mapped: str = ""
 
@@ -80,7 +85,7 @@ class Loaded:
     @property
     def description(self) -> str:
         """How the model is run, for people."""
-        return self.choice.description
+        return "; ".join(filter(None, (self.packed, self.choice.description)))
 
     def fixed(self, rows: int) -> Loaded:
         """Returns the same model, run so that a row's bits do not depend on its company; see `Forward.fixed`."""
@@ -111,12 +116,15 @@ def load(
     with _phase("tokenizer", on_phase):
         place = find(asked.source, code=code)
         stock = read_config(place, trust_remote_code=code)
+        packed = _kept_packed(asked, stock, facts)
         tokenizer = read_tokenizer(place, trust_remote_code=code)
         if asked.template is not None:
             tokenizer.chat_template = asked.template
+        saved = saved_dtype(stock)
     with _phase("weights", on_phase):
-        model = read_model(place, stock, dtype=_dtype(asked, stock, facts, format), trust_remote_code=code)
-        parameters = sum(p.numel() for p in model.parameters())
+        dtype = _dtype(asked, stock, facts, format, packed)
+        model = read_model(place, stock, dtype=dtype, trust_remote_code=code, packed=packed)
+        parameters = count_weights(model)
         weights = weights_digest(model)
         columns, exact = asked.longest or context_of(model.config), None
         if format.rounded_bits is not None and not format.native_only:
@@ -168,6 +176,7 @@ def load(
         parameters=parameters,
         stamp=stamp_of(weights, model.dtype, asked.quantize, choice.forward.geometry.shapes),
         generation=generation_defaults(model) if asked.generation_config else NO_DEFAULTS,
+        packed="" if packed is None else _told(model, packed, saved),
         driver=driver,
         why_not_mapped=why_not_mapped,
     )
@@ -215,8 +224,39 @@ def saved_dtype(config: Any) -> str:
     return str(saved).removeprefix("torch.")
 
 
-def _dtype(asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat) -> str:
+def _kept_packed(asked: LoadSettings, stock: Any, facts: Device) -> PackedFormat | None:
+    """The format in which a packed checkpoint is kept; None if it is not packed, or has a quantizer of its own.
+
+    Raises SettingError if its codes would be rounded again.
+    """
+    if facts.kind != "cpu":
+        return None
+    packed = packed_format(stock, asked.source)
+    if packed is not None and asked.quantize != "none":
+        raise SettingError(
+            f"--quantize {asked.quantize}: {asked.name} is packed already ({packed.name}), and rounding its numbers"
+            " again would lose a second time: leave it out",
+            param="quantize",
+        )
+    return packed
+
+
+def _told(model: PreTrainedModel, packed: PackedFormat, saved: str) -> str:
+    """How packed layers are kept, for people: the format, its bytes, and what is rounded."""
+    size = sum(layer.packed.bytes for layer in packed_layers(model) if layer.packed is not None)
+    dtype = str(model.dtype).removeprefix("torch.")
+    others = f"other weights in {dtype}, rounded from {saved}" if (saved, dtype) == ("float16", "bfloat16") else ""
+    kept = f"linear layers stay packed as they are: {packed.name} ({size / 2**20:,.1f} MiB)"
+    return ", ".join(filter(None, (kept, packed.note, others)))
+
+
+def _dtype(
+    asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat, packed: PackedFormat | None = None
+) -> str:
     """The number format in which weights are loaded. Raises SettingError for one that the device does not have."""
+    if asked.dtype == AUTO and packed is not None and saved_dtype(stock) == "float16":
+        # Native kernels have no float16, and torch is slow in it on CPUs.
+        return "bfloat16"
     if asked.dtype == AUTO and facts.kind != "cuda":
         return AUTO
     if asked.dtype == AUTO and getattr(stock, "quantization_config", None):

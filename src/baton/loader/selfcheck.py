@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle, is_lazy
 from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
+from baton.model.packed_linear import count_weights
 from baton.model.port import Forward
 from baton.model.probe import call
 from baton.model.rotary import as_made
@@ -31,7 +32,7 @@ def check_texts(model: PreTrainedModel) -> list[Tensor]:
     """Two texts of different lengths, each `[tokens]`; one is longer than the smallest window, if that is cheap."""
     config = model.config.get_text_config()
     long = max(SHORTEST_PROMPT, min(windows_of(config), default=0) + 8)
-    if 2 * sum(p.numel() for p in model.parameters()) * long > MOST_OPERATIONS:
+    if 2 * count_weights(model) * long > MOST_OPERATIONS:
         long = SHORTEST_PROMPT
     generator = torch.Generator().manual_seed(0)
     lengths = (long + STEPS, SHORTEST_PROMPT - 7 + STEPS)

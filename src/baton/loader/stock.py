@@ -22,10 +22,12 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from baton.core.errors import LoadError
-from baton.loader.checkpoint import few, shards, stored, uneven
+from baton.loader.checkpoint import Stored, few, shards, stored, uneven
 from baton.loader.folder import CONFIG, check_adapter, check_names, read_json, weights_in
 from baton.loader.hub import Place
 from baton.loader.kind import LIBRARY, TRUST, check_class, check_quantized, check_type
+from baton.loader.packed_format import PackedFormat
+from baton.loader.quantizer import PackedConfig
 from baton.loader.whole import check_left_over, check_numbers, check_whole, tell_of_ties
 
 log = logging.getLogger("baton.model")
@@ -86,8 +88,13 @@ def _installed(module: str) -> bool:
         return False
 
 
-def read_model(place: Place, config: Any, *, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
-    """Returns a model with all its weights. Raises LoadError if weights are missing or belong to another model."""
+def read_model(
+    place: Place, config: Any, *, dtype: str, trust_remote_code: bool, packed: PackedFormat | None = None
+) -> PreTrainedModel:
+    """Returns a model with all its weights. Raises LoadError if weights are missing or belong to another model.
+
+    `packed`: the format in which its linear layers stay packed; None if transformers loads them its own way.
+    """
     with _in_one_line(place, "the model"):
         source, folder = place.source, place.folder
         file = weights_in(place.names, read_json(folder, CONFIG, source), source)
@@ -99,9 +106,11 @@ def read_model(place: Place, config: Any, *, dtype: str, trust_remote_code: bool
         if all(getattr(part, "quantization_config", None) is None for part in parts):
             check_numbers(tensors, source)
         try:
+            how = {} if packed is None else {"quantization_config": _of_ours(config, packed, tensors)}
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 config=config,
+                **how,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
@@ -118,6 +127,14 @@ def read_model(place: Place, config: Any, *, dtype: str, trust_remote_code: bool
         check_left_over(model, config, sorted(info["unexpected_keys"]), tensors, source)
         tell_of_ties(model, source)
         return model  # type: ignore[no-any-return]
+
+
+def _of_ours(config: Any, packed: PackedFormat, tensors: dict[str, Stored]) -> PackedConfig:
+    """Takes the checkpoint's own quantizer out of its config, in which transformers would look for it first."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+    return PackedConfig(packed, tensors)
 
 
 def build(place: Place, config: Any, *, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

@@ -31,6 +31,7 @@ from baton.loader.selfcheck import (
 from baton.loader.upcast import can_be_lifted, layers_of_all_kinds, lifted
 from baton.model.execution import AttentionBackend
 from baton.model.forward import TorchForward
+from baton.model.packed_linear import count_weights
 from baton.model.probe import call, own_words, probe
 from baton.model.rotary import must_rotate_beyond
 
@@ -167,6 +168,6 @@ def operations(model: PreTrainedModel, tokens: int, layers: int, most_score_byte
     if 4 * config.num_attention_heads * tokens**2 > most_score_bytes:
         return math.inf
     embedded = {id(p) for p in model.get_input_embeddings().parameters()}
-    products = sum(p.numel() for p in model.parameters() if id(p) not in embedded)
+    products = count_weights(model) - sum(p.numel() for p in model.parameters() if id(p) in embedded)
     hidden: int = config.hidden_size
     return 2.0 * products * tokens + 4.0 * layers * hidden * tokens**2

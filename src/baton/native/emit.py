@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton.model.packed_linear import PackedLinear
 from baton.native.graph import Buffer, Graph, Line, Space, TableSpec, Value, VisibilitySpec, collapsed, ref, refuse
 from baton.native.record import ROWS
 
@@ -92,6 +93,14 @@ class Emitter:
             self._graph.tables.append(TableSpec(weight))
         entry = self._graph.tables[self._tables[key]]
         entry.packed = entry.packed or packed
+        return self._tables[key]
+
+    def packed_table(self, layer: PackedLinear) -> int:
+        """The table of a weight that its checkpoint has packed."""
+        key = (-1 - layer.layer_id, (), ())
+        if key not in self._tables:
+            self._tables[key] = len(self._graph.tables)
+            self._graph.tables.append(TableSpec(None, packed=True, layer=layer))
         return self._tables[key]
 
     def joined(self, values: list[Any], dim: int = 0) -> Value:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from baton.core.errors import LoadError
+from baton.model.packed_linear import PackedLinear
 from baton.native.record import ROWS
 
 MOST_DIMS = 4
@@ -84,10 +85,18 @@ class Line:
 
 @dataclass(slots=True)
 class TableSpec:
-    """A weight `[outputs, inputs]` as the model has it, until it is built. `packed`: products read it, packed."""
+    """A weight `[outputs, inputs]` as the model has it, until it is built. `packed`: products read it, packed.
+
+    `layer`: whose checkpoint has the weight packed already; then there is no `weight`.
+    """
 
     weight: Tensor | None
     packed: bool = False
+    layer: PackedLinear | None = None
+
+    @property
+    def outputs(self) -> int:
+        return self.layer.out_features if self.layer is not None else 0 if self.weight is None else len(self.weight)
 
 
 @dataclass(slots=True)
@@ -119,8 +128,7 @@ class Graph:
 
 def head_tables(graph: Graph) -> set[int]:
     """The tables of the output layer, and those of products that read the same numbers as it does."""
-    sizes = {at: len(one.weight) for at, one in enumerate(graph.tables) if one.weight is not None}
-    heads = {at for at, size in sizes.items() if size == graph.vocabulary}
+    heads = {at for at, one in enumerate(graph.tables) if one.outputs == graph.vocabulary}
     readers: list[set[int]] = []
     for line in graph.lines:
         if line.does == "READY":

@@ -8,18 +8,20 @@ wanted. An unknown operation raises LoadError, and the model runs without native
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from baton.model.packed_linear import PACKED, packed_layer
 from baton.native.emit import Emitter, Kept
 from baton.native.graph import Buffer, Graph, Line, Space, Value, collapsed, lay_out, ref, refuse
 from baton.native.operations import HANDLERS, RESHAPES, VIEWS
 from baton.native.record import ATTEND, KEEP, ROWS, Recorded
 
 aten = torch.ops.aten
+_PRODUCTS = (aten.mm.default, aten.addmm.default, PACKED)
 
 
 def lower(recorded: Recorded) -> Graph:
@@ -79,7 +81,7 @@ class _Lowering:
             with torch.no_grad():
                 return node.target(*args, **kwargs)  # type: ignore[operator]
         target: Any = node.target
-        if target in (aten.mm.default, aten.addmm.default):
+        if target in _PRODUCTS:
             return self._multiplied(node, args)
         if target in VIEWS:
             return self._viewed(target, args, kwargs)
@@ -90,23 +92,32 @@ class _Lowering:
 
     def _multiplied(self, node: Node, args: tuple[Any, ...]) -> Value:
         """Writes this product, and with it all others that read the same numbers."""
-        source = args[-2]
-        if not isinstance(source, Value) or not isinstance(args[-1], Tensor):
+        source = args[_source_at(node)]
+        if not isinstance(source, Value) or (node.target is not PACKED and not isinstance(args[-1], Tensor)):
             raise refuse("a product of two computed values")
         source = self._to.dense(source)
         first = True
         for other in self._groups.get(node, [node]):
-            bias, weight = self._constants(other)
-            table = self._to.table(weight.t(), packed=True)
+            bias, table, shape = self._read(other)
             if first:
                 _, (operand,) = collapsed(source.shape[1:], [ref(source, source.shape)], keep_last=True)
                 self._to.lines.append(Line("READY", inputs=(operand,), table=table))
                 first = False
-            out = self._to.new((ROWS, weight.shape[1]))
+            out = self._to.new(shape)
             sizes, (written,) = collapsed(out.shape[1:], [ref(out, out.shape)], keep_last=True)
             self._to.lines.append(Line("PRODUCT", sizes=sizes, out=written, table=table, bias=bias))
             self._products[other] = out
         return self._products[node]
+
+    def _read(self, node: Node) -> tuple[Tensor | None, int, tuple[int, ...]]:
+        """A product's bias, the table of its weight, and the shape of its result."""
+        if node.target is not PACKED:
+            bias, weight = self._constants(node)
+            return bias, self._to.table(weight.t(), packed=True), (ROWS, weight.shape[1])
+        bias = None if node.args[1] is None else self._constant(cast(Node, node.args[1]))
+        layer = packed_layer(cast(int, node.args[2]))
+        bias = None if bias is None else bias.detach().float().contiguous()
+        return bias, self._to.packed_table(layer), tuple(node.meta["tensor_meta"].shape)
 
     def _constants(self, node: Node) -> tuple[Tensor | None, Tensor]:
         """A product's bias and weight `[inputs, outputs]`."""
@@ -183,14 +194,28 @@ def _ancestors(roots: list[Node]) -> set[Node]:
 
 
 def _groups(nodes: list[Node], before: set[Node]) -> dict[Node, list[Node]]:
-    """For each product, the products that read the same numbers. A group is written at its first one."""
-    by_source: dict[tuple[Node, int, bool], list[Node]] = {}
+    """For each product, the products that read the same numbers in the same form. A group is written at its first."""
+    by_source: dict[tuple[Node, int, bool, object], list[Node]] = {}
     for node in nodes:
-        if node.target not in (aten.mm.default, aten.addmm.default):
+        if node.target not in _PRODUCTS:
             continue
-        source: Any = node.args[-2]
+        source: Any = node.args[_source_at(node)]
         width = source.meta["tensor_meta"].shape[-1]
         while source.target in RESHAPES:
             source = source.args[0]
-        by_source.setdefault((source, width, node in before), []).append(node)
+        by_source.setdefault((source, width, node in before, _form(node)), []).append(node)
     return {node: group for group in by_source.values() for node in group}
+
+
+def _source_at(node: Node) -> int:
+    """Which argument a product multiplies with its weight."""
+    return 0 if node.target is PACKED else -2
+
+
+def _form(node: Node) -> object:
+    """In which form a product reads its rows: packed weights differ in their bits and in the order of inputs."""
+    if node.target is not PACKED:
+        return None
+    weight = packed_layer(cast(int, node.args[2])).packed
+    assert weight is not None
+    return weight.bits, None if weight.order is None else weight.order.numpy().tobytes()

@@ -63,6 +63,8 @@ class Program:
             raise LoadError(native.describe())
         if dtype not in KINDS:
             raise LoadError(f"native kernels do not compute in {dtype}")
+        if any(one.layer is not None for one in graph.tables):
+            raise LoadError("native kernels do not read weights that a checkpoint packs")
         self._library = native.library
         self._kernels = kernels
         self._graph = graph

@@ -1,0 +1,157 @@
+"""Checkpoints that are packed stay packed: codes as the file has them, results as of the numbers that they mean."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from baton.core.errors import SettingError
+from baton.core.query import SamplingParams
+from baton.llm import LLM
+from baton.loader.load import Loaded
+from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
+from baton.model.packed_linear import packed_layers
+from checkpoints import edited, loaded_of, refusal
+from packed_checkpoints import Format, gptq, numbers_of, save_packed
+
+FORMATS: dict[str, Format] = {
+    "gptq": gptq(),
+    "gptq of 64": gptq(group=64, sym=True),
+    "gptq of 128": gptq(group=128),
+    "gptq of a row": gptq(group=-1),
+    "gptq v2": gptq(less_one=False),
+    "gptq in order of activations": gptq(group=64, ordered=True),
+    "gptq in 8 bits": gptq(8, sym=True),
+    "gptq in 8 bits, in order of activations": gptq(8, ordered=True),
+}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    save_packed(folder, FORMATS[request.param])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Loaded:
+    return loaded_of(folder / "packed", dtype="float32")
+
+
+def _plain(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder / "plain", dtype=torch.float32)
+
+
+def test_codes_mean_what_the_file_says_to_the_bit(folder: Path, loaded: Loaded) -> None:
+    expected = numbers_of(folder)
+    layers = {name: layer for name, layer in loaded.model.named_modules() if layer in packed_layers(loaded.model)}
+    assert len(layers) == sum(name.endswith("proj.weight") for name in expected) == 14
+    for name, layer in layers.items():
+        numbers = layer.packed.unpacked(0, layer.out_features)
+        assert numbers.equal(expected[f"{name}.weight"]), name
+        # A piece that begins and ends inside a word.
+        assert layer.packed.unpacked(3, 41).equal(expected[f"{name}.weight"][3:41]), name
+
+
+def test_logits_are_those_of_the_numbers_that_codes_mean(folder: Path, loaded: Loaded) -> None:
+    plain = _plain(folder)
+    texts = check_texts(plain)
+    ours = our_logits(loaded.model, loaded.forward, texts)
+    assert largest(ours, stock_logits(plain, texts)) < 1e-4
+
+
+def test_tokens_in_a_crowd_are_those_of_each_alone(folder: Path) -> None:
+    dice = random.Random(0)
+    prompts = [[dice.randrange(3, 259) for _ in range(length)] for length in (5, 31, 12, 1, 20)]
+    params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    with LLM(str(folder / "packed"), dtype="float32", max_batch_size=4, policy="baton") as llm:
+        crowd = [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)]
+    plain = _plain(folder)
+    plain.generation_config.eos_token_id = None
+    for prompt, tokens in zip(prompts, crowd, strict=True):
+        ids = torch.tensor([prompt])
+        mask = torch.ones_like(ids)
+        alone = plain.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        assert tokens == alone[0, len(prompt) :].tolist()
+
+
+def test_it_is_told_what_stays_packed_and_what_is_rounded(tmp_path: Path) -> None:
+    save_packed(tmp_path, gptq())
+    exact = loaded_of(tmp_path / "packed", dtype="float32")
+    # 4 bits a number, and for each 32 of them a scale in 16 bits and a zero in 4; an int32 for each input.
+    numbers = 2 * (128 * (128 + 64 + 64 + 128) + 3 * 128 * 256)
+    size = numbers / 2 + numbers / 32 * 2.5 + 2 * 4 * (6 * 128 + 256)
+    assert sum(layer.packed.bytes for layer in packed_layers(exact.model)) == size
+    assert exact.description.startswith(
+        f"linear layers stay packed as they are: GPTQ, 4 bits, groups of 32 ({size / 2**20:.1f} MiB); "
+    )
+    assert exact.parameters == sum(tensor.numel() for tensor in numbers_of(tmp_path).values())
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    half = edited(tmp_path / "packed", tmp_path / "half", **{**config, "dtype": "float16"})
+    assert "MiB), other weights in bfloat16, rounded from float16; " in loaded_of(half).description
+
+
+def test_what_is_packed_is_not_rounded_again(tmp_path: Path) -> None:
+    save_packed(tmp_path, gptq())
+    with pytest.raises(SettingError, match=r"is packed already \(GPTQ, 4 bits, groups of 32\).*lose a second time"):
+        loaded_of(tmp_path / "packed", quantize="int4")
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "3 bits": ({"bits": 3}, "FOLDER is GPTQ in 3 bits: take one in 4 or 8 bits, or the model that is not packed"),
+    "another form": ({"checkpoint_format": "marlin"}, "FOLDER is GPTQ in the form 'marlin': take one in the form gptq"),
+    "a group": ({"group_size": "many"}, "has a group_size of 'many'"),
+    "other groups": ({"group_size": 64}, "q_proj does not fit GPTQ, 4 bits, groups of 64: scales is"),
+    "other bits": ({"bits": 8}, "q_proj does not fit GPTQ, 8 bits, groups of 32: qweight is"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_kept_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    changed, words = REFUSED[what]
+    assert words in refusal(save_packed(tmp_path, gptq(), **changed))
+
+
+def test_a_missing_part_and_a_wrong_shape_are_named(tmp_path: Path) -> None:
+    packed = save_packed(tmp_path, gptq())
+    name = "model.layers.1.mlp.up_proj."
+
+    def without(part: str) -> Any:
+        return lambda weights: {key: tensor for key, tensor in weights.items() if key != name + part}
+
+    message = refusal(edited(packed, tmp_path / "no zeros", without("qzeros")))
+    assert "up_proj does not fit GPTQ, 4 bits, groups of 32: qzeros is missing" in message
+    message = refusal(edited(packed, tmp_path / "no codes", without("qweight")))
+    assert "lacks 1 tensor" in message and "up_proj.weight" in message
+    message = refusal(
+        edited(packed, tmp_path / "cut", lambda weights: {**weights, "lm_head.weight": weights["lm_head.weight"][:9]})
+    )
+    assert "lm_head.weight is [9, 128] and should be [259, 128]" in message
+
+
+def test_groups_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    packed = save_packed(tmp_path, gptq(ordered=True))
+    name = "model.layers.0.mlp.down_proj.g_idx"
+
+    def uneven(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        index = weights[name].clone()
+        index[0] = (index[0] + 1) % 8
+        return {**weights, name: index}
+
+    assert "down_proj does not fit" in refusal(edited(packed, tmp_path / "uneven", uneven))
+
+
+def test_packed_experts_are_refused(tmp_path: Path) -> None:
+    packed = save_packed(tmp_path, gptq())
+    name = "model.layers.0.mlp.up_proj"
+
+    def as_expert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key.replace(name, "model.layers.0.mlp.experts.0.up_proj"): tensor for key, tensor in weights.items()}
+
+    assert "experts are not kept packed yet" in refusal(edited(packed, tmp_path / "experts", as_expert))

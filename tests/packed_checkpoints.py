@@ -1,0 +1,129 @@
+"""Tiny checkpoints whose linear layers are packed, and the same model with the numbers that the codes mean.
+
+Every number differs from its neighbours, so that none can be read from another's place. What codes mean is written
+here a second time, one number after the other, from the formats' descriptions alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+
+from tiny_checkpoint import VOCABULARY, save_tokenizer
+
+Array = np.ndarray
+Packer = Callable[[np.random.Generator, int, int], tuple[dict[str, Tensor], Array]]
+"""Packs a weight of so many outputs and inputs: its tensors, and float32 numbers [outputs, inputs]."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """`pack`: makes a layer's tensors; `said`: the quantization_config."""
+
+    pack: Packer
+    said: Mapping[str, Any]
+
+
+def save_packed(folder: Path, format: Format, config: PretrainedConfig | None = None, **changed: Any) -> Path:
+    """A checkpoint in `folder`/packed, and in `folder`/plain the same model with the numbers that codes mean."""
+    plain, packed = folder / "plain", folder / "packed"
+    config = config or LlamaConfig(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=256,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=96,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    dice = np.random.default_rng(0)
+    tensors: dict[str, Tensor] = {}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name, weight in list(weights.items()):
+        if name.endswith("proj.weight"):
+            parts, numbers = format.pack(dice, *weight.shape)
+            layer = name.removesuffix(".weight")
+            tensors |= {f"{layer}.{part}": tensor.contiguous() for part, tensor in parts.items()}
+            weights[name] = torch.from_numpy(numbers)
+        elif not (name == "lm_head.weight" and config.tie_word_embeddings):
+            tensors[name] = weight
+    model.load_state_dict(weights)
+    model.save_pretrained(plain)
+    packed.mkdir(parents=True)
+    save_file(tensors, packed / "model.safetensors", metadata={"format": "pt"})
+    described = json.loads((plain / "config.json").read_text())
+    described["quantization_config"] = {**format.said, **changed}
+    (packed / "config.json").write_text(json.dumps(described))
+    for one in (plain, packed):
+        save_tokenizer(one)
+    return packed
+
+
+def numbers_of(folder: Path) -> dict[str, Tensor]:
+    """The numbers of the plain model."""
+    return load_file(folder / "plain" / "model.safetensors")
+
+
+def _scales(dice: np.random.Generator, *shape: int) -> Array:
+    """Float16 numbers of which no two are equal, so small that a layer's outputs are of its inputs' size."""
+    count = int(np.prod(shape))
+    numbers = (np.arange(count) % 1024 + 1024) * 2.0**-10  # all different digits of a float16
+    numbers *= 2.0 ** (-7 - np.arange(count) // 1024 % 4)
+    return dice.permutation(numbers).reshape(shape).astype(np.float16)
+
+
+def _word(codes: Array, bits: int) -> int:
+    """An int32 word of codes, the first in its lowest bits."""
+    word = sum(int(code) << (bits * at) for at, code in enumerate(codes))
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def gptq(bits: int = 4, group: int = 32, *, less_one: bool = True, ordered: bool = False, sym: bool = False) -> Format:
+    """GPTQ: codes packed along inputs, zeros along outputs; `ordered`: inputs are in groups in another order."""
+    per_word, top = 32 // bits, 2**bits
+
+    def pack(dice: np.random.Generator, outputs: int, inputs: int) -> tuple[dict[str, Tensor], Array]:
+        size = group if group > 0 else inputs
+        groups = -(-inputs // size)
+        codes = dice.integers(0, top, (inputs, outputs))
+        zeros = np.full((groups, outputs), top // 2) if sym else dice.integers(0, top, (groups, outputs))
+        scales = _scales(dice, groups, outputs)
+        index = np.arange(inputs) // size
+        if ordered:
+            index = dice.permutation(index)
+        stored = (zeros - 1) % top if less_one else zeros
+        words = [
+            [_word(codes[at : at + per_word, column], bits) for column in range(outputs)]
+            for at in range(0, inputs, per_word)
+        ]
+        zero_words = [[_word(row[at : at + per_word], bits) for at in range(0, outputs, per_word)] for row in stored]
+        numbers = (codes - zeros[index]).astype(np.float32) * scales[index].astype(np.float32)
+        tensors = {
+            "qweight": torch.tensor(words, dtype=torch.int32),
+            "qzeros": torch.tensor(zero_words, dtype=torch.int32),
+            "scales": torch.from_numpy(scales),
+            "g_idx": torch.tensor(index, dtype=torch.int32),
+        }
+        return tensors, np.ascontiguousarray(numbers.T)
+
+    said = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered, "sym": sym}
+    return Format(pack, said | {"checkpoint_format": "gptq" if less_one else "gptq_v2"})
