@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
@@ -234,13 +235,35 @@ def _server(url: str, api_key: str | None, model: str | None) -> Remote:
     default=None,
     help="Most tokens of a prompt.  [default: beyond each length that the config names, as far as a budget goes]",
 )
+@click.option(
+    "--perplexity",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Instead: how well the model predicts this text, alone and as it is served (--quantize).",
+)
+@click.option(
+    "--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens of the text that see each other."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def check(config_file: str | None, tokens: int, longest: int | None, as_json: bool, **flags: Any) -> None:
+def check(
+    config_file: str | None,
+    tokens: int,
+    longest: int | None,
+    perplexity: Path | None,
+    window: int,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Proves that this model gives in any batch what it gives alone, on this machine and in this dtype.
 
     Compares tokens and logits with stock generate; exit status 1 where they differ.
     """
     config = _config(flags, config_file)
+    if perplexity is not None:
+        from baton.cli.perplexity import run_perplexity
+
+        run_perplexity(config, perplexity, window=window, as_json=as_json)
+        return
     from baton.cli.check import run_check
 
     run_check(config, tokens=tokens, longest=longest, as_json=as_json)
