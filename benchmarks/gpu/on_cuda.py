@@ -56,9 +56,20 @@ def main() -> None:
     results = Results(args.out, args.budget)
     stages = _stages(args)
     for at, stage in enumerate(stages):
+        if args.tiny and at:
+            # A process's imports take longer than its small parts: only the first has one of its own.
+            _in_this_process(results, args, stage)
+            continue
         share = WEIGHTS[stage] / sum(WEIGHTS[later] for later in stages[at:])
         results.stage(stage, [sys.executable, *sys.orig_argv[1:]], share=share)
     print((args.out / "cuda.md").read_text())
+
+
+def _in_this_process(results: Results, args: argparse.Namespace, stage: str) -> None:
+    some = Results(args.out, results.left, stage)
+    one_stage(some, argparse.Namespace(**{**vars(args), "stage": stage}))
+    results.by_part |= some.by_part
+    results.write()
 
 
 def _stages(args: argparse.Namespace) -> list[str]:

@@ -105,7 +105,8 @@ def test_a_step_is_one_graph_to_a_compiler(family: str, monkeypatch: pytest.Monk
     assert sum(calls) == ANSWER
 
 
-@pytest.mark.parametrize("family", [*FIRST_LIGHT, *OTHERS])
+# Layers that differ to a compiler; what it would get wrong in others is found when they are loaded.
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "gpt_oss", "gemma3n"])
 def test_steps_of_compiled_layers_give_what_todays_steps_give(family: str) -> None:
     compare(family, compiled="eager")
 
