@@ -306,6 +306,11 @@ def test_schemas_that_nobody_checked_end_no_answer(schema: Any) -> None:
         ("9" * 5000, "9" * 5000),
         ("-" * 9 + "1", "-" * 9 + "1"),
         ("not 1", "not 1"),
+        ("+1", 1),
+        ("01234", "01234"),
+        ("-007", "-007"),
+        ("00", 0),
+        ("0.5", 0.5),
     ],
 )
 def test_literals_of_python_are_values_and_all_else_is_text(text: str, value: object) -> None:

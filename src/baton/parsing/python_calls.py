@@ -94,7 +94,7 @@ def _json(text: str) -> str:
 
 # Python's own parser is not used: a model's text could be nested so deeply that it ends the process.
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<string>[rRbBuU]?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'))|(?P<number>-?[0-9.][\w.+-]*)"""
+    r"""\s*(?:(?P<string>[rRbBuU]?(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'))|(?P<number>[-+]?[0-9.][\w.+-]*)"""
     r"""|(?P<word>[A-Za-z]\w*)|(?P<mark>[\[\](){},:]))""",
     re.DOTALL,
 )
@@ -171,6 +171,8 @@ def _only(token: tuple[str, str], wanted: tuple[str, str]) -> tuple[str, str]:
 
 
 def _number(text: str) -> int | float:
+    if re.fullmatch(r"[-+]?0\d*[1-9]\d*", text):
+        raise ValueError("a leading zero")  # of a code or telephone number: as text nothing of it is lost
     try:
         return int(text, 0)
     except ValueError:
