@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -168,3 +169,60 @@ def test_a_query_whose_engine_is_gone(told: tuple[int, ...], computed: int, star
     segment_back = resumed(QUERY, told, "stamp")
     assert (segment_back.tokens, segment_back.cached, segment_back.computed) == ([1, 2, 3, *told], 0, computed)
     assert segment_back.query == replace(QUERY, start_by=start_by)
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    2**70,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    [None],
+    ["bfloat16", [2]],
+)
+
+
+def damaged(value: Any, dice: random.Random) -> Any:
+    """One place of it is another, gone or twice."""
+    if isinstance(value, (dict, list)) and value and dice.random() < 0.9:
+        copy: Any = dict(value) if isinstance(value, dict) else list(value)
+        at = dice.choice(list(value)) if isinstance(value, dict) else dice.randrange(len(value))
+        what = dice.random()
+        if what < 0.7:
+            copy[at] = damaged(value[at], dice)
+        elif what < 0.85:
+            del copy[at]
+        elif isinstance(copy, list):
+            copy.insert(at, value[at])
+        else:
+            copy[f"{at}x"] = value[at]
+        return copy
+    return dice.choice(ODD)
+
+
+def test_what_is_damaged_anywhere_is_a_bad_parcel_or_a_whole_segment() -> None:
+    """Nothing else is raised: a folder with one such file must not keep an engine from starting."""
+    dice, refused = random.Random(5), 0
+    good = pack(segment([torch.zeros(4, 2)]), now=1.0)
+    for _ in range(3000):
+        header = damaged(json.loads(json.dumps(good.header)), dice)
+        parts = [part if dice.random() < 0.95 else part[: dice.randrange(part.size + 1)] for part in good.parts]
+        try:
+            read = unpack(Parcel(header, parts), 1.0, compiled)
+        except BadParcel:
+            refused += 1
+            continue
+        again = pack(read, now=1.0).header["query"]
+        kinds = {name: type(value) for name, value in again.items() if value is not None}
+        assert kinds.items() <= {name: type(value) for name, value in good.header["query"].items()}.items() | {
+            ("prefix_space", str)
+        }
+    assert refused > 1000

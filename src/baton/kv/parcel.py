@@ -8,8 +8,10 @@ as its text, and is compiled where it arrives.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,13 @@ Compile = Callable[[OutputFormat], Constraint]
 
 # Times of a query on its engine's clock.
 _TIMES = ("arrived", "deadline", "start_by", "end_by")
-# Fields that are the same value in JSON.
-_PLAIN = ("id", "seed", "limit_tokens", "priority", "user", "sibling_of", "prefix_space")
+# Fields that are the same value in JSON, and what they are.
+_PLAIN: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "user", "sibling_of"), (str,)),
+    **dict.fromkeys(("seed", "limit_tokens", "priority"), (int,)),
+    "prefix_space": (str, NoneType),
+}
+_MOST_TOKEN = 2**31
 _NUMBERS = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool)
@@ -89,20 +96,31 @@ def unpack(parcel: Parcel, now: float, compile: Compile) -> KVSegment:
     Its parts are views of the parcel's bytes. `compile` makes the constraint of a query's form, and may raise what it
     does. Raises BadParcel for another version and for what is no parcel.
     """
-    header = parcel.header
-    if header.get("version") != VERSION:
-        raise BadParcel(f"a parcel of version {header.get('version')!r}; this is version {VERSION}")
+    header: Any = parcel.header
+    version = header.get("version") if isinstance(header, Mapping) else None
+    if version != VERSION:
+        raise BadParcel(f"a parcel of version {version!r}; this is version {VERSION}")
     try:
-        query = _read(header["query"], now, compile)
-        tokens = [int(token) for token in header["tokens"]]
-        parts = [_part(data, *about) for data, about in zip(parcel.parts, header["parts"], strict=True)]
-        segment = KVSegment(query, tokens, str(header["stamp"]), int(header["cached"]), int(header["computed"]), parts)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        segment = _segment(parcel, now)
+    except Exception as error:  # what was damaged is of any type, and in any place
         raise BadParcel(f"this is no parcel: {type(error).__name__}") from error
+    query, tokens = segment.query, segment.tokens
     whole = tuple(tokens[: len(query.prompt)]) == query.prompt and 0 <= segment.cached < len(tokens)
-    if not whole or not 0 <= segment.generated < query.limit_tokens or bool(parts) != bool(segment.cached):
+    if not whole or not 0 <= segment.generated < query.limit_tokens or bool(segment.parts) != bool(segment.cached):
         raise BadParcel("this is no parcel: its tokens do not fit its query")
+    if query.form is not None:
+        segment.query = dataclasses.replace(query, constraint=compile(query.form))
     return segment
+
+
+def _segment(parcel: Parcel, now: float) -> KVSegment:
+    header = parcel.header
+    query, tokens = _read(header["query"], now), _tokens(header["tokens"])
+    parts = [_part(data, *about) for data, about in zip(parcel.parts, header["parts"], strict=True)]
+    cached, computed = (_typed(header[name], int) for name in ("cached", "computed"))
+    if not 0 <= computed <= len(tokens):
+        raise ValueError("more is computed than there is")
+    return KVSegment(query, tokens, _typed(header["stamp"], str), cached, computed, parts)
 
 
 def resumed(query: Query, told: Sequence[int], stamp: str) -> KVSegment:
@@ -143,25 +161,45 @@ def _written(query: Query, now: float) -> dict[str, Any]:
     }
 
 
-def _read(told: Mapping[str, Any], now: float, compile: Compile) -> Query:
+def _read(told: Mapping[str, Any], now: float) -> Query:
     params = dict(told["params"])
     if params.get("logit_bias") is not None:
         params["logit_bias"] = {int(token): float(bias) for token, bias in params["logit_bias"]}
-    form = None if told["form"] is None else OutputFormat(**told["form"])
-    times: dict[str, Any] = {
-        name: None if seconds is None else now + seconds for name, seconds in told["seconds"].items()
-    }
+    form = None if told["form"] is None else OutputFormat(**_texts(told["form"]))
+    times: dict[str, Any] = {name: _time(told["seconds"][name], now) for name in _TIMES}
     return Query(
-        **{name: told[name] for name in _PLAIN},
-        prompt=tuple(told["prompt"]),
+        **{name: _typed(told[name], *kinds) for name, kinds in _PLAIN.items()},
+        prompt=tuple(_tokens(told["prompt"])),
         params=SamplingParams(**{name: _tuple(value) for name, value in params.items()}),
         arrived=times.pop("arrived") or 0.0,
         **times,
-        constraint=None if form is None else compile(form),
         form=form,
-        origin=Origin(**told["origin"]),
-        visible_special_tokens=frozenset(told["visible_special_tokens"]),
+        origin=Origin(**_texts(told["origin"])),
+        visible_special_tokens=frozenset(_tokens(told["visible_special_tokens"])),
     )
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r} is not of {kinds}")
+    return value
+
+
+def _texts(told: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _typed(value, str) for name, value in told.items()}
+
+
+def _tokens(told: Sequence[Any]) -> list[int]:
+    tokens = [_typed(token, int) for token in _typed(told, list)]
+    if tokens and not 0 <= min(tokens) <= max(tokens) < _MOST_TOKEN:
+        raise ValueError("no tokens")
+    return tokens
+
+
+def _time(seconds: float | None, now: float) -> float | None:
+    if seconds is not None and not math.isfinite(seconds):
+        raise ValueError("no time")
+    return None if seconds is None else now + seconds
 
 
 def _tuple(value: Any) -> Any:
