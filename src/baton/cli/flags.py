@@ -17,7 +17,8 @@ _ACCESS = {"host", "port", "api_key", "api_key_file", "allowed_host", "cors_orig
 SERVING = (
     _LIMITS
     | _ACCESS
-    | {"served_model_name", "drain_timeout", "hang_timeout", "hang_exit", "max_stall_ms", "metrics_compat", "batch_dir"}
+    | {"served_model_name", "drain_timeout", "hang_timeout", "hang_exit", "max_stall_ms", "metrics_compat"}
+    | {"batch_dir", "handover"}
     | {"prefix_sharing", "special_in_text", "reasoning", "models", "load_on_demand", "unload_after"}
 )
 # Settings that the check chooses itself.

@@ -7,7 +7,7 @@ from typing import Any
 from baton import builtin
 from baton.core.config import Config, check_loading, check_shaping, named_models, threads
 from baton.core.errors import SettingError
-from baton.core.files import check_writable
+from baton.core.files import OWNER_ONLY, check_writable, make_folder
 from baton.core.host import cores
 from baton.policy.port import traits
 from baton.policy.table import policy_named
@@ -22,6 +22,8 @@ def refuse(config: Config) -> None:
     threads(config, cores())
     if config.trace is not None:
         check_writable("--trace", config.trace, param="trace")
+    if config.handover is not None:
+        make_folder("--handover", config.handover, param="handover", mode=OWNER_ONLY)
     sources = [config.model] if config.model is not None else [*named_models(config).values()]
     for source in sources:
         from baton.loader.hub import check_found  # takes half a second that other verbs need not wait

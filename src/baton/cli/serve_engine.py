@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -19,8 +21,9 @@ from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import QueryRejected, Sink
 from baton.core.generation_defaults import NO_DEFAULTS
-from baton.core.settings import ServerSettings
+from baton.core.settings import ServerSettings, limits_of
 from baton.jobs.folder import Folder
+from baton.kv.handover import HandoverFolder
 from baton.observe.metrics import Metrics
 from baton.observe.timeline import Timeline
 from baton.server.app import create_app
@@ -50,6 +53,10 @@ def run_bound(
     read_bytes, timeline = read_bytes_per_second(), Timeline()
     spans = spans_of(model_name(config), os.environ)
     sinks: list[Sink] = [metrics, timeline, *([] if spans is None else [spans])]
+    handover = None
+    if server.handover is not None:
+        most = limits_of(config).handover_bytes
+        handover = HandoverFolder(Path(server.handover), most, monotonic, logging.getLogger("baton.server").warning)
     engine = open_engine(config, sinks=sinks, on_phase=tell_phase)
     opened = time.perf_counter()
     engine.client.prepare()
@@ -67,6 +74,7 @@ def run_bound(
         reject=lambda code: metrics(QueryRejected(monotonic(), code)),
         ignore=metrics.fields_ignored,
         batches=batches,
+        handover=handover,
     )
 
     app.openapi()  # made once now, because making it later would hold up the event loop
@@ -80,6 +88,8 @@ def run_bound(
             f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
         )
 
+    if handover is not None:
+        errors.print(f"  {'handover':<12}answers go on in the next process ({server.handover})")
     try:
         serve(
             app,
@@ -93,6 +103,8 @@ def run_bound(
     finally:
         app.state.close()
         engine.close()
+        if handover is not None:
+            handover.close()
         if spans is not None:
             spans.close()
         with contextlib.suppress(OSError):  # the terminal is closed

@@ -145,6 +145,11 @@ class Config(Limits):
     batch_dir: str | None = setting(
         None, "Folder where files and batches are kept, for /v1/files and /v1/batches, which are off without it."
     )
+    handover: str | None = setting(
+        None,
+        "Folder where what is running at shutdown is left to the next start; clients come back for it at "
+        "/v1/baton/streams/{id}, which is off without it.",
+    )
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
     log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
@@ -200,6 +205,8 @@ def check_several(config: Config) -> None:
     if config.batch_dir is not None:
         message = "--batch-dir is for one model; `baton batch --server` asks any server"
         raise SettingError(message, param="batch_dir")
+    if config.handover is not None:
+        raise SettingError("--handover is for one model: start a server for each", param="handover")
     named_models(config)
 
 

@@ -13,6 +13,7 @@ BatonError
 ├── SlowReader                  an answer is left unread (HTTP 408)
 ├── Unavailable                 the engine takes nothing now (HTTP 503)
 │   ├── ShuttingDown
+│   │   └── HandedOver      the answer goes on in the server's next process
 │   ├── Overloaded          what all clients hold together is more than may be
 │   └── EngineUnhealthy
 ├── StorageFull                 the disk has no room for what is to be kept (HTTP 507)
@@ -126,6 +127,12 @@ class ShuttingDown(Unavailable):
     """The engine finishes what runs and takes nothing new."""
 
     code = "shutting_down"
+
+
+class HandedOver(ShuttingDown):
+    """The answer goes on in the server's next process, where its client can fetch the rest."""
+
+    code = "handed_over"
 
 
 class Overloaded(Unavailable):

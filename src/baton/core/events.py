@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from baton.core.origin import NO_ORIGIN, Origin
 from baton.core.query import State
@@ -73,6 +73,21 @@ class Usage:
     def idle_ratio(self) -> float:
         total = self.useful_slots + self.idle_slots
         return self.idle_slots / total if total else 0.0
+
+    def after(self, earlier: Usage) -> Usage:
+        """Returns what a query took in all, which took `earlier` in the engine that it left."""
+        began = earlier.first_token_seconds is not None or earlier.useful_slots > 0
+        return replace(
+            self,
+            useful_slots=earlier.useful_slots + self.useful_slots,
+            idle_slots=earlier.idle_slots + self.idle_slots,
+            queue_seconds=earlier.queue_seconds + self.queue_seconds,
+            prefill_seconds=earlier.prefill_seconds + self.prefill_seconds,
+            decode_seconds=earlier.decode_seconds + self.decode_seconds,
+            first_token_seconds=earlier.first_token_seconds if began else self.first_token_seconds,
+            preemptions=earlier.preemptions + self.preemptions,
+            cached_tokens=earlier.cached_tokens if began else self.cached_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,8 @@ Name = str | Path
 MOST_BYTES = 2**28  # of a JSON file: far beyond any report
 PART = ".part"
 """The end of the name of a file that is not whole yet."""
+OWNER_ONLY = 0o700
+"""The mode of a folder that is nobody else's."""
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -71,14 +73,14 @@ def open_to_write(what: str, path: Name, *, param: str, append: bool = False) ->
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A file to write. It takes the place of `path` when it is complete and on the disk.
 
-    Raises OSError, and StorageFull if the disk has no room.
+    `mode`: who may read it, before the process's umask. Raises OSError, and StorageFull if the disk has no room.
     """
     part = path.with_name(f"{path.name}{PART}")
     try:
-        with room_on_disk(), open(part, "wb") as file:
+        with room_on_disk(), open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -97,6 +99,15 @@ def room_on_disk() -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise StorageFull(f"the disk has no room: {error.strerror}") from None
+
+
+def make_folder(what: str, path: Name, *, param: str, mode: int = 0o777) -> Path:
+    """Makes a folder, and all above it, if it is not there. Raises SettingError, also for one that is read-only."""
+    with named(what, path, param=param):
+        Path(path).mkdir(mode=mode, parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return Path(path)
 
 
 def check_writable(what: str, path: Name, *, param: str) -> None:

@@ -69,6 +69,19 @@ class Limits:
     queue_timeout: float = setting(60.0, "Seconds that a request may wait for a row.", low=0.01)
     query_timeout: float = setting(600.0, "Seconds that a request may take in all.", low=0.01)
     stream_comment: float = setting(10.0, "Seconds without news after which a stream sends a comment.", low=0.1)
+    handover_bytes: int = setting(
+        4 * 2**30,
+        "Most bytes of the folder of --handover; keys beyond it are computed again.",
+        low=1,
+        size=True,
+    )
+    handover_memory: int = setting(
+        256 * 2**20, "Most memory for answers that clients may come back for, all together.", low=1, size=True
+    )
+    handover_seconds: float = setting(300.0, "Seconds that an answer is kept after its end (--handover).", low=0)
+    handover_grace: float = setting(
+        10.0, "Seconds that an answer goes on after its client has left (--handover).", low=0
+    )
     max_file_bytes: int = setting(200 * 2**20, "Most bytes of a file for a batch.", low=1, size=True)
     max_files: int = setting(1000, "Most files that are kept; further ones are refused.", low=1)
     max_batch_lines: int = setting(50_000, "Most lines of a batch.", low=1)

@@ -91,6 +91,7 @@ class ServerSettings:
         vllm_names: The metrics page has vLLM's names beside baton's.
         unload_after_seconds: After so long without a request a model is unloaded; 0: never.
         batch_dir: The folder of files and batches; None: there are none.
+        handover: The folder of answers that go on in the next process; None: they end with this one.
     """
 
     host: str = "127.0.0.1"
@@ -105,11 +106,12 @@ class ServerSettings:
     vllm_names: bool = False
     unload_after_seconds: float = 0.0
     batch_dir: str | None = None
+    handover: str | None = None
 
 
 def server_settings(config: Config) -> ServerSettings:
     """Returns what the server needs."""
-    same = ("host", "port", "api_key", "api_key_file", "allowed_host", "cors_origin", "batch_dir")
+    same = ("host", "port", "api_key", "api_key_file", "allowed_host", "cors_origin", "batch_dir", "handover")
     return ServerSettings(
         **{known: getattr(config, known) for known in same},
         drain_seconds=config.drain_timeout,

@@ -15,6 +15,8 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from baton.core.clock import Clock
 from baton.core.config import SHARE_BY_KEY, SHARE_BY_SALT
@@ -35,6 +37,7 @@ from baton.core.settings import Settings
 from baton.engine.delivery import OutputDelivery, Subscriber
 from baton.engine.delivery import size_of as size_of
 from baton.engine.held import Held as Held
+from baton.engine.inbox import Deliver
 from baton.engine.port import Compiler, Loop
 from baton.engine.port import Message as Message
 from baton.engine.port import Stats as Stats
@@ -42,6 +45,9 @@ from baton.engine.port import Tokenizer as Tokenizer
 from baton.engine.port import Tool as Tool
 from baton.engine.watchdog import Watchdog as Watchdog
 from baton.policy.port import Costs as Costs
+
+if TYPE_CHECKING:  # whoever asks over HTTP needs no torch
+    from baton.kv.segment import KVSegment
 
 # A subscriber gives up a query that is overdue by so many seconds.
 _GRACE_SECONDS = 5.0
@@ -113,7 +119,7 @@ class Client:
         self.settings.limits.check(params)
         self._check(tokens, params)
         form = form or params.form
-        constraint = self._constraint(form)
+        constraint = None if form is None else self.compile(form)
         now = self._clock()
         room = self.settings.max_model_len - len(tokens)
         limit = min(room, params.max_tokens or room)
@@ -157,7 +163,7 @@ class Client:
                 for update in updates:
                     yield update
 
-    async def batches(
+    def batches(
         self,
         queries: Sequence[Query],
         *,
@@ -171,9 +177,41 @@ class Client:
         taken, or if these updates are the largest part of all that is `held`, the queries are cancelled at once.
         SlowReader is then raised when the iterator is advanced.
         """
+
+        def enter(deliver: Deliver) -> None:
+            self._loop.submit(queries, deliver)
+
+        return self._news(queries, enter, silence_seconds, most_bytes, held)
+
+    def resumed(
+        self, segments: Sequence[KVSegment], *, silence_seconds: float | None = None
+    ) -> AsyncGenerator[list[Update], None]:
+        """As `batches`, for queries that were live in another engine. Raises what `Loop.resume` does."""
+
+        def enter(deliver: Deliver) -> None:
+            self._loop.resume(segments, deliver)
+
+        return self._news([segment.query for segment in segments], enter, silence_seconds)
+
+    def give(self, query_ids: Sequence[str]) -> Future[list[KVSegment]]:
+        """The segments of these live queries, which leave to go on in another engine. See `Loop.give`."""
+        return self._loop.give(query_ids)
+
+    def stop_admitting(self) -> None:
+        """Takes no more queries from now on. Those that are here go on."""
+        self._loop.stop_admitting()
+
+    async def _news(
+        self,
+        queries: Sequence[Query],
+        enter: Callable[[Deliver], None],
+        silence_seconds: float | None,
+        most_bytes: int | None = None,
+        held: Held | None = None,
+    ) -> AsyncGenerator[list[Update], None]:
         left = {query.id for query in queries}
         subscriber = Subscriber(most_bytes, lambda: self._loop.cancel(list(left)), held)
-        self._loop.submit(queries, self._post.to(subscriber))
+        enter(self._post.to(subscriber))
         try:
             with self._post.subscribed(subscriber):
                 while left:
@@ -283,9 +321,8 @@ class Client:
             return f"{options.key}:{options.user}"
         return options.user or options.key
 
-    def _constraint(self, form: OutputFormat | None) -> Constraint | None:
-        if form is None:
-            return None
+    def compile(self, form: OutputFormat) -> Constraint:
+        """The constraint of a form. The caller waits for it. Raises what `queries` does for a form."""
         size = len(form.text.encode())
         self.settings.limits.hold("max_grammar_bytes", size, f"the size of the {form.kind}", form.param)
         if self._compiler is None:

@@ -121,9 +121,13 @@ class EngineLoop:
             return f"{self._queued} queries are waiting (--max-waiting)"
         return None
 
-    def drain(self, timeout_seconds: float) -> bool:
+    def stop_admitting(self) -> None:
+        """Takes no more queries from now on. Those that are here go on."""
         with self._admission:
             self._draining = True
+
+    def drain(self, timeout_seconds: float) -> bool:
+        self.stop_admitting()
         finished = self._idle.wait(timeout_seconds)
         if not finished:
             self._cut = True

@@ -358,6 +358,13 @@ class FileList(BaseModel):
     has_more: bool
 
 
+class StreamDropped(BaseModel):
+    """An answer that is kept no longer."""
+
+    id: str
+    deleted: bool
+
+
 class FileDeleted(BaseModel):
     """What became of a file."""
 

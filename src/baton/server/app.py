@@ -28,6 +28,7 @@ from baton.server.answers import (
     Prompt,
     ResponseObject,
     Status,
+    StreamDropped,
     TokenCount,
     TokenizerInfo,
     Tokens,
@@ -39,6 +40,7 @@ from baton.server.batch_api import add_batches
 from baton.server.errors import MESSAGES, answer_http_exception, error_response, internal_error
 from baton.server.generate import CHAT, COMPLETIONS, RESPONSES, Generating
 from baton.server.ignored import IgnoredFields
+from baton.server.keeping import Keeping, StreamRoutes
 from baton.server.live import DESCRIBED, LiveRoutes
 from baton.server.middleware import AuthMiddleware, Middleware
 from baton.server.not_found import PAGE_HEADERS as PAGE_HEADERS
@@ -48,6 +50,8 @@ from baton.server.page_inputs import with_inputs
 from baton.server.responses import ResponsesRequest
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from baton.server.status import StatusRoutes
+from baton.server.streams import Folder as HandoverFolder
+from baton.server.streams import Streams
 from baton.server.workers import Line, Workers
 
 GENERATING = frozenset({COMPLETIONS, CHAT, RESPONSES, MESSAGES})
@@ -81,6 +85,7 @@ def create_app(
     reject: Callable[[str], None] | None = None,
     ignore: Callable[[Collection[str]], None] = lambda names: None,
     batches: Folder | None = None,
+    handover: HandoverFolder | None = None,
 ) -> FastAPI:
     """The server over one engine.
 
@@ -89,6 +94,9 @@ def create_app(
     never reached the engine; the engine reports its own refusals by events. `ignore` gets the names of fields that were
     taken without effect, from `field_rules.REPORTED`. `batches` keeps files and batches, on which a thread works from
     now on; without it there are no routes for them.
+
+    `handover` keeps answers between this process and the next, and clients may come back for theirs; without it answers
+    end with their connections. `app.state.begin`, if it is not None, is to be awaited before the first request.
 
     If `access` has keys, every route needs one, except /health and the pages. `serve` sets `app.state.draining` when
     the process is told to end. `app.state.answers` holds what clients have not read yet. `app.state.drain` stops the
@@ -103,7 +111,22 @@ def create_app(
     line = Line(client, workers, Held(max(limits.max_bodies_bytes, limits.max_body_bytes)))
     app.state.answers = Held(limits.max_answers_bytes)
     ignored = IgnoredFields(ignore)
-    _add_generating(app, Generating(client, workers, line, app.state.answers, ignored))
+    app.state.begin = None
+    keeping = None
+    if handover is not None:
+        streams = Streams(handover, client, limits)
+        keeping = Keeping(streams, keys=bool(access.keys))
+        app.state.begin, app.state.drain = streams.take_up, streams.drain
+
+        def close() -> None:
+            streams.close()
+            workers.close()
+
+        app.state.close = close
+    generating = Generating(client, workers, line, app.state.answers, ignored, keeping)
+    _add_generating(app, generating)
+    if keeping is not None:
+        _add_streams(app, StreamRoutes(keeping, generating, workers.prepare))
     _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version, ignored))
     if live is not None:
         app.add_api_route("/live/data", LiveRoutes(live, workers).data, response_model=None, **DESCRIBED)
@@ -130,6 +153,17 @@ def _add_generating(app: FastAPI, routes: Generating) -> None:
     _post(app, RESPONSES, routes.responses, ResponsesRequest, ResponseObject)
     _post(app, MESSAGES, routes.messages, MessagesRequest, MessageObject)
     _post(app, f"{MESSAGES}/count_tokens", routes.count_tokens, CountRequest, TokenCount)
+
+
+def _add_streams(app: FastAPI, routes: StreamRoutes) -> None:
+    path = "/v1/baton/streams/{stream_id}"
+    named = {"name": "stream_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    after = {"name": "after", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999}}
+    of_any_kind = {"description": "As the request was answered: a stream's events, or the whole body."}
+    more: dict[str, Any] = {"response_model": None, "responses": {200: of_any_kind}}
+    app.add_api_route(path, routes.stream, openapi_extra={"parameters": [named, after]}, **more)
+    more = {"response_model": None, "responses": {200: {"model": StreamDropped}}}
+    app.add_api_route(path, routes.drop, methods=["DELETE"], openapi_extra={"parameters": [named]}, **more)
 
 
 def _add_telling(app: FastAPI, routes: StatusRoutes) -> None:

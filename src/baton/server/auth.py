@@ -135,7 +135,7 @@ class Origins(CORSMiddleware):
             allow_origins=origins,
             allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=(ANY,),
-            expose_headers=("x-request-id", "retry-after", "x-baton-ignored"),
+            expose_headers=("x-request-id", "retry-after", "x-baton-ignored", "x-baton-stream"),
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -40,14 +41,17 @@ def add_batches(app: FastAPI, folder: Folder, client: Client, workers: Workers, 
     background = Background(client, workers)
     thread = RunnerThread(folder, background.ask, background.at_once)
 
+    drain_all: Callable[[float], bool] = app.state.drain
+    close_all: Callable[[], None] = app.state.close
+
     def drain(timeout_seconds: float) -> bool:
         thread.close()
-        return client.drain(timeout_seconds)
+        return drain_all(timeout_seconds)
 
     def close() -> None:
         thread.close()
         background.close()
-        workers.close()
+        close_all()
 
     app.state.close, app.state.drain = close, drain
     limits, owners, answers = client.settings.limits, Owners(folder, keys=keys), app.state.answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class BlockWriter(ABC):
         """`usage_of` makes the body of a chat's usage, from which each API's usage is made."""
         self.query = query
         self.model = model
+        self.created = int(time.time())
         self.usage = usage_of
         self.blocks: list[Block] = []
         self.reason = ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from baton.core.events import Update, Usage
 from baton.core.query import Query
-from baton.parsing.deltas import Delta, Parser, Text, merged
+from baton.parsing.deltas import CallStart, Delta, Parser, Text, merged
 from baton.server.logprobs import Body, ChatLogprobs, CompletionLogprobs, joined
 
 
@@ -79,7 +80,14 @@ class Choice:
             self.reasoning_tokens += len(update.token_ids)
         if update.finish_reason is not None:
             deltas += self.parser.finish()
-        return tuple(merged(deltas))
+        return tuple(self._named(delta) for delta in merged(deltas))
+
+    def _named(self, delta: Delta) -> Delta:
+        """Calls get ids that depend on the query alone, so that an answer that is written again has the same."""
+        if not isinstance(delta, CallStart):
+            return delta
+        name = hashlib.blake2b(f"{self.query.id} {delta.number}".encode(), digest_size=12).hexdigest()
+        return delta._replace(id=f"call_{name}")
 
     def _of_prompt(self, update: Update) -> Body | None:
         if not isinstance(self.logprobs, CompletionLogprobs):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -27,6 +28,7 @@ from baton.server.choices import Choice, Piece
 from baton.server.chunks import Frames, SoFar
 from baton.server.errors import MESSAGES, failure
 from baton.server.ignored import IgnoredFields
+from baton.server.keeping import KEPT, Keeping, Kept
 from baton.server.logprobs import ChatLogprobs, CompletionLogprobs, joined
 from baton.server.messages import check_template
 from baton.server.origin import origin_of
@@ -34,7 +36,7 @@ from baton.server.relaxed import HEADER as RELAXED
 from baton.server.responses import ResponsesRequest
 from baton.server.responses_events import ResponseWriter
 from baton.server.schema import ChatRequest, CompletionRequest, Generation
-from baton.server.stream import Events, EventStream, InSlices, all_answers, until_gone
+from baton.server.stream import Events, EventStream, InSlices, Numbering, all_answers, until_gone
 from baton.server.tools import Tools
 from baton.server.workers import LIGHT, Line, Workers, weight
 from baton.server.written import written
@@ -45,6 +47,7 @@ class Job:
     """A request that is ready for the engine. Choice j of prompt i has the index i * n + j.
 
     `writer`: of the one choice, for an API whose answers have blocks. `ignored`: fields that were taken without effect.
+    `created`: seconds since 1970. `body_sent`: the request's body, if its answer is kept.
     """
 
     asked: Generation
@@ -54,6 +57,16 @@ class Job:
     writer: BlockWriter | None = None
     ignored: Sequence[str] = ()
     relaxed: Sequence[str] = ()
+    created: int = field(default_factory=lambda: int(time.time()))
+    body_sent: bytes = b""
+
+    def again(self, query_ids: Sequence[str], created: int) -> Job:
+        """Returns the job of the same request, whose queries had these ids: it writes the same answer again."""
+        for choice, name in zip(self.choices, query_ids, strict=True):
+            choice.query = replace(choice.query, id=name)
+        if self.writer is not None:
+            self.writer.query = self.choices[0].query
+        return replace(self, created=created)
 
     @property
     def chat(self) -> bool:
@@ -62,6 +75,7 @@ class Job:
     def events(self) -> Events:
         """How a streamed answer is written."""
         if self.writer is not None:
+            self.writer.created = self.created
             return self.writer
         asked = self.asked
         return Frames(
@@ -75,6 +89,7 @@ class Job:
     def body(self, updates: Sequence[Update]) -> bytes:
         """The plain answer, as answers.ChatCompletion and answers.Completion describe it, or as the writer makes it."""
         if self.writer is not None:
+            self.writer.created = self.created
             return written(self.writer.whole(self.choices[0], updates))
         results = {choice.query.id: _ChoiceResult(choice) for choice in self.choices}
         for update in updates:
@@ -90,7 +105,7 @@ class Job:
             # The engine's own id, by which `baton explain` finds the query in a trace.
             "id": f"{prefix}-{self.choices[0].query.id}",
             "object": name,
-            "created": int(time.time()),
+            "created": self.created,
             "model": self.model,
         }
 
@@ -109,7 +124,17 @@ _NAMES_IN_CHAT = {"prompt": "messages", "logprobs": "top_logprobs"}
 class Generating:
     """The routes over one engine."""
 
-    def __init__(self, client: Client, workers: Workers, line: Line, answers: Held, ignored: IgnoredFields) -> None:
+    def __init__(
+        self,
+        client: Client,
+        workers: Workers,
+        line: Line,
+        answers: Held,
+        ignored: IgnoredFields,
+        keeping: Keeping | None = None,
+    ) -> None:
+        """`keeping`: answers outlive their connections; None if they do not."""
+        self._keeping = keeping
         self._client = client
         self._ignored = ignored
         self._limits = client.settings.limits
@@ -143,27 +168,49 @@ class Generating:
     async def _answer(self, request: Request, path: str) -> Response:
         # Parsing, templates and tokenisers need a thread, so that other streams go on meanwhile.
         make_job, key = self.job_of[path], asker(request.scope)
+        if self._keeping is not None:
+            make_job = partial(_with_its_body, make_job)
         job = await self._line.pass_through(request, make_job, key, origin_of(request.headers))
-        if job.asked.stream:
-            response: Response = EventStream(self._client, self._workers, self._answers, job.choices, job.events())
-        else:
-            response = await self._whole(request, job)
+        kept = None if self._keeping is None else self._keeping.keep(request, path, job)
+        response = await self.respond(request, job, kept)
         if job.relaxed:
             response.headers[RELAXED] = ", ".join(job.relaxed)
         return self._ignored.tell(request, response, job.ignored)
 
-    async def _whole(self, request: Request, job: Job) -> Response:
-        answer = await until_gone(request.receive, self.plain(job))
-        # Without an answer the client has gone, and nobody gets what is returned.
-        return Response() if answer is None else InSlices(answer, self._answers)
+    async def respond(self, request: Request, job: Job, kept: Kept | None = None) -> Response:
+        """The answer to a job, streamed or whole as it was asked for."""
+        limits = self._limits
+        if job.asked.stream:
+            news = (
+                self._client.batches(
+                    [choice.query for choice in job.choices],
+                    silence_seconds=limits.stream_comment,
+                    most_bytes=limits.max_unread_bytes,
+                    held=self._answers,
+                )
+                if kept is None
+                else kept.recording.follow(limits.stream_comment)
+            )
+            numbering = None if kept is None else Numbering(kept.after)
+            response: Response = EventStream(news, self._workers, self._answers, job.choices, job.events(), numbering)
+        else:
+            answer = await until_gone(request.receive, self.plain(job, kept))
+            # Without an answer the client has gone, and nobody gets what is returned.
+            response = Response() if answer is None else InSlices(answer, self._answers)
+        if kept is not None:
+            response.headers[KEPT] = kept.request_id
+        return response
 
-    async def plain(self, job: Job) -> bytes:
+    async def plain(self, job: Job, kept: Kept | None = None) -> bytes:
         """The body of a whole answer."""
         queries = [choice.query for choice in job.choices]
         updates_so_far: list[Update] = []
         size = 0
         hold = self._answers.hold(updates_so_far.clear)
-        news = self._client.batches(queries, silence_seconds=self._limits.stream_comment)
+        silence = self._limits.stream_comment
+        news = (
+            self._client.batches(queries, silence_seconds=silence) if kept is None else kept.recording.follow(silence)
+        )
         try:
             async with aclosing(news) as batches:
                 async for updates in batches:
@@ -277,6 +324,10 @@ class Generating:
         if name is not None and name != self._client.model_name:
             message = f"there is no model {name!r} here: this server has {self._client.model_name!r}"
             raise ModelNotFound(message, param="model")
+
+
+def _with_its_body(make_job: Callable[..., Job], body: bytes, *given: Any) -> Job:
+    return replace(make_job(body, *given), body_sent=body)
 
 
 @dataclass(slots=True)

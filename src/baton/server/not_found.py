@@ -66,6 +66,8 @@ def instead_of(path: str, known: Collection[str]) -> str:
         return reason
     if bare.split("/")[1:2] and bare.split("/")[1] in _WITH_BATCHES and "/v1/batches" not in known:
         return "no files and batches are kept: --batch-dir DIR has a server of one model do so"
+    if bare.startswith("/baton/streams") and "/v1/baton/streams/{stream_id}" not in known:
+        return "no answers are kept: --handover DIR has a server of one model do so"
     under = f"/v1{bare}"
     if under in known:
         return f"it is under /v1, as {under}"

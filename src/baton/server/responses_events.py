@@ -28,7 +28,6 @@ class ResponseWriter(BlockWriter):
     ) -> None:
         super().__init__(query, model, usage_of)
         self._sent = sent
-        self._created = int(time.time())
         self._sequence = 0
 
     def body(self, usage: UsageBody) -> dict[str, Any]:
@@ -113,7 +112,7 @@ class ResponseWriter(BlockWriter):
             # The engine's own id, by which `baton explain` finds the query in a trace.
             "id": f"resp_{self.query.id}",
             "object": "response",
-            "created_at": self._created,
+            "created_at": self.created,
             "completed_at": int(time.time()) if ended else None,
             "status": status,
             "background": False,

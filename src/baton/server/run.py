@@ -213,6 +213,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._crowd.watch(asyncio.get_running_loop())
+        if (begin := getattr(self._app.state, "begin", None)) is not None:
+            await begin()
         await super().startup(sockets)
         for bound in sockets or ():
             bound.listen(BACKLOG)

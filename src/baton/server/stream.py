@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from baton.core.errors import BatonError, SlowReader
 from baton.core.events import Update, Usage
-from baton.engine.client import Client, Held
+from baton.engine.client import Held
 from baton.server.body import end_now
 from baton.server.choices import Choice, Piece
 from baton.server.errors import failure, internal_error
@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 WAITING = b": waiting\n\n"
 """A comment, which every reader of server-sent events skips. It keeps the connection alive, and proxies see it."""
 
+_END = "\n\n"
 _SLICE = 64 * 2**10
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -74,8 +75,29 @@ class Events(Protocol):
         """Comes instead of the ending."""
 
 
+class Numbering:
+    """Numbers events in the field that server-sent events have for it, and leaves out the first `after` of them."""
+
+    def __init__(self, after: int = 0) -> None:
+        self._after = after
+        self._count = 0
+
+    def __call__(self, events: str) -> str:
+        """`events`: whole ones."""
+        numbered = []
+        for event in events.split(_END)[:-1]:
+            self._count += 1
+            if self._count > self._after:
+                numbered.append(f"id: {self._count}\n{event}{_END}")
+        return "".join(numbered)
+
+
+def _as_it_is(events: str) -> str:
+    return events
+
+
 class EventStream(Response):
-    """Submits queries when it is sent, and sends their updates.
+    """Asks for updates when it is sent, and sends them.
 
     Nothing is sent before the first update, so that a refusal or an early failure has its own status. If that takes
     longer than `limits.stream_comment`, the answer begins with a comment, and a later failure is an event.
@@ -85,15 +107,18 @@ class EventStream(Response):
 
     def __init__(
         self,
-        client: Client,
+        news: AsyncGenerator[list[Update], None],
         workers: Workers,
         answers: Held,
         choices: Sequence[Choice],
         events: Events,
+        numbering: Numbering | None = None,
     ) -> None:
+        """`news`: the updates of these choices. `numbering`: of the events, if the client may come back for more."""
         super().__init__(headers=STREAM_HEADERS)
         del self.headers["content-length"]
-        self._client = client
+        self._news = news
+        self._numbering = numbering or _as_it_is
         self._workers = workers
         self._answers = answers
         self._choices = choices
@@ -105,15 +130,7 @@ class EventStream(Response):
         await until_gone(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
-        limits = self._client.settings.limits
-        queries = [choice.query for choice in self._choices]
-        news = self._client.batches(
-            queries,
-            silence_seconds=limits.stream_comment,
-            most_bytes=limits.max_unread_bytes,
-            held=self._answers,
-        )
-        async with aclosing(news) as batches:
+        async with aclosing(self._news) as batches:
             first = await anext(batches)
             for update in first:
                 if error := failure(update):
@@ -123,7 +140,8 @@ class EventStream(Response):
                 await self._send_updates(send, first)
                 async for updates in batches:
                     await self._send_updates(send, updates)
-                end = self._events.ending([self._usages[index] for index in range(len(self._choices))])
+                ending = self._events.ending([self._usages[index] for index in range(len(self._choices))])
+                end = self._numbering(ending)
             except BatonError as error:
                 end = self._events.error(error)
             except Exception:
@@ -165,7 +183,7 @@ class EventStream(Response):
                 pieces.append(events.finish(index, reason, update.stopped_by))
             if usage is not None:
                 self._usages[index] = usage
-        return "".join(pieces).encode()
+        return self._numbering("".join(pieces)).encode()
 
 
 class InSlices(Response):
