@@ -1,5 +1,7 @@
 """A server ends while it answers, and the next one goes on: real processes, real connections.
 
+One that is killed in between loses nothing.
+
 `STREAMS=32 pytest tests/test_handover.py` cuts so many.
 """
 
@@ -29,6 +31,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "array", "items": {"typ
 SCHEMA["required"] = ["a"]
 TOOL: dict[str, Any] = {"name": "look", "parameters": {"type": "object", "properties": {"words": {"type": "string"}}}}
 TOOL["parameters"]["required"] = ["words"]
+TOOLS = [{"type": "function", "function": TOOL}]
 TALK = [{"role": "user", "content": "Count to one hundred."}]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USAGE = {"stream_options": {"include_usage": True}}
@@ -38,10 +41,10 @@ KINDS: Sequence[tuple[str, dict[str, Any]]] = (
     (CHAT, {"messages": TALK, **LONG, "n": 3, "temperature": 0.9, "presence_penalty": 0.7, "stream": True, **USAGE}),
     ("/v1/responses", {"input": "Tell a story.", "max_output_tokens": 70, "temperature": 1.3, "stream": True}),
     ("/v1/messages", {"messages": TALK, "max_tokens": 70, "temperature": 1.0, "stream": True}),
-    (CHAT, {"messages": TALK, "max_tokens": 90, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}, "stream": True}),
+    (CHAT, {"messages": TALK, "max_tokens": 90, "structured_outputs": {"json": SCHEMA}, "stream": True}),
     (COMPLETIONS, {"prompt": ["a", "b"], **LONG, "temperature": 1.4, "stop": ["zq", "the "], "stream": True}),
     (CHAT, {"messages": TALK, **LONG, "temperature": 1.1, "frequency_penalty": 0.5}),
-    (CHAT, {"messages": TALK, "max_tokens": 60, "tools": [{"type": "function", "function": TOOL}], "tool_choice": "required", "temperature": 1.0, "stream": True}),
+    (CHAT, {"messages": TALK, "max_tokens": 60, "tools": TOOLS, "tool_choice": "required", "stream": True}),
     ("/v1/messages", {"messages": TALK, "max_tokens": 60, "temperature": 1.1}),
     (COMPLETIONS, {"prompt": "x" * 90, **LONG, "temperature": 1.0, "logit_bias": {"40": 4}, "stream": True, **USAGE}),
     ("/v1/responses", {"input": "Tell a story.", "max_output_tokens": 70, "temperature": 1.0}),
@@ -139,38 +142,41 @@ def _event(block: str) -> tuple[int | None, str]:
 VOLATILE = {"id", "created", "created_at", "completed_at", "item_id", "call_id", "type", "sequence_number"}
 
 
-def told(answer: Answer) -> Any:
-    """What an answer says, without ids, times, and how its tokens were put together into events."""
+def bare(value: Any) -> Any:
+    """A value without ids and times, and with log-probabilities to four digits."""
+    if isinstance(value, dict):
+        return {name: bare(inner) for name, inner in value.items() if name not in VOLATILE}
+    if isinstance(value, list):
+        return [bare(one) for one in value]
+    return round(value, 4) if isinstance(value, float) else value
 
-    def bare(value: Any) -> Any:
+
+class Joined(dict[str, Any]):
+    """What deltas add up to: texts and lists by where they stand."""
+
+    def add(self, where: str, value: Any) -> None:
         if isinstance(value, dict):
-            return {name: bare(inner) for name, inner in value.items() if name not in VOLATILE}
-        if isinstance(value, list):
-            return [bare(one) for one in value]
-        return round(value, 4) if isinstance(value, float) else value
-
-    joined: dict[str, Any] = {}
-
-    def join(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for inner in value:
-                join(f"{name}.{inner}", value[inner])
+            for name, inner in value.items():
+                self.add(f"{where}.{name}", inner)
         elif isinstance(value, list):
-            joined.setdefault(name, []).extend(bare(value))
+            self.setdefault(where, []).extend(value)
         elif isinstance(value, str):
-            joined[name] = joined.get(name, "") + value
+            self[where] = self.get(where, "") + value
 
-    events = [json.loads(event) for event in answer.events if event != "[DONE]"]
-    for event in events:
+
+def told(answer: Answer) -> Any:
+    """What an answer says, however its tokens were put together into events, and its last event."""
+    joined = Joined()
+    events = [bare(json.loads(event)) for event in answer.events if event != "[DONE]"]
+    for event, data in zip(events, answer.events, strict=False):
         for choice in event.get("choices", ()):
-            delta = choice.get("delta", {"text": choice.get("text")})
-            for one in delta.pop("tool_calls", ()):
-                join(f"{choice['index']} call {one['index']}", bare(one))
-            for part in (delta, {"logprobs": choice.get("logprobs"), "reason": choice["finish_reason"]}):
-                join(str(choice["index"]), part)
-        if event.get("type", "").endswith("delta"):
-            join(f"{event['type']} {event.get('index')}", bare(event.get("delta")))
-    return joined, bare(events[-1])
+            where = str(choice["index"])
+            for one in choice.get("delta", {}).pop("tool_calls", ()):
+                joined.add(f"{where} call {one['index']}", one)
+            joined.add(where, choice)
+        if '_delta"' in data or '.delta"' in data:
+            joined.add(f"block {event.get('index')}", event.get("delta"))
+    return joined, events[-1]
 
 
 def requests(count: int) -> list[Answer]:
@@ -218,6 +224,11 @@ async def test_a_restart_loses_no_answer(tmp_path: Path, begun: list[Server]) ->
     assert len(broken) > STREAMS // 2
     assert all("the server restarts" in answer.trouble for answer in broken)
     assert all(path.stat().st_mode & 0o77 == 0 for path in folder.iterdir())
+    killed = Server(folder, "--max-batch-size", "8")
+    begun.append(killed)
+    killed.ready()
+    killed.process.kill()
+    killed.process.wait()
     second = Server(folder, "--max-batch-size", "8")
     begun.append(second)
     second.ready()

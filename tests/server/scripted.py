@@ -6,14 +6,16 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
 
 from baton.core.clock import monotonic
 from baton.core.constraint import Constraint, OutputFormat
-from baton.core.errors import InvalidValue
+from baton.core.errors import InvalidValue, ShuttingDown
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.limits import Limits
 from baton.core.query import Query
@@ -132,6 +134,22 @@ class ScriptedLoop:
             for (_, deliver), update in zip(live, letters, strict=True):
                 if update is not None:
                     deliver([update])
+
+    def give(self, query_ids: Sequence[str] | None = None) -> Future[Any]:
+        """The queries themselves stand for their segments."""
+        given: Future[Any] = Future()
+        names = [name for name in (query_ids or self.live) if name in self.live]
+        leaving = [self.live.pop(name) for name in names]
+        given.set_result([SimpleNamespace(query=query) for query, _ in leaving])
+        for query, deliver in leaving:
+            deliver([Update(query.id, finish_reason="moved", usage=usage_of(query, 0))])
+        return given
+
+    def resume(self, segments: Sequence[Any], deliver: Deliver) -> None:
+        self.submit([segment.query for segment in segments], deliver)
+
+    def stop_admitting(self) -> None:
+        self.refuse = ShuttingDown("the server is shutting down")
 
     def cancel(self, query_ids: Sequence[str]) -> None:
         self.cancelled += query_ids

@@ -28,7 +28,6 @@ from baton.server.answers import (
     Prompt,
     ResponseObject,
     Status,
-    StreamDropped,
     TokenCount,
     TokenizerInfo,
     Tokens,
@@ -40,7 +39,7 @@ from baton.server.batch_api import add_batches
 from baton.server.errors import MESSAGES, answer_http_exception, error_response, internal_error
 from baton.server.generate import CHAT, COMPLETIONS, RESPONSES, Generating
 from baton.server.ignored import IgnoredFields
-from baton.server.keeping import Keeping, StreamRoutes
+from baton.server.keeping import Keeping
 from baton.server.live import DESCRIBED, LiveRoutes
 from baton.server.middleware import AuthMiddleware, Middleware
 from baton.server.not_found import PAGE_HEADERS as PAGE_HEADERS
@@ -50,6 +49,7 @@ from baton.server.page_inputs import with_inputs
 from baton.server.responses import ResponsesRequest
 from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from baton.server.status import StatusRoutes
+from baton.server.stream_api import add_streams
 from baton.server.streams import Folder as HandoverFolder
 from baton.server.streams import Streams
 from baton.server.workers import Line, Workers
@@ -126,7 +126,7 @@ def create_app(
     generating = Generating(client, workers, line, app.state.answers, ignored, keeping)
     _add_generating(app, generating)
     if keeping is not None:
-        _add_streams(app, StreamRoutes(keeping, generating, workers.prepare))
+        add_streams(app, keeping, generating, workers)
     _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version, ignored))
     if live is not None:
         app.add_api_route("/live/data", LiveRoutes(live, workers).data, response_model=None, **DESCRIBED)
@@ -153,17 +153,6 @@ def _add_generating(app: FastAPI, routes: Generating) -> None:
     _post(app, RESPONSES, routes.responses, ResponsesRequest, ResponseObject)
     _post(app, MESSAGES, routes.messages, MessagesRequest, MessageObject)
     _post(app, f"{MESSAGES}/count_tokens", routes.count_tokens, CountRequest, TokenCount)
-
-
-def _add_streams(app: FastAPI, routes: StreamRoutes) -> None:
-    path = "/v1/baton/streams/{stream_id}"
-    named = {"name": "stream_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    after = {"name": "after", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999}}
-    of_any_kind = {"description": "As the request was answered: a stream's events, or the whole body."}
-    more: dict[str, Any] = {"response_model": None, "responses": {200: of_any_kind}}
-    app.add_api_route(path, routes.stream, openapi_extra={"parameters": [named, after]}, **more)
-    more = {"response_model": None, "responses": {200: {"model": StreamDropped}}}
-    app.add_api_route(path, routes.drop, methods=["DELETE"], openapi_extra={"parameters": [named]}, **more)
 
 
 def _add_telling(app: FastAPI, routes: StatusRoutes) -> None:

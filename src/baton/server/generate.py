@@ -171,11 +171,17 @@ class Generating:
         if self._keeping is not None:
             make_job = partial(_with_its_body, make_job)
         job = await self._line.pass_through(request, make_job, key, origin_of(request.headers))
-        kept = None if self._keeping is None else self._keeping.keep(request, path, job)
-        response = await self.respond(request, job, kept)
+        response = await self.respond(request, job, self._kept(request, path, job))
         if job.relaxed:
             response.headers[RELAXED] = ", ".join(job.relaxed)
         return self._ignored.tell(request, response, job.ignored)
+
+    def _kept(self, request: Request, path: str, job: Job) -> Kept | None:
+        if self._keeping is None:
+            return None
+        queries = [choice.query for choice in job.choices]
+        about: dict[str, Any] = {"model": job.model, "created": job.created, "stream": job.asked.stream}
+        return self._keeping.keep(request, path, job.body_sent, queries, **about)
 
     async def respond(self, request: Request, job: Job, kept: Kept | None = None) -> Response:
         """The answer to a job, streamed or whole as it was asked for."""

@@ -86,6 +86,7 @@ _STREAMS: Mapping[str, type[BaseModel]] = {
 _DONE = ("/v1/completions", "/v1/chat/completions")
 """Streams that end with a line of their own."""
 
+_KEPT_ANSWERS = "/v1/baton/streams/{stream_id}"
 _EVERY = (400, 408, 431, 500)
 _WITH_BODY = (404, 413, 415)
 _IN_LINE = (*_WITH_BODY, 429, 503)
@@ -107,6 +108,8 @@ _MORE: Mapping[str, tuple[int, ...]] = {
     "/v1/batches": (404,),
     "/v1/batches/{batch_id}": (404,),
     "/v1/batches/{batch_id}/cancel": (404, 507),
+    "get /v1/baton/streams/{stream_id}": (404, 429, 503, 504),
+    "/v1/baton/streams/{stream_id}": (404,),
     "/ready": (503,),
 }
 _ID: Schema = {
@@ -114,6 +117,12 @@ _ID: Schema = {
 }
 _IGNORED: Schema = {
     "x-baton-ignored": {"schema": {"type": "string"}, "description": "Fields that were taken without effect."}
+}
+_KEPT: Schema = {
+    "x-baton-stream": {
+        "schema": {"type": "string"},
+        "description": "The id under which the answer can be heard again, or its rest (--handover).",
+    }
 }
 _RETRY: Schema = {
     "retry-after": {"required": True, "schema": {"type": "integer", "minimum": 1}, "description": "Seconds."}
@@ -142,7 +151,8 @@ def described(app: FastAPI, client: Client, access: Access, open_paths: Collecti
     for path, item in document["paths"].items():
         for method, operation in item.items():
             more = _MORE.get(f"{method} {path}", _MORE.get(path, ()))
-            _tell_answers(path, operation, more, guarded=bool(access.keys) and path not in open_paths)
+            guarded = bool(access.keys) and path not in open_paths
+            _tell_answers(path, operation, more, guarded=guarded, kept=_KEPT_ANSWERS in document["paths"])
         if "get" in item:
             item["head"] = _head_of(item["get"])
     _tell_example(document, client.model_name)
@@ -158,12 +168,14 @@ def described(app: FastAPI, client: Client, access: Access, open_paths: Collecti
     return document
 
 
-def _tell_answers(path: str, operation: Schema, more: Collection[int], *, guarded: bool) -> None:
+def _tell_answers(path: str, operation: Schema, more: Collection[int], *, guarded: bool, kept: bool) -> None:
     responses = operation["responses"]
     content = responses["200"].setdefault("content", {})
     if path in _STREAMS:
         content["text/event-stream"] = _events(path)
     responses["200"]["headers"] = {**_ID, **_IGNORED} if "requestBody" in operation else _ID
+    if path in _STREAMS and kept:
+        responses["200"]["headers"] |= _KEPT
     for status in sorted({*_EVERY, *more, *([401] if guarded else [])}):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
