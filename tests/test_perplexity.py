@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from baton.cli.main import cli
 from baton.core.errors import SettingError
-from baton.measure.perplexity import Scores, Text, compared
+from baton.loader.scores import Alone, Scores, cut
+from baton.measure.perplexity import compared
 from tiny_checkpoint import save_tiny
 
 WORDS = "The cat sat on the mat; then 17 + 25 = 42 birds came, and nobody knew why. "
@@ -75,14 +76,17 @@ def test_rounded_weights_are_held_against_the_models_own(folder: Path, text: Pat
     assert 1e-7 < ratios[0] < ratios[1] < 0.5
 
 
-def test_a_window_is_no_longer_than_the_context(folder: Path, text: Path) -> None:
+def test_a_window_is_no_longer_than_the_context(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
-    long = Text("")
-    long.cut(range(10_000), model)
-    assert len(long.windows[0]) == min(512, model.config.max_position_embeddings - 1)
-    short = Text("", 3)
-    short.cut(range(7), model)
-    assert short.windows == [(0, 1, 2), (3, 4, 5)] and short.scored == 4
+    most = model.config.max_position_embeddings - 1
+    told: list[int] = []
+    alone = Alone(
+        "", 10_000, lambda text: [1 + at % 50 for at in range(most + 5)], on_begin=told.append, tell=told.append
+    )
+    alone(model)
+    assert [len(window) for window in alone.windows] == [most, 5]
+    assert told == [most + 3, most - 1, 4] and len(alone.scores.logprobs) == len(alone.scores.likeliest) == most + 3
+    assert cut(range(7), 3) == [(0, 1, 2), (3, 4, 5)]
 
 
 def test_files_that_are_no_text_are_refused_by_name(folder: Path, tmp_path: Path) -> None:

@@ -10,51 +10,43 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from baton import builtin
 from baton.cli.show import errors, tell_phase
 from baton.compose import model_name, open_model
 from baton.core.config import Config
 from baton.core.errors import SettingError
-from baton.loader.hub import find
-from baton.loader.stock import read_tokenizer
-from baton.measure.perplexity import Compared, Text, compared
+from baton.loader.scores import Alone, tokenizer_of
+from baton.measure.perplexity import Compared, compared, served
 
 PLAIN = "none"
 
 
 def run_perplexity(config: Config, file: Path, *, window: int, as_json: bool) -> None:
     """Scores a text with the model alone, in its own format, and with the engine. Raises SettingError for the file."""
-    name = model_name(config)
+    name, text = model_name(config), _read(file)
+    tokenize = tokenizer_of(config.model or str(builtin.path()), code=config.trust_remote_code)
     # A model that loads in rounded weights is read twice: only in its own format it is the model alone.
     rounded = config.quantize != PLAIN
+    on_phase = (lambda phase, seconds: None) if as_json else tell_phase
     with tqdm(unit="token", disable=as_json or None, leave=False) as bar:
-        text = Text(_read(file), window, bar.update)
-
-        def alone(model: PreTrainedModel) -> None:
-            text.cut(_tokens(config, text.text), model)
-            bar.reset(2 * text.scored)
-            text.score_alone(model)
-
-        on_phase = (lambda phase, seconds: None) if as_json else tell_phase
+        alone = Alone(text, window, tokenize, on_begin=lambda count: bar.reset(2 * count), tell=bar.update)
         if rounded:
             open_model(dataclasses.replace(config, quantize=PLAIN, compile=False), on_phase=on_phase, before=alone)
             gc.collect()
         loaded = open_model(config, on_phase=on_phase, before=None if rounded else alone)
         if not as_json:
             errors.print(f"  {name}, {loaded.dtype} on {loaded.device}: {loaded.description}")
-        result = compared(text.alone, text.score_served(loaded, config))
+        result = compared(alone.scores, served(loaded, config, alone.windows, bar.update))
     dtype = str(loaded.dtype).removeprefix("torch.")
     if as_json:
         about = {"model": name, "dtype": dtype, "quantize": config.quantize, "file": file.name}
-        print(json.dumps({**about, "windows": len(text.windows), **dataclasses.asdict(result)}))
+        print(json.dumps({**about, "windows": len(alone.windows), **dataclasses.asdict(result)}))
     else:
         console = Console(highlight=False)
         console.print(_table(result, dtype, config.quantize))
-        console.print(
-            f"{result.tokens:,} tokens in {len(text.windows)} windows of up to {len(text.windows[0])}, each by itself"
-        )
+        longest = len(alone.windows[0])
+        console.print(f"{result.tokens:,} tokens in {len(alone.windows)} windows of up to {longest}, each by itself")
 
 
 def _read(file: Path) -> str:
@@ -64,12 +56,6 @@ def _read(file: Path) -> str:
         raise SettingError(f"{file} cannot be read: {error.strerror}", param="perplexity") from None
     except UnicodeDecodeError:
         raise SettingError(f"{file} is no text in UTF-8", param="perplexity") from None
-
-
-def _tokens(config: Config, text: str) -> list[int]:
-    place = find(config.model or str(builtin.path()), code=config.trust_remote_code)
-    tokenizer = read_tokenizer(place, trust_remote_code=config.trust_remote_code)
-    return list(tokenizer(text)["input_ids"])
 
 
 def _table(result: Compared, dtype: str, quantize: str) -> Table:
