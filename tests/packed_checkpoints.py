@@ -83,11 +83,11 @@ def numbers_of(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "plain" / "model.safetensors")
 
 
-def _scales(dice: np.random.Generator, *shape: int) -> Array:
+def _scales(dice: np.random.Generator, bits: int, *shape: int) -> Array:
     """Float16 numbers of which no two are equal, so small that a layer's outputs are of its inputs' size."""
     count = int(np.prod(shape))
     numbers = (np.arange(count) % 1024 + 1024) * 2.0**-10  # all different digits of a float16
-    numbers *= 2.0 ** (-7 - np.arange(count) // 1024 % 4)
+    numbers *= 2.0 ** (-3 - bits - np.arange(count) // 1024 % 4)
     return dice.permutation(numbers).reshape(shape).astype(np.float16)
 
 
@@ -106,7 +106,7 @@ def gptq(bits: int = 4, group: int = 32, *, less_one: bool = True, ordered: bool
         groups = -(-inputs // size)
         codes = dice.integers(0, top, (inputs, outputs))
         zeros = np.full((groups, outputs), top // 2) if sym else dice.integers(0, top, (groups, outputs))
-        scales = _scales(dice, groups, outputs)
+        scales = _scales(dice, bits, groups, outputs)
         index = np.arange(inputs) // size
         if ordered:
             index = dice.permutation(index)
@@ -127,3 +127,74 @@ def gptq(bits: int = 4, group: int = 32, *, less_one: bool = True, ordered: bool
 
     said = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered, "sym": sym}
     return Format(pack, said | {"checkpoint_format": "gptq" if less_one else "gptq_v2"})
+
+
+def awq(group: int = 32) -> Format:
+    """AWQ gemm: codes and zeros packed along outputs, in the order 0 2 4 6 1 3 5 7 from a word's lowest bits on."""
+    lying = [0, 2, 4, 6, 1, 3, 5, 7]
+
+    def words_of(row: Array) -> list[int]:
+        return [_word(row[at : at + 8][lying], 4) for at in range(0, len(row), 8)]
+
+    def pack(dice: np.random.Generator, outputs: int, inputs: int) -> tuple[dict[str, Tensor], Array]:
+        size = group if group > 0 else inputs
+        codes = dice.integers(0, 16, (inputs, outputs))
+        zeros = dice.integers(0, 16, (inputs // size, outputs))
+        scales = _scales(dice, 4, inputs // size, outputs)
+        index = np.arange(inputs) // size
+        numbers = (codes - zeros[index]).astype(np.float32) * scales[index].astype(np.float32)
+        tensors = {
+            "qweight": torch.tensor([words_of(row) for row in codes], dtype=torch.int32),
+            "qzeros": torch.tensor([words_of(row) for row in zeros], dtype=torch.int32),
+            "scales": torch.from_numpy(scales),
+        }
+        return tensors, np.ascontiguousarray(numbers.T)
+
+    said = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+    return Format(pack, {**said, "modules_to_not_convert": None})
+
+
+def compressed(
+    bits: int = 4, group: int = 32, *, sym: bool = True, ordered: bool = False, words: bool = True, rounded: int = 0
+) -> Format:
+    """compressed-tensors: signed codes, in words of the codes and half their range, or as they are.
+
+    `rounded`: bits of an activation that the config asks for.
+    """
+    per_word, half = 32 // bits, 2 ** (bits - 1)
+
+    def pack(dice: np.random.Generator, outputs: int, inputs: int) -> tuple[dict[str, Tensor], Array]:
+        size = group if group > 0 else inputs
+        groups = inputs // size
+        codes = dice.integers(-half, half, (outputs, inputs))
+        zeros = np.zeros((outputs, groups), int) if sym else dice.integers(-half // 4, half // 4, (outputs, groups))
+        scales = torch.from_numpy(_scales(dice, bits, outputs, groups)).bfloat16()
+        index = np.arange(inputs) // size
+        if ordered:
+            index = dice.permutation(index)
+        numbers = (codes - zeros[:, index]).astype(np.float32) * scales.float().numpy()[:, index]
+        tensors = {"weight_scale": scales, "weight": torch.tensor(codes, dtype=torch.int8)}
+        if not sym:
+            tensors["weight_zero_point"] = torch.tensor(zeros, dtype=torch.int8)
+        if ordered:
+            tensors["weight_g_idx"] = torch.tensor(index, dtype=torch.int32)
+        if not words:
+            return tensors, numbers
+        del tensors["weight"]
+        lines = [[_word(row[at : at + per_word] + half, bits) for at in range(0, inputs, per_word)] for row in codes]
+        tensors["weight_packed"] = torch.tensor(lines, dtype=torch.int32)
+        tensors["weight_shape"] = torch.tensor([outputs, inputs])
+        if not sym:
+            columns = [
+                [_word(zeros[at : at + per_word, g] + half, bits) for g in range(groups)]
+                for at in range(0, outputs, per_word)
+            ]
+            tensors["weight_zero_point"] = torch.tensor(columns, dtype=torch.int32)
+        return tensors, numbers
+
+    weights = {"num_bits": bits, "type": "int", "symmetric": sym, "strategy": "group" if group > 0 else "channel"}
+    weights |= {"group_size": group if group > 0 else None, "actorder": "group" if ordered else None}
+    activations = {"num_bits": rounded, "type": "int", "dynamic": True, "strategy": "token"} if rounded else None
+    one = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    said = {"quant_method": "compressed-tensors", "format": "pack-quantized" if words else "int-quantized"}
+    return Format(pack, {**said, "config_groups": {"group_0": one}, "ignore": ["lm_head"], "kv_cache_scheme": None})

@@ -192,6 +192,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"text_config": {"quantization_config": {"quant_method": "exl2"}}},
         "quantized by 'exl2'",
     ),
+    "bitsandbytes": (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "is quantized by bitsandbytes, whose form is not kept .* take one of gptq, awq, .* --quantize int4",
+    ),
+    "torchao": ({"quantization_config": {"quant_method": "torchao"}}, "is quantized by torchao, whose form is not"),
     "ModelOpt": ({"quantization_config": {"quant_method": "modelopt"}}, "quantized by 'modelopt'"),
     "no method": ({"quantization_config": {"group_size": 64}}, "names no quant_method"),
     "no object": ({"quantization_config": "awq"}, "is no JSON object"),
@@ -212,7 +217,7 @@ def test_a_config_that_is_not_served_says_what_it_is_and_what_to_do(what: str, f
     assert caught.value.message.replace(str(copy), "FOLDER") == message
 
 
-@pytest.mark.parametrize("method", ["awq", "fp8", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
 def test_a_quantizer_that_is_not_installed_is_named(method: str, folder: Path, tmp_path: Path) -> None:
     assert "install" in refusal(edited(folder, tmp_path / "copy", quantization_config={"quant_method": method}))
 

@@ -11,14 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from baton.cli.info import run_info
+from baton.core.config import Config
 from baton.core.errors import SettingError
 from baton.core.query import SamplingParams
 from baton.llm import LLM
 from baton.loader.load import Loaded
 from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
 from baton.model.packed_linear import packed_layers
+from baton.native import library as native
 from checkpoints import edited, loaded_of, refusal
-from packed_checkpoints import Format, gptq, numbers_of, save_packed
+from packed_checkpoints import Format, awq, compressed, gptq, numbers_of, save_packed
 
 FORMATS: dict[str, Format] = {
     "gptq": gptq(),
@@ -29,6 +32,15 @@ FORMATS: dict[str, Format] = {
     "gptq in order of activations": gptq(group=64, ordered=True),
     "gptq in 8 bits": gptq(8, sym=True),
     "gptq in 8 bits, in order of activations": gptq(8, ordered=True),
+    "awq": awq(),
+    "awq of 128": awq(128),
+    "compressed": compressed(),
+    "compressed with zeros": compressed(sym=False),
+    "compressed of 128, in order of activations": compressed(group=128, ordered=True),
+    "compressed of a row": compressed(group=-1),
+    "compressed in 8 bits, with zeros": compressed(8, sym=False),
+    "compressed in whole bytes": compressed(8, -1, words=False, rounded=8),
+    "compressed in whole bytes, with zeros": compressed(8, -1, words=False, sym=False),
 }
 
 
@@ -57,6 +69,10 @@ def test_codes_mean_what_the_file_says_to_the_bit(folder: Path, loaded: Loaded) 
         assert numbers.equal(expected[f"{name}.weight"]), name
         # A piece that begins and ends inside a word.
         assert layer.packed.unpacked(3, 41).equal(expected[f"{name}.weight"][3:41]), name
+
+
+def test_steps_are_native(loaded: Loaded) -> None:
+    assert "a step is one native call" in loaded.description or native.library is None
 
 
 def test_logits_are_those_of_the_numbers_that_codes_mean(folder: Path, loaded: Loaded) -> None:
@@ -97,6 +113,14 @@ def test_it_is_told_what_stays_packed_and_what_is_rounded(tmp_path: Path) -> Non
     assert "MiB), other weights in bfloat16, rounded from float16; " in loaded_of(half).description
 
 
+def test_info_tells_the_format_and_the_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = save_packed(tmp_path, awq())
+    run_info(Config(model=str(packed), device="cpu"), as_json=True)
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["packed"] == "AWQ, 4 bits, groups of 32" and "weight_bytes_int4" not in facts
+    assert 0 < (packed / "model.safetensors").stat().st_size - facts["weight_bytes"] < 20_000  # the file's header
+
+
 def test_what_is_packed_is_not_rounded_again(tmp_path: Path) -> None:
     save_packed(tmp_path, gptq())
     with pytest.raises(SettingError, match=r"is packed already \(GPTQ, 4 bits, groups of 32\).*lose a second time"):
@@ -127,12 +151,20 @@ def test_a_missing_part_and_a_wrong_shape_are_named(tmp_path: Path) -> None:
 
     message = refusal(edited(packed, tmp_path / "no zeros", without("qzeros")))
     assert "up_proj does not fit GPTQ, 4 bits, groups of 32: qzeros is missing" in message
+    message = refusal(edited(packed, tmp_path / "another", quantization_config=awq().said | {"quant_method": "awq"}))
+    assert "q_proj does not fit AWQ, 4 bits, groups of 32" in message
     message = refusal(edited(packed, tmp_path / "no codes", without("qweight")))
     assert "lacks 1 tensor" in message and "up_proj.weight" in message
     message = refusal(
         edited(packed, tmp_path / "cut", lambda weights: {**weights, "lm_head.weight": weights["lm_head.weight"][:9]})
     )
     assert "lm_head.weight is [9, 128] and should be [259, 128]" in message
+
+
+def test_a_format_without_a_packed_layer_is_refused(tmp_path: Path) -> None:
+    save_packed(tmp_path, gptq())
+    plain = edited(tmp_path / "plain", tmp_path / "none", quantization_config=dict(awq().said))
+    assert "says AWQ, 4 bits, groups of 32, but no layer has a qweight" in refusal(plain)
 
 
 def test_groups_of_other_sizes_are_refused(tmp_path: Path) -> None:
@@ -145,6 +177,20 @@ def test_groups_of_other_sizes_are_refused(tmp_path: Path) -> None:
         return {**weights, name: index}
 
     assert "down_proj does not fit" in refusal(edited(packed, tmp_path / "uneven", uneven))
+
+
+REFUSED_OTHERS: dict[str, tuple[Format, dict[str, Any], str]] = {
+    "awq gemv": (awq(), {"version": "gemv"}, "FOLDER is AWQ gemv in 4 bits: take one of version gemm in 4 bits"),
+    "turned": (compressed(), {"transform_config": {"R1": {}}}, "turns its activations"),
+    "sparse": (compressed(), {"sparsity_config": {"format": "sparse-24-bitmask"}}, "is sparse as well"),
+    "other groups": (awq(64), {"group_size": 32}, "q_proj does not fit AWQ, 4 bits, groups of 32: qzeros is"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_OTHERS)
+def test_other_formats_are_refused_by_name(what: str, tmp_path: Path) -> None:
+    format, changed, words = REFUSED_OTHERS[what]
+    assert words in refusal(save_packed(tmp_path, format, **changed))
 
 
 def test_packed_experts_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from baton.model.device import device_of, free_bytes
 
 def _quantised(model: Survey, device: torch.device, dtype: torch.dtype) -> dict[str, int]:
     """About the bytes of all weights in each of the CPU's formats with fewer bits; nothing elsewhere."""
-    if device.type != "cpu" or model.refused is not None:
+    if device.type != "cpu" or model.refused is not None or model.packed is not None:
         return {}
     return {name: model.weight_bytes(dtype, FORMATS[name].packing) for name in ("int8", "int4")}
 
@@ -30,13 +30,14 @@ def _quantised(model: Survey, device: torch.device, dtype: torch.dtype) -> dict[
 def run_info(config: Config, as_json: bool) -> None:
     """Prints a model's shapes, its bytes per token, and what fits in this machine's memory."""
     set_threads(config)
-    model = survey(config.model or str(builtin.path()), trust_remote_code=config.trust_remote_code)
     device = device_asked(config.device)
+    source, code = config.model or str(builtin.path()), config.trust_remote_code
+    model = survey(source, trust_remote_code=code, on_cpu=device.type == "cpu")
     asked = device_of(device).dtype(config.dtype, model.saved_dtype)
     dtype = getattr(torch, asked)
     footprint = model.footprint(dtype)
     whole = footprint.of(model.context_tokens)
-    weights = model.parameters * dtype.itemsize
+    weights = model.stored_bytes if model.packed and model.stored_bytes else model.parameters * dtype.itemsize
     free = free_bytes(device)
     room = max(free - weights, 0)
     facts: dict[str, Any] = {
@@ -50,6 +51,7 @@ def run_info(config: Config, as_json: bool) -> None:
         "device": device.type,
         "dtype": asked,
         "steps": planned(device),
+        "packed": model.packed,
         "weight_bytes": weights,
         **{f"weight_bytes_{name}": size for name, size in _quantised(model, device, dtype).items()},
         "kv_bytes_per_token": footprint.token_bytes,

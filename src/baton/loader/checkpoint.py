@@ -6,6 +6,7 @@ A .safetensors file is 8 bytes with the header's length, the header in JSON, and
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,11 @@ class Stored:
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        digits = re.search(r"\d+", self.dtype)  # F8_E4M3 has 8 bits, BOOL too
+        return math.prod(self.shape) * (int(digits[0]) if digits else 8) // 8
 
 
 def shards(folder: Path, index: str, source: str) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from baton.core.errors import LoadError
 from baton.cuda.forward import CudaForward
 from baton.cuda.ragged_attention import Ragged, ragged_backends
 from baton.cuda.varlen_prefill import Varlen, of_torch
-from baton.loader.formats import PLAIN, ROUNDED_TOLERANCE, WeightFormat
+from baton.loader.formats import PLAIN, ROUNDED_ACTIVATIONS, ROUNDED_TOLERANCE, WeightFormat
 from baton.loader.selfcheck import (
     STEPS,
     check_texts,
@@ -30,6 +30,7 @@ from baton.loader.structure import Structure, hooked, structure
 from baton.model.device import device_of, free_bytes
 from baton.model.forward import TorchForward
 from baton.model.hooked import BY_TOKEN, EXPERTS
+from baton.model.packed_linear import packed_layers
 from baton.model.port import Forward
 from baton.model.probe import own_words
 from baton.native.forward import NativeForward, check_native
@@ -215,7 +216,8 @@ def in_native_steps(
         )
         forward = NativeForward(program, plain)
         if format.packing.exact:
-            proof.check(forward)
+            # A checkpoint's own codes are kept exactly; products with them round activations.
+            proof.check(forward, max(ROUNDED_ACTIVATIONS, proof.tolerance or 0) if packed_layers(model) else None)
         else:
             _check_rounded(proof, plain, forward, format)
         return forward, []

@@ -17,6 +17,8 @@ from baton.native.packing import AS_SAVED, INT4, INT4_EXACT, INT8, Packing
 ROUNDED_TOLERANCE = 2e-1
 """Of logits, relative to the largest, against those of weights in 8 bits that were not rounded. Rounded weights are
 other weights: this finds what is broken."""
+ROUNDED_ACTIVATIONS = 1e-2
+"""Likewise, against the model with the same weights, if products round activations to 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,15 @@ PLAIN = WeightFormat("none")
 _FORMATS = (
     PLAIN,
     # A scale for each output and group of inputs; see native/source/kernels.h.
-    WeightFormat("int8", rounded_bits=8, native_only=True, packing=INT8, tolerance=1e-2),
+    WeightFormat("int8", rounded_bits=8, native_only=True, packing=INT8, tolerance=ROUNDED_ACTIVATIONS),
     WeightFormat("int4", rounded_bits=4.5, native_only=True, packing=INT4, tolerance=1e-1, rough_tolerance=1.0),
     WeightFormat(
-        "int4:exact", rounded_bits=4.5, native_only=True, packing=INT4_EXACT, tolerance=1e-2, rough_tolerance=1.0
+        "int4:exact",
+        rounded_bits=4.5,
+        native_only=True,
+        packing=INT4_EXACT,
+        tolerance=ROUNDED_ACTIVATIONS,
+        rough_tolerance=1.0,
     ),
     Float8(FLOAT8, rounded_bits=8, dtype="bfloat16", tolerance=ROUNDED_TOLERANCE),
 )

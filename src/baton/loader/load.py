@@ -21,7 +21,7 @@ from baton.cuda.virtual_memory import Driver
 from baton.loader.checkpoint import few
 from baton.loader.choose import Choice, choose
 from baton.loader.context import context
-from baton.loader.formats import FORMATS, WeightFormat
+from baton.loader.formats import FORMATS, ROUNDED_ACTIVATIONS, WeightFormat
 from baton.loader.hub import find
 from baton.loader.mapping import mapping
 from baton.loader.packed_format import PackedFormat
@@ -81,6 +81,11 @@ class Loaded:
     @property
     def format(self) -> WeightFormat:
         return self.choice.format
+
+    @property
+    def tolerance(self) -> float:
+        """Of logits, relative to the largest, for what the weights' format rounds."""
+        return ROUNDED_ACTIVATIONS if self.packed else self.format.tolerance
 
     @property
     def description(self) -> str:

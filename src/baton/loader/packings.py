@@ -6,19 +6,36 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from baton.core.errors import LoadError
+from baton.loader.awq import awq
+from baton.loader.compressed import compressed
 from baton.loader.gptq import gptq
-from baton.loader.packed_format import PackedFormat
+from baton.loader.packed_format import UNPACKED, PackedFormat
 
-_KEPT: Mapping[str, Callable[[Mapping[str, Any]], PackedFormat | None]] = {"gptq": gptq}
+_KEPT: Mapping[str, Callable[[Mapping[str, Any]], PackedFormat | None]] = {
+    "gptq": gptq,
+    "awq": awq,
+    "compressed-tensors": compressed,
+}
+
+# Forms of which no exact copy can be kept, and whose own packages are made for GPUs or make full weights of them.
+_NOT_KEPT = ("bitsandbytes", "torchao", "hqq", "quanto", "eetq", "higgs", "aqlm", "vptq", "spqr")
 
 
 def packed_format(config: Any, source: str) -> PackedFormat | None:
     """The format in which a checkpoint with this stock config is kept; None if transformers loads it.
 
-    Raises LoadError for a variant of a format that is not kept.
+    Raises LoadError for a format, or a variant of one, that cannot be kept.
     """
     said = said_of(config)
-    read = _KEPT.get(str(said.get("quant_method")))
+    method = str(
+        said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said or "load_in_8bit" in said else "")
+    )
+    if method in _NOT_KEPT:
+        raise LoadError(
+            f"{source} is quantized by {method}, whose form is not kept packed on CPUs: take one of"
+            f" {', '.join(_KEPT)}, {UNPACKED}"
+        )
+    read = _KEPT.get(method)
     if read is None:
         return None
     try:

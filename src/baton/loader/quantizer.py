@@ -88,7 +88,10 @@ class PackedQuantizer(HfQuantizer):
 def put_in_place(model: PreTrainedModel, format: PackedFormat, stored: Mapping[str, Stored]) -> None:
     """Replaces each linear layer that the checkpoint packs. Raises LoadError for packed tensors of other modules."""
     homeless = []
-    for name, tensors in format.layers(stored).items():
+    packed = format.layers(stored)
+    if not packed:
+        raise LoadError(f"its config says {format.name}, but no layer has a {format.parts[0]} of that form")
+    for name, tensors in packed.items():
         place = _place_of(model, name)
         if place is None:
             homeless.append(name)

@@ -97,11 +97,7 @@ def read_model(
     """
     with _in_one_line(place, "the model"):
         source, folder = place.source, place.folder
-        file = weights_in(place.names, read_json(folder, CONFIG, source), source)
-        place.bring([file])
-        files = shards(folder, file, source) if file.endswith(".json") else {file: []}
-        place.bring(files)
-        tensors = stored(folder, files, source)
+        tensors = _stored_in(place)
         parts = (config, config.get_text_config())
         if all(getattr(part, "quantization_config", None) is None for part in parts):
             check_numbers(tensors, source)
@@ -127,6 +123,21 @@ def read_model(
         check_left_over(model, config, sorted(info["unexpected_keys"]), tensors, source)
         tell_of_ties(model, source)
         return model  # type: ignore[no-any-return]
+
+
+def _stored_in(place: Place) -> dict[str, Stored]:
+    """All tensors of a checkpoint, downloaded if they are not there. Raises LoadError."""
+    source, folder = place.source, place.folder
+    file = weights_in(place.names, read_json(folder, CONFIG, source), source)
+    place.bring([file])
+    files = shards(folder, file, source) if file.endswith(".json") else {file: []}
+    place.bring(files)
+    return stored(folder, files, source)
+
+
+def stored_bytes(place: Place) -> int | None:
+    """Bytes of a checkpoint's tensors; None if they would have to be downloaded. Raises LoadError."""
+    return None if place.listed is not None else sum(one.bytes for one in _stored_in(place).values())
 
 
 def _of_ours(config: Any, packed: PackedFormat, tensors: dict[str, Stored]) -> PackedConfig:

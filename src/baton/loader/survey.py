@@ -17,7 +17,8 @@ from baton.loader.context import context
 from baton.loader.folder import read_json
 from baton.loader.hub import Place, find
 from baton.loader.load import saved_dtype
-from baton.loader.stock import build, read_config
+from baton.loader.packings import packed_format
+from baton.loader.stock import build, read_config, stored_bytes
 from baton.model.probe import Geometry, own_words, probe
 from baton.native.packing import Packing
 
@@ -29,7 +30,9 @@ _SURVEYED = torch.bfloat16
 class Survey:
     """Shapes and sizes. `refused`: why the model would not be batched, or None.
 
-    `linear` and `head`: parameters of linear layers without the output layer, and of the output layer.
+    `packed`: the format in which a CPU keeps its linear layers as they are, and `stored_bytes` of the whole checkpoint;
+    None if it is not packed, or not here. `linear` and `head`: parameters of linear layers without the output layer,
+    and of the output layer.
     """
 
     family: str
@@ -44,6 +47,8 @@ class Survey:
     geometry: Geometry | None
     refused: str | None
     generation: GenerationDefaults = NO_DEFAULTS
+    packed: str | None = None
+    stored_bytes: int | None = None
 
     def weight_bytes(self, dtype: torch.dtype, packing: Packing) -> int:
         """About the bytes of all weights, with linear layers packed."""
@@ -83,10 +88,14 @@ def _probed(model: PreTrainedModel) -> tuple[Geometry | None, str | None]:
     return None, reason
 
 
-def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
-    """Builds the model without memory, on torch's meta device, and probes it there. Raises LoadError."""
+def survey(source: str, *, trust_remote_code: bool = False, on_cpu: bool = True) -> Survey:
+    """Builds the model without memory, on torch's meta device, and probes it there. Raises LoadError.
+
+    `on_cpu`: whether it is to run on one, where packed layers stay packed.
+    """
     place = find(source, code=trust_remote_code)
     config = read_config(place, trust_remote_code=trust_remote_code)
+    packed = packed_format(config, place.source) if on_cpu else None
     # Building the model writes into its config.
     text, saved = config.get_text_config(), saved_dtype(config)
     model = build(place, config, dtype=_SURVEYED, trust_remote_code=trust_remote_code)
@@ -108,4 +117,6 @@ def survey(source: str, *, trust_remote_code: bool = False) -> Survey:
         geometry=geometry,
         refused=refused,
         generation=_generation(place),
+        packed=None if packed is None else packed.name,
+        stored_bytes=None if packed is None else stored_bytes(place),
     )

@@ -230,7 +230,7 @@ def _run(scenario: Scenario, loaded: Loaded, oracle: Oracle, settings: Settings)
     first = len(oracle.cases) if scenario.prefixes else len(cases)
     for some in (queries[:first], queries[first:]):
         _drive(engine, some, scenario.late, deliver)
-    tolerance = max(loaded.format.tolerance, oracle.tolerance)
+    tolerance = max(loaded.tolerance, oracle.tolerance)
     outcome = _compared(scenario, cases, list(answers.values()), listening, tolerance)
     return _evident(outcome, scenario, policy, engine)
 

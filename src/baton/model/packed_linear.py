@@ -44,6 +44,13 @@ class PackedLinear(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         return {name: self.get_buffer(name) for name in self.names}
 
+    @property
+    def weight_read(self) -> PackedWeight:
+        """What the tensors mean. Raises RuntimeError before they are loaded."""
+        if self.packed is None:
+            raise RuntimeError("a packed layer was used before its tensors were loaded")
+        return self.packed
+
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = torch.ops.baton.packed(x, self.bias, self.layer_id)
         return result

@@ -18,6 +18,8 @@ from baton.model.packed_linear import PackedLinear
 from baton.native.record import ROWS
 
 MOST_DIMS = 4
+PLANES = 2
+"""Bytes of an activation in products with weights that a checkpoint packs: as exact as their codes are."""
 
 
 class Space(Enum):

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from baton.model.packed_linear import PACKED, packed_layer
+from baton.native.codes import reads
 from baton.native.emit import Emitter, Kept
-from baton.native.graph import Buffer, Graph, Line, Space, Value, collapsed, lay_out, ref, refuse
+from baton.native.graph import PLANES, Buffer, Graph, Line, Space, Value, collapsed, lay_out, ref, refuse
 from baton.native.operations import HANDLERS, RESHAPES, VIEWS
 from baton.native.record import ATTEND, KEEP, ROWS, Recorded
 
@@ -213,9 +214,7 @@ def _source_at(node: Node) -> int:
 
 
 def _form(node: Node) -> object:
-    """In which form a product reads its rows: packed weights differ in their bits and in the order of inputs."""
+    """What a product reads of its rows, which differs between packed weights: their inputs' order among it."""
     if node.target is not PACKED:
         return None
-    weight = packed_layer(cast(int, node.args[2])).packed
-    assert weight is not None
-    return weight.bits, None if weight.order is None else weight.order.numpy().tobytes()
+    return reads(packed_layer(cast(int, node.args[2])).weight_read, PLANES)

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle
+from baton.model.packed_linear import PackedLinear
 from baton.model.probe import Geometry
 from baton.model.visibility import NOBODY, Span
 from baton.native import library as native
-from baton.native.graph import Graph, Line, Ref, Space, head_tables
+from baton.native.codes import bytes_of_codes, pack_codes
+from baton.native.graph import PLANES, Graph, Line, Ref, Space, TableSpec, head_tables
+from baton.native.mapped_files import MappedFiles
 from baton.native.packing import AS_SAVED, KINDS, Packing, aligned, kind_of
 
 _HUGE_PAGE = 2 << 20
@@ -63,8 +66,6 @@ class Program:
             raise LoadError(native.describe())
         if dtype not in KINDS:
             raise LoadError(f"native kernels do not compute in {dtype}")
-        if any(one.layer is not None for one in graph.tables):
-            raise LoadError("native kernels do not read weights that a checkpoint packs")
         self._library = native.library
         self._kernels = kernels
         self._graph = graph
@@ -76,12 +77,9 @@ class Program:
         self.weight_bytes = 0
         head = head_tables(graph)
         packings = [packing.of(head=at in head) for at in range(len(graph.tables))]
+        self._files = MappedFiles()
         self._arena = _Arena(
-            sum(
-                packed.bytes_of(self._library, kernels, one.weight)
-                for one, packed in zip(graph.tables, packings, strict=True)
-                if one.packed and one.weight is not None
-            )
+            sum(self._bytes_of(one, packed) for one, packed in zip(graph.tables, packings, strict=True) if one.packed)
         )
         self._alive.append(self._arena)
         self._parameters = {parameter.data_ptr(): parameter for parameter in parameters}
@@ -90,6 +88,9 @@ class Program:
         self._kept: list[tuple[nn.Parameter | None, native.Weight, bool]] = []
         tables = []
         for one, packed in zip(graph.tables, packings, strict=True):
+            if one.layer is not None:
+                tables.append(self._with_codes(one.layer))
+                continue
             assert one.weight is not None
             tables.append(self._packed(one.weight, packed) if one.packed else self._as_is(one.weight))
             one.weight = None
@@ -248,6 +249,24 @@ class Program:
         return self._columns[1:]
 
     # What the native side is handed
+
+    def _bytes_of(self, one: TableSpec, packing: Packing) -> int:
+        if one.layer is not None:
+            return bytes_of_codes(self._library, self._kernels, one.layer.weight_read)
+        assert one.weight is not None
+        return packing.bytes_of(self._library, self._kernels, one.weight)
+
+    def _with_codes(self, layer: PackedLinear) -> native.Table:
+        """Packs a checkpoint's codes into the arena. If that is allowed, the memory of the file's own is given back."""
+        weight = layer.weight_read
+        size = bytes_of_codes(self._library, self._kernels, weight)
+        packed = pack_codes(self._library, self._kernels, weight, PLANES, self._arena.take(size))
+        self.weight_bytes += size
+        for tensor in layer.tensors.values() if self._release else ():
+            # Whoever reads it again reads the file again.
+            if self._files.hold(tensor):
+                _drop_pages(tensor)
+        return native.Table(packed, 0)
 
     def _packed(self, weight: Tensor, packing: Packing) -> native.Table:
         """Packs a product's weight into the arena, and gives back the model's own memory for it if that is allowed."""
