@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def scored(folder: Path, text: Path, *more: str) -> dict[str, float]:
+def scored(folder: Path, text: Path, *more: str) -> dict[str, Any]:
     ran = CliRunner().invoke(
         cli,
         ["check", str(folder), "--device", "cpu", "--perplexity", str(text), "--json", *more],
