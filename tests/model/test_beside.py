@@ -34,8 +34,7 @@ def batch_beside(family: str, side: DelayedStream, dice: random.Random | None = 
     return random_batch(model_of(family), policy, ahead=True, side=lambda _: side, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("seed", "family"), enumerate(FAMILIES))
 def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, seed: int) -> None:
     queries = some_queries(14, random.Random(3))
     expected = {query.id: alone(family, query)[0] for query in queries}
@@ -134,8 +133,7 @@ class Trouble:
 
 
 @pytest.mark.parametrize("where", ["fill", "sample", "step"])
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(("seed", "family"), enumerate(["llama", "gemma3"]))
 def test_what_fails_is_repeated_and_gives_the_same(
     where: str, seed: int, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
