@@ -369,14 +369,15 @@ __attribute__((noinline)) static void multiply(const Tile& t) {
 
 // R rows meet all of a panel's outputs.
 template <int PLANES, int MODE, int R>
-static void multiply_panel(Tile t) {
+static void multiply_panel(const Tile& t) {
     constexpr int V = vectors_of(R);
     for (int v = 0; v < VECTORS; v += V) {
-        multiply<R, V, PLANES, MODE>(t);
-        t.data += V * sizeof(vint);
-        t.place += V * LANES;
-        t.y += V * LANES;
-        if (t.bias) t.bias += V * LANES;
+        Tile part = t;
+        part.data += v * sizeof(vint);
+        part.place += v * LANES;
+        part.y += v * LANES;
+        if (t.bias) part.bias += v * LANES;
+        multiply<R, V, PLANES, MODE>(part);
     }
 }
 

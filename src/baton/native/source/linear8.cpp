@@ -174,12 +174,13 @@ struct Tile {
     int64_t advance;
 };
 
-// UNIT inputs, whose words lie in one line.
+// Steps whose words lie in one line. The loop is not unrolled: GCC would keep all steps' words at once, and has no
+// registers for them.
 template <int R, int V>
-static inline void add_unit(vint (&dots)[R][V], const char* data, const uint32_t* words, const char* ahead,
-                            int64_t advance) {
-#pragma GCC unroll 8
-    for (int64_t step = 0; step < UNIT / 2; step++) {
+static inline void add_steps(vint (&dots)[R][V], const char* data, const uint32_t* words, int64_t steps,
+                             const char* ahead, int64_t advance) {
+#pragma GCC unroll 1
+    for (int64_t step = 0; step < steps; step++) {
         __builtin_prefetch(ahead + step * advance, 0, 2);  // into the second-level cache
         vshort some[V];
         for (int v = 0; v < V; v++) {
@@ -234,19 +235,19 @@ __attribute__((noinline)) static void multiply(const Tile& t) {
     }
     const char *data = t.data, *ahead = t.ahead;
     const uint32_t* words = t.words;
-    const int64_t group = t.weight->group;
-    for (int64_t k = t.from; k < t.to;) {
-        const Common<V> common(t.weight, t.place + k / group * PANEL, GENERAL);
-        for (const int64_t end = least((k / group + 1) * group, t.to); k < end;) {
+    const int64_t size = t.weight->group, first = t.from / size;
+    int64_t k = t.from, chunk = t.from / t.chunk, place = t.place + first * PANEL;
+    for (int64_t end = (first + 1) * size; k < t.to; end += size, place += PANEL) {
+        const Common<V> common(t.weight, place, GENERAL);
+        for (; k < least(end, t.to); chunk++) {
             vint dots[R][V] = {};
-            for (const int64_t stop = k + t.chunk; k < stop; k += UNIT) {
-                // The second half of a line, then the next line.
-                add_unit<R, V>(dots, data, words + k % (2 * LINE) / 2, ahead, t.advance);
-                data += UNIT / 2 * STEP_BYTES;
-                ahead += UNIT / 2 * t.advance;
-                if (k % (2 * LINE)) words += R * LINE;
+            for (const int64_t stop = k + t.chunk, steps = least(t.chunk / 2, LINE); k < stop; k += 2 * steps) {
+                add_steps<R, V>(dots, data, words + k / 2 % LINE, steps, ahead, t.advance);
+                data += steps * STEP_BYTES;
+                ahead += steps * t.advance;
+                if ((k / 2 + steps) % LINE == 0) words += R * LINE;
             }
-            add_chunk<R, V, GENERAL>(sum, dots, common, t, k / t.chunk - 1);
+            add_chunk<R, V, GENERAL>(sum, dots, common, t, chunk);
         }
     }
     for (int r = 0; r < R; r++) {
