@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from baton.native.library import CHUNK, INT4
-from baton.native.packing import power_of
+from baton.native.library import CHUNK, INT4, library
+from baton.native.packing import INT4 as INT4_ROUNDED
+from baton.native.packing import INT8 as INT8_ROUNDED
+from baton.native.packing import Packing, power_of
 from packed_weight import Array, Packed
 
 PLANES = {1: 127, 2: 32639}
@@ -155,3 +157,13 @@ def test_the_power_of_a_weight_without_a_greatest_number_is_one() -> None:
     for number in (0.0, float("nan"), float("inf"), float("-inf")):
         assert power_of(torch.tensor([[number, 0.0]])) == 1.0
     assert 2.0**14 <= 1.0 / 8 / power_of(torch.tensor([[-1.0, 0.5]])) < 2.0**15
+
+
+@pytest.mark.parametrize("packing", [INT4_ROUNDED, INT8_ROUNDED], ids=["int4", "int8"])
+def test_a_large_weight_is_packed_by_several_threads_as_by_one(packing: Packing) -> None:
+    if library is None:
+        pytest.skip("no native library here")
+    weight = torch.randn(1000, 1537, generator=torch.Generator().manual_seed(8))
+    weight[::50, 0] = 9.0  # each part has the same power of two
+    parts = [packing.rounded(part) for part in weight.split(50)]
+    assert torch.equal(packing.rounded(weight), torch.cat(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, byref
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from baton.native import library as native
 KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16}
 """The library's number for the number format of weights, keys and values."""
 
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
 _LINE = 64
 _HALF_EXPONENT = 15  # 2^15 is below the greatest float16
 
@@ -62,11 +63,16 @@ class Packing:
             packed.planes, packed.power, packed.zero = self.planes, power_of(weight), 8
         if packed.kind == native.INT8:
             packed.wide = 1
-        # In pieces, so that a weight with another layout in memory is never copied whole.
+        # In pieces, so that a weight with another layout in memory is never copied whole, and threads share the work.
         step = max(native.PANEL, _PIECE_BYTES // max(1, inputs * weight.element_size()) // native.PANEL * native.PANEL)
-        for first in range(0, outputs, step):
+
+        def pack(first: int) -> None:
             piece = weight[first : first + step].detach().contiguous()
             library.baton_pack(kernels, byref(packed), first, len(piece), piece.data_ptr(), kind_of(piece.dtype))
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            for _ in threads.map(pack, range(0, outputs, step)):
+                pass
         return packed
 
     def rounded(self, weight: Tensor) -> Tensor:
