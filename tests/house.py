@@ -55,6 +55,13 @@ OWNERS = {
 }
 # What `core/host.py` asks the machine with; else the ground has no third party.
 ON_THE_GROUND = {"psutil"}
+# What a front knows of engines: their port, and how queries travel.
+_SEEN_BY_CLUSTER = (
+    "baton.engine.port",
+    "baton.engine.inbox",
+    "baton.kv.parcel",
+    "baton.kv.segment",
+)
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -169,6 +176,8 @@ def _past_the_port(imports: Iterable[Import]) -> Iterator[str]:
         beside = one.target == "baton.engine.client" or (mine, theirs) in (("server", "parsing"), ("server", "jobs"))
         if mine in ("server", "observe") and floor != 0 and not beside:
             yield f"{one}: neither ground nor the engine's client"
+        if mine == "cluster" and not (floor == 0 or one.target.startswith(_SEEN_BY_CLUSTER)):
+            yield f"{one}: neither a port of the engine nor a parcel"
         if mine == "policy" and floor != 0:
             yield f"{one}: not the ground"
 

@@ -115,6 +115,7 @@ def test_a_house_that_keeps_the_rules_is_left_in_peace() -> None:
         ("engine.engine", "import baton.cuda", "open the GPU's wing"),
         ("server.app", "from baton import observe", "next door"),
         ("server.app", "from baton.engine.engine import Engine", "neither ground nor the engine's client"),
+        ("cluster.far", "from baton.engine.loop import EngineLoop", "neither a port of the engine nor a parcel"),
         ("engine.engine", "from baton.batch.batch import RectangleBatch", "a body, not a port"),
         ("engine.engine", "from ..batch import batch", "a body, not a port"),
         ("engine.engine", "from baton.model import probe", "past the batch"),

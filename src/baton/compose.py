@@ -15,6 +15,10 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
+from baton.cluster.far import FarLoop
+from baton.cluster.port import Engines
+from baton.cluster.served import ServedEngine
+from baton.cluster.wire import About, Message
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ALIGNED, Config, check_loading, check_shaping, threads
 from baton.core.errors import LoadError
@@ -44,6 +48,7 @@ from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
 from baton.loader.load import Loaded, OnPhase, ignore_phase, load
 from baton.loader.threads import start_threads
+from baton.loader.tokens import load_tokenizer
 from baton.model.aligned import AlignedForward
 from baton.model.device import free_bytes
 from baton.model.execution import PrefillPlacement
@@ -294,6 +299,37 @@ def facts_of(loaded: Loaded) -> Facts:
         mapped_footprint=mapped,
         context_source=loaded.context_source,
     )
+
+
+def open_front(config: Config, engines: Engines, about: About) -> Client:
+    """A client of engines that are elsewhere. No weights are loaded; `about`: what the engines say of themselves."""
+    asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
+    tokenizer = load_tokenizer(asked)
+    tokenizer.prepare(about.settings.max_model_len)
+    return Client(
+        model_name=about.model,
+        settings=about.settings,
+        tokenizer=tokenizer,
+        fit=tokenizer.fit,
+        defaults=about.defaults,
+        loop=FarLoop(engines, about, monotonic),
+        clock=monotonic,
+        honours=about.honours,
+        compiler=Grammars(tokenizer, about.end_ids, about.settings.limits),
+    )
+
+
+def introduced(engine: EngineHandle) -> About:
+    """What a front needs to know of an engine."""
+    settings, loaded = engine.settings, engine.loaded
+    honours = tuple(sorted(traits(policy_named(settings.policy)).honours))
+    defaults = dict(loaded.generation.sampling)
+    return About(engine.client.model_name, settings, honours, loaded.end_ids, loaded.stamp, defaults)
+
+
+def served_engine(engine: EngineHandle, send: Callable[[Message], None]) -> ServedEngine:
+    """The engine for one front, to which `send` brings messages."""
+    return ServedEngine(engine.client.loop, engine.client.compile, monotonic, send)
 
 
 def set_threads(config: Config) -> None:

@@ -261,6 +261,11 @@ class Client:
         """Whether the policy honours this option of queries."""
         return term in self._honours
 
+    @property
+    def loop(self) -> Loop:
+        """The running engine itself."""
+        return self._loop
+
     def stats(self) -> Stats:
         return self._loop.stats()
 

@@ -1,0 +1,270 @@
+"""The body of the engine's loop whose engines are elsewhere: admission, routing, and going on after a loss."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from baton.cluster.follow import Follow
+from baton.cluster.port import EngineLost, Engines
+from baton.cluster.route import HeldPrefixes, blocks_of, choose
+from baton.cluster.wire import About, Message, ask_of, news_of, summed
+from baton.core.clock import Clock
+from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.events import Slots, Update
+from baton.core.query import Query
+from baton.engine.inbox import Deliver, is_counted
+from baton.engine.port import Stats
+from baton.kv.segment import KVSegment
+
+LOSSES = 2
+"""So many engines may be lost with a query on board. Then it fails, because it may be what ends them."""
+
+
+class FarLoop:
+    """Everything may be called from any thread. Each query is asked of one engine at a time."""
+
+    def __init__(self, engines: Engines, about: About, clock: Clock) -> None:
+        self._engines = engines
+        self._about = about
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._follows: dict[str, Follow] = {}
+        self._held = HeldPrefixes()
+        self._leaving: set[str] = set()
+        self._stats: dict[str, Stats] = {}
+        self._lost_queries = 0
+        self._draining = False
+        self._closed = False
+        self._idle = threading.Event()
+        self._idle.set()
+        engines.listen(self)
+
+    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
+        """Submits all of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
+        self._enter([Follow(query, deliver) for query in queries], sum(map(is_counted, queries)))
+
+    def resume(self, segments: Sequence[KVSegment], deliver: Deliver) -> None:
+        """Queries go on that were live elsewhere, from their tokens. Raises ShuttingDown, EngineUnhealthy."""
+        follows = []
+        for segment in segments:
+            follows.append(Follow(segment.query, deliver, tokens=segment.tokens[len(segment.query.prompt) :]))
+            segment.release()
+        self._enter(follows, 0)
+
+    def give(self, query_ids: Sequence[str] | None = None) -> Future[list[KVSegment]]:
+        """A front gives no queries: it has no engine of its own. Raises EngineUnhealthy."""
+        raise EngineUnhealthy("queries of several engines stay with them")
+
+    def check_room(self, count: int = 1) -> None:
+        with self._lock:
+            self._check_room(count)
+
+    def cancel(self, query_ids: Sequence[str]) -> None:
+        with self._lock:
+            gone = [self._follows.pop(name) for name in query_ids if name in self._follows]
+            self._tell_idle()
+        for follow in gone:
+            if follow.engine is not None:
+                self._try(follow.engine, "cancel", [follow.query.id])
+            follow.deliver([Update(follow.query.id, finish_reason="cancelled")])
+
+    def leaves(self, engine: str) -> None:
+        """The engine takes nothing more, and its queries go on in others."""
+        with self._lock:
+            self._leaving.add(engine)
+        self._try(engine, "give")
+
+    def stats(self) -> Stats:
+        with self._lock:
+            known = [self._stats[name] for name in sorted(self._stats)]
+        return summed(known) if known else _NOTHING
+
+    def stuck_seconds(self) -> float:
+        return 0.0  # each engine has a watchdog of its own
+
+    def not_ready(self) -> str | None:
+        with self._lock:
+            try:
+                self._check_open()
+                self._check_room(1)
+            except (QueueFull, ShuttingDown, EngineUnhealthy) as error:
+                return error.message
+        return None
+
+    def stop_admitting(self) -> None:
+        with self._lock:
+            self._draining = True
+
+    def drain(self, timeout_seconds: float) -> bool:
+        self.stop_admitting()
+        finished = self._idle.wait(timeout_seconds)
+        if not finished:
+            self._end_all("cancelled", None)
+        return finished
+
+    def close(self) -> None:
+        self._closed = True
+        self.stop_admitting()
+        self._end_all("cancelled", None)
+        self._engines.close()
+
+    # Called by the engines' threads
+
+    def heard(self, engine: str, message: Message) -> None:
+        news = news_of(message)
+        told: dict[Deliver, list[Update]] = {}
+        moved: list[Follow] = []
+        with self._lock:
+            if news.stats is not None:
+                self._stats[engine] = news.stats
+            for attempt, update in news.updates:
+                follow = self._follows.get(update.query_id)
+                if follow is None:
+                    continue
+                tell, again = follow.take(engine, attempt, update)
+                if tell is not None:
+                    told.setdefault(follow.deliver, []).append(tell)
+                    if tell.finish_reason is not None:
+                        del self._follows[update.query_id]
+                if again:
+                    moved.append(follow)
+            self._tell_idle()
+        for deliver, updates in told.items():
+            deliver(updates)
+        self._send(moved)
+
+    def lost(self, engine: str) -> None:
+        with self._lock:
+            self._held.forget(engine)
+            self._leaving.discard(engine)
+            self._stats.pop(engine, None)
+            # In order of arrival, as they are kept.
+            aboard = [follow for follow in self._follows.values() if follow.lost(engine)]
+            poison = [follow for follow in aboard if follow.losses >= LOSSES]
+            for follow in poison:
+                del self._follows[follow.query.id]
+            self._tell_idle()
+        for follow in poison:
+            error = f"{LOSSES} engines were lost with this query on board, so it is asked of no third (engine_lost)"
+            follow.deliver([Update(follow.query.id, finish_reason="error", error=error)])
+        self._send([follow for follow in aboard if follow.losses < LOSSES])
+
+    def came(self, engine: str) -> None:
+        with self._lock:
+            waiting = [follow for follow in self._follows.values() if follow.engine is None]
+        self._send(waiting)
+
+    def _enter(self, follows: list[Follow], counted: int) -> None:
+        with self._lock:
+            self._check_open()
+            if counted:
+                self._check_room(counted)
+            self._follows |= {follow.query.id: follow for follow in follows}
+            self._idle.clear()
+        self._send(follows)
+
+    def _send(self, follows: Sequence[Follow]) -> None:
+        """Asks an engine for each. Without an engine they wait until one comes."""
+        left = list(follows)
+        while left:
+            chosen: dict[str, list[tuple[Follow, Message]]] = {}
+            with self._lock:
+                for follow in left:
+                    if follow.engine is not None or follow.query.id not in self._follows:
+                        continue  # another thread was quicker, or it has ended
+                    if (engine := self._choice(follow)) is not None:
+                        chosen.setdefault(engine, []).append((follow, self._ask(follow, engine)))
+            left = []
+            for engine, pairs in chosen.items():
+                try:
+                    self._engines.start(engine, [ask for _, ask in pairs])
+                except EngineLost:
+                    # It was not on board, so this is no loss of the query's.
+                    left += self._back([follow for follow, _ in pairs], engine)
+
+    def _back(self, follows: Sequence[Follow], engine: str) -> list[Follow]:
+        with self._lock:
+            self._leaving.add(engine)
+            back = [follow for follow in follows if follow.engine == engine]
+            for follow in back:
+                follow.engine = None
+        return back
+
+    def _choice(self, follow: Follow) -> str | None:
+        """The engine for a query; choices of one prompt go to one engine, while they are new."""
+        query = follow.query
+        first = self._follows.get(query.sibling_of)
+        if first is not None and first is not follow and first.engine is not None and not follow.tokens:
+            return first.engine
+        work = dict.fromkeys(self._engines.names(), 0)
+        for other in self._follows.values():
+            if other.engine in work:
+                work[other.engine] += other.tokens_left
+        blocks = blocks_of(query.prompt)
+        engine = choose(len(query.prompt), work, self._held.tokens(blocks), self._leaving)
+        if engine is not None:
+            self._held.add(engine, blocks)
+        return engine
+
+    def _ask(self, follow: Follow, engine: str) -> Message:
+        follow.goes_to(engine)
+        return ask_of(follow.query, follow.tokens, follow.attempt, self._about.stamp, self._clock())
+
+    def _check_open(self) -> None:
+        if self._draining or self._closed:
+            raise ShuttingDown("the server is shutting down")
+        if not set(self._engines.names()) - self._leaving:
+            raise EngineUnhealthy("no engine is there")
+
+    def _check_room(self, count: int) -> None:
+        """Raises QueueFull if all engines together have no room for so many queries that wait."""
+        self._check_open()
+        settings, engines = self._about.settings, len(set(self._engines.names()) - self._leaving)
+        waiting = sum(not follow.tokens and not follow.query.background for follow in self._follows.values())
+        running = sum(bool(follow.tokens) for follow in self._follows.values())
+        most = engines * settings.max_waiting
+        if waiting + count > most + max(0, engines * settings.max_rows - running):
+            raise QueueFull(f"{waiting} queries are waiting and at most {most} may (--max-waiting)")
+
+    def _end_all(self, reason: str, error: str | None) -> None:
+        with self._lock:
+            follows, self._follows = list(self._follows.values()), {}
+            self._tell_idle()
+        for follow in follows:
+            if follow.engine is not None:
+                self._try(follow.engine, "cancel", [follow.query.id])
+            follow.deliver([Update(follow.query.id, finish_reason=reason, error=error)])
+
+    def _try(self, engine: str, verb: str, *given: object) -> None:
+        # What a lost engine had is asked of others when its loss is told.
+        with contextlib.suppress(EngineLost):
+            getattr(self._engines, verb)(engine, *given)
+
+    def _tell_idle(self) -> None:
+        if not self._follows:
+            self._idle.set()
+
+
+_NOTHING = Stats(
+    running=0,
+    waiting=0,
+    prefilling=0,
+    ready=0,
+    preempted=0,
+    rows=0,
+    rows_occupied=0,
+    columns=0,
+    kv_bytes_used=0,
+    kv_bytes_budget=0,
+    iterations=0,
+    prompt_tokens=0,
+    generated_tokens=0,
+    insertions=0,
+    preemptions=0,
+    slots=Slots(),
+    outcomes={},
+    last_iteration_age_seconds=0.0,
+)

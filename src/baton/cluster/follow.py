@@ -1,0 +1,61 @@
+"""One query's way through engines: what its asker was told, and where it is now. Knows no transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from baton.core.events import Update, Usage
+from baton.core.query import Query
+from baton.engine.inbox import Deliver
+
+
+@dataclass(slots=True)
+class Follow:
+    """A query that a front asks of engines, one after the other.
+
+    `engine`: where it is; None while it is on no engine. `attempt`: counts where it was. `losses`: engines that were
+    lost with it on board.
+    """
+
+    query: Query
+    deliver: Deliver
+    engine: str | None = None
+    attempt: int = 0
+    losses: int = 0
+    tokens: list[int] = field(default_factory=list)
+    spent: Usage | None = None
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that it may still have computed: of its prompt, of what was told, and of the rest of its answer."""
+        return len(self.query.prompt) + self.query.limit_tokens
+
+    def goes_to(self, engine: str) -> None:
+        self.engine = engine
+        self.attempt += 1
+
+    def take(self, engine: str, attempt: int, update: Update) -> tuple[Update | None, bool]:
+        """Returns what its asker is told of an update, and whether it must be asked of another engine.
+
+        Updates of an attempt that is over are nobody's.
+        """
+        if engine != self.engine or attempt != self.attempt:
+            return None, False
+        self.tokens += update.token_ids
+        if update.finish_reason != "moved":
+            if update.usage is not None and self.spent is not None:
+                update = replace(update, usage=update.usage.after(self.spent))
+            return update, False
+        if update.usage is not None:
+            self.spent = update.usage if self.spent is None else update.usage.after(self.spent)
+        self.engine = None
+        left = replace(update, finish_reason=None, error=None, usage=None)
+        return (left if left.token_ids or left.text else None), True
+
+    def lost(self, engine: str) -> bool:
+        """Its engine may be lost. Returns whether it was on board."""
+        if engine != self.engine:
+            return False
+        self.engine = None
+        self.losses += 1
+        return True

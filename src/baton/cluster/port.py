@@ -1,0 +1,46 @@
+"""Where engines are, and how messages come to them: a pipe, a socket, a cluster. The front sees this alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from baton.cluster.wire import Message
+from baton.core.errors import BatonError
+
+
+class EngineLost(BatonError):
+    """An engine is not there any more."""
+
+    code = "engine_lost"
+
+
+class Hearing(Protocol):
+    """What engines tell a front. Called by any thread, for each engine in order."""
+
+    def heard(self, engine: str, message: Message) -> None:
+        """News of an engine: once per iteration in which there was any."""
+
+    def lost(self, engine: str) -> None:
+        """No more news will come of this engine: it has ended."""
+
+    def came(self, engine: str) -> None:
+        """There is a new engine."""
+
+
+class Engines(Protocol):
+    """Engines by name. All but `names` may take time, and raise EngineLost. Safe to call from any thread."""
+
+    def names(self) -> Sequence[str]:
+        """The engines that take asks now."""
+
+    def listen(self, hearing: Hearing) -> None: ...
+
+    def start(self, engine: str, asks: Sequence[Message]) -> None: ...
+
+    def cancel(self, engine: str, query_ids: Sequence[str]) -> None: ...
+
+    def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
+        """These queries leave the engine, all if None: the last update of each is "moved"."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,27 @@
+"""An engine in a process of its own, for a front that talks to it through pipes: a line of JSON for each message."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from typing import Any
+
+from baton.cluster.wire import introduction
+from baton.compose import introduced, open_engine, served_engine
+from baton.core.config import make_config
+
+if __name__ == "__main__":
+    lock, out = threading.Lock(), sys.stdout
+
+    def send(message: Any) -> None:
+        with lock:
+            print(json.dumps(message), file=out, flush=True)
+
+    engine = open_engine(make_config(json.loads(sys.argv[1])))
+    send(introduction(introduced(engine)))
+    served = served_engine(engine, send)
+    for line in sys.stdin:
+        verb, given = json.loads(line)
+        getattr(served, verb)(given)
+    engine.close()

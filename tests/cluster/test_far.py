@@ -1,0 +1,235 @@
+"""The front's loop over engines that do what a test says: who is asked, what is told, and when a query is given up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from baton.cluster.far import FarLoop
+from baton.cluster.port import EngineLost, Hearing
+from baton.cluster.wire import (
+    WIRE,
+    About,
+    BadMessage,
+    Message,
+    News,
+    about_of,
+    ask_of,
+    introduction,
+    message_of,
+    news_of,
+    segment_of,
+)
+from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.events import Slots, TokenLogprobs, Update, Usage
+from baton.core.query import Query, SamplingParams
+from baton.core.settings import Settings
+from baton.engine.port import Stats
+
+SETTINGS = Settings("baton", 1, 64, 4096, None, 0.2, 2, 0)
+ABOUT = About("m", SETTINGS, ("priority",), (0,), "stamp", {"top_p": 0.5})
+USAGE = Usage(3, 2, 10, 1, 0.5, 0.5, 0.5, 0.25, 1, 2)
+
+
+def query(name: str, **more: Any) -> Query:
+    return Query(id=name, prompt=(1, 2, 3), params=SamplingParams(), seed=1, limit_tokens=9, arrived=0.0, **more)
+
+
+def never(form: object) -> Any:
+    raise AssertionError
+
+
+class Told:
+    """The engines, by what they were told. `broken`: start on these raises."""
+
+    def __init__(self, *names: str) -> None:
+        self.there = list(names)
+        self.asked: list[tuple[str, Any]] = []
+        self.verbs: list[tuple[str, str, Any]] = []
+        self.broken: set[str] = set()
+        self.hearing: Hearing
+
+    def names(self) -> Sequence[str]:
+        return self.there
+
+    def listen(self, hearing: Hearing) -> None:
+        self.hearing = hearing
+
+    def start(self, engine: str, asks: Sequence[Message]) -> None:
+        if engine in self.broken:
+            raise EngineLost("gone")
+        self.asked += [(engine, json.loads(json.dumps(ask))) for ask in asks]
+
+    def cancel(self, engine: str, query_ids: Sequence[str]) -> None:
+        self.verbs.append(("cancel", engine, list(query_ids)))
+
+    def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
+        self.verbs.append(("give", engine, query_ids))
+
+    def close(self) -> None: ...
+
+    def say(self, engine: str, update: Update, attempt: int = 1, stats: Stats | None = None) -> None:
+        self.hearing.heard(engine, json.loads(json.dumps(message_of(News([(attempt, update)], stats)))))
+
+    def lose(self, engine: str) -> None:
+        self.there.remove(engine)
+        self.hearing.lost(engine)
+
+    @property
+    def where(self) -> list[tuple[str, str]]:
+        return [(ask["parcel"]["query"]["id"], engine) for engine, ask in self.asked]
+
+
+class Front:
+    """A loop over these engines, and what its askers heard."""
+
+    def __init__(self, *names: str) -> None:
+        self.engines = Told(*names)
+        self.loop = FarLoop(self.engines, ABOUT, lambda: 100.0)
+        self.heard: list[Update] = []
+        self.hear: Callable[[list[Update]], None] = self.heard.extend
+
+
+def test_work_is_spread_and_updates_come_back() -> None:
+    front = Front("a", "b")
+    for name in "pqrs":
+        front.loop.submit([query(name)], front.hear)
+    assert front.engines.where == [("p", "a"), ("q", "b"), ("r", "a"), ("s", "b")]
+    front.engines.say("a", Update("p", (7,), "x"))
+    front.engines.say("a", Update("p", (8,), "y", "stop", usage=USAGE, stopped_by="y"))
+    assert front.heard == [Update("p", (7,), "x"), Update("p", (8,), "y", "stop", usage=USAGE, stopped_by="y")]
+    front.engines.say("a", Update("p", (9,), "late"))
+    assert len(front.heard) == 2
+
+
+def test_after_a_loss_a_query_goes_on_from_what_was_told() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query("p")], front.hear)
+    front.engines.say("a", Update("p", (7,), "x"))
+    front.engines.lose("a")
+    (_, ask) = front.engines.asked[-1]
+    attempt, segment = segment_of(ask, 0.0, never)
+    assert (attempt, segment.tokens, segment.cached, segment.computed) == (2, [1, 2, 3, 7], 0, 3)
+    # What the first engine still said is nobody's; a "cancelled" of an earlier attempt is no end.
+    front.engines.say("a", Update("p", (6,), "no"), 1)
+    front.engines.say("b", Update("p", finish_reason="cancelled"), 1)
+    front.engines.say("b", Update("p", (8,), "y", "length", usage=USAGE), 2)
+    assert front.heard == [Update("p", (7,), "x"), Update("p", (8,), "y", "length", usage=USAGE)]
+
+
+def test_two_losses_are_enough() -> None:
+    front = Front("a", "b", "c")
+    front.loop.submit([query("p")], front.hear)
+    front.engines.lose("a")
+    front.engines.lose("b")
+    assert [engine for engine, _ in front.engines.asked] == ["a", "b"]
+    assert front.heard[-1].finish_reason == "error" and "engine_lost" in (front.heard[-1].error or "")
+    assert front.loop.drain(0.0)
+
+
+def test_an_engine_that_was_gone_before_it_was_asked_is_no_loss() -> None:
+    front = Front("a", "b", "c")
+    front.engines.broken = {"a", "b"}
+    front.loop.submit([query("p")], front.hear)
+    assert [engine for engine, _ in front.engines.asked] == ["c"]
+    front.engines.lose("c")
+    assert front.heard == []
+
+
+def test_what_leaves_in_peace_goes_on_and_its_usage_is_summed() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query("p")], front.hear)
+    front.engines.say("a", Update("p", (7,), "x"))
+    front.loop.leaves("a")
+    assert front.engines.verbs == [("give", "a", None)]
+    front.engines.say("a", Update("p", (8,), "", "moved", usage=USAGE))
+    assert front.engines.where[-1] == ("p", "b")
+    front.engines.say("b", Update("p", (9,), "z", "stop", usage=USAGE), 2)
+    assert [update.finish_reason for update in front.heard] == [None, None, "stop"]
+    usage = front.heard[-1].usage
+    assert usage is not None and (usage.useful_slots, usage.preemptions, usage.generated_tokens) == (20, 2, 2)
+    front.loop.submit([query("q")], front.hear)
+    assert front.engines.where[-1] == ("q", "b")
+
+
+def test_without_an_engine_queries_wait_for_one() -> None:
+    front = Front("a")
+    front.loop.submit([query("p")], front.hear)
+    front.engines.lose("a")
+    assert front.heard == [] and front.loop.not_ready() == "no engine is there"
+    with pytest.raises(EngineUnhealthy):
+        front.loop.submit([query("q")], front.hear)
+    front.engines.there = ["b"]
+    front.engines.hearing.came("b")
+    assert front.engines.where[-1] == ("p", "b")
+
+
+def test_admission_is_by_the_sum_of_engines() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query(str(at)) for at in range(6)], front.hear)
+    with pytest.raises(QueueFull, match="at most 4"):
+        front.loop.submit([query("x")], front.hear)
+    assert len(front.engines.asked) == 6 and "at most 4" in (front.loop.not_ready() or "")
+    front.loop.stop_admitting()
+    with pytest.raises(ShuttingDown):
+        front.loop.check_room()
+
+
+def test_choices_of_a_prompt_go_to_one_engine() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query(name, sibling_of="p") for name in "pqr"], front.hear)
+    assert {engine for _, engine in front.engines.where} == {"a"}
+
+
+def test_cancelled_queries_are_cancelled_where_they_are() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query("p"), query("q")], front.hear)
+    front.loop.cancel(["q", "nobody"])
+    assert front.engines.verbs == [("cancel", "b", ["q"])]
+    assert not front.loop.drain(0.0)
+    assert [update.finish_reason for update in front.heard] == ["cancelled", "cancelled"]
+
+
+def stats(running: int, **more: Any) -> Stats:
+    numbers = dict.fromkeys((known for known in Stats.__dataclass_fields__ if known not in _OTHERS), 2)
+    return Stats(**{**numbers, "running": running, "slots": Slots(useful=3), "outcomes": {"finished": 1}, **more})
+
+
+_OTHERS = ("slots", "outcomes", "costs")
+
+
+def test_statistics_are_summed() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query("p")], front.hear)
+    front.engines.say("a", Update("p", (7,)), stats=stats(3, last_iteration_age_seconds=0.5))
+    front.engines.say("b", Update("x", (7,)), stats=stats(4, last_iteration_age_seconds=0.25))
+    both = front.loop.stats()
+    assert (both.running, both.rows, both.last_iteration_age_seconds) == (7, 4, 0.5)
+    assert both.slots.useful == 6 and both.outcomes == {"finished": 2}
+    front.engines.lose("b")
+    assert front.loop.stats().running == 3
+
+
+def test_all_of_an_update_crosses() -> None:
+    scores = (TokenLogprobs(7, -0.5, 2, ((8, -0.25), (7, -0.5))),)
+    update = Update("p", (7,), "é", "stop", "why", USAGE, scores, scores, True, "s")
+    for one in (update, Update("p"), Update("p", (7,), "x")):
+        crossed = news_of(json.loads(json.dumps(message_of(News([(3, one)], stats(1))))))
+        assert list(crossed.updates) == [(3, one)] and crossed.stats == stats(1)
+    assert about_of(json.loads(json.dumps(introduction(ABOUT)))) == ABOUT
+
+
+@pytest.mark.parametrize("reader", [news_of, about_of, lambda message: segment_of(message, 0.0, never)])
+def test_other_versions_are_refused_by_their_number(reader: Any) -> None:
+    with pytest.raises(BadMessage, match="version 9"):
+        reader({"wire": 9})
+    with pytest.raises(BadMessage, match="this is no"):
+        reader({"wire": WIRE})
+
+
+def test_an_ask_is_plain_json() -> None:
+    ask = ask_of(query("p"), [7], 2, "stamp", 100.0)
+    assert json.loads(json.dumps(ask))["wire"] == WIRE

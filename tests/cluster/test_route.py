@@ -1,0 +1,63 @@
+"""Which engine is asked: examples, and what holds for any numbers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from baton.cluster.route import BLOCK_TOKENS, HeldPrefixes, blocks_of, choose
+
+WORK = some.dictionaries(some.sampled_from("abcd"), some.integers(0, 1000), min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("work", "held", "leaving", "chosen"),
+    [
+        ({"a": 5, "b": 4}, {}, (), "b"),
+        ({"b": 4, "a": 4}, {}, (), "a"),
+        ({"a": 90, "b": 40}, {"a": 64}, (), "a"),
+        ({"a": 200, "b": 40}, {"a": 64}, (), "b"),
+        ({"a": 0, "b": 40}, {}, ("a",), "b"),
+        ({"a": 0}, {}, ("a",), None),
+        ({}, {}, (), None),
+    ],
+)
+def test_examples(work: dict[str, int], held: dict[str, int], leaving: tuple[str, ...], chosen: str | None) -> None:
+    assert choose(100, work, held, leaving) == chosen
+
+
+@given(WORK, WORK, some.sets(some.sampled_from("abcd")))
+def test_nobody_waits_behind_more_work_than_elsewhere(
+    work: dict[str, int], held: dict[str, int], leaving: set[str]
+) -> None:
+    chosen = choose(1000, work, held, leaving)
+    free = set(work) - leaving
+    assert (chosen in free) if free else chosen is None
+    if chosen is not None:
+        assert all(work[chosen] - held.get(chosen, 0) <= work[one] - held.get(one, 0) for one in free)
+
+
+def test_a_prefix_is_held_up_to_where_prompts_part() -> None:
+    held, prompt = HeldPrefixes(), list(range(100))
+    held.add("a", blocks_of(prompt))
+    assert held.tokens(blocks_of(prompt)) == {"a": 96}
+    assert held.tokens(blocks_of([*prompt[:70], 7, *prompt[71:]])) == {"a": 64}
+    assert held.tokens(blocks_of([1, *prompt])) == {}
+    held.add("b", blocks_of(prompt[:40]))
+    assert held.tokens(blocks_of(prompt)) == {"a": 96, "b": 32}
+    held.forget("a")
+    assert held.tokens(blocks_of(prompt)) == {"b": 32}
+
+
+def test_what_was_asked_longest_ago_is_forgotten() -> None:
+    held = HeldPrefixes(most=3)
+    first, second = [1] * (2 * BLOCK_TOKENS + 1), [2] * (2 * BLOCK_TOKENS + 1)
+    held.add("a", blocks_of(first))
+    held.add("b", blocks_of(second))
+    assert held.tokens(blocks_of(second)) == {"b": 64}
+    assert held.tokens(blocks_of(first)) == {}
+
+
+def test_the_last_token_is_in_no_block() -> None:
+    assert len(blocks_of([1] * BLOCK_TOKENS)) == 0 and len(blocks_of([1] * (BLOCK_TOKENS + 1))) == 1
