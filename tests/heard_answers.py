@@ -126,7 +126,9 @@ def told(answer: Answer) -> Any:
             joined.add(where, choice)
         if '_delta"' in data or '.delta"' in data:
             joined.add(f"block {event.get('index')}", event.get("delta"))
-    return joined, events[-1]
+    # Which of several choices ends last is a matter of time.
+    last = None if answer.body.get("stream") and events[-1].get("choices") else events[-1]
+    return joined, last
 
 
 def requests(count: int) -> list[Answer]:

@@ -59,7 +59,7 @@ async def test_streams_outlive_an_engine_that_is_killed(piped: Piped) -> None:
             await asked_of(url, cut, "ask", kill)
             victim.process.wait()
             for one, right in zip(cut, uncut, strict=True):
-                assert one.whole, one.trouble
+                assert one.whole, (one.path, one.trouble, one.events[-2:])
                 assert told(one) == told(right)
             if round + 1 < KILLS:
                 child = Child(SETTINGS)
