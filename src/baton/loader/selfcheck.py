@@ -83,6 +83,16 @@ def alone(model: PreTrainedModel, text: Tensor, prompt: int) -> Tensor:
     return torch.stack(logits)
 
 
+def at_once(model: PreTrainedModel, text: Tensor) -> Tensor:
+    """The model's own logits for a text's last tokens as `stock_logits` returns them, in one forward."""
+    cache, text = DynamicCache(config=model.config), text.to(model.device)
+    positions = torch.arange(len(text), device=text.device)
+    as_made(model)
+    with torch.inference_mode():
+        logits: Tensor = call(model, text[None], positions[None], cache).logits[0, -STEPS - 1 :].float()
+    return logits
+
+
 def tolerance_of(
     model: PreTrainedModel, texts: Sequence[Tensor], prompts: Sequence[int], expected: Sequence[Tensor]
 ) -> float | None:
