@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from baton.core.errors import EngineUnhealthy
 from baton.core.limits import Limits
 from baton.server.auth import Access
 from server.scripted import ScriptedLoop, app_of
@@ -196,6 +198,20 @@ async def test_without_room_in_the_folder_clients_are_told_so(served: Served) ->
     task = await served.asked({**CHAT, "stream": False})
     await asyncio.to_thread(served.app.state.drain, 1.0)
     assert (await task).json()["error"]["code"] == "shutting_down"
+
+
+async def test_an_engine_that_gives_nothing_is_drained_as_ever(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give(query_ids: Sequence[str] | None = None) -> Any:
+        raise EngineUnhealthy("the engine has stopped")
+
+    monkeypatch.setattr(served.loop, "give", give)
+    served.loop.held = True
+    await served.app.state.begin()
+    tasks = [await served.asked({**CHAT, "stream": False}, f"{at:016}") for at in range(3)]
+    begun = time.monotonic()
+    await asyncio.to_thread(served.app.state.drain, 0.1)
+    assert time.monotonic() - begun < 5
+    assert [(await task).json()["error"]["code"] for task in tasks] == ["shutting_down"] * 3
 
 
 @pytest.mark.parametrize("trouble", ["other bytes", "another model"])

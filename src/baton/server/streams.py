@@ -25,6 +25,7 @@ KEPT_AT_ONCE = 4096
 LEAST_CHARACTERS = 16
 """Of an id that a client chose itself, on a server without keys: whoever knows an id may read its answer."""
 _LAST_UPDATES_SECONDS = 10.0
+_NOTHING_GIVEN_SECONDS = 1.0
 _HERE = "GET /v1/baton/streams/{id}, with this request's x-request-id, has the answer once it is back"
 
 _log = logging.getLogger("baton.server")
@@ -196,9 +197,11 @@ class Streams:
         given = await self._given(
             [name for one in kept if not one.done for name in one.asked.query_ids], timeout_seconds
         )
-        whole = 0
+        whole, clock = 0, asyncio.get_running_loop().time
+        # An engine that gives nothing may hang, and must not be waited for once per answer.
+        until = clock() + (_LAST_UPDATES_SECONDS if given else _NOTHING_GIVEN_SECONDS)
         for recording in kept:
-            if not await recording.settled(_LAST_UPDATES_SECONDS):
+            if not await recording.settled(max(0.0, until - clock())):
                 continue  # the engine did not give it: it may end before the process does
             segments = [given[name] for name in recording.asked.query_ids if name in given]
             try:
