@@ -34,6 +34,14 @@ _COMMON: dict[str, Any] = {
 _GPT = {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 _LOCAL_MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_GROUPED_MOE = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+}
 
 _MLA = {
     "n_routed_experts": 4,
@@ -164,6 +172,26 @@ FAMILIES = (
         },
     ),
     Family("gpt_oss", "gpt_oss", {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": WINDOW, **_LOCAL_MOE}),
+    Family("olmoe", "olmoe", _MOE),
+    # Of four experts, one text comes to two whose numbers differ by 5e-7: any rounding decides between these.
+    Family("granitemoe", "granitemoe", {**_LOCAL_MOE, "num_local_experts": 5}),
+    # Two of four groups of experts are chosen first, and the first layer is dense.
+    Family("glm4_moe", "glm4_moe", {"head_dim": 16, **_GROUPED_MOE}),
+    Family(
+        "gemma4_moe",
+        "gemma4_text",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 48,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+    ),
     Family(
         "gemma3n",
         "gemma3n_text",

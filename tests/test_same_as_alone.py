@@ -39,6 +39,7 @@ NATIVE = (
     *("llama", "qwen3", "mistral_window", "gemma3", "gpt2", "llama3_rope", "qwen2", "qwen2_window"),
     *("gemma", "gemma2", "gemma4", "phi", "phi3", "olmo2", "olmo3", "gpt_bigcode", "gpt_neox", "opt"),
     *("granite", "stablelm", "smollm3", "glm4", "cohere2", "starcoder2", "exaone4"),
+    *("qwen3_moe", "qwen2_moe", "mixtral", "phimoe", "gpt_oss", "olmoe", "granitemoe", "glm4_moe", "gemma4_moe"),
 )
 
 

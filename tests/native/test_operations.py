@@ -12,7 +12,7 @@ from baton.loader.choose import choose
 from baton.model.visibility import Span
 from baton.native import library as native
 from families import Family, model_from
-from model.test_program import fed, is_native, rectangle_of, some_texts
+from model.test_program import fed, is_native, rectangle_of, some_texts, unchecked
 
 pytestmark = pytest.mark.skipif(native.library is None, reason=native.describe())
 
@@ -29,6 +29,17 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "rsqrt": lambda x: torch.rsqrt(x.abs() + 0.1),
     "softplus": nn.functional.softplus,
     "tanh": torch.tanh,
+    # What models choose experts by.
+    "clamp to a number of the token": lambda x: x.clamp(min=x.mean(-1, keepdim=True)),
+    "gather": lambda x: x * x.gather(-1, x.topk(3)[1]).sum(-1, keepdim=True),
+    "index": lambda x: x * torch.arange(float(x.shape[-1]))[x.topk(2)[1]].mean(-1, keepdim=True) / x.shape[-1],
+    "masked_fill": lambda x: x.masked_fill(x > 0.2, 0.1),
+    "max": lambda x: x * x.max(-1, keepdim=True)[0],
+    "rows of a table": lambda x: x + torch.eye(x.shape[-1])[x.max(-1)[1]],
+    "scatter": lambda x: x.scatter(-1, x.topk(5)[1], 0.5),
+    "sum of few parts": lambda x: x + x.unflatten(-1, (4, -1)).sum(-2).repeat_interleave(4, -1),
+    "sum of many parts": lambda x: x + x.unflatten(-1, (-1, 4)).sum(-2)[..., :1],
+    "topk": lambda x: torch.zeros_like(x).scatter_(-1, x.topk(5)[1], x.topk(5)[0]),
 }
 
 
@@ -53,3 +64,16 @@ def test_a_step_with_an_operation_gives_the_logits_that_torch_gives(name: str) -
         logits.append(fed(forward, rectangle_of(forward, 2), steps, texts))
     for expected, ours in zip(*logits, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_of_equal_numbers_the_first_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch promises nothing here, so that no self-check compares."""
+    texts, logits = some_texts(1), []
+    ways = {"ties": lambda x: x + (x * 0).topk(3)[1].float(), "first": lambda x: x + torch.arange(3.0)}
+    for name, way in ways.items():
+        monkeypatch.setitem(OPERATIONS, name, lambda x, way=way: torch.cat([way(x[..., :3]), x[..., 3:]], -1))
+        model = model_from(Family("llama", "llama", {"num_hidden_layers": 1}))
+        model.model.layers[0].mlp.act_fn = Activation(name)
+        forward = unchecked(model)
+        logits += fed(forward, rectangle_of(forward, 1), [[Span(0, 0, 9)]], texts)
+    assert torch.equal(*logits)

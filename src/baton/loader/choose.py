@@ -117,9 +117,10 @@ class Proof:
     expected: list[Tensor]
     tolerance: float | None = None
 
-    def check(self, forward: Forward, tolerance: float | None = None) -> None:
-        """Raises LoadError for other logits."""
-        self_check(self.model, forward, self.texts, self.expected, tolerance=tolerance or self.tolerance)
+    def check(self, forward: Forward, tolerance: float | None = None, *, choosing: bool = False) -> None:
+        """Raises LoadError for other logits. `choosing`: see `self_check`."""
+        within = tolerance or self.tolerance
+        self_check(self.model, forward, self.texts, self.expected, tolerance=within, choosing=choosing)
 
 
 def proof_of(model: PreTrainedModel, tolerance: float | None = None) -> Proof:
@@ -225,7 +226,8 @@ def in_native_steps(
         )
         forward = NativeForward(program, plain)
         if format.packing.exact:
-            proof.check(forward)
+            rounded = model.dtype is not torch.float32 or bool(packed_layers(model))
+            proof.check(forward, choosing=program.chooses and rounded)
         else:
             _check_rounded(proof, plain, forward, format)
         return forward, []
@@ -242,11 +244,11 @@ def _check_rounded(proof: Proof, plain: TorchForward, forward: NativeForward, fo
     program = forward.program
     room = program.lendable_bytes
     if room is None or room > free_bytes(plain.device):
-        return proof.check(forward, format.rough_tolerance)
+        return proof.check(forward, format.rough_tolerance, choosing=program.chooses)
     with program.lent():
         expected = our_logits(proof.model, plain, proof.texts)
     tolerance = max(format.tolerance, proof.tolerance or 0)
-    return replace(proof, expected=expected).check(forward, tolerance)
+    return replace(proof, expected=expected).check(forward, tolerance, choosing=program.chooses)
 
 
 def in_steady_steps(

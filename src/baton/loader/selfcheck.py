@@ -25,6 +25,8 @@ MOST_OPERATIONS = 3e11
 STEPS = 4
 # Two ways of computing are each about as far from float32 as the noise, which was measured on other tokens.
 TIMES_NOISE = 4
+# Of logits, relative to the largest: of a token that went to another expert than in the model alone.
+OTHER_EXPERTS = 1.0
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -117,7 +119,12 @@ def tolerance_of(
 
 def largest(ours: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest difference of logits, relative to the largest logit of each text."""
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, expected, strict=True))
+    return max(float(one.max()) for one in _by_token(ours, expected))
+
+
+def _by_token(ours: Sequence[Tensor], expected: Sequence[Tensor]) -> list[Tensor]:
+    """As `largest`, of each token by itself: `[tokens]` for each text."""
+    return [(a - b).abs().amax(-1) / b.abs().max() for a, b in zip(ours, expected, strict=True)]
 
 
 def self_check(
@@ -127,16 +134,21 @@ def self_check(
     expected: list[Tensor],
     *,
     tolerance: float | None = None,
+    choosing: bool = False,
     make: Callable[..., Rectangle] = Rectangle,
     columns: int = 0,
 ) -> float:
     """Compares a fill in two chunks and a few decode steps, one row for each text, with the texts alone.
 
     Returns the largest difference of logits relative to their largest. Raises LoadError above the tolerance, which is
-    that of the model's dtype by default. `make`: makes the rectangle, of at least so many `columns`.
+    that of the model's dtype by default. `choosing`: tokens choose experts by rounded numbers. A near tie may then fall
+    the other way, and gives this token other logits, so the tolerance is that of the median token; others may differ by
+    up to OTHER_EXPERTS. `make`: makes the rectangle, of at least so many `columns`.
     """
     ours = our_logits(model, forward, texts, make, columns=columns)
     error = largest(ours, expected)
+    if choosing and error <= OTHER_EXPERTS:
+        error = float(torch.cat(_by_token(ours, expected)).median())
     if not error <= (tolerance or TOLERANCE.get(model.dtype, 1e-1)):
         raise LoadError(f"its logits differ from those of the model alone by {error:.1e} of their size")
     return error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from baton.model.packed_linear import PackedLinear
-from baton.native.graph import Buffer, Graph, Line, Space, TableSpec, Value, VisibilitySpec, collapsed, ref, refuse
+from baton.native.graph import Buffer, Graph, Line, Ref, Space, TableSpec, Value, VisibilitySpec, collapsed, ref, refuse
 from baton.native.record import ROWS
 
 
@@ -119,17 +119,88 @@ class Emitter:
     def looked_up(self, weight: Tensor, index: Value, *args: Any, **kwargs: Any) -> Value:
         """`embedding`."""
         index = self.here(index)
-        if not isinstance(weight, Tensor) or index.shape[1:].numel() != 1:
-            raise refuse("a table whose rows are not looked up one by one")
-        out = self.new((*index.shape, weight.shape[1]))
-        _, (number,) = collapsed((1,), [ref(flat_view(index), (ROWS, 1))], keep_last=True)
-        sizes, (written,) = collapsed(
-            (weight.shape[1],), [ref(flat_view(out), (ROWS, weight.shape[1]))], keep_last=True
-        )
+        if not isinstance(weight, Tensor) or weight.dim() != 2:
+            raise refuse("a table that is computed")
+        width = weight.shape[1]
+        out = self.new((*index.shape, width))
+        numbers = self.flat(index)
+        count = numbers.shape[1]
         self.lines.append(
-            Line("EMBED", sizes=sizes, out=written, inputs=(number,), table=self.table(weight, packed=False))
+            Line(
+                "EMBED",
+                sizes=(1, 1, count, width),
+                out=_padded(ref(flat_view(out), (ROWS, count * width)), (width, 1)),
+                inputs=(_padded(ref(numbers, numbers.shape), (numbers.view.stride(1), 0)),),
+                table=self.table(weight, packed=False),
+            )
         )
         return out
+
+    def flat(self, value: Value) -> Value:
+        """The same value as `[ROWS, numbers]`."""
+        try:
+            return flat_view(value)
+        except RuntimeError:
+            return flat_view(self.by_number("COPY", value))
+
+    def chosen(self, x: Value, index: Value, weight: Tensor) -> Value:
+        """A product with chosen experts: x `[ROWS, slots or 1, inputs]`, index `[ROWS, slots]`.
+
+        `weight` `[experts, outputs, inputs]`; returns `[ROWS, slots, outputs]`.
+        """
+        if not isinstance(weight, Tensor) or x.view.dim() != 3 or index.view.dim() != 2:
+            raise refuse("experts whose weights are computed")
+        x, index = self.dense(x), self.here(index)
+        experts, outputs, _ = weight.shape
+        slots = index.shape[1]
+        out = self.new((ROWS, slots, outputs))
+        between = x.view.stride(1) if x.shape[1] > 1 else 0
+        self.lines.append(
+            Line(
+                "EXPERT",
+                sizes=(1, experts, slots, outputs),
+                out=_padded(ref(out, out.shape), (outputs, 1)),
+                inputs=(
+                    _padded(ref(x, x.shape), (between, 1)),
+                    _padded(ref(index, index.shape), (index.view.stride(1), 0)),
+                ),
+                table=self.table(weight, packed=True),
+            )
+        )
+        return out
+
+    def largest(self, x: Value, count: int) -> tuple[Value, Value]:
+        """The largest numbers of the last dimension `[..., count]`, in order, and which they are."""
+        x = self.here(x)
+        index = self.new((*x.shape[:-1], count))
+        self._by_index("TOPK", index, x, numbers=(float(x.shape[-1]), float(count)))
+        return self.picked(x, index), index
+
+    def picked(self, x: Any, index: Value) -> Value:
+        """`gather` along the last dimension."""
+        index = self.here(index)
+        out = self.new(index.shape)
+        self._by_index("GATHER", out, x, index, numbers=(float(x.shape[-1]),))
+        return out
+
+    def scattered(self, to: Value, index: Value, what: Any) -> Value:
+        """`scatter` along the last dimension, in place."""
+        to, index = self.here(to), self.here(index)
+        shape = index.shape
+        what = what if isinstance(what, Value) else torch.as_tensor(what)
+        what = Value(what.buffer, what.view[..., : shape[-1]]) if isinstance(what, Value) else what
+        self._by_index("SCATTER", to, index, what, numbers=(float(to.shape[-1]), float(shape[-1])))
+        return to
+
+    def _by_index(self, code: str, out: Value, *operands: Any, numbers: tuple[float, ...]) -> None:
+        """A line whose operands have the same dimensions but the last, which each walks in its own way."""
+        operands = tuple(self.here(one) for one in operands)
+        shapes = [one.shape if isinstance(one, Value) else (*out.shape[:-1], 1) for one in (out, *operands)]
+        if len({tuple(shape[:-1]) for shape in shapes}) != 1:
+            raise refuse(f"{code.lower()} over dimensions that differ")
+        refs = [ref(one, shape) for one, shape in zip((out, *operands), shapes, strict=True)]
+        sizes, refs = collapsed(out.shape[1:], refs, keep_last=True)
+        self.lines.append(Line("ROWWISE", code, sizes, refs[0], tuple(refs[1:]), numbers))
 
     def kept(self, keys: Value, values: Value, layer: int) -> tuple[Kept, Kept]:
         """A cache layer's new keys and values `[ROWS, heads, 1, dim]`."""
@@ -164,6 +235,11 @@ def heads_of(value: Value) -> Any:
     return type(operand)(
         operand.buffer, operand.offset, (0, 0, operand.strides[0], operand.strides[2]), operand.constant
     )
+
+
+def _padded(one: Ref, strides: tuple[int, int]) -> Ref:
+    """An operand whose last two dimensions are these."""
+    return Ref(one.buffer, one.offset, (0, 0, *strides), one.constant)
 
 
 def flat_view(value: Value) -> Value:

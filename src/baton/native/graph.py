@@ -87,18 +87,23 @@ class Line:
 
 @dataclass(slots=True)
 class TableSpec:
-    """A weight `[outputs, inputs]` as the model has it, until it is built. `packed`: products read it, packed.
+    """A weight `[outputs, inputs]`, or of experts `[experts, outputs, inputs]`, as the model has it, until it is built.
 
-    `layer`: whose checkpoint has the weight packed already; then there is no `weight`.
+    `packed`: products read it, packed. `layer`: whose checkpoint has the weight packed already; then there is no
+    `weight`. `chooses`: its product decides which experts a token goes to.
     """
 
     weight: Tensor | None
     packed: bool = False
     layer: PackedLinear | None = None
+    chooses: bool = False
 
     @property
     def outputs(self) -> int:
-        return self.layer.out_features if self.layer is not None else 0 if self.weight is None else len(self.weight)
+        """0 of experts."""
+        if self.layer is not None:
+            return self.layer.out_features
+        return len(self.weight) if self.weight is not None and self.weight.dim() == 2 else 0
 
 
 @dataclass(slots=True)

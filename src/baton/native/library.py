@@ -14,7 +14,7 @@ from typing import Any
 
 from baton.core.errors import LoadError, SettingError
 
-ABI = 4  # see baton_abi in source/main.cpp
+ABI = 5  # see baton_abi in source/main.cpp
 
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # kinds of weights, keys and values
 PANEL = 32  # outputs side by side in a packed weight

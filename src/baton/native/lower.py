@@ -7,7 +7,7 @@ wanted. An unknown operation raises LoadError, and the model runs without native
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from baton.native.codes import reads
 from baton.native.emit import Emitter, Kept
 from baton.native.graph import PLANES, Buffer, Graph, Line, Space, Value, collapsed, lay_out, ref, refuse
 from baton.native.operations import HANDLERS, RESHAPES, VIEWS
-from baton.native.record import ATTEND, KEEP, ROWS, Recorded
+from baton.native.record import ATTEND, EXPERT, KEEP, ROWS, Recorded
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.mm.default, aten.addmm.default, PACKED)
@@ -42,12 +42,13 @@ class _Lowering:
         nodes = list(self._recorded.graph.nodes)
         needed = _needed(nodes)
         before = _before_attention(nodes)
+        self._choosing = _choosing(nodes)
         inputs = iter((self._graph.token, self._graph.position))
         for node in nodes:
             if node.op == "placeholder":
                 self._known[node] = Value(next(inputs), torch.empty(ROWS, 1, device="meta"))
         work = [node for node in nodes if node in needed and node.op in ("get_attr", "call_function")]
-        self._groups = _groups(work, before)
+        self._groups = _groups(work, before, self._choosing)
         for late in (False, True):
             self._to.late = late
             if late:
@@ -100,6 +101,7 @@ class _Lowering:
         first = True
         for other in self._groups.get(node, [node]):
             bias, table, shape = self._read(other)
+            self._graph.tables[table].chooses |= other in self._choosing
             if first:
                 _, (operand,) = collapsed(source.shape[1:], [ref(source, source.shape)], keep_last=True)
                 self._to.lines.append(Line("READY", inputs=(operand,), table=table))
@@ -183,20 +185,28 @@ def _before_attention(nodes: list[Node]) -> set[Node]:
     return _ancestors([node for node in nodes if node.target in (KEEP, ATTEND)])
 
 
-def _ancestors(roots: list[Node]) -> set[Node]:
+def _choosing(nodes: list[Node]) -> set[Node]:
+    """The products whose results decide which experts a token goes to."""
+    chosen: list[Node] = [node.args[1] for node in nodes if node.target is EXPERT]  # type: ignore[misc]
+    return {node for node in _ancestors(chosen, _PRODUCTS) if node.target in _PRODUCTS}
+
+
+def _ancestors(roots: list[Node], stop: Collection[Any] = ()) -> set[Node]:
+    """`stop`: the operations behind which there is no further search."""
     visited: set[Node] = set()
     left = list(roots)
     while left:
         node = left.pop()
         if node not in visited:
             visited.add(node)
-            left.extend(node.all_input_nodes)
+            if node.target not in stop:
+                left.extend(node.all_input_nodes)
     return visited
 
 
-def _groups(nodes: list[Node], before: set[Node]) -> dict[Node, list[Node]]:
+def _groups(nodes: list[Node], before: set[Node], choosing: set[Node]) -> dict[Node, list[Node]]:
     """For each product, the products that read the same numbers in the same form. A group is written at its first."""
-    by_source: dict[tuple[Node, int, bool, object], list[Node]] = {}
+    by_source: dict[tuple[Node, int, bool, bool, object], list[Node]] = {}
     for node in nodes:
         if node.target not in _PRODUCTS:
             continue
@@ -204,7 +214,8 @@ def _groups(nodes: list[Node], before: set[Node]) -> dict[Node, list[Node]]:
         width = source.meta["tensor_meta"].shape[-1]
         while source.target in RESHAPES:
             source = source.args[0]
-        by_source.setdefault((source, width, node in before, _form(node)), []).append(node)
+        form = node in before, node in choosing, _form(node)
+        by_source.setdefault((source, width, *form), []).append(node)
     return {node: group for group in by_source.values() for node in group}
 
 

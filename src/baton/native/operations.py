@@ -11,7 +11,7 @@ from torch import Tensor
 
 from baton.native.emit import Emitter
 from baton.native.graph import Value, refuse
-from baton.native.record import ATTEND, KEEP
+from baton.native.record import ATTEND, EXPERT, KEEP, ROWS
 
 aten = torch.ops.aten
 
@@ -54,11 +54,90 @@ def _power(to: Emitter, x: Value, exponent: float) -> Value:
 
 def _reduction(code: str) -> Callable[..., Value]:
     def emit(to: Emitter, x: Value, dim: list[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
-        if dim is None or len(dim) != 1 or dim[0] % x.view.dim() != x.view.dim() - 1:
-            raise refuse(f"{code.lower()} over other dimensions than the last")
-        return to.over_last(code, x, reduced=True, keep=keepdim)
+        dims = x.view.dim()
+        if dim is None or len(dim) != 1 or dim[0] % dims == 0:
+            raise refuse(f"{code.lower()} over other dimensions than one of a token's")
+        at = dim[0] % dims
+        if at == dims - 1:
+            return to.over_last(code, x, reduced=True, keep=keepdim)
+        if code == "SUM" and x.shape[at] <= _MOST_PARTS:
+            return _sum_of_parts(to, x, at, keepdim)
+        result = to.over_last(code, Value(x.buffer, x.view.transpose(at, -1)), reduced=True, keep=True)
+        view = result.view.transpose(at, -1)
+        return Value(result.buffer, view if keepdim else view.squeeze(at))
 
     return emit
+
+
+# A sum of so many parts adds whole parts, number by number, which is faster than to walk across them.
+_MOST_PARTS = 16
+
+
+def _sum_of_parts(to: Emitter, x: Value, dim: int, keep: bool) -> Value:
+    x = to.here(x)
+    parts = [Value(x.buffer, x.view.narrow(dim, at, 1)) for at in range(x.shape[dim])]
+    total = to.by_number("ADD", *parts[:2]) if len(parts) > 1 else to.by_number("COPY", parts[0])
+    for part in parts[2:]:
+        to.by_number("ADD", total, part, out=total)
+    return total if keep else Value(total.buffer, total.view.squeeze(dim))
+
+
+def _last(x: Value, dim: int) -> bool:
+    return bool(dim % x.view.dim() == x.view.dim() - 1)
+
+
+def _topk(to: Emitter, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if not largest or not _last(x, dim):
+        raise refuse("the smallest numbers, or those of another dimension than the last")
+    return to.largest(x, k)
+
+
+def _largest(to: Emitter, x: Value, dim: int, keepdim: bool = False) -> Any:
+    """`max` over a dimension: the number, and which it is."""
+    if not _last(x, dim):
+        raise refuse("max over another dimension than the last")
+    both = to.largest(x, 1)
+    return both if keepdim else tuple(Value(one.buffer, one.view.squeeze(-1)) for one in both)
+
+
+def _greatest(to: Emitter, x: Value, dim: list[int], keepdim: bool = False) -> Value:
+    if len(dim) != 1:
+        raise refuse("a maximum over several dimensions")
+    result: Value = _largest(to, x, dim[0], keepdim)[0]
+    return result
+
+
+def _gather(to: Emitter, x: Value, dim: int, index: Value) -> Value:
+    if not _last(x, dim):
+        raise refuse("gather over another dimension than the last")
+    return to.picked(x, index)
+
+
+def _scatter(in_place: bool) -> Callable[..., Value]:
+    def emit(to: Emitter, x: Any, dim: int, index: Value, what: Any) -> Value:
+        if not isinstance(index, Value) or dim % index.view.dim() != index.view.dim() - 1:
+            raise refuse("scatter over another dimension than the last")
+        return to.scattered(x if in_place else to.by_number("COPY", x), index, what)
+
+    return emit
+
+
+def _masked(to: Emitter, x: Any, mask: Any, value: Any) -> Value:
+    return to.by_number("WHERE", mask, value, x)
+
+
+def _indexed(to: Emitter, table: Any, indices: list[Any]) -> Value:
+    """A constant's numbers, or rows, by computed indices."""
+    if not isinstance(table, Tensor) or len(indices) != 1 or not isinstance(indices[0], Value) or table.dim() > 2:
+        raise refuse("an index other than the rows of a constant")
+    if table.dim() == 2:
+        return to.looked_up(table, indices[0])
+    numbers = to.looked_up(table[:, None], indices[0])
+    return Value(numbers.buffer, numbers.view.squeeze(-1))
+
+
+def _filled(number: float) -> Callable[..., Value]:
+    return lambda to, x, **kwargs: to.by_number("COPY", torch.full((ROWS, *x.shape[1:]), number))
 
 
 def _softmax(to: Emitter, x: Value, dim: int, *args: object, **kwargs: object) -> Value:
@@ -84,6 +163,12 @@ def _clamp(to: Emitter, x: Value, low: float | None = None, high: float | None =
     low, high = named.get("min", low), named.get("max", high)
     infinity = float("inf")
     return to.by_number("CLAMP", x, numbers=(-infinity if low is None else low, infinity if high is None else high))
+
+
+def _clamp_to(to: Emitter, x: Value, low: Any = None, high: Any = None, **named: Any) -> Value:
+    low, high = named.get("min", low), named.get("max", high)
+    x = x if low is None else to.by_number("LARGER", x, low)
+    return x if high is None else to.by_number("SMALLER", x, high)
 
 
 def _converted(to: Emitter, x: Value, *, dtype: torch.dtype | None = None, **kwargs: object) -> Value:
@@ -116,6 +201,23 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     operator.getitem: lambda to, x, at: x[at],
     KEEP: Emitter.kept,
     ATTEND: Emitter.attended,
+    EXPERT: Emitter.chosen,
+    aten.topk.default: _topk,
+    aten.max.dim: _largest,
+    aten.amax.default: _greatest,
+    aten.gather.default: _gather,
+    aten.index.Tensor: _indexed,
+    aten.masked_fill.Scalar: _masked,
+    aten.zeros_like.default: _filled(0.0),
+    aten.ones_like.default: _filled(1.0),
+    aten.clamp.Tensor: _clamp_to,
+    aten.logical_not.default: lambda to, x: to.by_number("SUB", 1.0, x),
+    aten.bitwise_not.default: lambda to, x: to.by_number("SUB", 1.0, x),
+    **{
+        overload: _scatter(in_place)
+        for name, in_place in (("scatter", False), ("scatter_", True))
+        for overload in (getattr(aten, name).value, getattr(aten, name).src)
+    },
     aten.embedding.default: Emitter.looked_up,
     aten.cat.default: Emitter.joined,
     aten.stack.default: lambda to, xs, dim=0: to.joined([_stacked(x, dim) for x in xs], dim),

@@ -1,9 +1,9 @@
 """A stock model's step as a graph of torch's basic operations, recorded while the model runs once.
 
-The model runs over rows of one token each, and torch's `make_fx` records all that it does with tensors. Two operations
-are ours: `keep`, by which a cache layer takes new keys and values, and `attend`, for each call of attention. The
-model's Python code runs while recording; if it depends on a tensor's values, recording fails, and the model runs
-without native calls.
+The model runs over rows of one token each, and torch's `make_fx` records all that it does with tensors. Three
+operations are ours: `keep`, by which a cache layer takes new keys and values, `attend`, for each call of attention, and
+`expert`, a product with the weights of those experts that each token chose. The model's Python code runs while
+recording; if it depends on a tensor's values, recording fails, and the model runs without native calls.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from baton.core.errors import LoadError
 from baton.model.cache import is_empty, keeps_states, stock_layers
@@ -33,6 +34,7 @@ _NAME = "baton_record"
 _LIBRARY = torch.library.Library("baton", "DEF")
 _LIBRARY.define("keep(Tensor keys, Tensor values, int layer) -> (Tensor, Tensor)")
 _LIBRARY.define("attend(Tensor q, Tensor keys, Tensor values, int module, float scale, Tensor? sinks) -> Tensor")
+_LIBRARY.define("expert(Tensor x, Tensor index, Tensor weight) -> Tensor")
 
 
 def _keep(keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -43,10 +45,16 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, module: int, scale: float, 
     return q.new_zeros(q.shape[0], q.shape[2], q.shape[1], values.shape[3])
 
 
+def _expert(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    return x.new_zeros(*index.shape, weight.shape[1])
+
+
 _LIBRARY.impl("keep", _keep, "CompositeExplicitAutograd")
 _LIBRARY.impl("attend", _attend, "CompositeExplicitAutograd")
+_LIBRARY.impl("expert", _expert, "CompositeExplicitAutograd")
 KEEP = torch.ops.baton.keep.default
 ATTEND = torch.ops.baton.attend.default
+EXPERT = torch.ops.baton.expert.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,10 @@ class _Columns(CacheLayerMixin):
 
 
 def record(model: PreTrainedModel) -> Recorded:
-    """Runs the model once. Raises LoadError if it cannot be recorded. The model's attention is afterwards as before."""
+    """Runs the model once. Raises LoadError if it cannot be recorded.
+
+    The model computes attention and experts afterwards as before.
+    """
     text = model.config.get_text_config()
     before = text._attn_implementation
     stock = stock_layers(model.config)
@@ -108,7 +119,7 @@ def record(model: PreTrainedModel) -> Recorded:
         use_attention(model, _NAME)
         # Different tokens and positions, so that a value which is the same for all rows does not depend on them.
         ids = torch.arange(ROWS, device=model.device)[:, None]
-        with torch.no_grad(), _no_warnings(model), _no_collections():
+        with torch.no_grad(), _our_experts(model), _no_warnings(model), _no_collections():
             return Recorded(make_fx(step)(ids, ids + ROWS))
     except LoadError:
         raise
@@ -117,6 +128,40 @@ def record(model: PreTrainedModel) -> Recorded:
         raise LoadError(f"its step cannot be recorded ({type(error).__name__}: {first})") from error
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def _our_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Inside it, experts behind transformers' interface are computed by `_experts`."""
+    can_be_told = getattr(model, "_can_set_experts_implementation", lambda: False)()
+    if not can_be_told or model.get_experts_implementation() is None:
+        yield
+        return
+    ALL_EXPERTS_FUNCTIONS.register(_NAME, _experts)
+    before = model.get_experts_implementation()
+    try:
+        model.set_experts_implementation(_NAME)
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+def _experts(module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """As transformers' own functions of experts: x `[tokens, hidden]`, `index` and `weights` `[tokens, slots]`.
+
+    What a token's slots hold differs only in numbers, so that nothing here depends on what was chosen.
+    """
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        weight = getattr(module, name)
+        y: Tensor = torch.ops.baton.expert(x, index, weight.transpose(-1, -2) if module.is_transposed else weight)
+        return y + nn.functional.embedding(index, getattr(module, f"{name}_bias")) if module.has_bias else y
+
+    y = linear(x[:, None], "gate_up_proj" if module.has_gate else "up_proj")
+    y = linear(module._apply_gate(y) if module.has_gate else module.act_fn(y), "down_proj")
+    if module.has_post_expert_norm:
+        y = module.post_expert_norm(y)
+    return (y * weights[..., None]).sum(dim=1).to(x.dtype)
 
 
 @contextmanager

@@ -68,6 +68,17 @@ bool alike(const Weight& a, const Weight& b) {
            std::min<int64_t>(a.group & -a.group, GROUP) == std::min<int64_t>(b.group & -b.group, GROUP);
 }
 
+// That experts are there, and alike.
+void check_experts(const Instruction& one, const Table* table, int64_t tables) {
+    const int64_t experts = one.op.sizes[1];
+    need(within(experts, 1, tables) && within(one.weight, 0, tables - experts));
+    need(within(one.op.sizes[2], 1, MOST_WIDTH) && one.op.sizes[3] == table[one.weight].weight.outputs);
+    for (int64_t e = 1; e < experts; e++) {
+        const Table &a = table[one.weight], &b = table[one.weight + e];
+        need(!b.plain && alike(a.weight, b.weight) && a.weight.outputs == b.weight.outputs);
+    }
+}
+
 // That each instruction is one, and names what is there.
 void check(const Instruction* code, int64_t count, const Table* table, int64_t tables, int64_t layers,
            int64_t visibilities) {
@@ -79,14 +90,52 @@ void check(const Instruction* code, int64_t count, const Table* table, int64_t t
         if (one.does == EMBED || one.does == READY || one.does == PRODUCT) need(within(one.weight, 0, tables - 1));
         if (one.does == READY) ready = &table[one.weight].weight;
         if (one.does == PRODUCT) need(ready && alike(*ready, table[one.weight].weight));
+        if (one.does == EMBED) need(within(one.op.sizes[2], 0, MOST_WIDTH));
+        if (one.does == EXPERT) check_experts(one, table, tables);
         if (one.does == KEEP) need(within(one.layer, 0, layers - 1));
         if (one.does == ATTEND) need(within(one.visibility, 0, visibilities - 1));
     }
 }
 
-bool by_token(const Instruction& one) { return one.does != PRODUCT && one.does != ATTEND && one.does != PICK; }
+bool by_token(const Instruction& one) {
+    return one.does != PRODUCT && one.does != ATTEND && one.does != EXPERT && one.does != PICK;
+}
 
 }  // namespace
+
+// What tokens chose: pairs (token x slots + slot), sorted by expert. Each thread has its own.
+struct Chosen {
+    struct Group {
+        int64_t expert, first, last;  // its pairs
+    };
+    std::vector<int64_t> pairs, begins;
+    std::vector<Group> groups;
+    int64_t sorted = 0;  // pairs with an expert; the others come behind them
+
+    void need(int64_t experts, int64_t count) {
+        pairs.reserve(count);
+        begins.reserve(experts + 2);
+        groups.reserve(std::min(experts, count));
+    }
+
+    void sort(const Operand& index, int64_t tokens, int64_t slots, int64_t experts) {
+        const auto of = [&](int64_t pair) {
+            const float number = index.data[pair / slots * index.row_stride + pair % slots * index.strides[2]];
+            return number >= 0 && number < float(experts) ? int64_t(number) : experts;
+        };
+        begins.assign(experts + 2, 0);
+        for (int64_t i = 0; i < tokens * slots; i++) begins[of(i) + 1]++;
+        groups.clear();
+        for (int64_t e = 0; e < experts; e++) {
+            const int64_t first = begins[e], count = begins[e + 1];
+            begins[e + 1] += first;
+            if (count) groups.push_back({e, first, first + count});
+        }
+        sorted = begins[experts];
+        pairs.resize(tokens * slots);
+        for (int64_t i = 0; i < tokens * slots; i++) pairs[begins[of(i)]++] = i;
+    }
+};
 
 class Program {
   public:
@@ -95,8 +144,8 @@ class Program {
             const Visibility* visibilities, int64_t visibility_count)
         : k_(kernels), pool_(pool), ir_(ir), code_(first, first + count), tables_(tables, tables + table_count),
           layers_(layers, layers + layer_count), visibilities_(visibilities, visibilities + visibility_count),
-          counters_(2 * pool->threads() * count), scratch_(pool->threads()), own_(pool->threads()), fresh_(layer_count),
-          lasting_(layer_count) {
+          counters_(2 * pool->threads() * count), scratch_(pool->threads()), own_(pool->threads()),
+          chosen_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
         // Some layers attend to an earlier layer's keys and values.
         int32_t last = -1;
         for (const Instruction& one : code_) {
@@ -154,6 +203,15 @@ class Program {
                 for (Memory& mine : own_) mine.need(k_->ready_bytes(&weight, std::min(n, FEW)));
             }
             if (one.does == PRODUCT) scratch = std::max(scratch, k_->product_scratch(&tables_[one.weight].weight, n));
+            if (one.does == EXPERT) {
+                const Weight& weight = tables_[one.weight].weight;
+                const int64_t pairs = n * one.op.sizes[2];
+                ready_.need(pairs * k_->ready_bytes(&weight, 1));
+                for (Memory& mine : own_) mine.need(std::min(pairs, FEW) * k_->ready_bytes(&weight, 1));
+                for (Chosen& mine : chosen_) mine.need(one.op.sizes[1], pairs);
+                const int64_t numbers = pairs * share_of(weight) * PANEL;
+                scratch = std::max(scratch, numbers + k_->product_scratch(&weight, pairs));
+            }
             if (one.does == ATTEND) {
                 const Attention call = attention(one);
                 scratch = std::max(scratch, k_->attention_scratch(&call));
@@ -199,6 +257,8 @@ class Program {
                     multiply(one, counters, thread, n, ready, scratch);
                 } else if (one.does == ATTEND) {
                     attend(one, counters, thread, scratch);
+                } else if (one.does == EXPERT) {
+                    choose(one, counters, thread, n, scratch);
                 } else {
                     // All values that go on are picked before any of them is overwritten.
                     while (next < code_.size() && code_[next].does == PICK) next++;
@@ -261,9 +321,15 @@ class Program {
     }
 
     void embed(const Instruction& one, const RowOp& op, int64_t t) {
-        const Table& table = tables_[one.weight];
-        const int64_t width = table.weight.inputs, row = int64_t(op.in[0].data[t * op.in[0].row_stride]);
+        const float* at = op.in[0].data + t * op.in[0].row_stride;
         float* out = op.out.data + t * op.out.row_stride;
+        for (int64_t i = 0; i < op.sizes[2]; i++) {
+            embed_row(tables_[one.weight], int64_t(at[i * op.in[0].strides[2]]), out + i * op.out.strides[2]);
+        }
+    }
+
+    void embed_row(const Table& table, int64_t row, float* out) {
+        const int64_t width = table.weight.inputs;
         if (row < 0 || row >= table.weight.outputs) {
             // Never so for a token of the vocabulary; positions may be beyond what the model was made for.
             std::fill(out, out + width, std::numeric_limits<float>::quiet_NaN());
@@ -324,14 +390,70 @@ class Program {
 
     void multiply(const Instruction& one, Counter* counters, int thread, int64_t n, const char* ready, float* scratch) {
         const Weight& weight = tables_[one.weight].weight;
-        const int64_t panels = (weight.outputs + PANEL - 1) / PANEL;
-        const int64_t panel_bytes = std::max<int64_t>(1, k_->weight_bytes(weight.kind, PANEL, weight.inputs));
-        const int64_t share = std::max<int64_t>(1, SHARE_BYTES / panel_bytes);
         const Operand out = placed(one.op.out, one.out_space);
         // A thread's panels lie one behind the other: memory is fastest so.
-        shared(counters, thread, panels, share, [&](int64_t from, int64_t to) {
+        shared(counters, thread, panels_of(weight), share_of(weight), [&](int64_t from, int64_t to) {
             k_->product(&weight, ready, n, from, to, one.bias, out.data, out.row_stride, scratch);
         });
+    }
+
+    static int64_t panels_of(const Weight& weight) { return (weight.outputs + PANEL - 1) / PANEL; }
+
+    // Panels that a thread takes at a time.
+    int64_t share_of(const Weight& weight) const {
+        const int64_t panel_bytes = std::max<int64_t>(1, k_->weight_bytes(weight.kind, PANEL, weight.inputs));
+        return std::max<int64_t>(1, SHARE_BYTES / panel_bytes);
+    }
+
+    // Products with the experts that tokens chose, and with no others. Each thread sorts for itself, which is cheaper
+    // than to hand over; the experts' weights are read in their order. A row's sums do not depend on its group.
+    void choose(const Instruction& one, Counter* counters, int thread, int64_t n, float* scratch) {
+        const Weight& weight = tables_[one.weight].weight;
+        const Operand x = placed(one.op.in[0], one.in_space[0]), index = placed(one.op.in[1], one.in_space[1]);
+        const Operand out = placed(one.op.out, one.out_space);
+        const int64_t slots = one.op.sizes[2], outputs = one.op.sizes[3], pairs = n * slots;
+        Chosen& chosen = chosen_[thread];
+        chosen.sort(index, n, slots, one.op.sizes[1]);
+        const int64_t row_bytes = k_->ready_bytes(&weight, 1);
+        char* const ready = pairs > FEW ? ready_.chars() : own_[thread].chars();
+        const int64_t first = pairs > FEW ? pairs * thread / pool_->threads() : 0;
+        const int64_t last = pairs > FEW ? pairs * (thread + 1) / pool_->threads() : pairs;
+        for (size_t g = 0; g < chosen.groups.size(); g++) {
+            const Chosen::Group& group = chosen.groups[g];
+            for (int64_t i = std::max(first, group.first); i < std::min(last, group.last); i++) {
+                // The stride is 0: the row is the only one that is read.
+                const float* row =
+                    x.data + chosen.pairs[i] / slots * x.row_stride + chosen.pairs[i] % slots * x.strides[2];
+                k_->make_ready(&weight, row, 0, i - group.first, 1, group.last - group.first,
+                               ready + group.first * row_bytes);
+            }
+        }
+        if (pairs > FEW) pool_->barrier();
+        const auto slot_of = [&](int64_t pair) {
+            return out.data + pair / slots * out.row_stride + pair % slots * out.strides[2];
+        };
+        const int64_t panels = panels_of(weight), share = share_of(weight);
+        const auto multiply = [&](const Chosen::Group& group, int64_t from, int64_t to) {
+            const int64_t rows = group.last - group.first, stride = (to - from) * PANEL;
+            const int64_t numbers = std::min(stride, outputs - from * PANEL);
+            // Rows of a group lie anywhere, so they are computed side by side and then go to their slots.
+            k_->product(&tables_[one.weight + group.expert].weight, ready + group.first * row_bytes, rows, from, to,
+                        nullptr, scratch - from * PANEL, stride, scratch + rows * stride);
+            for (int64_t i = 0; i < rows; i++) {
+                std::memcpy(slot_of(chosen.pairs[group.first + i]) + from * PANEL, scratch + i * stride, numbers * 4);
+            }
+        };
+        shared(counters, thread, int64_t(chosen.groups.size()) * panels, share, [&](int64_t from, int64_t to) {
+            while (from < to) {
+                const int64_t end = std::min(to, (from / panels + 1) * panels);
+                multiply(chosen.groups[from / panels], from % panels, from % panels + end - from);
+                from = end;
+            }
+        });
+        // Slots without an expert; there are none where numbers come from a choice of the largest.
+        for (int64_t i = chosen.sorted; thread == 0 && i < pairs; i++) {
+            std::fill_n(slot_of(chosen.pairs[i]), outputs, std::numeric_limits<float>::quiet_NaN());
+        }
     }
 
     // Divides [0, count) into a part for each thread; each takes `share` at a time, of its own part first.
@@ -405,6 +527,7 @@ class Program {
     std::vector<Counter> counters_;
     std::vector<Memory> scratch_;
     std::vector<Memory> own_;
+    std::vector<Chosen> chosen_;
     std::vector<Fresh> fresh_;
     std::vector<bool> lasting_;
     Fresh shared_;
@@ -468,7 +591,7 @@ API int32_t baton_code(const char* name) {
     if (!std::strcmp(name, #code)) return code;
     ROWWISE_CODES(IF_NAMED)
     // clang-format off
-    IF_NAMED(ROWWISE) IF_NAMED(EMBED) IF_NAMED(READY) IF_NAMED(PRODUCT) IF_NAMED(KEEP) IF_NAMED(ATTEND) IF_NAMED(PICK)
+    IF_NAMED(ROWWISE) IF_NAMED(EMBED) IF_NAMED(READY) IF_NAMED(PRODUCT) IF_NAMED(KEEP) IF_NAMED(ATTEND) IF_NAMED(EXPERT) IF_NAMED(PICK)
     return -1;
     // clang-format on
 }

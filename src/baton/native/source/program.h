@@ -11,11 +11,13 @@ enum Space : int32_t { CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS 
 // What an instruction does; Python asks for the numbers by name (baton_code), like for row-wise operations.
 //
 // ROWWISE: `op`, whose operands' `data` are addresses (CONSTANT) or offsets in bytes of their space.
-// EMBED: in[0] numbers a row of the table `weight`, which may be packed, or row-major (`plain`).
+// EMBED: in[0] has op.sizes[2] numbers of rows of the table `weight`, which may be packed, or row-major (`plain`).
 // READY: in[0] is made ready for products.  PRODUCT: out = what is ready . weight^T + bias.
 // KEEP: in[0] and in[1] are layer's new keys and values.  ATTEND: in[0] are queries for layer's keys and values.
+// EXPERT: the tables from `weight` on are op.sizes[1] experts' of the same shape. out has op.sizes[2] slots, each with
+// op.sizes[3] numbers: a slot of in[0], or the only one (a stride of 0), times the weight of the expert that in[1] names.
 // PICK: from here on only the tokens whose logits are wanted go on; op.sizes[3] numbers from in[0] to out.
-enum Does : int32_t { ROWWISE, EMBED, READY, PRODUCT, KEEP, ATTEND, PICK, DOES_COUNT };
+enum Does : int32_t { ROWWISE, EMBED, READY, PRODUCT, KEEP, ATTEND, EXPERT, PICK, DOES_COUNT };
 
 struct Instruction {
     int32_t does;

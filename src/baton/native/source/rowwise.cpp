@@ -173,6 +173,55 @@ static void layer_norm(const RowOp* op, int64_t first, int64_t last) {
     });
 }
 
+// Which numbers are the largest, in order; of equal ones the first. As in torch, a NaN is above all others.
+// numbers[0]: how many there are on a line.
+static void top_k(const RowOp* op, int64_t first, int64_t last) {
+    const int64_t k = op->sizes[3], n = int64_t(op->numbers[0]), so = op->out.strides[3], s0 = op->in[0].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        const auto number = [&](int64_t i) { return in[0][i * s0] == in[0][i * s0] ? in[0][i * s0] : INFINITY; };
+        float bound = INFINITY;
+        int64_t at = -1;
+        for (int64_t j = 0; j < k; j++) {
+            int64_t best = -1;
+            float most = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const float x = number(i);
+                if ((best < 0 || x > most) && (x < bound || (x == bound && i > at))) {
+                    best = i;
+                    most = x;
+                }
+            }
+            out[j * so] = float(best);
+            bound = most;
+            at = best;
+        }
+    });
+}
+
+// in: x, and which of a line's numbers[0] numbers are taken. One that is not there is NaN.
+static void gather(const RowOp* op, int64_t first, int64_t last) {
+    const int64_t m = op->sizes[3], n = int64_t(op->numbers[0]), so = op->out.strides[3];
+    const int64_t s0 = op->in[0].strides[3], s1 = op->in[1].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        for (int64_t i = 0; i < m; i++) {
+            const float at = in[1][i * s1];
+            out[i * so] = at >= 0 && at < float(n) ? in[0][int64_t(at) * s0] : NAN;
+        }
+    });
+}
+
+// in: numbers[1] places on a line of `out`, which has numbers[0], and what is put there. What is not there is left out.
+static void scatter(const RowOp* op, int64_t first, int64_t last) {
+    const int64_t n = int64_t(op->numbers[0]), m = int64_t(op->numbers[1]), so = op->out.strides[3];
+    const int64_t s0 = op->in[0].strides[3], s1 = op->in[1].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        for (int64_t i = 0; i < m; i++) {
+            const float at = in[0][i * s0];
+            if (at >= 0 && at < float(n)) out[int64_t(at) * so] = in[1][i * s1];
+        }
+    });
+}
+
 void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
     const float* number = op->numbers;
     const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
@@ -242,6 +291,9 @@ void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
             });
         case SOFTMAX: return softmax(op, first, last);
         case LAYER_NORM: return layer_norm(op, first, last);
+        case TOPK: return top_k(op, first, last);
+        case GATHER: return gather(op, first, last);
+        case SCATTER: return scatter(op, first, last);
         default: __builtin_trap();
     }
 }

@@ -1,0 +1,157 @@
+"""Steps of a mixture of experts: native in each format against torch, in turn, and the bytes that they must read.
+
+    python -m benchmarks.cpu.experts_step [--layers 2] [--rows 1 8] [--formats none int8 int4] [--turns 7]
+        [--threads 1] [--write docs/benchmarks.md --section experts_step]
+
+The layers' shape is Qwen3-30B-A3B's (128 experts of 2048 -> 2 x 768 -> 2048, 8 for a token) with random weights, in
+bfloat16, and a vocabulary of 8,192. Each row is fed another token, and each turn others, so that rows choose different
+experts. Bytes: the weights that all tokens read, and those of E (1 - (1 - k/E)^rows) of a layer's E experts, as if all
+were equally likely. The bandwidth is the best of several sums of a large tensor in this run.
+Beside busy neighbours only one thread can be timed, and its processor time says more than the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from baton.loader.choose import choose
+from baton.loader.formats import FORMATS
+from baton.model.forward import TorchForward
+from baton.model.port import Forward
+from baton.model.visibility import Span
+from baton.native.forward import NativeForward
+from baton.native.lower import lower
+from baton.native.program import Program
+from baton.native.record import record
+from benchmarks.cpu.native_step import read_bandwidth, rectangle_of
+from benchmarks.report import command, processor, table, write_section
+
+COLUMNS = 32
+VOCABULARY = 8192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--formats", nargs="+", default=["none", "int8", "int4"], choices=["none", "int8", "int4"])
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--section", default="experts_step")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(args.threads)
+    model = model_of(args.layers)
+    plain = choose(model, native=False).forward
+    assert isinstance(plain, TorchForward)
+    forwards: dict[str, Forward] = {"torch": plain}
+    for name in args.formats:
+        forwards["bfloat16" if name == "none" else name] = native(model, plain, name)
+    bandwidth = read_bandwidth()
+    lines = [
+        f"{args.layers} layers of Qwen3-30B-A3B's shape, beside other work. {processor()}.",
+        "",
+        f"{torch.get_num_threads()} threads; reading {bandwidth / 1e9:.1f} GB/s. Medians of {args.turns} turns.",
+        "",
+    ]
+    for rows in args.rows:
+        lines += [*compared(forwards, model, rows, args.turns, bandwidth), ""]
+    lines.append(f"Again: `{command()}`")
+    print("\n".join(lines))
+    if args.write:
+        write_section(args.write, args.section, "\n".join(lines))
+
+
+def model_of(layers: int) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        hidden_size=2048,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        moe_intermediate_size=768,
+        num_experts=128,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=4096,
+    )
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    for module in model.modules():
+        if hasattr(module, "inv_freq"):
+            module.inv_freq = type(module)(config).inv_freq
+            module.original_inv_freq = module.inv_freq
+    # One block of random numbers again and again, because drawing all of them would take minutes.
+    block = 0.02 * torch.randn((1 << 20) + 8191, generator=torch.Generator().manual_seed(0))
+    for at, parameter in enumerate(model.parameters()):
+        if parameter.dim() == 1:
+            parameter.fill_(1)
+            continue
+        for index, piece in enumerate(parameter.view(-1).split(1 << 20)):
+            start = (1009 * index + 7919 * at) % 8191
+            piece.copy_(block[start : start + len(piece)])
+    return model
+
+
+def native(model: PreTrainedModel, plain: TorchForward, format: str) -> NativeForward:
+    packing = FORMATS[format].packing
+    threads = torch.get_num_threads()
+    return NativeForward(
+        Program(lower(record(model)), plain.geometry, model.dtype, threads=threads, packing=packing), plain
+    )
+
+
+def compared(
+    forwards: dict[str, Forward], model: PreTrainedModel, rows: int, turns: int, bandwidth: float
+) -> list[str]:
+    rectangles = {name: rectangle_of(one, rows, COLUMNS + 1, torch.bfloat16) for name, one in forwards.items()}
+    spans = [Span(row, COLUMNS, 1) for row in range(rows)]
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in forwards}
+    for turn in range(turns + 1):
+        tokens = [(37 * turn + 101 * row) % (VOCABULARY - 3) + 3 for row in range(rows)]
+        for name, forward in forwards.items():
+            began, computing = time.perf_counter(), time.process_time()
+            _, ran = forward.decode(rectangles[name], spans, tokens)
+            ran.commit()
+            took[name].append((time.perf_counter() - began, time.process_time() - computing))
+    clock = {name: statistics.median(wall for wall, _ in some[1:]) for name, some in took.items()}
+    computed = {name: statistics.median(spent for _, spent in some[1:]) for name, some in took.items()}
+    lines = []
+    for name in forwards:
+        floor = bytes_read(model, rows, _bits(name)) / bandwidth
+        ratios = [f"{computed[name] / floor:.2f}x", f"{computed['torch'] / computed[name]:.1f}x"]
+        if name == "torch":
+            ratios = ["", ""]
+        lines.append([name, f"{1e3 * clock[name]:.1f}", f"{1e3 * computed[name]:.1f}", *ratios])
+    of = f"{rows} row{'s' * (rows > 1)}"
+    head = (of, "step ms", "processor ms", "processor's of the time to read its bytes", "torch's over it")
+    return table(head, lines)
+
+
+def bytes_read(model: PreTrainedModel, rows: int, bits: float) -> float:
+    config = model.config
+    chosen = 1 - (1 - config.num_experts_per_tok / config.num_experts) ** rows
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        if "embed_tokens" not in name and parameter.dim() > 1:
+            total += parameter.numel() * bits / 8 * (chosen if parameter.dim() == 3 else 1.0)
+    return total
+
+
+def _bits(name: str) -> float:
+    return FORMATS[name].packing.bits or 16 if name in FORMATS else 16
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The weights of a program: packed for products, or as the model has them for what is looked up row by row."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from ctypes import CDLL, byref, c_size_t, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from baton.core.errors import LoadError
+from baton.model.packed_linear import PackedLinear
+from baton.native import library as native
+from baton.native.codes import bytes_of_codes, pack_codes
+from baton.native.graph import PLANES, Graph, TableSpec, head_tables
+from baton.native.mapped_files import MappedFiles
+from baton.native.packing import AS_SAVED, Packing, aligned, kind_of
+
+_HUGE_PAGE = 2 << 20
+
+
+def packings(graph: Graph, packing: Packing) -> list[Packing]:
+    """How each table of a graph is packed.
+
+    What chooses experts keeps its number format: it is small, and one expert in place of another is another model.
+    """
+    heads = head_tables(graph)
+    return [AS_SAVED if one.chooses else packing.of(head=at in heads) for at, one in enumerate(graph.tables)]
+
+
+def matrices(weight: Tensor) -> Sequence[Tensor]:
+    """A table's weight as matrices `[outputs, inputs]`: one, or one for each expert."""
+    return [weight] if weight.dim() == 2 else list(weight)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What was packed. `parameter`: None if the weight was made of some. `turned`: it lies the other way round."""
+
+    parameter: nn.Parameter | None
+    packed: tuple[native.Weight, ...]
+    turned: bool
+    experts: bool
+
+    @property
+    def numbers(self) -> int:
+        return sum(int(one.outputs * one.inputs) for one in self.packed)
+
+
+class Weights:
+    """The tables of `graph`, whose own references are dropped. `packing`: how products' weights are kept.
+
+    `tables`: what the native side reads; experts' lie one behind the other. `first[i]`: where those of the graph's
+    table i begin. `parameters`: the model's, and whether to `release` their memory once they are packed, so that there
+    is never a second copy of all; `restore` undoes it. Raises LoadError for a number format that is not known.
+    """
+
+    def __init__(
+        self, kernels: Any, graph: Graph, packing: Packing, parameters: Iterable[nn.Parameter], *, release: bool
+    ) -> None:
+        assert native.library is not None
+        self._library: CDLL = native.library
+        self._kernels = kernels
+        self._packing = packing
+        self._release = release
+        self._alive: list[Any] = []
+        self._kept: list[_Kept] = []
+        self._parameters = {parameter.data_ptr(): parameter for parameter in parameters}
+        self._files = MappedFiles()
+        self.packed_bytes = 0
+        self.first: list[int] = []
+        chosen = packings(graph, packing)
+        self._arena = _Arena(sum(self._size(one, how) for one, how in zip(graph.tables, chosen, strict=True)))
+        tables: list[native.Table] = []
+        for one, how in zip(graph.tables, chosen, strict=True):
+            self.first.append(len(tables))
+            if one.layer is not None:
+                tables.append(self._with_codes(one.layer))
+                continue
+            assert one.weight is not None
+            tables += self._packed(one.weight, how) if one.packed else [self._as_is(one.weight)]
+            one.weight = None
+        for parameter in self._parameters.values() if release else ():
+            # Parameters that stay must not hold on to the file from which all were loaded.
+            parameter.data = parameter.data.clone()
+        self._parameters.clear()
+        self.tables = (native.Table * len(tables))(*tables)
+
+    def restore(self) -> None:
+        """Gives the model back the parameters that were released. Raises LoadError where they were quantised."""
+        if not self._release:
+            return
+        if self._kept and not self._packing.exact:
+            raise LoadError("its weights were quantised and are gone")
+        for one in self._kept:
+            if one.parameter is not None:
+                one.parameter.data = self._unpacked(one, one.parameter.dtype)
+        self._kept.clear()
+
+    @property
+    def lendable_bytes(self) -> int | None:
+        """Of the parameters that `lent` gives, or None if products read weights that are no parameters."""
+        size = 0
+        for one in self._kept:
+            if one.parameter is None:
+                return None
+            size += one.parameter.element_size() * one.numbers
+        return size
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """The model has parameters with the numbers that products read, which may be rounded, for so long."""
+        before = [(one.parameter, one.parameter.data) for one in self._kept if one.parameter is not None]
+        try:
+            for one in self._kept:
+                if one.parameter is not None:
+                    one.parameter.data = self._unpacked(one, one.parameter.dtype)
+            yield
+        finally:
+            for parameter, data in before:
+                parameter.data = data
+
+    def _unpacked(self, one: _Kept, dtype: torch.dtype) -> Tensor:
+        """The weight as its parameter lies, `[outputs, inputs]` or, of experts, `[experts, outputs, inputs]`."""
+        outputs, inputs = one.packed[0].outputs, one.packed[0].inputs
+        shape = (len(one.packed), inputs, outputs) if one.turned else (len(one.packed), outputs, inputs)
+        whole, numbers = torch.empty(shape, dtype=dtype), torch.empty(outputs, inputs)
+        for to, weight in zip(whole, one.packed, strict=True):
+            self._library.baton_unpack(self._kernels, byref(weight), 0, outputs, numbers.data_ptr())
+            to.copy_(numbers.t() if one.turned else numbers)
+        return whole if one.experts else whole[0]
+
+    def _size(self, table: TableSpec, packing: Packing) -> int:
+        if table.layer is not None:
+            return bytes_of_codes(self._library, self._kernels, table.layer.weight_read)
+        if not table.packed or table.weight is None:
+            return 0
+        return sum(packing.bytes_of(self._library, self._kernels, one) for one in matrices(table.weight))
+
+    def _packed(self, weight: Tensor, packing: Packing) -> list[native.Table]:
+        """Packs a product's weight into the arena, and gives back the model's own memory for it if that is allowed."""
+        parameter = self._parameters.get(weight.data_ptr())
+        if parameter is not None and parameter.numel() != weight.numel():
+            parameter = None
+        release = self._release and parameter is not None
+        packed = []
+        for matrix in matrices(weight):
+            size = packing.bytes_of(self._library, self._kernels, matrix)
+            packed.append(packing.pack(self._library, self._kernels, matrix, self._arena.take(size)))
+            self.packed_bytes += size
+            if release:
+                _drop_pages(matrix.detach())
+        turned = not weight.is_contiguous()
+        self._kept.append(_Kept(parameter, tuple(packed), turned, experts=weight.dim() == 3))
+        if release and parameter is not None:
+            del self._parameters[weight.data_ptr()]
+            parameter.data = parameter.data.new_empty(0)
+        return [native.Table(one, 0) for one in packed]
+
+    def _with_codes(self, layer: PackedLinear) -> native.Table:
+        """Packs a checkpoint's codes into the arena. If that is allowed, the memory of the file's own is given back."""
+        weight = layer.weight_read
+        size = bytes_of_codes(self._library, self._kernels, weight)
+        packed = pack_codes(self._library, self._kernels, weight, PLANES, self._arena.take(size))
+        self.packed_bytes += size
+        for tensor in layer.tensors.values() if self._release else ():
+            # Whoever reads it again reads the file again.
+            if self._files.hold(tensor):
+                _drop_pages(tensor)
+        return native.Table(packed, 0)
+
+    def _as_is(self, weight: Tensor) -> native.Table:
+        """A weight that is read row by row, such as an embedding's."""
+        kind, (outputs, inputs) = kind_of(weight.dtype), weight.shape
+        weight = weight.detach().contiguous()
+        parameter = self._parameters.pop(weight.data_ptr(), None) if self._release else None
+        if parameter is not None:
+            weight = parameter.data = weight.clone()
+        self._alive.append(weight)
+        return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
+
+
+class _Arena:
+    """Memory for all packed weights together, in huge pages if the system has them.
+
+    Fewer pages must then be looked up, and prefetching does not end at each.
+    """
+
+    def __init__(self, size: int) -> None:
+        # Private, because shared memory has no huge pages.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self._memory = mmap.mmap(-1, size + _HUGE_PAGE, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
+        start = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+        self._next = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+
+    def take(self, size: int) -> int:
+        """Returns the address of so many bytes, at the start of a cache line."""
+        address = self._next
+        self._next += aligned(size)
+        return address
+
+
+def _drop_pages(tensor: Tensor) -> None:
+    """Gives back the memory of numbers that are not needed any more.
+
+    The memory may be a part of a mapped file that others still read.
+    """
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    lies_whole = tensor.is_contiguous() or (tensor.dim() == 2 and tensor.t().is_contiguous())
+    if hasattr(mmap, "MADV_DONTNEED") and start < stop and lies_whole:
+        CDLL(None).madvise(c_void_p(start), c_size_t(stop - start), mmap.MADV_DONTNEED)
