@@ -37,6 +37,7 @@ from baton.model.packed_linear import count_weights, packed_layers
 from baton.model.port import Forward
 from baton.model.probe import Geometry
 from baton.model.tokenizer import ModelTokenizer
+from baton.native.forward import NativeForward
 
 OnPhase = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""
@@ -86,6 +87,14 @@ class Loaded:
     def tolerance(self) -> float:
         """Of logits, relative to the largest, for what the weights' format rounds."""
         return ROUNDED_ACTIVATIONS if self.packed else self.format.tolerance
+
+    @property
+    def chooses_roughly(self) -> bool:
+        """Whether tokens choose experts by rounded numbers, so that a near tie may fall the other way than alone."""
+        if not isinstance(self.forward, NativeForward) or not self.forward.program.chooses:
+            return False
+        rounded = self.dtype is not torch.float32 or self.format.rounded_bits is not None
+        return rounded or bool(packed_layers(self.model))
 
     @property
     def description(self) -> str:
