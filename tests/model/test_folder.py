@@ -105,8 +105,8 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "diffusers": (lambda f: of_files(f, model_index__json=b"{}"), "a diffusers pipeline .*makes no text"),
     "sentence-transformers": (lambda f: (f / "modules.json").write_text("[]"), "makes embeddings, no text"),
     "distributed": (lambda f: (f / ".metadata").write_bytes(b"\x80\x02"), "which only pickle can read"),
-    "GGUF alone": (lambda f: of_files(f, m__gguf=b"GGUF"), "holds GGUF weights.*take the original checkpoint"),
-    "GGUF": (lambda f: instead(f, "model-q4.gguf"), "holds GGUF weights.*take the original checkpoint"),
+    "GGUF alone": (lambda f: of_files(f, m__gguf=b"GGUF"), r"m\.gguf cannot be read"),
+    "GGUF": (lambda f: instead(f, "model-q4.gguf"), "holds GGUF weights: give the path of one"),
     "GGUF under another name": (lambda f: (f / WEIGHTS).write_bytes(b"GGUF" + bytes(99)), "is a GGUF file"),
     "pickles": (lambda f: instead(f, "pytorch_model.bin"), r"pickles \(.bin\).*save_pretrained\(NEW\)"),
     "sharded pickles": (lambda f: instead(f, "pytorch_model-00001-of-00002.bin"), r"pickles \(.bin\)"),
@@ -235,9 +235,9 @@ def test_weights_in_shards_and_in_the_makers_own_form_beside_them_are_served(fol
 def test_a_gguf_file_is_named_as_such(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF")
-    assert refusal(file) == (
-        "FOLDER is a GGUF file, which is not read here: take the original checkpoint, with .safetensors files"
-    )
+    assert refusal(file).startswith("FOLDER cannot be read: ")
+    file.write_bytes(b"<html>")
+    assert refusal(file) == "FOLDER does not begin as a GGUF file: download it again"
 
 
 OWN = """

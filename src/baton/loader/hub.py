@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from baton.core.errors import LoadError
-from baton.loader.folder import ADAPTER, CONFIG, check_names, local, names_in, read_json
+from baton.loader.folder import ADAPTER, CONFIG, check_names, gguf_of, local, names_in, read_json
 
 log = logging.getLogger("baton.model")
 
@@ -65,6 +65,8 @@ def find(source: str, *, code: bool = False) -> Place:
 
 def check_found(source: str) -> None:
     """Raises LoadError if there is certainly no such model, without asking the hub. Imports no torch."""
+    if gguf_of(source) is not None:
+        return
     folder = local(source)
     if folder is None:
         if is_offline_mode():
@@ -78,8 +80,11 @@ def check_found(source: str) -> None:
 
 def weight_bytes(source: str) -> int:
     """Returns the size of a model's weight files; 0 if it is unknown without asking the hub."""
-    folder = local(source) or _cached(source)
     try:
+        file = gguf_of(source)
+        if file is not None:
+            return file.stat().st_size
+        folder = local(source) or _cached(source)
         return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
     except OSError:
         return 0

@@ -22,10 +22,11 @@ from baton.loader.checkpoint import few
 from baton.loader.choose import Choice, choose
 from baton.loader.context import context
 from baton.loader.formats import FORMATS, ROUNDED_ACTIVATIONS, WeightFormat
-from baton.loader.hub import find
+from baton.loader.gguf_blocks import METHOD
+from baton.loader.gguf_file import place_of
 from baton.loader.mapping import mapping
 from baton.loader.packed_format import PackedFormat
-from baton.loader.packings import packed_format
+from baton.loader.packings import packed_format, said_of
 from baton.loader.rounded import rounded_weights
 from baton.loader.selfcheck import use_reference_attention
 from baton.loader.stamp import stamp_of, weights_digest
@@ -128,7 +129,7 @@ def load(
     format.check(facts)
     code = asked.trust_remote_code
     with _phase("tokenizer", on_phase):
-        place = find(asked.source, code=code)
+        place = place_of(asked.source, code=code)
         stock = read_config(place, trust_remote_code=code)
         packed = _kept_packed(asked, stock, facts)
         tokenizer = read_tokenizer(place, trust_remote_code=code)
@@ -244,6 +245,8 @@ def _kept_packed(asked: LoadSettings, stock: Any, facts: Device) -> PackedFormat
     Raises SettingError if its codes would be rounded again.
     """
     if facts.kind != "cpu":
+        if said_of(stock).get("quant_method") == METHOD:
+            raise SettingError("GGUF files are read on CPUs alone: --device cpu", param="device")
         return None
     packed = packed_format(stock, asked.source)
     if packed is not None and asked.quantize != "none":

@@ -8,6 +8,7 @@ from typing import Any
 from baton.core.errors import LoadError
 from baton.loader.awq import awq
 from baton.loader.compressed import compressed
+from baton.loader.gguf_blocks import METHOD, gguf
 from baton.loader.gptq import gptq
 from baton.loader.packed_format import UNPACKED, PackedFormat
 
@@ -15,6 +16,7 @@ _KEPT: Mapping[str, Callable[[Mapping[str, Any]], PackedFormat | None]] = {
     "gptq": gptq,
     "awq": awq,
     "compressed-tensors": compressed,
+    METHOD: gguf,
 }
 
 # Forms of which no exact copy can be kept, and whose own packages are made for GPUs or make full weights of them.
@@ -33,7 +35,7 @@ def packed_format(config: Any, source: str) -> PackedFormat | None:
     if method in _NOT_KEPT:
         raise LoadError(
             f"{source} is quantized by {method}, whose form is not kept packed on CPUs: take one of"
-            f" {', '.join(_KEPT)}, {UNPACKED}"
+            f" {', '.join(name for name in _KEPT if name != METHOD)}, GGUF, {UNPACKED}"
         )
     read = _KEPT.get(method)
     if read is None:

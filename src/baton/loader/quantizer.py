@@ -18,10 +18,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from baton.core.errors import LoadError
 from baton.loader.checkpoint import Stored, few
+from baton.loader.gguf_blocks import METHOD
 from baton.loader.packed_format import PackedFormat
 from baton.model.packed_linear import PackedLinear, packed_layers
 
-_METHOD = "baton-packed"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -36,23 +36,23 @@ _DTYPES = {
 }
 
 
-@register_quantization_config(_METHOD)
+@register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
     """What our quantizer is told: the format, and what the checkpoint's files hold."""
 
     def __init__(self, format: PackedFormat, stored: Mapping[str, Stored]) -> None:
-        self.quant_method: Any = _METHOD
+        self.quant_method: Any = METHOD
         self.format = format
         self.stored = stored
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": _METHOD}
+        return {"quant_method": METHOD}
 
     def __deepcopy__(self, memo: object) -> PackedConfig:
         return copy.copy(self)  # transformers copies configs, and this one never changes
 
 
-@register_quantizer(_METHOD)
+@register_quantizer(METHOD)
 class PackedQuantizer(HfQuantizer):
     """Makes `PackedLinear` layers before weights are loaded, and reads their tensors afterwards."""
 

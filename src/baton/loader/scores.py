@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from baton.core.errors import SettingError
-from baton.loader.hub import find
+from baton.loader.gguf_file import place_of
 from baton.loader.load import context_of
 from baton.loader.stock import read_tokenizer
 from baton.model.probe import call
@@ -95,5 +95,5 @@ def tokenizer_of(source: str, *, code: bool) -> Callable[[str], list[int]]:
 
     `code`: whether Python code that comes with the model may run. Raises LoadError.
     """
-    tokenizer = read_tokenizer(find(source, code=code), trust_remote_code=code)
+    tokenizer = read_tokenizer(place_of(source, code=code), trust_remote_code=code)
     return lambda text: list(tokenizer(text)["input_ids"])

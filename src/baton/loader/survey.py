@@ -15,7 +15,8 @@ from baton.core.generation_defaults import NO_DEFAULTS, GenerationDefaults, defa
 from baton.kv.rectangle import LayerShape, footprint
 from baton.loader.context import context
 from baton.loader.folder import read_json
-from baton.loader.hub import Place, find
+from baton.loader.gguf_file import place_of
+from baton.loader.hub import Place
 from baton.loader.load import saved_dtype
 from baton.loader.packings import packed_format
 from baton.loader.stock import build, read_config, stored_bytes
@@ -93,7 +94,7 @@ def survey(source: str, *, trust_remote_code: bool = False, on_cpu: bool = True)
 
     `on_cpu`: whether it is to run on one, where packed layers stay packed.
     """
-    place = find(source, code=trust_remote_code)
+    place = place_of(source, code=trust_remote_code)
     config = read_config(place, trust_remote_code=trust_remote_code)
     packed = packed_format(config, place.source) if on_cpu else None
     # Building the model writes into its config.

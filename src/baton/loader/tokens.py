@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from baton.core.settings import LoadSettings
-from baton.loader.hub import find
+from baton.loader.gguf_file import place_of
 from baton.loader.stock import read_config, read_tokenizer
 from baton.model.tokenizer import ModelTokenizer
 
@@ -11,7 +11,7 @@ from baton.model.tokenizer import ModelTokenizer
 def load_tokenizer(asked: LoadSettings) -> ModelTokenizer:
     """The tokenizer of a model, as `load` has it. Raises LoadError and SettingError."""
     code = asked.trust_remote_code
-    place = find(asked.source, code=code)
+    place = place_of(asked.source, code=code)
     stock = read_config(place, trust_remote_code=code)
     tokenizer = read_tokenizer(place, trust_remote_code=code)
     if asked.template is not None:
