@@ -20,7 +20,7 @@ fi
 [ $# -gt 0 ] || set -- scripted built-in
 export SCHEMATHESIS_KEY=a-key-for-schemathesis
 
-scripted() { PYTHONPATH=..${PYTHONPATH:+:$PYTHONPATH} python ../server/served.py -1 0 '{}' "$(mktemp -d)"; }
+scripted() { exec env PYTHONPATH="..${PYTHONPATH:+:$PYTHONPATH}" python ../server/served.py -1 0 '{}' "$(mktemp -d)"; }
 built-in() {
     python make_model.py "$home/model" && exec baton serve "$home/model" --port 0 --api-key "$SCHEMATHESIS_KEY" \
         --max-model-len 128 --max-n 2 --max-prompts 3 --max-choices 4 --max-stop-strings 2 --max-logprobs 3 \
