@@ -249,7 +249,7 @@ _WRITE = Rectangle.write
 
 @pytest.mark.parametrize(
     ("verb", "wrong", "seed"),
-    [("write", written_wrong, 5), ("write", written_wrong, 14), ("swap_rows", swapped_wrong, 2)],
+    [("write", written_wrong, 5), ("write", written_wrong, 28), ("swap_rows", swapped_wrong, 2)],
 )
 def test_keys_and_values_that_are_moved_wrong_are_noticed(
     verb: str, wrong: Callable[..., None], seed: int, monkeypatch: pytest.MonkeyPatch
