@@ -263,7 +263,7 @@ def test_thinking_is_folded(page: Any, loop: ScriptedLoop) -> None:
     expect(thought.locator("strong")).to_have_text(["so"])
     expect(facts(pane(page)).get_by_title("thought before")).to_contain_text("for thinking")
     ask(pane(page), "ho")
-    expect(pane(page).locator(".exchange")).to_have_count(2)
+    expect(pane(page).locator(".facts")).to_have_count(2)  # the second was asked and is answered
     assert told(loop.queries[-1]) == "<user>hi<assistant>hello<user>ho", (
         "what it thought is no part of the conversation"
     )
@@ -506,7 +506,7 @@ def test_one_of_several_models_is_chosen(open_page: Open) -> None:
 def test_a_model_that_does_not_chat_goes_on_with_the_text(
     open_page: Open, loop: ScriptedLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Letters, *given: object) -> list[int]:
+    def refuse(self: Letters, *given: object, **more: object) -> list[int]:
         raise Unsupported("this model has no chat template: use /v1/completions", param="messages")
 
     monkeypatch.setattr(Letters, "chat", refuse)
