@@ -165,7 +165,8 @@ def test_bfloat16_has_the_bound_of_its_own_noise(tmp_path: Path) -> None:
     loaded, config = loaded_with(saved("llama", tmp_path), before, "bfloat16")
     outcomes = list(check(loaded, before, config))
     assert [outcome.name for outcome in outcomes if not outcome.passed] == []
-    assert 1e-4 < max(outcome.difference for outcome in outcomes) < before.tolerance < 0.1
+    # How noisy torch's bfloat16 is depends on the processor: 0.14 was seen with AVX2 alone.
+    assert 1e-4 < max(outcome.difference for outcome in outcomes) < before.tolerance < 0.3
 
 
 def test_a_short_context_is_checked_with_short_answers(tmp_path: Path) -> None:
