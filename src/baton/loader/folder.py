@@ -60,7 +60,7 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _BEGINNINGS = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run `git lfs pull` there"),
     (b"\x1f\x8b", "is packed by gzip: unpack it with gunzip"),
-    (b"GGUF", f"is a GGUF file, which is not read here: {ORIGINAL}"),
+    (b"GGUF", "is a GGUF file under another name: name it .gguf, and give its path"),
     (b"PK\x03\x04", f"is a PyTorch pickle or an archive, which is not read here: {ORIGINAL}"),
     (b"\x80\x02", f"is a pickle, which is not read here: {ORIGINAL}"),
     (b"<!", "is a web page, not the file itself: download it again"),
