@@ -142,7 +142,7 @@ def test_a_row_on_its_way_is_fed_nothing_and_one_that_is_alone_is_waited_for(ahe
 
 
 def fed_alone_after_first(rows: Rows) -> KVSegment:
-    """What a newcomer computes in the rows beside the first one's. The company of a call may change its bits, so this has one."""
+    """What a newcomer beside the first one computes: in a call of its own, since company may change the last bits."""
     rows.place(arrived(replace(SECOND, id="c"), "tiny"), range(2, 4))
     rows.feed({"c": 20}, Feeding.RAGGED)
     return rows.peek("c")
@@ -160,7 +160,9 @@ def test_a_row_on_its_way_may_be_dropped_lifted_looked_at_and_moved(what: str, a
             rows.drop("b")
         else:
             rows.lift("b", copy=False).release()
-        expected = fed_alone_after_first(placed(100, FIRST, ahead=ahead)[1])
+        _, untouched = placed(100, FIRST, ahead=ahead)
+        untouched.feed({"a": 20}, Feeding.RAGGED)
+        expected = fed_alone_after_first(untouched).parts
         segment = fed_alone_after_first(rows)
     elif what == "pack":
         rows.pack(range(4), 2)
