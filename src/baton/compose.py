@@ -16,7 +16,7 @@ from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
 from baton.cluster.far import FarLoop
-from baton.cluster.port import Engines
+from baton.cluster.port import Depot, Engines
 from baton.cluster.served import ServedEngine
 from baton.cluster.wire import About, Message
 from baton.core.clock import Clock, monotonic
@@ -206,6 +206,7 @@ def make_engine(
         sinks=sinks,
         whole_prompts=loaded.forward.whole_prompts,
         prefix_store=prefixes,
+        chosen_share=loaded.chosen_share,
     )
     if faults is not None:
         faults.inject(engine)
@@ -306,13 +307,15 @@ def open_front(config: Config, engines: Engines, about: About) -> Client:
     asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
     tokenizer = load_tokenizer(asked)
     tokenizer.prepare(about.settings.max_model_len)
+    loop = FarLoop(engines, about, monotonic)
+    loop.start()
     return Client(
         model_name=about.model,
         settings=about.settings,
         tokenizer=tokenizer,
         fit=tokenizer.fit,
         defaults=about.defaults,
-        loop=FarLoop(engines, about, monotonic),
+        loop=loop,
         clock=monotonic,
         honours=about.honours,
         compiler=Grammars(tokenizer, about.end_ids, about.settings.limits),
@@ -327,9 +330,9 @@ def introduced(engine: EngineHandle) -> About:
     return About(engine.client.model_name, settings, honours, loaded.end_ids, loaded.stamp, defaults)
 
 
-def served_engine(engine: EngineHandle, send: Callable[[Message], None]) -> ServedEngine:
-    """The engine for one front, to which `send` brings messages."""
-    return ServedEngine(engine.client.loop, engine.client.compile, monotonic, send)
+def served_engine(engine: EngineHandle, send: Callable[[Message], None], depot: Depot | None = None) -> ServedEngine:
+    """The engine for one front, to which `send` brings messages. `depot`: for keys and values of what leaves."""
+    return ServedEngine(engine.client.loop, engine.client.compile, monotonic, send, depot)
 
 
 def set_threads(config: Config) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from baton.cluster.wire import introduction
 from baton.compose import introduced, open_engine, served_engine
 from baton.core.config import make_config
+from cluster.folder_depot import FolderDepot
 
 if __name__ == "__main__":
     lock, out = threading.Lock(), sys.stdout
@@ -20,8 +21,9 @@ if __name__ == "__main__":
 
     engine = open_engine(make_config(json.loads(sys.argv[1])))
     send(introduction(introduced(engine)))
-    served = served_engine(engine, send)
+    served = served_engine(engine, send, FolderDepot(sys.argv[2]))
     for line in sys.stdin:
         verb, given = json.loads(line)
         getattr(served, verb)(given)
+    served.close()
     engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,9 +18,13 @@ from baton.cluster.wire import About, Message, about_of
 class Child:
     """A process with an engine."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("child.py")), json.dumps(dict(settings))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, settings: Mapping[str, Any], depot: Path) -> None:
+        command = [sys.executable, "-m", "cluster.child", json.dumps(dict(settings)), str(depot)]
+        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": paths}
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.lock = threading.Lock()
 
     def introduced(self) -> About:
@@ -39,8 +44,7 @@ class Child:
 class Piped:
     """The `Engines` of these child processes."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
+    def __init__(self) -> None:
         self.children: dict[str, Child] = {}
         self.hearing: Hearing | None = None
         self.closed = False
@@ -66,6 +70,9 @@ class Piped:
 
     def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
         self._child(engine).tell("give", query_ids)
+
+    def abandon(self, engine: str) -> None:
+        self._child(engine).process.kill()
 
     def close(self) -> None:
         self.closed = True

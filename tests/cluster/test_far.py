@@ -23,11 +23,12 @@ from baton.cluster.wire import (
     news_of,
     segment_of,
 )
-from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.errors import EngineUnhealthy, QueryFailed, QueueFull, ShuttingDown
 from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings
 from baton.engine.port import Stats
+from baton.server.errors import failure
 
 SETTINGS = Settings("baton", 1, 64, 4096, None, 0.2, 2, 0)
 ABOUT = About("m", SETTINGS, ("priority",), (0,), "stamp", {"top_p": 0.5})
@@ -69,10 +70,17 @@ class Told:
     def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
         self.verbs.append(("give", engine, query_ids))
 
+    def abandon(self, engine: str) -> None:
+        self.verbs.append(("abandon", engine, None))
+        self.there.remove(engine)
+
     def close(self) -> None: ...
 
-    def say(self, engine: str, update: Update, attempt: int = 1, stats: Stats | None = None) -> None:
-        self.hearing.heard(engine, json.loads(json.dumps(message_of(News([(attempt, update)], stats)))))
+    def say(self, engine: str, update: Update, attempt: int = 1, stats: Stats | None = None, **news: Any) -> None:
+        self.tell(engine, News([(attempt, update)], stats, **news))
+
+    def tell(self, engine: str, news: News) -> None:
+        self.hearing.heard(engine, json.loads(json.dumps(message_of(news))))
 
     def lose(self, engine: str) -> None:
         self.there.remove(engine)
@@ -88,7 +96,8 @@ class Front:
 
     def __init__(self, *names: str) -> None:
         self.engines = Told(*names)
-        self.loop = FarLoop(self.engines, ABOUT, lambda: 100.0)
+        self.now = 100.0
+        self.loop = FarLoop(self.engines, ABOUT, lambda: self.now)
         self.heard: list[Update] = []
         self.hear: Callable[[list[Update]], None] = self.heard.extend
 
@@ -126,7 +135,9 @@ def test_two_losses_are_enough() -> None:
     front.engines.lose("a")
     front.engines.lose("b")
     assert [engine for engine, _ in front.engines.asked] == ["a", "b"]
-    assert front.heard[-1].finish_reason == "error" and "engine_lost" in (front.heard[-1].error or "")
+    assert (front.heard[-1].finish_reason, front.heard[-1].code) == ("error", "engine_lost")
+    failed = failure(front.heard[-1])
+    assert isinstance(failed, QueryFailed) and (failed.status, failed.code) == (500, "engine_lost")
     assert front.loop.drain(0.0)
 
 
@@ -209,16 +220,74 @@ def test_statistics_are_summed() -> None:
     both = front.loop.stats()
     assert (both.running, both.rows, both.last_iteration_age_seconds) == (7, 4, 0.5)
     assert both.slots.useful == 6 and both.outcomes == {"finished": 2}
+    front.engines.say("b", Update("x", (7,)), stats=stats(4, submitted=6, prompt_tokens=9))
     front.engines.lose("b")
-    assert front.loop.stats().running == 3
+    left = front.loop.stats()
+    # What was done stays counted, and what was live there has moved.
+    assert (left.running, left.rows, left.submitted, left.prompt_tokens) == (3, 2, 8, 11)
+    assert left.slots.useful == 6 and left.outcomes == {"finished": 2, "moved": 5}
+    assert dict(front.loop.stats_by_engine()) == {"a": stats(3, last_iteration_age_seconds=0.5)}
+
+
+def test_keys_and_values_that_were_laid_down_go_to_the_next_engine_once() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query("p")], front.hear)
+    front.loop.leaves("a")
+    front.engines.say("a", Update("p", (7,), "x", "moved", usage=USAGE), laid_down={"p": "there"})
+    assert front.engines.asked[-1][1]["laid_down"] == "there"
+    front.engines.there = ["c"]
+    front.engines.hearing.lost("b")
+    assert front.engines.where[-1] == ("p", "c") and front.engines.asked[-1][1]["laid_down"] is None
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_an_engine_that_hangs_is_given_up(silent: bool) -> None:
+    front = Front("a", "b")
+    front.loop.submit([query("p")], front.hear)
+    front.engines.say("a", Update("p", (7,), "x"))
+    front.loop.check()
+    for _ in range(3):
+        front.now += SETTINGS.hang_seconds + 1
+        if not silent:
+            front.engines.tell("a", News(stuck_seconds=front.now - 100.0))
+        front.loop.check()
+    assert front.engines.verbs == []
+    front.loop.check()
+    assert front.engines.verbs == [("abandon", "a", None)] and front.engines.where[-1] == ("p", "b")
+    front.engines.say("a", Update("p", (6,), "no"))
+    front.engines.say("b", Update("p", (8,), "y", "stop", usage=USAGE), 2)
+    assert "".join(update.text for update in front.heard) == "xy"
+
+
+def test_an_engine_that_is_heard_or_has_nothing_to_do_is_kept() -> None:
+    front = Front("a", "b")
+    front.loop.submit([query("p")], front.hear)
+    for _ in range(9):
+        front.now += SETTINGS.hang_seconds - 1
+        front.engines.tell("a", News())
+        front.loop.check()
+    assert front.engines.verbs == []
+
+
+def test_a_query_without_an_engine_waits_no_longer_than_it_may() -> None:
+    front = Front("a")
+    front.loop.submit([query("p", start_by=110.0), query("q", end_by=120.0), query("r")], front.hear)
+    front.engines.say("a", Update("q", (7,), "x"))
+    front.engines.lose("a")
+    front.now = 111.0
+    front.loop.check()
+    front.now = 121.0
+    front.loop.check()
+    ends = [(update.query_id, update.finish_reason) for update in front.heard[1:]]
+    assert ends == [("p", "expired"), ("q", "expired")] and "--queue-timeout" in (front.heard[1].error or "")
 
 
 def test_all_of_an_update_crosses() -> None:
     scores = (TokenLogprobs(7, -0.5, 2, ((8, -0.25), (7, -0.5))),)
-    update = Update("p", (7,), "é", "stop", "why", USAGE, scores, scores, True, "s")
+    update = Update("p", (7,), "é", "stop", "why", USAGE, scores, scores, True, "s", "engine_lost")
     for one in (update, Update("p"), Update("p", (7,), "x")):
-        crossed = news_of(json.loads(json.dumps(message_of(News([(3, one)], stats(1))))))
-        assert list(crossed.updates) == [(3, one)] and crossed.stats == stats(1)
+        news = News([(3, one)], stats(1), 2.5, {"p": ["there", 3]})
+        assert news_of(json.loads(json.dumps(message_of(news)))) == news
     assert about_of(json.loads(json.dumps(introduction(ABOUT)))) == ABOUT
 
 

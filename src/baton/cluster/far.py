@@ -3,48 +3,63 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from baton.cluster.follow import Follow
 from baton.cluster.port import EngineLost, Engines
 from baton.cluster.route import HeldPrefixes, blocks_of, choose
-from baton.cluster.wire import About, Message, ask_of, news_of, summed
+from baton.cluster.silence import Silence
+from baton.cluster.totals import Totals
+from baton.cluster.wire import About, Message, ask_of, news_of
 from baton.core.clock import Clock
 from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
-from baton.core.events import Slots, Update
+from baton.core.events import Update
 from baton.core.query import Query
 from baton.engine.inbox import Deliver, is_counted
 from baton.engine.port import Stats
 from baton.kv.segment import KVSegment
+
+log = logging.getLogger("baton.cluster")
 
 LOSSES = 2
 """So many engines may be lost with a query on board. Then it fails, because it may be what ends them."""
 
 
 class FarLoop:
-    """Everything may be called from any thread. Each query is asked of one engine at a time."""
+    """Everything may be called from any thread. Each query is asked of one engine at a time.
 
-    def __init__(self, engines: Engines, about: About, clock: Clock) -> None:
+    `losses`: so many engines may be lost with a query on board before it fails.
+    """
+
+    def __init__(self, engines: Engines, about: About, clock: Clock, *, losses: int = LOSSES) -> None:
         self._engines = engines
         self._about = about
         self._clock = clock
+        self._losses = losses
         self._lock = threading.Lock()
         self._follows: dict[str, Follow] = {}
         self._held = HeldPrefixes()
         self._leaving: set[str] = set()
-        self._stats: dict[str, Stats] = {}
-        self._lost_queries = 0
+        self._totals = Totals()
+        self._silence = Silence(about.settings.hang_seconds)
         self._draining = False
         self._closed = False
         self._idle = threading.Event()
         self._idle.set()
+        self._over = threading.Event()
         engines.listen(self)
 
-    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
+    def start(self) -> None:
+        """From now on engines that hang are given up, and queries that wait too long for an engine."""
+        threading.Thread(target=self._watch, name="baton-front", daemon=True).start()
+
+    def submit(self, queries: Sequence[Query], deliver: Deliver, *, admitted: bool = False) -> None:
         """Submits all of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
-        self._enter([Follow(query, deliver) for query in queries], sum(map(is_counted, queries)))
+        counted = 0 if admitted else sum(map(is_counted, queries))
+        self._enter([Follow(query, deliver) for query in queries], counted)
 
     def resume(self, segments: Sequence[KVSegment], deliver: Deliver) -> None:
         """Queries go on that were live elsewhere, from their tokens. Raises ShuttingDown, EngineUnhealthy."""
@@ -71,16 +86,14 @@ class FarLoop:
                 self._try(follow.engine, "cancel", [follow.query.id])
             follow.deliver([Update(follow.query.id, finish_reason="cancelled")])
 
-    def leaves(self, engine: str) -> None:
-        """The engine takes nothing more, and its queries go on in others."""
-        with self._lock:
-            self._leaving.add(engine)
-        self._try(engine, "give")
-
     def stats(self) -> Stats:
         with self._lock:
-            known = [self._stats[name] for name in sorted(self._stats)]
-        return summed(known) if known else _NOTHING
+            return self._totals.sum()
+
+    def stats_by_engine(self) -> Mapping[str, Stats]:
+        """What each engine said last."""
+        with self._lock:
+            return self._totals.by_engine()
 
     def stuck_seconds(self) -> float:
         return 0.0  # each engine has a watchdog of its own
@@ -107,6 +120,7 @@ class FarLoop:
 
     def close(self) -> None:
         self._closed = True
+        self._over.set()
         self.stop_admitting()
         self._end_all("cancelled", None)
         self._engines.close()
@@ -118,13 +132,15 @@ class FarLoop:
         told: dict[Deliver, list[Update]] = {}
         moved: list[Follow] = []
         with self._lock:
-            if news.stats is not None:
-                self._stats[engine] = news.stats
+            if engine in self._engines.names():
+                self._silence.heard(engine, self._clock(), news.stuck_seconds)
+                if news.stats is not None:
+                    self._totals.heard(engine, news.stats)
             for attempt, update in news.updates:
                 follow = self._follows.get(update.query_id)
                 if follow is None:
                     continue
-                tell, again = follow.take(engine, attempt, update)
+                tell, again = follow.take(engine, attempt, update, news.laid_down.get(update.query_id))
                 if tell is not None:
                     told.setdefault(follow.deliver, []).append(tell)
                     if tell.finish_reason is not None:
@@ -137,25 +153,64 @@ class FarLoop:
         self._send(moved)
 
     def lost(self, engine: str) -> None:
+        self._lose(engine)
         with self._lock:
-            self._held.forget(engine)
             self._leaving.discard(engine)
-            self._stats.pop(engine, None)
+
+    def _lose(self, engine: str) -> None:
+        with self._lock:
+            # It may still be among the names.
+            self._leaving.add(engine)
+            self._held.forget(engine)
+            self._silence.lost(engine)
+            self._totals.lost(engine)
             # In order of arrival, as they are kept.
             aboard = [follow for follow in self._follows.values() if follow.lost(engine)]
-            poison = [follow for follow in aboard if follow.losses >= LOSSES]
+            poison = [follow for follow in aboard if follow.losses >= self._losses]
             for follow in poison:
                 del self._follows[follow.query.id]
             self._tell_idle()
         for follow in poison:
-            error = f"{LOSSES} engines were lost with this query on board, so it is asked of no third (engine_lost)"
-            follow.deliver([Update(follow.query.id, finish_reason="error", error=error)])
-        self._send([follow for follow in aboard if follow.losses < LOSSES])
+            error = f"{follow.losses} engines were lost with this query on board, so it is asked of no other"
+            follow.deliver([Update(follow.query.id, finish_reason="error", error=error, code=EngineLost.code)])
+        self._send([follow for follow in aboard if follow.losses < self._losses])
 
     def came(self, engine: str) -> None:
         with self._lock:
+            self._leaving.discard(engine)
             waiting = [follow for follow in self._follows.values() if follow.engine is None]
         self._send(waiting)
+
+    def leaves(self, engine: str) -> None:
+        with self._lock:
+            self._leaving.add(engine)
+        self._try(engine, "give")
+
+    def check(self) -> None:
+        """Gives up engines that hang with queries on board, and queries that have waited too long for an engine."""
+        now = self._clock()
+        with self._lock:
+            aboard = {follow.engine for follow in self._follows.values() if follow.engine is not None}
+            hanging = self._silence.beyond(aboard, now)
+            overdue: list[tuple[Follow, str]] = []
+            for follow in list(self._follows.values()):
+                why = follow.query.overdue(now, begun=bool(follow.tokens)) if follow.engine is None else None
+                if why is not None:
+                    overdue.append((self._follows.pop(follow.query.id), why))
+            self._tell_idle()
+        for follow, why in overdue:
+            follow.deliver([Update(follow.query.id, finish_reason="expired", error=why)])
+        for engine in hanging:
+            log.error("%s hangs (--hang-timeout): its queries go on elsewhere", engine)
+            self._lose(engine)
+            self._try(engine, "abandon")
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(self._about.settings.hang_seconds / 4, 1.0)):
+            try:
+                self.check()
+            except Exception:
+                log.exception("the front's watch goes on after an error")
 
     def _enter(self, follows: list[Follow], counted: int) -> None:
         with self._lock:
@@ -210,8 +265,8 @@ class FarLoop:
         return engine
 
     def _ask(self, follow: Follow, engine: str) -> Message:
-        follow.goes_to(engine)
-        return ask_of(follow.query, follow.tokens, follow.attempt, self._about.stamp, self._clock())
+        where = follow.goes_to(engine)
+        return ask_of(follow.query, follow.tokens, follow.attempt, self._about.stamp, self._clock(), where)
 
     def _check_open(self) -> None:
         if self._draining or self._closed:
@@ -246,25 +301,3 @@ class FarLoop:
     def _tell_idle(self) -> None:
         if not self._follows:
             self._idle.set()
-
-
-_NOTHING = Stats(
-    running=0,
-    waiting=0,
-    prefilling=0,
-    ready=0,
-    preempted=0,
-    rows=0,
-    rows_occupied=0,
-    columns=0,
-    kv_bytes_used=0,
-    kv_bytes_budget=0,
-    iterations=0,
-    prompt_tokens=0,
-    generated_tokens=0,
-    insertions=0,
-    preemptions=0,
-    slots=Slots(),
-    outcomes={},
-    last_iteration_age_seconds=0.0,
-)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from baton.core.events import Update, Usage
 from baton.core.query import Query
@@ -14,7 +15,7 @@ class Follow:
     """A query that a front asks of engines, one after the other.
 
     `engine`: where it is; None while it is on no engine. `attempt`: counts where it was. `losses`: engines that were
-    lost with it on board.
+    lost with it on board. `laid_down`: where the engine that it left has laid down its keys and values.
     """
 
     query: Query
@@ -24,20 +25,24 @@ class Follow:
     losses: int = 0
     tokens: list[int] = field(default_factory=list)
     spent: Usage | None = None
+    laid_down: Any = None
 
     @property
     def tokens_left(self) -> int:
         """Tokens that it may still have computed: of its prompt, of what was told, and of the rest of its answer."""
         return len(self.query.prompt) + self.query.limit_tokens
 
-    def goes_to(self, engine: str) -> None:
+    def goes_to(self, engine: str) -> Any:
+        """Returns where its keys and values are; None if all is to be computed again."""
         self.engine = engine
         self.attempt += 1
+        where, self.laid_down = self.laid_down, None
+        return where
 
-    def take(self, engine: str, attempt: int, update: Update) -> tuple[Update | None, bool]:
+    def take(self, engine: str, attempt: int, update: Update, laid_down: Any = None) -> tuple[Update | None, bool]:
         """Returns what its asker is told of an update, and whether it must be asked of another engine.
 
-        Updates of an attempt that is over are nobody's.
+        Updates of an attempt that is over are nobody's. `laid_down`: where its keys and values are, if it moves.
         """
         if engine != self.engine or attempt != self.attempt:
             return None, False
@@ -49,6 +54,7 @@ class Follow:
         if update.usage is not None:
             self.spent = update.usage if self.spent is None else update.usage.after(self.spent)
         self.engine = None
+        self.laid_down = laid_down
         left = replace(update, finish_reason=None, error=None, usage=None)
         return (left if left.token_ids or left.text else None), True
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from baton.cluster.wire import Message
 from baton.core.errors import BatonError
+from baton.kv.parcel import Parcel
 
 
 class EngineLost(BatonError):
@@ -19,13 +20,16 @@ class Hearing(Protocol):
     """What engines tell a front. Called by any thread, for each engine in order."""
 
     def heard(self, engine: str, message: Message) -> None:
-        """News of an engine: once per iteration in which there was any."""
+        """News of an engine: once per iteration in which there was any, and at least once a second."""
 
     def lost(self, engine: str) -> None:
         """No more news will come of this engine: it has ended."""
 
     def came(self, engine: str) -> None:
         """There is a new engine."""
+
+    def leaves(self, engine: str) -> None:
+        """The engine ends soon: it takes nothing more, and its queries go on elsewhere."""
 
 
 class Engines(Protocol):
@@ -43,4 +47,17 @@ class Engines(Protocol):
     def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
         """These queries leave the engine, all if None: the last update of each is "moved"."""
 
+    def abandon(self, engine: str) -> None:
+        """The engine hangs: it is asked nothing more, and is to be ended and started again."""
+
     def close(self) -> None: ...
+
+
+class Depot(Protocol):
+    """Where an engine lays down keys and values for another one. The front passes on what `put` returned, unread."""
+
+    def put(self, parcel: Parcel) -> Any:
+        """Keeps a parcel, whose bytes are copied, and returns where it is. May raise anything: then it is not kept."""
+
+    def get(self, where: Any) -> Parcel:
+        """Returns a parcel that an engine has put, once. May raise anything if it is not there any more."""

@@ -2,49 +2,142 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+from baton.cluster.port import Depot
 from baton.cluster.wire import Message, News, message_of, segment_of
 from baton.core.clock import Clock
 from baton.core.errors import BatonError
 from baton.core.events import Update
+from baton.engine.inbox import Deliver
 from baton.engine.port import Loop
-from baton.kv.parcel import Compile
+from baton.kv.parcel import Compile, pack
+from baton.kv.segment import KVSegment
+
+log = logging.getLogger("baton.cluster")
+
+BEAT_SECONDS = 1.0
+"""At least so often an engine says how it is, so that its silence means something."""
 
 
 class ServedEngine:
-    """One engine's loop for one front. `send` brings a message to it, in order; called in the engine's thread."""
+    """One engine's loop for one front.
 
-    def __init__(self, loop: Loop, compile: Compile, clock: Clock, send: Callable[[Message], None]) -> None:
+    `send` brings a message to it, in order; called in the engine's thread and in one of its own. `depot`: where keys
+    and values are laid down for another engine; None: what leaves is computed again there.
+    """
+
+    def __init__(
+        self, loop: Loop, compile: Compile, clock: Clock, send: Callable[[Message], None], depot: Depot | None = None
+    ) -> None:
         self._loop = loop
         self._compile = compile
         self._clock = clock
         self._send = send
+        self._depot = depot
         self._lock = threading.Lock()
+        self._delivers: dict[int, Deliver] = {}
+        # Of queries that move, what comes first waits for the other: the last update, and where keys and values are.
+        self._moved: dict[str, tuple[int, Update]] = {}
+        self._laid_down: dict[str, Any] = {}
+        self._closed = threading.Event()
+        threading.Thread(target=self._beat, name="baton-beats", daemon=True).start()
 
     def start(self, asks: Sequence[Message]) -> None:
         """Takes queries, which are new or were live elsewhere. One that cannot be taken gets an error as its update."""
+        new: list[KVSegment] = []
+        fetch = None if self._depot is None else self._depot.get
         for ask in asks:
             attempt, name = int(ask.get("attempt", 0)), _name(ask)
             try:
-                _, segment = segment_of(ask, self._clock(), self._compile)
-                # Updates of an earlier attempt, which the new one ends here, keep the earlier number.
-                self._loop.resume([segment], partial(self._tell, attempt))
+                _, segment = segment_of(ask, self._clock(), self._compile, fetch)
+                if attempt == 1 and not segment.generated and not segment.cached:
+                    new.append(segment)
+                else:
+                    self._loop.resume([segment], self._deliver(attempt))
             except BatonError as error:
-                self._tell(attempt, [Update(name, finish_reason="error", error=error.message)])
+                self._fail(attempt, name, error)
+        if new:
+            # In one call, so that choices of a prompt find each other.
+            try:
+                self._loop.submit([segment.query for segment in new], self._deliver(1), admitted=True)
+            except BatonError as error:
+                for segment in new:
+                    self._fail(1, segment.query.id, error)
 
     def cancel(self, query_ids: Sequence[str]) -> None:
         self._loop.cancel(query_ids)
 
     def give(self, query_ids: Sequence[str] | None = None) -> None:
-        """The queries leave. The front knows their tokens, so their segments are let go."""
+        """The queries leave, and their keys and values are laid down. Returns when they are."""
         for segment in self._loop.give(query_ids).result():
+            name = segment.query.id
+            where = self._lay_down(segment)
+            with self._lock:
+                moved = self._moved.pop(name, None)
+                if moved is None:
+                    self._laid_down[name] = where
+            if moved is not None:
+                self._tell_moved(*moved, where)
+
+    def close(self) -> None:
+        """Says nothing more by itself. May be called twice."""
+        self._closed.set()
+
+    def _lay_down(self, segment: KVSegment) -> Any:
+        try:
+            if self._depot is not None and segment.cached:
+                return self._depot.put(pack(segment, self._clock()))
+        except Exception:
+            log.warning("query %s leaves without keys and values", segment.query.id, exc_info=True)
+        finally:
             segment.release()
+        return None
+
+    def _deliver(self, attempt: int) -> Deliver:
+        """What tells the news of queries of this attempt. One object, so that an iteration's news are one message.
+
+        Updates of an earlier attempt, which a new one ends here, keep the earlier number.
+        """
+        with self._lock:
+            return self._delivers.setdefault(attempt, partial(self._tell, attempt))
 
     def _tell(self, attempt: int, updates: list[Update]) -> None:
-        message = message_of(News([(attempt, update) for update in updates], self._loop.stats()))
+        told: list[tuple[int, Update]] = []
+        laid_down: dict[str, Any] = {}
+        with self._lock:
+            for update in updates:
+                name = update.query_id
+                if update.finish_reason == "moved" and name not in self._laid_down:
+                    self._moved[name] = (attempt, update)
+                    continue
+                if update.finish_reason == "moved":
+                    laid_down[name] = self._laid_down.pop(name)
+                told.append((attempt, update))
+        if told:
+            self._tell_news(told, laid_down)
+
+    def _tell_moved(self, attempt: int, update: Update, where: Any) -> None:
+        self._tell_news([(attempt, update)], {update.query_id: where})
+
+    def _fail(self, attempt: int, name: str, error: BatonError) -> None:
+        self._tell(attempt, [Update(name, finish_reason="error", error=error.message)])
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            try:
+                self._tell_news([], {})
+            except Exception:
+                # Without a way to the front there is nothing to say; the transport tells the loss.
+                log.debug("a beat did not reach the front", exc_info=True)
+
+    def _tell_news(self, updates: Sequence[tuple[int, Update]], laid_down: Mapping[str, Any]) -> None:
+        known = {name: where for name, where in laid_down.items() if where is not None}
+        message = message_of(News(updates, self._loop.stats(), self._loop.stuck_seconds(), known))
         with self._lock:
             self._send(message)
 

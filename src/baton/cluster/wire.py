@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from baton.core.errors import BatonError
@@ -16,6 +17,8 @@ from baton.core.told import heard, told
 from baton.engine.port import Stats
 from baton.kv.parcel import Compile, Parcel, pack, resumed, unpack
 from baton.kv.segment import KVSegment
+
+log = logging.getLogger("baton.cluster")
 
 WIRE = 1
 """The version of all that crosses. Another one is refused by its number."""
@@ -40,30 +43,70 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What one iteration of an engine has to tell. `updates`: each with the attempt of its query that it belongs to."""
+    """What one iteration of an engine has to tell.
 
-    updates: Sequence[tuple[int, Update]]
+    `updates`: each with the attempt of its query that it belongs to. `stuck_seconds`: for so long the engine has had
+    work and not come round. `laid_down`: where keys and values are of queries that moved, by their ids.
+    """
+
+    updates: Sequence[tuple[int, Update]] = ()
     stats: Stats | None = None
+    stuck_seconds: float = 0.0
+    laid_down: Mapping[str, Any] = field(default_factory=dict)
 
 
-def ask_of(query: Query, tokens_told: Sequence[int], attempt: int, stamp: str, now: float) -> Message:
-    """A query as a message, with the tokens that its asker was told. `now`: on the clock of this process."""
+def ask_of(
+    query: Query, tokens_told: Sequence[int], attempt: int, stamp: str, now: float, laid_down: Any = None
+) -> Message:
+    """A query as a message, with the tokens that its asker was told. `now`: on the clock of this process.
+
+    `laid_down`: where its keys and values are, if an engine has laid them down.
+    """
     parcel = pack(resumed(query, tokens_told, stamp), now)
-    return {"wire": WIRE, "attempt": attempt, "parcel": dict(parcel.header)}
+    return {"wire": WIRE, "attempt": attempt, "parcel": dict(parcel.header), "laid_down": laid_down}
 
 
-def segment_of(ask: Message, now: float, compile: Compile) -> tuple[int, KVSegment]:
-    """The attempt and the segment of an ask. Raises BadMessage, BadParcel, and what `compile` does."""
+def segment_of(
+    ask: Message, now: float, compile: Compile, fetch: Callable[[Any], Parcel] | None = None
+) -> tuple[int, KVSegment]:
+    """The attempt and the segment of an ask. Raises BadMessage, BadParcel, and what `compile` does.
+
+    `fetch` brings keys and values that were laid down. Without them, all is computed again.
+    """
     _check(ask)
     try:
-        return int(ask["attempt"]), unpack(Parcel(ask["parcel"]), now, compile)
+        parcel = Parcel(ask["parcel"])
+        where = ask.get("laid_down")
+        if where is not None and fetch is not None:
+            parcel = _with_keys(parcel, where, fetch)
+        return int(ask["attempt"]), unpack(parcel, now, compile)
     except (KeyError, TypeError, ValueError) as error:
         raise BadMessage(f"this is no ask: {type(error).__name__}") from error
 
 
+def _with_keys(asked: Parcel, where: Any, fetch: Callable[[Any], Parcel]) -> Parcel:
+    """What was asked, with the keys and values of the same tokens. They only save work, so any trouble leaves them."""
+    try:
+        found = fetch(where)
+        same = ("version", "tokens", "stamp")
+        if [found.header[name] for name in same] == [asked.header[name] for name in same]:
+            return Parcel({**asked.header, **{name: found.header[name] for name in _KEPT}}, found.parts)
+    except Exception:
+        log.warning("keys and values that were laid down could not be fetched, and are computed again", exc_info=True)
+    return asked
+
+
+_KEPT = ("cached", "computed", "parts")
+
+
 def message_of(news: News) -> Message:
-    updates = [[attempt, *told(update)] for attempt, update in news.updates]
-    return {"wire": WIRE, "updates": updates, "stats": None if news.stats is None else _stats(news.stats)}
+    return {
+        "wire": WIRE,
+        "updates": [[attempt, *told(update)] for attempt, update in news.updates],
+        "stats": None if news.stats is None else _stats(news.stats),
+        "stuck": news.stuck_seconds,
+        "laid_down": dict(news.laid_down),
+    }
 
 
 def news_of(message: Message) -> News:
@@ -72,9 +115,9 @@ def news_of(message: Message) -> News:
     try:
         updates = [(int(attempt), heard(update)) for attempt, *update in message["updates"]]
         stats = message["stats"]
-        if stats is None:
-            return News(updates)
-        return News(updates, Stats(**{**stats, "slots": Slots(**stats["slots"])}))
+        if stats is not None:
+            stats = Stats(**{**stats, "slots": Slots(**stats["slots"])})
+        return News(updates, stats, float(message["stuck"]), dict(message["laid_down"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadMessage(f"this is no news: {type(error).__name__}") from error
 
@@ -94,24 +137,6 @@ def about_of(message: Message) -> About:
         return About(settings=Settings(**settings, limits=limits), **known)
     except (KeyError, TypeError, ValueError) as error:
         raise BadMessage(f"this is no introduction: {type(error).__name__}") from error
-
-
-def summed(all_stats: Sequence[Stats]) -> Stats:
-    """The statistics of several engines as those of one. The age is that of the engine that is silent longest."""
-    first, *others = all_stats
-    numbers = dict(first.numbers())
-    slots, outcomes = Slots(), dict(first.outcomes)
-    slots.add(first.slots)
-    for other in others:
-        for name, value in other.numbers().items():
-            numbers[name] = max(numbers[name], value) if name in _NOT_SUMMED else numbers[name] + value
-        slots.add(other.slots)
-        for name, value in other.outcomes.items():
-            outcomes[name] = outcomes.get(name, 0) + value
-    return Stats(**numbers, slots=slots, outcomes=outcomes)  # type: ignore[arg-type]
-
-
-_NOT_SUMMED = ("last_iteration_age_seconds", "columns")
 
 
 def _stats(stats: Stats) -> Message:

@@ -113,7 +113,7 @@ class Update:
     goes on in another engine, and no client is told that. `logprobs`: if asked for, one
     for each of `token_ids`. `prompt_logprobs`: if asked for, one for each prompt token but the first, all in the update
     with the first token. `infeasible`: the error is the client's own, because what it asked for turned out to be
-    impossible. `stopped_by`: the stop string that ended it, if one did.
+    impossible. `stopped_by`: the stop string that ended it, if one did. `code`: of the error, if it has one of its own.
     """
 
     query_id: str
@@ -126,6 +126,7 @@ class Update:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     infeasible: bool = False
     stopped_by: str | None = None
+    code: str | None = None
 
 
 RESUMED = "resumed"

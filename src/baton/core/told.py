@@ -22,6 +22,7 @@ def told(update: Update) -> list[Any]:
         _scores(update.prompt_logprobs),
         update.infeasible,
         update.stopped_by,
+        update.code,
     ]
     while len(values) > 1 and values[-1] in _NOTHING:
         values.pop()
@@ -30,7 +31,7 @@ def told(update: Update) -> list[Any]:
 
 def heard(values: Sequence[Any]) -> Update:
     """The update of what `told` returned. Raises TypeError, ValueError or AttributeError for anything else."""
-    name, tokens, text, reason, error, usage, logprobs, prompt_logprobs, infeasible, stopped_by = (
+    name, tokens, text, reason, error, usage, logprobs, prompt_logprobs, infeasible, stopped_by, code = (
         *values,
         *_DEFAULTS[len(values) :],
     )
@@ -45,11 +46,12 @@ def heard(values: Sequence[Any]) -> Update:
         _of_scores(prompt_logprobs),
         bool(infeasible),
         stopped_by,
+        code,
     )
 
 
 _NOTHING: tuple[Any, ...] = ([], "", None, False)
-_DEFAULTS: tuple[Any, ...] = ("", [], "", None, None, None, [], [], False, None)
+_DEFAULTS: tuple[Any, ...] = ("", [], "", None, None, None, [], [], False, None, None)
 
 
 def _scores(logprobs: Iterable[TokenLogprobs]) -> list[Any]:

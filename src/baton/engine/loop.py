@@ -52,12 +52,15 @@ class EngineLoop:
         self._thread.start()
         self._watchdog.start()
 
-    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
-        """Submits all of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
+    def submit(self, queries: Sequence[Query], deliver: Deliver, *, admitted: bool = False) -> None:
+        """Submits all of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy.
+
+        `admitted`: a front has admitted them, so the length of this queue bounds them not.
+        """
         with self._admission:
             # Background queries take no place from others in the queue; their caller bounds them.
             counted = sum(map(is_counted, queries))
-            self._check_room(counted, rejected=len(queries))
+            self._check_room(0 if admitted else counted, rejected=len(queries))
             self._queued += counted
             self._idle.clear()
             self._inbox.put(queries, deliver)

@@ -212,7 +212,9 @@ def failure(update: Update) -> BatonError | None:
     if update.infeasible:
         return Infeasible(update.error or "what was asked for is impossible")
     if update.finish_reason == "error":
-        return QueryFailed(update.error or "the query failed")
+        failed = QueryFailed(update.error or "the query failed")
+        failed.code = update.code or failed.code
+        return failed
     if update.finish_reason == "expired":
         return DeadlinePassed(update.error or "the query's deadline has passed")
     if update.finish_reason == "moved":
