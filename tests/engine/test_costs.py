@@ -62,6 +62,25 @@ def test_what_is_told_is_on_the_high_side(seed: int) -> None:
     assert all(t <= 1.25 * r for t, r in zip(told, real, strict=True))
 
 
+def test_experts_cost_as_many_as_are_chosen() -> None:
+    """A mixture reads most of its experts for few tokens, and hardly more for many."""
+    share, meter = 1 / 16, CostMeter(1 / 16)
+    for tokens, cached in [*FILLS, (4, 0), (4, 3000)]:
+        columns = tokens * (cached + tokens / 2)
+        meter.filled(tokens, columns, linear(tokens, columns) + 0.4 * (1 - (1 - share) ** tokens))
+    costs = meter.costs
+    for tokens in (4, 10, 60, 200):
+        expected = linear(tokens, tokens * tokens / 2) + 0.4 * (1 - (1 - share) ** tokens)
+        told = costs.fill_fixed_seconds + costs.chunk_seconds(tokens, 0)
+        assert told == pytest.approx(expected, rel=0.1)
+    # What a chunk adds beside others is less by the experts that those read already.
+    both = costs.chunk_seconds(10, 0) + costs.chunk_seconds(20, 0, beside=10)
+    assert both == pytest.approx(costs.chunk_seconds(30, 0), rel=0.02)
+    for beside in (0, 7):
+        most = costs.tokens_within(0.2, 100, beside)
+        assert costs.chunk_seconds(most, 100, beside) <= 0.2 < costs.chunk_seconds(most + 1, 100, beside)
+
+
 def test_one_hiccup_does_not_spoil_it() -> None:
     meter = measured(linear, FILLS)
     meter.filled(100, 5000.0, 9.0)

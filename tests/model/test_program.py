@@ -343,6 +343,7 @@ def test_what_chooses_experts_keeps_its_number_format() -> None:
     kinds = {(w.kind, (w.outputs, w.inputs) in experts) for w in weights if (w.outputs, w.inputs) != router}
     assert {w.kind for w in weights if (w.outputs, w.inputs) == router} == {native.FLOAT32}
     assert kinds == {(native.INT4, True), (native.INT4, False), (native.INT8, False)}
+    assert forward.program.chosen_share == model.config.num_experts_per_tok / model.config.num_experts
 
 
 def test_products_that_read_what_the_output_layer_reads_are_kept_as_it_is() -> None:

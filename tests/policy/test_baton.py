@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.core.step import Chunk, Feeding
-from baton.policy.baton import LARGEST_CHUNK, SMALLEST_CHUNK, Baton
+from baton.policy.baton import LARGEST_CHUNK, SMALLEST_CHUNK, Baton, smallest_chunk
 from baton.policy.port import Costs, View
 from views import prefilling, query_view, ready, running, swapped_out, view, waiting
 
@@ -238,3 +238,13 @@ def test_any_plan_can_be_carried_out(
     assert all(name.startswith("r") or fed.get(name) == pending[name] for name in planned.insert)
     # No row stays free while a query is ready for it.
     assert len(planned.insert) == rows - run or all(query.id in planned.insert for query in seen.ready)
+
+
+@pytest.mark.parametrize(
+    ("share", "tokens"),
+    [(0.0, SMALLEST_CHUNK), (8 / 128, 10), (4 / 32, 5), (2 / 8, 2), (1 / 2, 1), (1.0, 1), (1 / 512, SMALLEST_CHUNK)],
+)
+def test_a_small_chunk_of_a_mixture_reads_at_most_half_of_its_experts(share: float, tokens: int) -> None:
+    assert smallest_chunk(Costs(chosen_share=share)) == tokens
+    dear = Costs(0.1, 1.0, fill_tokens=512, chosen_share=share, fill_experts_seconds=9.0)
+    assert fed(view(*running("a"), *waiting("w"), costs=dear)) == [tokens]

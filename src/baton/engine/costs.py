@@ -21,12 +21,13 @@ _SWEEPS = 60
 class CostMeter:
     """Measures costs; `costs` is the frozen view that policies get.
 
-    A fill's seconds are fitted as fixed + a token's + a token's column's, each at least 0, over the last fills and by
-    relative error, so that one outlier counts little. The fit is then raised until nine of ten fills took no longer.
+    A fill's seconds are fitted as fixed + a token's + a token's column's + the experts' that are chosen, each at least
+    0, over the last fills and by relative error, so that one outlier counts little. The fit is then raised until nine
+    of ten fills took no longer. `chosen_share`: of the experts, by one token; 0 without experts.
     """
 
-    def __init__(self) -> None:
-        self.costs = Costs()
+    def __init__(self, chosen_share: float = 0.0) -> None:
+        self.costs = Costs(chosen_share=chosen_share)
         self._fills: deque[tuple[int, float, float]] = deque(maxlen=_FILLS_KEPT)
 
     def stepped(self, seconds: float, rows: int) -> None:
@@ -42,14 +43,16 @@ class CostMeter:
     def filled(self, tokens: int, columns: float, seconds: float) -> None:
         """Takes a fill of so many tokens. `columns`: the sum over its tokens of the columns that each attended to."""
         self._fills.append((tokens, columns, max(seconds, 1e-9)))
-        fits = _fitted([((1.0, float(tokens), columns), seconds) for tokens, columns, seconds in self._fills])
-        ratios = [seconds / (_sum(fits, (1.0, tokens, columns)) or 1e-9) for tokens, columns, seconds in self._fills]
-        fixed, token, column = (fit * max(1.0, high(ratios)) for fit in fits)
+        measured = [((1.0, float(n), sum_of, self.costs.share_chosen(n)), taken) for n, sum_of, taken in self._fills]
+        fits = _fitted(measured)
+        ratios = [taken / (_sum(fits, features) or 1e-9) for features, taken in measured]
+        fixed, token, column, experts = (fit * max(1.0, high(ratios)) for fit in fits)
         self.costs = replace(
             self.costs,
             fill_fixed_seconds=fixed,
             fill_token_seconds=token,
             fill_column_seconds=column,
+            fill_experts_seconds=experts,
             fill_tokens=max(tokens for tokens, _, _ in self._fills),
         )
 
@@ -83,13 +86,14 @@ def _fitted(measured: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
     Coordinate descent on the normal equations, each feature scaled to its own size.
     """
     rows = [[feature / seconds for feature in features] for features, seconds in measured]
-    sizes = [math.sqrt(sum(row[i] ** 2 for row in rows)) or 1.0 for i in range(3)]
-    gram = [[sum(row[i] * row[j] for row in rows) / sizes[i] / sizes[j] for j in range(3)] for i in range(3)]
-    aims = [sum(row[i] for row in rows) / sizes[i] for i in range(3)]
-    weights = [0.0, 0.0, 0.0]
+    every = range(len(rows[0]))
+    sizes = [math.sqrt(sum(row[i] ** 2 for row in rows)) or 1.0 for i in every]
+    gram = [[sum(row[i] * row[j] for row in rows) / sizes[i] / sizes[j] for j in every] for i in every]
+    aims = [sum(row[i] for row in rows) / sizes[i] for i in every]
+    weights = [0.0 for _ in every]
     for _ in range(_SWEEPS):
-        for i in (1, 2, 0):
-            rest = aims[i] - sum(gram[i][j] * weights[j] for j in range(3) if j != i)
+        for i in (*every[1:], 0):
+            rest = aims[i] - sum(gram[i][j] * weights[j] for j in every if j != i)
             weights[i] = max(0.0, rest / (gram[i][i] or 1.0))
     return [weight / size for weight, size in zip(weights, sizes, strict=True)]
 

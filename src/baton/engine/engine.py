@@ -49,6 +49,7 @@ class Engine:
         whole_prompts: bool = False,
         prefix_store: PrefixStore | None = None,
         guaranteed_tokens: int = GUARANTEED_TOKENS,
+        chosen_share: float = 0.0,
     ) -> None:
         self.settings = settings
         self.totals = Totals()
@@ -59,7 +60,7 @@ class Engine:
         self._guaranteed_tokens = guaranteed_tokens
         self._clock = clock
         self._sinks = tuple(sinks)
-        self._costs = CostMeter()
+        self._costs = CostMeter(chosen_share)
         self._answers = AnswerMeter()
         self._limit = RowLimit(settings.max_rows)
         pool, lifecycle = SegmentPool(budget.swap_bytes), Lifecycle(clock, self._sinks, footprint)

@@ -90,9 +90,14 @@ class Loaded:
         return ROUNDED_ACTIVATIONS if self.packed else self.format.tolerance
 
     @property
+    def chosen_share(self) -> float:
+        """The share of experts that a token chooses, where only those are read; else 0."""
+        return self.forward.program.chosen_share if isinstance(self.forward, NativeForward) else 0.0
+
+    @property
     def chooses_roughly(self) -> bool:
         """Whether tokens choose experts by rounded numbers, so that a near tie may fall the other way than alone."""
-        if not isinstance(self.forward, NativeForward) or not self.forward.program.chooses:
+        if not self.chosen_share:
             return False
         rounded = self.dtype is not torch.float32 or self.format.rounded_bits is not None
         return rounded or bool(packed_layers(self.model))

@@ -161,9 +161,15 @@ class Program:
         self._library.baton_commit(self._program, byref(ran[0]))
 
     @property
+    def chosen_share(self) -> float:
+        """The share of experts that a token chooses, the smallest of all layers; 0 without experts."""
+        sizes = [line.sizes for line in self._graph.lines if line.does == "EXPERT"]
+        return min((slots / experts for _, experts, slots, _ in sizes), default=0.0)
+
+    @property
     def chooses(self) -> bool:
         """Whether tokens choose among experts."""
-        return any(line.does == "EXPERT" for line in self._graph.lines)
+        return self.chosen_share > 0
 
     @property
     def weight_bytes(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
-from baton.policy.port import Chunk, Plan, QueryView, View
+from baton.policy.port import Chunk, Costs, Plan, QueryView, View
 
 SMALLEST_CHUNK = 16
 """While prompts wait for prefill, every iteration has at least so many of their tokens, whatever they cost."""
@@ -66,40 +67,52 @@ def prefill_chunks(view: View, queue: Sequence[QueryView]) -> tuple[list[Chunk],
     """Chunks of these prompts for this iteration, the first prompt first, and the queries that they make ready.
 
     Two-sided: by the measured costs, running rows wait for them at most `max_stall_seconds`, and every iteration
-    prefills at least SMALLEST_CHUNK tokens if so many are pending.
+    prefills at least SMALLEST_CHUNK tokens if so many are pending: fewer, if so many would read most of the experts.
     """
-    left, seconds = _chunk_bounds(view)
+    least = smallest_chunk(view.costs)
+    left, seconds = _chunk_bounds(view, least)
     chunks: list[Chunk] = []
     made_ready: list[str] = []
     fed = 0
     for query in queue:
-        fits = left if seconds is None else min(left, view.costs.tokens_within(seconds, query.cached))
-        tokens = min(query.pending, max(fits, min(left, SMALLEST_CHUNK - fed)))
+        fits = left if seconds is None else min(left, view.costs.tokens_within(seconds, query.cached, fed))
+        tokens = min(query.pending, max(fits, min(left, least - fed)))
         if view.whole_prompts and tokens < query.pending:
             tokens = 0 if chunks else query.pending
         if tokens < 1:
             break
+        if seconds is not None:
+            seconds -= view.costs.chunk_seconds(tokens, query.cached, fed)
         chunks.append(Chunk(query.id, tokens))
         fed += tokens
         left -= tokens
-        if seconds is not None:
-            seconds -= view.costs.chunk_seconds(tokens, query.cached)
         # A prompt that cannot be fed in chunks and has begun anyway continues token by token.
         if tokens == query.pending and not (view.whole_prompts and query.cached and tokens > 1):
             made_ready.append(query.id)
     return chunks, made_ready
 
 
-def _chunk_bounds(view: View) -> tuple[int, float | None]:
-    """The most tokens of all chunks together, and the most seconds if seconds bound them."""
+def smallest_chunk(costs: Costs) -> int:
+    """Tokens that every iteration prefills. Those of a mixture choose at most half of its experts.
+
+    Where that is one token, it is one. A dense model is read whole for any number of tokens.
+    """
+    if not costs.chosen_share:
+        return SMALLEST_CHUNK
+    half = bisect.bisect_right(range(SMALLEST_CHUNK + 1), 0.5, key=costs.share_chosen) - 1
+    return max(1, half)
+
+
+def _chunk_bounds(view: View, least: int) -> tuple[int, float | None]:
+    """The most tokens of all chunks together, at least `least`, and the most seconds if seconds bound them."""
     if not view.running:
         return LARGEST_CHUNK, None
     if view.prefill_chunk is not None:
         return view.prefill_chunk, None
     if view.costs.fill_token_seconds is None:
-        return SMALLEST_CHUNK, None
+        return least, None
     # Twice what was measured, because costs may change beyond that.
-    most = max(SMALLEST_CHUNK, min(2 * view.costs.fill_tokens, LARGEST_CHUNK))
+    most = max(least, min(2 * view.costs.fill_tokens, LARGEST_CHUNK))
     return most, _AIM * view.max_stall_seconds - view.costs.fill_fixed_seconds
 
 

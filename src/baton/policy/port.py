@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -55,6 +56,8 @@ class Costs:
 
     A fill takes `fill_fixed_seconds`, for each token `fill_token_seconds`, and for each token and each column that it
     attends to `fill_column_seconds`. `fill_tokens`: the largest fill among those measured. None before the first.
+    `chosen_share`: each token chooses that share of the experts, 0 without experts. Then a fill also takes the share of
+    `fill_experts_seconds` that somebody chose (`share_chosen`), because only those experts are read.
     `step_seconds_by_rows`: a decode step of so many running rows, for each number that occurred, fewest first.
     """
 
@@ -64,6 +67,12 @@ class Costs:
     fill_column_seconds: float = 0.0
     fill_tokens: int = 0
     step_seconds_by_rows: tuple[tuple[int, float], ...] = ()
+    chosen_share: float = 0.0
+    fill_experts_seconds: float = 0.0
+
+    def share_chosen(self, tokens: float) -> float:
+        """The share of experts that at least one of so many tokens chooses, if each chooses evenly."""
+        return 1.0 - (1.0 - self.chosen_share) ** tokens
 
     def step_at(self, rows: int) -> float | None:
         """Seconds of a step of so many rows, interpolated between the nearest measured numbers; None before the first.
@@ -81,14 +90,25 @@ class Costs:
         (low, before), (high, after) = points[at - 1], points[at]
         return max(0.0, before + (rows - low) * (after - before) / (high - low))
 
-    def chunk_seconds(self, tokens: int, cached: int) -> float:
-        """What a chunk of a query with so many cached tokens adds to a fill."""
-        return tokens * ((self.fill_token_seconds or 0.0) + self.fill_column_seconds * (cached + tokens / 2))
+    def chunk_seconds(self, tokens: int, cached: int, beside: int = 0) -> float:
+        """What a chunk of a query with so many cached tokens adds to a fill of `beside` other tokens."""
+        experts = self.fill_experts_seconds * (self.share_chosen(beside + tokens) - self.share_chosen(beside))
+        each = (self.fill_token_seconds or 0.0) + self.fill_column_seconds * (cached + tokens / 2)
+        return tokens * each + experts
 
-    def tokens_within(self, seconds: float, cached: int) -> int:
-        """The largest chunk that adds no more seconds than that."""
+    def tokens_within(self, seconds: float, cached: int, beside: int = 0) -> int:
+        """The largest chunk that adds no more seconds than that to a fill of `beside` other tokens."""
         if seconds <= 0:
             return 0
+        most = self._tokens_without_experts(seconds, cached)
+        if not self.fill_experts_seconds or self.chunk_seconds(most, cached, beside) <= seconds:
+            return most
+        # The cost only grows with the tokens: the last of them that fits is found by halving.
+        return (
+            bisect.bisect_right(range(most), seconds, key=lambda tokens: self.chunk_seconds(tokens, cached, beside)) - 1
+        )
+
+    def _tokens_without_experts(self, seconds: float, cached: int) -> int:
         linear = (self.fill_token_seconds or 0.0) + self.fill_column_seconds * cached
         # The root of column/2 n^2 + linear n = seconds, in a form that also holds if the quadratic term is 0.
         root = math.sqrt(linear**2 + 2 * self.fill_column_seconds * seconds)
