@@ -72,7 +72,7 @@ class Costs:
 
     def share_chosen(self, tokens: float) -> float:
         """The share of experts that at least one of so many tokens chooses, if each chooses evenly."""
-        return 1.0 - (1.0 - self.chosen_share) ** tokens
+        return 1.0 - math.pow(1.0 - self.chosen_share, tokens)
 
     def step_at(self, rows: int) -> float | None:
         """Seconds of a step of so many rows, interpolated between the nearest measured numbers; None before the first.
