@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from baton.cluster.far import FarLoop
 from baton.cluster.port import EngineLost, Hearing
@@ -28,6 +29,8 @@ from baton.core.events import Slots, TokenLogprobs, Update, Usage
 from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings
 from baton.engine.port import Stats
+from baton.kv.parcel import Parcel, pack
+from baton.kv.segment import KVSegment
 from baton.server.errors import failure
 
 SETTINGS = Settings("baton", 1, 64, 4096, None, 0.2, 2, 0)
@@ -238,6 +241,26 @@ def test_keys_and_values_that_were_laid_down_go_to_the_next_engine_once() -> Non
     front.engines.there = ["c"]
     front.engines.hearing.lost("b")
     assert front.engines.where[-1] == ("p", "c") and front.engines.asked[-1][1]["laid_down"] is None
+
+
+@pytest.mark.parametrize("trouble", ["", "gone", "other tokens", "other stamp", "other version", "cut", "no parts"])
+def test_keys_and_values_that_do_not_fit_are_computed_again(trouble: str) -> None:
+    segment = KVSegment(query("p"), [1, 2, 3, 7], "stamp", 3, 3, [torch.arange(6.0)])
+    parcel = pack(segment, 0.0)
+    changed = {"other tokens": {"tokens": [1, 2, 3, 8]}, "other stamp": {"stamp": "x"}, "other version": {"version": 9}}
+    header = {**parcel.header, **changed.get(trouble, {})}
+    parts = {"cut": [parcel.parts[0][:5]], "no parts": []}.get(trouble, list(parcel.parts))
+
+    def fetch(where: Any) -> Parcel:
+        assert where == "there"
+        if trouble == "gone":
+            raise KeyError(where)
+        return Parcel(header, parts)
+
+    ask = json.loads(json.dumps(ask_of(query("p"), [7], 2, "stamp", 0.0, "there")))
+    attempt, arrived = segment_of(ask, 0.0, never, fetch)
+    assert (attempt, arrived.tokens, arrived.computed) == (2, [1, 2, 3, 7], 3)
+    assert (arrived.cached, len(arrived.parts)) == ((0, 0) if trouble else (3, 1))
 
 
 @pytest.mark.parametrize("silent", [True, False])

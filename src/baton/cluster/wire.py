@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from baton.core.query import Query
 from baton.core.settings import Settings
 from baton.core.told import heard, told
 from baton.engine.port import Stats
-from baton.kv.parcel import Compile, Parcel, pack, resumed, unpack
+from baton.kv.parcel import BadParcel, Compile, Parcel, pack, resumed, unpack
 from baton.kv.segment import KVSegment
 
 log = logging.getLogger("baton.cluster")
@@ -75,11 +76,11 @@ def segment_of(
     """
     _check(ask)
     try:
-        parcel = Parcel(ask["parcel"])
-        where = ask.get("laid_down")
+        attempt, asked, where = int(ask["attempt"]), Parcel(ask["parcel"]), ask.get("laid_down")
         if where is not None and fetch is not None:
-            parcel = _with_keys(parcel, where, fetch)
-        return int(ask["attempt"]), unpack(parcel, now, compile)
+            with contextlib.suppress(BadParcel):
+                return attempt, unpack(_with_keys(asked, where, fetch), now, compile)
+        return attempt, unpack(asked, now, compile)
     except (KeyError, TypeError, ValueError) as error:
         raise BadMessage(f"this is no ask: {type(error).__name__}") from error
 
