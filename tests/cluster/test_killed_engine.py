@@ -102,6 +102,8 @@ async def test_streams_outlive_an_engine_that_is_killed_or_leaves(front: Front) 
             front.add()
         await asyncio.to_thread(wait_until, front.is_idle)
         assert front.client.not_ready() is None
+        stats = front.client.stats()
+        assert stats.submitted == sum(stats.outcomes.values())
 
 
 async def test_an_engine_that_hangs_is_ended_and_its_streams_go_on(front: Front) -> None:
