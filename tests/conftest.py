@@ -123,6 +123,9 @@ def pytest_collection_finish() -> None:
 def one_compute_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+        from recorded_once import remember_recordings  # it imports torch
+
+        remember_recordings()
     yield
     assert request.config.option.markexpr != "fast" or "torch" not in sys.modules, "a fast test imported torch"
 

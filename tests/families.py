@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -342,6 +342,12 @@ def model_from(family: Family) -> PreTrainedModel:
     """As `model_of`, of a family that is not in the list."""
     model = bare_model(family)
     return _ready(model, _redrawn(model))
+
+
+def shallow(name: str, layers: int = 2) -> PreTrainedModel:
+    """A family's model with its first layers alone: one of each kind, for what is slow layer by layer."""
+    family = next(family for family in FAMILIES if family.name == name)
+    return model_from(replace(family, more={**family.more, "num_hidden_layers": layers}))
 
 
 def _ready(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:

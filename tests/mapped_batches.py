@@ -1,21 +1,17 @@
-"""Batches on memory that is mapped as rows grow, in a process of their own: what touches any other memory ends it.
-
-    python tests/mapped_batches.py [--wrong] FAMILY ...
-
-Each line of its output is a batch that gave what each query gives alone. `--wrong`: rows are reached for one token less
-than is written, to see that it is noticed.
-"""
+"""Batches on memory that is mapped as rows grow, for a process of their own: what touches any other memory ends it."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 
+from baton.core.footprint import Footprint
 from baton.core.query import Query
 from baton.cuda.decode_steps import Slot, Steps
 from baton.cuda.mapped_rectangle import MappedRectangle
@@ -96,8 +92,7 @@ def batch(family: str, kind: Kind, ahead: bool) -> str:
 def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple[Watched, RandomBatch]:
     dice = random.Random(1)
     of: dict[str, Any] = {"ahead": ahead, "native": False, "interleaved": kind.interleaved}
-    engine = random_batch(model_of(family), Baton(), driver=HostDriver(), **of).engine
-    footprint = engine.batch.footprint  # type: ignore[attr-defined]
+    footprint = footprint_of(family, **of)
     # One page of each kind is the first row's for ever.
     first = footprint.of(1) // footprint.page
     driver = Watched(footprint.of(CONTEXT) // footprint.page + 2 * first if kind.memory == SHORT else sys.maxsize)
@@ -118,6 +113,12 @@ def run(family: str, kind: Kind, queries: Sequence[Query], ahead: bool) -> tuple
     return driver, ran
 
 
+@cache
+def footprint_of(family: str, **of: Any) -> Footprint:
+    engine = random_batch(model_of(family), Baton(), driver=HostDriver(), **of).engine
+    return engine.batch.footprint  # type: ignore[attr-defined, no-any-return]
+
+
 def watch(driver: Watched) -> None:
     launch = _LAUNCH
 
@@ -132,19 +133,15 @@ def watch(driver: Watched) -> None:
 _LAUNCH = Steps.launch
 
 
-def reserve_less() -> None:
-    reserve = MappedRectangle.reserve
-    MappedRectangle.reserve = lambda self, place, tokens: reserve(self, place, tokens - 1)  # type: ignore[method-assign]
-
-
-def main(families: Sequence[str]) -> None:
-    torch.set_num_threads(1)
+def batches(families: Sequence[str]) -> Iterator[str]:
+    """A line for each batch that gave what each query gives alone."""
     for family in families:
         for kind in KINDS if family in OF_ALL else KINDS[1::2]:
-            print(family, kind, batch(family, kind, family in AHEAD), flush=True)
+            yield f"{family} {kind} {batch(family, kind, family in AHEAD)}"
 
 
-if __name__ == "__main__":
-    if "--wrong" in sys.argv:
-        reserve_less()
-    main([name for name in sys.argv[1:] if name != "--wrong"])
+def batches_that_reserve_too_little(families: Sequence[str]) -> Iterator[str]:
+    """The control: one token less than is written."""
+    reserve = MappedRectangle.reserve
+    MappedRectangle.reserve = lambda self, place, tokens: reserve(self, place, tokens - 1)  # type: ignore[method-assign]
+    yield from batches(families)

@@ -388,7 +388,8 @@ def alone(model: PreTrainedModel | str, query: Query) -> tuple[list[int], Tensor
         tokens, logits = _alone_of(model, query.prompt, query.limit_tokens)
         return list(tokens), logits
     # Dynamic rope keeps what a longer text made it compute: each query has a model that saw no other.
-    model = copy.deepcopy(model)
+    if any(kind in str(model.config) for kind in ("dynamic", "longrope")):
+        model = copy.deepcopy(model)
     prompt = torch.tensor([query.prompt], device=model.device)
     out = model.generate(
         prompt,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -18,23 +15,11 @@ from baton.loader.mapping import check, mapping
 from baton.model.forward import TorchForward
 from baton.testing.host_driver import HostDriver
 from families import model_of
-from mapped_batches import KINDS, OF_ALL
+from forked import forked
+from mapped_batches import KINDS, OF_ALL, batches, batches_that_reserve_too_little
 from random_batch import RowByRow
 
-TESTS = Path(__file__).parents[1]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
-
-
-def run_batches(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """In a process of their own, which ends at the first touch."""
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent / "src")])
-    return subprocess.run(
-        [sys.executable, str(TESTS / "mapped_batches.py"), *arguments],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
 
 
 # Rings; latents; keys and states in one layer; a recomputed text; the model's own attention and mask.
@@ -44,9 +29,8 @@ def run_batches(*arguments: str) -> subprocess.CompletedProcess[str]:
     [("llama", "mistral_window"), ("gemma3", "bloom"), ("deepseek_v3", "falcon_h1", "phi3_longrope")],
 )
 def test_a_batch_touches_nothing_that_is_not_its_own(families: tuple[str, ...]) -> None:
-    done = run_batches(*families)
-    assert done.returncode == 0, (done.stdout, done.stderr[-2000:])
-    lines = done.stdout.splitlines()
+    status, lines = forked(lambda: batches(families))
+    assert status == 0, lines
     assert len(lines) == sum(len(KINDS) if family in OF_ALL else len(KINDS) // 2 for family in families)
     # Pages did change hands, and ran out.
     assert sum("taken" in line and not line.endswith("0 taken, 0 refused") for line in lines) > len(lines) / 3
@@ -54,8 +38,8 @@ def test_a_batch_touches_nothing_that_is_not_its_own(families: tuple[str, ...]) 
 
 @linux_only
 def test_a_page_that_is_touched_and_not_there_ends_the_process() -> None:
-    done = run_batches("--wrong", "llama")
-    assert done.returncode == -signal.SIGSEGV, done
+    status, lines = forked(lambda: batches_that_reserve_too_little(["llama"]))
+    assert status == -signal.SIGSEGV, lines
 
 
 @linux_only

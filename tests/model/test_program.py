@@ -6,10 +6,12 @@ import itertools
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
@@ -29,6 +31,7 @@ from baton.native.lower import lower
 from baton.native.program import Program
 from baton.native.record import record
 from families import CONTEXT, FAMILIES, VOCABULARY, WINDOW, Family, bare_model, model_of
+from recorded_once import recorded
 
 pytestmark = pytest.mark.skipif(native.library is None, reason=native.describe())
 
@@ -87,6 +90,29 @@ def some_steps(dice: random.Random, rows: int, longest: int) -> list[list[Span]]
 
 def some_texts(rows: int, seed: int = 0) -> list[Tensor]:
     return list(torch.randint(VOCABULARY, (rows, CONTEXT), generator=torch.Generator().manual_seed(seed)))
+
+
+def test_a_recording_that_is_remembered_reads_the_weights_of_the_model_it_is_asked_for() -> None:
+    """What tests do to load tiny models in less time."""
+    first, other = model_of("gemma3"), bare_model(next(one for one in FAMILIES if one.name == "gemma3"))
+    recorded(first)
+    remembered, anew = lower(recorded(other)), lower(record(other))
+    assert str(remembered.lines) == str(anew.lines)
+    for ours, right in zip(remembered.tables, anew.tables, strict=True):
+        assert ours.weight is not None and right.weight is not None and torch.equal(ours.weight, right.weight)
+
+
+def test_shapes_of_a_recording_are_told_by_one_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mode reads the whole stack when it is made, which took half of the time."""
+    made, right = [0], FakeTensorMode.__init__
+
+    def counted(self: FakeTensorMode, *args: Any, **kwargs: Any) -> None:
+        made[0] += 1
+        right(self, *args, **kwargs)
+
+    monkeypatch.setattr(FakeTensorMode, "__init__", counted)
+    record(model_of("llama"))
+    assert made[0] == 1
 
 
 @pytest.mark.parametrize("name", KINDS)

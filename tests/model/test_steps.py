@@ -113,13 +113,13 @@ def test_steps_of_compiled_layers_give_what_todays_steps_give(family: str) -> No
 
 def test_one_layer_is_compiled_for_all() -> None:
     counted = []
-    for layers in (3, 9):
+    for layers in (2, 5):
         torch.compiler.reset()
         counters.clear()
         config = AutoConfig.for_model("llama", **{**_COMMON, "num_hidden_layers": layers})
         forward = torch_forward_of(AutoModelForCausalLM.from_config(config).eval())
         steps = Steps(forward.hooked, rectangle_of(forward), InTorch(), capture=False, compiled="eager")
-        for rows in (2, 3, 6):
+        for rows in (2, 6):
             steps.launch([Slot(row, 7, 1) for row in range(rows)])
         counted.append(counters["stats"]["unique_graphs"])
         # What is not captured runs as stock has it.

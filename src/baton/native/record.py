@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AttentionInterface, PreTrainedModel
@@ -119,7 +121,7 @@ def record(model: PreTrainedModel) -> Recorded:
         use_attention(model, _NAME)
         # Different tokens and positions, so that a value which is the same for all rows does not depend on them.
         ids = torch.arange(ROWS, device=model.device)[:, None]
-        with torch.no_grad(), _our_experts(model), _no_warnings(model), _no_collections():
+        with torch.no_grad(), _our_experts(model), _no_warnings(model), _no_collections(), _one_fake_mode():
             return Recorded(make_fx(step)(ids, ids + ROWS))
     except LoadError:
         raise
@@ -174,6 +176,11 @@ def _no_collections() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _one_fake_mode() -> AbstractContextManager[object]:
+    """Inside it, `make_fx` makes one mode for the shapes of all nodes, not one each: each reads the whole stack."""
+    return tracing(TracingContext(FakeTensorMode()))
 
 
 @contextmanager
