@@ -18,24 +18,11 @@ from baton.core.errors import BatonError, RequestError
 from baton.core.limits import Limits
 from baton.engine.client import Client, Held
 from baton.jobs.folder import Folder
-from baton.server.answers import (
-    ChatCompletion,
-    Completion,
-    Load,
-    MessageObject,
-    ModelCard,
-    ModelList,
-    Prompt,
-    ResponseObject,
-    Status,
-    TokenCount,
-    TokenizerInfo,
-    Tokens,
-    Version,
-)
+from baton.server.answers import ChatCompletion, Completion
 from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.auth import OPEN, Access, Origins
 from baton.server.batch_api import add_batches
+from baton.server.block_answers import MessageObject, ResponseObject, TokenCount
 from baton.server.errors import MESSAGES, answer_http_exception, error_response, internal_error
 from baton.server.generate import CHAT, COMPLETIONS, RESPONSES, Generating
 from baton.server.ignored import IgnoredFields
@@ -47,11 +34,13 @@ from baton.server.not_found import not_found
 from baton.server.openapi import described
 from baton.server.page_inputs import with_inputs
 from baton.server.responses import ResponsesRequest
-from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from baton.server.schema import ChatRequest, CompletionRequest
+from baton.server.state_answers import Load, ModelCard, ModelList, Prompt, Status, TokenizerInfo, Tokens, Version
 from baton.server.status import StatusRoutes
 from baton.server.stream_api import add_streams
 from baton.server.streams import Folder as HandoverFolder
 from baton.server.streams import Streams
+from baton.server.token_requests import DetokenizeRequest, TokenizeRequest
 from baton.server.workers import Line, Workers
 
 GENERATING = frozenset({COMPLETIONS, CHAT, RESPONSES, MESSAGES})

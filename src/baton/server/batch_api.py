@@ -12,11 +12,11 @@ from starlette.responses import Response
 from baton.engine.client import Client
 from baton.jobs.folder import Folder
 from baton.jobs.thread import RunnerThread
-from baton.server.answers import BatchList, BatchObject, FileDeleted, FileList, FileObject
 from baton.server.background import Background
 from baton.server.batches import LISTED, MOST_LISTED, BatchRequest, BatchRoutes, Owners
 from baton.server.files import MOST_LISTED as MOST_FILES_LISTED
 from baton.server.files import FileRoutes
+from baton.server.stored_answers import BatchList, BatchObject, FileDeleted, FileList, FileObject
 from baton.server.uploads import KIND
 from baton.server.workers import Workers
 

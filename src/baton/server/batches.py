@@ -17,12 +17,12 @@ from baton.jobs.folder import Folder
 from baton.jobs.lines import URLS
 from baton.jobs.store import ENDED, Batch, FileEntry, Status, new_id, now
 from baton.jobs.thread import RunnerThread
-from baton.server.answers import BatchObject
 from baton.server.auth import key_of
 from baton.server.body import body_of, parse_object
 from baton.server.errors import NotFound, cut
 from baton.server.field_rules import Rules
 from baton.server.fields import Strict
+from baton.server.stored_answers import BatchObject
 from baton.server.stream import InSlices
 from baton.server.workers import Workers
 from baton.server.written import written

@@ -14,9 +14,9 @@ from baton.core.limits import LimitExceeded, Limits, flag_of
 from baton.engine.client import Held
 from baton.jobs.folder import Folder
 from baton.jobs.store import FileEntry, new_id, now
-from baton.server.answers import FileObject
 from baton.server.batches import Owners, listed, page_of
 from baton.server.errors import NotFound, cut
+from baton.server.stored_answers import FileObject
 from baton.server.stream import InSlices
 from baton.server.uploads import receive
 from baton.server.workers import Workers

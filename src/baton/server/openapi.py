@@ -18,15 +18,18 @@ from baton.core.query import MAX_SALT_CHARACTERS, MAX_USER_CHARACTERS
 from baton.core.sampling import SAMPLING_FIELDS, SamplingField
 from baton.engine.client import Client
 from baton.parsing.styles import style_of
-from baton.server.answers import AnthropicError, ChatChunk, CompletionChunk, ErrorAnswer, MessageEvent, ResponseEvent
+from baton.server.answers import ChatChunk, CompletionChunk
 from baton.server.anthropic import CountRequest, MessagesRequest
 from baton.server.auth import Access
 from baton.server.batches import BatchRequest
+from baton.server.block_answers import AnthropicError, MessageEvent, ResponseEvent
 from baton.server.errors import of_messages
 from baton.server.field_rules import MESSAGE, TABLES, Rule, Rules
 from baton.server.fields import Strict
 from baton.server.responses import ResponsesRequest
-from baton.server.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from baton.server.schema import ChatRequest, CompletionRequest
+from baton.server.state_answers import ErrorAnswer
+from baton.server.token_requests import DetokenizeRequest, TokenizeRequest
 
 Schema = dict[str, Any]
 

@@ -5,15 +5,13 @@ A field set to null is as if it were left out. `field_rules.py` says what is don
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, create_model
+from pydantic import FailFast, Field, WithJsonSchema, create_model
 
-from baton.core.errors import InvalidValue, RequestError, Unsupported
+from baton.core.errors import InvalidValue, Unsupported
 from baton.core.generation_defaults import NO_DEFAULTS
 from baton.core.limits import Limits
 from baton.core.origin import NO_ORIGIN, Origin
@@ -22,71 +20,10 @@ from baton.core.sampling import SAMPLING_FIELDS, SamplingParams
 from baton.core.template_options import TemplateOptions, check_variables, with_effort
 from baton.engine.client import Tokenizer
 from baton.server.field_rules import STREAM, TOOL, Place
+from baton.server.field_types import FORMAT_SCHEMA, OUTPUTS_SCHEMA, PROMPT_SCHEMA, Stop, User, prompts_in
 from baton.server.fields import Strict, place_of
 from baton.server.messages import MESSAGE_PLACE, Message, Messages, turns_of
 from baton.server.tools import FunctionNamed, FunctionOffered, ToolNamed, ToolOffered, Tools, chosen
-
-_PROMPT_SCHEMA = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}},
-        {"type": "array", "items": {"type": "integer"}},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
-    ]
-}
-
-
-_NAME_SCHEMA = {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
-_FORMAT_SCHEMA = {
-    "description": "What the answer must look like. A json_schema is strict always.",
-    "anyOf": [
-        {
-            "type": "object",
-            "properties": {"type": {"enum": ["text", "json_object"]}},
-            "required": ["type"],
-            "additionalProperties": False,
-        },
-        {
-            "type": "object",
-            "properties": {
-                "type": {"const": "json_schema"},
-                "json_schema": {
-                    "type": "object",
-                    "properties": {
-                        "name": _NAME_SCHEMA,
-                        "description": {"type": ["string", "null"]},
-                        "schema": {"type": "object"},
-                        "strict": {"type": ["boolean", "null"]},
-                    },
-                    "required": ["name", "schema"],
-                    "additionalProperties": False,
-                },
-            },
-            "required": ["type", "json_schema"],
-            "additionalProperties": False,
-        },
-        {"type": "null"},
-    ],
-}
-_OUTPUTS: dict[str, Any] = {
-    "json": {"anyOf": [{"type": "object"}, {"type": "string", "description": "The same, as text."}]},
-    "regex": {"type": "string", "minLength": 1},
-    "choice": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
-    "grammar": {"type": "string", "minLength": 1, "description": "Lark, as llguidance writes it."},
-}
-_OUTPUTS_SCHEMA = {
-    "description": "vLLM's: what the answer must look like, one of a JSON Schema, a regex, some texts, a grammar.",
-    "anyOf": [
-        {
-            "type": "object",
-            "properties": {name: {"type": "null"} for name in _OUTPUTS} | {asked: kind},
-            "required": [asked],
-            "additionalProperties": False,
-        }
-        for asked, kind in _OUTPUTS.items()
-    ]
-    + [{"type": "null"}],
-}
 
 
 class StreamOptions(Strict):
@@ -103,28 +40,6 @@ _INSIDE = {"stream_options": STREAM_PLACE, "response_format": _ANY_FORM}
 _TOOLS = place_of(ToolOffered, "tools", TOOL, {"function": place_of(FunctionOffered, "tools.function", TOOL)})
 _CHOICE = place_of(ToolNamed, "tool_choice", {}, {"function": place_of(FunctionNamed, "tool_choice.function", {})})
 _INSIDE_CHAT = {**_INSIDE, "messages": MESSAGE_PLACE, "tools": _TOOLS, "tool_choice": _CHOICE}
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-_Stop = Annotated[
-    list[str],
-    FailFast(),  # as on every list: a long one of the wrong type would else become as many errors
-    BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
-
-
-def _named(value: object) -> object:
-    """Some clients send more of a user than a name; then all of it is the name."""
-    if not isinstance(value, dict):
-        return value
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-_User = Annotated[str, BeforeValidator(_named), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]})]
 
 
 # These mean something else in a request, or differ by route.
@@ -146,11 +61,11 @@ class Sampled(_Numbers):  # type: ignore[misc]
     model: str | None = None
     stream: bool = False
     logit_bias: dict[str, float] = Field(default_factory=dict)
-    stop: _Stop = Field(default_factory=list)
+    stop: Stop = Field(default_factory=list)
     stop_token_ids: Annotated[list[int], FailFast()] = Field(default_factory=list)
     priority: int = Field(0, description="Lower runs first, under the policies priority and slo.")
     deadline_ms: int | None = Field(None, description="Given up with 504 if it is not done so long after it came.")
-    user: _User | None = Field(None, description="Users share the rows, under the policies priority and slo.")
+    user: User | None = Field(None, description="Users share the rows, under the policies priority and slo.")
     cache_salt: str | None = Field(None, description="Stored prefixes are shared with requests of this salt alone.")
 
 
@@ -164,8 +79,8 @@ class Generation(Sampled):
     max_tokens: int | None = None
     n: int = 1
     best_of: int | None = Field(None, description="Only the same as n: all answers come back.")
-    response_format: Annotated[dict[str, Any] | None, WithJsonSchema(_FORMAT_SCHEMA)] = None
-    structured_outputs: Annotated[dict[str, Any] | None, WithJsonSchema(_OUTPUTS_SCHEMA)] = None
+    response_format: Annotated[dict[str, Any] | None, WithJsonSchema(FORMAT_SCHEMA)] = None
+    structured_outputs: Annotated[dict[str, Any] | None, WithJsonSchema(OUTPUTS_SCHEMA)] = None
     baton_usage: bool = Field(False, description="Adds usage.baton, what the engine spent on this request.")
 
     def sampling(
@@ -222,7 +137,7 @@ class CompletionRequest(Generation):
 
     operation: ClassVar[str] = "text_completion"
 
-    prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Annotated[Any, WithJsonSchema(PROMPT_SCHEMA)]
     max_tokens: int = Field(16, description="0 only with echo: the prompt alone comes back.")
     echo: bool = False
     logprobs: int | None = Field(
@@ -361,65 +276,6 @@ def template_options(
         continue_final=continue_final_message,
         documents=documents,
     )
-
-
-class TokenizeRequest(Strict):
-    """Either a text or a conversation."""
-
-    inner: ClassVar[Mapping[str, Place]] = {"messages": MESSAGE_PLACE}
-
-    model: str | None = None
-    prompt: str | None = None
-    add_special_tokens: bool = Field(True, description="Those that the tokenizer adds to a prompt by itself.")
-    messages: Messages = Field(default_factory=list)
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="With messages, as in chats.")
-    add_generation_prompt: bool | None = Field(None, description="With messages, as in chats.")
-    continue_final_message: bool = Field(False, description="With messages, as in chats.")
-
-    def template_options(self, tokenizer: Tokenizer) -> TemplateOptions:
-        """How the chat template writes the prompt. Raises InvalidValue or Unsupported."""
-        check_variables(self.chat_template_kwargs, tokenizer.template_variables, "chat_template_kwargs")
-        return template_options(
-            self.messages,
-            variables=self.chat_template_kwargs,
-            add_generation_prompt=self.add_generation_prompt,
-            continue_final_message=self.continue_final_message,
-        )
-
-    def turns(self) -> list[dict[str, Any]] | None:
-        if (self.prompt is None) == (not self.messages):
-            raise RequestError("send either prompt or messages", param="prompt")
-        if self.messages and "add_special_tokens" in self.model_fields_set:
-            message = "add_special_tokens is not honoured with messages: the chat template has them"
-            raise Unsupported(message, param="add_special_tokens")
-        for name in ("chat_template_kwargs", "add_generation_prompt", "continue_final_message"):
-            if not self.messages and getattr(self, name):
-                raise InvalidValue(f"{name} is only for messages", param=name)
-        return turns_of(self.messages) if self.messages else None
-
-
-class DetokenizeRequest(Strict):
-    """The body of `/detokenize`."""
-
-    model: str | None = None
-    tokens: Annotated[list[int], FailFast()]
-
-
-def prompts_in(value: object, n: int, limits: Limits) -> list[str | list[int]]:
-    """Text, token ids, or a list of either, as a list of prompts. Raises InvalidValue."""
-    prompts: list[Any] = value if isinstance(value, list) and not _token_ids(value) else [value]
-    if not prompts:
-        raise InvalidValue("prompt is an empty list", param="prompt")
-    limits.hold("max_prompts", len(prompts), "the number of prompts", "prompt")
-    if not all(isinstance(p, str) for p in prompts) and not all(_token_ids(p) for p in prompts):
-        message = "prompt must be a text, a list of texts, a list of token ids, or a list of such lists"
-        raise InvalidValue(message, param="prompt")
-    limits.hold("max_choices", n * len(prompts), "n times the prompts", "n")
-    return prompts
-
-
-def _token_ids(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
 
 
 def _token_id(key: str) -> int:

@@ -10,12 +10,12 @@ from starlette.responses import JSONResponse, Response
 
 from baton.core.errors import EngineUnhealthy, InvalidValue, ModelNotFound, ShuttingDown
 from baton.engine.client import Client, Held
-from baton.server.answers import Load, ModelCard, ModelList, TokenizerInfo
 from baton.server.body import parse_object
 from baton.server.ignored import IgnoredFields
 from baton.server.messages import check_template
-from baton.server.schema import DetokenizeRequest, TokenizeRequest
+from baton.server.state_answers import Load, ModelCard, ModelList, TokenizerInfo
 from baton.server.stream import InSlices
+from baton.server.token_requests import DetokenizeRequest, TokenizeRequest
 from baton.server.workers import Line, Workers
 from baton.server.written import written
 

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from baton.core.errors import InvalidValue
-from baton.server.answers import StreamDropped
 from baton.server.generate import Generating
 from baton.server.keeping import Keeping, Kept
+from baton.server.stored_answers import StreamDropped
 from baton.server.workers import Workers
 
 _NUMBER = re.compile(r"[0-9]{1,9}")

@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response
 from baton.core.errors import ShuttingDown
 from baton.core.limits import Limits
 from baton.engine.client import Held
-from baton.server.answers import Load
 from baton.server.app import GENERATING, add_doors, add_errors, add_pages
 from baton.server.auth import Access
 from baton.server.errors import MESSAGES
 from baton.server.router.models import Model, ModelNotLoaded, Models
 from baton.server.router.proxy import Forwarded, Forwarder
+from baton.server.state_answers import Load
 from baton.server.workers import Workers
 
 _FORWARDED = (*sorted(GENERATING), f"{MESSAGES}/count_tokens", "/tokenize", "/detokenize")
