@@ -18,7 +18,7 @@ from baton.core.config import Config
 from baton.core.errors import LoadError
 from baton.core.settings import load_settings
 from baton.loader import hub as hub_module
-from baton.loader.hub import Place, find
+from baton.loader.hub import Place, check_found, find, gguf_files, weight_bytes
 from baton.loader.load import load
 from baton.loader.survey import survey
 from hub import MODEL, REVISION, Hub, hub_of
@@ -204,7 +204,7 @@ def test_every_spelling_of_offline_is_known() -> None:
     ("names", "words"),
     [
         ({"config.json", "model-q4.gguf"}, "has no tokenizer"),
-        ({"model-q4.gguf", "README.md"}, "acme/tiny holds GGUF weights"),
+        ({"m-q4_0.gguf", "mmproj-f16.gguf"}, "acme/tiny holds GGUF weights: give acme/tiny:FORM with one of q4_0$"),
         ({"model_index.json", "unet/config.json"}, "a diffusers pipeline"),
         ({"params.json", "consolidated.00.pth", "tokenizer.model"}, "Meta's own form"),
         ({".gitattributes"}, "has no config.json"),
@@ -222,3 +222,88 @@ def test_what_the_hub_lists_is_told_before_anything_is_downloaded(
     monkeypatch.setattr(hub_module, "snapshot_download", lambda *args, **kwargs: pytest.fail("downloaded"))
     with pytest.raises(LoadError, match=words):
         find(MODEL)
+
+
+GGUF_FILES = (
+    "tiny-Q8_0.gguf",
+    "tiny-Q4_K_M.gguf",
+    "tiny-UD-Q4_K_M.gguf",
+    "mmproj-tiny-F16.gguf",
+    "BF16/tiny-BF16-00001-of-00002.gguf",
+    "BF16/tiny-BF16-00002-of-00002.gguf",
+)
+NAMED = {
+    "Q8_0": ["tiny-Q8_0.gguf"],
+    "q8_0": ["tiny-Q8_0.gguf"],
+    "UD-Q4_K_M": ["tiny-UD-Q4_K_M.gguf"],
+    "tiny-Q4_K_M.gguf": ["tiny-Q4_K_M.gguf"],
+    "BF16": ["BF16/tiny-BF16-00001-of-00002.gguf", "BF16/tiny-BF16-00002-of-00002.gguf"],
+    "tiny-BF16-00002-of-00002.gguf": ["BF16/tiny-BF16-00001-of-00002.gguf", "BF16/tiny-BF16-00002-of-00002.gguf"],
+}
+
+
+@pytest.fixture
+def of_gguf(tmp_path: Path) -> Iterator[Hub]:
+    for name in GGUF_FILES:
+        (tmp_path / "repo" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repo" / name).write_bytes(b"GGUF" + name.encode())
+    (tmp_path / "repo" / "README.md").write_text("a model")
+    with hub_of(tmp_path / "repo") as hub:
+        yield hub
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("form", NAMED)
+def test_a_form_of_a_gguf_repository_is_brought_alone_and_kept(
+    form: str, of_gguf: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(of_gguf.url, monkeypatch)
+    files = gguf_files(f"{MODEL}:{form}")
+    snapshot = tmp_path / "hub" / f"models--{MODEL.replace('/', '--')}" / "snapshots" / REVISION
+    assert files == [snapshot / name for name in NAMED[form]]
+    assert sorted(path for path in snapshot.rglob("*") if path.is_file()) == files
+    of_gguf.asked.clear()
+    assert gguf_files(f"{MODEL}:{form}") == files
+    assert [path for path in of_gguf.asked if "/resolve/" in path] == []
+    monkeypatch.setattr(hub_module, "is_offline_mode", lambda: True)
+    assert gguf_files(f"{MODEL}:{form}") == files
+    check_found(f"{MODEL}:{form}")
+    assert weight_bytes(f"{MODEL}:{form}") == sum(4 + len(name) for name in NAMED[form])
+    with pytest.raises(LoadError, match=r"no GGUF model called Q2_K: give acme/tiny:FORM .* with network it is downl"):
+        check_found(f"{MODEL}:Q2_K")
+
+
+@pytest.mark.usefixtures("online")
+def test_a_form_that_a_repository_has_not_is_refused_with_those_that_it_has(
+    of_gguf: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use(of_gguf.url, monkeypatch)
+    forms = "BF16, tiny-Q4_K_M.gguf, Q8_0, UD-Q4_K_M$"
+    with pytest.raises(
+        LoadError, match=f"acme/tiny has no GGUF model called Q2_K: give acme/tiny:FORM with one of {forms}"
+    ):
+        gguf_files(f"{MODEL}:Q2_K")
+    with pytest.raises(LoadError, match=r"several GGUF models called Q4_K_M: give .* tiny-Q4_K_M\.gguf, UD-Q4_K_M$"):
+        gguf_files(f"{MODEL}:Q4_K_M")
+    with pytest.raises(LoadError, match=f"holds GGUF weights: give acme/tiny:FORM with one of {forms}"):
+        find(MODEL)
+    (of_gguf.folder / GGUF_FILES[-1]).unlink()
+    with pytest.raises(LoadError, match=r"tiny-BF16-00002-of-00002\.gguf is missing, so the model is not whole"):
+        gguf_files(f"{MODEL}:BF16")
+    assert not list((tmp_path / "hub").rglob("*.gguf"))
+    gguf_files(f"{MODEL}:Q8_0")
+    of_gguf.refused = (503, "")
+    with caplog.at_level(logging.WARNING, "baton.model"):
+        assert gguf_files(f"{MODEL}:Q8_0")
+    assert "refused with status 503; served from the cache" in caplog.text
+    with pytest.raises(LoadError, match="the hub refused with status 503: try later"):
+        gguf_files("acme/other:Q8_0")
+
+
+def test_without_network_a_form_that_was_never_brought_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "is_offline_mode", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(LoadError, match="acme/tiny: no such folder here, nor is it in the hub's cache"):
+        check_found(f"{MODEL}:Q4_K_M")

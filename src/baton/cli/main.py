@@ -78,8 +78,9 @@ def cli() -> None:
 def serve(config_file: str | None, **flags: Any) -> None:
     """Answers the OpenAI API over HTTP, with a chat page at /.
 
-    MODEL is a hub id or a folder; left out, the built-in model is served. Several models, each a MODEL or NAME=MODEL,
-    run in a process each; with --load-on-demand a model is loaded when it is asked for.
+    MODEL is a hub id, a folder or a GGUF file (REPO:Q4_K_M from the hub); left out, the built-in model is served.
+    Several models, each a MODEL or NAME=MODEL, run in a process each; with --load-on-demand a model is loaded when it
+    is asked for.
     """
     began = time.perf_counter()
     config = config_of(flags, config_file)

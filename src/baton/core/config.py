@@ -48,7 +48,7 @@ MOST_CONFIG_BYTES = 2**20
 class Config(Limits):
     """What was asked for. Each field is a flag, a `BATON_*` variable and a key of `--config file.toml`."""
 
-    model: str | None = setting(None, "Hub id or local folder; the built-in model if left out.")
+    model: str | None = setting(None, "Hub id, folder or GGUF file (also REPO:FORM); the built-in model if left out.")
     models: tuple[str, ...] = setting(
         (), "Several models in one server, each a hub id or folder, or NAME=ID; the first is the default of requests."
     )

@@ -32,7 +32,7 @@ _KINDS = (
 )
 # For folders without .safetensors of transformers' names: a pattern, what such a file holds, and what to do.
 _FORMATS = (
-    ("*.gguf", "GGUF weights", "give the path of one .gguf file (from the hub: `hf download ID FILE --local-dir .`)"),
+    ("*.gguf", "GGUF weights", "give the path of one .gguf file, or ID:FORM, such as ID:Q4_K_M, from the hub"),
     ("*.safetensors.gz", "packed weights", "unpack them with gunzip"),
     ("consolidated*.safetensors", "weights in Mistral's own form", "take the checkpoint in transformers' form"),
     ("consolidated*.pth", "weights in Meta's own form", "take the checkpoint in transformers' form"),
@@ -86,28 +86,6 @@ def local(source: str) -> Path | None:
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
         raise LoadError(f"{source}: no such folder")
     return None
-
-
-def gguf_of(source: str) -> Path | None:
-    """The GGUF file that a source is, or the only one of a folder without a config; None if it is none.
-
-    Raises LoadError for a folder with several, and for a file that only has the name.
-    """
-    path = Path(source).expanduser()
-    try:
-        files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / CONFIG).exists() else [path]
-        if path.is_dir() and not files:
-            return None
-        if len(files) > 1:
-            raise LoadError(f"{source} has several GGUF files: give one of {', '.join(one.name for one in files[:5])}")
-        if files[0].suffix.lower() != ".gguf" or not files[0].is_file():
-            return None
-        with files[0].open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise LoadError(f"{files[0]} does not begin as a GGUF file: download it again")
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{source} cannot be read: {error}") from error
-    return files[0]
 
 
 def file_is(path: Path, source: str) -> str:

@@ -21,7 +21,10 @@ METHOD, FORM = "baton-packed", "gguf"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A form of blocks: `numbers` in `bytes`, in groups of `group`. `read`: blocks `[outputs, blocks, bytes]`."""
+    """A form of blocks: `numbers` in `bytes`, in groups of `group`. `read`: blocks `[outputs, blocks, bytes]`.
+
+    `table`: what each code means, if it does not mean itself.
+    """
 
     name: str
     numbers: int
@@ -29,6 +32,7 @@ class Kind:
     bits: int
     group: int
     read: Callable[[Tensor], Codes]
+    table: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class _BlockWeight(PackedWeight):
             raise LoadError(f"{inputs} inputs do not fill blocks of {kind.numbers}")
         must_be(tensors, blocks=(outputs, inputs // kind.numbers * kind.bytes))
         self.outputs, self.inputs, self.bits, self.group = outputs, inputs, kind.bits, kind.group
+        self.table = None if kind.table is None else torch.tensor(kind.table, dtype=torch.float32)
         self.bytes = bytes_of(tensors)
         self._blocks, self._kind = tensors["blocks"], kind
 
@@ -93,6 +98,65 @@ def _q4_1(blocks: Tensor) -> Codes:
     return Codes(_nibbles(blocks[..., 4:]).flatten(1), scales, mins=-least)
 
 
+def _fifth_bits(four_bytes: Tensor) -> Tensor:
+    """The fifth bits of 32 codes `[..., 32]`, where they belong."""
+    bits: Tensor = four_bytes[..., None] >> torch.arange(8, dtype=torch.uint8) & 1
+    return bits.flatten(-2) << 4
+
+
+def _q5_0(blocks: Tensor) -> Codes:
+    scales = _half(blocks[..., :2])
+    codes = _nibbles(blocks[..., 6:]) | _fifth_bits(blocks[..., 2:6])
+    return Codes(codes.flatten(1), scales, torch.full_like(scales, 16))
+
+
+def _q5_1(blocks: Tensor) -> Codes:
+    scales, least = _half(blocks[..., :2]), _half(blocks[..., 2:4])
+    codes = _nibbles(blocks[..., 8:]) | _fifth_bits(blocks[..., 4:8])
+    return Codes(codes.flatten(1), scales, mins=-least)
+
+
+def _pairs(data: Tensor) -> Tensor:
+    """Codes of 2 bits of `[..., 64]`: of each 32 bytes first all lowest bits. `[..., 2, 4, 32]`."""
+    shifts = torch.tensor((0, 2, 4, 6), dtype=torch.uint8)[:, None]
+    codes: Tensor = data.unflatten(-1, (2, 1, 32)) >> shifts & 3
+    return codes
+
+
+def _q2_k(blocks: Tensor) -> Codes:
+    codes, both = _pairs(blocks[..., 16:80]).flatten(1), blocks[..., :16]
+    scales = (_half(blocks[..., 80:82])[..., None] * (both & 15).float()).flatten(1)
+    return Codes(codes, scales, mins=(_half(blocks[..., 82:84])[..., None] * (both >> 4).float()).flatten(1))
+
+
+def _q3_k(blocks: Tensor) -> Codes:
+    high = blocks[..., None, :32] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1
+    codes = _pairs(blocks[..., 32:96]) | high.unflatten(-2, (2, 4)) << 2
+    shifts = torch.tensor((0, 2, 4, 6), dtype=torch.uint8)[:, None]
+    upper = (blocks[..., None, 104:108] >> shifts & 3).flatten(-2)
+    small = (_nibbles(blocks[..., 96:104]) | upper << 4).float() - 32
+    scales = (_half(blocks[..., 108:110])[..., None] * small).flatten(1)
+    return Codes(codes.flatten(1), scales, torch.full_like(scales, 4))
+
+
+def _iq4_nl(blocks: Tensor) -> Codes:
+    return Codes(_nibbles(blocks[..., 2:]).flatten(1), _half(blocks[..., :2]))
+
+
+def _iq4_xs(blocks: Tensor) -> Codes:
+    low = torch.stack((blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4), -1).flatten(-2)
+    high = (blocks[..., 2:4, None] >> torch.tensor((0, 2, 4, 6), dtype=torch.uint8) & 3).flatten(-2)
+    scales = (_half(blocks[..., :2])[..., None] * ((low | high << 4).float() - 32)).flatten(1)
+    return Codes(_nibbles(blocks[..., 8:].unflatten(-1, (8, 16))).flatten(1), scales)
+
+
+def _mxfp4(blocks: Tensor) -> Codes:
+    # The table has twice what a code means.
+    exponents = blocks[..., 0].int() - 128
+    scales = torch.ldexp(torch.ones(exponents.shape), exponents)
+    return Codes(_nibbles(blocks[..., 1:]).flatten(1), scales)
+
+
 def _scales_and_mins(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Of eight groups of a block, each 6 bits times a float16: `[outputs, blocks * 8]`."""
     low, mins, high = blocks[..., 4:16].split(4, -1)
@@ -126,12 +190,22 @@ def _q6_k(blocks: Tensor) -> Codes:
     return Codes((low | high << 4).flatten(1), scales, torch.full_like(scales, 32))
 
 
+_FOUR_BITS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_E2M1_TWICE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
 # By ggml's numbers.
 KINDS: Mapping[int, Kind] = {
     2: Kind("Q4_0", 32, 18, 4, 32, _q4_0),
     3: Kind("Q4_1", 32, 20, 4, 32, _q4_1),
+    6: Kind("Q5_0", 32, 22, 8, 32, _q5_0),
+    7: Kind("Q5_1", 32, 24, 8, 32, _q5_1),
     8: Kind("Q8_0", 32, 34, 8, 32, _q8_0),
+    10: Kind("Q2_K", 256, 84, 8, 16, _q2_k),
+    11: Kind("Q3_K", 256, 110, 8, 16, _q3_k),
     12: Kind("Q4_K", 256, 144, 4, 32, _q4_k),
     13: Kind("Q5_K", 256, 176, 8, 32, _q5_k),
     14: Kind("Q6_K", 256, 210, 8, 16, _q6_k),
+    20: Kind("IQ4_NL", 32, 18, 4, 32, _iq4_nl, _FOUR_BITS),
+    23: Kind("IQ4_XS", 256, 136, 4, 32, _iq4_xs, _FOUR_BITS),
+    39: Kind("MXFP4", 32, 17, 4, 32, _mxfp4, _E2M1_TWICE),
 }

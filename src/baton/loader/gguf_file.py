@@ -1,6 +1,6 @@
 """GGUF files: made once into a folder in transformers' form, in which linear layers keep the file's own blocks.
 
-Config, tokenizer and the names of tensors are read by transformers and the package gguf. The folder is in the cache, so
+Names of tensors are the package gguf's, and the tokenizer is read by transformers. The folder is in the cache, so that
 a second start reads it alone.
 """
 
@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
 from baton.core.errors import LoadError
-from baton.loader.folder import CONFIG, INDEX, gguf_of
+from baton.loader.folder import CONFIG, INDEX
 from baton.loader.gguf_blocks import FORM, KINDS, METHOD
-from baton.loader.hub import Place, find
+from baton.loader.gguf_config import FAMILIES, Family, config_of
+from baton.loader.gguf_tokenizer import end_tokens, tokenizer_of
+from baton.loader.hub import Place, find, gguf_files
 
 try:
     import gguf
@@ -35,25 +37,26 @@ except ImportError:  # the extra `gguf`
 
 log = logging.getLogger("baton.model")
 
-VERSION = 1
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""What is compared with transformers' own reading. Others may need more of the file than transformers reads."""
-_ORIGINAL = "take the original checkpoint, with --quantize int4"
+VERSION = 2
 _SHARD_BYTES = 1 << 30
-# What would change a model's results, and transformers does not read.
-_NOT_READ = ("rope.scaling.", "attention.sliding_window")
+_FACTORS = "rope_freqs.weight"
+_EMBEDDING, _HEAD = "token_embd.weight", "lm_head"
+# By ggml's numbers: what is kept as numbers, and how. Others are blocks, or are unpacked to float32.
+_PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 
 
 def place_of(source: str, *, code: bool = False) -> Place:
-    """As `hub.find`; also of a GGUF file, which is then made into a folder. Raises LoadError."""
-    file = gguf_of(source)
-    return find(source, code=code) if file is None else Place(source, folder_of(file))
+    """As `hub.find`; also of GGUF files, which are then made into a folder. Raises LoadError."""
+    files = gguf_files(source)
+    return find(source, code=code) if files is None else Place(source, folder_of(*files))
 
 
-def folder_of(file: Path) -> Path:
-    """The folder in the cache that was made of this file, or is made now. Raises LoadError."""
-    about = file.stat()
-    told = f"{VERSION} {file.resolve()} {about.st_size} {about.st_mtime_ns}"
+def folder_of(*files: Path) -> Path:
+    """The folder in the cache that was made of a file, or of a split one's parts, or is made now. Raises LoadError."""
+    file, told = files[0], str(VERSION)
+    for one in files:
+        about = one.stat()
+        told += f" {one.resolve()} {about.st_size} {about.st_mtime_ns}"
     digest = hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=8).hexdigest()
     folder = _cache() / f"{file.stem}-{digest}"
     if (folder / CONFIG).exists():
@@ -64,10 +67,10 @@ def folder_of(file: Path) -> Path:
     log.warning("%s is made into %s, once", file.name, folder)
     try:
         part.mkdir(parents=True)
-        _make(file, part)
+        _make(files, part)
         part.rename(folder)
-    except LoadError:
-        raise
+    except LoadError as error:
+        raise LoadError(f"{file} {error.message}") from error
     except OSError as error:
         if not (folder / CONFIG).exists():  # else another process was faster
             raise LoadError(f"{file} cannot be made into {folder}: {error.strerror or error}") from error
@@ -83,100 +86,131 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton" / "gguf"
 
 
-def _make(file: Path, folder: Path) -> None:
-    reader = gguf.GGUFReader(file)
-    architecture = _architecture(reader)
-    _check(reader, architecture, file)
-    config: Any = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
-    if config.model_type != architecture:
-        raise LoadError(f"{file} is read as {config.model_type} and says {architecture}: {_ORIGINAL}")
-    config.dtype = torch.bfloat16
-    if (dim := _number(reader, f"{architecture}.attention.key_length")) is not None:
-        config.head_dim = dim  # transformers takes the family's default
+def _make(files: Sequence[Path], folder: Path) -> None:
+    readers = [gguf.GGUFReader(file) for file in files]
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    metadata = {key: field.contents() for key, field in readers[0].fields.items()}
+    factors = next((tensor.data for tensor in tensors if tensor.name == _FACTORS), None)
+    said = config_of(metadata, {one.name: tuple(map(int, one.shape)) for one in tensors}, factors)
+    if len({one.name for one in tensors}) < metadata.get("split.tensors.count", 0):
+        raise LoadError("is a part of a split model, and other parts are missing: give them beside it")
+    config: Any = AutoConfig.for_model(**said)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    kinds: Counter[str] = Counter()
-    shards: dict[str, str] = {}
-    room: dict[str, Tensor] = {}
+    made = _Folder(folder)
+    for name, tensor in _tensors(tensors, model, config, metadata["general.architecture"]):
+        made.add(name, tensor)
+    made.flush()
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": made.shards}))
+    tokenizer_of(files[0], metadata).save_pretrained(folder)
+    ends = {"eos_token_id": end_tokens(metadata)}
+    (folder / "generation_config.json").write_text(json.dumps({key: some for key, some in ends.items() if some}))
+    _write_config(folder, config, model, made)
 
-    def flush() -> None:
-        if room:
-            name = f"model-{len(set(shards.values())) + 1:05}.safetensors"
-            save_file(room, folder / name)
-            shards.update(dict.fromkeys(room, name))
-            room.clear()
 
-    for name, tensor in _tensors(reader, model, config, file):
-        room[name] = tensor
-        if name.endswith(".kind"):
-            kinds[KINDS[int(tensor)].name] += 1
-        if sum(one.nbytes for one in room.values()) >= _SHARD_BYTES:
-            flush()
-    flush()
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": shards}))
-    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
+def _write_config(folder: Path, config: Any, model: nn.Module, made: _Folder) -> None:
+    """Last, because a folder with a config is whole."""
     config.architectures = [type(model).__name__]
+    # Linear layers without blocks decide; what was unpacked is bfloat16 at work, as the model's author had it.
+    config.dtype = torch.float16 if made.plain[torch.float16] > sum(made.kinds.values()) else torch.bfloat16
     said = json.loads(config.to_json_string())
-    if kinds:
-        told = ", ".join(f"{count} layers in {kind}" for kind, count in kinds.most_common())
+    if made.has_head:
+        said["tie_word_embeddings"] = False
+    if made.kinds:
+        told = ", ".join(f"{count} layers in {kind}" for kind, count in made.kinds.most_common())
         said["quantization_config"] = {"quant_method": METHOD, "form": FORM, "kinds": told}
     (folder / CONFIG).write_text(json.dumps(said, indent=1))
 
 
-def _number(reader: Any, key: str) -> int | None:
-    field = reader.fields.get(key)
-    return None if field is None else int(field.parts[field.data[0]][0])
+class _Folder:
+    """Writes tensors into shards. `kinds`: how many layers are in each form; `plain`: and in each number format."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shards: dict[str, str] = {}
+        self.kinds: Counter[str] = Counter()
+        self.plain: Counter[torch.dtype] = Counter()
+        self.has_head = False
+        self._folder = folder
+        self._room: dict[str, Tensor] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        self._room[name] = tensor
+        self.has_head = self.has_head or name.startswith(f"{_HEAD}.")
+        if name.endswith(".kind"):
+            self.kinds[KINDS[int(tensor)].name] += 1
+        elif name.endswith(".weight") and tensor.ndim > 1:
+            self.plain[tensor.dtype] += 1
+        if sum(one.nbytes for one in self._room.values()) >= _SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._room:
+            name = f"model-{len(set(self.shards.values())) + 1:05}.safetensors"
+            save_file(self._room, self._folder / name)
+            self.shards.update(dict.fromkeys(self._room, name))
+            self._room.clear()
 
 
-def _architecture(reader: Any) -> str:
-    field = reader.fields.get("general.architecture")
-    return "" if field is None else str(bytes(field.parts[field.data[0]]), "utf-8", "replace")
+def _tensors(tensors: Sequence[Any], model: nn.Module, config: Any, architecture: str) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by the names that transformers has for them; a linear layer's blocks as they are.
 
-
-def _check(reader: Any, architecture: str, file: Path) -> None:
-    """Raises LoadError for a file of which more matters than is read."""
-    if architecture not in ARCHITECTURES:
-        raise LoadError(
-            f"{file} is GGUF of the architecture {architecture[:40]!r}, and read are {', '.join(ARCHITECTURES)}:"
-            f" {_ORIGINAL}"
-        )
-    odd = [key for key in reader.fields if key.startswith(tuple(f"{architecture}.{part}" for part in _NOT_READ))]
-    odd += [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_freqs")]
-    if odd:
-        raise LoadError(
-            f"{file} has {', '.join(odd[:3])}, which {architecture} needs and transformers does not read: {_ORIGINAL}"
-        )
-
-
-def _tensors(reader: Any, model: nn.Module, config: Any, file: Path) -> Iterator[tuple[str, Tensor]]:
-    """All tensors by the names that transformers has for them; a linear layer's blocks as they are."""
-    processor = TENSOR_PROCESSORS.get(config.model_type, TensorProcessor)(config=config.to_dict())  # type: ignore[no-untyped-call]
-    names = get_gguf_hf_weights_map(model, processor)
-    missing = set(model.state_dict()) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
-    for tensor in reader.tensors:
+    An embedding that is the head too becomes both: numbers to look up, and blocks to multiply with.
+    """
+    family = FAMILIES[architecture]
+    names = get_gguf_hf_weights_map(model, TensorProcessor(), architecture, config.num_hidden_layers)
+    missing = set(model.state_dict()) - ({f"{_HEAD}.weight"} if config.tie_word_embeddings else set())
+    for tensor in tensors:
+        if tensor.name == _FACTORS:
+            continue
         name = names.get(tensor.name)
         if name not in missing:
-            raise LoadError(f"{file} has {tensor.name}, which {type(model).__name__} does not: it is not read")
+            raise LoadError(f"has {tensor.name}, which {type(model).__name__} does not: it is not read")
         missing.discard(name)
-        kind, layer = int(tensor.tensor_type), name.removesuffix(".weight")
-        if name.endswith(".weight") and isinstance(model.get_submodule(layer), nn.Linear) and kind not in _PLAIN:
-            if kind not in KINDS:
-                known = ", ".join(one.name for one in KINDS.values())
-                raise LoadError(
-                    f"{file} has {tensor.name} in {tensor.tensor_type.name}, which is not read: {known} are"
-                )
-            rows = np.asarray(tensor.data).reshape(int(tensor.shape[-1]), -1)
-            yield f"{layer}.blocks", _copied(processor.process(rows, tensor.name).weights)
-            yield f"{layer}.kind", torch.tensor([kind], dtype=torch.int32)
+        layer = name.removesuffix(".weight")
+        heads = _heads(family, tensor.name, config)
+        if name.endswith(".weight") and isinstance(model.get_submodule(layer), nn.Linear):
+            yield from _linear(tensor, layer, heads)
             continue
-        numbers = tensor.data if kind in (0, 1) else gguf.dequantize(tensor.data, tensor.tensor_type)
-        yield name, _copied(processor.process(numbers, tensor.name).weights)
+        if tensor.name == _EMBEDDING and config.tie_word_embeddings and int(tensor.tensor_type) in KINDS:
+            yield from _linear(tensor, _HEAD, 0)
+        numbers = _numbers(tensor)
+        yield name, numbers - 1 if family.norms_plus_one and "norm" in tensor.name else _in_halves(numbers, heads)
     if missing:
-        raise LoadError(f"{file} has no {', '.join(sorted(missing)[:3])}: it is not whole")
+        raise LoadError(f"has no {', '.join(sorted(missing)[:3])}: it is not whole")
 
 
-# F32, F16 and BF16.
-_PLAIN = (0, 1, 30)
+def _linear(tensor: Any, layer: str, heads: int) -> Iterator[tuple[str, Tensor]]:
+    kind = int(tensor.tensor_type)
+    if kind in _PLAIN:
+        yield f"{layer}.weight", _in_halves(_numbers(tensor), heads)
+        return
+    if kind not in KINDS:
+        known = ", ".join(one.name for one in KINDS.values())
+        raise LoadError(f"has {tensor.name} in {tensor.tensor_type.name}, which is not read: {known} are")
+    rows = np.asarray(tensor.data).reshape(int(tensor.shape[-1]), -1)
+    yield f"{layer}.blocks", _in_halves(_copied(rows), heads)
+    yield f"{layer}.kind", torch.tensor([kind], dtype=torch.int32)
+
+
+def _heads(family: Family, name: str, config: Any) -> int:
+    """How many heads the rows of a tensor have that are to be put in order; 0 for none."""
+    of = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    return int(of.get(name.split(".")[-2], 0)) if family.turned else 0
+
+
+def _in_halves(rows: Tensor, heads: int) -> Tensor:
+    """llama.cpp rotates neighbours, and transformers the two halves of a head."""
+    if not heads:
+        return rows
+    by_head: Tensor = rows.unflatten(0, (heads, -1, 2))
+    return by_head.transpose(1, 2).reshape(rows.shape).contiguous()
+
+
+def _numbers(tensor: Any) -> Tensor:
+    kind, shape = int(tensor.tensor_type), tuple(int(size) for size in reversed(tensor.shape))
+    if kind in _PLAIN:
+        return _copied(tensor.data).view(_PLAIN[kind]).reshape(shape)
+    return _copied(gguf.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
 
 
 def _copied(numbers: Any) -> Tensor:

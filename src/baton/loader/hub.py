@@ -18,9 +18,11 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, is_offline_mode, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 
 from baton.core.errors import LoadError
-from baton.loader.folder import ADAPTER, CONFIG, check_names, gguf_of, local, names_in, read_json
+from baton.loader.folder import ADAPTER, CONFIG, check_names, local, names_in, read_json
+from baton.loader.gguf_names import check_file, chosen, local_files, models_in, source_and_form, told
 
 log = logging.getLogger("baton.model")
 
@@ -65,11 +67,14 @@ def find(source: str, *, code: bool = False) -> Place:
 
 def check_found(source: str) -> None:
     """Raises LoadError if there is certainly no such model, without asking the hub. Imports no torch."""
-    if gguf_of(source) is not None:
+    if local_files(source) is not None:
         return
-    folder = local(source)
+    named = source_and_form(source)
+    folder = local(source if named is None else named[0])
     if folder is None:
-        if is_offline_mode():
+        if is_offline_mode() and named is not None:
+            _gguf_offline(*named)
+        elif is_offline_mode():
             _offline(source)
         return
     names = names_in(folder, source)
@@ -81,23 +86,81 @@ def check_found(source: str) -> None:
 def weight_bytes(source: str) -> int:
     """Returns the size of a model's weight files; 0 if it is unknown without asking the hub."""
     try:
-        file = gguf_of(source)
-        if file is not None:
-            return file.stat().st_size
+        files = local_files(source)
+        named = source_and_form(source) if files is None else None
+        if named is not None:
+            files = _gguf_offline(*named)
+        if files is not None:
+            return sum(file.stat().st_size for file in files)
         folder = local(source) or _cached(source)
         return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
-    except OSError:
+    except (OSError, LoadError):
         return 0
+
+
+def gguf_files(source: str) -> list[Path] | None:
+    """The GGUF files that a source means, downloaded if they are on the hub; None if it means none. Raises LoadError.
+
+    From the hub a source is REPO:FORM, such as REPO:Q4_K_M, or REPO:FILE.
+    """
+    files = local_files(source)
+    named = source_and_form(source)
+    if files is not None or named is None or local(named[0]) is not None:
+        return files
+    repo, form = named
+    if is_offline_mode():
+        return _gguf_offline(repo, form)
+    cached = _snapshot(repo)
+    try:
+        info = _ask_hub(repo, float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _HUB_SECONDS))
+    except Exception as error:
+        why, todo = _why(error)
+        if cached is None:
+            raise LoadError(f"{repo}: no such folder here, and {why}: {todo}") from error
+        log.warning("%s: %s; served from the cache, revision %s", repo, why, cached.name[:12])
+        return _gguf_offline(repo, form)
+    names = chosen([one.rfilename for one in info.siblings or ()], form, repo)
+    if cached is None or cached.name != info.sha or not _all_there(cached, names):
+        cached = _download(repo, names)
+    for name in names:
+        check_file(cached / name)
+    return [cached / name for name in names]
+
+
+def _gguf_offline(repo: str, form: str) -> list[Path]:
+    """The files of a form as the cache has them. Raises LoadError."""
+    cached = _snapshot(repo)
+    if cached is None:
+        raise LoadError(_not_here(repo))
+    there = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.exists()]
+    try:
+        return [cached / name for name in chosen(there, form, repo)]
+    except LoadError as error:
+        raise LoadError(f"{error.message} (so it is in the cache: with network it is downloaded)") from error
+
+
+def _snapshot(repo: str) -> Path | None:
+    """The cached snapshot of the revision that was the hub's main branch when it was last asked, whatever it holds."""
+    place = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    try:
+        snapshot = place / "snapshots" / (place / "refs" / "main").read_text().strip()
+        return snapshot if snapshot.is_dir() else None
+    except (OSError, ValueError):
+        return None
 
 
 def _offline(source: str) -> Place:
     cached = _cached(source)
     if cached is None:
-        raise LoadError(
-            f"{source}: no such folder here, nor is it in the hub's cache ({constants.HF_HUB_CACHE}), and"
-            f" HF_HUB_OFFLINE is set: unset it to download, or {_WAY_OUT}"
-        )
+        raise LoadError(_not_here(source))
     return Place(source, cached, cached=True)
+
+
+def _not_here(source: str) -> str:
+    return (
+        f"{source}: no such folder here, nor is it in the hub's cache ({constants.HF_HUB_CACHE}), and"
+        f" HF_HUB_OFFLINE is set: unset it to download, or {_WAY_OUT}"
+    )
 
 
 def _on_the_hub(source: str, code: bool) -> Place:
@@ -113,6 +176,8 @@ def _on_the_hub(source: str, code: bool) -> Place:
         log.warning("%s: %s; served from the cache, revision %s", source, why, cached.name[:12])
         return Place(source, cached, cached=True)
     listed = frozenset(one.rfilename for one in info.siblings or ())
+    if CONFIG not in listed and (models := models_in(listed)):
+        raise LoadError(f"{source} holds GGUF weights: give {told(models, source)}")
     check_names(listed, source)
     small = [name for name in listed if "/" not in name and Path(name).suffix in _SMALL]
     small += [name for name in listed if code and name.endswith(".py")]
