@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from baton.core.settings import Settings, load_settings
 from baton.kv.rectangle import footprint
 from baton.loader.load import load
 from baton.measure.contenders import Contender
-from baton.measure.simulate import Simulation, simulated
+from baton.measure.fleet import Fleet
+from baton.measure.replicas import Replicas, replicas_of
+from baton.measure.simulate import simulated
 from baton.measure.trials import settings_of, trials
 
 COSTS = MeasuredCosts(
@@ -48,7 +51,7 @@ SETTINGS = Settings(
 
 
 def of(policy: str, workload: Workload, **changes: Any) -> Any:
-    return simulated(replace(SETTINGS, policy=policy, **changes), COSTS, FOOTPRINT, workload)
+    return simulated(replace(SETTINGS, policy=policy, **changes), COSTS, FOOTPRINT, workload)[0]
 
 
 def test_curves_go_on_the_lines_between_what_was_measured() -> None:
@@ -86,14 +89,14 @@ def test_a_query_by_itself_takes_the_sum_of_its_forwards() -> None:
 
 def test_what_a_row_reads_costs_too() -> None:
     costs = replace(COSTS, column_seconds=0.001, pair_seconds=0.0001)
-    run = simulated(replace(SETTINGS, policy="orca"), costs, FOOTPRINT, Workload("one", (Ask(0.0, 16, 2),)))
+    run = simulated(replace(SETTINGS, policy="orca"), costs, FOOTPRINT, Workload("one", (Ask(0.0, 16, 2),)))[0]
     assert run.seconds == pytest.approx(0.021 + 16 * 8 * 0.0001 + 0.011 + 17 * 0.001)
 
 
 def test_a_row_that_is_computed_for_nobody_costs_its_forward_alone() -> None:
     costs = replace(COSTS, token_seconds=0.004)
     workload = Workload("two", (Ask(0.0, 16, 2), Ask(0.0, 16, 4)))
-    run = simulated(replace(SETTINGS, policy="run_to_completion"), costs, FOOTPRINT, workload)
+    run, _ = simulated(replace(SETTINGS, policy="run_to_completion"), costs, FOOTPRINT, workload)
     # 32 tokens of prompts; a step of both rows; two steps in which one of the two rows is finished.
     assert run.seconds == pytest.approx(0.001 + 0.036 + 2 * 0.004 + 3 * 0.012 + 2 * 0.004 + 2 * 0.004)
 
@@ -109,7 +112,7 @@ def test_batch_wise_inference_computes_what_nobody_needs_and_takes_longer() -> N
 
 def test_queries_come_at_their_times_and_the_clock_jumps_between() -> None:
     workload = Workload("far apart", (Ask(0.0, 16, 2), Ask(100.0, 16, 2)))
-    run = Simulation(replace(SETTINGS, policy="baton"), COSTS, FOOTPRINT).run(workload, mode=Mode.TIMED)
+    run = Fleet(replace(SETTINGS, policy="baton"), COSTS, FOOTPRINT).run(workload, mode=Mode.TIMED)
     assert [one.asked for one in run.responses] == [0.0, 100.0]
     assert run.responses[1].first == pytest.approx(run.responses[0].first)
     assert 100 < run.seconds < 100.1
@@ -117,7 +120,7 @@ def test_queries_come_at_their_times_and_the_clock_jumps_between() -> None:
 
 def test_a_closed_loop_keeps_so_many_at_once() -> None:
     workload = make_workload(12, prompt="16", answer="8")
-    one = Simulation(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
+    one = Fleet(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
     assert all(later.asked >= before.times[-1] for before, later in zip(one.responses, one.responses[1:], strict=False))
 
 
@@ -138,11 +141,11 @@ def test_stored_prefixes_are_found_as_they_would_be() -> None:
         ),
     )
     settings = replace(SETTINGS, prefix_cache=True)
-    run = Simulation(settings, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
+    run = Fleet(settings, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
     # The later turn's prompt is 90 + 4 + 10 tokens, of which 93 were computed and two blocks of 32 shared with others.
     assert [one.cached_tokens for one in run.responses] == [0, 64, 64, 64, 0]
     assert run.responses[3].prompt_tokens == 104
-    without = Simulation(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
+    without = Fleet(SETTINGS, COSTS, FOOTPRINT).run(workload, mode=Mode.CLOSED, at_once=1)
     assert [one.cached_tokens for one in without.responses] == [0] * 5 and without.seconds > 1.2 * run.seconds
 
 
@@ -156,9 +159,58 @@ def test_what_is_computed_is_what_the_engine_computes() -> None:
         shape = footprint(loaded.geometry.shapes, 256, loaded.dtype, loaded.device)
         how: dict[str, Any] = {"mode": Mode.CLOSED, "at_once": 1}
         real = next(trials(loaded, config, [one], workload, repeat=1, **how)).figures
-        told = simulated(settings, COSTS, shape, workload, **how)
+        told, _ = simulated(settings, COSTS, shape, workload, **how)
         assert (told.slots, told.cached_tokens) == (real.slots, real.cached_tokens)
         assert (told.cached_tokens > 0) == (policy != "run_to_completion")
+
+
+def fleet_of(workload: Workload, replicas: Replicas, **changes: Any) -> tuple[Any, Fleet]:
+    settings = replace(SETTINGS, max_waiting=512, **changes)
+    return simulated(settings, COSTS, FOOTPRINT, workload, mode=Mode.TIMED, replicas=replicas)
+
+
+def test_four_engines_do_four_times_as_much() -> None:
+    workload = make_workload(160, prompt="16", answer="uniform:10,40", seed=3)
+    one, four = (fleet_of(workload, Replicas(count, count))[0] for count in (1, 4))
+    assert one.generated_tokens == four.generated_tokens and four.failed == 0
+    assert 3.5 < four.tokens_per_second / one.tokens_per_second <= 4.01
+
+
+def test_a_burst_is_spread_over_idle_engines() -> None:
+    workload = Workload("burst", tuple(Ask(0.0, 16, 8) for _ in range(16)))
+    _, fleet = fleet_of(workload, Replicas(2, 2))
+    useful = [engine.counts.slots.useful for engine in fleet.engines]
+    assert useful[0] == useful[1] > 0
+
+
+def test_a_front_that_knows_prefixes_finds_what_one_engine_would() -> None:
+    workload = make_workload(60, prompt="40", answer="8", arrivals="poisson:2", turns=5, seed=2)
+    shares = {}
+    for name, replicas in {"one": Replicas(), "by prefix": Replicas(3, 3), "by work": Replicas(3, 3, False)}.items():
+        figures, _ = fleet_of(workload, replicas, prefix_cache=True, max_model_len=512)
+        shares[name] = figures.cached_tokens / figures.prompt_tokens
+    assert shares["by prefix"] > 0.95 * shares["one"] > shares["by work"] > 0
+
+
+def test_engines_come_and_go_with_the_load() -> None:
+    """Work for two and a half engines, then nearly none: three come, and two leave, each once."""
+    slow = replace(COSTS, decode=((1, 0.10), (8, 0.17)), fill=((16, 0.20), (64, 0.68)))
+    busy = [Ask(at / 0.9, 16, 60) for at in range(250)]
+    quiet = [Ask(300 + 40.0 * at, 16, 5) for at in range(20)]
+    workload, settings = Workload("a day", (*busy, *quiet)), replace(SETTINGS, max_waiting=512)
+    figures, fleet = simulated(settings, slow, FOOTPRINT, workload, mode=Mode.TIMED, replicas=Replicas(1, 8))
+    assert figures.failed == 0
+    counts = [there for _, there, _ in fleet.replicas_over_time]
+    assert counts[0] == 1 and max(counts) in (3, 4) and counts[-1] == 1
+    falls = sum(later < earlier for earlier, later in itertools.pairwise(counts))
+    assert falls <= 2
+
+
+@pytest.mark.parametrize("text", ["", "0", "x", "3-2", "1,", "1-", "2000", "-1"])
+def test_replicas_that_cannot_be_are_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="--replicas"):
+        replicas_of(text, by_prefix=True)
+    assert list(replicas_of("1,2-8", by_prefix=True)) == [" x 1", " x 2-8"]
 
 
 def costs_file(folder: Path) -> str:

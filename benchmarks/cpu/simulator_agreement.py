@@ -76,7 +76,7 @@ def measured(
                 shape = footprint(loaded.geometry.shapes, settings.max_model_len, loaded.dtype, loaded.device)
                 real = next(trials(loaded, config, [one], workload, repeat=1)).figures
                 after = calibration.measure()
-                told = simulated(settings, middle([before, after]), shape, workload)
+                told, _ = simulated(settings, middle([before, after]), shape, workload)
                 before = after
                 pairs[name, policy].append((real, told))
                 off = told.tokens_per_second / real.tokens_per_second - 1

@@ -68,8 +68,10 @@ def refuse_simulate(config: Config, asked: Asked) -> None:
     from baton.bench.commands import workload_of
     from baton.bench.costmodel import read_costs
     from baton.measure.contenders import check_contenders, contenders
+    from baton.measure.replicas import replicas_of
 
     check_contenders(config, contenders(asked["policies"].split(","), asked["vary"]))
+    replicas_of(asked["replicas"], by_prefix=asked["by_prefix"])
     workload_of({**asked, "seed": config.seed})
     read_costs(asked["costs"])
     refuse_file("json", asked)

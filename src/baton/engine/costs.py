@@ -16,6 +16,8 @@ _ANSWERS_KEPT = 64
 _ANSWERS_NEEDED = 16
 _HIGH = 0.9
 _SWEEPS = 60
+# Less than this part of the largest weight, and a fit is done.
+_SETTLED = 1e-4
 
 
 class CostMeter:
@@ -43,18 +45,23 @@ class CostMeter:
     def filled(self, tokens: int, columns: float, seconds: float) -> None:
         """Takes a fill of so many tokens. `columns`: the sum over its tokens of the columns that each attended to."""
         self._fills.append((tokens, columns, max(seconds, 1e-9)))
-        measured = [((1.0, float(n), sum_of, self.costs.share_chosen(n)), taken) for n, sum_of, taken in self._fills]
+        measured = [(self._features(tokens, columns), seconds) for tokens, columns, seconds in self._fills]
         fits = _fitted(measured)
-        ratios = [taken / (_sum(fits, features) or 1e-9) for features, taken in measured]
-        fixed, token, column, experts = (fit * max(1.0, high(ratios)) for fit in fits)
+        ratios = [seconds / (_sum(fits, features) or 1e-9) for features, seconds in measured]
+        fixed, token, column, *experts = (fit * max(1.0, high(ratios)) for fit in fits)
         self.costs = replace(
             self.costs,
             fill_fixed_seconds=fixed,
             fill_token_seconds=token,
             fill_column_seconds=column,
-            fill_experts_seconds=experts,
+            fill_experts_seconds=sum(experts),
             fill_tokens=max(tokens for tokens, _, _ in self._fills),
         )
+
+    def _features(self, tokens: int, columns: float) -> tuple[float, ...]:
+        if not self.costs.chosen_share:
+            return 1.0, float(tokens), columns
+        return 1.0, float(tokens), columns, self.costs.share_chosen(tokens)
 
 
 class AnswerMeter:
@@ -92,9 +99,14 @@ def _fitted(measured: Sequence[tuple[tuple[float, ...], float]]) -> list[float]:
     aims = [sum(row[i] for row in rows) / sizes[i] for i in every]
     weights = [0.0 for _ in every]
     for _ in range(_SWEEPS):
+        most = 0.0
         for i in (*every[1:], 0):
             rest = aims[i] - sum(gram[i][j] * weights[j] for j in every if j != i)
-            weights[i] = max(0.0, rest / (gram[i][i] or 1.0))
+            weight = max(0.0, rest / (gram[i][i] or 1.0))
+            most = max(most, abs(weight - weights[i]))
+            weights[i] = weight
+        if most <= _SETTLED * max(weights):
+            break
     return [weight / size for weight, size in zip(weights, sizes, strict=True)]
 
 
