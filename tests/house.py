@@ -120,6 +120,7 @@ def broken_rules(tree: Mapping[str, str]) -> list[str]:
         *_homeless(tree),
         *_upward(imports),
         *_into_cuda(imports),
+        *_ray(imports),
         *_past_the_port(imports),
         *_inside_functions(imports),
         *_by_name(tree),
@@ -188,6 +189,13 @@ def _into_cuda(imports: Iterable[Import]) -> Iterator[str]:
             continue
         if room_of(one.module) not in (*CUDA_DOORS, "cuda"):
             yield f"{one}: only {' and '.join(CUDA_DOORS)} open the GPU's wing"
+
+
+def _ray(imports: Iterable[Import]) -> Iterator[str]:
+    """What knows Ray says so in its name, so that all else of a cluster works without it."""
+    for one in imports:
+        if one.target.split(".")[0] == "ray" and not one.module.startswith("baton.cluster.ray_"):
+            yield f"{one}: only cluster/ray_*.py know Ray"
 
 
 def _inside_functions(imports: Iterable[Import]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from baton.core.config import AUTO, NOT_SETTINGS, Config, check_shaping, load_config, make_config
 from baton.core.errors import SettingError
 from baton.core.footprint import Columns, Footprint
+from baton.core.replicas import range_of
 from baton.core.settings import Facts, resolve
 from baton.core.step import Traits
 from baton.core.values import parse_bytes
@@ -399,3 +400,29 @@ def test_flags_hold_over_a_file_whichever_name_each_has(tmp_path: Path) -> None:
 def test_both_names_of_a_setting_at_once_are_refused() -> None:
     with pytest.raises(SettingError, match="--pool-memory is called --swap-memory now: give --swap-memory alone"):
         load_config({"pool_memory": "1MB", "swap_memory": "2MB"}, environment={})
+
+
+@pytest.mark.parametrize(("text", "least", "most"), [("3", 3, 3), ("1-8", 1, 8), (" 2 - 2 ", 2, 2)])
+def test_replicas_are_a_number_or_a_range(text: str, least: int, most: int) -> None:
+    assert range_of(text) == (least, most)
+
+
+@pytest.mark.parametrize("text", ["0", "8-1", "-2", "1-", "many", "1-5000"])
+def test_other_replicas_are_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="range like 1-8"):
+        make_config({"replicas": text})
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"losses": 3}, "--losses is for several engines: add --replicas"),
+        ({"ray_address": "auto"}, "--ray-address is for several engines"),
+        ({"replicas": "2", "trace": "t.jsonl"}, "--trace: not with --replicas"),
+        ({"replicas": "2", "models": "a,b"}, "--models: not with --replicas"),
+        ({"replicas": "2", "replica_gpus": "some"}, "--replica-gpus some"),
+    ],
+)
+def test_what_cannot_be_combined_with_replicas_is_refused(values: dict[str, object], complaint: str) -> None:
+    with pytest.raises(SettingError, match=complaint):
+        make_config(values)

@@ -24,7 +24,7 @@ DISTRIBUTIONS = {
     "opentelemetry": "opentelemetry-api",
 }
 """Modules, with all below them, whose first name differs from that of their distribution. The first that fits holds."""
-OF_USERS = ("bench", "cuda", "gguf", "otel")
+OF_USERS = ("bench", "cluster", "cuda", "gguf", "otel")
 """Extras whose packages the source imports; the others are for developers."""
 UNDOCUMENTED = {"uvicorn"}
 """Packages whose private names are used through a class of ours that inherits them, which imports do not show."""

@@ -51,6 +51,13 @@ def test_the_command_line_answers_without_torch(tree: dict[str, str]) -> None:
     assert not modules & {"torch", "transformers", "baton.cli.serve", "baton.compose"}
 
 
+@pytest.mark.parametrize(
+    "start", ["baton.cli.main", "baton.cli.serve", "baton.compose", "baton.llm", "baton.server.app"]
+)
+def test_without_replicas_nothing_of_ray_is_imported(tree: dict[str, str], start: str) -> None:
+    assert not [name for name in reached(tree, start) if name.split(".")[0] == "ray" or ".ray_" in name]
+
+
 def test_policies_are_reached_without_torch(tree: dict[str, str]) -> None:
     modules = reached(tree, "baton.policy.baton")
     assert "baton.core.query" in modules
@@ -115,6 +122,7 @@ def test_a_house_that_keeps_the_rules_is_left_in_peace() -> None:
         ("engine.engine", "import baton.cuda", "open the GPU's wing"),
         ("server.app", "from baton import observe", "next door"),
         ("server.app", "from baton.engine.engine import Engine", "neither ground nor the engine's client"),
+        ("cluster.far", "import ray", "only cluster/ray_*.py know Ray"),
         ("cluster.far", "from baton.engine.loop import EngineLoop", "neither a port of the engine nor a parcel"),
         ("engine.engine", "from baton.batch.batch import RectangleBatch", "a body, not a port"),
         ("engine.engine", "from ..batch import batch", "a body, not a port"),

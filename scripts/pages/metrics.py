@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baton.observe.catalog import FAMILIES, SYMBOLS
+from baton.observe.catalog import BY_REPLICA, FAMILIES, SYMBOLS
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -25,6 +25,10 @@ in the row, `finished_row` its query was done, `padding` aligns a row with longe
 and forgotten.
 """
 
+_EACH = """\
+With `--replicas` the numbers above are those of all engines together. What an engine had counted when the page was last
+asked for stays counted after it is gone. These are there besides, for each engine that is there now:"""
+
 
 def text(_page: str) -> str:
     lines = [_HEAD, "## Symbols", "", "| symbol | |", "| --- | --- |"]
@@ -33,4 +37,7 @@ def text(_page: str) -> str:
     for family in FAMILIES:
         label = f"`{family.label}`" if family.label else ""
         lines.append(f"| `{family.name}` | {family.kind} | {label} | {family.help} | {family.formula} |")
+    lines += ["", "## Of each engine", "", _EACH, "", "| name | kind | label | |", "| --- | --- | --- | --- |"]
+    for family in BY_REPLICA.values():
+        lines.append(f"| `{family.name}` | {family.kind} | `{family.label}` | {family.help} |")
     return "\n".join(lines) + "\n"

@@ -307,7 +307,7 @@ def open_front(config: Config, engines: Engines, about: About) -> Client:
     asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
     tokenizer = load_tokenizer(asked)
     tokenizer.prepare(about.settings.max_model_len)
-    loop = FarLoop(engines, about, monotonic)
+    loop = FarLoop(engines, about, monotonic, losses=config.losses)
     loop.start()
     return Client(
         model_name=about.model,

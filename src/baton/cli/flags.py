@@ -18,7 +18,7 @@ SERVING = (
     _LIMITS
     | _ACCESS
     | {"served_model_name", "drain_timeout", "hang_timeout", "hang_exit", "max_stall_ms", "metrics_compat"}
-    | {"batch_dir", "handover"}
+    | {"batch_dir", "handover", "replicas", "ray_address", "replica_cpus", "replica_gpus", "losses"}
     | {"prefix_sharing", "special_in_text", "reasoning", "models", "load_on_demand", "unload_after"}
 )
 # Settings that the check chooses itself.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
+from baton.cluster.environment import check_installed, prepare
 from baton.core.config import Config
 from baton.core.settings import limits_of, server_settings
 from baton.jobs.folder import Folder
@@ -29,6 +31,13 @@ def run_server(config: Config, began: float) -> None:
         batches = None
         if server.batch_dir is not None:
             batches = held.enter_context(contextlib.closing(Folder(Path(server.batch_dir), limits_of(config))))
+        if config.replicas is not None:
+            check_installed()
+            prepare(os.environ, alone=config.ray_address is None)
+            from baton.cli.serve_replicas import run_replicas
+
+            run_replicas(config, server, bound, access, began, batches)
+            return
         from baton.cli.serve_engine import run_bound
 
         run_bound(config, server, bound, access, began, batches)

@@ -40,6 +40,7 @@ class ServedEngine:
         self._send = send
         self._depot = depot
         self._lock = threading.Lock()
+        self._live: set[str] = set()
         self._delivers: dict[int, Deliver] = {}
         # Of queries that move, what comes first waits for the other: the last update, and where keys and values are.
         self._moved: dict[str, tuple[int, Update]] = {}
@@ -53,6 +54,8 @@ class ServedEngine:
         fetch = None if self._depot is None else self._depot.get
         for ask in asks:
             attempt, name = int(ask.get("attempt", 0)), _name(ask)
+            with self._lock:
+                self._live.add(name)
             try:
                 _, segment = segment_of(ask, self._clock(), self._compile, fetch)
                 if attempt == 1 and not segment.generated and not segment.cached:
@@ -84,10 +87,6 @@ class ServedEngine:
             if moved is not None:
                 self._tell_moved(*moved, where)
 
-    def close(self) -> None:
-        """Says nothing more by itself. May be called twice."""
-        self._closed.set()
-
     def _lay_down(self, segment: KVSegment) -> Any:
         try:
             if self._depot is not None and segment.cached:
@@ -105,6 +104,19 @@ class ServedEngine:
         """
         with self._lock:
             return self._delivers.setdefault(attempt, partial(self._tell, attempt))
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has queries of this front."""
+        with self._lock:
+            return bool(self._live)
+
+    def close(self) -> None:
+        """The front is gone: its queries are cancelled, and no more is said by itself. May be called twice."""
+        self._closed.set()
+        with self._lock:
+            live = list(self._live)
+        self._loop.cancel(live)
 
     def _tell(self, attempt: int, updates: list[Update]) -> None:
         told: list[tuple[int, Update]] = []
@@ -139,6 +151,7 @@ class ServedEngine:
         known = {name: where for name, where in laid_down.items() if where is not None}
         message = message_of(News(updates, self._loop.stats(), self._loop.stuck_seconds(), known))
         with self._lock:
+            self._live.difference_update(update.query_id for _, update in updates if update.finish_reason is not None)
             self._send(message)
 
 

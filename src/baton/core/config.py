@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from baton.core.errors import SettingError
 from baton.core.files import named, read_text
 from baton.core.limits import Limits, flag_of, setting
+from baton.core.replicas import LOSSES, check_replicas
 from baton.core.step import NO_TRAITS, Traits
 from baton.core.template_options import parse_variables
 from baton.core.values import AUTO as AUTO
@@ -150,6 +151,19 @@ class Config(Limits):
         "Folder where what is running at shutdown is left to the next start; clients come back for it at "
         "/v1/baton/streams/{id}, which is off without it.",
     )
+    replicas: str | None = setting(
+        None,
+        "Engines in processes of their own, on Ray Serve: a number, or a range like 1-8 that follows the load; one "
+        "engine in the server's process if left out.",
+    )
+    ray_address: str | None = setting(
+        None, "Ray cluster whose machines run the engines: auto, or HOST:PORT; one is started here if left out."
+    )
+    replica_cpus: str = setting(
+        AUTO, "Cores of each engine: a number, or auto (this machine's, shared by all).", number=True
+    )
+    replica_gpus: str = setting(AUTO, "GPUs of each engine: a number, or auto (one if there are any).")
+    losses: int = setting(LOSSES, "Engines that may be lost with a query on board; then it fails.", low=1)
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")
     log_level: str = setting("info", "What is logged.", choices=LOG_LEVELS)
@@ -289,6 +303,7 @@ def make_config(values: Mapping[str, object]) -> Config:
         values = {**values, "model": values["models"][0], "models": ()}  # type: ignore[index]
     config = Config(**values)  # type: ignore[arg-type]
     check_several(config)
+    check_replicas(config)
     check_shaping(config)
     template_variables(config)
     read_template(config)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from baton.observe.family import Family, Kind, Source
+from collections.abc import Mapping
+
+from baton.observe.family import Family, Kind, Over, Source
 
 
-def _gauge(name: str, help: str, formula: str, source: Source, panel: str = "", legend: str = "") -> Family:
-    return Family(f"baton_{name}", Kind.GAUGE, help, formula, "", source, panel, legend)
+def _gauge(
+    name: str, help: str, formula: str, source: Source, panel: str = "", legend: str = "", over: Over = Over.SUM
+) -> Family:
+    return Family(f"baton_{name}", Kind.GAUGE, help, formula, "", source, panel, legend, over)
 
 
 def _counter(
@@ -61,7 +65,13 @@ FAMILIES: tuple[Family, ...] = (
         "preempted",
     ),
     _gauge("batch_rows", "Rows of the running batch.", "B", lambda now: now.stats.rows, ROWS, "rows"),
-    _gauge("batch_columns", "Columns of the running batch.", "the longest row's tokens", lambda now: now.stats.columns),
+    _gauge(
+        "batch_columns",
+        "Columns of the running batch.",
+        "the longest row's tokens",
+        lambda now: now.stats.columns,
+        over=Over.MOST,
+    ),
     _gauge(
         "batch_rows_occupied",
         "Rows of the running batch that have a query.",
@@ -110,12 +120,14 @@ FAMILIES: tuple[Family, ...] = (
         "Seconds since the engine's thread last came round.",
         "now - t",
         lambda now: now.stats.last_iteration_age_seconds,
+        over=Over.MOST,
     ),
     _gauge(
         "idle_ratio",
         "Share of the last minute's token slots that no query needed.",
         "1 - useful / all, of 60 s",
         lambda now: now.counted.last_minute.idle_ratio(now.time),
+        over=Over.MEAN,
     ),
     _gauge(
         "wanted_replicas",
@@ -298,6 +310,19 @@ FAMILIES: tuple[Family, ...] = (
         lambda now: now.counted.occupancy,
     ),
 )
+
+BY_REPLICA: Mapping[str, Family] = {
+    known.name: Family(
+        known.name.replace("baton_", "baton_replica_", 1), known.kind, known.help, "of one engine", "replica"
+    )
+    for known in FAMILIES
+    if known.name
+    in (
+        *("baton_queries_running", "baton_queries_waiting", "baton_batch_rows_occupied", "baton_kv_bytes_used"),
+        *("baton_prompt_tokens_total", "baton_generated_tokens_total", "baton_engine_last_iteration_age_seconds"),
+    )
+}
+"""What a front with several engines (`--replicas`) shows of each, by the name of the family of all together."""
 
 SYMBOLS: dict[str, str] = {
     "p, g": "a query's prompt tokens and generated tokens",

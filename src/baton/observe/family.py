@@ -24,6 +24,14 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
+class Over(StrEnum):
+    """What one number of several engines is."""
+
+    SUM = "sum"
+    MOST = "most"
+    MEAN = "mean"
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The sources of values: the engine's `stats` now, what was `counted` since its start, `wanted` replicas."""
@@ -47,6 +55,7 @@ class Family:
         formula: In the symbols of `docs/metrics.md`.
         panel: The title of the dashboard's panel that shows it; "" for none.
         legend: The name of its line there.
+        over: What it is over several engines.
     """
 
     name: str
@@ -57,6 +66,7 @@ class Family:
     source: Source = lambda now: {}
     panel: str = ""
     legend: str = ""
+    over: Over = Over.SUM
 
     def values(self, now: Snapshot) -> Values:
         value = self.source(now)

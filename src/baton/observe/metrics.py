@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from typing import Any
 
 from baton.core.clock import Clock
 from baton.core.events import Event
@@ -12,7 +13,9 @@ from baton.observe.catalog import FAMILIES
 from baton.observe.compat import vllm
 from baton.observe.counted import Counted
 from baton.observe.exposition import page
-from baton.observe.family import Snapshot
+from baton.observe.family import Snapshot, Values
+from baton.observe.merged import plain
+from baton.observe.replicas import Wanted
 
 
 class Metrics:
@@ -40,14 +43,30 @@ class Metrics:
 
     def render(self, stats: Stats) -> tuple[bytes, str]:
         """Returns the metrics page and its content type. Gauges are taken from `stats`."""
-        now = self._clock()
         with self._lock:
-            wanted = self.counted.load.wanted(
-                now, waiting=stats.waiting, max_rows=self.max_rows, kv_bytes_budget=stats.kv_bytes_budget
-            )
-            snapshot = Snapshot(now, stats, self.counted, wanted)
-            ours = {family.name: family.values(snapshot) for family in FAMILIES}
+            ours = self._values(stats)
             families = [(family, ours[family.name]) for family in FAMILIES]
             if self._compat:
                 families += vllm(stats, ours, self.counted.reasons)
             return page(self._model_name, families)
+
+    def told(self, stats: Stats) -> dict[str, Any]:
+        """Returns all values as plain JSON, for a page of several engines (`observe/merged.py`)."""
+        with self._lock:
+            values = {name: plain(values) for name, values in self._values(stats).items()}
+            return {"values": values, "reasons": dict(self.counted.reasons)}
+
+    def wanted(self, stats: Stats) -> Wanted:
+        """How many engines the last minute's load would keep busy."""
+        with self._lock:
+            return self._wanted(self._clock(), stats)
+
+    def _values(self, stats: Stats) -> dict[str, Values]:
+        now = self._clock()
+        snapshot = Snapshot(now, stats, self.counted, self._wanted(now, stats))
+        return {family.name: family.values(snapshot) for family in FAMILIES}
+
+    def _wanted(self, now: float, stats: Stats) -> Wanted:
+        return self.counted.load.wanted(
+            now, waiting=stats.waiting, max_rows=self.max_rows, kv_bytes_budget=stats.kv_bytes_budget
+        )

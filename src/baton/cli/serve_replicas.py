@@ -1,0 +1,158 @@
+"""The server over several engines: a front in this process, and Ray Serve, which places and watches the engines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from baton import __version__
+from baton.cli.serve_replica import EngineReplica
+from baton.cli.show import errors
+from baton.cluster.ray_cluster import Cluster, Placing, cluster
+from baton.cluster.ray_engines import RayEngines
+from baton.compose import model_name, open_front
+from baton.core.clock import monotonic
+from baton.core.config import AUTO, Config
+from baton.core.events import QueryRejected
+from baton.core.host import cores
+from baton.core.replicas import range_of
+from baton.core.settings import ServerSettings, has_keys
+from baton.engine.client import Client
+from baton.jobs.folder import Folder
+from baton.observe.merged import MergedMetrics
+from baton.observe.metrics import Metrics
+from baton.server.app import create_app
+from baton.server.auth import Access, is_loopback
+from baton.server.run import Hang, serve
+
+
+def run_replicas(
+    config: Config,
+    server: ServerSettings,
+    bound: socket.socket,
+    access: Access,
+    began: float,
+    batches: Folder | None = None,
+) -> None:
+    """Starts the engines and serves on a bound socket until told to end. Raises SettingError and LoadError.
+
+    `cluster.environment.prepare` must have been called before this module is imported.
+    """
+    placing = placing_of(config)
+    errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
+    with cluster(config.ray_address, placing, cores()) as ray:
+        _tell("Ray", began, f"logs in {ray.logs}" if ray.logs else config.ray_address or "")
+        engines = RayEngines(ray.deploy(EngineReplica, replica_values(config, ray.cpus(placing)), placing))
+        with contextlib.closing(engines):
+            about = engines.open()
+            _tell("engines", began, _engines(config, ray, placing))
+            client = open_front(config, engines, about)
+            try:
+                client.prepare()
+                _serve(config, server, bound, access, began, client, engines, batches)
+            finally:
+                client.close()
+
+
+def placing_of(config: Config) -> Placing:
+    gpus = 0 if config.device == "cpu" else None if config.replica_gpus == AUTO else int(config.replica_gpus)
+    cpus = None if config.replica_cpus == AUTO else int(config.replica_cpus)
+    return Placing(range_of(config.replicas or "1"), cpus, gpus, config.drain_timeout)
+
+
+def replica_values(config: Config, cpus: int) -> dict[str, Any]:
+    """The settings of an engine, as plain data. Keys stay with the front."""
+    here = Config()
+    values = {known.name: getattr(config, known.name) for known in dataclasses.fields(Config)}
+    for name in ("replicas", "ray_address", "replica_cpus", "replica_gpus", "losses", "batch_dir", "api_key_file"):
+        values[name] = getattr(here, name)
+    values["api_key"] = ("known to the front",) if has_keys(config) else ()
+    if config.threads == AUTO:
+        values["threads"] = str(cpus)
+    for name in ("model", "chat_template"):
+        # Engines have another working directory.
+        if values[name] is not None and os.path.exists(values[name]):
+            values[name] = os.path.abspath(values[name])
+    # A folder's name changes with that.
+    values["served_model_name"] = model_name(config)
+    return {name: value for name, value in values.items() if value != getattr(here, name)}
+
+
+def _serve(
+    config: Config,
+    server: ServerSettings,
+    bound: socket.socket,
+    access: Access,
+    began: float,
+    client: Client,
+    engines: RayEngines,
+    batches: Folder | None,
+) -> None:
+    own = Metrics(client.model_name, monotonic)
+    app = create_app(
+        client,
+        render_metrics=metrics_of(client, engines, own, compat=server.vllm_names),
+        version=__version__,
+        access=access,
+        reject=lambda code: own(QueryRejected(monotonic(), code)),
+        ignore=own.fields_ignored,
+        batches=batches,
+    )
+    app.openapi()  # made once now, because making it later would hold up the event loop
+
+    def started(url: str) -> None:
+        if not access.keys and not is_loopback(bound.getsockname()[0]):
+            errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
+        took = time.perf_counter() - began
+        errors.print(
+            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
+        )
+
+    try:
+        serve(
+            app,
+            bound,
+            drain=app.state.drain,
+            drain_timeout_seconds=server.drain_seconds,
+            limits=client.settings.limits,
+            hang=Hang(server.hang_seconds, server.hang_exit_seconds, client.stuck_seconds),
+            on_started=started,
+        )
+    finally:
+        app.state.close()
+        stats = client.stats()
+        with contextlib.suppress(OSError):  # the terminal is closed
+            errors.print(
+                f"ended: {stats.outcomes.get('finished', 0)} queries finished, "
+                f"{stats.generated_tokens:,} tokens generated by the engines that are left"
+            )
+
+
+def metrics_of(client: Client, engines: RayEngines, own: Metrics, *, compat: bool) -> Callable[[], tuple[bytes, str]]:
+    """The metrics page over all engines. `own`: what the front counts itself."""
+    merged = MergedMetrics(client.model_name, compat=compat)
+
+    def render() -> tuple[bytes, str]:
+        stats, names = client.stats(), engines.names()
+        return merged.render(own.told(stats), engines.ask("metrics", engines=names), names, stats)
+
+    return render
+
+
+def _engines(config: Config, ray: Cluster, placing: Placing) -> str:
+    least, most = placing.replicas
+    each = f"{ray.cpus(placing)} cores" + (f" and {ray.gpus(placing)} GPUs" if ray.gpus(placing) else "")
+    return f"{least if least == most else f'{least} to {most}'} of {each} each"
+
+
+def _tell(what: str, began: float, more: str) -> None:
+    errors.print(f"  {what:<12}after {time.perf_counter() - began:.1f} s: {more}")
+
+
+logging.getLogger("ray.serve").setLevel(logging.ERROR)
