@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from baton.core.errors import LoadError
+from baton.loader import structure as structure_module
 from baton.loader.choose import choose
 from baton.loader.lengths import lengths_of
 from baton.loader.selfcheck import TOLERANCE, check_texts, stock_logits, tolerance_of
@@ -16,7 +17,7 @@ from baton.loader.structure import structure
 from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
 from baton.model.execution import AttentionBackend
 from baton.native.forward import NativeForward
-from families import Family, bare_model, model_of
+from families import Family, bare_model, model_from, model_of
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -95,6 +96,18 @@ def test_the_lengths_of_a_config_are_found(kind: str, more: dict[str, Any], leng
     assert lengths_found == lengths
 
 
+class Spy:
+    """Calls another function, and keeps the number format of the model that it was called with."""
+
+    def __init__(self, other: Any) -> None:
+        self._other = other
+        self.dtypes: list[torch.dtype] = []
+
+    def __call__(self, model: Any, *args: Any) -> Any:
+        self.dtypes.append(model.dtype)
+        return self._other(model, *args)
+
+
 def test_a_model_is_as_before_once_it_was_lifted() -> None:
     model = model_of("gemma3").to(torch.bfloat16)
     texts = check_texts(model)
@@ -112,6 +125,26 @@ def test_a_model_is_as_before_once_it_was_lifted() -> None:
         assert len(model.model.layers) == 1
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert all(torch.equal(a, b) for a, b in zip(stock_logits(model, texts), before, strict=True))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_large_vocabulary_is_lifted_in_part(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_from(Family("other", "llama", {"tie_word_embeddings": tied, "pad_token_id": 150})).to(torch.bfloat16)
+    whole, ways = check_texts(model), structure(model, 0)
+    before = stock_logits(model, whole)
+    monkeypatch.setattr("baton.loader.upcast.MOST_TOKENS", 40)
+    texts = check_texts(model)
+    assert 40 > max(int(text.max()) for text in texts) > 20
+    with lifted(model, 3):
+        assert {len(p) for p in (model.model.embed_tokens.weight, model.lm_head.weight)} == {40}
+        assert [one.shape[1] for one in stock_logits(model, texts)] == [40, 40]
+    assert model.model.embed_tokens.padding_idx == 150
+    assert all(torch.equal(a, b) for a, b in zip(stock_logits(model, whole), before, strict=True))
+    prompts = [len(text) - 4 for text in texts]
+    assert tolerance_of(model, texts, prompts, stock_logits(model, texts)) is not None
+    monkeypatch.setattr("baton.loader.structure._first_exact", first_exact := Spy(structure_module._first_exact))
+    assert structure(model, 0).backends == ways.backends
+    assert first_exact.dtypes == [torch.float32], "it was not lifted"
 
 
 def test_noise_is_measured_and_a_few_times_of_it_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle, is_lazy
-from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted
+from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted, tokens_of
 from baton.model.packed_linear import count_weights
 from baton.model.port import Forward
 from baton.model.probe import call
@@ -38,14 +38,14 @@ def check_texts(model: PreTrainedModel) -> list[Tensor]:
         long = SHORTEST_PROMPT
     generator = torch.Generator().manual_seed(0)
     lengths = (long + STEPS, SHORTEST_PROMPT - 7 + STEPS)
-    return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
+    return [torch.randint(tokens_of(model), (length,), generator=generator) for length in lengths]
 
 
-def short_texts(config: Any) -> list[Tensor]:
+def short_texts(model: PreTrainedModel) -> list[Tensor]:
     """Two texts of different lengths, each `[tokens]`, that any model takes."""
     generator = torch.Generator().manual_seed(0)
     lengths = (SHORTEST_PROMPT + STEPS, SHORTEST_PROMPT - 7 + STEPS)
-    return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
+    return [torch.randint(tokens_of(model), (length,), generator=generator) for length in lengths]
 
 
 def windows_of(config: Any) -> list[int]:
@@ -114,6 +114,7 @@ def tolerance_of(
             expected = [alone(model, *pair) for pair in pairs]
     with lifted(model, layers):
         exact = [alone(model, *pair) for pair in pairs]
+    expected = [one[:, : exact[0].shape[1]] for one in expected]
     return max(TIMES_NOISE * every / layers * largest(expected, exact), 2 * torch.finfo(model.dtype).eps)
 
 

@@ -28,7 +28,7 @@ from baton.loader.selfcheck import (
     stock_logits,
     whatever_the_size,
 )
-from baton.loader.upcast import can_be_lifted, layers_of_all_kinds, lifted
+from baton.loader.upcast import can_be_lifted, layers_of_all_kinds, lifted, tokens_of
 from baton.model.execution import AttentionBackend
 from baton.model.forward import TorchForward
 from baton.model.packed_linear import count_weights
@@ -122,7 +122,7 @@ def _first_exact(
 def _must_be_causal(model: PreTrainedModel, text: Tensor) -> None:
     """Raises LoadError if a later token changes a token's logits; this is found long before a wrong backend is."""
     other = text.clone()
-    other[-1] = (int(text[-1]) + 1) % model.config.get_text_config().vocab_size
+    other[-1] = (int(text[-1]) + 1) % tokens_of(model)
     positions = torch.arange(len(text), device=model.device)[None]
     with torch.inference_mode():
         logits = [
@@ -158,8 +158,8 @@ def _texts(model: PreTrainedModel, columns: int, layers: int) -> tuple[list[Tens
         spent += cost
         lengths += both
     generator = torch.Generator().manual_seed(1)
-    beyond = [torch.randint(config.vocab_size, (length + STEPS,), generator=generator) for length in lengths]
-    return short_texts(config) + beyond, tuple(unchecked)
+    beyond = [torch.randint(tokens_of(model), (length + STEPS,), generator=generator) for length in lengths]
+    return short_texts(model) + beyond, tuple(unchecked)
 
 
 def operations(model: PreTrainedModel, tokens: int, layers: int, most_score_bytes: int) -> float:

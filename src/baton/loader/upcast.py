@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from transformers import PreTrainedModel
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 MOST_LIFTED_BYTES = 2 << 30
+MOST_TOKENS = 1024
+"""Of a vocabulary, the tokens of which texts are made here. The numbers of others, which in a small model are half of
+all and in a packed one most, are then never made float32."""
 
 
 @contextmanager
@@ -30,16 +34,39 @@ def kept_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
 
 @contextmanager
 def lifted(model: PreTrainedModel, layers: int) -> Iterator[None]:
-    """Reduces the model to its first `layers`, in float32, for a while; only for models that `can_be_lifted`."""
+    """Reduces the model to its first `layers`, in float32, for a while; only for models that `can_be_lifted`.
+
+    Its vocabulary is reduced, too, to its first MOST_TOKENS.
+    """
     with kept_to(model, layers):
         kept = [(tensor, tensor.data) for tensor in _numbers(model) if tensor.dtype in _FLOATS[1:]]
+        by_token = _by_token(model)
+        embedding: Any = model.get_input_embeddings()
+        # Beyond the reduced vocabulary, torch refuses to look anything up.
+        padding, has_padding = getattr(embedding, "padding_idx", None), hasattr(embedding, "padding_idx")
         try:
             for tensor, data in kept:
-                tensor.data = data.float()
+                tensor.data = (data[:MOST_TOKENS] if id(tensor) in by_token else data).float()
+            if has_padding and padding is not None and padding >= len(embedding.weight):
+                embedding.padding_idx = None
             yield
         finally:
             for tensor, data in kept:
                 tensor.data = data
+            if has_padding:
+                embedding.padding_idx = padding
+
+
+def tokens_of(model: PreTrainedModel) -> int:
+    """Texts of checks are made of tokens below this."""
+    return min(int(model.config.get_text_config().vocab_size), MOST_TOKENS)
+
+
+def _by_token(model: PreTrainedModel) -> set[int]:
+    """The parameters that have a row for each token."""
+    ends = [one for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one is not None]
+    plain = [one for one in ends if isinstance(one, (nn.Embedding, nn.Linear))]
+    return {id(p) for one in plain for p in one.parameters(recurse=False) if len(p) > MOST_TOKENS}
 
 
 def can_be_lifted(model: PreTrainedModel, layers: int) -> bool:
@@ -54,7 +81,12 @@ def can_be_lifted(model: PreTrainedModel, layers: int) -> bool:
     place = _place_of_layers(model)
     left_out = list(place[2])[layers:] if place is not None else []
     gone = {id(p) for layer in left_out for p in layer.parameters()}
-    size = sum(4 * p.numel() for p in model.parameters() if p.dtype != torch.float32 and id(p) not in gone)
+    by_token = _by_token(model)
+    size = sum(
+        4 * p.numel() * (MOST_TOKENS / len(p) if id(p) in by_token else 1)
+        for p in model.parameters()
+        if p.dtype != torch.float32 and id(p) not in gone
+    )
     return size <= max(MOST_LIFTED_BYTES, sum(p.nbytes for p in model.parameters()))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from baton.model.packed import PackedWeight
 
-# Numbers of a weight that are unpacked at a time, in float32: 16 MiB.
-_PIECE_NUMBERS = 4 << 20
+# Numbers of a weight that are unpacked at a time, in float32: 4 MiB.
+_PIECE_NUMBERS = 1 << 20
 
 _LAYERS: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
 _numbers = itertools.count()

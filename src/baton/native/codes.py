@@ -18,7 +18,7 @@ from baton.model.packed import Codes, PackedWeight
 from baton.native import library as native
 from baton.native.packing import aligned
 
-_PIECE_NUMBERS = 4 << 20
+_PIECE_NUMBERS = 1 << 20
 _HALF_EXPONENT = 15  # 2^15 is below the greatest float16
 _MOST_IN_TABLE = 24  # see source/check.h
 _MOST_DIGITS = 8

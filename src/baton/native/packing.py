@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, byref
 from dataclasses import dataclass, replace
@@ -50,10 +51,18 @@ class Packing:
         """Bytes of this weight when packed, rounded up to whole cache lines."""
         return aligned(sum(self._sizes(library, kernels, weight)))
 
-    def pack(self, library: CDLL, kernels: Any, weight: Tensor, address: int) -> native.Weight:
+    def pack(
+        self,
+        library: CDLL,
+        kernels: Any,
+        weight: Tensor,
+        address: int,
+        packed_piece: Callable[[Tensor], None] | None = None,
+    ) -> native.Weight:
         """Packs the weight into `bytes_of` bytes at this address.
 
-        Raises LoadError for a number format it cannot read.
+        `packed_piece`: called with each piece of the weight that is not needed any more. Raises LoadError for a number
+        format it cannot read.
         """
         data, scales = self._sizes(library, kernels, weight)
         outputs, inputs = weight.shape
@@ -69,6 +78,8 @@ class Packing:
         def pack(first: int) -> None:
             piece = weight[first : first + step].detach().contiguous()
             library.baton_pack(kernels, byref(packed), first, len(piece), piece.data_ptr(), kind_of(piece.dtype))
+            if packed_piece is not None:
+                packed_piece(weight[first : first + step].detach())
 
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             for _ in threads.map(pack, range(0, outputs, step)):

@@ -86,7 +86,8 @@ class Weights:
             one.weight = None
         for parameter in self._parameters.values() if release else ():
             # Parameters that stay must not hold on to the file from which all were loaded.
-            parameter.data = parameter.data.clone()
+            if self._files.hold(parameter):
+                parameter.data = parameter.data.clone()
         self._parameters.clear()
         self.tables = (native.Table * len(tables))(*tables)
 
@@ -150,7 +151,8 @@ class Weights:
         packed = []
         for matrix in matrices(weight):
             size = packing.bytes_of(self._library, self._kernels, matrix)
-            packed.append(packing.pack(self._library, self._kernels, matrix, self._arena.take(size)))
+            address, given_back = self._arena.take(size), _drop_pages if release else None
+            packed.append(packing.pack(self._library, self._kernels, matrix, address, given_back))
             self.packed_bytes += size
             if release:
                 _drop_pages(matrix.detach())
@@ -179,7 +181,7 @@ class Weights:
         kind, (outputs, inputs) = kind_of(weight.dtype), weight.shape
         weight = weight.detach().contiguous()
         parameter = self._parameters.pop(weight.data_ptr(), None) if self._release else None
-        if parameter is not None:
+        if parameter is not None and self._files.hold(weight):
             weight = parameter.data = weight.clone()
         self._alive.append(weight)
         return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
