@@ -71,6 +71,12 @@ def test_the_rectangle_is_drawn_in_80_columns_and_24_lines() -> None:
     assert "█" not in rows["4"]
 
 
+def test_of_several_engines_it_names_the_others() -> None:
+    seen = Seen()
+    assert seen.take({**told(), "replica": "a", "replicas": ["a", "b"]})
+    assert seen.replica == "a" and "engine a; --replica b" in screen(seen, 80, 24).plain
+
+
 @pytest.mark.parametrize(("rows", "width", "height"), [(64, 80, 24), (200, 120, 40), (1, 80, 24), (8, 40, 12)])
 def test_it_fits_any_terminal(rows: int, width: int, height: int) -> None:
     lines = drawn(told(max_rows=rows), width, height)

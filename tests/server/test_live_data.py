@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,3 +79,20 @@ async def test_it_is_declared(loop: ScriptedLoop) -> None:
 async def test_without_a_live_view_there_is_none(http: httpx.AsyncClient) -> None:
     assert (await http.get("/live")).status_code == 200
     assert (await http.get("/live/data")).status_code == 404
+
+
+async def test_of_several_engines_one_is_named() -> None:
+    def told(serial: int, time: float, replica: str) -> bytes:
+        return json.dumps({"serial": serial, "replica": replica or "a", "replicas": ["a", "b"]}).encode()
+
+    app = app_of(ScriptedLoop(), live_of=told)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
+        assert (await http.get("/live/data")).json()["replica"] == "a"
+        assert (await http.get("/live/data?serial=3&replica=b")).json() == {
+            "serial": 3,
+            "replica": "b",
+            "replicas": ["a", "b"],
+        }
+        assert (await http.get("/live/data?engine=b")).status_code == 400
+    parameters = app.openapi()["paths"]["/live/data"]["get"]["parameters"]
+    assert [known["name"] for known in parameters] == ["serial", "time", "replica"]

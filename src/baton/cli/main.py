@@ -245,7 +245,10 @@ def info(as_json: bool, limits_wanted: bool, **flags: Any) -> None:
 @cli.command(epilog="Example:  baton top http://127.0.0.1:8000")
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--api-key", envvar="BATON_API_KEY", default=None, help="Sent as a bearer token.")
-def top(url: str, api_key: str | None) -> None:
+@click.option(
+    "--replica", default=None, metavar="NAME", help="The engine to look at, of several.  [default: the first]"
+)
+def top(url: str, api_key: str | None, replica: str | None) -> None:
     """Shows the live page in a terminal: the running batch, its figures and what limits it. q or Ctrl-C ends.
 
     If its output is not a terminal, it prints the state once.
@@ -253,7 +256,7 @@ def top(url: str, api_key: str | None) -> None:
     check_address(url)
     from baton.observe.top import run_top
 
-    run_top(url, api_key)
+    run_top(url, api_key, replica)
 
 
 @cli.command(epilog="Example:  baton serve --trace day.jsonl   and then   baton explain day.jsonl chatcmpl-1a2b3c4d-7")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import socket
@@ -19,6 +20,7 @@ from baton.cluster.ray_engines import RayEngines
 from baton.compose import model_name, open_front
 from baton.core.clock import monotonic
 from baton.core.config import AUTO, Config
+from baton.core.errors import EngineUnhealthy
 from baton.core.events import QueryRejected
 from baton.core.host import cores
 from baton.core.replicas import range_of
@@ -98,6 +100,7 @@ def _serve(
     app = create_app(
         client,
         render_metrics=metrics_of(client, engines, own, compat=server.vllm_names),
+        live_of=live_of(engines),
         version=__version__,
         access=access,
         reject=lambda code: own(QueryRejected(monotonic(), code)),
@@ -143,6 +146,22 @@ def metrics_of(client: Client, engines: RayEngines, own: Metrics, *, compat: boo
         return merged.render(own.told(stats), engines.ask("metrics", engines=names), names, stats)
 
     return render
+
+
+def live_of(engines: RayEngines) -> Callable[[int, float, str], bytes]:
+    """What the live page draws of one engine; of the first if it is gone."""
+
+    def live(serial: int, time: float, replica: str) -> bytes:
+        names = engines.names()
+        if not names:
+            raise EngineUnhealthy("no engine is there")
+        name = replica if replica in names else names[0]
+        if name not in (heard := engines.ask("live", serial, time, engines=[name])):
+            raise EngineUnhealthy(f"engine {name} does not answer")
+        more = json.dumps({"replica": name, "replicas": list(names)})
+        return bytes(heard[name][:-1]) + b"," + more[1:].encode()
+
+    return live
 
 
 def _engines(config: Config, ray: Cluster, placing: Placing) -> str:

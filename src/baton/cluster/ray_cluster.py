@@ -85,6 +85,7 @@ def options(placing: Placing, cpus: int, gpus: int) -> dict[str, Any]:
                 upscale_delay_s=5,
                 downscale_delay_s=60,
                 look_back_period_s=5,
+                metrics_interval_s=1,  # as in `environment.py`
                 policy=policy,
             )
         }

@@ -19,8 +19,9 @@ _Buckets = list[dict[str, Any]]
 
 @dataclass(slots=True)
 class Seen:
-    """All that /live/data has sent so far."""
+    """All that /live/data has sent so far. `replica`: the engine that was asked for; "" for the only or first one."""
 
+    replica: str = ""
     last: dict[str, Any] = field(default_factory=dict)
     intervals: dict[tuple[str, float, str], dict[str, Any]] = field(default_factory=dict)
     buckets: _Buckets = field(default_factory=list)
@@ -39,6 +40,7 @@ class Seen:
             self.last, self.intervals, self.buckets = {}, {}, []
             return False
         self.last = news
+        self.replica = news.get("replica", "")
         for row in news["stays"]:
             interval = dict(zip(news["stay_fields"], row, strict=True))
             self.intervals[interval["kind"], interval["began"], interval["query"]] = interval
@@ -87,6 +89,9 @@ def _title(seen: Seen, width: int) -> Text:
     about = ""
     if seen.last:
         about = f"  {plain(seen.last['model'])}  policy {plain(seen.last['settings'].get('policy', '?'))}"
+        if names := seen.last.get("replicas"):
+            others = [plain(name) for name in names if name != seen.last["replica"]]
+            about += f"  engine {plain(seen.last['replica'])}" + (f"; --replica {', '.join(others)}" if others else "")
     title = Text.assemble(("baton top", "bold"), (about, "dim"))
     title.truncate(width, overflow="ellipsis")
     return title

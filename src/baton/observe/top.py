@@ -30,15 +30,18 @@ class TopError(BatonError):
     """The server cannot be reached, or does not send live data."""
 
 
-def run_top(url: str, api_key: str | None) -> None:
-    """Draws until q or Ctrl-C; only once if stdout is not a terminal. Raises SettingError and TopError."""
+def run_top(url: str, api_key: str | None, replica: str | None = None) -> None:
+    """Draws until q or Ctrl-C; only once if stdout is not a terminal. Raises SettingError and TopError.
+
+    `replica`: the engine, of a server with several.
+    """
     base = _base(url)
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     # A proxy of the environment cannot reach this machine's own address.
     here = httpx.URL(base).host in ("localhost", "127.0.0.1", "::1")
     console = Console(highlight=False)
     with httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_SECONDS, trust_env=not here) as http:
-        seen = Seen()
+        seen = Seen(replica or "")
         ask(http, seen)
         if not console.is_terminal:
             console.print(screen(seen, *_DEFAULT_SIZE), width=_DEFAULT_SIZE[0])
@@ -64,7 +67,8 @@ def ask(http: httpx.Client, seen: Seen) -> None:
     """Gets what is new. Raises TopError."""
     try:
         while True:
-            response = http.get("/live/data", params={"serial": seen.serial, "time": seen.time})
+            whose = {"replica": seen.replica} if seen.replica else {}
+            response = http.get("/live/data", params={"serial": seen.serial, "time": seen.time, **whose})
             if response.status_code != 200:
                 raise TopError(_refused(response))
             if seen.take(response.json()):

@@ -27,7 +27,7 @@ from baton.server.errors import MESSAGES, answer_http_exception, error_response,
 from baton.server.generate import CHAT, COMPLETIONS, RESPONSES, Generating
 from baton.server.ignored import IgnoredFields
 from baton.server.keeping import Keeping
-from baton.server.live import DESCRIBED, LiveRoutes
+from baton.server.live import LiveRoutes, described_live
 from baton.server.middleware import AuthMiddleware, Middleware
 from baton.server.not_found import PAGE_HEADERS as PAGE_HEADERS
 from baton.server.not_found import not_found
@@ -70,6 +70,7 @@ def create_app(
     render_metrics: Callable[[], tuple[bytes, str]],
     version: str,
     live: Callable[[int, float], bytes] | None = None,
+    live_of: Callable[[int, float, str], bytes] | None = None,
     access: Access = OPEN,
     reject: Callable[[str], None] | None = None,
     ignore: Callable[[Collection[str]], None] = lambda names: None,
@@ -79,7 +80,8 @@ def create_app(
     """The server over one engine.
 
     `render_metrics` returns the metrics page and its content type. `live` returns what the live page draws, as JSON,
-    from a serial and a time on; without it there is no /live/data. `reject` gets the error code of each request that
+    from a serial and a time on; `live_of` the same of one of several engines, "" for any. Without them there is no
+    /live/data. `reject` gets the error code of each request that
     never reached the engine; the engine reports its own refusals by events. `ignore` gets the names of fields that were
     taken without effect, from `field_rules.REPORTED`. `batches` keeps files and batches, on which a thread works from
     now on; without it there are no routes for them.
@@ -117,8 +119,9 @@ def create_app(
     if keeping is not None:
         add_streams(app, keeping, generating, workers)
     _add_telling(app, StatusRoutes(client, workers, line, app.state.answers, render_metrics, version, ignored))
-    if live is not None:
-        app.add_api_route("/live/data", LiveRoutes(live, workers).data, response_model=None, **DESCRIBED)
+    if live is not None or live_of is not None:
+        routes = LiveRoutes(live, workers, live_of)
+        app.add_api_route("/live/data", routes.data, response_model=None, **described_live(live_of is not None))
     if batches is not None:
         add_batches(app, batches, client, workers, keys=bool(access.keys))
     add_pages(app)

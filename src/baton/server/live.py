@@ -19,7 +19,8 @@ MOST_SERIAL = 2**53
 class LiveView(BaseModel):
     """The last minutes of the running batch. `now` and all times: seconds of the engine's clock.
 
-    `run` names this start of the server: if it changes, begin from 0 again. `stays`: which query held which row when,
+    `run` names this start of an engine: if it changes, begin from 0 again. `replica` and `replicas`: whose this is, and
+    all that there are, if there are several. `stays`: which query held which row when,
     as lists of `stay_fields`. `buckets`: a list for each fact of each quarter of a second. `figures`: of the last
     minute.
     """
@@ -41,6 +42,8 @@ class LiveView(BaseModel):
     engine: dict[str, Any]
     diagnosis: dict[str, str]
     process: dict[str, Any]
+    replica: str = ""
+    replicas: list[str] = []
 
 
 DESCRIBED: dict[str, Any] = {
@@ -64,24 +67,51 @@ DESCRIBED: dict[str, Any] = {
 }
 
 
-class LiveRoutes:
-    """`live` returns what is new since a serial and a time, as JSON."""
+REPLICA: dict[str, Any] = {
+    "name": "replica",
+    "in": "query",
+    "description": "The engine to look at, of several (--replicas); the first if left out or gone.",
+    "schema": {"type": "string", "default": ""},
+}
 
-    def __init__(self, live: Callable[[int, float], bytes], workers: Workers) -> None:
+
+def described_live(several: bool) -> dict[str, Any]:
+    """What the API's description says of the route. `several`: engines."""
+    if not several:
+        return DESCRIBED
+    parameters = [*DESCRIBED["openapi_extra"]["parameters"], REPLICA]
+    return {**DESCRIBED, "openapi_extra": {"parameters": parameters}}
+
+
+class LiveRoutes:
+    """`live` returns what is new since a serial and a time, as JSON. `live_of` returns it of one of several engines."""
+
+    def __init__(
+        self,
+        live: Callable[[int, float], bytes] | None,
+        workers: Workers,
+        live_of: Callable[[int, float, str], bytes] | None = None,
+    ) -> None:
         self._live = live
+        self._live_of = live_of
         self._workers = workers
 
     async def data(self, request: Request) -> Response:
         """The running batch over the last minutes, or what is new of it. The page at /live draws it."""
         sent = request.query_params.multi_items()
+        several = self._live_of is not None
         for name, _ in sent:
-            if name not in ("serial", "time"):
+            if name not in ("serial", "time") and not (several and name == "replica"):
                 raise InvalidValue(f"unknown parameter {name}", param=name)
         given = dict(sent)
         if len(given) < len(sent):
-            raise InvalidValue("serial and time may be given once each", param=sent[-1][0])
+            raise InvalidValue("each parameter may be given once", param=sent[-1][0])
         serial, time = _serial(given.get("serial", "0")), _time(given.get("time", "0"))
-        body = await self._workers.answer(self._live, serial, time)
+        if self._live_of is not None:
+            body = await self._workers.answer(self._live_of, serial, time, given.get("replica", ""))
+        else:
+            assert self._live is not None
+            body = await self._workers.answer(self._live, serial, time)
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
 

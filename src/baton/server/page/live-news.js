@@ -12,9 +12,10 @@ function number(query) {
 }
 
 export class News {
-  /** `heard(error)`: after each answer, null if it was good. */
-  constructor(heard) {
+  /** `heard(error)`: after each answer, null if it was good. `replica`: the engine, of a server with several. */
+  constructor(heard, replica = "") {
     this.heard = heard;
+    this.replica = replica;
     this.timer = 0;
     this.asking = 0;
     this.forget();
@@ -45,7 +46,8 @@ export class News {
     let wait = ASK_MS;
     try {
       const { serial = 0, run } = this.last ?? {}, time = this.buckets.at(-1)?.at ?? 0;
-      const data = await get(`/live/data?serial=${serial}&time=${time}${ONE ? `&model=${encodeURIComponent(ONE)}` : ""}`);
+      const whose = Object.entries({ model: ONE, replica: this.replica }).filter(([, name]) => name);
+      const data = await get(`/live/data?${new URLSearchParams({ serial, time, ...Object.fromEntries(whose) })}`);
       if (mine !== this.asking) return;
       if (run && data.run !== run) { // another start of the server, whose serials are others
         this.forget();

@@ -9,7 +9,8 @@ const BEHIND = 0.9; // seconds: what is drawn has been told already, so that not
 const DRAW_MS = matchMedia("(prefers-reduced-motion: reduce)").matches ? 500 : 125, CHARTS_MS = 500, SENTENCE_MS = 2500;
 const WAYS = { ready: "swapped out, with what was computed", waiting: "forgotten, to be computed again", finished: "finished", cancelled: "cancelled", failed: "failed", expired: "ran out of time" };
 
-const canvas = $("rectangle"), batch = new Batch(canvas), news = new News(heard);
+const canvas = $("rectangle"), batch = new Batch(canvas), news = new News(heard, new URLSearchParams(location.search).get("replica") ?? "");
+const others = new Map(); // of a server with several engines: what the other ones tell, and their rectangles, by name
 const charts = CARDS.map((card) => new Chart(card, $("cards")));
 let held = null; // the time at which the picture was paused
 let paint = null, timer = 0, drawnCharts = 0, shown = Number(localStorage.getItem("baton-live-seconds")) || 60;
@@ -34,9 +35,37 @@ function heard(error) {
     $("model").textContent = $("model").title = model;
     $("about").textContent = `policy ${settings.policy ?? "?"}, ${settings.dtype ?? ""} on ${settings.device ?? "?"} ·`;
   }
+  meet(news.last);
   judge(diagnosis);
   for (const chart of charts) chart.tell(news.last);
   if ($("rows-now").open) table();
+}
+
+/** One rectangle for each engine: the first is the one whose figures are shown, and the others lead to theirs. */
+function meet({ replica = "", replicas = [] }) {
+  if (replica) {
+    news.replica = replica;
+    $("batch").querySelector("h3").textContent = `Engine ${replica}`;
+  }
+  const there = replicas.filter((name) => name !== replica);
+  for (const [name, { figure, told }] of others) {
+    if (there.includes(name)) continue;
+    told.stop();
+    figure.remove();
+    others.delete(name);
+  }
+  for (const name of there) {
+    if (others.has(name)) continue;
+    const figure = document.createElement("figure"), link = document.createElement("a"), place = document.createElement("canvas");
+    link.href = `/live?replica=${encodeURIComponent(name)}`;
+    link.textContent = `Engine ${name}`;
+    place.setAttribute("role", "img");
+    figure.append(link, place);
+    $("others").append(figure);
+    const told = new News(() => { if (told.last?.replica !== name) told.forget(); }, name);
+    others.set(name, { figure, told, picture: new Batch(place), place });
+    if (held === null) told.start();
+  }
 }
 
 /** Another bottleneck is told when it is the same twice running, and new numbers of the same one now and then. */
@@ -64,6 +93,12 @@ function draw() {
   if (!news.last || !canvas.clientWidth) return;
   paint ??= colours(canvas);
   batch.draw(news, to - shown, to, paint);
+  for (const { told, picture, place } of others.values()) {
+    if (!told.last || !place.clientWidth) continue;
+    const theirs = told.time - (news.time - to);
+    picture.draw(told, theirs - shown, theirs, paint);
+    place.setAttribute("aria-label", `${told.last.engine.running} of ${told.last.engine.rows} rows at work`);
+  }
   const now = performance.now();
   if (now - drawnCharts < CHARTS_MS) return;
   drawnCharts = now;
@@ -83,6 +118,7 @@ function again() {
 function run() {
   clearInterval(timer);
   const going = held === null && !document.hidden;
+  for (const { told } of others.values()) going ? told.start() : told.stop();
   if (going) {
     news.start();
     timer = setInterval(draw, DRAW_MS);
