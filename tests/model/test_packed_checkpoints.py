@@ -16,9 +16,12 @@ from baton.core.config import Config
 from baton.core.errors import SettingError
 from baton.core.query import SamplingParams
 from baton.llm import LLM
+from baton.loader import choose as choose_module
+from baton.loader import structure as structure_module
 from baton.loader.load import Loaded
 from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
-from baton.model.packed_linear import packed_layers
+from baton.model.packed import PackedWeight
+from baton.model.packed_linear import not_computed, packed_layers
 from baton.native import library as native
 from checkpoints import edited, loaded_of, refusal
 from packed_checkpoints import Format, awq, compressed, gptq, numbers_of, save_packed
@@ -73,6 +76,39 @@ def test_codes_mean_what_the_file_says_to_the_bit(folder: Path, loaded: Loaded) 
 
 def test_steps_are_native(loaded: Loaded) -> None:
     assert "a step is one native call" in loaded.description or native.library is None
+
+
+def test_only_what_is_compared_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recording and probing unpack no weight: in a large model each pass over all of them takes seconds."""
+    save_packed(tmp_path, gptq())
+    passes: dict[str, int] = dict.fromkeys(("record", "probe"), 0)
+    unpacked, runs_now = PackedWeight.unpacked, []
+
+    def counted(self: PackedWeight, first: int, last: int) -> torch.Tensor:
+        for name in runs_now:
+            passes[name] += 1
+        return unpacked(self, first, last)
+
+    def during(name: str, run: Any) -> Any:
+        def told(*args: Any, **more: Any) -> Any:
+            runs_now.append(name)
+            try:
+                return run(*args, **more)
+            finally:
+                runs_now.pop()
+
+        return told
+
+    monkeypatch.setattr(PackedWeight, "unpacked", counted)
+    monkeypatch.setattr("baton.loader.choose.record", during("record", choose_module.record))
+    monkeypatch.setattr("baton.loader.structure.probe", during("probe", structure_module.probe))
+    loaded = loaded_of(tmp_path / "packed")
+    assert passes == {"record": 0, "probe": 0}
+    layer = packed_layers(loaded.model)[0]
+    x = torch.ones(1, layer.in_features)
+    with not_computed():
+        assert not layer(x).any()
+    assert layer(x).any()
 
 
 def test_logits_are_those_of_the_numbers_that_codes_mean(folder: Path, loaded: Loaded) -> None:

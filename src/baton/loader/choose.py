@@ -32,7 +32,7 @@ from baton.loader.structure import Structure, hooked, structure
 from baton.model.device import device_of, free_bytes
 from baton.model.forward import TorchForward
 from baton.model.hooked import BY_TOKEN, EXPERTS
-from baton.model.packed_linear import packed_layers
+from baton.model.packed_linear import not_computed, packed_layers
 from baton.model.port import Forward
 from baton.model.probe import own_words
 from baton.native.forward import NativeForward, check_native
@@ -215,8 +215,10 @@ def in_native_steps(
     model, program = proof.model, None
     try:
         check_native(plain)
+        with not_computed():
+            graph = lower(record(model))
         program = Program(
-            lower(record(model)),
+            graph,
             plain.geometry,
             model.dtype,
             threads=torch.get_num_threads(),

@@ -31,7 +31,7 @@ from baton.loader.selfcheck import (
 from baton.loader.upcast import can_be_lifted, layers_of_all_kinds, lifted, tokens_of
 from baton.model.execution import AttentionBackend
 from baton.model.forward import TorchForward
-from baton.model.packed_linear import count_weights
+from baton.model.packed_linear import count_weights, not_computed
 from baton.model.probe import call, own_words, probe
 from baton.model.rotary import must_rotate_beyond
 
@@ -136,7 +136,8 @@ def _must_be_causal(model: PreTrainedModel, text: Tensor) -> None:
 def hooked(model: PreTrainedModel, backend: AttentionBackend, whole: bool, stock: str) -> TorchForward | None:
     """Returns the model with this backend; None if it has no such backend. `stock`: its own attention's name."""
     model.set_attn_implementation(stock if backend.ours else "eager")
-    geometry = probe(model, interface=backend.ours)
+    with not_computed():
+        geometry = probe(model, interface=backend.ours)
     if whole and not any(shape.states for shape in geometry.shapes):
         return None
     return TorchForward(model, geometry, backend, whole_prompts=whole)
