@@ -14,7 +14,7 @@ import sys
 import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -58,15 +58,35 @@ def releases_to_try() -> list[str]:
 
 
 def results_of(one: str) -> dict[str, str]:
-    """The result of each test, by its name, with this version in front of the installed one."""
+    """The result of each test, by its name, with this version in front of the installed one and its packages."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*PIP, "install", "-q", "--target", folder, f"transformers=={one}"], check=True)
+        install(folder, f"transformers=={one}")
+        install(folder, *not_here(folder))
         report, path = Path(folder, "report.xml"), os.pathsep.join((folder, os.environ.get("PYTHONPATH", "")))
         chosen = [*TESTS, "-k", CHOSEN, "-q", f"--junitxml={report}"]
         command = [sys.executable, "-m", "pytest", *chosen]
         ran = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
         print(f"== transformers {one}\n{ran.stdout}{ran.stderr}", flush=True)
         return {f"{case.get('name')}": _outcome(case) for case in ElementTree.parse(report).iter("testcase")}
+
+
+def install(folder: str, *names: str) -> None:
+    """These alone, and none of their thousands of files compiled: what is imported will be."""
+    if names:
+        subprocess.run([*PIP, "install", "-q", "--no-deps", "--no-compile", "--target", folder, *names], check=True)
+
+
+def not_here(folder: str) -> list[str]:
+    """What the packages in this folder need and is installed in no version that they take."""
+    needed = [Requirement(one) for package in distributions(path=[folder]) for one in package.requires or ()]
+    return [str(one) for one in needed if (one.marker is None or one.marker.evaluate({"extra": ""})) and not _here(one)]
+
+
+def _here(needed: Requirement) -> bool:
+    try:
+        return needed.specifier.contains(version(needed.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
 
 
 def _outcome(case: ElementTree.Element) -> str:

@@ -64,11 +64,21 @@ FAST = (
 )
 LONG = (
     "bench/test_on_cuda.py",
+    "cluster/test_killed_engine.py",
+    "engine/test_any_order.py",
+    "model/test_packed_checkpoints.py",
+    "model/test_program.py",
     "model/test_rotary.py",
     "model/test_steps.py",
     "model/test_triton_decode.py",
+    "server/test_crowds.py",
+    "test_bench_verb.py",
+    "test_check.py",
     "test_everything_at_once.py",
+    "test_handover.py",
+    "test_low_limits.py",
     "test_same_as_alone.py",
+    "test_several_models.py",
     "test_soak.py",
 )
 # The marks of a file, by itself or with its folder; files that are neither fast nor of servers have `models`.

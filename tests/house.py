@@ -133,10 +133,19 @@ def broken_rules(tree: Mapping[str, str]) -> list[str]:
 
 def reached(tree: Mapping[str, str], start: str) -> set[str]:
     """All that is imported when `start` is: modules of ours, and the packages of others that they name."""
+    return reached_over(edges_of(tree), start)
+
+
+def edges_of(tree: Mapping[str, str]) -> dict[str, set[str]]:
+    """What each module imports when it is imported."""
     edges: dict[str, set[str]] = {}
     for one in imports_of(tree):
         if not one.deferred and not one.typing_only:
             edges.setdefault(one.module, set()).add(one.target)
+    return edges
+
+
+def reached_over(edges: Mapping[str, set[str]], start: str) -> set[str]:
     seen: set[str] = set()
     todo = [start]
     while todo:

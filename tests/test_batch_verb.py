@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from baton.core.limits import Limits
 from baton.jobs.runner import NoAnswer
 from server.listening import listening
 from server.scripted import MODEL, ScriptedLoop, app_of
+from warm import WarmProcess
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 # Answers with what was asked and by which seed, and tells of each line on stdout.
@@ -62,14 +61,14 @@ def run(*arguments: object) -> Result:
 
 def killed_after(lines: int, *command: object) -> int:
     """Starts it, and kills it when it has told of so many lines; returns the status with which it ended."""
-    with subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for _ in range(lines):
-            if not process.stdout.readline():
-                break
-        else:
-            process.send_signal(signal.SIGKILL)
-        return process.wait()
+    process = WarmProcess(list(map(str, command)), stdout=True, stderr=False)
+    assert process.stdout is not None
+    for _ in range(lines):
+        if not process.stdout.readline():
+            break
+    else:
+        process.kill()
+    return process.wait()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from baton.cli.main import cli
 from baton.core.errors import BatonError, CheckFailed, SettingError
 from baton.measure import trials
 from baton.measure.contenders import contenders
+from warm import WarmProcess
 
 SMALL = ["--queries", "5", "--prompt", "uniform:5,20", "--answer", "uniform:3,8", "--repeat", "2", "--alone", "3"]
 
@@ -186,25 +185,11 @@ def in_turn(folder: Path, *arguments: str) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     paths = [folder / f"{name}.json" for name in "ab"]
-    command = [
-        sys.executable,
-        "-m",
-        "baton",
-        "bench",
-        *SMALL,
-        "--policies",
-        "baton",
-        "--in-turn",
-        str(port),
-        *arguments,
-    ]
-    started = [
-        subprocess.Popen([*command, "--json", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for path in paths
-    ]
+    command = ["-m", "baton", "bench", *SMALL, "--policies", "baton", "--in-turn", str(port), *arguments]
+    started = [WarmProcess([*command, "--json", path]) for path in paths]
     for one in started:
         _, said = one.communicate(timeout=300)
-        assert one.returncode == 0, said.decode()[-2000:]
+        assert one.returncode == 0, said[-2000:]
     return [json.loads(path.read_text()) for path in paths]
 
 

@@ -33,6 +33,7 @@ from baton.server.auth import Access
 from server.listening import listening
 from server.scripted import MODEL, ScriptedLoop, app_of
 from tiny_checkpoint import save_tiny
+from warm import run_warm
 
 PATIENCE = 30
 
@@ -412,8 +413,7 @@ def test_all_that_can_be_set_is_a_field_of_sampling() -> None:
 
 def test_the_built_in_model_through_a_pipe() -> None:
     lines = 'What is 4821 + 377?\n/set max_tokens 3\nSpell "lantern".\n'
-    command = [sys.executable, "-m", "baton", "chat", "--threads", "1"]
-    ran = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120)
+    ran = run_warm(["-m", "baton", "chat", "--threads", "1"], given=lines)
     assert ran.returncode == 0, ran.stderr
     assert "5198" in ran.stdout and ran.stdout.endswith("\n")
     assert ran.stderr == "max_tokens 3\n"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from warm import run_warm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {
@@ -23,6 +23,6 @@ def test_each_example_is_known_here() -> None:
 @pytest.mark.parametrize("name", sorted(SAYS))
 def test_an_example_runs_and_is_short(name: str) -> None:
     assert len((EXAMPLES / name).read_text().splitlines()) < 40
-    done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True, timeout=120)
+    done = run_warm([EXAMPLES / name])
     assert done.returncode == 0, done.stderr
     assert SAYS[name] in done.stdout

@@ -64,6 +64,11 @@ def program_of(batch: RandomBatch) -> Program | None:
     return forward.program if isinstance(forward, NativeForward) else None
 
 
+def queries_of(family: str) -> list[Query]:
+    """The same under each policy, so that what each gives alone is computed once."""
+    return some_queries(12, random.Random(family), longest_prompt=50, longest_answer=16)
+
+
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) > 2)
 
@@ -71,8 +76,7 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 @pytest.mark.parametrize("policy", [Baton, Orca, RunToCompletion])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_fails_in_the_last_layer_is_repeated_and_gives_the_same(family: str, policy: type[Policy]) -> None:
-    dice = random.Random(f"{family} {policy.__name__}")
-    queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
+    dice, queries = random.Random(f"{family} {policy.__name__}"), queries_of(family)
     expected = {query.id: alone(family, query) for query in queries}
     model = model_of(family)
     batch = random_batch(model, Shaken(policy(), dice), native=False)
@@ -85,8 +89,7 @@ def test_what_fails_in_the_last_layer_is_repeated_and_gives_the_same(family: str
 @pytest.mark.parametrize("policy", [Baton, Orca, RunToCompletion])
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma3"])
 def test_a_native_step_that_fails_is_repeated_and_gives_the_same(family: str, policy: type[Policy]) -> None:
-    dice = random.Random(f"{family} {policy.__name__}")
-    queries = some_queries(14, dice, longest_prompt=50, longest_answer=16)
+    dice, queries = random.Random(f"{family} {policy.__name__}"), queries_of(family)
     expected = {query.id: alone(family, query) for query in queries}
     batch = random_batch(model_of(family), Shaken(policy(), dice))
     trouble = Trouble(program_of(batch), "run", dice)

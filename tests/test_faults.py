@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-import baton
 from baton import LLM, SamplingParams
 from baton.cli.generate import run_generate
 from baton.compose import open_engine
@@ -24,6 +20,7 @@ from baton.core.errors import QueryFailed, SettingError
 from baton.observe.trace import read_trace
 from baton.testing.faults import Faults, InjectedFault, from_environment
 from service_level import Served, Streams, a_query, serving, until
+from warm import WarmProcess
 
 BAD_SEED = 666
 
@@ -52,15 +49,17 @@ async def test_one_query_with_trouble_of_its_own_ends_alone(
     fault: str, serve: Callable[..., Served], texts: dict[int, str]
 ) -> None:
     served = serve()
-    served.faults.add(f"{fault}@{BAD_SEED}:40")
+    # So late that its first text is sent before it, however busy the machine is.
+    served.faults.add(f"{fault}@{BAD_SEED}:400")
+    doomed = a_query(3, tokens=500, seed=BAD_SEED)
     async with Streams(served.url) as streams:
-        bad, *good = await streams.begin(a_query(3, seed=BAD_SEED), *(a_query(number) for number in range(3)))
+        bad, *good = await streams.begin(doomed, *(a_query(number) for number in range(3)))
         answer = await bad
         assert answer.status == 200 and answer.error is not None and not answer.done
         assert (answer.error["type"], answer.error["code"]) == ("server_error", "internal_error")
-        assert answer.text and texts[3].startswith(answer.text), "what came before it is right"
+        assert answer.text.startswith(texts[3]), "what came before it is right"
         neighbours = [await task for task in good]
-        plain = await streams.http.post("/v1/completions", json=a_query(3, seed=BAD_SEED))
+        plain = await streams.http.post("/v1/completions", json=doomed)
     assert all(one.right for one in neighbours)
     assert [one.text for one in neighbours] == [texts[number] for number in range(3)]
     assert plain.status_code == 500 and plain.json()["error"]["code"] == "internal_error"
@@ -224,13 +223,7 @@ async def test_a_dead_engine_says_so_and_leaves_nobody_waiting(serve: Callable[.
 
 def test_a_server_whose_engine_died_answers_still_and_ends_cleanly() -> None:
     faults = {"BATON_TEST_MODE": "1", "BATON_FAULTS": "engine_dies@3", "HF_HUB_OFFLINE": "1"}
-    source = str(Path(baton.__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "baton", "serve", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": source, **faults},
-    )
+    process = WarmProcess(["-m", "baton", "serve", "--port", "0"], environment=faults)
     try:
         assert process.stderr is not None
         ready = next(line for line in process.stderr if line.startswith("ready"))

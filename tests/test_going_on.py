@@ -9,8 +9,6 @@ import json
 import os
 import queue
 import random
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +24,7 @@ from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
 from baton.kv.parcel import Parcel, pack, resumed, unpack
 from baton.kv.segment import KVSegment
+from warm import run_warm
 
 CUTS = int(os.environ.get("CUTS", "24"))
 WAYS = ("keys", "tokens", "killed")
@@ -231,5 +230,5 @@ STAMP += " print(open_model(make_config({})).stamp)"
 
 
 def test_the_stamp_is_the_same_in_every_process(engines: list[EngineHandle]) -> None:
-    ran = subprocess.run([sys.executable, "-c", STAMP], capture_output=True, text=True, check=True)
+    ran = run_warm(["-c", STAMP])
     assert ran.stdout.strip() == engines[0].loaded.stamp == engines[1].loaded.stamp

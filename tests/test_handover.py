@@ -9,8 +9,6 @@ import asyncio
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import httpx
 import pytest
 
 from heard_answers import asked_of, requests, told
+from warm import WarmProcess
 
 STREAMS = int(os.environ.get("STREAMS", "12"))
 
@@ -26,9 +25,9 @@ class Server:
     """`baton serve --handover FOLDER`, in a process of its own."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "baton", "serve", "--port", "0", "--handover", str(folder), *flags]
+        command = ["-m", "baton", "serve", "--port", "0", "--handover", str(folder), "--threads", "1", *flags]
         command += ["--chat-template", str(Path(__file__).parent / "tools.jinja"), "--no-prefix-cache"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = WarmProcess(command)
         self.lines: list[str] = []
         self.url = ""
 

@@ -22,7 +22,7 @@ from families import CONTEXT, FAMILIES, FURTHER
 from random_batch import RandomBatch, Shaken, alone, chosen, random_batch, some_queries
 
 Record = Callable[[str, object], None]
-QUERIES = 14
+QUERIES = 10
 TOLERANCE = 1e-4
 
 # These move rows as the shaking does, so that a few families of different layers are enough for them.

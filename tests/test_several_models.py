@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import psutil
 import pytest
 
 from tiny_checkpoint import save_tiny
+from warm import WarmProcess
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "baton", "serve", f"a={folder}", f"b={folder}", "--load-on-demand", "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def server(folder: Path) -> Iterator[tuple[WarmProcess, str]]:
+    command = ["-m", "baton", "serve", f"a={folder}", f"b={folder}", "--load-on-demand", "--port", "0"]
+    process = WarmProcess(command)
     assert process.stderr is not None
     address = next(match[0] for line in process.stderr if (match := re.search(r"http://[\d.:]+", line)))
     yield process, address
@@ -43,14 +42,14 @@ def ask(address: str, name: str) -> str:
     return str(answer.json()["choices"][0]["text"])
 
 
-def models_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def models_of(process: WarmProcess) -> list[psutil.Process]:
     """The processes of models; Python has one more that watches over what processes share."""
     children = psutil.Process(process.pid).children()
     return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_processes_of_models_come_and_go_with_their_server(server: tuple[subprocess.Popen[str], str]) -> None:
+def test_processes_of_models_come_and_go_with_their_server(server: tuple[WarmProcess, str]) -> None:
     process, address = server
     assert models_of(process) == []
     text = ask(address, "a")
@@ -72,7 +71,7 @@ def test_processes_of_models_come_and_go_with_their_server(server: tuple[subproc
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_server_that_is_killed_leaves_no_model_behind(server: tuple[subprocess.Popen[str], str]) -> None:
+def test_a_server_that_is_killed_leaves_no_model_behind(server: tuple[WarmProcess, str]) -> None:
     process, address = server
     ask(address, "b")
     children = models_of(process)

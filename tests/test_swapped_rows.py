@@ -22,7 +22,7 @@ CASES += [("gemma3", "orca", False), ("llama", "baton", True), ("mistral_window"
 
 
 def batch_that_exchanges(family: str, policy: str, ahead: bool) -> tuple[RandomBatch, dict[str, list[int]]]:
-    queries = some_queries(12, random.Random(3))
+    queries = some_queries(9, random.Random(3))
     expected = {query.id: alone(family, query)[0] for query in queries}
     dice = random.Random(f"{family} {policy}")
     batch = random_batch(model_of(family), Shaken(POLICIES[policy](), dice), native=False, ahead=ahead)

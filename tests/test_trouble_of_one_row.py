@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from baton.policy.run_to_completion import RunToCompletion
 from baton.sampling import sampler as sample
 from baton.sampling.sampler import Sampler
 from families import model_of
-from random_batch import query_of, random_batch
+from random_batch import RandomBatch, query_of, random_batch
 
 BAD, BAD_BEST = 666, 7
 WAYS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
@@ -102,7 +103,18 @@ def bad_one(**params: Any) -> Query:
     return query_of("bad", range(4, 20), 12, seed=BAD, **asked)
 
 
-def run(way: str, queries: Sequence[Query]) -> Any:
+@cache
+def right_one(way: str) -> RandomBatch:
+    """What the neighbours give if nothing fails."""
+    return run(way, neighbours())
+
+
+@cache
+def greedy_one(way: str) -> list[int]:
+    return run(way, [query_of("greedy", range(3, 9), 12, temperature=0)]).tokens("greedy")
+
+
+def run(way: str, queries: Sequence[Query]) -> RandomBatch:
     policy, more = WAYS[way]
     batch = random_batch("llama", policy(), rows=6, **more)
     batch.run(queries)
@@ -112,8 +124,7 @@ def run(way: str, queries: Sequence[Query]) -> Any:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_raises_for_one_row_is_its_end_alone(stage: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = neighbours()
-    right = run(way, good)
+    good, right = neighbours(), right_one(way)
     break_it, why = STAGES[stage]
     break_it(monkeypatch)
     batch = run(way, [good[0], bad_one(prompt_logprobs=BAD_BEST), *good[1:]])
@@ -130,8 +141,7 @@ def test_what_raises_for_one_row_is_its_end_alone(stage: str, way: str, monkeypa
 def test_a_row_that_nothing_is_left_for_is_its_askers_trouble_alone(way: str) -> None:
     model = model_of("llama")
     every = tuple(range(model.config.vocab_size))
-    good = neighbours()
-    right = run(way, good)
+    good, right = neighbours(), right_one(way)
     batch = run(way, [*good, bad_one(stop_token_ids=every, min_tokens=3, temperature=1e-45)])
     last = batch.updates["bad"][-1]
     assert (last.finish_reason, last.infeasible) == ("error", True) and "no token may be drawn" in (last.error or "")
@@ -143,7 +153,7 @@ def test_a_row_that_nothing_is_left_for_is_its_askers_trouble_alone(way: str) ->
 @pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-45, 5.167657014254439e-38])
 def test_the_coldest_draw_is_the_best_token(temperature: float, way: str) -> None:
     filters: list[dict[str, Any]] = [{}, {"top_p": 0.9}, {"top_p": 1e-300}, {"top_k": 3}, {"min_p": 1.0}]
-    greedy = run(way, [query_of("greedy", range(3, 9), 12, temperature=0)]).tokens("greedy")
+    greedy = greedy_one(way)
     cold = [query_of(f"{i}", range(3, 9), 12, temperature=temperature, **more) for i, more in enumerate(filters)]
     batch = run(way, cold)
     assert [batch.tokens(query.id) for query in cold] == [greedy] * len(cold)

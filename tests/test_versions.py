@@ -47,3 +47,9 @@ def test_what_failed_is_named_by_family(monkeypatch: pytest.MonkeyPatch, capsys:
     told = capsys.readouterr().out
     assert "transformers 5.99.0" in told and "3 tests, 1 failed, 1 skipped" in told
     assert "failure batch[mamba-baton]" in told and "llama" not in told
+
+
+def test_only_packages_that_are_not_here_are_installed_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["pytest>=1", "pytest<1", "no-such-package", "other; extra == 'more'", "old; python_version < '3'"]
+    monkeypatch.setattr(exact_on_versions, "distributions", lambda path: [SimpleNamespace(requires=needed)])
+    assert exact_on_versions.not_here("folder") == ["pytest<1", "no-such-package"]

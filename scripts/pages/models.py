@@ -17,7 +17,7 @@ Made by `{command}`,
 then `scripts/docs`, with torch {torch} and transformers {transformers} on the CPU, float32; do not edit.
 
 Each family is a tiny model made from its config, with random weights that tell a wrong mask (tests/families.py).
-Fourteen queries arrive at random; rows are detached, forgotten and computed again, put back, and their number changes
+Ten queries arrive at random; rows are detached, forgotten and computed again, put back, and their number changes
 at random. A family is in the table if every token equals that of the same query alone through stock `generate`, and
 every logit to 1e-4 of the largest. The figures are the largest differences of logits found, of that size; `baton check
 MODEL` makes the same comparison for a checkpoint of yours.

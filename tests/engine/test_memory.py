@@ -18,7 +18,7 @@ from baton.policy.orca import Orca
 from baton.policy.port import Plan
 from baton.policy.table import POLICIES
 from baton.testing.clock import ManualClock
-from families import CONTEXT, model_of
+from families import CONTEXT
 from random_batch import RandomBatch, Shaken, alone, query_of, random_batch
 from toy import BYTES_PER_TOKEN, COLUMNS, FOOTPRINT, hashed, prompt_of, toy_alone, toy_batch
 from turns import Scripted, accept, asked, done, faulty, is_idle, turn
@@ -186,11 +186,10 @@ def test_a_real_model_under_pressure_gives_what_each_query_gives_alone(family: s
         query_of(f"q{i}", [dice.randrange(3, 99) for _ in range(dice.randint(1, 30))], dice.randint(30, 90), seed=i)
         for i in range(8)
     ]
-    model = model_of(family)
-    expected = {query.id: alone(model, query)[0] for query in queries}
+    expected = {query.id: alone(family, query)[0] for query in queries}
     row = random_batch(family, Baton()).engine._footprint.of(CONTEXT)
     batch = random_batch(
-        model,
+        family,
         # Without a pool baton begins no query that may have to be forgotten, and a state never grows.
         Baton() if pool_rows and family != "mamba" else Shaken(Baton(), dice),
         rows=6,

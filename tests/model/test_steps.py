@@ -67,7 +67,8 @@ def compare(family: str, compiled: str | None = None) -> None:
     assert filled(forward, resident) == tokens
     steps = Steps(forward.hooked, resident, InTorch(), capture=False, compiled=compiled)
     last: Launched | None = None
-    for step in range(ANSWER):
+    # What compilers make is the same at each step: a few show how one follows on another.
+    for step in range(4 if compiled else ANSWER):
         spans = [Span(row, length + step, 1) for row, length in zip(ROWS, LENGTHS, strict=True)]
         fed = tokens if last is None else [follows(at) for at in range(len(ROWS))]
         logits, ran = forward.decode(today, spans, tokens)
@@ -105,8 +106,8 @@ def test_a_step_is_one_graph_to_a_compiler(family: str, monkeypatch: pytest.Monk
     assert sum(calls) == ANSWER
 
 
-# Layers that differ to a compiler; what it would get wrong in others is found when they are loaded.
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe", "gpt_oss", "gemma3n"])
+# Layers that differ to a compiler (llama's: below, by aot_eager); what it would get wrong in others is found at load.
+@pytest.mark.parametrize("family", ["gpt2", "qwen3_moe", "gpt_oss", "gemma3n"])
 def test_steps_of_compiled_layers_give_what_todays_steps_give(family: str) -> None:
     compare(family, compiled="eager")
 

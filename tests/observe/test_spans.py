@@ -28,7 +28,7 @@ from baton.core.sampling import SamplingParams
 from baton.engine.lifecycle import Lifecycle
 from baton.observe.spans import TELL_SECONDS, QuerySpans, Sparing, export_spans
 from baton.testing.clock import ManualClock
-from house import reached, tree_of
+from house import edges_of, reached_over, tree_of
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -342,10 +342,11 @@ def test_without_the_variables_there_are_no_spans_and_no_word_of_them(
 
 def test_nothing_of_opentelemetry_is_imported_without_the_variables() -> None:
     tree = tree_of(Path(baton.__file__).parent)
-    imports = {name.split(".")[0] for name in reached(tree, "baton.cli.serve_engine")}
+    edges = edges_of(tree)
+    imports = {name.split(".")[0] for name in reached_over(edges, "baton.cli.serve_engine")}
     assert "fastapi" in imports and "opentelemetry" not in imports
     # What imports it is itself imported by name, where it is asked for, and by nothing else.
-    importers = {name for name in tree if "opentelemetry" in {one.split(".")[0] for one in reached(tree, name)}}
+    importers = {name for name in tree if "opentelemetry" in {one.split(".")[0] for one in reached_over(edges, name)}}
     assert importers == {"baton.observe.spans"}
 
 

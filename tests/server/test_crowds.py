@@ -20,6 +20,7 @@ import pytest
 
 import baton
 from server.wire import Wire, get, post
+from warm import WarmProcess
 
 TESTS = Path(__file__).parents[1]
 STREAM = b'{"prompt": "a", "stream": true}'
@@ -41,14 +42,7 @@ class Served:
     """A server's process. Its address is in the first line that has one, on stdout or stderr."""
 
     def __init__(self, command: list[str]) -> None:
-        path = os.pathsep.join([str(TESTS), str(Path(baton.__file__).parents[1])])
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+        self.process = WarmProcess(command, stdout=True, together=True)
         assert self.process.stdout is not None
         line = next(filter(None, (re.search(r"http://\S+", line) for line in self.process.stdout)))
         self.url = line[0]

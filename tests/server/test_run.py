@@ -24,25 +24,19 @@ from baton.core.config import Config, make_config
 from baton.core.errors import SettingError
 from baton.core.settings import ServerSettings
 from baton.server.run import Pulse, bind, url_of
+from warm import WarmProcess
 
 TESTS = Path(__file__).parents[1]
-Start = Callable[[float, float], tuple["subprocess.Popen[str]", str]]
+Start = Callable[[float, float], tuple[WarmProcess, str]]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    begun: list[subprocess.Popen[str]] = []
+    begun: list[WarmProcess] = []
 
-    def run(megabytes: float, drain_seconds: float) -> tuple[subprocess.Popen[str], str]:
-        path = os.pathsep.join([str(TESTS), str(Path(baton.__file__).parents[1])])
-        command = [sys.executable, str(TESTS / "server" / "served.py"), str(megabytes), str(drain_seconds)]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
+    def run(megabytes: float, drain_seconds: float) -> tuple[WarmProcess, str]:
+        command = [TESTS / "server" / "served.py", str(megabytes), str(drain_seconds)]
+        process = WarmProcess(command, stdout=True)
         begun.append(process)
         assert process.stdout is not None
         return process, process.stdout.readline().strip()
@@ -117,7 +111,7 @@ def _signal_with_a_stream(start: Start, *numbers: signal.Signals) -> tuple[int, 
         text = sent().text
         assert time.monotonic() - began > 1.9, "the running query may finish"
     process.communicate(timeout=20)
-    return process.returncode, text
+    return process.wait(), text
 
 
 def test_a_closed_terminal_drains_and_is_no_hurry(start: Start) -> None:
