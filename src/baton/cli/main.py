@@ -21,6 +21,7 @@ from baton.cli.flags import SERVING, WithLimits, settings
 from baton.cli.foreign import check_address, hint
 from baton.cli.given import config_of
 from baton.cli.measuring import MEASURING
+from baton.core.config import load_config
 from baton.core.errors import BatonError, RequestError, SettingError
 from baton.core.files import named
 from baton.core.limits import Limits, flag_of, table
@@ -240,6 +241,25 @@ def info(as_json: bool, limits_wanted: bool, **flags: Any) -> None:
     from baton.cli.info import run_info
 
     run_info(config, as_json)
+
+
+@cli.command(epilog="Example:  baton deploy Qwen/Qwen3-0.6B --replicas 1-8 --image registry/baton:1 > baton.yml")
+@settings(
+    without=frozenset({"host", "port", "api_key", "api_key_file", "ray_address", "trace", "handover", "batch_dir"})
+)
+@click.option("--as", "form", type=click.Choice(["rayservice", "serve"]), default="rayservice", show_default=True)
+@click.option("--image", default="baton:latest", show_default=True, help="The image of all pods.")
+@click.option("--fronts", type=click.IntRange(1), default=1, show_default=True, help="Replicas of the HTTP server.")
+@click.option("--name", default="baton", show_default=True, help="Of the RayService.")
+def deploy(config_file: str | None, form: str, image: str, fronts: int, name: str, **flags: Any) -> None:
+    """Prints a manifest of this server with several engines: for KubeRay, or for `serve deploy`.
+
+    Keys come from a Secret, as BATON_API_KEY of the pods.
+    """
+    config = load_config(flags, file=config_file, environment={})
+    from baton.cli.deploy import manifest
+
+    click.echo(manifest(config, form, image=image, fronts=fronts, name=name), nl=False)
 
 
 @cli.command(epilog="Example:  baton top http://127.0.0.1:8000")

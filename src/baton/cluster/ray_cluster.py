@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ NAMESPACE = "baton"
 _STORE_BYTES = 256 * 2**20
 # Paths of sockets have at most 107 characters, of which Ray's own part takes some 65.
 _LONGEST_FOLDER = 30
+_REACH_SECONDS = 10.0
 _HEALTH_SECONDS, _HEALTH_TIMEOUT_SECONDS = 2.0, 30.0
 # Long streams and orders of all fronts; what waits, waits in engines' own queues.
 _MOST_CALLS = 4096
@@ -115,6 +117,7 @@ def cluster(address: str | None, placing: Placing, cores: int) -> Iterator[Clust
         with _alone(placing, cores) as ours:
             yield ours
         return
+    _check_reached(address)
     try:
         ray.init(address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -127,6 +130,18 @@ def cluster(address: str | None, placing: Placing, cores: int) -> Iterator[Clust
         with contextlib.suppress(Exception):  # the cluster is gone
             serve.delete(name, _blocking=False)
         ray.shutdown()
+
+
+def _check_reached(address: str) -> None:
+    """Raises SettingError at once if nothing listens there. Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        message = f"--ray-address {address}: no Ray answers there ({error})"
+        raise SettingError(message, param="ray_address") from None
 
 
 @contextlib.contextmanager

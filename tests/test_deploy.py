@@ -1,0 +1,65 @@
+"""`baton deploy`: its manifests are read by Ray Serve's own schema, and their settings by ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from baton.cli.deploy import IMPORT_PATH
+from baton.cli.main import cli
+from baton.core.config import load_config
+from baton.core.replicas import range_of
+
+WORDS = ["deploy", "Qwen/Qwen3-0.6B", "--replicas", "1-8", "--replica-cpus", "6", "--max-batch-size", "8"]
+
+
+def printed(*more: str) -> Any:
+    done = CliRunner().invoke(cli, [*WORDS, *more])
+    assert done.exit_code == 0, done.output
+    return yaml.safe_load(done.output)
+
+
+def test_the_service_for_kuberay() -> None:
+    service = printed("--image", "here/baton:1", "--name", "chat")
+    assert (service["kind"], service["metadata"]["name"]) == ("RayService", "chat")
+    workers = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 8)
+    container = workers["template"]["spec"]["containers"][0]
+    assert container["image"] == "here/baton:1" and container["resources"]["limits"]["cpu"] == "7"
+    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == printed("--as", "serve")
+
+
+def test_what_serve_is_told_is_read_by_our_settings() -> None:
+    (app,) = printed("--as", "serve")["applications"]
+    config = load_config(app["args"], environment={})
+    assert (config.model, config.max_batch_size, config.replica_cpus) == ("Qwen/Qwen3-0.6B", "8", "6")
+    assert range_of(config.replicas or "") == (1, 8)
+    module, _, function = app["import_path"].partition(":")
+    assert app["import_path"] == IMPORT_PATH and function == "build"
+    assert importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="there is no Ray")
+def test_serves_schema_takes_it(tmp_path: Any) -> None:
+    file = tmp_path / "serve.yml"
+    file.write_text(yaml.safe_dump(printed("--as", "serve", "--fronts", "2")))
+    read = (
+        "import sys, yaml; from ray.serve.schema import ServeDeploySchema as S; S(**yaml.safe_load(open(sys.argv[1])))"
+    )
+    done = subprocess.run([sys.executable, "-c", read, str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [(["--name", "Big Name"], "--name Big Name"), (["--replicas", "8-1"], "range like 1-8")],
+)
+def test_what_cannot_be_deployed_is_refused(words: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(cli, [*WORDS, *words])
+    assert complaint in str(done.exception)
