@@ -55,7 +55,14 @@ def test_every_scenario_is_equal_and_took_place(name: str, tmp_path: Path) -> No
 
 # Tokens of the mixture that go to another expert than alone, by a near tie, are no difference.
 @pytest.mark.parametrize(
-    ("family", "quantize"), [("gemma3", "int8"), ("gemma3", "int4"), ("gemma3", "int4:exact"), ("qwen3_moe", "int4")]
+    ("family", "quantize"),
+    [
+        ("gemma3", "int8"),
+        ("gemma3", "int4"),
+        ("gemma3", "int4:exact"),
+        ("qwen3_moe", "int4"),
+        ("deepseek_v3", "int4:exact"),
+    ],
 )
 def test_every_scenario_is_equal_with_quantised_weights(family: str, quantize: str, tmp_path: Path) -> None:
     """To the model with the rounded weights; and in a crowd the same bits as alone."""

@@ -40,6 +40,7 @@ NATIVE = (
     *("gemma", "gemma2", "gemma4", "phi", "phi3", "olmo2", "olmo3", "gpt_bigcode", "gpt_neox", "opt"),
     *("granite", "stablelm", "smollm3", "glm4", "cohere2", "starcoder2", "exaone4"),
     *("qwen3_moe", "qwen2_moe", "mixtral", "phimoe", "gpt_oss", "olmoe", "granitemoe", "glm4_moe", "gemma4_moe"),
+    *("deepseek_v2", "deepseek_v3"),
 )
 
 

@@ -39,7 +39,9 @@ pytestmark = pytest.mark.skipif(native.library is None, reason=native.describe()
 DENSE = ["llama", "gemma3", "gpt2", "gemma2", "gemma4", "opt", "phi", "glm4"]
 # Shared experts; biases, and weights that lie the other way round; other choices; groups; beside a dense layer.
 EXPERTS = ["qwen3_moe", "qwen2_moe", "gpt_oss", "phimoe", "glm4_moe", "gemma4_moe"]
-KINDS = [*DENSE, *EXPERTS]
+# Keys and values that are expanded from latents, one with rotations by complex numbers.
+LATENTS = ["deepseek_v2", "deepseek_v3"]
+KINDS = [*DENSE, *EXPERTS, *LATENTS]
 
 
 def is_native(forward: Forward) -> bool:

@@ -24,7 +24,7 @@ def check_native(torch_forward: TorchForward) -> None:
     """Raises LoadError if native calls cannot give the same results as this forward."""
     if torch_forward.device.type != "cpu":
         raise LoadError(f"native steps are for the CPU, not for {torch_forward.device.type}")
-    if torch_forward.backend is not AttentionBackend.RAGGED:
+    if torch_forward.backend not in (AttentionBackend.RAGGED, AttentionBackend.MLA):
         raise LoadError("its layers do not take our attention as it is")
     if torch_forward.long_rope_limit is not None:
         raise LoadError("its rotation depends on a text's length")
@@ -43,11 +43,13 @@ class NativeForward:
     def __init__(self, program: Program, torch_forward: TorchForward) -> None:
         check_native(torch_forward)
         self.program = program
-        self.geometry = torch_forward.geometry
+        self.geometry = program.geometry
         self.backend = torch_forward.backend
         self.whole_prompts = torch_forward.whole_prompts
         self.recompute_limit = torch_forward.recompute_limit
         self._parts = torch_forward.parts()
+        if torch_forward.backend is AttentionBackend.MLA:
+            self._parts[0] = "our attention over latents as they are kept"
 
     def parts(self) -> list[str]:
         return [*self._parts, self.program.description]

@@ -16,8 +16,10 @@ from torch.fx import Node
 
 from baton.model.packed_linear import PACKED, packed_layer
 from baton.native.codes import reads
+from baton.native.complex_numbers import Complex, emit, is_complex
 from baton.native.emit import Emitter, Kept
 from baton.native.graph import PLANES, Buffer, Graph, Line, Space, Value, collapsed, lay_out, ref, refuse
+from baton.native.latents import absorbed
 from baton.native.operations import HANDLERS, RESHAPES, VIEWS
 from baton.native.record import ATTEND, EXPERT, KEEP, ROWS, Recorded
 
@@ -27,7 +29,11 @@ _PRODUCTS = (aten.mm.default, aten.addmm.default, PACKED)
 
 def lower(recorded: Recorded) -> Graph:
     """Raises LoadError, with the reason, if the step has an operation that native code does not know."""
-    return _Lowering(recorded).run()
+    recorded = absorbed(recorded)
+    graph = _Lowering(recorded).run()
+    for table in graph.tables:
+        table.chooses |= table.weight is not None and table.weight.data_ptr() in recorded.as_saved
+    return graph
 
 
 class _Lowering:
@@ -76,7 +82,7 @@ class _Lowering:
     def _lowered(self, node: Node) -> object:
         args = torch.fx.node.map_arg(node.args, lambda one: self._known[one])
         kwargs = torch.fx.node.map_arg(node.kwargs, lambda one: self._known[one])
-        values = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, (Value, Kept))]
+        values = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, (Value, Kept, Complex))]
         if node in self._products:
             return self._products[node]
         if not values:
@@ -85,6 +91,8 @@ class _Lowering:
         target: Any = node.target
         if target in _PRODUCTS:
             return self._multiplied(node, args)
+        if is_complex(target, values):
+            return emit(self._to, target, args, kwargs, lambda x, rest, more: self._viewed(target, (x, *rest), more))
         if target in VIEWS:
             return self._viewed(target, args, kwargs)
         handler = HANDLERS.get(target)

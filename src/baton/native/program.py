@@ -22,6 +22,7 @@ from baton.model.probe import Geometry
 from baton.model.visibility import NOBODY, Span
 from baton.native import library as native
 from baton.native.graph import Graph, Line, Ref, Space
+from baton.native.latents import kept_by
 from baton.native.packing import AS_SAVED, KINDS, Packing
 from baton.native.weights import Weights
 
@@ -71,6 +72,7 @@ class Program:
         self._weights = Weights(kernels, graph, packing, parameters, release=release)
         self._tables = self._weights.tables
         code = (native.Instruction * len(graph.lines))(*(self._instruction(line) for line in graph.lines))
+        self.geometry = kept_by(geometry, graph)
         count = len(geometry.shapes)
         layers = (native.Layer * count)(*(native.Layer(*graph.layers.get(at, (0, 0, 0))) for at in range(count)))
         visibilities = (native.Visibility * len(graph.visibilities))()
@@ -162,9 +164,9 @@ class Program:
 
     @property
     def chosen_share(self) -> float:
-        """The share of experts that a token chooses, the smallest of all layers; 0 without experts."""
+        """The share of experts that a token chooses, the smallest of all layers; 0 if it goes to all there are."""
         sizes = [line.sizes for line in self._graph.lines if line.does == "EXPERT"]
-        return min((slots / experts for _, experts, slots, _ in sizes), default=0.0)
+        return min((slots / experts for _, experts, slots, _ in sizes if slots < experts), default=0.0)
 
     @property
     def chooses(self) -> bool:

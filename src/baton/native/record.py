@@ -64,10 +64,11 @@ class Recorded:
     """A model's decode step as a graph of operations.
 
     `graph` takes token ids and positions `[ROWS, 1]` and returns logits `[ROWS, 1, vocabulary]`. Parameters are the
-    model's own.
+    model's own. `as_saved`: addresses of weights that are kept as they are, whatever others are packed in.
     """
 
     graph: GraphModule
+    as_saved: frozenset[int] = frozenset()
 
 
 class _Columns(CacheLayerMixin):
