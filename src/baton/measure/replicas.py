@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baton.core.errors import SettingError
-
-MOST_REPLICAS = 1024
+from baton.core.replicas import range_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +12,8 @@ class Replicas:
     """From `least` to `most` engines; the same number does not scale.
 
     Looked at every `every` seconds. More come `start_seconds` after they were wanted, and fewer after they were not
-    wanted for `patience_seconds`. `by_prefix`: the front knows which engine has which prefix.
+    wanted for `patience_seconds`, as Ray Serve is told (`cluster/ray_cluster.py`). `by_prefix`: the front knows which
+    engine has which prefix.
     """
 
     least: int = 1
@@ -22,7 +21,7 @@ class Replicas:
     by_prefix: bool = True
     every: float = 10.0
     start_seconds: float = 30.0
-    patience_seconds: float = 600.0
+    patience_seconds: float = 60.0
 
 
 ONE = Replicas()
@@ -30,15 +29,5 @@ ONE = Replicas()
 
 def replicas_of(text: str, *, by_prefix: bool) -> dict[str, Replicas]:
     """What "1,4" or "2-8" means, by what is added to a contender's name. Raises SettingError."""
-    found: dict[str, Replicas] = {}
-    for one in text.split(","):
-        least, dash, most = one.partition("-")
-        try:
-            replicas = Replicas(int(least), int(most if dash else least), by_prefix)
-        except ValueError:
-            replicas = Replicas(0)
-        if not 1 <= replicas.least <= replicas.most <= MOST_REPLICAS:
-            message = f"--replicas {text}: must be like 1,4 or 1-8, and at most {MOST_REPLICAS}"
-            raise SettingError(message, param="replicas")
-        found[f" x {one}" if text != "1" else ""] = replicas
-    return found
+    ranges = {one: range_of(one) for one in text.split(",")}
+    return {f" x {one}" if text != "1" else "": Replicas(*both, by_prefix) for one, both in ranges.items()}
