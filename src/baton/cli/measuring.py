@@ -113,7 +113,9 @@ def tune(config_file: str | None, **options: Any) -> None:
 @click.option("--policies", default="run_to_completion,orca,baton", show_default=True, help="Which to compare.")
 @click.option("--vary", multiple=True, metavar="SETTING=A,B", help="Also with each of these values; may be repeated.")
 @workload
-@click.option("--replicas", default="1", show_default=True, help="Engines behind one front: 1,4, or 1-8 by the load.")
+@click.option(
+    "--replicas", "engines", default="1", show_default=True, help="Engines behind one front: 1,4, or 1-8 by the load."
+)
 @click.option(
     "--by-prefix/--by-work", default=True, show_default=True, help="How the front chooses one: by prefixes, or not."
 )

@@ -71,7 +71,7 @@ def refuse_simulate(config: Config, asked: Asked) -> None:
     from baton.measure.replicas import replicas_of
 
     check_contenders(config, contenders(asked["policies"].split(","), asked["vary"]))
-    replicas_of(asked["replicas"], by_prefix=asked["by_prefix"])
+    replicas_of(asked["engines"], by_prefix=asked["by_prefix"])
     workload_of({**asked, "seed": config.seed})
     read_costs(asked["costs"])
     refuse_file("json", asked)

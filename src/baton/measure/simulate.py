@@ -63,7 +63,7 @@ def run_simulate(config: Config, asked: dict[str, Any]) -> None:
     workload = workload_of(asked)
     settings = {one.name: _settings(changed(config, one), facts) for one in some}
     check_lengths(workload, min(one.max_model_len for one in settings.values()))
-    fleets = replicas_of(asked["replicas"], by_prefix=asked["by_prefix"])
+    fleets = replicas_of(asked["engines"], by_prefix=asked["by_prefix"])
     mode, goal = Mode(asked["mode"]), Goal(asked["goal_first"], asked["goal_token"], asked["goal_gap"])
     runs: dict[str, list[Figures]] = {}
     shown: dict[str, dict[str, Any]] = {}
