@@ -1,13 +1,14 @@
 """Steps of a mixture of experts: native in each format against torch, in turn, and the bytes that they must read.
 
-    python -m benchmarks.cpu.experts_step [--layers 2] [--rows 1 8] [--formats none int8 int4] [--turns 7]
-        [--threads 1] [--write docs/benchmarks.md --section experts_step]
+    python -m benchmarks.cpu.experts_step [--shape qwen3-30b-a3b] [--layers 2] [--columns 32] [--rows 1 8]
+        [--formats none int8 int4] [--turns 7] [--threads 1] [--write docs/benchmarks.md --section experts_step]
 
-The layers' shape is Qwen3-30B-A3B's (128 experts of 2048 -> 2 x 768 -> 2048, 8 for a token) with random weights, in
-bfloat16, and a vocabulary of 8,192. Each row is fed another token, and each turn others, so that rows choose different
-experts. Bytes: the weights that all tokens read, and those of E (1 - (1 - k/E)^rows) of a layer's E experts, as if all
-were equally likely. The bandwidth is the best of several sums of a large tensor in this run.
-Beside busy neighbours only one thread can be timed, and its processor time says more than the clock.
+The layers' shape is that of a real mixture with random weights, in bfloat16, and a vocabulary of 8,192: Qwen3-30B-A3B
+(128 experts of 2048 -> 2 x 768 -> 2048, 8 for a token), gpt-oss-20b, or DeepSeek-V2-Lite, whose layers keep latents.
+Each row is fed another token, and each turn others, so that rows choose different experts. Bytes: the weights that all
+tokens read, and those of E (1 - (1 - k/E)^rows) of a layer's E experts, as if all were equally likely. The bandwidth is
+the best of several sums of a large tensor in this run. Beside busy neighbours only one thread can be timed, and its
+processor time says more than the clock.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -33,13 +35,39 @@ from baton.native.record import record
 from benchmarks.cpu.native_step import read_bandwidth, rectangle_of
 from benchmarks.report import command, processor, table, write_section
 
-COLUMNS = 32
 VOCABULARY = 8192
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3-30b-a3b": (
+        "qwen3_moe",
+        {
+            **{"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128},
+            **{"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True},
+        },
+    ),
+    "gpt-oss-20b": (
+        "gpt_oss",
+        {
+            **{"hidden_size": 2880, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64},
+            **{"intermediate_size": 2880, "num_local_experts": 32, "num_experts_per_tok": 4},
+        },
+    ),
+    "deepseek-v2-lite": (
+        "deepseek_v2",
+        {
+            **{"hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": None},
+            **{"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128},
+            **{"moe_intermediate_size": 1408, "n_routed_experts": 64, "num_experts_per_tok": 6},
+            **{"n_shared_experts": 2, "first_k_dense_replace": 0, "topk_method": "greedy"},
+        },
+    ),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="qwen3-30b-a3b")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--columns", type=int, default=32, help="that each row has already")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--formats", nargs="+", default=["none", "int8", "int4"], choices=["none", "int8", "int4"])
     parser.add_argument("--turns", type=int, default=7)
@@ -49,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    model = model_of(args.layers)
+    model = model_of(args.shape, args.layers)
     plain = choose(model, native=False).forward
     assert isinstance(plain, TorchForward)
     forwards: dict[str, Forward] = {"torch": plain}
@@ -57,33 +85,23 @@ def main() -> None:
         forwards["bfloat16" if name == "none" else name] = native(model, plain, name)
     bandwidth = read_bandwidth()
     lines = [
-        f"{args.layers} layers of Qwen3-30B-A3B's shape, beside other work. {processor()}.",
+        f"{args.layers} layers of the shape of {args.shape}, {args.columns} columns a row. {processor()}.",
         "",
         f"{torch.get_num_threads()} threads; reading {bandwidth / 1e9:.1f} GB/s. Medians of {args.turns} turns.",
         "",
     ]
     for rows in args.rows:
-        lines += [*compared(forwards, model, rows, args.turns, bandwidth), ""]
+        lines += [*compared(forwards, model, rows, args.turns, bandwidth, args.columns), ""]
     lines.append(f"Again: `{command()}`")
     print("\n".join(lines))
     if args.write:
         write_section(args.write, args.section, "\n".join(lines))
 
 
-def model_of(layers: int) -> PreTrainedModel:
+def model_of(shape: str, layers: int) -> PreTrainedModel:
+    kind, sizes = SHAPES[shape]
     config = AutoConfig.for_model(
-        "qwen3_moe",
-        hidden_size=2048,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        moe_intermediate_size=768,
-        num_experts=128,
-        num_experts_per_tok=8,
-        norm_topk_prob=True,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=4096,
+        kind, **sizes, num_hidden_layers=layers, vocab_size=VOCABULARY, max_position_embeddings=4096
     )
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -113,10 +131,10 @@ def native(model: PreTrainedModel, plain: TorchForward, format: str) -> NativeFo
 
 
 def compared(
-    forwards: dict[str, Forward], model: PreTrainedModel, rows: int, turns: int, bandwidth: float
+    forwards: dict[str, Forward], model: PreTrainedModel, rows: int, turns: int, bandwidth: float, columns: int
 ) -> list[str]:
-    rectangles = {name: rectangle_of(one, rows, COLUMNS + 1, torch.bfloat16) for name, one in forwards.items()}
-    spans = [Span(row, COLUMNS, 1) for row in range(rows)]
+    rectangles = {name: rectangle_of(one, rows, columns + 1, torch.bfloat16) for name, one in forwards.items()}
+    spans = [Span(row, columns, 1) for row in range(rows)]
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in forwards}
     for turn in range(turns + 1):
         tokens = [(37 * turn + 101 * row) % (VOCABULARY - 3) + 3 for row in range(rows)]
@@ -139,9 +157,13 @@ def compared(
     return table(head, lines)
 
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
 def bytes_read(model: PreTrainedModel, rows: int, bits: float) -> float:
     config = model.config
-    chosen = 1 - (1 - config.num_experts_per_tok / config.num_experts) ** rows
+    experts = next(getattr(config, name) for name in _EXPERTS if hasattr(config, name))
+    chosen = 1 - (1 - config.num_experts_per_tok / experts) ** rows
     total = 0.0
     for name, parameter in model.named_parameters():
         if "embed_tokens" not in name and parameter.dim() > 1:
