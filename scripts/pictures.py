@@ -1,7 +1,10 @@
 """Takes the pictures of the pages in docs/pictures, of the built-in model's server: `python scripts/pictures.py`.
 
-Of the chat page, of the live page with "live", and then under a trace if one is named:
-python scripts/pictures.py live azure_llm_conv_2023.csv
+Of the chat page; of the live page with "live", and then under a trace if one is named; of a page of `baton bench` with
+"bench" and a model's folder, under a load where scheduling matters (docs/bench.md), on a quiet machine:
+
+    python scripts/pictures.py live azure_llm_conv_2023.csv
+    python scripts/pictures.py bench models/m135b
 
 Needs playwright and a chromium on PATH. The moment is a race with the model: take them again if one shows nothing.
 """
@@ -12,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,13 +34,19 @@ LIVE_PICTURES: dict[str, list[str]] = {
     "live-run-to-completion": ["--policy", "run_to_completion"],
     "live-little-memory": ["--kv-memory", "5MiB", "--max-model-len", "1024"],
 }
+# Long prompts come while others are answered, at less than the machine can do.
+BENCH = ["--policies", "run_to_completion,orca,baton", "--queries", "16", "--repeat", "3", "--max-model-len", "1024"]
+BENCH += ["--prompt", "lognormal:600,0.3", "--max-prompt", "900", "--answer", "uniform:32,96"]
+BENCH += ["--mode", "timed", "--arrivals", "poisson:0.4", "--goal-gap", "0.5", "--alone", "2"]
 
 
 def main() -> None:
     with sync_playwright() as started:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        if sys.argv[1:2] == ["live"]:
+        if sys.argv[1:2] == ["bench"]:
+            take_bench(browser, sys.argv[2:])
+        elif sys.argv[1:2] == ["live"]:
             for name, settings in LIVE_PICTURES.items():
                 with serving(*settings) as url, asking(url, sys.argv[2:]):
                     take_live(browser, url, name)
@@ -44,6 +54,16 @@ def main() -> None:
             with serving() as url:
                 take_all(browser, url)
         browser.close()
+
+
+def take_bench(browser: Any, arguments: list[str]) -> None:
+    """`arguments`: a model's folder; what follows it changes the workload."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "bench.html")
+        subprocess.run([sys.executable, "-m", "baton", "bench", *BENCH, "--html", str(page), *arguments], check=True)
+        tab = browser.new_page(viewport={"width": 1100, "height": 800})
+        tab.goto(page.as_uri())
+        tab.screenshot(path=PICTURES / "bench.png", full_page=True)
 
 
 @contextmanager
