@@ -59,7 +59,7 @@ OLDER = {
     "decoder_ffn_dim": 64,
     "encoder_ffn_dim": 64,
 }
-VARIANTS = (
+VARIANTS: tuple[dict[str, Any], ...] = (
     {**COMMON, **EXPERTS, **MLA},
     {**COMMON, **EXPERTS, "head_dim": 16},
     {**COMMON, **OLDER},

@@ -231,10 +231,10 @@ def random_batch(
 
     make = partial(mapped_rectangle, driver, kv_bytes, interleaved) if driver is not None else Rectangle
     of: dict[str, Any] = {"aligned": aligned, "offload": offload, "make": make, "dtype": model.dtype, "side": side}
-    shared, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
+    ours, batch, prefiller = bodies(forward, recorder, rows, model.device, end_ids, **of)
     if prompts is not None:
-        assert isinstance(shared.stepper, AsyncStepper)
-        shared.stepper.placement = prompts
+        assert isinstance(ours.stepper, AsyncStepper)
+        ours.stepper.placement = prompts
     rectangle = prefiller.rectangle
 
     settings = Settings(
@@ -273,7 +273,7 @@ def random_batch(
             else None
         ),
     )
-    return RandomBatch(engine, recorder, shared)
+    return RandomBatch(engine, recorder, ours)
 
 
 def torch_forward_of(model: PreTrainedModel) -> TorchForward:
@@ -315,8 +315,8 @@ def bodies(
         both = Rows(RowFeeder(rectangle, forward, recorder), "tiny", offload=offload)
     else:
         feeder = RowFeeder(rectangle, forward, Sampler(end_ids))
-        beside = None if side is None else PrefillStreamStepper(feeder, steps, side(rectangle))
-        both = Rows(feeder, "tiny", stepper=beside or AsyncStepper(feeder, steps), offload=offload)
+        streams = None if side is None else PrefillStreamStepper(feeder, steps, side(rectangle))
+        both = Rows(feeder, "tiny", stepper=streams or AsyncStepper(feeder, steps), offload=offload)
     beside = PrefillHere(both, range(rows, 2 * rows + 1), beside_batch=True)
     return both, RectangleBatch(both, range(rows), rows), beside
 

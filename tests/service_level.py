@@ -214,7 +214,7 @@ class Served:
     def gauges(self) -> dict[str, float]:
         """What the metrics page says of queries and bytes."""
         lines = [line.rsplit(" ", 1) for line in self.get("/metrics").text.splitlines() if line[:1] != "#"]
-        wanted = ("baton_queries_running", "baton_queries_waiting", "baton_queries_prefilling")
+        wanted: tuple[str, ...] = ("baton_queries_running", "baton_queries_waiting", "baton_queries_prefilling")
         wanted += (
             "baton_queries_preempted",
             "baton_batch_rows_occupied",

@@ -162,7 +162,7 @@ def test_a_row_on_its_way_may_be_dropped_lifted_looked_at_and_moved(what: str, a
             rows.lift("b", copy=False).release()
         _, untouched = placed(100, FIRST, ahead=ahead)
         untouched.feed({"a": 20}, Feeding.RAGGED)
-        expected = fed_alone_after_first(untouched).parts
+        expected = list(fed_alone_after_first(untouched).parts)
         segment = fed_alone_after_first(rows)
     elif what == "pack":
         rows.pack(range(4), 2)

@@ -150,8 +150,10 @@ def test_terms_are_nothing_special_by_default_and_may_go_to_their_limits() -> No
     assert RequestOptions(-(2**31), 1, "x" * MAX_USER_CHARACTERS).priority == -(2**31)
 
 
-NUMERIC = ("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-NUMERIC += ("seed", "min_tokens", "max_tokens", "logprobs", "prompt_logprobs")
+NUMERIC = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("seed", "min_tokens", "max_tokens", "logprobs", "prompt_logprobs"),
+)
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400), 10**5000, -(10**5000)], ids=["400", "-400", "5000", "-5000"])

@@ -17,7 +17,7 @@ import os
 import random
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -69,8 +69,8 @@ SLEEP_SECONDS = 0.005
 class Parts:
     """Seconds by part, without the parts inside it, for each turn of the engine's thread."""
 
-    turns: list[Counter[str]] = field(default_factory=list)
-    _seconds: Counter[str] = field(default_factory=Counter)
+    turns: list[Mapping[str, float]] = field(default_factory=list)
+    _seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _open: list[float] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -84,7 +84,7 @@ class Parts:
             self._open[-1] += took
         else:
             self.turns.append(self._seconds)
-            self._seconds = Counter()
+            self._seconds = defaultdict(float)
 
     def watch(self, owner: Any, name: str, part: str) -> None:
         """From now on this method's time is of this part."""

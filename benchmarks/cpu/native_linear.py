@@ -79,10 +79,10 @@ def compared(program: str, kinds: list[str], shape: str, rows: list[int], rounds
             for count, microseconds, *_ in list(measured(program, kind, shape, rows))[1:]:
                 took.setdefault((kind, int(count)), []).append(float(microseconds))
     lines = []
-    for count in rows:
-        medians = [statistics.median(took[kind, count]) for kind in kinds]
+    for many in rows:
+        medians = [statistics.median(took[kind, many]) for kind in kinds]
         ratios = [f"{one:,.1f} ({one / medians[0]:.2f}x)" for one in medians[1:]]
-        lines.append([shape, str(count), f"{medians[0]:,.1f}", *ratios])
+        lines.append([shape, str(many), f"{medians[0]:,.1f}", *ratios])
     return table(("outputs x inputs", "rows", *kinds), lines)
 
 

@@ -16,7 +16,7 @@ import itertools
 import multiprocessing
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def timed(forward: Forward, rectangle: Rectangle, spans: Sequence[Span]) -> tupl
     median = statistics.median(seconds)
     if program is None:
         return median, ""
-    by_kind: Counter[str] = Counter()
+    by_kind: dict[str, float] = defaultdict(float)
     for kind, took in program.parts():
         by_kind[kind] += 1e3 * took / TURNS
     program.profile(False)

@@ -122,7 +122,7 @@ def figures_of(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
             "preemptions": sum(_preemptions(answer) for run in mine for answer in run.answers.values()),
             "recomputed_tokens": sum(run.recomputed for run in mine),
         }
-    displaced, others = [], []
+    displaced, others = list[Any](), list[Any]()
     for turn in turns:
         for name, answer in turn["priority"].answers.items():
             if name.startswith("less"):
@@ -139,8 +139,8 @@ def figures_of(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
 
 
 def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, Any]) -> list[str]:
-    head = ("policy", "urgent: first token p50 / p95 / max s", "last token p50 / p95 / max s", "preemptions")
-    head += ("recomputed tokens", "tokens/s of all")
+    head = ["policy", "urgent: first token p50 / p95 / max s", "last token p50 / p95 / max s", "preemptions"]
+    head += ["recomputed tokens", "tokens/s of all"]
     rows = [
         (
             f"`{policy}`",

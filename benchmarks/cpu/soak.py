@@ -185,17 +185,15 @@ class Soak:
                 self.seen.statuses[type(error).__name__] += 1
 
     async def _plain(self, number: int, case: Case) -> None:
-        asked = self.http.post(case.path, json=case.body, headers=self._key())
+        task = asyncio.ensure_future(self.http.post(case.path, json=case.body, headers=self._key()))
         if self._dice.random() < 0.15:
-            task = asyncio.ensure_future(asked)
             await asyncio.wait([task], timeout=self._dice.random())
             if not task.done():
                 task.cancel()
                 self.seen.left += case.choices
                 self.seen.statuses["left"] += 1
                 return
-            asked = task
-        response = await asked
+        response = await task
         if self._accepted(case, response.status_code, response.text):
             self._compare(number, case, _texts(response.json()["choices"]))
 

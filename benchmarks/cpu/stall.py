@@ -146,8 +146,8 @@ def figures_of(args: argparse.Namespace, lone: Response, runs: Sequence[Attack])
 def report(
     args: argparse.Namespace, settings: Settings, figures: dict[str, Any], longest: int, different: int
 ) -> list[str]:
-    head = ("", "gaps", "p50 ms", "p95 ms", "p99 ms", "max ms (by turn)", "over the bound")
-    head += ("prompt tokens/s", "prompts finished", "longest without progress s")
+    head = ["", "gaps", "p50 ms", "p95 ms", "p99 ms", "max ms (by turn)", "over the bound"]
+    head += ["prompt tokens/s", "prompts finished", "longest without progress s"]
     rows = [("victim alone", *_gaps(figures["alone"]), f"{figures['alone']['max']:.0f}", "", "", "", "")]
     for policy in POLICIES:
         told = figures[policy]

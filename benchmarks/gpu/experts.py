@@ -29,7 +29,7 @@ def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny:
     forward, config = cuda_forward(loaded), loaded.model.config
     length = 32 if tiny else _LENGTH
     of_experts = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." in name)
-    others = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." not in name)
+    others: Any = sum(p.nbytes for name, p in loaded.model.named_parameters() if ".experts." not in name)
     others -= loaded.model.get_input_embeddings().weight.nbytes
     chosen = config.num_experts_per_tok / config.num_experts
     measurements = []

@@ -22,7 +22,7 @@ def online(
     per_second = rate / statistics.mean(ask.tokens for ask in asks)
     for share, bound in itertools.product((0.5, 0.8), (0.05, 10.0)):
         dice = random.Random(1)
-        at, arrivals = 0.0, []
+        at, arrivals = 0.0, list[float]()
         while at < 0.8 * cap and len(arrivals) < len(asks):
             arrivals.append(at)
             at += dice.expovariate(per_second * share)

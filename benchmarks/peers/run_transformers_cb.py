@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -46,7 +47,7 @@ class Continuous:
             manager.add_request(ask.prompt, max_new_tokens=ask.tokens, record_timestamps=timed, eos_token_id=-1)
             for ask in asks
         ]
-        done = {}
+        done: dict[str, Any] = {}
         while len(done) < len(names):
             result = manager.get_result(timeout=1)
             if result is None:

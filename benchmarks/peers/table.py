@@ -15,7 +15,13 @@ from benchmarks.report import command, machine, table
 
 WEIGHT_BYTES = {"bfloat16": 2, "float32": 4, "int8": 1}
 KV_NUMBER_BYTES = {"bfloat16": 2, "float32": 4, "int8": 2}
-HEAD = ("engine", "generated tokens/s", "`baton` is faster by", "step ms", "GB/s of what a step must move")
+HEAD: tuple[str, ...] = (
+    "engine",
+    "generated tokens/s",
+    "`baton` is faster by",
+    "step ms",
+    "GB/s of what a step must move",
+)
 HEAD += ("prefill tokens/s", "first token after s", "peak MB", "of these while at work", "answers as `baton`'s")
 Run = dict[str, Any]
 

@@ -27,7 +27,7 @@ class NoWords:
     """A tokenizer that only knows how many tokens there are."""
 
     vocabulary = VOCABULARY
-    kind, roles, special = "NoWords", {}, {}
+    kind, roles, special = "NoWords", dict[str, Any](), dict[str, Any]()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [3]
@@ -225,7 +225,7 @@ async def test_a_task_that_is_cancelled_cancels_its_queries(open_client: Callabl
 async def test_a_stream_that_was_read_to_its_end_cancels_nothing(open_client: Callable[..., Opened]) -> None:
     opened = open_client()
     cancelled: list[Sequence[str]] = []
-    opened.loop.cancel = cancelled.append  # type: ignore[method-assign]
+    opened.loop.cancel = cancelled.append  # type: ignore[method-assign, assignment]
     async for _ in opened.client.stream(opened.client.queries([3], GREEDY)):
         pass
     assert cancelled == []

@@ -44,7 +44,7 @@ def test_a_held_prefix_that_cannot_be_put_together_fails_nobody(fused: bool, mon
     batch = toy_batch(Baton(fused=fused), prefix_store=store)
     queries = choices(3, prompt_of(12), 6)
     accept(batch, *queries)
-    right, broken = store.find, []
+    right, broken = store.find, list[Any]()
 
     def find(tokens: Sequence[int]) -> Any:
         if store.bytes_held and not broken:

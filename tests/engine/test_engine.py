@@ -127,7 +127,7 @@ def test_baton_never_steps_with_a_free_row_while_a_query_is_ready() -> None:
         seen.append((free, engine.lifecycle.count(State.READY)))
         return right(*args)
 
-    engine.batch.step = watched  # type: ignore[method-assign]
+    engine.batch.step = watched  # type: ignore[method-assign, assignment]
     queries = [asked(f"q{i}", dice.randint(1, 15), dice.randint(1, 12)) for i in range(25)]
     batch.run(queries, dice)
     assert not [free for free, ready in seen if free and ready]
@@ -513,7 +513,7 @@ def test_never_is_more_reserved_than_the_budget(policy: str) -> None:
         assert engine.kv_bytes_used <= reserved(engine)
         return right(*args)
 
-    engine.batch.step = watched  # type: ignore[method-assign]
+    engine.batch.step = watched  # type: ignore[method-assign, assignment]
     batch.run(queries, dice)
     assert budget / 2 < most <= budget
     assert all(batch.tokens(query.id) == toy_alone(query) for query in queries)

@@ -120,7 +120,7 @@ def test_prompts_of_a_script_never_expire_by_the_servers_limits() -> None:
             seen.extend(queries)
             right(queries, deliver)
 
-        llm.client._loop.submit = submit  # type: ignore[method-assign]
+        llm.client._loop.submit = submit  # type: ignore[method-assign, assignment]
         outs = llm.generate(["a b c"] * 12, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
         assert len({out.outputs[0].text for out in outs}) == 1
         assert llm.stats()["queries"]["finished"] == 12

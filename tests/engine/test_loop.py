@@ -169,7 +169,7 @@ def test_a_query_cancelled_before_the_engine_saw_it_never_runs(open_loop: Opens)
 
 
 def test_a_full_queue_takes_all_of_a_call_or_nothing(open_loop: Opens) -> None:
-    gate, told = Gate(), []
+    gate, told = Gate(), list[Event]()
     loop, asker = open_loop(say=gate, sinks=[told.append], max_rows=1, max_waiting=2), Asker()
     loop.submit([asked("a")], asker)
     assert gate.reached.wait(PATIENCE_SECONDS)
@@ -191,7 +191,7 @@ def test_a_full_queue_takes_all_of_a_call_or_nothing(open_loop: Opens) -> None:
 
 
 def test_a_drain_lets_the_live_ones_finish_and_admits_nobody(open_loop: Opens) -> None:
-    gate, told = Gate(), []
+    gate, told = Gate(), list[Event]()
     loop, asker = open_loop(say=gate, sinks=[told.append]), Asker()
     loop.submit([asked("a"), asked("b")], asker)
     assert gate.reached.wait(PATIENCE_SECONDS)

@@ -47,7 +47,7 @@ def fits(asked: OutputFormat, text: str, tags: str) -> bool:
 
 
 def said_by(asked: OutputFormat, tokens: list[int], tags: str) -> bool:
-    matcher, said = compiled(asked, Vocabulary(backend(tags).to_str(), SIZE, [END])).start(), []
+    matcher, said = compiled(asked, Vocabulary(backend(tags).to_str(), SIZE, [END])).start(), list[int]()
     for token in [*tokens, END]:
         mask = matcher.allowed(list(said))
         if not mask[token // 8] >> token % 8 & 1:

@@ -24,7 +24,7 @@ def ids(mask: bytes) -> set[int]:
 
 def fits(form: OutputFormat, text: str) -> bool:
     """Whether an answer may be this text: each of its tokens may come, and then the end."""
-    matcher, said = compiled(form, VOCABULARY).start(), []
+    matcher, said = compiled(form, VOCABULARY).start(), list[int]()
     for token in [*tokens_of(text), END]:
         if token not in ids(matcher.allowed(list(said))):
             return False

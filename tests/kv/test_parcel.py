@@ -171,7 +171,7 @@ def test_a_query_whose_engine_is_gone(told: tuple[int, ...], computed: int, star
     assert segment_back.query == replace(QUERY, start_by=start_by)
 
 
-ODD = (
+ODD: tuple[Any, ...] = (
     None,
     True,
     -1,

@@ -82,7 +82,7 @@ def test_only_what_is_compared_is_computed(tmp_path: Path, monkeypatch: pytest.M
     """Recording and probing unpack no weight: in a large model each pass over all of them takes seconds."""
     save_packed(tmp_path, gptq())
     passes: dict[str, int] = dict.fromkeys(("record", "probe"), 0)
-    unpacked, runs_now = PackedWeight.unpacked, []
+    unpacked, runs_now = PackedWeight.unpacked, list[str]()
 
     def counted(self: PackedWeight, first: int, last: int) -> torch.Tensor:
         for name in runs_now:

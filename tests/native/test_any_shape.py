@@ -201,8 +201,8 @@ def test_wrong_shapes_of_weights_are_refused(kernels: int) -> None:
         refused(lambda kind=kind: library.baton_pack(kernels, struct, 0, 1, address, kind))
     refused(lambda: library.baton_product(kernels, Weight(FLOAT32, 33, 17, None, None), address, 1, None, address))
     refused(lambda: library.baton_product(kernels, Weight(INT8, 33, 17, struct.data, None), address, 1, None, address))
-    for wrong in ((0, 1, 1.0), (33, 1, 1.0), (32, 0, 1.0), (32, 3, 1.0), (32, 1, 0.0), (32, 1, -1.0)):
-        four = Weight(INT4, 33, 17, struct.data, struct.data, *wrong)
+    for shape in ((0, 1, 1.0), (33, 1, 1.0), (32, 0, 1.0), (32, 3, 1.0), (32, 1, 0.0), (32, 1, -1.0)):
+        four = Weight(INT4, 33, 17, struct.data, struct.data, *shape)
         refused(lambda four=four: library.baton_product(kernels, four, address, 1, None, address))
     refused(lambda: library.baton_product(kernels, struct, None, 1, None, address))
     assert held

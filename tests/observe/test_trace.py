@@ -111,7 +111,7 @@ def test_a_full_disk_costs_the_trace_and_nothing_else(tmp_path: Path, caplog: py
 
 
 def test_a_slow_sink_keeps_so_many_and_drops_the_rest() -> None:
-    go, seen = threading.Event(), []
+    go, seen = threading.Event(), list[Event]()
 
     def slow(events: Sequence[Event]) -> None:
         go.wait(20)

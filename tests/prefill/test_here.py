@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,7 +161,7 @@ def test_in_whatever_chunks_prompts_are_fed_their_first_tokens_are_right(
     queries = {f"q{i}": query_of(f"q{i}", prompt_of(length, seed=i), 3) for i, length in enumerate(lengths)}
     for query in queries.values():
         prefiller.start(toy_segment(query))
-    useful, tokens = 0, {}
+    useful, tokens = 0, dict[str, Any]()
     while len(tokens) < len(queries):
         left = sorted(set(queries) - set(tokens))
         names = data.draw(st.lists(st.sampled_from(left), min_size=1, unique=True))

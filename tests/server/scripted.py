@@ -281,7 +281,7 @@ class Free:
 
 
 def client_of(loop: ScriptedLoop, limits: Limits | None = None, **settings: Any) -> Client:
-    settings = Settings(
+    made = Settings(
         policy="baton",
         max_rows=8,
         max_model_len=loop.context,
@@ -295,7 +295,7 @@ def client_of(loop: ScriptedLoop, limits: Limits | None = None, **settings: Any)
     )
     return Client(
         model_name=MODEL,
-        settings=settings,
+        settings=made,
         tokenizer=loop.tokenizer,
         loop=loop,
         clock=monotonic,

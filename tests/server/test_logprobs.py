@@ -31,7 +31,7 @@ async def streamed(http: httpx.AsyncClient, path: str, **asked: Any) -> list[dic
 
 def put_together(chunks: list[dict[str, Any]], index: int) -> tuple[str, dict[str, Any] | None]:
     """Text and log-probabilities of one choice, from its chunks."""
-    text, told = "", {}
+    text, told = "", dict[str, Any]()
     for choice in (chunk["choices"][0] for chunk in chunks if chunk["choices"]):
         if choice["index"] != index:
             continue

@@ -272,8 +272,10 @@ async def test_a_query_that_cannot_be_as_it_was_asked_is_its_askers_error(
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
 
 
-NUMERIC = ("max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
-NUMERIC += ("repetition_penalty", "seed", "min_tokens", "priority", "deadline_ms")
+NUMERIC = (
+    *("max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"),
+    *("repetition_penalty", "seed", "min_tokens", "priority", "deadline_ms"),
+)
 
 
 def bodies_with(number: str) -> list[tuple[str, str, str]]:
