@@ -6,6 +6,7 @@ that were recorded, by their names. Each load's self-check compares what comes o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 from transformers import PreTrainedModel
 
+from baton.kv.rectangle import LayerShape
 from baton.loader import choose, rounded
 from baton.native.record import Recorded, record
 
@@ -25,12 +27,12 @@ def remember_recordings() -> None:
         room.record = recorded  # type: ignore[attr-defined]
 
 
-def recorded(model: PreTrainedModel) -> Recorded:
+def recorded(model: PreTrainedModel, shapes: Sequence[LayerShape] | None = None) -> Recorded:
     key, tensors = _key(model), _tensors(model)
     if key is None:
-        return record(model)
+        return record(model, shapes)
     if key not in _known:
-        _known[key] = _apart(record(model).graph, tensors)
+        _known[key] = _apart(record(model, shapes).graph, tensors)
     graph, names, constants = _known[key]
     again = SimpleNamespace(graph=graph, **constants, **{target: tensors[name] for target, name in names.items()})
     return Recorded(cast(GraphModule, again))

@@ -41,6 +41,7 @@ NATIVE = (
     *("granite", "stablelm", "smollm3", "glm4", "cohere2", "starcoder2", "exaone4"),
     *("qwen3_moe", "qwen2_moe", "mixtral", "phimoe", "gpt_oss", "olmoe", "granitemoe", "glm4_moe", "gemma4_moe"),
     *("deepseek_v2", "deepseek_v3"),
+    *("mamba", "mamba2", "jamba", "bamba", "falcon_h1", "qwen3_next", "lfm2", "granitemoehybrid"),
 )
 
 

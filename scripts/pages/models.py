@@ -35,8 +35,8 @@ refused by name if it does not.
 | singly | the model's own attention, one row after the other: exact, without the speed of a batch |
 
 "Native": on the CPU a step is recorded once and carried out as one native call ([how](design/native.md)); all
-others run in torch. "Whole prompts": Mamba-1 layers begin each chunk from nothing, so a prompt is fed at once. Models
-with states are fed one prompt per call. A ring keeps exactly the window's tokens; states do not grow.
+others run in torch. There, models with states are fed one prompt per call, and at once where Mamba-1 layers begin each
+chunk from nothing ("whole prompts"). A ring keeps exactly the window's tokens; states do not grow.
 
 | family | type | way | layers keep | tokens | {policies} |
 | --- | --- | --- | --- | --- | {dashes} |

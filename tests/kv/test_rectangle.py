@@ -214,3 +214,30 @@ def test_rows_that_are_exchanged_are_where_the_other_was_and_nothing_is_copied()
     assert all(torch.equal(ours, part) for ours, part in zip(rectangle.view(0), parts, strict=True))
     rectangle.clear(0)
     assert not any(tensor[2].any() for tensor in (*rectangle.keys, *rectangle.values))
+
+
+def test_a_step_writes_the_other_copy_of_a_rows_states() -> None:
+    shape = LayerShape(states=(StateShape((2, 3), torch.float32, copies=2),))
+    rectangle = Rectangle([shape], capacity=3, columns=8, dtype=torch.float32, device=CPU)
+    rectangle.write(1, [torch.ones(2, 3)], 5)
+    current, spare = rectangle.state_slots(1)
+    rectangle.states[0][0][spare] = 2.0
+    assert (rectangle.view(1)[0] == 1.0).all()
+    rectangle.flip(1)
+    assert (rectangle.view(1)[0] == 2.0).all()
+    assert rectangle.state_slots(1) == (spare, current)
+    # Copies follow a row's slot, and rows do not share any.
+    rectangle.swap_rows(1, 2)
+    assert (rectangle.view(2)[0] == 2.0).all()
+    assert len({slot for row in range(3) for slot in rectangle.state_slots(row)}) == 6
+    rectangle.move(2, 0)
+    assert (rectangle.view(0)[0] == 2.0).all()
+    # The moved row's memory was given back, of both copies.
+    assert not rectangle.states[0][0][[current, spare]].any()
+
+
+def test_copies_take_memory_and_are_no_other_states() -> None:
+    one, two = (StateShape((64, 64), torch.float32, "a", copies=copies) for copies in (1, 2))
+    single, double = (footprint([LayerShape(states=(state,))], 8, torch.float32, CPU) for state in (one, two))
+    assert double.of(1) == 2 * single.of(1)
+    assert repr(one) == repr(two)

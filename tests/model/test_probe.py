@@ -70,7 +70,7 @@ def test_what_each_layer_keeps_per_token_is_found(name: str, shape: LayerShape) 
     ],
 )
 def test_each_kind_is_run_in_the_first_way_that_is_exact(name: str, way: AttentionBackend, whole: bool) -> None:
-    forward = choose(model_of(name)).forward
+    forward = choose(model_of(name), native=False).forward
     assert (forward.backend, forward.whole_prompts) == (way, whole)
 
 

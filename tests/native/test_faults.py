@@ -62,7 +62,7 @@ def test_a_program_of_an_impossible_length_is_refused() -> None:
         with pytest.raises((ValueError, MemoryError)):
             library.baton_program_new(
                 native.kernels(), pool, byref(ProgramIR()), (Instruction * 1)(), count, (Table * 1)(), 0,
-                (Layer * 1)(), 0, (Visibility * 1)(), 0,
+                (Layer * 1)(), 0, (Visibility * 1)(), 0, None, 0,
             )  # fmt: skip
     library.baton_pool_free(pool)
 

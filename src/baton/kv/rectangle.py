@@ -1,8 +1,9 @@
 """The rectangle: what all rows keep: keys and values `[rows, columns, kv_heads, head_dim]` of each layer, and states.
 
 Token p of a row is in column p; in a layer with a window of W tokens, in column p % W of a ring of W columns. Nothing
-is ever shifted: position ids and masks follow from the rows' lengths. Recurrent layers keep states `[rows, ...]`. This
-is the paper's vector shaping (BATON, section 4) without its shared write column, which `kv/aligned.py` has.
+is ever shifted: position ids and masks follow from the rows' lengths. Recurrent layers keep states `[rows, ...]`, or
+two of each in turn, so that a step writes what it does not read and a step that fails has changed nothing. This is the
+paper's vector shaping (BATON, section 4) without its shared write column, which `kv/aligned.py` has.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import mmap
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,14 +27,20 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """One state of a recurrent layer: what it keeps per row, whatever the row's length. `name` is the layer's own."""
+    """One state of a recurrent layer: what it keeps per row, whatever the row's length. `name` is the layer's own.
+
+    `copies`: 2 if steps write another copy than they read, 1 if they do not.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     name: str = ""
+    # How memory is used says nothing of what is kept, so that it is not in a segment's stamp.
+    copies: int = field(default=1, repr=False)
 
     @property
     def bytes(self) -> int:
+        """Of one copy."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -53,14 +60,15 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """One kind of data of all rows: `tensor` `[rows, columns, ...]`, or a state `[rows, ...]` with `columns` 0."""
+    """One kind of data of all rows: `tensor` `[rows, columns, ...]`, or `[rows x copies, ...]`: states, `columns` 0."""
 
     tensor: Tensor
     columns: int
+    copies: int = 1
 
-    def part(self, row: int, count: int) -> Tensor:
+    def part(self, slot: int, count: int) -> Tensor:
         """The part of a row of so many tokens."""
-        return self.tensor[row, : min(count, self.columns)] if self.columns else self.tensor[row]
+        return self.tensor[slot, : min(count, self.columns)] if self.columns else self.tensor[slot]
 
 
 class Rectangle:
@@ -94,8 +102,11 @@ class Rectangle:
         self.footprint = footprint(shapes, columns, dtype, device)
         self._maps: dict[int, mmap.mmap] = {}
         self._buffers: list[Buffer] = []
-        # By row slot: how many tokens may have been written there since it was cleared.
+        # By row slot: how many tokens may have been written there since it was cleared, and which copy of its states
+        # is valid.
         self._reached = [0] * capacity
+        self._valid = [0] * capacity
+        self._copies = max((state.copies for shape in self.shapes for state in shape.states), default=1)
         self.rings = [shape.window if shape.window < columns else 0 for shape in self.shapes]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -146,20 +157,33 @@ class Rectangle:
 
     def view(self, row: int) -> list[Tensor]:
         """What the row keeps, not copied: one part for each buffer, by layer: keys, values, states."""
-        return [buffer.part(self.row_slots[row], self.lens[row]) for buffer in self._buffers]
+        place = self.row_slots[row]
+        return [self._part(buffer, place, self.lens[row]) for buffer in self._buffers]
+
+    def state_slots(self, row: int) -> tuple[int, int]:
+        """Where the row's states are valid, and where a step writes them: numbers of slots in `states`."""
+        place = self.row_slots[row]
+        first, valid = place * self._copies, self._valid[place]
+        return first + valid, first + (valid + 1) % self._copies
+
+    def flip(self, row: int) -> None:
+        """Makes those states of the row valid that a step wrote."""
+        place = self.row_slots[row]
+        self._valid[place] = (self._valid[place] + 1) % self._copies
 
     def clear(self, row: int) -> None:
         """Empties the row and gives its memory back."""
         self.lens[row] = 0
         place = self.row_slots[row]
         written, self._reached[place] = self._reached[place], 0
+        self._valid[place] = 0
         if self._maps:
             # Also if the row holds no token: a forward that failed may have written some.
             for buffer in self._buffers:
-                self._give_back(buffer.tensor, place)
+                self._give_back(buffer, place)
         elif written and self._buffers:
             # A NaN left behind would poison masked attention, which multiplies masked columns by zero.
-            torch._foreach_zero_([buffer.part(place, written) for buffer in self._buffers])
+            torch._foreach_zero_([self._part(buffer, place, written) for buffer in self._buffers])
 
     def move(self, source: int, target: int) -> None:
         """Moves the row `source` to the empty row `target`."""
@@ -192,10 +216,13 @@ class Rectangle:
     def _state(self, state: StateShape) -> Tensor:
         count = math.prod(state.shape)
         step = _PAGE // math.gcd(_PAGE, state.dtype.itemsize)
-        flat = self._reserved((self.capacity, -(-count // step) * step), state.dtype)
+        flat = self._reserved((self.capacity * state.copies, -(-count // step) * step), state.dtype)
         tensor: Tensor = flat[:, :count].unflatten(1, state.shape)
-        self._buffers.append(Buffer(tensor, 0))
+        self._buffers.append(Buffer(tensor, 0, state.copies))
         return tensor
+
+    def _part(self, buffer: Buffer, place: int, count: int) -> Tensor:
+        return buffer.part(place * buffer.copies + (self._valid[place] if buffer.copies > 1 else 0), count)
 
     def _reserved(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if not is_lazy(self.device):
@@ -211,9 +238,9 @@ class Rectangle:
         self._maps[buffer.data_ptr()] = memory
         return buffer
 
-    def _give_back(self, tensor: Tensor, row: int) -> None:
-        memory = self._maps[tensor.data_ptr()]
-        size = tensor.stride(0) * tensor.element_size()
+    def _give_back(self, buffer: Buffer, row: int) -> None:
+        memory = self._maps[buffer.tensor.data_ptr()]
+        size = buffer.tensor.stride(0) * buffer.tensor.element_size() * buffer.copies
         memory.madvise(mmap.MADV_DONTNEED, row * size, size)
 
 
@@ -232,7 +259,7 @@ def footprint(shapes: Sequence[LayerShape], columns: int, dtype: torch.dtype, de
         for dim in (shape.key_dim, shape.value_dim):
             if shape.heads * dim:
                 kinds[shape.heads * dim * dtype.itemsize, ring] += 1
-        state_bytes += sum(-(-state.bytes // page) * page for state in shape.states)
+        state_bytes += sum(-(-state.bytes // page) * page * state.copies for state in shape.states)
     return Footprint(
         tuple(Columns(size, ring, count) for (size, ring), count in sorted(kinds.items())), state_bytes, page
     )

@@ -216,7 +216,7 @@ def in_native_steps(
     try:
         check_native(plain)
         with not_computed():
-            graph = lower(record(model))
+            graph = lower(record(model, plain.geometry.shapes))
         program = Program(
             graph,
             plain.geometry,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,8 @@ from baton.loader.load import saved_dtype
 from baton.loader.packings import packed_format
 from baton.loader.stock import build, read_config, stored_bytes
 from baton.model.probe import Geometry, own_words, probe
+from baton.native.forward import with_copies
+from baton.native.library import best
 from baton.native.packing import Packing
 
 # The meta kernels of grouped matrix products know only bfloat16; shapes do not depend on it.
@@ -60,7 +63,8 @@ class Survey:
 
     def footprint(self, dtype: torch.dtype) -> Footprint:
         """What a query of the whole context takes on the CPU; nothing if the model is refused."""
-        shapes = [_in(dtype, shape) for shape in self.geometry.shapes] if self.geometry else []
+        shapes: Sequence[LayerShape] = [_in(dtype, shape) for shape in self.geometry.shapes] if self.geometry else []
+        shapes = with_copies(shapes) if best() is not None else shapes
         return footprint(shapes, self.context_tokens, dtype, torch.device("cpu"))
 
 

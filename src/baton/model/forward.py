@@ -54,13 +54,15 @@ class TorchForward:
         self.pads = backend is AttentionBackend.RAGGED and not self.hooked.recurrent
         """Whether rows may be aligned in one call of the model, with padding between them."""
 
-    def parts(self) -> list[str]:
+    def parts(self, *, apart: bool = True) -> list[str]:
+        """How the model is run, for people. `apart`: rows with states are fed their prompts one by one."""
         parts = [DESCRIPTIONS[self.backend]]
         rings = sorted({shape.window for shape in self.geometry.shapes if shape.window})
         if rings:
             parts.append(f"rings of {', '.join(map(str, rings))} tokens")
         if self.hooked.recurrent:
-            parts.append("states per row, prompts one by one" + (" and whole" if self.whole_prompts else ""))
+            whole = " and whole" if self.whole_prompts else ""
+            parts.append("states per row" + (f", prompts one by one{whole}" if apart else ""))
         if self.long_rope_limit is not None:
             parts.append(f"beyond {self.long_rope_limit} tokens rotated by each text's own length")
         if self.recompute_limit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,10 @@ class Emitter:
         operands = tuple(self.here(one) for one in operands)
         shapes = [one.shape for one in operands if isinstance(one, (Value, Tensor))]
         shape = torch.broadcast_shapes(*shapes)
+        if shape and shape[0] != ROWS and shape[0] % ROWS == 0:
+            unfolded = [unfold(one) for one in operands]
+            done = self.by_number(code, *unfolded, numbers=numbers, out=None if out is None else unfold(out))
+            return fold(done) if out is None else out
         out = self.new(shape) if out is None else self.here(out)
         refs = [ref(one, out.shape) for one in (out, *operands)]
         sizes, refs = collapsed(out.shape[1:], refs)
@@ -74,12 +79,34 @@ class Emitter:
         """An operation over the last dimension; `reduced`: to one number, whose dimension stays if `keep`."""
         value = self.here(value)
         shape = value.shape
+        if shape[0] != ROWS:
+            return fold(self.over_last(code, unfold(value), *more, numbers=numbers, reduced=reduced, keep=keep))
         out = self.new((*shape[:-1], 1) if reduced else shape)
         written = Value(out.buffer, out.view.expand(shape)) if reduced else out
         refs = [ref(one, shape) for one in (written, value, *more)]
         sizes, refs = collapsed(shape[1:], refs, keep_last=True)
         self.lines.append(Line("ROWWISE", code, sizes, refs[0], tuple(refs[1:]), numbers))
         return out if keep or not reduced else Value(out.buffer, out.view.squeeze(-1))
+
+    def dotted(self, x: Any, y: Any, dim: int, *, out: Value | None = None) -> Value:
+        """The sum of x times y, which have one shape, over a dimension, which stays."""
+        x, y = self.here(x), self.here(y)
+        shape = list(x.shape)
+        last = len(shape) - 1
+        if out is None:
+            out = self.new([*shape[:dim], 1, *shape[dim + 1 :]])
+        # Summed over the last dimension, or over the last but one.
+        to = last if dim == last else last - 1
+        views = [one.view.expand(shape).transpose(dim, to) if isinstance(one, Value) else one for one in (out, x, y)]
+        turned = [*shape]
+        turned[dim], turned[to] = turned[to], turned[dim]
+        operands = [
+            ref(Value(one.buffer, view) if isinstance(one, Value) else one.expand(shape).transpose(dim, to), turned)
+            for one, view in zip((out, x, y), views, strict=True)
+        ]
+        sizes, refs = collapsed(turned[1:], operands, keep_last=1 if dim == last else 2)
+        self.lines.append(Line("ROWWISE", "DOT" if dim == last else "DOT_ACROSS", sizes, refs[0], tuple(refs[1:])))
+        return out
 
     def dense(self, value: Value) -> Value:
         """The same value, with the numbers of its last dimension side by side."""
@@ -202,6 +229,21 @@ class Emitter:
         sizes, refs = collapsed(out.shape[1:], refs, keep_last=True)
         self.lines.append(Line("ROWWISE", code, sizes, refs[0], tuple(refs[1:]), numbers))
 
+    def state(self, like: Value, layer: int, at: int, shape: list[int], dtype: torch.dtype) -> Value:
+        """A state of the token's row, as the row's last token left it."""
+        buffer = self._graph.states.setdefault((layer, at), Buffer(math.prod(shape), Space.STATE))
+        return Value(buffer, torch.empty(ROWS, *shape, device="meta"))
+
+    def kept_state(self, value: Value, layer: int, at: int) -> Value:
+        """The state as the row's next token finds it."""
+        buffer = self._graph.states[layer, at]
+        whole = Value(buffer, torch.empty(value.shape, device="meta"))
+        if value.buffer is not buffer:
+            return self.by_number("COPY", value, out=whole)
+        if value.view.stride() != whole.view.stride():
+            raise refuse("a state that becomes a view of itself")
+        return value
+
     def kept(self, keys: Value, values: Value, layer: int) -> tuple[Kept, Kept]:
         """A cache layer's new keys and values `[ROWS, heads, 1, dim]`."""
         self._graph.layers[layer] = (keys.shape[1], keys.shape[3], values.shape[3])
@@ -225,6 +267,20 @@ class Emitter:
         )
         self._graph.visibilities.append(visibility)
         return out
+
+
+def unfold(value: Any) -> Any:
+    """`[ROWS x n, ...]` as `[ROWS, n, ...]`; constants as they are."""
+    if not isinstance(value, Value):
+        return value
+    if value.shape[0] % ROWS:
+        raise refuse("a value without rows")
+    return Value(value.buffer, value.view.unflatten(0, (ROWS, -1)))
+
+
+def fold(value: Value) -> Value:
+    """`[ROWS, n, ...]` as `[ROWS x n, ...]`."""
+    return Value(value.buffer, value.view.view(-1, *value.shape[2:]))
 
 
 def heads_of(value: Value) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from baton.core.errors import LoadError
-from baton.kv.rectangle import Rectangle
+from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model.execution import AttentionBackend
 from baton.model.forward import TorchForward
 from baton.model.port import ForwardStats
@@ -30,6 +31,14 @@ def check_native(torch_forward: TorchForward) -> None:
         raise LoadError("its rotation depends on a text's length")
 
 
+def with_copies(shapes: Sequence[LayerShape]) -> tuple[LayerShape, ...]:
+    """What layers keep natively: states in float32, twice, so that a step writes another copy than it reads."""
+    return tuple(
+        replace(shape, states=tuple(replace(one, dtype=torch.float32, copies=2) for one in shape.states))
+        for shape in shapes
+    )
+
+
 class NativeForward:
     """A `Forward` over a `Program`. `torch_forward`: the same model in torch, whose layout it takes over.
 
@@ -37,17 +46,17 @@ class NativeForward:
     """
 
     swaps_rows = True
+    whole_prompts = False
     long_rope_limit = None
     grid = 0
 
     def __init__(self, program: Program, torch_forward: TorchForward) -> None:
         check_native(torch_forward)
         self.program = program
-        self.geometry = program.geometry
+        self.geometry = replace(program.geometry, shapes=with_copies(program.geometry.shapes))
         self.backend = torch_forward.backend
-        self.whole_prompts = torch_forward.whole_prompts
         self.recompute_limit = torch_forward.recompute_limit
-        self._parts = torch_forward.parts()
+        self._parts = torch_forward.parts(apart=False)
         if torch_forward.backend is AttentionBackend.MLA:
             self._parts[0] = "our attention over latents as they are kept"
 
@@ -76,13 +85,17 @@ class NativeForward:
         if pad:
             spans, tokens, wanted = with_padding(spans, tokens, longest)
         needed = sum(span.stop for span in spans if span.row >= 0)
+        commit = partial(program.commit, rectangle, spans)
         if len(tokens) <= PASS or any(rectangle.rings):
             logits, ran = program.run(rectangle, spans, tokens, wanted)
-            return logits, ForwardStats(needed, longest, 0, partial(program.commit, ran))
+            return logits, ForwardStats(needed, longest, 0, partial(commit, ran))
         # Without rings a pass may be repeated, because columns after a row's end are not used.
         parts = []
+        begun: set[int] = set()
         for first in range(0, len(tokens), PASS):
             last = min(first + PASS, len(tokens))
             kept = [at - first for at in wanted if first <= at < last]
-            parts.append(program.run(rectangle, cut(spans, first, last), tokens[first:last], kept)[0])
-        return torch.cat(parts), ForwardStats(needed, longest, 0, lambda: None)
+            fed = cut(spans, first, last)
+            parts.append(program.run(rectangle, fed, tokens[first:last], kept, begun)[0])
+            begun.update(span.row for span in fed)
+        return torch.cat(parts), ForwardStats(needed, longest, 0, commit)

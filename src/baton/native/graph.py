@@ -5,7 +5,6 @@ Everything is float32 here, token ids and positions too (exact up to 2^24).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -30,11 +29,16 @@ class Space(Enum):
     LATE = 2
     ATTENDED = 3
     LOGITS = 4
+    STATE = 5
+    SCRATCH = 6
 
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """So many numbers of each token. `offset`: where they begin in the token's row, in floats; set by `lay_out`."""
+    """So many numbers of each token. `offset`: where they begin in the token's row, in floats; set by `lay_out`.
+
+    Of a STATE: which one, in the order of `Graph.states`.
+    """
 
     size: int
     space: Space
@@ -83,6 +87,9 @@ class Line:
     bias: Tensor | None = None
     # Whether each number of the result depends only on the operands' numbers at the same position.
     by_number: bool = False
+    # The scan it belongs to, and how far apart its parts' numbers are: of `out`, then of `inputs`.
+    scan: int | None = None
+    steps: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -119,7 +126,10 @@ class VisibilitySpec:
 
 @dataclass(slots=True)
 class Graph:
-    """A program that can be built. `layers`: heads, key and value dimensions of each layer that keeps columns."""
+    """A program that can be built. `layers`: heads, key and value dimensions of each layer that keeps columns.
+
+    `states`: each layer's number and its state's, with the buffer that stands for it.
+    """
 
     token: Buffer
     position: Buffer
@@ -127,9 +137,11 @@ class Graph:
     tables: list[TableSpec] = field(default_factory=list)
     visibilities: list[VisibilitySpec] = field(default_factory=list)
     layers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    states: dict[tuple[int, int], Buffer] = field(default_factory=dict)
     row_floats: int = 0
     late_floats: int = 0
     attended_floats: int = 0
+    scratch_floats: int = 0
     vocabulary: int = 0
 
 
@@ -169,16 +181,16 @@ def ref(operand: Value | Tensor | float, shape: Sequence[int]) -> Ref:
 
 
 def collapsed(
-    sizes: Sequence[int], operands: Iterable[Ref], *, keep_last: bool = False
+    sizes: Sequence[int], operands: Iterable[Ref], *, keep_last: int = 0
 ) -> tuple[tuple[int, ...], list[Ref]]:
     """Returns the same loop with as few dimensions as possible, padded in front to MOST_DIMS.
 
-    `keep_last`: the last dimension is reduced or normalised, and is not merged.
+    `keep_last`: so many of the last dimensions are reduced or normalised, and are not merged.
     """
     operands = list(operands)
     if keep_last and not sizes:
         sizes, operands = (1,), [_with(one, (0,)) for one in operands]
-    dims = [at for at, size in enumerate(sizes) if size != 1 or (keep_last and at == len(sizes) - 1)]
+    dims = [at for at, size in enumerate(sizes) if size != 1 or at >= len(sizes) - keep_last]
     found_sizes = [sizes[at] for at in dims]
     strides = [[one.strides[at] for at in dims] for one in operands]
     at = len(found_sizes) - 2 - keep_last
@@ -197,100 +209,3 @@ def collapsed(
 
 def _with(one: Ref, strides: tuple[int, ...]) -> Ref:
     return Ref(one.buffer, one.offset, strides, one.constant)
-
-
-def lay_out(graph: Graph) -> None:
-    """Gives each buffer its place in the tokens' rows. Buffers that are not needed at the same time share one."""
-    _reuse_in_place(graph.lines)
-    lives = _lives(graph.lines)
-    for given in (graph.token, graph.position):
-        lives[given] = (-1, lives.get(given, (-1, -1))[1])
-    for space in (Space.VALUES, Space.LATE):
-        floats = _place([(buffer, *life) for buffer, life in lives.items() if buffer.space is space])
-        # Rows that begin at multiples of a page would compete for the same few sets of the cache.
-        floats = -(-floats // 16) * 16
-        floats += 16 if floats % 1024 == 0 else 0
-        if space is Space.VALUES:
-            graph.row_floats = floats
-        else:
-            graph.late_floats = floats
-    attends = [at for at, line in enumerate(graph.lines) if line.does == "ATTEND"]
-    for buffer, (first, last) in lives.items():
-        if buffer.space is Space.ATTENDED:
-            graph.attended_floats = max(graph.attended_floats, buffer.size)
-            if any(first < at < last for at in attends):
-                raise refuse("what an attention answered is needed behind the next one")
-
-
-def _reuse_in_place(lines: list[Line]) -> None:
-    """Lets an element-wise operation overwrite an operand that is not needed any more."""
-    last = {buffer: life[1] for buffer, life in _lives(lines).items()}
-    now: dict[Buffer, Buffer] = {}
-    written: set[Buffer] = set()
-    for at, line in enumerate(lines):
-        line.inputs = tuple(_moved(one, now) for one in line.inputs)
-        if line.out is None or line.out.buffer is None:
-            continue
-        out = line.out.buffer
-        if out not in written and line.by_number and line.out.whole:
-            for one in line.inputs:
-                buffer = one.buffer
-                if (
-                    buffer is not None
-                    and last[buffer] == at
-                    and (buffer.space is out.space or out.space is Space.LOGITS)
-                    and buffer.space in (Space.VALUES, Space.LATE)
-                    and buffer.size == out.size
-                    and one.whole
-                    and one.strides == line.out.strides
-                    and math.prod(line.sizes) == out.size
-                ):
-                    if out.space is Space.LOGITS:
-                        buffer.space = Space.LOGITS
-                    now[out] = buffer
-                    last[buffer] = last[out]
-                    break
-        written.add(out)
-        line.out = _moved(line.out, now)
-
-
-def _moved(one: Ref, now: dict[Buffer, Buffer]) -> Ref:
-    buffer = one.buffer
-    while buffer in now:
-        buffer = now[buffer]
-    return one if buffer is one.buffer else Ref(buffer, one.offset, one.strides, one.constant)
-
-
-def _lives(lines: list[Line]) -> dict[Buffer, tuple[int, int]]:
-    """Returns the first and the last line that use each buffer.
-
-    All picks happen at once. So do products and the preparation of what they read, each thread at its own pace.
-    """
-    picks = [at for at, line in enumerate(lines) if line.does == "PICK"]
-    lives: dict[Buffer, tuple[int, int]] = {}
-    for at, line in enumerate(lines):
-        first, end = (picks[0], picks[-1]) if line.does == "PICK" else (at, at)
-        while line.does == "READY" and end + 1 < len(lines) and lines[end + 1].does == "PRODUCT":
-            end += 1
-        for one in (*line.inputs, *([line.out] if line.out else [])):
-            if one.buffer is not None:
-                known = lives.get(one.buffer, (first, end))
-                lives[one.buffer] = (min(known[0], first), max(known[1], end))
-    return lives
-
-
-def _place(lives: list[tuple[Buffer, int, int]]) -> int:
-    """First fit, in the order of first use. Returns how many floats are needed."""
-    placed: list[tuple[Buffer, int, int]] = []
-    total = 0
-    for buffer, first, last in sorted(lives, key=lambda one: one[1]):
-        placed = [one for one in placed if one[2] >= first]
-        at = 0
-        for other, _, _ in sorted(placed, key=lambda one: one[0].offset):
-            if at + buffer.size <= other.offset:
-                break
-            at = max(at, -(-(other.offset + other.size) // 16) * 16)
-        buffer.offset = at
-        total = max(total, at + buffer.size)
-        placed.append((buffer, first, last))
-    return total

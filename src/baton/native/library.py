@@ -14,7 +14,7 @@ from typing import Any
 
 from baton.core.errors import LoadError, SettingError
 
-ABI = 5  # see baton_abi in source/main.cpp
+ABI = 6  # see baton_abi in source/main.cpp
 
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # kinds of weights, keys and values
 PANEL = 32  # outputs side by side in a packed weight
@@ -127,6 +127,7 @@ class Instruction(Structure):
         ("in_spaces", c_int32 * _MOST_OPERANDS),
         ("op", RowOp),
         ("bias", c_void_p),
+        ("steps", c_int64 * (1 + _MOST_OPERANDS)),
     ]
 
 
@@ -164,6 +165,7 @@ class ProgramIR(Structure):
         ("late_floats", c_int64),
         ("attended_floats", c_int64),
         ("vocabulary", c_int64),
+        ("scratch_floats", c_int64),
         ("token_at", c_int64),
         ("position_at", c_int64),
         ("kind", c_int32),
@@ -185,6 +187,10 @@ class Step(Structure):
         ("values", POINTER(Columns)),
         ("rings", POINTER(c_int64)),
         ("logits", c_void_p),
+        ("states", c_void_p),
+        ("state_strides", c_void_p),
+        ("read_from", c_void_p),
+        ("write_to", c_void_p),
     ]
 
 
@@ -247,7 +253,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[type, ...]]] = {
         c_void_p,
         (
             *(c_void_p, c_void_p, POINTER(ProgramIR), POINTER(Instruction), c_int64),
-            *(POINTER(Table), c_int64, POINTER(Layer), c_int64, POINTER(Visibility), c_int64),
+            *(POINTER(Table), c_int64, POINTER(Layer), c_int64, POINTER(Visibility), c_int64, c_void_p, c_int64),
         ),
     ),
     "baton_program_free": (_checked, (c_void_p,)),

@@ -7,7 +7,7 @@ wanted. An unknown operation raises LoadError, and the model runs without native
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -18,13 +18,17 @@ from baton.model.packed_linear import PACKED, packed_layer
 from baton.native.codes import reads
 from baton.native.complex_numbers import Complex, emit, is_complex
 from baton.native.emit import Emitter, Kept
-from baton.native.graph import PLANES, Buffer, Graph, Line, Space, Value, collapsed, lay_out, ref, refuse
+from baton.native.graph import PLANES, Buffer, Graph, Line, Space, Value, collapsed, ref, refuse
 from baton.native.latents import absorbed
-from baton.native.operations import HANDLERS, RESHAPES, VIEWS
+from baton.native.layout import lay_out
+from baton.native.nodes import changes, choosing, early_nodes, first_read, needed_nodes
+from baton.native.operations import FUSED, HANDLERS, RESHAPES, VIEWS
 from baton.native.record import ATTEND, EXPERT, KEEP, ROWS, Recorded
+from baton.native.sequential import fused, scans
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.mm.default, aten.addmm.default, PACKED)
+_NEVER_SCANNED = (*_PRODUCTS, KEEP, ATTEND, EXPERT, aten.embedding.default)
 
 
 def lower(recorded: Recorded) -> Graph:
@@ -46,9 +50,13 @@ class _Lowering:
 
     def run(self) -> Graph:
         nodes = list(self._recorded.graph.nodes)
-        needed = _needed(nodes)
-        before = _before_attention(nodes)
-        self._choosing = _choosing(nodes)
+        needed = needed_nodes(nodes)
+        self._scans = scans([node for node in nodes if node in needed], _NEVER_SCANNED)
+        self._fused = fused(self._scans, FUSED, {node for node in nodes if changes(node)})
+        before = early_nodes(
+            nodes, [node for node in nodes if node.target in (KEEP, ATTEND) or node in self._scans], VIEWS
+        )
+        self._choosing = {node for node in choosing(nodes, _PRODUCTS) if node.target in _PRODUCTS}
         inputs = iter((self._graph.token, self._graph.position))
         for node in nodes:
             if node.op == "placeholder":
@@ -63,11 +71,18 @@ class _Lowering:
                 if node.op == "get_attr":
                     self._known[node] = getattr(self._recorded, str(node.target))
                 elif (node not in before) == late:
-                    self._known[node] = self._lowered(node)
+                    self._write(node)
         self._answer(self._known[nodes[-1].args[0]])
         self._graph.lines = early + self._to.pick_lines + self._to.lines
         lay_out(self._graph)
         return self._graph
+
+    def _write(self, node: Node) -> None:
+        """Writes an operation, as one of a scan if it belongs to one."""
+        written = len(self._to.lines)
+        self._known[node] = self._lowered(node)
+        for line in self._to.lines[written:]:
+            line.scan = self._scans.get(node)
 
     def _answer(self, logits: object) -> None:
         if not isinstance(logits, Value) or logits.shape[:-1].numel() != ROWS or not self._to.late:
@@ -80,11 +95,18 @@ class _Lowering:
         self._graph.vocabulary = size
 
     def _lowered(self, node: Node) -> object:
+        if node in self._fused.values():
+            return None
         args = torch.fx.node.map_arg(node.args, lambda one: self._known[one])
         kwargs = torch.fx.node.map_arg(node.kwargs, lambda one: self._known[one])
         values = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, (Value, Kept, Complex))]
         if node in self._products:
             return self._products[node]
+        if node in self._fused:
+            product = self._fused[node]
+            factors = torch.fx.node.map_arg(product.args, lambda one: self._known[one])
+            rest = [arg for arg, given in zip(args, node.args, strict=True) if given is not product]
+            return FUSED[node.target](self._to, *factors, *rest)
         if not values:
             with torch.no_grad():
                 return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -93,6 +115,8 @@ class _Lowering:
             return self._multiplied(node, args)
         if is_complex(target, values):
             return emit(self._to, target, args, kwargs, lambda x, rest, more: self._viewed(target, (x, *rest), more))
+        if target is aten.convolution.default:
+            kwargs = {**kwargs, "first": first_read(node)}
         if target in VIEWS:
             return self._viewed(target, args, kwargs)
         handler = HANDLERS.get(target)
@@ -173,43 +197,6 @@ def _flat(args: Iterable[Any]) -> Iterable[Any]:
             yield from _flat(one)
         else:
             yield one
-
-
-# Which nodes matter, and when
-
-
-def _needed(nodes: list[Node]) -> set[Node]:
-    """Nodes that the logits or the cache depend on, and nodes that change what others read."""
-    roots = [node for node in nodes if node.op == "output" or node.target is KEEP or _changes(node)]
-    return _ancestors(roots)
-
-
-def _changes(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _before_attention(nodes: list[Node]) -> set[Node]:
-    return _ancestors([node for node in nodes if node.target in (KEEP, ATTEND)])
-
-
-def _choosing(nodes: list[Node]) -> set[Node]:
-    """The products whose results decide which experts a token goes to."""
-    chosen: list[Node] = [node.args[1] for node in nodes if node.target is EXPERT]  # type: ignore[misc]
-    return {node for node in _ancestors(chosen, _PRODUCTS) if node.target in _PRODUCTS}
-
-
-def _ancestors(roots: list[Node], stop: Collection[Any] = ()) -> set[Node]:
-    """`stop`: the operations behind which there is no further search."""
-    visited: set[Node] = set()
-    left = list(roots)
-    while left:
-        node = left.pop()
-        if node not in visited:
-            visited.add(node)
-            if node.target not in stop:
-                left.extend(node.all_input_nodes)
-    return visited
 
 
 def _groups(nodes: list[Node], before: set[Node], choosing: set[Node]) -> dict[Node, list[Node]]:

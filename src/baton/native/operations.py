@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton.native.emit import Emitter
+from baton.native.emit import Emitter, fold, unfold
 from baton.native.graph import Value, refuse
-from baton.native.record import ATTEND, EXPERT, KEEP, ROWS
+from baton.native.record import ATTEND, EXPERT, KEEP, KEEP_STATE, ROWS, STATE
 
 aten = torch.ops.aten
 
@@ -80,6 +80,57 @@ def _sum_of_parts(to: Emitter, x: Value, dim: int, keep: bool) -> Value:
     for part in parts[2:]:
         to.by_number("ADD", total, part, out=total)
     return total if keep else Value(total.buffer, total.view.squeeze(dim))
+
+
+def _dot(to: Emitter, x: Any, y: Any, dim: list[int], keepdim: bool = False) -> Value:
+    """The sum of a product over one dimension."""
+    shape = torch.broadcast_shapes(*(one.shape for one in (x, y) if isinstance(one, (Value, Tensor))))
+    dims = len(shape)
+    if len(dim) != 1 or dim[0] % dims == 0:
+        raise refuse("a sum over other dimensions than one of a token's")
+    result = to.dotted(_expanded(x, shape), _expanded(y, shape), dim[0] % dims)
+    return result if keepdim else Value(result.buffer, result.view.squeeze(dim[0] % dims))
+
+
+def _expanded(x: Any, shape: torch.Size) -> Any:
+    return Value(x.buffer, x.view.expand(shape)) if isinstance(x, Value) else torch.as_tensor(x).expand(shape)
+
+
+def _multiplied(to: Emitter, x: Value, y: Value) -> Value:
+    """`bmm`: a matrix and a vector for each of `[ROWS x n]`."""
+    if not isinstance(x, Value) or not isinstance(y, Value) or y.shape[-1] != 1:
+        raise refuse("a product of two computed values")
+    matrix, vector = unfold(x), unfold(y)
+    return fold(to.dotted(matrix, Value(y.buffer, vector.view.transpose(-1, -2).expand(matrix.shape)), 3))
+
+
+def _convolution(
+    to: Emitter,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    *,
+    first: int = 0,
+) -> Value:
+    """A depthwise convolution over the last dimension, from output `first` on; the ones before it are left out."""
+    channels, _, width = weight.shape
+    plain = stride == [1] and padding == [0] and dilation == [1] and not transposed and groups == channels
+    if not plain or not isinstance(weight, Tensor) or x.shape[1] != channels:
+        raise refuse("a convolution other than by channel")
+    count = x.shape[-1] - width + 1
+    out = to.new((ROWS, channels, count))
+    for at in range(first, count):
+        part = Value(out.buffer, out.view[..., at : at + 1])
+        to.dotted(Value(x.buffer, x.view[..., at : at + width]), weight[:, 0][None], 2, out=part)
+        if bias is not None:
+            to.by_number("ADD", part, bias[:, None], out=part)
+    return out
 
 
 def _last(x: Value, dim: int) -> bool:
@@ -202,6 +253,10 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     KEEP: Emitter.kept,
     ATTEND: Emitter.attended,
     EXPERT: Emitter.chosen,
+    STATE: Emitter.state,
+    KEEP_STATE: Emitter.kept_state,
+    aten.bmm.default: _multiplied,
+    aten.convolution.default: _convolution,
     aten.topk.default: _topk,
     aten.max.dim: _largest,
     aten.amax.default: _greatest,
@@ -251,6 +306,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
             "sin",
             "log",
             "log1p",
+            "expm1",
             "floor",
         ]
     },
@@ -266,6 +322,13 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.minimum.default: _binary("SMALLER"),
     **dict.fromkeys(_SAME, lambda to, x, **kwargs: x),
 }
+
+
+FUSED: dict[Any, Callable[..., Any]] = {
+    aten.sum.dim_IntList: _dot,
+    aten.add.Tensor: lambda to, x, y, z: to.by_number("MUL_ADD", x, y, z),
+}
+"""Operations on a product number by number, which comes as its two factors."""
 
 
 def _stacked(value: Any, dim: int) -> Any:

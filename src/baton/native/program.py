@@ -5,8 +5,9 @@ The order of a call is that of native/source/program.cpp. Its threads are the pr
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from ctypes import byref, c_int64
 from functools import cache
@@ -87,11 +88,13 @@ class Program:
             graph.late_floats,
             graph.attended_floats,
             graph.vocabulary,
+            graph.scratch_floats,
             graph.token.offset,
             graph.position.offset,
             KINDS[dtype],
         )
-        self._alive += [code, layers, visibilities]
+        states = np.array([math.prod(geometry.shapes[layer].states[at].shape) for layer, at in graph.states], np.int64)
+        self._alive += [code, layers, visibilities, states]
         self._program: int = self._library.baton_program_new(
             kernels,
             self._pool,
@@ -104,10 +107,12 @@ class Program:
             count,
             visibilities,
             len(visibilities),
+            states.ctypes.data,
+            len(states),
         )
         # Not when the interpreter ends: what the call needs may be gone by then, and the system frees everything.
         weakref.finalize(self, self._library.baton_program_free, self._program).atexit = False
-        self._columns: tuple[Rectangle, Any, Any, Any] | None = None
+        self._places: tuple[Rectangle, Any, Any, Any, Any, Any] | None = None
 
     @property
     def description(self) -> str:
@@ -119,12 +124,18 @@ class Program:
         return self._graph.vocabulary
 
     def run(
-        self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int], kept: Sequence[int]
+        self,
+        rectangle: Rectangle,
+        spans: Sequence[Span],
+        tokens: Sequence[int],
+        kept: Sequence[int],
+        begun: Collection[int] = (),
     ) -> tuple[Tensor, Any]:
         """Feeds the spans' tokens.
 
         Returns float32 logits `[kept, vocabulary]` of the kept tokens, and the input of `commit`. Tokens of NOBODY are
-        computed like others, but their keys and values are not kept. Raises MemoryError; then nothing has changed.
+        computed like others, but their keys and values are not kept. `begun`: rows that go on from the states that an
+        earlier run wrote, which is not committed yet. Raises MemoryError; then nothing has changed.
         """
         counts = [span.count for span in spans]
         firsts = np.cumsum([0, *counts[:-1]])
@@ -141,7 +152,8 @@ class Program:
         )
         wanted = np.array(kept, np.int64)
         logits = torch.empty(len(kept), self._graph.vocabulary)
-        keys, values, rings = self._of(rectangle)
+        keys, values, rings, states, strides = self._of(rectangle)
+        read, written = _state_slots(rectangle, spans, begun)
         step = native.Step(
             len(ids),
             ids.ctypes.data,
@@ -154,13 +166,24 @@ class Program:
             values,
             rings,
             logits.data_ptr(),
+            states.ctypes.data,
+            strides.ctypes.data,
+            read.ctypes.data,
+            written.ctypes.data,
         )
         self._library.baton_run(self._program, byref(step))
-        return logits, (step, ids, positions, placed, wanted)
+        return logits, (step, ids, positions, placed, wanted, read, written)
 
-    def commit(self, ran: Any) -> None:
-        """Makes permanent what `run` returned; must be called before the next run."""
-        self._library.baton_commit(self._program, byref(ran[0]))
+    def commit(self, rectangle: Rectangle, spans: Sequence[Span], ran: Any = None) -> None:
+        """Makes permanent what runs of these spans wrote. `ran`: what the only run returned, if there are rings.
+
+        Must be called before the next run.
+        """
+        if ran is not None:
+            self._library.baton_commit(self._program, byref(ran[0]))
+        if self._graph.states:
+            for row in {span.row for span in spans if span.row != NOBODY}:
+                rectangle.flip(row)
 
     @property
     def chosen_share(self) -> float:
@@ -201,14 +224,17 @@ class Program:
         self._library.baton_parts(self._program, seconds.ctypes.data)
         return [(line.does, float(took)) for line, took in zip(self._graph.lines, seconds, strict=True)]
 
-    def _of(self, rectangle: Rectangle) -> tuple[Any, Any, Any]:
-        """Where a rectangle's columns are, layer by layer."""
-        if self._columns is None or self._columns[0] is not rectangle:
+    def _of(self, rectangle: Rectangle) -> tuple[Any, Any, Any, Any, Any]:
+        """Where a rectangle's columns are, layer by layer, and its states."""
+        if self._places is None or self._places[0] is not rectangle:
             count = len(rectangle.shapes)
             keys = (native.Columns * count)(*(_columns(tensor) for tensor in rectangle.keys))
             values = (native.Columns * count)(*(_columns(tensor) for tensor in rectangle.values))
-            self._columns = (rectangle, keys, values, (c_int64 * count)(*rectangle.rings))
-        return self._columns[1:]
+            states = [rectangle.states[layer][at] for layer, at in self._graph.states]
+            addresses = np.array([state.data_ptr() for state in states], np.uintp)
+            strides = np.array([state.stride(0) for state in states], np.int64)
+            self._places = (rectangle, keys, values, (c_int64 * count)(*rectangle.rings), addresses, strides)
+        return self._places[1:]
 
     # What the native side is handed
 
@@ -227,6 +253,7 @@ class Program:
             instruction.in_spaces[at] = self._operand(instruction.op.inputs[at], one)
         instruction.op.numbers[: len(line.numbers)] = line.numbers
         instruction.bias = self._address(line.bias)
+        instruction.steps[: len(line.steps)] = line.steps
         return instruction
 
     def _operand(self, to: native.Operand, one: Ref) -> int:
@@ -234,8 +261,8 @@ class Program:
         if one.buffer is None:
             to.data = self._address(one.constant)
             return int(Space.CONSTANT.value)
-        to.data = 4 * (one.buffer.offset * (one.buffer.space in (Space.VALUES, Space.LATE)) + one.offset)
-        to.row_stride = one.buffer.size
+        to.data = 4 * (one.buffer.offset * (one.buffer.space in _SHARED) + one.offset)
+        to.row_stride = one.buffer.offset if one.buffer.space is Space.STATE else one.buffer.size
         return int(one.buffer.space.value)
 
     def _address(self, tensor: Tensor | None) -> int | None:
@@ -243,6 +270,21 @@ class Program:
             return None
         self._alive.append(tensor)
         return tensor.data_ptr()
+
+
+# Spaces in which buffers share room.
+_SHARED = (Space.VALUES, Space.LATE, Space.SCRATCH)
+
+
+def _state_slots(rectangle: Rectangle, spans: Sequence[Span], begun: Collection[int]) -> tuple[Any, Any]:
+    """Which of the states' slots each span reads, and which it writes; -1: none."""
+    read, written = np.full(len(spans), -1, np.int64), np.full(len(spans), -1, np.int64)
+    for at, span in enumerate(spans):
+        if span.row != NOBODY:
+            current, spare = rectangle.state_slots(span.row)
+            read[at] = -1 if not span.start else spare if span.row in begun else current
+            written[at] = spare
+    return read, written
 
 
 @cache

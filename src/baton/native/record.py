@@ -1,15 +1,16 @@
 """A stock model's step as a graph of torch's basic operations, recorded while the model runs once.
 
-The model runs over rows of one token each, and torch's `make_fx` records all that it does with tensors. Three
-operations are ours: `keep`, by which a cache layer takes new keys and values, `attend`, for each call of attention, and
-`expert`, a product with the weights of those experts that each token chose. The model's Python code runs while
-recording; if it depends on a tensor's values, recording fails, and the model runs without native calls.
+The model runs over rows of one token each, and torch's `make_fx` records all that it does with tensors. These
+operations are ours: `keep`, by which a cache layer takes new keys and values, `attend`, for each call of attention,
+`expert`, a product with the weights of those experts that each token chose, and `state` and `keep_state`, which read
+and write a recurrent layer's state. The model's Python code runs while recording; if it depends on a tensor's values,
+recording fails, and the model runs without native calls.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from baton.core.errors import LoadError
-from baton.model.cache import is_empty, keeps_states, stock_layers
-from baton.model.probe import call, use_attention
+from baton.kv.rectangle import LayerShape, StateShape
+from baton.model.cache import StateLayer, is_empty, keeps_columns, keeps_states, stock_layers
+from baton.model.probe import call, probe, use_attention
 
 ROWS = 7
 """The rows of a recorded step. No model has a dimension of this size, so it shows which dimension is the rows'."""
@@ -37,6 +39,8 @@ _LIBRARY = torch.library.Library("baton", "DEF")
 _LIBRARY.define("keep(Tensor keys, Tensor values, int layer) -> (Tensor, Tensor)")
 _LIBRARY.define("attend(Tensor q, Tensor keys, Tensor values, int module, float scale, Tensor? sinks) -> Tensor")
 _LIBRARY.define("expert(Tensor x, Tensor index, Tensor weight) -> Tensor")
+_LIBRARY.define("state(Tensor like, int layer, int at, int[] shape, ScalarType dtype) -> Tensor")
+_LIBRARY.define("keep_state(Tensor state, int layer, int at) -> Tensor")
 
 
 def _keep(keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -51,12 +55,24 @@ def _expert(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return x.new_zeros(*index.shape, weight.shape[1])
 
 
+def _state(like: Tensor, layer: int, at: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return like.new_zeros(len(like), *shape, dtype=dtype)
+
+
+def _keep_state(state: Tensor, layer: int, at: int) -> Tensor:
+    return state.clone()
+
+
 _LIBRARY.impl("keep", _keep, "CompositeExplicitAutograd")
 _LIBRARY.impl("attend", _attend, "CompositeExplicitAutograd")
 _LIBRARY.impl("expert", _expert, "CompositeExplicitAutograd")
+_LIBRARY.impl("state", _state, "CompositeExplicitAutograd")
+_LIBRARY.impl("keep_state", _keep_state, "CompositeExplicitAutograd")
 KEEP = torch.ops.baton.keep.default
 ATTEND = torch.ops.baton.attend.default
 EXPERT = torch.ops.baton.expert.default
+STATE = torch.ops.baton.state.default
+KEEP_STATE = torch.ops.baton.keep_state.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +117,44 @@ class _Columns(CacheLayerMixin):
         return -1
 
 
-def record(model: PreTrainedModel) -> Recorded:
+class _Hybrid(StateLayer, _Columns):  # type: ignore[override]
+    """Keys and values, and states, in one layer."""
+
+    def __init__(self, layer: int, number_of_states: int) -> None:
+        _Columns.__init__(self, layer)
+        StateLayer.__init__(self, number_of_states=number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs:
+            StateLayer.lazy_initialization(self, **kwargs)
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def record(model: PreTrainedModel, shapes: Sequence[LayerShape] | None = None) -> Recorded:
     """Runs the model once. Raises LoadError if it cannot be recorded.
 
-    The model computes attention and experts afterwards as before.
+    `shapes`: what its layers keep; None: to be found out, if there are states. The model computes attention and experts
+    afterwards as before.
     """
     text = model.config.get_text_config()
     before = text._attn_implementation
     stock = stock_layers(model.config)
-    if any(keeps_states(layer) for layer in stock):
-        raise LoadError("it has recurrent layers")
+    if shapes is None and any(keeps_states(layer) for layer in stock):
+        shapes = probe(model).shapes
+        model.set_attn_implementation(before)
+    kept_by = [shape.states for shape in shapes or ()]
 
     def step(ids: Tensor, positions: Tensor) -> Tensor:
-        layers: list[Any] = [layer if is_empty(layer) else _Columns(at) for at, layer in enumerate(stock)]
-        logits: Tensor = call(model, ids, positions, Cache(layers=layers)).logits
+        layers = [_recording(at, layer) for at, layer in enumerate(stock)]
+        states = [(at, layer, kept_by[at]) for at, layer in enumerate(layers) if isinstance(layer, StateLayer)]
+        for at, layer, kept in states:
+            layer.take(kept, [_begun(ids, at, one, state) for one, state in enumerate(kept)], begun=bool(kept))
+        logits: Tensor = call(model, ids, positions, Cache(layers=[*layers])).logits
+        for at, layer, _ in states:
+            for one, (_, state) in enumerate(layer.named_states()):
+                torch.ops.baton.keep_state(state, at, one)
         return logits
 
     AttentionInterface.register(_NAME, _attention())
@@ -123,7 +163,7 @@ def record(model: PreTrainedModel) -> Recorded:
         # Different tokens and positions, so that a value which is the same for all rows does not depend on them.
         ids = torch.arange(ROWS, device=model.device)[:, None]
         with torch.no_grad(), _our_experts(model), _no_warnings(model), _no_collections(), _one_fake_mode():
-            return Recorded(make_fx(step)(ids, ids + ROWS))
+            return Recorded(make_fx(step, {torch.ops.aten.bmm.default: _multiplied})(ids, ids + ROWS))
     except LoadError:
         raise
     except Exception as error:
@@ -131,6 +171,29 @@ def record(model: PreTrainedModel) -> Recorded:
         raise LoadError(f"its step cannot be recorded ({type(error).__name__}: {first})") from error
     finally:
         model.set_attn_implementation(before)
+
+
+def _recording(at: int, stock: Any) -> Any:
+    """The cache layer that records in place of a stock one."""
+    if keeps_states(stock):
+        kind = stock.number_of_states
+        return _Hybrid(at, kind) if keeps_columns(stock) else StateLayer(number_of_states=kind)
+    return stock if is_empty(stock) else _Columns(at)
+
+
+def _begun(ids: Tensor, layer: int, at: int, state: StateShape) -> Tensor:
+    """A state of a row that has begun."""
+    read: Tensor = torch.ops.baton.state(ids, layer, at, state.shape, state.dtype)
+    return read
+
+
+def _multiplied(x: Tensor, y: Tensor) -> Tensor:
+    """`bmm`, in which one weight was expanded to all rows: a product with that weight."""
+    if x.stride(0) == 0 and y.shape[2] == 1:
+        return torch.mm(y.squeeze(2), x[0].t()).unsqueeze(2)
+    if y.stride(0) == 0:
+        return torch.mm(x.reshape(-1, x.shape[2]), y[0]).view(*x.shape[:2], y.shape[2])
+    return NotImplemented  # type: ignore[no-any-return]
 
 
 @contextmanager

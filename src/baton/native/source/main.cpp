@@ -49,7 +49,7 @@ extern "C" {
 
 // Raise it, and ABI in baton/native/library.py, whenever a function's arguments, a struct or what they mean changes:
 // a library that was built from other sources than Python's side expects is refused, not called.
-API int32_t baton_abi() { return 5; }
+API int32_t baton_abi() { return 6; }
 
 // The bytes of each struct, in the order of STRUCTURES in baton/native/library.py; answers how many there are.
 API int32_t baton_sizes(int64_t* sizes, int32_t room) {

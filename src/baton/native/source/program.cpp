@@ -79,10 +79,33 @@ void check_experts(const Instruction& one, const Table* table, int64_t tables) {
     }
 }
 
+// Calls what(operand, space, step) for each operand of an instruction.
+template <typename What>
+void each_operand(const Instruction& one, What what) {
+    what(one.op.out, one.out_space, one.steps[0]);
+    for (int j = 0; j < one.op.operands; j++) what(one.op.in[j], one.in_space[j], one.steps[1 + j]);
+}
+
+// That a scan's instructions are there, and its states. `left`: instructions behind the scan.
+void check_scan(const Instruction* scan, int64_t left, const int64_t* sizes, int64_t states) {
+    const int64_t count = scan->op.sizes[2], parts = scan->op.sizes[3];
+    need(within(count, 1, left) && within(parts, 1, MOST_SIZE));
+    for (int64_t i = 1; i <= count; i++) {
+        need(scan[i].does == ROWWISE && within(scan[i].op.operands, 0, MOST_OPERANDS));
+        each_operand(scan[i], [&](const Operand& operand, int32_t space, int64_t) {
+            need(space != LATE && space != LOGITS);
+            if (space == STATE) {
+                need(within(operand.row_stride, 0, states - 1) && sizes[operand.row_stride] % parts == 0);
+            }
+        });
+    }
+}
+
 // That each instruction is one, and names what is there.
 void check(const Instruction* code, int64_t count, const Table* table, int64_t tables, int64_t layers,
-           int64_t visibilities) {
+           int64_t visibilities, const int64_t* sizes, int64_t states) {
     const Weight* ready = nullptr;
+    int64_t scanned = -1;  // the last instruction of the last scan
     for (int64_t i = 0; i < count; i++) {
         const Instruction& one = code[i];
         need(within(one.does, 0, DOES_COUNT - 1) && within(one.op.operands, 0, MOST_OPERANDS));
@@ -92,13 +115,19 @@ void check(const Instruction* code, int64_t count, const Table* table, int64_t t
         if (one.does == PRODUCT) need(ready && alike(*ready, table[one.weight].weight));
         if (one.does == EMBED) need(within(one.op.sizes[2], 0, MOST_WIDTH));
         if (one.does == EXPERT) check_experts(one, table, tables);
+        if (one.does == SCAN) {
+            check_scan(&one, count - 1 - i, sizes, states);
+            scanned = i + one.op.sizes[2];
+        } else if (i > scanned) {
+            each_operand(one, [](const Operand&, int32_t space, int64_t) { need(space != STATE && space != SCRATCH); });
+        }
         if (one.does == KEEP) need(within(one.layer, 0, layers - 1));
         if (one.does == ATTEND) need(within(one.visibility, 0, visibilities - 1));
     }
 }
 
 bool by_token(const Instruction& one) {
-    return one.does != PRODUCT && one.does != ATTEND && one.does != EXPERT && one.does != PICK;
+    return one.does != PRODUCT && one.does != ATTEND && one.does != EXPERT && one.does != SCAN && one.does != PICK;
 }
 
 }  // namespace
@@ -141,11 +170,12 @@ class Program {
   public:
     Program(const Kernels* kernels, Pool* pool, const ProgramIR& ir, const Instruction* first, int64_t count,
             const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count,
-            const Visibility* visibilities, int64_t visibility_count)
+            const Visibility* visibilities, int64_t visibility_count, const int64_t* state_sizes,
+            int64_t state_count)
         : k_(kernels), pool_(pool), ir_(ir), code_(first, first + count), tables_(tables, tables + table_count),
           layers_(layers, layers + layer_count), visibilities_(visibilities, visibilities + visibility_count),
-          counters_(2 * pool->threads() * count), scratch_(pool->threads()), own_(pool->threads()),
-          chosen_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
+          state_sizes_(state_sizes, state_sizes + state_count), counters_(2 * pool->threads() * count), scratch_(pool->threads()), own_(pool->threads()),
+          chosen_(pool->threads()), scans_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
         // Some layers attend to an earlier layer's keys and values.
         int32_t last = -1;
         for (const Instruction& one : code_) {
@@ -212,6 +242,7 @@ class Program {
                 const int64_t numbers = pairs * share_of(weight) * PANEL;
                 scratch = std::max(scratch, numbers + k_->product_scratch(&weight, pairs));
             }
+            if (one.does == SCAN) scratch = std::max(scratch, ir_.scratch_floats + prepare_scan(&one));
             if (one.does == ATTEND) {
                 const Attention call = attention(one);
                 scratch = std::max(scratch, k_->attention_scratch(&call));
@@ -221,6 +252,18 @@ class Program {
         for (Memory& mine : scratch_) mine.floats(scratch);
         partial_.floats(partial);
         for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
+    }
+
+    // Returns the floats of the states of one part.
+    int64_t prepare_scan(const Instruction* scan) {
+        int64_t floats = 0;
+        for (Scan& mine : scans_) {
+            mine.ops.reserve(scan->op.sizes[2]);
+            mine.states.resize(state_sizes_.size());
+            floats = 0;
+            each_state(scan, mine, [&](int64_t state) { floats += state_sizes_[state] / scan->op.sizes[3]; });
+        }
+        return floats;
     }
 
     void work(int thread) {
@@ -259,6 +302,9 @@ class Program {
                     attend(one, counters, thread, scratch);
                 } else if (one.does == EXPERT) {
                     choose(one, counters, thread, n, scratch);
+                } else if (one.does == SCAN) {
+                    scan(&one, counters, thread, scratch);
+                    next += one.op.sizes[2];
                 } else {
                     // All values that go on are picked before any of them is overwritten.
                     while (next < code_.size() && code_[next].does == PICK) next++;
@@ -510,6 +556,75 @@ class Program {
         shared(counters + pool_->threads(), thread, merges, 1, [&](int64_t from, int64_t) { k_->merge(&call, from); });
     }
 
+    // A thread's part of a scan: its instructions with their addresses, and where the part's states are.
+    struct Scan {
+        std::vector<RowOp> ops;
+        std::vector<float*> states;
+    };
+
+    // Calls what(state) once for each state that a scan reads or writes.
+    template <typename What>
+    void each_state(const Instruction* scan, Scan& mine, What what) {
+        std::fill(mine.states.begin(), mine.states.end(), nullptr);
+        for (int64_t i = 1; i <= scan->op.sizes[2]; i++) {
+            each_operand(scan[i], [&](const Operand& operand, int32_t space, int64_t) {
+                if (space != STATE || mine.states[operand.row_stride]) return;
+                mine.states[operand.row_stride] = reinterpret_cast<float*>(&mine);  // seen
+                what(operand.row_stride);
+            });
+        }
+    }
+
+    void scan(const Instruction* scan, Counter* counters, int thread, float* scratch) {
+        const int64_t parts = scan->op.sizes[3];
+        shared(counters, thread, step_->span_count * parts, 1, [&](int64_t from, int64_t) {
+            scan_part(scan, from / parts, from % parts, scans_[thread], scratch);
+        });
+    }
+
+    // One part of one span's states.
+    void scan_part(const Instruction* scan, int64_t s, int64_t part, Scan& mine, float* scratch) {
+        const Span& span = step_->spans[s];
+        float* nobody = scratch + ir_.scratch_floats;
+        each_state(scan, mine, [&](int64_t state) {
+            const int64_t size = state_sizes_[state] / scan->op.sizes[3], stride = step_->state_strides[state];
+            const int64_t from = step_->read_from[s], to = step_->write_to[s];
+            float* const here = to < 0 ? nobody : step_->states[state] + to * stride + part * size;
+            if (to < 0) nobody += size;
+            if (from < 0) {
+                std::fill_n(here, size, 0.0f);
+            } else if (from != to) {
+                std::memcpy(here, step_->states[state] + from * stride + part * size, size * 4);
+            }
+            mine.states[state] = here;
+        });
+        mine.ops.clear();
+        for (int64_t i = 1; i <= scan->op.sizes[2]; i++) {
+            RowOp op = scan[i].op;
+            op.out = in_scan(op.out, scan[i].out_space, part * scan[i].steps[0], mine, scratch);
+            for (int j = 0; j < op.operands; j++) {
+                op.in[j] = in_scan(op.in[j], scan[i].in_space[j], part * scan[i].steps[1 + j], mine, scratch);
+            }
+            mine.ops.push_back(op);
+        }
+        for (int64_t t = span.first; t < span.first + span.count; t++) {
+            for (const RowOp& op : mine.ops) k_->rowwise(&op, t, t + 1, scratch);
+        }
+    }
+
+    Operand in_scan(const Operand& operand, int32_t space, int64_t step, const Scan& mine, float* scratch) const {
+        Operand bound = operand;
+        if (space == STATE || space == SCRATCH) {
+            char* const start = reinterpret_cast<char*>(space == STATE ? mine.states[operand.row_stride] : scratch);
+            bound.data = reinterpret_cast<float*>(start + reinterpret_cast<intptr_t>(operand.data));
+            bound.row_stride = 0;
+        } else {
+            bound = placed(operand, space);
+            bound.data += step;
+        }
+        return bound;
+    }
+
     void pick(const Instruction& one, int64_t first, int64_t last) {
         const Operand in = placed(one.op.in[0], one.in_space[0]), out = placed(one.op.out, one.out_space);
         for (int64_t t = first; t < last; t++) {
@@ -524,10 +639,12 @@ class Program {
     const std::vector<Table> tables_;
     const std::vector<Layer> layers_;
     const std::vector<Visibility> visibilities_;
+    const std::vector<int64_t> state_sizes_;
     std::vector<Counter> counters_;
     std::vector<Memory> scratch_;
     std::vector<Memory> own_;
     std::vector<Chosen> chosen_;
+    std::vector<Scan> scans_;
     std::vector<Fresh> fresh_;
     std::vector<bool> lasting_;
     Fresh shared_;
@@ -553,13 +670,14 @@ API int32_t baton_pool_free(Pool* pool) {
 // Null if there is no memory; see baton_fault. What the instructions point to is the caller's to keep.
 API Program* baton_program_new(const Kernels* kernels, Pool* pool, const ProgramIR* ir, const Instruction* code,
                                int64_t count, const Table* tables, int64_t table_count, const Layer* layers,
-                               int64_t layer_count, const Visibility* visibilities, int64_t visibility_count) {
+                               int64_t layer_count, const Visibility* visibilities, int64_t visibility_count,
+                               const int64_t* state_sizes, int64_t state_count) {
     return made([&] {
-        check_lengths({count, table_count, layer_count, visibility_count});
-        check(code, count, tables, table_count, layer_count, visibility_count);
+        check_lengths({count, table_count, layer_count, visibility_count, state_count});
+        check(code, count, tables, table_count, layer_count, visibility_count, state_sizes, state_count);
         for (int64_t i = 0; i < visibility_count; i++) need(within(visibilities[i].layer, 0, layer_count - 1));
         return new Program(kernels, pool, *ir, code, count, tables, table_count, layers, layer_count, visibilities,
-                           visibility_count);
+                           visibility_count, state_sizes, state_count);
     });
 }
 
@@ -567,7 +685,7 @@ API int32_t baton_program_free(Program* program) {
     return guarded([&] { delete program; });
 }
 
-// If it fails, nothing but columns behind the rows' ends was written.
+// If it fails, nothing but columns behind the rows' ends, and places of states that are not read, was written.
 API int32_t baton_run(Program* program, const Step* step) {
     return guarded([&] { program->run(*step); });
 }
@@ -591,7 +709,7 @@ API int32_t baton_code(const char* name) {
     if (!std::strcmp(name, #code)) return code;
     ROWWISE_CODES(IF_NAMED)
     // clang-format off
-    IF_NAMED(ROWWISE) IF_NAMED(EMBED) IF_NAMED(READY) IF_NAMED(PRODUCT) IF_NAMED(KEEP) IF_NAMED(ATTEND) IF_NAMED(EXPERT) IF_NAMED(PICK)
+    IF_NAMED(ROWWISE) IF_NAMED(EMBED) IF_NAMED(READY) IF_NAMED(PRODUCT) IF_NAMED(KEEP) IF_NAMED(ATTEND) IF_NAMED(EXPERT) IF_NAMED(SCAN) IF_NAMED(PICK)
     return -1;
     // clang-format on
 }

@@ -5,8 +5,9 @@
 
 // Where an operand's numbers are. CONSTANT: at an address. VALUES: at an offset in the token's own row of values; LATE:
 // likewise, in a row of those values that only tokens have whose logits are wanted. ATTENDED: in what the last attention
-// answered for the token. LOGITS: in the token's row of the result.
-enum Space : int32_t { CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS = 4 };
+// answered for the token. LOGITS: in the token's row of the result. STATE: in a state of the token's row; the operand's
+// `row_stride` is the state's number. SCRATCH: at an offset in what a thread needs within a scan, for one token at a time.
+enum Space : int32_t { CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS = 4, STATE = 5, SCRATCH = 6 };
 
 // What an instruction does; Python asks for the numbers by name (baton_code), like for row-wise operations.
 //
@@ -16,8 +17,11 @@ enum Space : int32_t { CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS 
 // KEEP: in[0] and in[1] are layer's new keys and values.  ATTEND: in[0] are queries for layer's keys and values.
 // EXPERT: the tables from `weight` on are op.sizes[1] experts' of the same shape. out has op.sizes[2] slots, each with
 // op.sizes[3] numbers: a slot of in[0], or the only one (a stride of 0), times the weight of the expert that in[1] names.
+// SCAN: the next op.sizes[2] instructions, all of them ROWWISE, are carried out for the tokens of a span one after the
+// other, so that each reads the states that the one before it wrote. They are the instructions of one of op.sizes[3]
+// parts, which have nothing to do with one another: part p begins p x `steps` floats further (out, in[0], in[1], ...).
 // PICK: from here on only the tokens whose logits are wanted go on; op.sizes[3] numbers from in[0] to out.
-enum Does : int32_t { ROWWISE, EMBED, READY, PRODUCT, KEEP, ATTEND, EXPERT, PICK, DOES_COUNT };
+enum Does : int32_t { ROWWISE, EMBED, READY, PRODUCT, KEEP, ATTEND, EXPERT, SCAN, PICK, DOES_COUNT };
 
 struct Instruction {
     int32_t does;
@@ -28,6 +32,7 @@ struct Instruction {
     int32_t in_space[MOST_OPERANDS];
     RowOp op;
     const float* bias;
+    int64_t steps[1 + MOST_OPERANDS];
 };
 
 // A table [outputs, inputs] of a product or an embedding; `plain`: row-major, as the model has it.
@@ -54,12 +59,17 @@ struct ProgramIR {
     int64_t late_floats;      // of late values
     int64_t attended_floats;  // of the widest attention, per token
     int64_t vocabulary;
+    int64_t scratch_floats;  // of values within a scan
     int64_t token_at, position_at;  // offsets of the inputs in a token's row of values, in floats
     int32_t kind;                   // of keys and values
 };
 
 // One call: N tokens of some spans, in the spans' order; logits [kept_count, vocabulary] of the tokens `kept`.
 // keys, values, rings: of each layer in the rectangle.
+//
+// States lie in places, `state_strides` floats from one to the next; a row has two of each, so that what a call reads is
+// never what it writes. read_from, write_to: each span's places, which may be the same; -1: it begins with zeros, or its
+// states are kept for nobody.
 struct Step {
     int64_t tokens;
     const int64_t *ids, *positions;
@@ -70,4 +80,6 @@ struct Step {
     const Columns *keys, *values;
     const int64_t* rings;
     float* logits;
+    float* const* states;
+    const int64_t *state_strides, *read_from, *write_to;
 };

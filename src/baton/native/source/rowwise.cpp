@@ -138,6 +138,63 @@ static inline float total(const float* x, int64_t stride, int64_t n) {
     return sum(sums) + rest;
 }
 
+static inline float dot(const float* x, int64_t sx, const float* y, int64_t sy, int64_t n) {
+    vfloat sums = {};
+    int64_t i = 0;
+    if (sx == 1 && sy == 1) {
+        for (; i + LANES <= n; i += LANES) sums += load<vfloat>(x + i) * load<vfloat>(y + i);
+    }
+    float rest = 0;
+    for (; i < n; i++) rest += x[i * sx] * y[i * sy];
+    return sum(sums) + rest;
+}
+
+// Sums of products over the innermost dimension but one, many of them side by side, each in the dimension's order.
+static void dot_across(const RowOp* op, int64_t first, int64_t last) {
+    constexpr int WIDE = 4;
+    RowOp outer = *op;
+    outer.sizes[2] = 1;
+    const int64_t n = op->sizes[2], m = op->sizes[3], so = op->out.strides[3];
+    const int64_t *s = op->in[0].strides, *r = op->in[1].strides;
+    lines(&outer, first, last, [&](float* out, const float* const* in) {
+        const auto product = [&](int64_t i, int64_t j, int64_t count) {
+            return fetch(in[0] + i * s[2] + j * s[3], s[3], count) * fetch(in[1] + i * r[2] + j * r[3], r[3], count);
+        };
+        int64_t j = 0;
+        for (; so == 1 && j + WIDE * LANES <= m; j += WIDE * LANES) {
+            vfloat sums[WIDE] = {};
+            for (int64_t i = 0; i < n; i++) {
+                for (int w = 0; w < WIDE; w++) sums[w] += product(i, j + w * LANES, LANES);
+            }
+            for (int w = 0; w < WIDE; w++) store(out + j + w * LANES, sums[w]);
+        }
+        for (; j < m; j += LANES) {
+            vfloat sums = {};
+            for (int64_t i = 0; i < n; i++) sums += product(i, j, m - j);
+            put(out + j * so, so, m - j, sums);
+        }
+    });
+}
+
+static void multiply_add(const RowOp* op, int64_t first, int64_t last) {
+    const int64_t n = op->sizes[3], so = op->out.strides[3];
+    const int64_t s0 = op->in[0].strides[3], s1 = op->in[1].strides[3], s2 = op->in[2].strides[3];
+    const auto dense = [](int64_t stride) { return stride == 0 || stride == 1; };
+    const int64_t whole = so == 1 && dense(s0) && dense(s1) && dense(s2) ? n - n % LANES : 0;
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        for (int64_t i = 0; i < whole; i += LANES) {
+            const vfloat a = s0 ? load<vfloat>(in[0] + i) : all(*in[0]);
+            const vfloat b = s1 ? load<vfloat>(in[1] + i) : all(*in[1]);
+            const vfloat c = s2 ? load<vfloat>(in[2] + i) : all(*in[2]);
+            store(out + i, a * b + c);
+        }
+        for (int64_t i = whole; i < n; i += LANES) {
+            const vfloat a = fetch(in[0] + i * s0, s0, n - i), b = fetch(in[1] + i * s1, s1, n - i);
+            put(out + i * so, so, n - i, a * b + fetch(in[2] + i * s2, s2, n - i));
+        }
+    });
+}
+
 static void softmax(const RowOp* op, int64_t first, int64_t last) {
     const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
     lines(op, first, last, [&](float* out, const float* const* in) {
@@ -250,6 +307,7 @@ void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
         case COS: return scalar(op, first, last, [](float x) { return std::cos(x); });
         case SIN: return scalar(op, first, last, [](float x) { return std::sin(x); });
         case LOG: return scalar(op, first, last, [](float x) { return std::log(x); });
+        case EXPM1: return scalar(op, first, last, [](float x) { return std::expm1(x); });
         case LOG1P: return scalar(op, first, last, [](float x) { return std::log1p(x); });
         case FLOOR: return scalar(op, first, last, [](float x) { return std::floor(x); });
         case TRUNCATE: return scalar(op, first, last, [](float x) { return std::trunc(x); });
@@ -294,6 +352,12 @@ void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
         case TOPK: return top_k(op, first, last);
         case GATHER: return gather(op, first, last);
         case SCATTER: return scatter(op, first, last);
+        case DOT: {
+            const int64_t s1 = op->in[1].strides[3];
+            return lines(op, first, last, [&](float* out, const float* const* in) { *out = dot(in[0], s0, in[1], s1, n); });
+        }
+        case DOT_ACROSS: return dot_across(op, first, last);
+        case MUL_ADD: return multiply_add(op, first, last);
         default: __builtin_trap();
     }
 }

@@ -8,7 +8,7 @@
     code(LOG) code(LOG1P) code(FLOOR) code(TRUNCATE) code(POWER) code(SOFTPLUS) code(ADD) code(SUB) code(MUL)     \
     code(DIV) code(GREATER) code(AT_LEAST) code(LESS) code(AT_MOST) code(LARGER) code(SMALLER) code(WHERE)        \
     code(SUM) code(MEAN) code(MEAN_SQUARE) code(SOFTMAX) code(LAYER_NORM) code(TOPK) code(GATHER)    \
-    code(SCATTER)
+    code(SCATTER) code(DOT) code(DOT_ACROSS) code(MUL_ADD) code(EXPM1)
 // clang-format on
 
 #define AS_ENUM(name) name,
