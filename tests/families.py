@@ -63,6 +63,14 @@ _MAMBA2 = {
     "mamba_d_conv": 4,
     "mamba_chunk_size": 8,
 }
+_GATED_DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
 _LONGROPE = {
     "rope_parameters": {
         "rope_type": "longrope",
@@ -147,6 +155,7 @@ FAMILIES = (
     Family("glm4", "glm4", {"head_dim": 16}),
     Family("cohere2", "cohere2", {"num_hidden_layers": 4, "sliding_window": WINDOW}),
     Family("starcoder2", "starcoder2", {"sliding_window": WINDOW}),
+    Family("apertus", "apertus", since="5.23.0"),
     Family("exaone4", "exaone4", {"num_hidden_layers": 4, "sliding_window": WINDOW}),
     Family(
         "llama4",
@@ -235,18 +244,43 @@ FAMILIES = (
     Family(
         "qwen3_next",
         "qwen3_next",
-        {
-            "num_hidden_layers": 4,
-            "head_dim": 16,
-            "linear_num_value_heads": 4,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
-            "shared_expert_intermediate_size": 48,
-            **_MOE,
-        },
+        {"shared_expert_intermediate_size": 48, **_GATED_DELTA, **_MOE},
+    ),
+    Family("qwen3_5", "qwen3_5_text", _GATED_DELTA, since="5.23.0"),
+    Family(
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        {"shared_expert_intermediate_size": 48, **_GATED_DELTA, **_MOE},
+        since="5.23.0",
     ),
     Family("lfm2", "lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
+    Family(
+        "lfm2_moe",
+        "lfm2_moe",
+        {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1, **_MOE},
+        since="5.23.0",
+    ),
+    # Stock bounds the step of a prompt's tokens from below, and not that of later ones: here it hardly does.
+    Family(
+        "nemotron_h",
+        "nemotron_h",
+        {
+            "num_hidden_layers": 5,
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe", "linear_attention"],
+            "head_dim": 16,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 8,
+            "time_step_min": 1e-6,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "moe_shared_expert_intermediate_size": 48,
+        },
+        since="5.23.0",
+    ),
     Family(
         "granitemoehybrid",
         "granitemoehybrid",

@@ -30,7 +30,7 @@ def test_whole_prompts_are_wanted_in_every_number_format(kind: str, dtype: torch
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "A_log" not in name:
             torch.nn.init.normal_(weight, std=0.5 if "embed" in name else 0.18)
-    assert choose(model.to(dtype)).forward.whole_prompts
+    assert choose(model.to(dtype), native=False).forward.whole_prompts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
@@ -45,7 +45,9 @@ def test_a_model_that_sees_what_comes_is_refused_in_every_number_format(dtype: t
 )
 def test_a_way_does_not_depend_on_the_number_format(name: str, dtype: torch.dtype) -> None:
     exact, rounded = choose(model_of(name)).forward, choose(model_of(name).to(dtype)).forward
-    assert (exact.backend, exact.whole_prompts) == (rounded.backend, rounded.whole_prompts)
+    # Native steps may cut any prompt.
+    whole = exact.whole_prompts or (name == "jamba" and not isinstance(rounded, NativeForward))
+    assert (exact.backend, whole) == (rounded.backend, rounded.whole_prompts)
     assert isinstance(rounded, NativeForward) == (isinstance(exact, NativeForward) and dtype is torch.bfloat16)
 
 

@@ -20,6 +20,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp": lambda x: x.clamp(-0.5, 0.25),
     "cos": torch.cos,
     "exp": torch.exp,
+    "expm1": torch.expm1,
     "ge": lambda x: torch.where(x >= 0, x, 0.5 * x),
     "log": lambda x: torch.log(x.abs() + 0.1),
     "log1p": lambda x: torch.log1p(x.abs()),
@@ -39,8 +40,20 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "scatter": lambda x: x.scatter(-1, x.topk(5)[1], 0.5),
     "sum of few parts": lambda x: x + x.unflatten(-1, (4, -1)).sum(-2).repeat_interleave(4, -1),
     "sum of many parts": lambda x: x + x.unflatten(-1, (-1, 4)).sum(-2)[..., :1],
+    # What state spaces are made of.
+    "convolution by channel": lambda x: x + convolved(x).repeat_interleave(4, -1),
+    "matrix times vector": lambda x: x + (x.unflatten(-1, (-1, 8)) @ x[..., :8, None]).mean(-2),
+    "rows folded": lambda x: (x.reshape(-1, x.shape[-1] // 4) - 0.1).square().view(x.shape),
     "topk": lambda x: torch.zeros_like(x).scatter_(-1, x.topk(5)[1], x.topk(5)[0]),
 }
+
+
+def convolved(x: Tensor) -> Tensor:
+    channels = x.flatten(0, 1).unflatten(-1, (-1, 4))
+    count = channels.shape[1]
+    weight, bias = torch.linspace(-1, 1, 3 * count).view(count, 1, 3), torch.linspace(0, 1, count)
+    sums: Tensor = nn.functional.conv1d(channels, weight, bias, groups=count)[..., -1]
+    return sums.view(*x.shape[:-1], count)
 
 
 class Activation(nn.Module):

@@ -166,7 +166,7 @@ def _texts(model: PreTrainedModel, columns: int, layers: int) -> tuple[list[Tens
 def operations(model: PreTrainedModel, tokens: int, layers: int, most_score_bytes: int) -> float:
     """Operations of a pass over so many tokens, in so many layers; infinite if scores would take more memory."""
     config = model.config.get_text_config()
-    if 4 * config.num_attention_heads * tokens**2 > most_score_bytes:
+    if 4 * getattr(config, "num_attention_heads", 0) * tokens**2 > most_score_bytes:
         return math.inf
     embedded = {id(p) for p in model.get_input_embeddings().parameters()}
     products = count_weights(model) - sum(p.numel() for p in model.parameters() if id(p) in embedded)

@@ -13,6 +13,7 @@ from torch import Tensor
 from baton.model.packed_linear import PackedLinear
 from baton.native.graph import Buffer, Graph, Line, Ref, Space, TableSpec, Value, VisibilitySpec, collapsed, ref, refuse
 from baton.native.record import ROWS
+from baton.native.views import along, firsts, flat_view, fold, heads_of, is_repeated, rows_first, same_along, unfold
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,30 @@ class Emitter:
     def by_number(self, code: str, *operands: Any, numbers: tuple[float, ...] = (), out: Value | None = None) -> Value:
         """An element-wise operation; operands are broadcast."""
         operands = tuple(self.here(one) for one in operands)
-        shapes = [one.shape for one in operands if isinstance(one, (Value, Tensor))]
-        shape = torch.broadcast_shapes(*shapes)
-        if shape and shape[0] != ROWS and shape[0] % ROWS == 0:
-            unfolded = [unfold(one) for one in operands]
-            done = self.by_number(code, *unfolded, numbers=numbers, out=None if out is None else unfold(out))
-            return fold(done) if out is None else out
-        out = self.new(shape) if out is None else self.here(out)
+        shape = torch.broadcast_shapes(*(one.shape for one in operands if isinstance(one, (Value, Tensor))))
+        if out is not None and (not out.view.numel() or is_repeated(out)):
+            return self._in_no_place(out)
+        turned = rows_first(shape)
+        if turned is not None:
+            to, back = turned
+            there = [along(one, shape, to) for one in operands]
+            done = self.by_number(code, *there, numbers=numbers, out=out and along(out, shape, to))
+            return Value(done.buffer, back(done.view)) if out is None else out
+        # What is the same along a dimension is computed once: state spaces have much of it, other models nothing.
+        once = code != "COPY" and out is None and self._graph.states
+        same = same_along(operands, shape) if once else []
+        if same:
+            operands = tuple(along(one, shape, lambda view: firsts(view, same)) for one in operands)
+        out = self.new([1 if at in same else size for at, size in enumerate(shape)]) if out is None else self.here(out)
         refs = [ref(one, out.shape) for one in (out, *operands)]
         sizes, refs = collapsed(out.shape[1:], refs)
         self.lines.append(Line("ROWWISE", code, sizes, refs[0], tuple(refs[1:]), numbers, by_number=True))
+        return Value(out.buffer, out.view.expand(shape)) if same else out
+
+    @staticmethod
+    def _in_no_place(out: Value) -> Value:
+        if out.view.numel():
+            raise refuse("an operation in place on numbers that are kept once for several")
         return out
 
     def over_last(
@@ -91,20 +106,14 @@ class Emitter:
     def dotted(self, x: Any, y: Any, dim: int, *, out: Value | None = None) -> Value:
         """The sum of x times y, which have one shape, over a dimension, which stays."""
         x, y = self.here(x), self.here(y)
-        shape = list(x.shape)
-        last = len(shape) - 1
+        shape, last = x.shape, len(x.shape) - 1
         if out is None:
             out = self.new([*shape[:dim], 1, *shape[dim + 1 :]])
         # Summed over the last dimension, or over the last but one.
         to = last if dim == last else last - 1
-        views = [one.view.expand(shape).transpose(dim, to) if isinstance(one, Value) else one for one in (out, x, y)]
-        turned = [*shape]
-        turned[dim], turned[to] = turned[to], turned[dim]
-        operands = [
-            ref(Value(one.buffer, view) if isinstance(one, Value) else one.expand(shape).transpose(dim, to), turned)
-            for one, view in zip((out, x, y), views, strict=True)
-        ]
-        sizes, refs = collapsed(turned[1:], operands, keep_last=1 if dim == last else 2)
+        turned = [along(one, shape, lambda view: view.transpose(dim, to)) for one in (out, x, y)]
+        refs = [ref(one, turned[1].shape) for one in turned]
+        sizes, refs = collapsed(turned[1].shape[1:], refs, keep_last=1 if dim == last else 2)
         self.lines.append(Line("ROWWISE", "DOT" if dim == last else "DOT_ACROSS", sizes, refs[0], tuple(refs[1:])))
         return out
 
@@ -269,34 +278,6 @@ class Emitter:
         return out
 
 
-def unfold(value: Any) -> Any:
-    """`[ROWS x n, ...]` as `[ROWS, n, ...]`; constants as they are."""
-    if not isinstance(value, Value):
-        return value
-    if value.shape[0] % ROWS:
-        raise refuse("a value without rows")
-    return Value(value.buffer, value.view.unflatten(0, (ROWS, -1)))
-
-
-def fold(value: Value) -> Value:
-    """`[ROWS, n, ...]` as `[ROWS x n, ...]`."""
-    return Value(value.buffer, value.view.view(-1, *value.shape[2:]))
-
-
-def heads_of(value: Value) -> Any:
-    """`[ROWS, heads, 1, dim]` as an operand whose last two dimensions are heads and numbers."""
-    if value.view.dim() != 4 or value.shape[2] != 1:
-        raise refuse("keys, values or queries that are not one per token")
-    operand = ref(value, value.shape)
-    return type(operand)(
-        operand.buffer, operand.offset, (0, 0, operand.strides[0], operand.strides[2]), operand.constant
-    )
-
-
 def _padded(one: Ref, strides: tuple[int, int]) -> Ref:
     """An operand whose last two dimensions are these."""
     return Ref(one.buffer, one.offset, (0, 0, *strides), one.constant)
-
-
-def flat_view(value: Value) -> Value:
-    return Value(value.buffer, value.view.view(ROWS, -1))

@@ -31,6 +31,7 @@ class Space(Enum):
     LOGITS = 4
     STATE = 5
     SCRATCH = 6
+    STATE_BEFORE = 7
 
 
 @dataclass(eq=False, slots=True)
@@ -66,9 +67,18 @@ class Ref:
     strides: tuple[int, ...]
     constant: Tensor | None = None
 
+    # Of a STATE: read as the token before left it.
+    before: bool = False
+
     @property
     def whole(self) -> bool:
         return self.offset == 0
+
+    @property
+    def space(self) -> Space:
+        if self.buffer is None:
+            return Space.CONSTANT
+        return Space.STATE_BEFORE if self.before else self.buffer.space
 
 
 @dataclass(slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from baton.native.graph import Buffer, Graph, Line, Ref, Space, refuse
-from baton.native.scan import arrange, divide
+from baton.native.scan import arrange, divide, write_at_once
 
 
 def lay_out(graph: Graph) -> None:
     """Gives each buffer its place in the tokens' rows. Buffers that are not needed at the same time share one."""
     if graph.states:
-        graph.lines = arrange(graph.lines)
+        graph.lines = write_at_once(arrange(graph.lines))
     _reuse_in_place(graph.lines)
     divide(graph.lines)
     for number, buffer in enumerate(graph.states.values()):

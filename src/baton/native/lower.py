@@ -34,7 +34,11 @@ _NEVER_SCANNED = (*_PRODUCTS, KEEP, ATTEND, EXPERT, aten.embedding.default)
 def lower(recorded: Recorded) -> Graph:
     """Raises LoadError, with the reason, if the step has an operation that native code does not know."""
     recorded = absorbed(recorded)
-    graph = _Lowering(recorded).run()
+    try:
+        graph = _Lowering(recorded).run()
+    except (RuntimeError, IndexError) as error:
+        # Torch's views say so where shapes are other than any that is known here.
+        raise refuse((str(error).splitlines() or [""])[0][:160]) from error
     for table in graph.tables:
         table.chooses |= table.weight is not None and table.weight.data_ptr() in recorded.as_saved
     return graph

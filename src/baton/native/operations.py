@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baton.native.emit import Emitter, fold, unfold
+from baton.native.emit import Emitter
 from baton.native.graph import Value, refuse
 from baton.native.record import ATTEND, EXPERT, KEEP, KEEP_STATE, ROWS, STATE
+from baton.native.views import along, fold, unfold
 
 aten = torch.ops.aten
 
@@ -88,12 +89,11 @@ def _dot(to: Emitter, x: Any, y: Any, dim: list[int], keepdim: bool = False) -> 
     dims = len(shape)
     if len(dim) != 1 or dim[0] % dims == 0:
         raise refuse("a sum over other dimensions than one of a token's")
-    result = to.dotted(_expanded(x, shape), _expanded(y, shape), dim[0] % dims)
+    factors = [
+        along(one if isinstance(one, Value) else torch.as_tensor(one), shape, lambda view: view) for one in (x, y)
+    ]
+    result = to.dotted(factors[0], factors[1], dim[0] % dims)
     return result if keepdim else Value(result.buffer, result.view.squeeze(dim[0] % dims))
-
-
-def _expanded(x: Any, shape: torch.Size) -> Any:
-    return Value(x.buffer, x.view.expand(shape)) if isinstance(x, Value) else torch.as_tensor(x).expand(shape)
 
 
 def _multiplied(to: Emitter, x: Value, y: Value) -> Value:

@@ -263,7 +263,7 @@ class Program:
             return int(Space.CONSTANT.value)
         to.data = 4 * (one.buffer.offset * (one.buffer.space in _SHARED) + one.offset)
         to.row_stride = one.buffer.offset if one.buffer.space is Space.STATE else one.buffer.size
-        return int(one.buffer.space.value)
+        return int(one.space.value)
 
     def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from baton.native.graph import Buffer, Line, Ref, Space, refuse
 
@@ -109,6 +110,59 @@ def _conflicts(lines: Sequence[Line]) -> Iterator[tuple[int, int]]:
             if place in writer:
                 yield writer[place], at
             writer[place] = at
+
+
+def write_at_once(lines: list[Line]) -> list[Line]:
+    """Has the line that makes a state's new numbers write them, in place of a copy behind it, where it may.
+
+    What reads the state before then reads what the row's token before has written, wherever that is: at a call's first
+    token no state must be copied.
+    """
+    copies = [line for line in lines if line.scan is not None and line.code == "COPY" and _is_state(line.out)]
+    for copy in copies:
+        scan = [line for line in lines if line.scan == copy.scan]
+        made = _maker(copy, scan)
+        if made is None or copy.out is None or copy.out.buffer is None:
+            continue
+        state, numbers = copy.out.buffer, copy.inputs[0].buffer
+        for at, line in enumerate(scan):
+            before = at <= scan.index(made)
+            line.inputs = tuple(
+                replace(one, buffer=state, before=before and one.buffer is state)
+                if one.buffer is state or one.buffer is numbers
+                else one
+                for one in line.inputs
+            )
+        made.out = replace(made.out, buffer=state) if made.out is not None else None
+        lines = [line for line in lines if line is not copy]
+        header = next(line for line in lines if line.does == "SCAN" and lines[lines.index(line) + 1] is scan[0])
+        header.sizes = (1, 1, header.sizes[2] - 1, 1)
+    return lines
+
+
+def _maker(copy: Line, scan: Sequence[Line]) -> Line | None:
+    """The only line that writes what a line copies into a state, if it can write into the state itself."""
+    source, target = copy.inputs[0], copy.out
+    if target is None or target.buffer is None or not _scratch(source) or not _whole(copy, source, target):
+        return None
+    writers = [line for line in scan if line.out is not None and line.out.buffer is source.buffer]
+    made = writers[0]
+    behind = scan[scan.index(made) + 1 :]
+    free = all(line is copy or all(one.buffer is not target.buffer for one in _operands(line)) for line in behind)
+    here = [one for one in made.inputs if one.buffer is target.buffer]
+    same = made.out is not None and all(one.strides == made.out.strides and one.whole for one in here)
+    plain = made.by_number and made.out is not None and math.prod(made.sizes) == target.buffer.size and made.out.whole
+    return made if len(writers) == 1 and free and same and plain else None
+
+
+def _whole(copy: Line, source: Ref, target: Ref) -> bool:
+    size = math.prod(copy.sizes)
+    fits = source.buffer is not None and target.buffer is not None and source.buffer.size == target.buffer.size == size
+    return fits and source.whole and target.whole and source.strides == target.strides
+
+
+def _is_state(one: Ref | None) -> bool:
+    return one is not None and one.buffer is not None and one.buffer.space is Space.STATE
 
 
 def divide(lines: Sequence[Line]) -> None:

@@ -94,7 +94,7 @@ void check_scan(const Instruction* scan, int64_t left, const int64_t* sizes, int
         need(scan[i].does == ROWWISE && within(scan[i].op.operands, 0, MOST_OPERANDS));
         each_operand(scan[i], [&](const Operand& operand, int32_t space, int64_t) {
             need(space != LATE && space != LOGITS);
-            if (space == STATE) {
+            if (space == STATE || space == STATE_BEFORE) {
                 need(within(operand.row_stride, 0, states - 1) && sizes[operand.row_stride] % parts == 0);
             }
         });
@@ -119,7 +119,7 @@ void check(const Instruction* code, int64_t count, const Table* table, int64_t t
             check_scan(&one, count - 1 - i, sizes, states);
             scanned = i + one.op.sizes[2];
         } else if (i > scanned) {
-            each_operand(one, [](const Operand&, int32_t space, int64_t) { need(space != STATE && space != SCRATCH); });
+            each_operand(one, [](const Operand&, int32_t space, int64_t) { need(space < STATE); });
         }
         if (one.does == KEEP) need(within(one.layer, 0, layers - 1));
         if (one.does == ATTEND) need(within(one.visibility, 0, visibilities - 1));
@@ -254,14 +254,13 @@ class Program {
         for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
     }
 
-    // Returns the floats of the states of one part.
+    // Returns the floats of one part's states.
     int64_t prepare_scan(const Instruction* scan) {
         int64_t floats = 0;
         for (Scan& mine : scans_) {
             mine.ops.reserve(scan->op.sizes[2]);
             mine.states.resize(state_sizes_.size());
-            floats = 0;
-            each_state(scan, mine, [&](int64_t state) { floats += state_sizes_[state] / scan->op.sizes[3]; });
+            floats = find_states(scan, mine);
         }
         return floats;
     }
@@ -556,27 +555,36 @@ class Program {
         shared(counters + pool_->threads(), thread, merges, 1, [&](int64_t from, int64_t) { k_->merge(&call, from); });
     }
 
-    // A thread's part of a scan: its instructions with their addresses, and where the part's states are.
+    // A thread's part of a scan: its instructions with their addresses, and where each state is: as the token before
+    // left it, and as this token leaves it.
     struct Scan {
+        struct State {
+            bool used, apart;  // apart: `before` is read, so that it need not be copied to `here`
+            float *before, *here;
+        };
         std::vector<RowOp> ops;
-        std::vector<float*> states;
+        std::vector<State> states;
     };
 
-    // Calls what(state) once for each state that a scan reads or writes.
-    template <typename What>
-    void each_state(const Instruction* scan, Scan& mine, What what) {
-        std::fill(mine.states.begin(), mine.states.end(), nullptr);
+    // Finds the states that a scan reads or writes; returns the floats of one part of them.
+    int64_t find_states(const Instruction* scan, Scan& mine) const {
+        std::fill(mine.states.begin(), mine.states.end(), Scan::State{});
+        int64_t floats = 0;
         for (int64_t i = 1; i <= scan->op.sizes[2]; i++) {
             each_operand(scan[i], [&](const Operand& operand, int32_t space, int64_t) {
-                if (space != STATE || mine.states[operand.row_stride]) return;
-                mine.states[operand.row_stride] = reinterpret_cast<float*>(&mine);  // seen
-                what(operand.row_stride);
+                if (space != STATE && space != STATE_BEFORE) return;
+                Scan::State& state = mine.states[operand.row_stride];
+                if (!state.used) floats += state_sizes_[operand.row_stride] / scan->op.sizes[3];
+                state.used = true;
+                state.apart |= space == STATE_BEFORE;
             });
         }
+        return floats;
     }
 
     void scan(const Instruction* scan, Counter* counters, int thread, float* scratch) {
         const int64_t parts = scan->op.sizes[3];
+        find_states(scan, scans_[thread]);
         shared(counters, thread, step_->span_count * parts, 1, [&](int64_t from, int64_t) {
             scan_part(scan, from / parts, from % parts, scans_[thread], scratch);
         });
@@ -585,19 +593,27 @@ class Program {
     // One part of one span's states.
     void scan_part(const Instruction* scan, int64_t s, int64_t part, Scan& mine, float* scratch) {
         const Span& span = step_->spans[s];
+        const int64_t from = step_->read_from[s], to = step_->write_to[s];
         float* nobody = scratch + ir_.scratch_floats;
-        each_state(scan, mine, [&](int64_t state) {
-            const int64_t size = state_sizes_[state] / scan->op.sizes[3], stride = step_->state_strides[state];
-            const int64_t from = step_->read_from[s], to = step_->write_to[s];
-            float* const here = to < 0 ? nobody : step_->states[state] + to * stride + part * size;
+        for (size_t i = 0; i < mine.states.size(); i++) {
+            Scan::State& state = mine.states[i];
+            if (!state.used) continue;
+            const int64_t size = state_sizes_[i] / scan->op.sizes[3], stride = step_->state_strides[i];
+            state.here = to < 0 ? nobody : step_->states[i] + to * stride + part * size;
             if (to < 0) nobody += size;
-            if (from < 0) {
-                std::fill_n(here, size, 0.0f);
-            } else if (from != to) {
-                std::memcpy(here, step_->states[state] + from * stride + part * size, size * 4);
-            }
-            mine.states[state] = here;
-        });
+            state.before = from < 0 ? state.here : step_->states[i] + from * stride + part * size;
+            if (from < 0) std::fill_n(state.here, size, 0.0f);
+            if (!state.apart && state.before != state.here) std::memcpy(state.here, state.before, size * 4);
+        }
+        for (int64_t t = span.first; t < span.first + span.count; t++) {
+            if (t <= span.first + 1) bind_scan(scan, part, mine, scratch);
+            for (const RowOp& op : mine.ops) k_->rowwise(&op, t, t + 1, scratch);
+            // From the second token on, the token before is one of this call.
+            for (Scan::State& state : mine.states) state.before = state.here;
+        }
+    }
+
+    void bind_scan(const Instruction* scan, int64_t part, Scan& mine, float* scratch) {
         mine.ops.clear();
         for (int64_t i = 1; i <= scan->op.sizes[2]; i++) {
             RowOp op = scan[i].op;
@@ -607,21 +623,20 @@ class Program {
             }
             mine.ops.push_back(op);
         }
-        for (int64_t t = span.first; t < span.first + span.count; t++) {
-            for (const RowOp& op : mine.ops) k_->rowwise(&op, t, t + 1, scratch);
-        }
     }
 
     Operand in_scan(const Operand& operand, int32_t space, int64_t step, const Scan& mine, float* scratch) const {
-        Operand bound = operand;
-        if (space == STATE || space == SCRATCH) {
-            char* const start = reinterpret_cast<char*>(space == STATE ? mine.states[operand.row_stride] : scratch);
-            bound.data = reinterpret_cast<float*>(start + reinterpret_cast<intptr_t>(operand.data));
-            bound.row_stride = 0;
-        } else {
-            bound = placed(operand, space);
+        if (space < STATE) {
+            Operand bound = placed(operand, space);
             bound.data += step;
+            return bound;
         }
+        Operand bound = operand;
+        float* start = scratch;
+        if (space == STATE) start = mine.states[operand.row_stride].here;
+        if (space == STATE_BEFORE) start = mine.states[operand.row_stride].before;
+        bound.data = start + reinterpret_cast<intptr_t>(operand.data) / 4;
+        bound.row_stride = 0;
         return bound;
     }
 

@@ -6,8 +6,11 @@
 // Where an operand's numbers are. CONSTANT: at an address. VALUES: at an offset in the token's own row of values; LATE:
 // likewise, in a row of those values that only tokens have whose logits are wanted. ATTENDED: in what the last attention
 // answered for the token. LOGITS: in the token's row of the result. STATE: in a state of the token's row; the operand's
-// `row_stride` is the state's number. SCRATCH: at an offset in what a thread needs within a scan, for one token at a time.
-enum Space : int32_t { CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS = 4, STATE = 5, SCRATCH = 6 };
+// `row_stride` is the state's number; STATE_BEFORE: likewise, as the row's token before left it, wherever that is.
+// SCRATCH: at an offset in what a thread needs within a scan, for one token at a time.
+enum Space : int32_t {
+    CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS = 4, STATE = 5, SCRATCH = 6, STATE_BEFORE = 7
+};
 
 // What an instruction does; Python asks for the numbers by name (baton_code), like for row-wise operations.
 //

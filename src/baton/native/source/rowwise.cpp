@@ -76,6 +76,18 @@ static void binary(const RowOp* op, int64_t first, int64_t last, Of of) {
     });
 }
 
+// Convolutions copy many lines of a few numbers.
+static void copy(const RowOp* op, int64_t first, int64_t last) {
+    const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
+    lines(op, first, last, [&](float* out, const float* const* in) {
+        if (so == 1 && s0 == 1 && n >= LANES) {
+            std::memmove(out, in[0], n * sizeof(float));
+        } else {
+            for (int64_t i = 0; i < n; i++) out[i * so] = in[0][i * s0];
+        }
+    });
+}
+
 // By single numbers, for functions that have no vector form here and are rarely on a long line.
 template <typename Of>
 static void scalar(const RowOp* op, int64_t first, int64_t last, Of of) {
@@ -144,9 +156,10 @@ static inline float dot(const float* x, int64_t sx, const float* y, int64_t sy, 
     if (sx == 1 && sy == 1) {
         for (; i + LANES <= n; i += LANES) sums += load<vfloat>(x + i) * load<vfloat>(y + i);
     }
+    const float whole = i ? sum(sums) : 0.0f;
     float rest = 0;
     for (; i < n; i++) rest += x[i * sx] * y[i * sy];
-    return sum(sums) + rest;
+    return whole + rest;
 }
 
 // Sums of products over the innermost dimension but one, many of them side by side, each in the dimension's order.
@@ -283,7 +296,7 @@ void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
     const float* number = op->numbers;
     const int64_t n = op->sizes[3], so = op->out.strides[3], s0 = op->in[0].strides[3];
     switch (op->code) {
-        case COPY: return unary(op, first, last, [](vfloat x) { return x; });
+        case COPY: return copy(op, first, last);
         case NEG: return unary(op, first, last, [](vfloat x) { return -x; });
         case SQUARE: return unary(op, first, last, [](vfloat x) { return x * x; });
         case CUBE: return unary(op, first, last, [](vfloat x) { return x * x * x; });
