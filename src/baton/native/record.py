@@ -225,7 +225,7 @@ def _experts(module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 
     y = linear(x[:, None], "gate_up_proj" if module.has_gate else "up_proj")
     y = linear(module._apply_gate(y) if module.has_gate else module.act_fn(y), "down_proj")
-    if module.has_post_expert_norm:
+    if getattr(module, "has_post_expert_norm", False):
         y = module.post_expert_norm(y)
     return (y * weights[..., None]).sum(dim=1).to(x.dtype)
 
