@@ -132,13 +132,27 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_compute_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
+    one_thread()
+    if "torch" in sys.modules:
         from recorded_once import remember_recordings  # it imports torch
 
         remember_recordings()
     yield
     assert request.config.option.markexpr != "fast" or "torch" not in sys.modules, "a fast test imported torch"
+
+
+@pytest.fixture(autouse=True)
+def one_compute_thread_again() -> Iterator[None]:
+    """An engine sets torch's threads for the whole process: later tests would wait for a second core at each sum."""
+    one_thread()
+    yield
+    one_thread()
+
+
+def one_thread() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
