@@ -7,7 +7,9 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +49,8 @@ def run_replicas(
     `cluster.environment.prepare` must have been called before this module is imported.
     """
     placing = placing_of(config)
+    # Until the server has handlers of its own: what is started here is to end with this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
     with cluster(config.ray_address, placing, cores()) as ray:
         _tell("Ray", began, f"logs in {ray.logs}" if ray.logs else config.ray_address or "")
