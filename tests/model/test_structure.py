@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from baton.core.errors import LoadError
 from baton.loader import structure as structure_module
@@ -49,6 +49,14 @@ def test_a_way_does_not_depend_on_the_number_format(name: str, dtype: torch.dtyp
     whole = exact.whole_prompts or (name == "jamba" and not isinstance(rounded, NativeForward))
     assert (exact.backend, whole) == (rounded.backend, rounded.whole_prompts)
     assert isinstance(rounded, NativeForward) == (isinstance(exact, NativeForward) and dtype is torch.bfloat16)
+
+
+def test_a_model_without_attention_needs_no_number_of_heads() -> None:
+    """Families under test are given one; Mamba 2's own config has none, and names a length."""
+    sizes = {"hidden_size": 64, "num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 64}
+    config = AutoConfig.for_model("mamba2", num_hidden_layers=1, vocab_size=160, **sizes)
+    assert not hasattr(config, "num_attention_heads")
+    assert choose(AutoModelForCausalLM.from_config(config).eval()).forward.geometry.shapes[0].states
 
 
 def doge(keep: int) -> PreTrainedModel:
