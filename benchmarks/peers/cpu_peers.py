@@ -8,6 +8,7 @@ installed is named and left out. Run it on a machine that does nothing else: the
 
     python -m benchmarks.make_shape smollm2-135m models/m135 --dtype bfloat16
     python -m benchmarks.peers.cpu_peers models/m135 --dtype bfloat16,float32,int8 --rounds 3 --out peers.json
+    python -m benchmarks.peers.cpu_peers models/m06b --dtype q4_0,q4_k_m --engines baton,llama.cpp --rounds 5
     python -m benchmarks.peers.cpu_peers models/m135 --engines baton,llama.cpp,llama.cpp-active,vllm,vllm-auto --rows 16
 """
 
@@ -34,13 +35,15 @@ from tqdm import tqdm
 
 from benchmarks import TRACE
 from benchmarks.peers.job import FIRST_WORD_ID, Ask, Job
+from benchmarks.peers.random_gguf import FORMS
 from benchmarks.peers.table import needed_bytes, report
 from benchmarks.report import write_section
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[2] / "peers"
-DTYPES = ("bfloat16", "float32", "int8")
+DTYPES = ("bfloat16", "float32", "int8", *FORMS)
 GGUF = {"bfloat16": "bf16", "float32": "f32", "int8": "q8_0"}
+"""What llama.cpp's converter makes of a folder. The 4-bit forms are random blocks, which all engines read."""
 TIME_LIMIT_SECONDS = 3600
 SPARE_COLUMNS = 256
 """Of each row, for engines that keep keys and values in blocks."""
@@ -57,6 +60,7 @@ class Peer:
 
 
 LLAMA = Peer("run_llama_cpp.py", needs="llama/build/bin/llama-server")
+WHEEL = Peer("run_xllamacpp.py", needs="xllamacpp/bin/python", python="xllamacpp/bin/python")
 VLLM = Peer("run_vllm.py", needs="vllm/bin/python", python="vllm/bin/python")
 STATIC, CONTINUOUS = Peer("run_transformers_static.py"), Peer("run_transformers_cb.py")
 ACTIVE = {"OMP_WAIT_POLICY": "active"}
@@ -65,10 +69,12 @@ ENGINES = {
     "transformers-static": STATIC,
     "transformers-cb": CONTINUOUS,
     "llama.cpp": LLAMA,
+    "xllamacpp": WHEEL,
     "vllm": VLLM,
     # Others of the same: threads that spin while they wait, and vLLM as it binds itself (one core is its scheduler's).
     "baton-active": Peer("run_baton.py", environment=ACTIVE),
     "transformers-static-active": replace(STATIC, environment=ACTIVE),
+    "xllamacpp-active": replace(WHEEL, environment=ACTIVE),
     "llama.cpp-active": replace(LLAMA, environment=ACTIVE),
     "vllm-auto": replace(VLLM, environment={"VLLM_CPU_OMP_THREADS_BIND": "auto"}),
 }
@@ -141,19 +147,20 @@ def job(
         peers=str(args.peers),
         started=0.0,
         kv_bytes=needed(dtype, args.rows * (longest + SPARE_COLUMNS)) - needed(dtype, 0),
-        gguf=gguf(args, dtype) if any(ENGINES[name].script == LLAMA.script for name in engines) else None,
+        gguf=gguf(args, dtype) if dtype in FORMS or any("llama" in ENGINES[name].script for name in engines) else None,
     )
 
 
 def gguf(args: argparse.Namespace, dtype: str) -> str:
     """The folder in llama.cpp's format, made if it is missing or older than the folder's weights."""
-    folder = args.model.resolve()
-    file = args.peers / "gguf" / f"{'-'.join(folder.parts[1:])}-{GGUF[dtype]}.gguf"
+    folder, form = args.model.resolve(), GGUF.get(dtype, dtype)
+    file = args.peers / "gguf" / f"{'-'.join(folder.parts[1:])}-{form}.gguf"
     newest = max(path.stat().st_mtime for path in folder.glob("*.safetensors"))
     if not file.exists() or file.stat().st_mtime < newest:
         file.parent.mkdir(parents=True, exist_ok=True)
         converter = args.peers / "llama" / "source" / "vendor" / "llama.cpp"
-        command = [sys.executable, HERE / "to_gguf.py", folder, GGUF[dtype], file, "--converter", converter]
+        by_converter = [HERE / "to_gguf.py", folder, form, file, "--converter", converter]
+        command = [sys.executable, *([HERE / "random_gguf.py", folder, form, file] if form in FORMS else by_converter)]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"no GGUF file of {folder}:\n{done.stderr}")

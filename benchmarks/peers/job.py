@@ -49,8 +49,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Job:
-    """`model`: a Hugging Face folder; `gguf`: the same for llama.cpp. `dtype`: bfloat16, float32, or int8 weights.
+    """`model`: a Hugging Face folder; `gguf`: the same for llama.cpp.
 
+    `dtype`: bfloat16, float32, or int8 weights; or q4_0 or q4_k_m, which are those of `gguf` for every engine.
     `rows`: most queries that run at once. `longest`: most tokens of a query, prompt and generated. `vocabulary`: token
     ids are below it. `peers`: where other engines are installed. `started`: `time.monotonic()` before the process was.
     `kv_bytes`: what keys and values of all rows take, for engines that allocate them at once.

@@ -18,9 +18,10 @@ class Baton:
 
     def __init__(self, job: Job) -> None:
         number = {"dtype": "bfloat16", "quantize": "int8"} if job.dtype == "int8" else {"dtype": job.dtype}
+        model, number = (str(job.gguf), {}) if job.dtype.startswith("q4") else (job.model, number)
         try:
             # No prompt begins as another does: other engines' prompt caches are off, too.
-            self._llm = LLM(job.model, max_batch_size=job.rows, threads=job.threads, prefix_cache=False, **number)
+            self._llm = LLM(model, max_batch_size=job.rows, threads=job.threads, prefix_cache=False, **number)
         except SettingError as error:
             if error.param == "quantize":
                 raise Unsupported(str(error)) from None

@@ -13,8 +13,9 @@ from typing import Any
 from benchmarks.peers.job import Ask
 from benchmarks.report import command, machine, table
 
-WEIGHT_BYTES = {"bfloat16": 2, "float32": 4, "int8": 1}
-KV_NUMBER_BYTES = {"bfloat16": 2, "float32": 4, "int8": 2}
+WEIGHT_BYTES: dict[str, float] = {"bfloat16": 2, "float32": 4, "int8": 1, "q4_0": 4.5 / 8, "q4_k_m": 4.8 / 8}
+"""Of the 4-bit forms with their scales, and about: what has 6 bits depends on the model."""
+KV_NUMBER_BYTES = {"bfloat16": 2, "float32": 4, "int8": 2, "q4_0": 2, "q4_k_m": 2}
 HEAD: tuple[str, ...] = (
     "engine",
     "generated tokens/s",
@@ -46,7 +47,7 @@ def needed_bytes(model: Path, config: dict[str, Any]) -> Callable[[str, int], in
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     column = 2 * config["num_hidden_layers"] * heads * width
     total = sum(weights.values())
-    return lambda dtype, columns: total * WEIGHT_BYTES[dtype] + columns * column * KV_NUMBER_BYTES[dtype]
+    return lambda dtype, columns: int(total * WEIGHT_BYTES[dtype]) + columns * column * KV_NUMBER_BYTES[dtype]
 
 
 def report(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections import Counter
@@ -39,6 +40,8 @@ log = logging.getLogger("baton.model")
 
 VERSION = 2
 _SHARD_BYTES = 1 << 30
+_ALONE_BYTES = 16 << 20
+_PIECE_NUMBERS = 1 << 20
 _FACTORS = "rope_freqs.weight"
 _EMBEDDING, _HEAD = "token_embd.weight", "lm_head"
 # By ggml's numbers: what is kept as numbers, and how. Others are blocks, or are unpacked to float32.
@@ -134,13 +137,17 @@ class _Folder:
         self._room: dict[str, Tensor] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
+        # A file is mapped as long as something of it is, and blocks are for longer than numbers that are converted.
+        alone = tensor.nbytes >= _ALONE_BYTES and not name.endswith(".blocks")
+        if alone:
+            self.flush()
         self._room[name] = tensor
         self.has_head = self.has_head or name.startswith(f"{_HEAD}.")
         if name.endswith(".kind"):
             self.kinds[KINDS[int(tensor)].name] += 1
         elif name.endswith(".weight") and tensor.ndim > 1:
             self.plain[tensor.dtype] += 1
-        if sum(one.nbytes for one in self._room.values()) >= _SHARD_BYTES:
+        if alone or sum(one.nbytes for one in self._room.values()) >= _SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -210,7 +217,13 @@ def _numbers(tensor: Any) -> Tensor:
     kind, shape = int(tensor.tensor_type), tuple(int(size) for size in reversed(tensor.shape))
     if kind in _PLAIN:
         return _copied(tensor.data).view(_PLAIN[kind]).reshape(shape)
-    return _copied(gguf.dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
+    # In pieces, because what an embedding is unpacked by would take several times its own room.
+    rows = np.asarray(tensor.data).reshape(shape[0] if len(shape) > 1 else 1, -1)
+    numbers = np.empty((len(rows), math.prod(shape) // len(rows)), np.float32)
+    step = max(1, _PIECE_NUMBERS // numbers.shape[1])
+    for first in range(0, len(rows), step):
+        numbers[first : first + step] = gguf.dequantize(rows[first : first + step], tensor.tensor_type)
+    return torch.from_numpy(numbers).reshape(shape)
 
 
 def _copied(numbers: Any) -> Tensor:

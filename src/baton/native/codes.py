@@ -130,38 +130,37 @@ class _Survey:
     """What there is in a weight. `codes`: the least and the greatest; `zeros`: likewise, None if it has none."""
 
     def __init__(self, weight: PackedWeight) -> None:
-        least, most, zeros, scales = [], [], [], []
+        least, most, zeros = [], [], []
         self.mins = False
+        self._scales: list[Tensor] = []
         for _, piece in _pieces(weight):
             least.append(int(piece.codes.min()))
             most.append(int(piece.codes.max()))
-            scales.append(piece.scales)
+            self._scales.append(piece.scales)
             if piece.zeros is not None:
-                zeros.append(piece.zeros)
+                if not torch.equal(piece.zeros, piece.zeros.round()):
+                    raise _refused("zeros that are not whole")
+                zeros += [int(piece.zeros.min()), int(piece.zeros.max())]
             if piece.mins is not None:
                 self.mins = True
-                scales.append(piece.mins)
+                self._scales.append(piece.mins)
         self.codes = min(least), max(most)
         if self.codes[1] >= 1 << weight.bits:
             raise _refused(f"a code of {self.codes[1]} in {weight.bits} bits")
-        self.zeros: tuple[int, int] | None = None
-        if zeros:
-            every = torch.cat(zeros)
-            if not torch.equal(every, every.round()):
-                raise _refused("zeros that are not whole")
-            self.zeros = int(every.min()), int(every.max())
-        self._scales = torch.cat(scales)
+        self.zeros = (min(zeros), max(zeros)) if zeros else None
 
     def scales_as(self, shrink: float) -> tuple[bool, float]:
         """Whether scales and mins must be float32, and else the power of two by which they are float16."""
-        scales = self._scales * shrink
-        top = float(scales.abs().max())
+        # Piece by piece: a large layer has tens of millions.
+        top = max(float(some.abs().max()) for some in self._scales) * shrink
         if top == 0 or not math.isfinite(top):
             return top != 0, 1.0
-        if not torch.equal(scales / shrink, self._scales):
-            raise _refused(f"scales as small as {float(self._scales.abs().min()):g} with its table")
+        if not all(torch.equal(some * shrink / shrink, some) for some in self._scales):
+            least = min(float(some.abs().min()) for some in self._scales)
+            raise _refused(f"scales as small as {least * shrink:g} with its table")
         power = 2.0 ** max(math.frexp(top)[1] - _HALF_EXPONENT, -126)
-        return (False, power) if torch.equal((scales / power).half().float() * power, scales) else (True, 1.0)
+        exact = all(torch.equal((some * shrink / power).half().float() * power, some * shrink) for some in self._scales)
+        return (False, power) if exact else (True, 1.0)
 
 
 def _whole(table: Tensor | None) -> tuple[Tensor | None, float]:

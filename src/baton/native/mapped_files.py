@@ -26,6 +26,12 @@ class MappedFiles:
                 start, stop = (int(part, 16) for part in region.split("-"))
                 self._regions.append((start, stop))
 
+    def around(self, tensor: Tensor) -> tuple[int, int] | None:
+        """Where the mapped part of a file begins and ends in which a tensor begins; None if it is in none."""
+        at = bisect_right(self._regions, (tensor.data_ptr(), 1 << 64)) - 1
+        inside = at >= 0 and self._regions[at][0] <= tensor.data_ptr() < self._regions[at][1]
+        return self._regions[at] if inside else None
+
     def hold(self, tensor: Tensor) -> bool:
         """Whether all of a tensor lies in a mapped file."""
         first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes

@@ -76,6 +76,7 @@ class Weights:
         chosen = packings(graph, packing)
         self._arena = _Arena(sum(self._size(one, how) for one, how in zip(graph.tables, chosen, strict=True)))
         tables: list[native.Table] = []
+        layers = [one.layer for one in graph.tables if one.layer is not None]
         for one, how in zip(graph.tables, chosen, strict=True):
             self.first.append(len(tables))
             if one.layer is not None:
@@ -89,6 +90,9 @@ class Weights:
             if self._files.hold(parameter):
                 parameter.data = parameter.data.clone()
         self._parameters.clear()
+        for start, stop in {part for layer in layers for part in self._around(layer)} if release else ():
+            # Beside packed layers lie tensors that were read once, such as an embedding in another number format.
+            _give_back(start, stop)
         self.tables = (native.Table * len(tables))(*tables)
 
     def restore(self) -> None:
@@ -176,6 +180,12 @@ class Weights:
         _trim()
         return native.Table(packed, 0)
 
+    def _around(self, layer: PackedLinear) -> Iterator[tuple[int, int]]:
+        """The mapped parts of files in which a layer's tensors are."""
+        for tensor in layer.tensors.values():
+            if self._files.hold(tensor) and (part := self._files.around(tensor)) is not None:
+                yield part
+
     def _as_is(self, weight: Tensor) -> native.Table:
         """A weight that is read row by row, such as an embedding's."""
         kind, (outputs, inputs) = kind_of(weight.dtype), weight.shape
@@ -224,5 +234,11 @@ def _drop_pages(tensor: Tensor) -> None:
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     lies_whole = tensor.is_contiguous() or (tensor.dim() == 2 and tensor.t().is_contiguous())
-    if hasattr(mmap, "MADV_DONTNEED") and start < stop and lies_whole:
+    if start < stop and lies_whole:
+        _give_back(start, stop)
+
+
+def _give_back(start: int, stop: int) -> None:
+    """Gives back whole pages."""
+    if hasattr(mmap, "MADV_DONTNEED"):
         CDLL(None).madvise(c_void_p(start), c_size_t(stop - start), mmap.MADV_DONTNEED)
