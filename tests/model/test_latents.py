@@ -32,7 +32,7 @@ def expanding_by(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> P
             def expand(latents: Tensor, rotated: Tensor, right: Any = right) -> tuple[Tensor, Tensor]:
                 return change(*right(latents, rotated))
 
-            module.expand_kv = expand
+            setattr(module, "expand_kv", expand)  # noqa: B010 (a module's own fields are tensors and modules, to mypy)
     return model
 
 
