@@ -170,12 +170,12 @@ class Program {
   public:
     Program(const Kernels* kernels, Pool* pool, const ProgramIR& ir, const Instruction* first, int64_t count,
             const Table* tables, int64_t table_count, const Layer* layers, int64_t layer_count,
-            const Visibility* visibilities, int64_t visibility_count, const int64_t* state_sizes,
-            int64_t state_count)
+            const Visibility* visibilities, int64_t visibility_count, const int64_t* state_sizes, int64_t state_count)
         : k_(kernels), pool_(pool), ir_(ir), code_(first, first + count), tables_(tables, tables + table_count),
           layers_(layers, layers + layer_count), visibilities_(visibilities, visibilities + visibility_count),
-          state_sizes_(state_sizes, state_sizes + state_count), counters_(2 * pool->threads() * count), scratch_(pool->threads()), own_(pool->threads()),
-          chosen_(pool->threads()), scans_(pool->threads()), fresh_(layer_count), lasting_(layer_count) {
+          state_sizes_(state_sizes, state_sizes + state_count), counters_(2 * pool->threads() * count),
+          scratch_(pool->threads()), own_(pool->threads()), chosen_(pool->threads()), scans_(pool->threads()),
+          fresh_(layer_count), lasting_(layer_count) {
         // Some layers attend to an earlier layer's keys and values.
         int32_t last = -1;
         for (const Instruction& one : code_) {
@@ -585,9 +585,8 @@ class Program {
     void scan(const Instruction* scan, Counter* counters, int thread, float* scratch) {
         const int64_t parts = scan->op.sizes[3];
         find_states(scan, scans_[thread]);
-        shared(counters, thread, step_->span_count * parts, 1, [&](int64_t from, int64_t) {
-            scan_part(scan, from / parts, from % parts, scans_[thread], scratch);
-        });
+        shared(counters, thread, step_->span_count * parts, 1,
+               [&](int64_t from, int64_t) { scan_part(scan, from / parts, from % parts, scans_[thread], scratch); });
     }
 
     // One part of one span's states.

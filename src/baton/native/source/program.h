@@ -9,7 +9,14 @@
 // `row_stride` is the state's number; STATE_BEFORE: likewise, as the row's token before left it, wherever that is.
 // SCRATCH: at an offset in what a thread needs within a scan, for one token at a time.
 enum Space : int32_t {
-    CONSTANT = 0, VALUES = 1, LATE = 2, ATTENDED = 3, LOGITS = 4, STATE = 5, SCRATCH = 6, STATE_BEFORE = 7
+    CONSTANT = 0,
+    VALUES = 1,
+    LATE = 2,
+    ATTENDED = 3,
+    LOGITS = 4,
+    STATE = 5,
+    SCRATCH = 6,
+    STATE_BEFORE = 7
 };
 
 // What an instruction does; Python asks for the numbers by name (baton_code), like for row-wise operations.

@@ -367,7 +367,8 @@ void rowwise(const RowOp* op, int64_t first, int64_t last, float*) {
         case SCATTER: return scatter(op, first, last);
         case DOT: {
             const int64_t s1 = op->in[1].strides[3];
-            return lines(op, first, last, [&](float* out, const float* const* in) { *out = dot(in[0], s0, in[1], s1, n); });
+            return lines(op, first, last,
+                         [&](float* out, const float* const* in) { *out = dot(in[0], s0, in[1], s1, n); });
         }
         case DOT_ACROSS: return dot_across(op, first, last);
         case MUL_ADD: return multiply_add(op, first, last);
