@@ -35,9 +35,9 @@ LIVE_PICTURES: dict[str, list[str]] = {
     "live-little-memory": ["--kv-memory", "5MiB", "--max-model-len", "1024"],
 }
 # Long prompts come while others are answered, at less than the machine can do.
-BENCH = ["--policies", "run_to_completion,orca,baton", "--queries", "16", "--repeat", "3", "--max-model-len", "1024"]
+BENCH = ["--policies", "run_to_completion,orca,baton", "--queries", "24", "--repeat", "3", "--max-model-len", "1024"]
 BENCH += ["--prompt", "lognormal:600,0.3", "--max-prompt", "900", "--answer", "uniform:32,96"]
-BENCH += ["--mode", "timed", "--arrivals", "poisson:0.4", "--goal-gap", "0.5", "--alone", "2"]
+BENCH += ["--mode", "timed", "--arrivals", "poisson:1.2", "--goal-gap", "0.5", "--alone", "2"]
 
 
 def main() -> None:

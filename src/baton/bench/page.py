@@ -48,19 +48,31 @@ def page(
 
 
 def _verdict(runs: Runs) -> str:
-    """The fastest against the others, in one sentence; nothing if there is only one."""
-    speeds = {name: [one.tokens_per_second for one in some] for name, some in runs.items()}
+    """The best against the others, in one sentence; nothing if there is only one.
+
+    The best is the fastest, or if queries missed the goal, the one in which most met it.
+    """
+    every = [one for some in runs.values() for one in some]
+    missed = any(one.goodput < one.queries_per_second for one in every)
+    speeds = {name: [one.goodput if missed else one.tokens_per_second for one in some] for name, some in runs.items()}
     middle = {name: statistics.median(some) for name, some in speeds.items()}
     best = max(middle, key=lambda name: middle[name])
     # If the ranges of both overlap, the ratio of medians may be chance.
     apart = {name: max(some) < min(speeds[best]) for name, some in speeds.items() if name != best}
     if not apart:
         return ""
-    said = f"{best} generates the most tokens a second, {middle[best]:,.0f}: " + ", ".join(
-        f"{middle[best] / middle[name]:.2f} times those of {name}{'' if sure else ' (their runs overlap)'}"
+    said = f"{best} generates the most tokens a second, {middle[best]:,.0f}: "
+    if missed:
+        said = f"{best} answers the most queries within the goal, {middle[best]:,.2f} a second: "
+    said += ", ".join(
+        f"{_times(middle[best], middle[name])} those of {name}{'' if sure else ' (their runs overlap)'}"
         for name, sure in apart.items()
     )
     return f"<p>{escape(said)}.</p>"
+
+
+def _times(best: float, other: float) -> str:
+    return f"{best / other:.2f} times" if other else "against none of"
 
 
 def _settings(settings: Mapping[str, Mapping[str, Any]]) -> Iterable[list[str]]:
