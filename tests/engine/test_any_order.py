@@ -215,7 +215,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert (self.batch.tokens(name), reasons[0]) == alone(query)
 
 
-# Each of up to 30 events, 10,000 together and more. `SCENARIOS=2000 pytest ...` draws so many other ones each time.
+# Each of up to 30 events, thousands together. `SCENARIOS=2000 pytest ...` draws so many other ones each time.
 SCENARIOS = int(os.environ.get("SCENARIOS", "0"))
 
 TestAnyOrder = AnyOrder.TestCase
