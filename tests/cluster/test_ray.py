@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=
 STREAMS = 16
 TEMPLATE = {"chat_template": str(Path(__file__).parents[1] / "tools.jinja"), "max_batch_size": "8"}
 SETTINGS = {**TEMPLATE, "prefix_cache": False, "threads": "1", "hang_timeout": "4", "hang_exit": "0"}
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 400  # a machine may be busy
 
 
 class Front:
