@@ -198,6 +198,15 @@ def test_choices_of_a_prompt_go_to_one_engine() -> None:
     assert {engine for _, engine in front.engines.where} == {"a"}
 
 
+def test_a_choice_does_not_go_back_to_an_engine_that_leaves() -> None:
+    """Its first choice may still be there, because its last update has not come yet."""
+    front = Front("a", "b")
+    front.loop.submit([query(name, sibling_of="p") for name in "pq"], front.hear)
+    front.loop.leaves("a")
+    front.engines.say("a", Update("q", (), "", "moved", usage=USAGE))
+    assert front.engines.where[-1] == ("q", "b")
+
+
 def test_cancelled_queries_are_cancelled_where_they_are() -> None:
     front = Front("a", "b")
     front.loop.submit([query("p"), query("q")], front.hear)

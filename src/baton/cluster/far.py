@@ -249,11 +249,12 @@ class FarLoop:
         return back
 
     def _choice(self, follow: Follow) -> str | None:
-        """The engine for a query; choices of one prompt go to one engine, while they are new."""
+        """The engine for a query; choices of one prompt go to one engine, while they are new and it stays."""
         query = follow.query
         first = self._follows.get(query.sibling_of)
-        if first is not None and first is not follow and first.engine is not None and not follow.tokens:
-            return first.engine
+        beside = None if first is None or first is follow or follow.tokens else first.engine
+        if beside is not None and beside not in self._leaving:
+            return beside
         work = dict.fromkeys(self._engines.names(), 0)
         for other in self._follows.values():
             if other.engine in work:

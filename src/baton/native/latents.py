@@ -21,6 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from baton.model.probe import Geometry
 from baton.native import graph as native_graph
 from baton.native.graph import refuse
+from baton.native.nodes import ancestors
 from baton.native.record import ATTEND, EXPERT, KEEP, ROWS, Recorded
 
 aten = torch.ops.aten
@@ -122,7 +123,7 @@ def _absorb(module: GraphModule, call: Node, slots: _Slots) -> tuple[Tensor, Ten
 
 def _expansion(module: GraphModule, keys: Node, values: Node) -> tuple[Node, list[Node]]:
     """The keep from which keys and values come, and what is computed of it alone, in order."""
-    keeps = {node for node in _before((keys, values)) if node.target is KEEP}
+    keeps = {node for node in ancestors((keys, values), (KEEP,)) if node.target is KEEP}
     if len(keeps) != 1:
         raise refuse("attention over something other than what a layer keeps")
     keep = keeps.pop()
@@ -228,18 +229,6 @@ def _is_kept(node: Any) -> bool:
 
 def _kept(module: GraphModule, keep: Node, which: int) -> Node:
     return module.graph.call_function(operator.getitem, (keep, which))
-
-
-def _before(roots: Sequence[Node]) -> set[Node]:
-    visited: set[Node] = set()
-    left = list(roots)
-    while left:
-        node = left.pop()
-        if node not in visited:
-            visited.add(node)
-            if node.target is not KEEP:
-                left.extend(node.all_input_nodes)
-    return visited
 
 
 def _constant(module: GraphModule, tensor: Tensor) -> Node:
