@@ -14,7 +14,7 @@ import torch
 
 from baton import __version__
 from baton.cli.live import live_view, read_bytes_per_second
-from baton.cli.show import errors, in_units, tell_phase
+from baton.cli.show import errors, in_units, tell_open, tell_phase, tell_ready
 from baton.cli.spans import spans_of
 from baton.compose import EngineHandle, model_name, open_engine, set_threads
 from baton.core.clock import monotonic
@@ -64,7 +64,7 @@ def run_bound(
     metrics.max_rows = engine.settings.max_rows
     errors.print(_resolved(engine))
     if on_started is None and not access.keys and not is_loopback(bound.getsockname()[0]):
-        errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
+        tell_open()
     app = create_app(
         engine.client,
         render_metrics=lambda: metrics.render(engine.client.stats()),
@@ -83,10 +83,7 @@ def run_bound(
         if on_started is not None:
             on_started(engine)
             return
-        took = time.perf_counter() - began
-        errors.print(
-            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
-        )
+        tell_ready(time.perf_counter() - began, url)
 
     if handover is not None:
         errors.print(f"  {'handover':<12}answers go on in the next process ({server.handover})")

@@ -16,7 +16,7 @@ from typing import Any
 
 from baton import __version__
 from baton.cli.serve_replica import EngineReplica
-from baton.cli.show import errors
+from baton.cli.show import errors, tell_open, tell_ready
 from baton.cluster.ray_cluster import Cluster, Placing, cluster
 from baton.cluster.ray_engines import RayEngines
 from baton.compose import model_name, open_front
@@ -104,11 +104,8 @@ def _serve(
 
     def started(url: str) -> None:
         if not access.keys and not is_loopback(bound.getsockname()[0]):
-            errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
-        took = time.perf_counter() - began
-        errors.print(
-            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
-        )
+            tell_open()
+        tell_ready(time.perf_counter() - began, url)
 
     try:
         serve(

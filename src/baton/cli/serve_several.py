@@ -22,7 +22,7 @@ import psutil
 
 from baton import __version__, builtin
 from baton.cli.logs import start_logging
-from baton.cli.show import errors, in_units
+from baton.cli.show import errors, in_units, tell_open, tell_ready
 from baton.core.clock import monotonic
 from baton.core.config import AUTO, Config, named_models
 from baton.core.errors import BatonError, LoadError
@@ -88,11 +88,8 @@ def _serve(
             size = f"{in_units(model.needed_bytes)} of memory" if model.needed_bytes else "not in the hub's cache yet"
             errors.print(f"  {model.name:<40} {model.state.value}, {size}")
         if not access.keys and not is_loopback(bound.getsockname()[0]):
-            errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
-        took = time.perf_counter() - began
-        errors.print(
-            f"[bold green]ready[/bold green] after {took:.1f} s: {url}  (chat page; /live; API under /v1; Ctrl-C ends)"
-        )
+            tell_open()
+        tell_ready(time.perf_counter() - began, url)
 
     async def close() -> None:
         tasks[0].cancel()

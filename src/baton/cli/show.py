@@ -27,6 +27,17 @@ def tell_phase(phase: str, seconds: float) -> None:
     errors.print(f"  {phase:<12}{seconds:6.2f} s")
 
 
+def tell_ready(seconds: float, url: str) -> None:
+    """A server answers from now on, so many seconds after its start."""
+    what = "chat page; /live; API under /v1; Ctrl-C ends"
+    errors.print(f"[bold green]ready[/bold green] after {seconds:.1f} s: {url}  ({what})")
+
+
+def tell_open() -> None:
+    """Other machines reach the server, and no key is asked for."""
+    errors.print("[yellow]anyone who can reach this address may use it[/yellow]: --api-key asks for a key")
+
+
 def in_units(count: int) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
