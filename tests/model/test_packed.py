@@ -227,11 +227,13 @@ def test_torchs_own_is_called_as_it_is_declared() -> None:
 
 
 def test_an_older_torch_whose_own_knows_no_windows_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "varlen_attn", lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k: query)
+    monkeypatch.setattr(
+        packed, "_varlen_attn", lambda: lambda query, key, value, cu_seq_q, cu_seq_k, max_q, max_k: query
+    )
     with pytest.raises(LoadError, match="none that knows windows"):
         of_torch(torch.device("cuda"), torch.float16)
     # 2.11's: no word of grouped queries.
-    monkeypatch.setattr(packed, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(packed, "_varlen_attn", lambda: varlen_attn)
     function = of_torch(torch.device("cuda"), torch.float16).function
     assert isinstance(function, partial) and not function.keywords
     assert "enable_gqa" not in inspect.signature(varlen_attn).parameters

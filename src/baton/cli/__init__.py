@@ -2,3 +2,7 @@
 
 May never import torch before a verb has what it was asked for checked.
 """
+
+from baton.core.late_compiler import load_compiler_late
+
+load_compiler_late()

@@ -22,11 +22,6 @@ from baton.model.attention import Fill, positions_of
 from baton.model.layout import on_device
 from baton.model.visibility import Span, Visibility
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None  # type: ignore[assignment]
-
 # The limits of flash attention.
 _MOST_DIM, _DIM_STEP = 256, 8
 # How far one call may be from one call per row, relative to the largest number.
@@ -49,12 +44,23 @@ def of_torch(device: torch.device, dtype: torch.dtype) -> Varlen:
     """Torch's own. Raises LoadError if it has none for this number format on this device."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         raise LoadError(f"flash attention is for half precision on CUDA, not for {dtype} on {device.type}")
-    known = inspect.signature(varlen_attn).parameters if varlen_attn is not None else {}
+    function = _varlen_attn()
+    known = inspect.signature(function).parameters if function is not None else {}
     if not {"scale", "window_size"} <= known.keys():
         raise LoadError(f"torch {torch.__version__} has none that knows windows")
     # Until 2.11 fewer key heads than query heads need no flag.
     leave: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in known else {}
-    return Varlen(partial(varlen_attn, **leave))
+    assert function is not None
+    return Varlen(partial(function, **leave))
+
+
+def _varlen_attn() -> Callable[..., Any] | None:
+    """None in a torch without it. Its module is imported late because it imports torch's compiler."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 
@@ -31,12 +30,23 @@ def attention(
         return _plain(q, k, v, mask, causal, scale, softcap, sinks)
     if q.shape[2] > 1:
         if causal and q.shape[2] < k.shape[2]:
-            mask, causal = causal_lower_right(q.shape[2], k.shape[2]), False
+            mask, causal = _lower_right(q, k), False
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True)
     # The query heads of a group take the place of SDPA's queries, so that no key is read twice.
     grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
     out = scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
     return out.reshape(q.shape[0], q.shape[1], 1, -1)
+
+
+def _lower_right(q: Tensor, k: Tensor) -> Tensor:
+    """The mask `[T, S]` of queries that are the last of the keys' tokens."""
+    if q.is_cuda:
+        # Kernels of CUDA compute it without a mask in memory. Its module is late because it imports torch's compiler.
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(q.shape[2], k.shape[2])
+    seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+    return seen.tril(k.shape[2] - q.shape[2])
 
 
 def _plain(
