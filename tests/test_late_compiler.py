@@ -39,7 +39,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
     folder.mkdir(parents=True)
     (tmp_path / "parent" / "__init__.py").write_text("")
     (folder / "__init__.py").write_text(_PACKAGE)
-    (folder / "inner.py").write_text("from parent.compiler import disable\nassert disable\n")
+    (folder / "inner").with_suffix(".py").write_text("from parent.compiler import disable\nassert disable\n")
     (folder / f"{ALONE}.py").write_text("word = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     before = list(sys.meta_path)
@@ -54,7 +54,6 @@ def is_loaded() -> bool:
     return "parent.compiler.inner" in sys.modules
 
 
-@pytest.mark.fast
 def test_marks_wait_and_are_told_when_it_loads(parent: Any) -> None:
     importlib.import_module("parent.compiler")
 
@@ -75,7 +74,6 @@ def test_marks_wait_and_are_told_when_it_loads(parent: Any) -> None:
     assert parent.compiler.marked[1:] == [("disabled", "second", True), ("disabled", "second", False)]
 
 
-@pytest.mark.fast
 def test_the_part_that_stands_alone_does_not_load_it_and_any_other_does(parent: Any) -> None:
     alone = importlib.import_module(f"parent.compiler.{ALONE}")
     assert not is_loaded()
@@ -85,7 +83,6 @@ def test_the_part_that_stands_alone_does_not_load_it_and_any_other_does(parent: 
     assert sys.modules["parent.compiler"] is parent.compiler
 
 
-@pytest.mark.fast
 def test_what_is_no_function_is_marked_by_the_compiler_itself(parent: Any) -> None:
     importlib.import_module("parent.compiler")
 
@@ -99,7 +96,6 @@ def test_what_is_no_function_is_marked_by_the_compiler_itself(parent: Any) -> No
     assert is_loaded()
 
 
-@pytest.mark.fast
 def test_an_attribute_that_modules_may_lack_does_not_load_it(parent: Any) -> None:
     importlib.import_module("parent.compiler")
     assert not hasattr(parent.compiler, "__wrapped__")

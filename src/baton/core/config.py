@@ -35,7 +35,8 @@ STEP_COMPILERS = (NO_COMPILER, "inductor")
 SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT = "all", "key", "salt"
 PREFIX_SHARING = (AUTO, SHARE_ALL, SHARE_BY_KEY, SHARE_BY_SALT)
 GENERATION_CONFIG = (AUTO, "none")
-REASONING = (AUTO, "off")
+OFF = "off"
+REASONING = (AUTO, OFF)
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ENVIRONMENT_PREFIX = "BATON_"
@@ -73,6 +74,11 @@ class Config(Limits):
         choices=QUANTIZE,
     )
     compile: bool = setting(True, "Steps as one native call if the model's can be recorded (CPU); else in torch.")
+    step_cache: str = setting(
+        AUTO,
+        "Folder that keeps recorded and proved steps for the next start (CPU), or off; auto: baton/steps in the user's "
+        "folder for caches.",
+    )
     step_compiler: str = setting(
         NO_COMPILER,
         "What layers are compiled with for decode steps on CUDA; starting then takes longer.",

@@ -21,6 +21,13 @@ OWNER_ONLY = 0o700
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
+def user_cache() -> Path | None:
+    """The folder for what can be made again, by the XDG base directory specification; None without a home."""
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "baton"
+    return None
+
+
 @contextlib.contextmanager
 def named(what: str, path: Name, *, param: str) -> Iterator[None]:
     """Turns every error about a file into SettingError: "WHAT PATH: the reason".

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from baton.core.config import (
     ALIGNED,
     AUTO,
+    OFF,
     SHARE_ALL,
     SHARE_BY_KEY,
     Config,
@@ -22,6 +24,7 @@ from baton.core.config import (
     template_variables,
 )
 from baton.core.errors import SettingError
+from baton.core.files import user_cache
 from baton.core.footprint import Footprint
 from baton.core.limits import Limits
 from baton.core.step import NO_TRAITS, Traits
@@ -42,6 +45,7 @@ class LoadSettings:
         template: The chat template instead of the model's own; None for that.
         template_variables: What chat templates are handed by default.
         generation_config: The model author's sampling defaults are taken.
+        step_cache: Folder of steps that earlier starts proved; None for none.
         special_in_text: Special tokens in what a conversation says are those tokens, not text.
     """
 
@@ -58,6 +62,7 @@ class LoadSettings:
     kv_mapping: bool
     trust_remote_code: bool
     special_in_text: bool
+    step_cache: Path | None
     template: str | None
     template_variables: Mapping[str, Any]
     generation_config: bool
@@ -78,8 +83,19 @@ def load_settings(config: Config, source: str, name: str) -> LoadSettings:
         template_variables=template_variables(config),
         generation_config=config.generation_config == AUTO,
         special_in_text=not has_keys(config) if config.special_in_text is None else config.special_in_text,
+        step_cache=step_cache(config.step_cache),
         limits=limits_of(config),
     )
+
+
+def step_cache(asked: str) -> Path | None:
+    """The folder of `--step-cache`; None if it is off, or if there is no folder for caches."""
+    if asked == OFF:
+        return None
+    if asked != AUTO:
+        return Path(asked)
+    cache = user_cache()
+    return None if cache is None else cache / "steps"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from baton.cuda.forward import CudaForward
 from baton.cuda.ragged_attention import Ragged, ragged_backends
 from baton.cuda.varlen_prefill import Varlen, of_torch
 from baton.loader.formats import PLAIN, ROUNDED_ACTIVATIONS, ROUNDED_TOLERANCE, WeightFormat
+from baton.loader.kept_steps import StepCache
 from baton.loader.selfcheck import (
     STEPS,
     TOLERANCE,
@@ -151,17 +152,22 @@ def choose(
     compiled: str | None = None,
     columns: int = 0,
     exact: Structure | None = None,
+    cache: StepCache | None = None,
 ) -> Choice:
     """Gives a model our cache and attention in the fastest way that gives what the model gives alone.
 
     `native`: whether anything but plain torch is tried; if not, `why_not` names the setting that says so. `release`:
     the model's own weights may be given back, so that only the forward can run it. `compiled`: the backend of
     torch.compile for decode steps of constant shape. `columns`: of the engine's rectangle, as far as known. `exact`:
-    what `structure` returned for the model. Raises LoadError, with the reasons of all ways that were tried, if none is
+    what `structure` returned for the model. `cache`: has a native step that an earlier start proved, or keeps the one
+    that is proved now. Raises LoadError, with the reasons of all ways that were tried, if none is
     exact or none computes with `format`.
     """
     if format.native_only and not native:
         raise LoadError(f"--quantize {format.name} needs native steps: leave out {why_not}")
+    if cache is not None and (kept := cache.take(torch.get_num_threads())) is not None:
+        proved, facts = kept
+        return Choice(proved, (), facts.checked_tokens, facts.unchecked, format)
     rounded = format.rounded_bits is not None and not format.native_only
     proof = proof_of(model, ROUNDED_TOLERANCE if rounded else None)
     exact = exact or structure(model, columns, proof.tolerance)
@@ -169,16 +175,24 @@ def choose(
     forward: Forward = plain
     reasons = [Reason(NATIVE, why_not)]
     if native:
-        forward, reasons = _fastest(proof, plain, format, release=release, compiled=compiled)
+        forward, reasons = _fastest(proof, plain, format, release=release, compiled=compiled, cache=cache)
     checked = max(exact.checked_tokens, *(len(text) for text in proof.texts))
+    if cache is not None and isinstance(forward, NativeForward):
+        cache.keep(forward, proof.texts, plain, checked_tokens=checked, unchecked=exact.unchecked)
     return Choice(forward, tuple(reasons), checked, exact.unchecked, format)
 
 
 def _fastest(
-    proof: Proof, plain: TorchForward, format: WeightFormat, *, release: bool, compiled: str | None
+    proof: Proof,
+    plain: TorchForward,
+    format: WeightFormat,
+    *,
+    release: bool,
+    compiled: str | None,
+    cache: StepCache | None,
 ) -> tuple[Forward, list[Reason]]:
     if not device_of(plain.device).captures or format.native_only:
-        return in_native_steps(proof, plain, format, release=release)
+        return in_native_steps(proof, plain, format, release=release, cache=cache)
     stepping, reasons = in_steady_steps(proof, plain, compiled=compiled)
     packing, more = with_packed_prompts(proof, stepping)
     return packing, reasons + more
@@ -206,7 +220,12 @@ def _in_torch(proof: Proof, exact: Structure) -> TorchForward:
 
 
 def in_native_steps(
-    proof: Proof, plain: TorchForward, format: WeightFormat = PLAIN, *, release: bool = False
+    proof: Proof,
+    plain: TorchForward,
+    format: WeightFormat = PLAIN,
+    *,
+    release: bool = False,
+    cache: StepCache | None = None,
 ) -> tuple[Forward, list[Reason]]:
     """Returns the model's steps as native calls if they are exact; else the steps as they were, with the reason.
 
@@ -217,6 +236,8 @@ def in_native_steps(
         check_native(plain)
         with not_computed():
             graph = lower(record(model, plain.geometry.shapes))
+        if cache is not None:
+            cache.hold(graph)
         program = Program(
             graph,
             plain.geometry,

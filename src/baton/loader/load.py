@@ -24,6 +24,7 @@ from baton.loader.context import context
 from baton.loader.formats import FORMATS, ROUNDED_ACTIVATIONS, WeightFormat
 from baton.loader.gguf_blocks import METHOD
 from baton.loader.gguf_file import place_of
+from baton.loader.kept_steps import StaleSteps, StepCache
 from baton.loader.mapping import mapping
 from baton.loader.packed_format import PackedFormat
 from baton.loader.packings import packed_format, said_of
@@ -170,7 +171,11 @@ def load(
                 compiled=compiled,
                 columns=columns,
                 exact=exact,
+                cache=_cache(asked, model, format, columns) if native and before is None else None,
             )
+        except StaleSteps:
+            # The file is gone by now, and so are the weights.
+            return load(asked, on_phase=on_phase)
         except LoadError as error:
             raise LoadError(_why_not(model, name, error, asked)) from error
         driver, why_not_mapped = mapping(model, choice.forward) if asked.kv_mapping else (None, "")
@@ -208,6 +213,12 @@ def _exact_backends(model: PreTrainedModel, columns: int, name: str, asked: Load
         return structure(model, columns)
     except LoadError as error:
         raise LoadError(_why_not(model, name, error, asked)) from error
+
+
+def _cache(asked: LoadSettings, model: PreTrainedModel, format: WeightFormat, columns: int) -> StepCache | None:
+    if asked.step_cache is None or model.device.type != "cpu":
+        return None
+    return StepCache(asked.step_cache, model, format, columns)
 
 
 def _why_not(model: PreTrainedModel, name: str, error: LoadError, asked: LoadSettings) -> str:
