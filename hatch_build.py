@@ -34,7 +34,15 @@ SOURCE = "src/baton/native/source"
 CACHE = "build/native"
 KEPT_SECONDS = 24 * 3600  # an object that no build has asked for since is deleted
 
-EACH_VARIANT = ("linear.cpp", "linear4.cpp", "linear8.cpp", "attention.cpp", "rowwise.cpp", "variant.cpp")
+EACH_VARIANT = (
+    "linear.cpp",
+    "linear4.cpp",
+    "linear8.cpp",
+    "linear_half.cpp",
+    "attention.cpp",
+    "rowwise.cpp",
+    "variant.cpp",
+)
 ONCE = ("guard.cpp", "pool.cpp", "program.cpp", "main.cpp")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 # An instruction set: its compiler flags, and the macro by which a compiler shows that it understood them.

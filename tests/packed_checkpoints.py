@@ -198,3 +198,43 @@ def compressed(
     one = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
     said = {"quant_method": "compressed-tensors", "format": "pack-quantized" if words else "int-quantized"}
     return Format(pack, {**said, "config_groups": {"group_0": one}, "ignore": ["lm_head"], "kv_cache_scheme": None})
+
+
+def float8(block: tuple[int, int] | None = (128, 128), *, of: str = "fp8") -> Format:
+    """FP8: a number e4m3 for each weight, and a float32 scale for each block, or bfloat16 ones.
+
+    `of`: fp8, with scales of blocks or of a layer; fbgemm_fp8, of outputs; or a strategy of compressed-tensors.
+    """
+
+    def pack(dice: np.random.Generator, outputs: int, inputs: int) -> tuple[dict[str, Tensor], Array]:
+        codes = dice.integers(0, 256, (outputs, inputs), np.uint8)
+        codes[codes & 127 == 127] -= 1  # NaN
+        high, wide = block or ((outputs, inputs) if of in ("fp8", "tensor") else (1, inputs))
+        scales = _scales(dice, 12, -(-outputs // high), -(-inputs // wide)).astype(np.float32)
+        if of in ("fp8", "fbgemm_fp8"):
+            scales *= np.float32(1 + 2**-20)  # not a number of 16 bits
+        values = np.array([_e4m3(code) for code in range(256)], np.float32)[codes]
+        numbers = values * scales.repeat(high, 0)[:outputs].repeat(wide, 1)[:, :inputs]
+        weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
+        kept = torch.from_numpy(scales) if of in ("fp8", "fbgemm_fp8") else torch.from_numpy(scales).bfloat16()
+        if of in ("channel", "tensor", "block"):
+            scales = kept.float().numpy()
+            numbers = values * scales.repeat(high, 0)[:outputs].repeat(wide, 1)[:, :inputs]
+        name = "weight_scale_inv" if of == "fp8" else "weight_scale"
+        one = block is None and of in ("fp8", "tensor")
+        return {"weight": weight, name: kept.reshape(()) if one else kept}, numbers
+
+    if of == "fp8":
+        return Format(pack, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": block})
+    if of == "fbgemm_fp8":
+        return Format(pack, {"quant_method": of, "activation_scale_ub": 1200.0})
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": of, "block_structure": block}
+    activations = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+    said = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group}}
+    return Format(pack, {**said, "ignore": ["lm_head"], "kv_cache_scheme": None})
+
+
+def _e4m3(code: int) -> float:
+    sign, exponent, digits = -1.0 if code & 128 else 1.0, code >> 3 & 15, code & 7
+    return sign * (digits * 2.0**-9 if exponent == 0 else (1 + digits / 8) * 2.0 ** (exponent - 7))

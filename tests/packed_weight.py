@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from baton.native.library import BFLOAT16, FLOAT32, GROUP, INT4, INT8, PANEL, Weight, library
+from baton.native.library import BFLOAT16, FLOAT16, FLOAT32, GROUP, INT4, INT8, PANEL, Weight, library
 
 Array = np.ndarray
 
@@ -27,7 +27,7 @@ class Packed:
         addresses = self.data.ctypes.data, self.scales.ctypes.data
         self.struct = Weight(kind, outputs, inputs, *addresses, group, planes, power)
         self.struct.wide, self.struct.zero = int(kind == INT8), 8 if kind == INT4 else 0
-        taken = FLOAT32 if weight.dtype == np.float32 else BFLOAT16
+        taken = {"float32": FLOAT32, "float16": FLOAT16}.get(weight.dtype.name, BFLOAT16)
         for first, end in ((0, outputs // 3), (outputs // 3, outputs)):
             piece = np.ascontiguousarray(weight[first:end])
             library.baton_pack(kernels, self.struct, first, end - first, piece.ctypes.data, taken)

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from baton.core.errors import LoadError
+from baton.loader.packings import KEPT, METHOD, NOT_KEPT, packed_format
 from baton.loader.survey import survey
-from checkpoints import WEIGHTS, edited, loaded_of, refusal
+from checkpoints import WEIGHTS, config_of, edited, loaded_of, refusal
 from tiny_checkpoint import save_tiny
 
 INDEX = "model.safetensors.index.json"
@@ -217,9 +219,34 @@ def test_a_config_that_is_not_served_says_what_it_is_and_what_to_do(what: str, f
     assert caught.value.message.replace(str(copy), "FOLDER") == message
 
 
-@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
-def test_a_quantizer_that_is_not_installed_is_named(method: str, folder: Path, tmp_path: Path) -> None:
-    assert "install" in refusal(edited(folder, tmp_path / "copy", quantization_config={"quant_method": method}))
+def test_a_quantizer_that_is_not_installed_is_named(folder: Path, tmp_path: Path) -> None:
+    method = {"quant_method": "compressed-tensors"}
+    assert "install" in refusal(edited(folder, tmp_path / "copy", quantization_config=method))
+
+
+METHODS = sorted({name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZATION_CONFIG_MAPPING})
+BY_STOCK = {"gguf", "mxfp4"}  # loaded as transformers does, or never in a folder of safetensors
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS, *NOT_KEPT, "exl2", "exl3", "modelopt"} - {METHOD}))
+def test_each_way_of_quantising_is_kept_or_refused_by_name(method: str, folder: Path, tmp_path: Path) -> None:
+    """All that transformers lists: what is not kept is refused before weights are read, with the way out."""
+    said: dict[str, Any] = {
+        "quant_method": method,
+        "bits": 4,
+        "group_size": 128,
+        "version": "gemm",
+        "format": "pack-quantized",
+    }
+    said["config_groups"] = {"group_0": {"weights": {"num_bits": 4}}}
+    copy = edited(folder, tmp_path / "copy", quantization_config=said)
+    (copy / WEIGHTS).write_bytes(b"not read")
+    if method in KEPT or method in BY_STOCK:
+        packed = packed_format(config_of(copy), "it")
+        assert (packed is None) == (method in BY_STOCK)
+        return
+    message = refusal(copy)
+    assert method in message and ("take one of gptq, awq, " in message or "take the original checkpoint" in message)
 
 
 def test_weights_in_shards_and_in_the_makers_own_form_beside_them_are_served(folder: Path, tmp_path: Path) -> None:

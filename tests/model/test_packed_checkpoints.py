@@ -24,7 +24,7 @@ from baton.model.packed import PackedWeight
 from baton.model.packed_linear import not_computed, packed_layers
 from baton.native import library as native
 from checkpoints import edited, loaded_of, refusal
-from packed_checkpoints import Format, awq, compressed, gptq, numbers_of, save_packed
+from packed_checkpoints import Format, awq, compressed, float8, gptq, numbers_of, save_packed
 
 FORMATS: dict[str, Format] = {
     "gptq": gptq(),
@@ -44,6 +44,13 @@ FORMATS: dict[str, Format] = {
     "compressed in 8 bits, with zeros": compressed(8, sym=False),
     "compressed in whole bytes": compressed(8, -1, words=False, rounded=8),
     "compressed in whole bytes, with zeros": compressed(8, -1, words=False, sym=False),
+    "fp8": float8(),
+    "fp8 in other blocks": float8((48, 32)),
+    "fp8 of a layer": float8(None),
+    "fbgemm": float8(None, of="fbgemm_fp8"),
+    "compressed fp8": float8(None, of="channel"),
+    "compressed fp8 of a layer": float8(None, of="tensor"),
+    "compressed fp8 in blocks": float8((64, 128), of="block"),
 }
 
 
@@ -146,7 +153,10 @@ def test_it_is_told_what_stays_packed_and_what_is_rounded(tmp_path: Path) -> Non
     assert exact.parameters == sum(tensor.numel() for tensor in numbers_of(tmp_path).values())
     config = json.loads((tmp_path / "packed" / "config.json").read_text())
     half = edited(tmp_path / "packed", tmp_path / "half", **{**config, "dtype": "float16"})
-    assert "MiB), other weights in bfloat16, rounded from float16; " in loaded_of(half).description
+    assert "MiB), other weights in bfloat16, rounded from float16; " in loaded_of(half, dtype="bfloat16").description
+    kept = loaded_of(half)
+    assert kept.dtype is torch.float16 and "MiB); " in kept.description
+    assert "a step is one native call" in kept.description or native.library is None
 
 
 def test_info_tells_the_format_and_the_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from baton.native import library as native
-from baton.native.library import BFLOAT16, FLOAT32, INT4, INT8, Attention, Columns, Span, Weight
+from baton.native.library import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, Attention, Columns, Span, Weight
 
 SECONDS = float(os.environ.get("BATON_FUZZ_SECONDS", "0"))
 ROUNDS = 40  # and more while there is time
@@ -73,7 +73,9 @@ def packed(kernels: int, kind: int, weight: Array, dice: np.random.Generator) ->
     return struct, [data, scales]
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, INT8, INT4], ids=["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    "kind", [FLOAT32, BFLOAT16, FLOAT16, INT8, INT4], ids=["float32", "bfloat16", "float16", "int8", "int4"]
+)
 def test_products_of_any_shape(kernels: int, kind: int) -> None:
     assert library is not None
     for dice in rounds(kind):
@@ -99,7 +101,7 @@ def seen(position: int, window: int, chunk: int) -> int:
     return max(0, position + 1 - window) if window else 0
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16, FLOAT16], ids=["float32", "bfloat16", "float16"])
 def test_attention_of_any_shape(kernels: int, kind: int) -> None:
     assert library is not None
     for dice in rounds(10 + kind):
@@ -119,14 +121,14 @@ def test_attention_of_any_shape(kernels: int, kind: int) -> None:
             count = int(min(dice.choice([0, 1, 1, 2, 13]), most - start))
             spans.append(Span(int(row), start, count, tokens))
             tokens += count
-        number = np.float32 if kind == FLOAT32 else np.uint16
+        number = {FLOAT32: np.float32, BFLOAT16: np.uint16, FLOAT16: np.float16}[kind]
 
         def stored(*shape: int, dice: np.random.Generator = dice, number: type = number) -> tuple[Array, Array]:
             """Numbers as they lie there, and their values."""
             values = drawn(shape, dice)
             array = room(int(np.prod(shape)), number, dice).reshape(shape)
-            array[...] = values if number is np.float32 else narrow(values)
-            return array, values if number is np.float32 else wide(array)
+            array[...] = narrow(values) if number is np.uint16 else values
+            return array, wide(array) if number is np.uint16 else array.astype(np.float32)
 
         keys, key_of = stored(rows, columns, kv_heads, key_dim)
         values, value_of = stored(rows, columns, kv_heads, value_dim)

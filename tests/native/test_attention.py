@@ -15,7 +15,8 @@ from baton.model.visibility import EVERYTHING, NOBODY, Visibility
 from baton.native import library as native
 
 Array = np.ndarray
-FLOAT32, BFLOAT16 = native.FLOAT32, native.BFLOAT16
+FLOAT32, BFLOAT16, FLOAT16 = native.FLOAT32, native.BFLOAT16, native.FLOAT16
+KINDS = [FLOAT32, BFLOAT16, FLOAT16]
 GUARD = 7.0
 
 
@@ -60,6 +61,8 @@ class Layer:
         keys, values = some(self.kv_heads, self.key_dim), some(self.kv_heads, self.value_dim)
         if self.kind == BFLOAT16:
             keys, values = wide(narrow(keys)), wide(narrow(values))
+        if self.kind == FLOAT16:
+            keys, values = keys.astype(np.float16).astype(np.float32), values.astype(np.float16).astype(np.float32)
         return Text(some(self.heads, self.key_dim), keys, values)
 
 
@@ -98,7 +101,8 @@ class Call:
                     old[fed.row, at, :, : all_of.shape[2]] = all_of[before]
             self.queries[first : first + count, :, : layer.key_dim] = fed.text.queries[fed.start : fed.stop]
             first += count
-        self.held = [narrow(x) if layer.kind == BFLOAT16 else x for x in (*kept, *fresh)]
+        of_kind = {FLOAT32: lambda x: x, BFLOAT16: narrow, FLOAT16: lambda x: x.astype(np.float16)}[layer.kind]
+        self.held = [of_kind(x) for x in (*kept, *fresh)]
 
     def struct(self) -> native.Attention:
         layer, (keys, values, fresh_keys, fresh_values) = self.layer, self.held
@@ -195,7 +199,7 @@ def any_feds(random: np.random.Generator, layer: Layer, *, long: int = 150) -> l
     return feds
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(16))
 def test_it_is_attention_at_any_shape(kernels: int, kind: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -203,7 +207,7 @@ def test_it_is_attention_at_any_shape(kernels: int, kind: int, seed: int) -> Non
     close(kernels, layer, any_feds(random, layer))
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "visibility", [Visibility(), Visibility(window=700), Visibility(chunk=600), Visibility(softcap=2.0)], ids=str
 )
@@ -264,7 +268,7 @@ def test_a_rows_own_nan_stays_and_reaches_no_other(kernels: int) -> None:
     close(kernels, layer, feds[1:])
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(100, 108))
 def test_a_span_alone_gives_the_same_bits(kernels: int, kind: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -275,7 +279,7 @@ def test_a_span_alone_gives_the_same_bits(kernels: int, kind: int, seed: int) ->
         assert same(out, attend(kernels, layer, [alone], first=1)[0])
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(200, 208))
 def test_a_prompt_cut_anyhow_gives_the_same_bits(kernels: int, kind: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -289,7 +293,7 @@ def test_a_prompt_cut_anyhow_gives_the_same_bits(kernels: int, kind: int, seed: 
         assert same(whole[fed.start : fed.stop], attend(kernels, layer, [fed])[0]), fed.start
 
 
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("kind", KINDS)
 def test_threads_in_any_order_give_the_same_bits(kernels: int, kind: int) -> None:
     random = np.random.default_rng(9)
     layer = Layer(9, 3, 64, 64, kind)

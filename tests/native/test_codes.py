@@ -13,7 +13,7 @@ from torch import Tensor
 from baton.core.errors import LoadError
 from baton.model.packed import Codes, PackedWeight
 from baton.native.codes import bytes_of_codes, form_of, pack_codes, reads
-from baton.native.library import INT4, INT8, Weight, library, variants
+from baton.native.library import FLOAT8, INT4, INT8, Weight, library, variants
 from baton.native.library import kernels as kernels_of
 from packed_weight import Array, aligned
 
@@ -50,6 +50,7 @@ class Case:
     most: int | None = None
     kind: int = INT4
     wide: bool = False
+    float8: bool = False
 
     def drawn(self, outputs: int, inputs: int, seed: int = 0) -> Made:
         random = np.random.default_rng(seed + outputs * inputs)
@@ -67,8 +68,12 @@ class Case:
             mins = random.integers(0, 1 << self.digits, (outputs, groups)) * 2.0**-16
         floats = [None if one is None else torch.from_numpy(one.astype(np.float32)) for one in (scales, zeros, mins)]
         assert floats[0] is not None
+        if self.float8:
+            codes[codes & 127 == 127] ^= 1  # never NaN
         order = torch.from_numpy(random.permutation(inputs)) if self.order else None
-        return Made(Codes(torch.from_numpy(codes), floats[0], *floats[1:]), self.bits, self.group, order, self.table)
+        made = Made(Codes(torch.from_numpy(codes), floats[0], *floats[1:]), self.bits, self.group, order, self.table)
+        made.float8 = self.float8
+        return made
 
 
 CASES = {
@@ -93,6 +98,8 @@ CASES = {
     "8 bits with zeros": Case(8, group=128, zeros=(0, 255), order=True, kind=INT8),
     "8 bits with mins": Case(8, group=48, mins=True, kind=INT8),
     "8 bits, all inputs": Case(8, group=ALL, zero=128, digits=24, kind=INT8, wide=True),
+    "float8": Case(8, group=128, digits=24, kind=FLOAT8, wide=True, float8=True),
+    "float8, all inputs": Case(8, group=ALL, digits=24, kind=FLOAT8, wide=True, float8=True),
     "8 bits, all inputs, zeros": Case(8, group=ALL, zeros=(3, 200), digits=24, kind=INT8, wide=True),
 }
 SIZES = [(1, 1), (33, 31), (64, 257), (31, 100), (95, 384), (5, 2049), (40, 1056)]
@@ -136,6 +143,8 @@ def rows_of(count: int, inputs: int, seed: int) -> Array:
 def placed(x: Array, weight: PackedWeight, planes: int) -> tuple[Array, int]:
     """Rows as products round them, in the weight's order, and how many inputs of a row are rounded together."""
     kind, _, kept, _ = reads(weight, planes)
+    if kind == FLOAT8:
+        return x, 1
     size, most = (32, 127 if planes == 1 else 32639) if kind == INT4 else (kept, 32767)
     x = x if weight.order is None else x[:, weight.order.numpy()]
     chunks = np.zeros((len(x), -(-x.shape[1] // size) * size), np.float32)
@@ -172,6 +181,8 @@ def test_products_are_those_of_float64(kernels: int, case: Case, planes: int) ->
         # Codes, zeros and mins by themselves: what they cancel counts too.
         whole = replace(weight.codes, codes=torch.full_like(weight.codes.codes, 255 if weight.bits == 8 else 15))
         apart = Made(replace(whole, zeros=None, mins=None), weight.bits, weight.group).unpacked(0, outputs)
+        if weight.float8:
+            apart = weight.unpacked(0, outputs).abs()
         table = 1 if weight.table is None else float(weight.table.abs().max())
         size = np.abs(near) @ np.abs(apart.numpy().T * table) + np.abs(bias)
         if weight.codes.mins is not None:
@@ -190,7 +201,7 @@ def test_a_row_is_the_same_bits_in_any_company(kernels: int, case: Case, planes:
         assert np.array_equal(packed.product(x[-rows:], bias), alone[-rows:]), rows
 
 
-@each_case
+@pytest.mark.parametrize("case", [case for case in CASES.values() if not case.float8])
 @pytest.mark.parametrize("planes", [1, 2])
 def test_the_bits_are_the_same_in_all_variants(case: Case, planes: int) -> None:
     weight, x = case.drawn(70, 1153), rows_of(9, 1153, seed=3)
@@ -207,9 +218,24 @@ def test_what_is_not_finite_shows_in_its_row_and_in_no_other(kernels: int, case:
     sound = packed.product(x)
     x[7, 100] = np.inf
     product = packed.product(x)
-    assert np.isnan(product[7]).all()
+    assert not np.isfinite(product[7]).any()
     others = np.arange(19) != 7
     assert np.array_equal(product[others], sound[others])
+
+
+def test_every_float8_number_is_kept(kernels: int) -> None:
+    every = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
+    weight = Made(Codes(every.repeat(3, 1), torch.tensor([[1.0], [3e-3], [2.0**90]])), 8, ALL)
+    weight.float8 = True
+    packed = Packed(kernels, weight)
+    numbers = every.view(torch.float8_e4m3fn).float() * weight.codes.scales
+    assert packed.unpacked().equal(numbers)
+    # By products too: each input alone, so that nothing else is summed.
+    assert np.array_equal(packed.product(np.eye(254, dtype=np.float32)), numbers.t().numpy())
+    weight.codes.codes[1, 7] = 255
+    del vars(weight)["_native_form"]
+    with pytest.raises(LoadError, match="NaN"):
+        Packed(kernels, weight)
 
 
 @pytest.mark.parametrize("planes", [1, 2])
@@ -262,6 +288,7 @@ def test_weights_that_read_the_same_rows_say_so() -> None:
     assert reads(one, 1) != reads(other, 1)  # another order
     assert reads(CASES["symmetric"].drawn(33, 64), 1) == reads(CASES["mxfp4"].drawn(9, 64), 1)
     assert reads(CASES["q8_0"].drawn(33, 64), 1) == reads(Case(8, group=32, mins=True).drawn(9, 64), 2) != reads(one, 1)
+    assert reads(CASES["float8"].drawn(33, 64), 1) == reads(CASES["float8, all inputs"].drawn(9, 64), 2)
     assert reads(CASES["q6_k"].drawn(33, 64), 1) != reads(CASES["q8_0"].drawn(33, 64), 1)
 
 

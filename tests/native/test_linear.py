@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from baton.native.library import BFLOAT16, CHUNK, FLOAT32, GROUP, INT4, INT8, library, variants
+from baton.native.library import BFLOAT16, CHUNK, FLOAT16, FLOAT32, GROUP, INT4, INT8, library, variants
 from baton.native.library import kernels as kernels_of
 from packed_weight import Array, Packed
 
-KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8, "int4": INT4}
+KINDS = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16, "int8": INT8, "int4": INT4}
 ROUNDING = 2.0**-24  # of one float32 operation, relative
 
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -76,6 +76,8 @@ def test_packing_keeps_or_rounds_as_the_kind_says(kernels: int, kind: int) -> No
             assert np.array_equal(unpacked, weight)
         elif kind == BFLOAT16:
             assert np.array_equal(unpacked, rounded(weight))
+        elif kind == FLOAT16:
+            assert np.array_equal(unpacked, weight.astype(np.float16).astype(np.float32))
         else:
             # In 4 bits the greatest number is -8 steps, and one just as great of the other sign 7.
             size, steps, most = (GROUP, 127, 0.5001) if kind == INT8 else (CHUNK, 8, 1.01)
@@ -90,6 +92,26 @@ def test_a_weight_in_bfloat16_packs_as_its_numbers(kernels: int, kind: int) -> N
     for _, weight, _ in draws(10):
         unpacked = Packed(kernels, kind, bits(weight)).unpacked()
         assert np.array_equal(unpacked, Packed(kernels, kind, rounded(weight)).unpacked())
+
+
+@each_kind
+def test_a_weight_in_float16_packs_as_its_numbers(kernels: int, kind: int) -> None:
+    for _, weight, _ in draws(10):
+        half = weight.astype(np.float16)
+        assert np.array_equal(
+            Packed(kernels, kind, half).unpacked(), Packed(kernels, kind, half.astype("f4")).unpacked()
+        )
+
+
+def test_every_number_in_float16_is_kept(kernels: int) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].reshape(62, -1)
+    packed = Packed(kernels, FLOAT16, every)
+    assert np.array_equal(packed.unpacked(), every.astype(np.float32))
+    # By products too: each input alone, so that nothing else is summed.
+    inputs = every[:, 100:140].astype(np.float32)
+    some = Packed(kernels, FLOAT16, np.ascontiguousarray(every[:, 100:140]))
+    assert np.array_equal(some.product(np.eye(40, dtype=np.float32)), inputs.T)
 
 
 @each_kind

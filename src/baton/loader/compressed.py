@@ -11,10 +11,12 @@ from torch import Tensor
 
 from baton.core.errors import LoadError
 from baton.loader.checkpoint import Stored
+from baton.loader.float8 import compressed_float8
 from baton.loader.packed_format import UNPACKED, PackedFormat, bytes_of, grouped, must_be, unpacked_words
 from baton.model.packed import Codes, PackedWeight
 
 _PACKED, _WHOLE = "pack-quantized", "int-quantized"
+_FLOATS = ("float-quantized",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +102,19 @@ class _CompressedWeight(PackedWeight):
 
 
 def compressed(said: Mapping[str, Any]) -> PackedFormat | None:
-    """The format that a quantization_config describes; None if it is none of integers.
+    """The format that a quantization_config describes; None if it is of another kind.
 
-    Raises LoadError if it is one of integers that is not kept.
+    Raises LoadError if it is one of integers, or of floats in 8 bits, that is not kept.
     """
     groups = [one for one in (said.get("config_groups") or {}).values() if isinstance(one, Mapping)]
     formats = {str(one.get("format") or said.get("format")) for one in groups} or {str(said.get("format"))}
-    if not formats & {_PACKED, _WHOLE}:
+    if not formats & {_PACKED, _WHOLE, *_FLOATS}:
         return None
     if len(formats) > 1:
         raise LoadError(f"mixes the forms {', '.join(sorted(formats))} of compressed-tensors: take one in one form")
     weights = [one.get("weights") or {} for one in groups]
+    if formats & {*_FLOATS}:
+        return compressed_float8(said, weights)
     bits = sorted({one.get("num_bits") for one in weights} & {4, 8}, key=str)
     if not bits or any(one.get("num_bits") not in (4, 8) or one.get("type", "int") != "int" for one in weights):
         odd = ", ".join(f"{one.get('type')} {one.get('num_bits')}" for one in weights)

@@ -143,7 +143,7 @@ def load(
             tokenizer.chat_template = asked.template
         saved = saved_dtype(stock)
     with _phase("weights", on_phase):
-        dtype = _dtype(asked, stock, facts, format, packed)
+        dtype = _dtype(asked, stock, facts, format)
         model = read_model(place, stock, dtype=dtype, trust_remote_code=code, packed=packed)
         parameters = count_weights(model)
         weights = weights_digest(model)
@@ -201,7 +201,7 @@ def load(
         parameters=parameters,
         stamp=stamp_of(weights, model.dtype, asked.quantize, choice.forward.geometry.shapes),
         generation=generation_defaults(model) if asked.generation_config else NO_DEFAULTS,
-        packed="" if packed is None else _told(model, packed, saved),
+        packed="" if packed is None or not packed_layers(model) else _told(model, packed, saved),
         driver=driver,
         why_not_mapped=why_not_mapped,
     )
@@ -283,13 +283,8 @@ def _told(model: PreTrainedModel, packed: PackedFormat, saved: str) -> str:
     return ", ".join(filter(None, (kept, packed.note, others)))
 
 
-def _dtype(
-    asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat, packed: PackedFormat | None = None
-) -> str:
+def _dtype(asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat) -> str:
     """The number format in which weights are loaded. Raises SettingError for one that the device does not have."""
-    if asked.dtype == AUTO and packed is not None and saved_dtype(stock) == "float16":
-        # Native kernels have no float16, and torch is slow in it on CPUs.
-        return "bfloat16"
     if asked.dtype == AUTO and facts.kind != "cuda":
         return AUTO
     if asked.dtype == AUTO and getattr(stock, "quantization_config", None):

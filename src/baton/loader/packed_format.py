@@ -40,6 +40,10 @@ class PackedFormat(ABC):
         """Whether a tensor with the first part's name belongs to a packed layer."""
         return True
 
+    def left_to_stock(self, stored: Mapping[str, Stored]) -> bool:
+        """Whether transformers had better load this checkpoint, because some of what is packed cannot be kept."""
+        return False
+
     def layers(self, stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
         """The packed layers of a checkpoint by name, each with its tensors."""
         end = f".{self.parts[0]}"

@@ -8,19 +8,45 @@ from typing import Any
 from baton.core.errors import LoadError
 from baton.loader.awq import awq
 from baton.loader.compressed import compressed
+from baton.loader.float8 import fp8
 from baton.loader.gguf_blocks import METHOD, gguf
 from baton.loader.gptq import gptq
 from baton.loader.packed_format import UNPACKED, PackedFormat
 
-_KEPT: Mapping[str, Callable[[Mapping[str, Any]], PackedFormat | None]] = {
+KEPT: Mapping[str, Callable[[Mapping[str, Any]], PackedFormat | None]] = {
     "gptq": gptq,
     "awq": awq,
     "compressed-tensors": compressed,
+    "fp8": fp8,
+    "fbgemm_fp8": fp8,
     METHOD: gguf,
 }
+"""What makes a format of a quantization_config, by its quant_method."""
 
-# Forms of which no exact copy can be kept, and whose own packages are made for GPUs or make full weights of them.
-_NOT_KEPT = ("bitsandbytes", "torchao", "hqq", "quanto", "eetq", "higgs", "aqlm", "vptq", "spqr")
+# Forms of which no exact copy can be kept, or whose own packages are made for GPUs or make full weights of them.
+NOT_KEPT = frozenset(
+    [
+        "bitsandbytes",
+        "torchao",
+        "hqq",
+        "quanto",
+        "eetq",
+        "higgs",
+        "aqlm",
+        "vptq",
+        "spqr",
+        "quark",
+        "fouroversix",
+        "fp_quant",
+        "bitnet",
+        "nvfp4",
+        "mxfp8",
+        "auto-round",
+        "metal",
+        "sinq",
+        "gemma",
+    ]
+)
 
 
 def packed_format(config: Any, source: str) -> PackedFormat | None:
@@ -32,12 +58,12 @@ def packed_format(config: Any, source: str) -> PackedFormat | None:
     method = str(
         said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said or "load_in_8bit" in said else "")
     )
-    if method in _NOT_KEPT:
+    if method in NOT_KEPT:
         raise LoadError(
             f"{source} is quantized by {method}, whose form is not kept packed on CPUs: take one of"
-            f" {', '.join(name for name in _KEPT if name != METHOD)}, GGUF, {UNPACKED}"
+            f" {', '.join(name for name in KEPT if name != METHOD)}, GGUF, {UNPACKED}"
         )
-    read = _KEPT.get(method)
+    read = KEPT.get(method)
     if read is None:
         return None
     try:

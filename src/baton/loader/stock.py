@@ -102,6 +102,8 @@ def read_model(
         if all(getattr(part, "quantization_config", None) is None for part in parts):
             check_numbers(tensors, source)
         try:
+            if packed is not None and packed.left_to_stock(tensors):
+                packed = None
             how = {} if packed is None else {"quantization_config": _of_ours(config, packed, tensors)}
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder),

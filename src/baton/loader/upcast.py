@@ -70,12 +70,15 @@ def _by_token(model: PreTrainedModel) -> set[int]:
 
 
 def can_be_lifted(model: PreTrainedModel, layers: int) -> bool:
-    """Whether all numbers are plain, and so many layers take no more in float32 than the whole model as it is.
+    """Whether all numbers are plain or packed, and so many layers take no more in float32 than the whole model as is.
 
     Up to MOST_LIFTED_BYTES they may take more; loading never needs twice a large model's memory.
     """
-    if any(p.dtype not in _FLOATS for p in model.parameters()) or any(
-        tensor.is_floating_point() and tensor.dtype not in (*_FLOATS, torch.float64) for tensor in model.buffers()
+    if any(p.dtype not in _FLOATS for p in model.parameters()):
+        return False
+    if any(
+        tensor.is_floating_point() and tensor.itemsize > 1 and tensor.dtype not in (*_FLOATS, torch.float64)
+        for tensor in model.buffers()
     ):
         return False
     place = _place_of_layers(model)

@@ -29,7 +29,8 @@ class PackedWeight(ABC):
 
     `bits`: 4 or 8, of a code. `group`: inputs that share a scale. `order`: int64 `[inputs]`, the input whose code
     stands at each place; None if they stand in their order. `table`: float32 `[16]`, what each code means; None if a
-    code means itself. `bytes`: of what the checkpoint has.
+    code means itself. `float8`: whether codes in 8 bits are the bits of float8 numbers (e4m3 without infinities), which
+    have scales alone. `bytes`: of what the checkpoint has.
     """
 
     outputs: int
@@ -38,6 +39,7 @@ class PackedWeight(ABC):
     group: int
     order: Tensor | None = None
     table: Tensor | None = None
+    float8: bool = False
     bytes: int
 
     @abstractmethod
@@ -47,7 +49,7 @@ class PackedWeight(ABC):
     def unpacked(self, first: int, last: int) -> Tensor:
         """The numbers of outputs `first` to `last` - 1 in float32, `[outputs, inputs]`, inputs in the model's order."""
         piece = self.piece(first, last)
-        numbers = piece.codes.float() if self.table is None else self.table[piece.codes.int()]
+        numbers = self._meant(piece.codes)
         # In place and without scales for each number: this is what a forward in torch spends its time on.
         by_group = numbers.unflatten(1, (-1, self.group)) if self.inputs % self.group == 0 else numbers
         if piece.zeros is not None:
@@ -60,6 +62,12 @@ class PackedWeight(ABC):
         unpacked = torch.empty_like(numbers)
         unpacked[:, self.order] = numbers
         return unpacked
+
+    def _meant(self, codes: Tensor) -> Tensor:
+        """What codes mean in float32, without scales; never the codes' own memory."""
+        if self.float8:
+            return codes.view(torch.float8_e4m3fn).float()
+        return codes.float() if self.table is None else self.table[codes.int()]
 
     def _over_groups(self, of_groups: Tensor) -> Tensor:
         return of_groups.unsqueeze(-1) if self.inputs % self.group == 0 else self._spread(of_groups)

@@ -64,7 +64,7 @@ def reads(weight: PackedWeight, planes: int) -> tuple[Any, ...]:
     """What products with this weight read of rows. Rows that were made ready for an equal one serve this one too."""
     form = form_of(weight)
     order = None if weight.order is None else tuple(weight.order.tolist())
-    kept = planes if form.kind == native.INT4 else math.gcd(form.group, native.GROUP)
+    kept = {native.INT4: planes, native.FLOAT8: 0}.get(form.kind, math.gcd(form.group, native.GROUP))
     return form.kind, weight.inputs, kept, order
 
 
@@ -100,6 +100,8 @@ def form_of(weight: PackedWeight) -> Form:
 
 def _chosen(weight: PackedWeight) -> Form:
     group = weight.group if weight.group < weight.inputs else _up(weight.inputs, native.GROUP)
+    if weight.float8:
+        return _of_float8(weight, group)
     if group % native.UNIT:
         raise _refused(f"groups of {group} inputs; multiples of {native.UNIT} are there, or all inputs")
     if weight.order is not None and not torch.equal(weight.order.sort().values, torch.arange(weight.inputs)):
@@ -124,6 +126,15 @@ def _chosen(weight: PackedWeight) -> Form:
     zeros = low != high
     kept = None if table is None else (table + added).to(torch.uint8 if kind == native.INT4 else torch.int8)
     return Form(kind, group, wide, power, 0 if zeros else low + added, zeros, seen.mins, added, kept, shrink)
+
+
+def _of_float8(weight: PackedWeight, group: int) -> Form:
+    if group % native.UNIT or weight.order is not None:
+        raise _refused(f"float8 numbers in groups of {group} inputs, or in another order than the model's")
+    for first, piece in _pieces(weight):
+        if bool((piece.codes & 127 == 127).any()):
+            raise LoadError(f"packed weights are NaN in the outputs from {first} on: take another checkpoint")
+    return Form(native.FLOAT8, group, True, 1.0, 0, False, False, 0, None, 1.0)
 
 
 class _Survey:
@@ -202,6 +213,8 @@ def _pack_piece(form: Form, inputs: int, places: dict[str, int | None], first: i
         steps = _up(inputs, native.CHUNK) // 8
         halves = _panels(piece.codes, 8 * steps).view(panels, native.PANEL, steps, 2, 4)
         data = (halves[..., 0, :] | halves[..., 1, :] << 4).view(torch.int32).squeeze(-1)
+    elif form.kind == native.FLOAT8:
+        data = _panels(piece.codes, _up(inputs, native.UNIT))
     else:
         codes = form.table[piece.codes.int()] if form.table is not None else (piece.codes.short() + form.added).char()
         data = _panels(codes, _up(inputs, native.GROUP)).view(torch.int16)

@@ -27,7 +27,7 @@ from baton.native.record import ATTEND, EXPERT, KEEP, ROWS, Recorded
 aten = torch.ops.aten
 _TRIES = 3
 # Of the largest number: maps that are found in this number format are applied in it, too.
-_NEAR = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_NEAR = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def absorbed(recorded: Recorded) -> Recorded:

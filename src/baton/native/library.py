@@ -14,9 +14,9 @@ from typing import Any
 
 from baton.core.errors import LoadError, SettingError
 
-ABI = 6  # see baton_abi in source/main.cpp
+ABI = 7  # see baton_abi in source/main.cpp
 
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)  # kinds of weights, keys and values
+FLOAT32, BFLOAT16, INT8, INT4, FLOAT16, FLOAT8 = range(6)  # kinds of weights, keys and values
 PANEL = 32  # outputs side by side in a packed weight
 GROUP = 64  # inputs that share an int8 weight's scale, per output, if it is rounded here
 CHUNK = 32  # inputs of a row that share a scale in products with int4 weights

@@ -15,7 +15,7 @@ from torch import Tensor
 from baton.core.errors import LoadError
 from baton.native import library as native
 
-KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16}
+KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16, torch.float16: native.FLOAT16}
 """The library's number for the number format of weights, keys and values."""
 
 _PIECE_BYTES = 1 << 20

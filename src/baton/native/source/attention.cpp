@@ -22,7 +22,7 @@ struct Tile {
     int64_t head, heads, first, count;
     const float* queries[QUERIES];
     int64_t positions[QUERIES];
-    float *turned, *staged, *scores, *totals, *piece, *whole;
+    float *turned, *widened, *staged, *scores, *totals, *piece, *whole;
 };
 
 int64_t attention_tasks(const Attention* call) { return tasks_of(call, plan_of(call)); }
@@ -44,8 +44,14 @@ int64_t partial_floats(const Attention* call) {
 // Floats of a turned block: dimensions up to whole words.
 static int64_t turned_of(const Attention* call) { return up(call->key_dim, 2) * 2 * BLOCK; }
 
+// Floats of a block of keys that are widened beforehand.
+static int64_t widened_of(const Attention* call) {
+    return call->kind == FLOAT16 ? up(call->key_dim, LANES) * LANES * BLOCK : 0;
+}
+
 int64_t attention_scratch(const Attention* call) {
-    return turned_of(call) + width_of(call) * BLOCK + QUERIES * (BLOCK + LANES + 2 * record_of(call));
+    return turned_of(call) + widened_of(call) + width_of(call) * BLOCK +
+           QUERIES * (BLOCK + LANES + 2 * record_of(call));
 }
 
 // Where the keys or values of columns [from, to) are, by position from `base` on.
@@ -81,9 +87,9 @@ static Lines lines_of(const Tile& tile, const Columns& kept, int64_t dim, int64_
     return {row, rows, bytes, stride, 0};
 }
 
-// Values of a block as float32 in rows that end with zeros.
+// Keys or values of a block as float32 in rows that end with zeros.
 template <typename T>
-static void stage(const T** values, int64_t from, int64_t to, int64_t dim, int64_t width, float* staged,
+static void stage(const T* const* values, int64_t from, int64_t to, int64_t dim, int64_t width, float* staged,
                   const float** rows) {
     for (int64_t c = from; c < to; c++) {
         float* row = staged + c * width;
@@ -160,13 +166,10 @@ static void take_all(const Tile& tile, int64_t h, const Part& part, const K* con
 }
 
 // A block's columns, of which some are seen, for one KV head.
-template <typename T>
-static void block(const Tile& tile, int64_t h, const Part& part, Ahead& ahead) {
+template <typename K, typename V>
+static void meet(const Tile& tile, int64_t h, const Part& part, const K** keys, const V** values, Ahead& ahead) {
     const Attention* call = tile.call;
-    const T *keys[BLOCK], *values[BLOCK];
-    const int64_t from = part.low, to = part.high, low = part.base + from, high = part.base + to, head = tile.head + h;
-    find(call, *tile.span, call->keys, call->fresh_keys, call->key_dim, head, part.base, low, high, keys);
-    find(call, *tile.span, call->values, call->fresh_values, call->value_dim, head, part.base, low, high, values);
+    const int64_t from = part.low, to = part.high;
     // A vector's other columns may not be read: their scores are of no account.
     for (int64_t i = from / LANES * LANES; i < from; i++) keys[i] = keys[from];
     for (int64_t i = to; i < up(to, LANES) * LANES; i++) keys[i] = keys[to - 1];
@@ -179,6 +182,23 @@ static void block(const Tile& tile, int64_t h, const Part& part, Ahead& ahead) {
         const float* rows[BLOCK];
         stage(values, from, to, call->value_dim, width_of(call), tile.staged, rows);
         take_all(tile, h, part, keys, rows, ahead);
+    }
+}
+
+// Finds them. Keys in float16 are widened first: turned round, two that share a word would not lie as is needed.
+template <typename T>
+static void block(const Tile& tile, int64_t h, const Part& part, Ahead& ahead) {
+    const Attention* call = tile.call;
+    const T *keys[BLOCK], *values[BLOCK];
+    const int64_t low = part.base + part.low, high = part.base + part.high, head = tile.head + h;
+    find(call, *tile.span, call->keys, call->fresh_keys, call->key_dim, head, part.base, low, high, keys);
+    find(call, *tile.span, call->values, call->fresh_values, call->value_dim, head, part.base, low, high, values);
+    if constexpr (IS_HALF<T>) {
+        const float* widened[BLOCK];
+        stage(keys, part.low, part.high, call->key_dim, up(call->key_dim, LANES) * LANES, tile.widened, widened);
+        meet(tile, h, part, widened, values, ahead);
+    } else {
+        meet(tile, h, part, keys, values, ahead);
     }
 }
 
@@ -197,6 +217,8 @@ static void sum_piece(const Tile& tile, int64_t low, int64_t high, int64_t end) 
             const Part part = {base, at - base, next - base};
             if (call->kind == FLOAT32) {
                 block<float>(tile, h, part, ahead);
+            } else if (call->kind == FLOAT16) {
+                block<Half>(tile, h, part, ahead);
             } else {
                 block<uint16_t>(tile, h, part, ahead);
             }
@@ -223,7 +245,8 @@ static void begin(Tile& tile, float* scratch) {
             call->queries + (tile.span->first + token) * call->query_stride + head * call->query_head_stride;
     }
     tile.turned = scratch;
-    tile.staged = tile.turned + turned_of(call);
+    tile.widened = tile.turned + turned_of(call);
+    tile.staged = tile.widened + widened_of(call);
     tile.scores = tile.staged + width_of(call) * BLOCK;
     tile.totals = tile.scores + QUERIES * BLOCK;
     tile.piece = tile.totals + QUERIES * LANES;

@@ -4,6 +4,7 @@
 // additions as it finds them. Sums are one chain each: over the dimensions in their order, over the columns in theirs.
 #pragma once
 
+#include "half.h"
 #include "kernels.h"
 #include "vectors.h"
 
@@ -200,7 +201,18 @@ static void score(const float* const* queries, const float* turned, int64_t dims
     }
 }
 
+// A number in float16; what is uint16_t here is bfloat16.
+struct Half {
+    uint16_t bits;
+};
+
+template <typename T>
+constexpr bool IS_HALF = false;
+template <>
+constexpr bool IS_HALF<Half> = true;
+
 static inline vfloat fetch(const float* from) { return load<vfloat>(from); }
+static inline vfloat fetch(const Half* from) { return from_half(load<vhalf>(from)); }
 static inline vfloat fetch(const uint16_t* from) {
 #if defined(__AVX512F__)  // gcc 12 takes four instructions to widen by itself
     return (vfloat)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)load<vhalf>(from)), 16);

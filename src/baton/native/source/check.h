@@ -23,21 +23,24 @@ inline void check_sizes(int64_t a, int64_t b) {
 }
 
 inline void check_sizes(int32_t kind, int64_t outputs, int64_t inputs) {
-    need(within(kind, FLOAT32, INT4) && outputs > 0);
+    need(within(kind, FLOAT32, FLOAT8) && outputs > 0);
     check_sizes(outputs, inputs);
 }
 
-// `group`: inputs that share a scale; of INT8 and INT4 alone.
+// `group`: inputs that share a scale; where they do.
 inline void check_sizes(int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
     check_sizes(kind, outputs, inputs);
     const int64_t unit = kind == INT4 ? CHUNK : UNIT;
-    need(kind < INT8 || (within(group, unit, MOST_SIZE) && group % unit == 0));
+    need(of_numbers(kind) || (within(group, unit, MOST_SIZE) && group % unit == 0));
 }
 
 inline void check(const Weight& weight) {
     check_sizes(weight.kind, weight.group, weight.outputs, weight.inputs);
     if (!weight.data) need(false);
-    if (weight.kind < INT8) return need(!weight.order);
+    if (!of_integers(weight.kind)) {
+        need(!weight.order && !weight.zeros && !weight.mins && !weight.table && !weight.zero);
+        return need(of_numbers(weight.kind) || (weight.scales && weight.wide));
+    }
     need(weight.scales && (weight.wide || weight.power > 0) && within(weight.zero, INT8_MIN, INT8_MAX));
     need(weight.kind != INT4 || within(weight.planes, 1, 2));
     for (int i = 0; weight.table && i < 16; i++) need(weight.kind == INT4 && weight.table[i] <= MOST_IN_TABLE);
@@ -45,8 +48,9 @@ inline void check(const Weight& weight) {
 
 // That numbers can be rounded to its codes.
 inline void check_rounded(const Weight& weight) {
-    if (weight.kind < INT8) return;
+    if (of_numbers(weight.kind)) return;
     need(!weight.zeros && !weight.mins && !weight.table && !weight.order);
+    need(of_integers(weight.kind));
     need(weight.kind == INT4 ? weight.zero == 8 && !weight.wide : !weight.zero && weight.wide && weight.group == GROUP);
 }
 
@@ -60,7 +64,7 @@ inline void check(const Attention& call) {
     need(within(call.heads, 1, MOST_WIDTH) && within(call.kv_heads, 1, call.heads) && call.heads % call.kv_heads == 0);
     need(within(call.key_dim, 1, MOST_WIDTH) && within(call.value_dim, 1, MOST_WIDTH));
     need(within(call.window, 0, MOST_COLUMNS) && within(call.chunk, 0, MOST_COLUMNS));
-    need(within(call.ring, 0, MOST_COLUMNS) && within(call.kind, FLOAT32, BFLOAT16));
+    need(within(call.ring, 0, MOST_COLUMNS) && of_numbers(call.kind));
     need(within(call.span_count, 0, MOST_COLUMNS) && (call.spans || !call.span_count));
     int64_t columns = 0;
     for (int64_t i = 0; i < call.span_count; i++) {

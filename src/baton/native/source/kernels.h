@@ -1,7 +1,7 @@
 // What one instruction set offers, as a table of functions; main.cpp takes the best table that the machine can run.
 //
-// linear.cpp, linear4.cpp, linear8.cpp, attention.cpp, rowwise.cpp and variant.cpp are compiled once per instruction set, each time
-// in a namespace of its own (VARIANT) and with flags of its own. So they use no templates or inline functions of the
+// linear*.cpp, attention.cpp, rowwise.cpp and variant.cpp are compiled once per instruction set, each time in a
+// namespace of its own (VARIANT) and with flags of its own. So they use no templates or inline functions of the
 // standard library: a linker may keep the copy with the wrong instructions.
 #pragma once
 
@@ -12,14 +12,22 @@ constexpr int64_t GROUP = 64;  // inputs that share an int8 weight's scale, per 
 constexpr int64_t CHUNK = 32;  // inputs of a row that share a scale in products with int4 weights
 constexpr int64_t UNIT = 16;  // the fewest inputs that may share an int8 weight's scale
 
-enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
+enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3, FLOAT16 = 4, FLOAT8 = 5 };
+
+constexpr bool of_integers(int32_t kind) { return kind == INT8 || kind == INT4; }
+
+// Of activations, keys and values too.
+constexpr bool of_numbers(int32_t kind) { return kind == FLOAT32 || kind == BFLOAT16 || kind == FLOAT16; }
 
 // A weight w[outputs, inputs] as products read it: y[M, outputs] = x[M, inputs] . w^T.
 //
 // It lies in panels of 32 outputs. In a panel inputs go by pairs: for the pair (k, k + 1) the 32 outputs' two numbers
 // each lie side by side, so that one load gives the operands of a two-step dot product (dpbf16, dpwssd), and widening
-// bfloat16 is a shift and a mask. Float32 weights go input by input, 32 outputs each. Outputs are padded to whole
-// panels, inputs to whole pairs or groups, with zeros.
+// bfloat16 is a shift and a mask. Weights in float32, float16 and float8 go input by input, 32 outputs each. Outputs are
+// padded to whole panels, inputs to whole pairs or groups, in FLOAT16 and FLOAT8 to multiples of 16, with zeros.
+//
+// FLOAT8: e4m3 without infinities, and never NaN; a number is that times its group's float32 scale. It is packed in
+// baton/native/codes.py alone.
 //
 // INT8: signed codes, inputs padded to a multiple of GROUP. INT4: codes 0 to 15. In a panel inputs go by steps of 8:
 // 4 bytes of each of the 32 outputs lie side by side, byte j with the code of input j in its low half and of input 4 + j
@@ -33,8 +41,8 @@ struct Weight {
     int32_t kind;
     int64_t outputs, inputs;
     void* data;  // 64-byte aligned
-    void* scales;  // INT8, INT4: [panels][groups][PANEL]; else null
-    int32_t group;  // inputs that share a scale: in INT8 a multiple of UNIT, in INT4 of CHUNK
+    void* scales;  // INT8, INT4, FLOAT8: [panels][groups][PANEL]; else null
+    int32_t group;  // inputs that share a scale: in INT8 and FLOAT8 a multiple of UNIT, in INT4 of CHUNK
     int32_t planes;  // INT4: bytes of an activation in products, 1 or 2
     float power;  // a power of two that all float16 scales and mins are multiplied with
     int32_t wide;  // whether scales and mins are float32 instead
@@ -64,7 +72,7 @@ struct Attention {
     float scale, softcap;  // softcap 0: none
     int64_t window, chunk, ring;  // 0: none. window, chunk: as `Visibility` in baton/model/visibility.py
     const float* sinks;  // [heads], or null
-    int32_t kind;  // of keys and values: FLOAT32 or BFLOAT16
+    int32_t kind;  // of keys and values: FLOAT32, BFLOAT16 or FLOAT16
     Columns keys, values;
     const void *fresh_keys, *fresh_values;
     const float* queries;  // [tokens, heads, key_dim], the last dimension dense; strides in floats
@@ -102,7 +110,7 @@ struct Kernels {
     // Weights. Bytes are multiples of 64.
     int64_t (*weight_bytes)(int32_t kind, int64_t outputs, int64_t inputs);
     int64_t (*scale_bytes)(int32_t kind, int64_t group, int64_t outputs, int64_t inputs);
-    // Packs outputs [first, first + count) from a row-major piece [count, inputs] in float32 or bfloat16 (`from`).
+    // Packs outputs [first, first + count) from a row-major piece [count, inputs] in the numbers of a kind (`from`).
     // Outputs behind the weight's last, up to a whole panel, are set to zero by whoever packs the last one.
     void (*pack)(const Weight*, int64_t first, int64_t count, const void* piece, int32_t from);
     // One output's inputs as float32: embeddings that are tied to the output layer, and restoring what was packed.

@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "linear4.h"
 #include "linear8.h"
+#include "linear_half.h"
 #include "rounding.h"
 #include "vectors.h"
 
@@ -38,12 +39,13 @@ static int64_t panel_bytes(int32_t kind, int64_t inputs) { return padded(kind, i
 int64_t weight_bytes(int32_t kind, int64_t outputs, int64_t inputs) {
     if (kind == INT4) return weight_bytes_4(outputs, inputs);
     if (kind == INT8) return weight_bytes_8(outputs, inputs);
+    if (half_or_less(kind)) return weight_bytes_half(kind, outputs, inputs);
     return up(outputs, PANEL) * panel_bytes(kind, inputs);
 }
 
 int64_t scale_bytes(int32_t kind, int64_t group, int64_t outputs, int64_t inputs) {
     if (kind == INT4) return scale_bytes_4(group, outputs, inputs);
-    return kind == INT8 ? scale_bytes_8(group, outputs, inputs) : 0;
+    return kind == INT8 ? scale_bytes_8(group, outputs, inputs) : scale_bytes_half(kind, group, outputs, inputs);
 }
 
 // Where in the weight output `output`'s input `input` lies, in numbers; the first of a pair has the second behind it.
@@ -69,6 +71,7 @@ static void pack_piece(const Weight* w, int64_t output, int64_t input, const flo
 void pack(const Weight* w, int64_t first, int64_t count, const void* piece, int32_t from) {
     if (w->kind == INT4) return pack_4(w, first, count, piece, from);
     if (w->kind == INT8) return pack_8(w, first, count, piece, from);
+    if (half_or_less(w->kind)) return pack_half(w, first, count, piece, from);
     float x[PIECE];
     for (int64_t i = 0; i < count; i++) {
         for (int64_t k = 0; k < w->inputs; k += PIECE) {
@@ -86,6 +89,7 @@ void pack(const Weight* w, int64_t first, int64_t count, const void* piece, int3
 void unpack(const Weight* w, int64_t output, float* to) {
     if (w->kind == INT4) return unpack_4(w, output, to);
     if (w->kind == INT8) return unpack_8(w, output, to);
+    if (half_or_less(w->kind)) return unpack_half(w, output, to);
     for (int64_t k = 0; k < w->inputs; k++) {
         const int64_t at = place(w, output, k);
         to[k] = w->kind == FLOAT32 ? static_cast<const float*>(w->data)[at]
@@ -116,6 +120,7 @@ static int64_t row_words(const Weight* w) { return up(step_count(w) * step_words
 int64_t ready_bytes(const Weight* w, int64_t rows) {
     if (w->kind == INT4) return ready_bytes_4(w, rows);
     if (w->kind == INT8) return ready_bytes_8(w, rows);
+    if (half_or_less(w->kind)) return ready_bytes_half(w, rows);
     return up(rows * row_words(w) * 4, 64) * 64;
 }
 
@@ -163,6 +168,7 @@ void make_ready(const Weight* w, const float* x, int64_t stride, int64_t first, 
                 void* ready) {
     if (w->kind == INT4) return make_ready_4(w, x, stride, first, count, rows, ready);
     if (w->kind == INT8) return make_ready_8(w, x, stride, first, count, rows, ready);
+    if (half_or_less(w->kind)) return make_ready_half(w, x, stride, first, count, rows, ready);
     uint32_t* words = static_cast<uint32_t*>(ready);
     for (int64_t tile = 0; tile < tile_count(rows); tile++) {
         const int64_t start = tile_start(rows, tile), end = tile_start(rows, tile + 1);
@@ -309,6 +315,7 @@ void product(const Weight* w, const void* ready, int64_t rows, int64_t from, int
              int64_t stride, float*) {
     if (w->kind == INT4) return product_4(w, ready, rows, from, to, bias, y, stride);
     if (w->kind == INT8) return product_8(w, ready, rows, from, to, bias, y, stride);
+    if (half_or_less(w->kind)) return product_half(w, ready, rows, from, to, bias, y, stride);
     const int64_t steps = step_count(w);
     const int64_t block = BLOCK_BYTES / step_bytes(w->kind);
     for (int64_t panel = from; panel < to; panel++) {

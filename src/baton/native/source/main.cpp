@@ -49,7 +49,7 @@ extern "C" {
 
 // Raise it, and ABI in baton/native/library.py, whenever a function's arguments, a struct or what they mean changes:
 // a library that was built from other sources than Python's side expects is refused, not called.
-API int32_t baton_abi() { return 6; }
+API int32_t baton_abi() { return 7; }
 
 // The bytes of each struct, in the order of STRUCTURES in baton/native/library.py; answers how many there are.
 API int32_t baton_sizes(int64_t* sizes, int32_t room) {
@@ -96,7 +96,7 @@ API int32_t baton_pack(const Kernels* k, const Weight* weight, int64_t first, in
     return guarded([&] {
         check(*weight, first, count);
         check_rounded(*weight);
-        need(within(from, FLOAT32, BFLOAT16) && (piece || !count));
+        need(of_numbers(from) && (piece || !count));
         k->pack(weight, first, count, piece, from);
     });
 }

@@ -11,6 +11,9 @@
 #include "pool.h"
 #include "rowwise.h"
 
+#define VARIANT portable  // what is compiled once has no instructions of its own
+#include "half.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -29,20 +32,16 @@ constexpr int64_t SHARE_BYTES = 64 << 10;  // of a weight, that a thread takes a
 
 int64_t element(int32_t kind) { return kind == FLOAT32 ? 4 : 2; }
 
-uint16_t narrow(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
-    return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 void convert(const float* from, int64_t stride, int64_t count, int32_t kind, char* to) {
     if (kind == FLOAT32) {
         float* out = reinterpret_cast<float*>(to);
         for (int64_t i = 0; i < count; i++) out[i] = from[i * stride];
+    } else if (kind == FLOAT16) {
+        uint16_t* out = reinterpret_cast<uint16_t*>(to);
+        for (int64_t i = 0; i < count; i++) out[i] = portable::to_half(from[i * stride]);
     } else {
         uint16_t* out = reinterpret_cast<uint16_t*>(to);
-        for (int64_t i = 0; i < count; i++) out[i] = narrow(from[i * stride]);
+        for (int64_t i = 0; i < count; i++) out[i] = portable::narrow(from[i * stride]);
     }
 }
 
@@ -384,10 +383,8 @@ class Program {
             std::memcpy(out, static_cast<const float*>(table.weight.data) + row * width, width * 4);
         } else {
             const uint16_t* from = static_cast<const uint16_t*>(table.weight.data) + row * width;
-            for (int64_t i = 0; i < width; i++) {
-                const uint32_t bits = uint32_t(from[i]) << 16;
-                std::memcpy(out + i, &bits, 4);
-            }
+            const bool half = table.weight.kind == FLOAT16;
+            for (int64_t i = 0; i < width; i++) out[i] = half ? portable::from_half(from[i]) : portable::widen(from[i]);
         }
     }
 

@@ -1,18 +1,20 @@
 // Numbers rounded to integers that share a scale: the same integers in every instruction set.
 #pragma once
 
+#include "half.h"
 #include "kernels.h"
 #include "vectors.h"
 
 namespace VARIANT {
 
-// The first of N numbers as float32, `count` at most; zeros behind them. `kind`: FLOAT32 or BFLOAT16.
+// The first of N numbers as float32, `count` at most; zeros behind them. `kind`: one of_numbers.
 template <int N>
 static inline void read(const void* from, int32_t kind, int64_t at, int64_t count, float* to) {
     for (int64_t i = 0; i < N; i++) {
-        to[i] = i >= count        ? 0.0f
-                : kind == FLOAT32 ? static_cast<const float*>(from)[at + i]
-                                  : widen(static_cast<const uint16_t*>(from)[at + i]);
+        to[i] = i >= count         ? 0.0f
+                : kind == FLOAT32  ? static_cast<const float*>(from)[at + i]
+                : kind == BFLOAT16 ? widen(static_cast<const uint16_t*>(from)[at + i])
+                                   : from_half(static_cast<const uint16_t*>(from)[at + i]);
     }
 }
 
