@@ -2,6 +2,7 @@
 
 `pytest -m fast` reads and runs the files with this mark alone (MARKS): everyday tests that never import torch.
 `--models-results FILE` writes scripts/pages/models.json from the results of the tests that ran.
+`--through-front wire` has servers stand over a front: see `through_front.py`.
 """
 
 import gc
@@ -118,7 +119,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if asked in ("models", *MARKS) and ours and asked not in marks_of(collection_path) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--through-front"):
+        import through_front
+
+        through_front.leave_out(config, items)
     # With `--dist loadfile --no-loadscope-reorder`, a long file at the end would leave the other cores idle.
     items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONG)
     for item in items:
@@ -176,6 +181,8 @@ def few_threads() -> Iterator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    through = "servers stand over a front and an engine elsewhere; with ray, a Ray Serve is between them"
+    parser.addoption("--through-front", choices=["wire", "ray"], help=through)
     parser.addoption("--models-results", metavar="FILE", help="write which models are exact, as this run found")
 
 
@@ -183,17 +190,29 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--models-results") and config.getoption("numprocesses", None):
         raise pytest.UsageError("--models-results needs all results in one process: leave out -n")
     config.stash[_FOUND] = []
+    if config.getoption("--through-front"):
+        import through_front  # it imports torch
+
+        through_front.begin(config.getoption("--through-front"))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report = yield
+    if report.when == "call" and item.config.getoption("--through-front"):
+        import through_front
+
+        report.user_properties.append((through_front.CROSSED, through_front.taken()))
     if report.when == "call" and report.passed and report.user_properties:
         item.config.stash[_FOUND].append(dict(report.user_properties))
     return report
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if session.config.getoption("--through-front"):
+        import through_front
+
+        through_front.end(session)
     file = session.config.getoption("--models-results")
     if file and exitstatus == 0:
         from models_results import write_results  # it imports torch

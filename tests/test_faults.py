@@ -8,6 +8,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -266,6 +267,7 @@ def test_faults_are_refused_outside_test_mode(monkeypatch: pytest.MonkeyPatch) -
         "step_fails@1:2",
         "nan@1",
         "iteration_slow@1",
+        "iteration_paced@1",
     ],
 )
 def test_a_fault_that_cannot_be_read_stops_the_start_by_name(text: str) -> None:
@@ -273,6 +275,23 @@ def test_a_fault_that_cannot_be_read_stops_the_start_by_name(text: str) -> None:
         from_environment({"BATON_FAULTS": f"step_memory@3, {text}", "BATON_TEST_MODE": "1"})
     assert repr(text) in error.value.message
     assert error.value.exit_status == 2
+
+
+def test_paced_iterations_begin_so_long_after_each_other_and_idle_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept, now = list[float](), [100.0]
+
+    def sleep(seconds: float) -> None:
+        slept.append(round(seconds, 3))
+        now[0] += seconds
+
+    monkeypatch.setattr("baton.testing.faults.time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
+    faults = Faults("iteration_paced@2:0.01")
+    for busy in (0.0, 0.004, 0.0, 0.5):
+        faults.at("iteration")
+        now[0] += busy
+    faults.at("iteration")
+    faults.at("step")
+    assert slept == [0.0, 0.006, 0.01, 0.0]
 
 
 def test_faults_count_from_when_they_are_added() -> None:

@@ -22,7 +22,7 @@ from baton.core.query import Query
 from baton.core.settings import Settings
 from baton.core.template_options import NO_TEMPLATE_OPTIONS, TemplateOptions
 from baton.engine.client import Client, Stats
-from baton.server.app import create_app
+from baton.server import app as server_app
 
 MODEL = "lab/letters"
 CONTEXT = 64
@@ -106,8 +106,9 @@ class ScriptedLoop:
         self.served: list[tuple[FastAPI, Client]] = []
         """What stands on this loop and ends with it."""
 
-    def submit(self, queries: Sequence[Query], deliver: Deliver) -> None:
-        if self.refuse is not None:
+    def submit(self, queries: Sequence[Query], deliver: Deliver, *, admitted: bool = False) -> None:
+        """`admitted`: a front asks, which has refused what is to be refused."""
+        if self.refuse is not None and not admitted:
             raise self.refuse
         self.queries += queries
         self.live |= {query.id: (query, deliver) for query in queries}
@@ -116,6 +117,10 @@ class ScriptedLoop:
             self.say(self.opening)
         if not self.held:
             self.release()
+
+    def compile(self, form: OutputFormat) -> Constraint:
+        """What an engine behind a front makes of a form; not among the forms that clients compile."""
+        return Free()
 
     def check_room(self, count: int) -> None:
         if self.refuse is not None:
@@ -314,6 +319,7 @@ def app_of(
 ) -> FastAPI:
     """A server over the loop; its threads end with the loop."""
     client = client or client_of(loop, limits, reasoning=reasoning)
-    app = create_app(client, render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)
+    # By its module, in which `through_front.py` puts another one.
+    app = server_app.create_app(client, render_metrics=lambda: (b"up 1\n", "text/plain"), version="9.9", **more)
     loop.served.append((app, client))
     return app

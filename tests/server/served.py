@@ -7,6 +7,7 @@ is answered. Limits are a JSON object. The folder keeps batches.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from baton.server.run import bind, serve
 from server.scripted import ScriptedLoop, app_of
 
 if __name__ == "__main__":
+    if "THROUGH_FRONT" in os.environ:
+        import through_front  # it imports torch
+
+        through_front.begin(os.environ["THROUGH_FRONT"])
     loop = ScriptedLoop()
     megabytes = float(sys.argv[1])
     loop.held, loop.opening = megabytes >= 0, "x" * int(megabytes * 2**20)

@@ -133,6 +133,7 @@ async def test_drain_lets_finish_what_runs_refuses_what_comes_and_cuts_what_is_l
         cut = await long
         assert cut.text and cut.error is not None and cut.error["code"] == "shutting_down" and not cut.done
         await draining
+    await asyncio.to_thread(until, lambda: live(served.client.stats()) == 0)
     stats = served.client.stats()
     assert (stats.outcomes["cancelled"], live(stats), stats.kv_bytes_used) == (1, 0, 0)
 

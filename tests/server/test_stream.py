@@ -99,6 +99,7 @@ async def test_closed_connection_cancels_once(loop: ScriptedLoop) -> None:
     await wire.heard(2)
     wire.close.set()
     await wire.task
+    assert await asyncio.to_thread(loop.cancels.wait, 10)
     assert loop.cancelled == [loop.queries[1].id], "what has ended is not cancelled"
 
 

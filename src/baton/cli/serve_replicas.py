@@ -17,6 +17,7 @@ from typing import Any
 from baton import __version__
 from baton.cli.serve_replica import EngineReplica
 from baton.cli.show import errors, tell_open, tell_ready
+from baton.cluster.far import FarLoop
 from baton.cluster.ray_cluster import Cluster, Placing, cluster
 from baton.cluster.ray_engines import RayEngines
 from baton.compose import model_name, open_front
@@ -132,6 +133,8 @@ def front_app(
 ) -> Any:
     """The application of a server over several engines."""
     own = Metrics(client.model_name, monotonic)
+    if isinstance(client.loop, FarLoop):
+        client.loop.tell_refusals(own)
     app = create_app(
         client,
         render_metrics=metrics_of(client, engines, own, compat=server.vllm_names),

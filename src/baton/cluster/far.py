@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
+from baton.cluster.admission import Admission
 from baton.cluster.follow import Follow
 from baton.cluster.port import EngineLost, Engines
 from baton.cluster.route import HeldPrefixes, blocks_of, choose
@@ -15,8 +16,8 @@ from baton.cluster.silence import Silence
 from baton.cluster.totals import Totals
 from baton.cluster.wire import About, Message, ask_of, news_of
 from baton.core.clock import Clock
-from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
-from baton.core.events import Update
+from baton.core.errors import EngineUnhealthy
+from baton.core.events import Sink, Update
 from baton.core.query import Query
 from baton.engine.inbox import Deliver, is_counted
 from baton.engine.port import Stats
@@ -45,8 +46,7 @@ class FarLoop:
         self._leaving: set[str] = set()
         self._totals = Totals()
         self._silence = Silence(about.settings.hang_seconds)
-        self._draining = False
-        self._closed = False
+        self._admission = Admission(about.settings, clock)
         self._idle = threading.Event()
         self._idle.set()
         self._over = threading.Event()
@@ -55,6 +55,10 @@ class FarLoop:
     def start(self) -> None:
         """From now on engines that hang are given up, and queries that wait too long for an engine."""
         threading.Thread(target=self._watch, name="baton-front", daemon=True).start()
+
+    def tell_refusals(self, sink: Sink) -> None:
+        """From now on the sink is told of each query that is refused here."""
+        self._admission.sinks.append(sink)
 
     def submit(self, queries: Sequence[Query], deliver: Deliver, *, admitted: bool = False) -> None:
         """Submits all of them or none. Raises QueueFull, ShuttingDown, EngineUnhealthy."""
@@ -75,7 +79,7 @@ class FarLoop:
 
     def check_room(self, count: int = 1) -> None:
         with self._lock:
-            self._check_room(count)
+            self._admission.check_room(self._follows.values(), self._staying(), count, rejected=1)
 
     def cancel(self, query_ids: Sequence[str]) -> None:
         with self._lock:
@@ -100,16 +104,11 @@ class FarLoop:
 
     def not_ready(self) -> str | None:
         with self._lock:
-            try:
-                self._check_open()
-                self._check_room(1)
-            except (QueueFull, ShuttingDown, EngineUnhealthy) as error:
-                return error.message
-        return None
+            return self._admission.not_ready(self._follows.values(), self._staying())
 
     def stop_admitting(self) -> None:
         with self._lock:
-            self._draining = True
+            self._admission.draining = True
 
     def drain(self, timeout_seconds: float) -> bool:
         self.stop_admitting()
@@ -119,7 +118,6 @@ class FarLoop:
         return finished
 
     def close(self) -> None:
-        self._closed = True
         self._over.set()
         self.stop_admitting()
         self._end_all("cancelled", None)
@@ -214,9 +212,9 @@ class FarLoop:
 
     def _enter(self, follows: list[Follow], counted: int) -> None:
         with self._lock:
-            self._check_open()
+            self._admission.check_open(self._staying(), rejected=len(follows))
             if counted:
-                self._check_room(counted)
+                self._admission.check_room(self._follows.values(), self._staying(), counted, rejected=len(follows))
             self._follows |= {follow.query.id: follow for follow in follows}
             self._idle.clear()
         self._send(follows)
@@ -269,21 +267,9 @@ class FarLoop:
         where = follow.goes_to(engine)
         return ask_of(follow.query, follow.tokens, follow.attempt, self._about.stamp, self._clock(), where)
 
-    def _check_open(self) -> None:
-        if self._draining or self._closed:
-            raise ShuttingDown("the server is shutting down")
-        if not set(self._engines.names()) - self._leaving:
-            raise EngineUnhealthy("no engine is there")
-
-    def _check_room(self, count: int) -> None:
-        """Raises QueueFull if all engines together have no room for so many queries that wait."""
-        self._check_open()
-        settings, engines = self._about.settings, len(set(self._engines.names()) - self._leaving)
-        waiting = sum(not follow.tokens and not follow.query.background for follow in self._follows.values())
-        running = sum(bool(follow.tokens) for follow in self._follows.values())
-        most = engines * settings.max_waiting
-        if waiting + count > most + max(0, engines * settings.max_rows - running):
-            raise QueueFull(f"{waiting} queries are waiting and at most {most} may (--max-waiting)")
+    def _staying(self) -> int:
+        """How many engines take queries."""
+        return len(set(self._engines.names()) - self._leaving)
 
     def _end_all(self, reason: str, error: str | None) -> None:
         with self._lock:

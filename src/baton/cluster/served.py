@@ -140,12 +140,14 @@ class ServedEngine:
         self._tell(attempt, [Update(name, finish_reason="error", error=error.message)])
 
     def _beat(self) -> None:
-        while not self._closed.wait(BEAT_SECONDS):
+        # The first at once: a front knows nothing of an engine before it.
+        while not self._closed.is_set():
             try:
                 self._tell_news([], {})
             except Exception:
                 # Without a way to the front there is nothing to say; the transport tells the loss.
                 log.debug("a beat did not reach the front", exc_info=True)
+            self._closed.wait(BEAT_SECONDS)
 
     def _tell_news(self, updates: Sequence[tuple[int, Update]], laid_down: Mapping[str, Any]) -> None:
         known = {name: where for name, where in laid_down.items() if where is not None}

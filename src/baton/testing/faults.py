@@ -5,6 +5,7 @@ is done since the start, counted from 1; or `NAME@SEED:K`: at the Kth token of q
 
     iteration_fails@N       the Nth iteration raises: all live queries fail, and the engine goes on
     iteration_slow@N:S      the Nth iteration takes S seconds longer
+    iteration_paced@N:S     from the Nth on, an iteration begins S seconds after the one before it, or later
     engine_dies@N           the engine's thread ends in the Nth iteration
     step_fails@N            the Nth step of the batch raises: running queries fail
     step_memory@N           the Nth step of the batch runs out of memory
@@ -76,7 +77,8 @@ _AT: dict[str, tuple[str, Callable[[str], None]]] = {
 }
 _AT |= {"iteration_fails": ("iteration", _fails), "engine_dies": ("iteration", _dies)}
 _AT |= {"trace_full": ("trace", _disk_full)}
-_SLOW = "iteration_slow"
+_SLOW, _PACED = "iteration_slow", "iteration_paced"
+_TIMED = (_SLOW, _PACED)
 _OF_A_QUERY = ("nan", "draw_fails", "text_fails")
 _FORM = re.compile(r"([a-z_]+)@(\d+)(?::(\d+(?:\.\d+)?))?")
 
@@ -102,6 +104,7 @@ class Faults:
         self.done: list[str] = []
         self._waiting: list[tuple[_Fault, int]] = []
         self._counts: Counter[str] = Counter()
+        self._began = 0.0
         self._lock = threading.Lock()
         self.add(text)
 
@@ -119,7 +122,10 @@ class Faults:
             due = [
                 (fault, since)
                 for fault, since in self._waiting
-                if _place(fault.name) == place and fault.first == count - since
+                if _place(fault.name) == place and fault.first == count - since and fault.name != _PACED
+            ]
+            paced = [
+                fault.second for fault, since in self._waiting if fault.name == _PACED and fault.first <= count - since
             ]
             self._waiting = [one for one in self._waiting if one not in due]
             self.done += [fault.name for fault, _ in due]
@@ -128,6 +134,9 @@ class Faults:
                 time.sleep(fault.second)
             else:
                 _AT[fault.name][1](fault.name)
+        if place == "iteration" and paced:
+            time.sleep(max(0.0, self._began + max(paced) - time.monotonic()))
+            self._began = time.monotonic()
 
     def hits(self, name: str, seed: int, token: int) -> bool:
         """Whether the query with this seed has this fault at its token of this number, from 1."""
@@ -202,16 +211,16 @@ class _FaultyDecoder:
 
 
 def _place(name: str) -> str:
-    return "iteration" if name == _SLOW else _AT[name][0] if name in _AT else ""
+    return "iteration" if name in _TIMED else _AT[name][0] if name in _AT else ""
 
 
 def _parsed(entry: str) -> _Fault:
     match = _FORM.fullmatch(entry)
     name, first, second = match.groups() if match else ("", "", None)
-    if name not in {*_AT, _SLOW, *_OF_A_QUERY}:
-        known = ", ".join(sorted({*_AT, _SLOW, *_OF_A_QUERY}))
+    if name not in {*_AT, *_TIMED, *_OF_A_QUERY}:
+        known = ", ".join(sorted({*_AT, *_TIMED, *_OF_A_QUERY}))
         raise SettingError(f"{FAULTS}: {entry!r} is no fault; there is NAME@NUMBER with {known}", param="faults")
     if (second is None) != (name in _AT):
-        wanted = f"{name}@N" if name in _AT else f"{name}@N:SECONDS" if name == _SLOW else f"{name}@SEED:TOKEN"
+        wanted = f"{name}@N" if name in _AT else f"{name}@N:SECONDS" if name in _TIMED else f"{name}@SEED:TOKEN"
         raise SettingError(f"{FAULTS}: {entry!r} must be {wanted}", param="faults")
     return _Fault(name, int(first), float(second or 0))

@@ -1,0 +1,1 @@
+"""Figures of several engines: a front, and engines elsewhere."""

@@ -1,0 +1,63 @@
+"""Whom a front takes: who may wait in all engines together, and who is told of refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from baton.cluster.follow import Follow
+from baton.core.clock import Clock
+from baton.core.errors import EngineUnhealthy, QueueFull, ShuttingDown
+from baton.core.events import QueryRejected, Sink
+from baton.core.settings import Settings
+
+
+class Admission:
+    """One thread at a time. `settings`: of each engine. `sinks`: told of each refusal, as an engine's are."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self.sinks: list[Sink] = []
+        self.draining = False
+
+    def check_open(self, engines: int, *, rejected: int = 0) -> None:
+        """Raises if no query is taken at all. `engines`: so many take queries. `rejected`: queries that count then."""
+        if self.draining:
+            self._reject("shutting_down", rejected)
+            raise ShuttingDown("the server is shutting down")
+        if not engines:
+            self._reject("engine_unhealthy", rejected)
+            raise EngineUnhealthy("no engine is there")
+
+    def check_room(self, follows: Iterable[Follow], engines: int, count: int, *, rejected: int = 0) -> None:
+        """Raises also if all engines together have no room for `count` queries more that wait."""
+        self.check_open(engines, rejected=rejected)
+        waiting, most = self._waiting(follows, engines)
+        if waiting + count > most:
+            self._reject("queue_full", rejected)
+            raise QueueFull(f"{waiting} queries are waiting and at most {self._bound(engines)} may (--max-waiting)")
+
+    def not_ready(self, follows: Iterable[Follow], engines: int) -> str | None:
+        """Why the front should get no queries now."""
+        try:
+            self.check_open(engines)
+        except (ShuttingDown, EngineUnhealthy) as error:
+            return error.message
+        waiting, most = self._waiting(follows, engines)
+        return f"{waiting} queries are waiting (--max-waiting)" if waiting >= most else None
+
+    def _waiting(self, follows: Iterable[Follow], engines: int) -> tuple[int, int]:
+        """How many wait, and how many may, with those that find a free row."""
+        waiting = running = 0
+        for follow in follows:
+            running += bool(follow.tokens)
+            waiting += not follow.tokens and not follow.query.background
+        return waiting, self._bound(engines) + max(0, engines * self._settings.max_rows - running)
+
+    def _bound(self, engines: int) -> int:
+        return engines * self._settings.max_waiting
+
+    def _reject(self, reason: str, count: int) -> None:
+        for sink in self.sinks:
+            for _ in range(count):
+                sink(QueryRejected(self._clock(), reason))
