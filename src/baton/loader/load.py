@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +31,13 @@ from baton.loader.packed_format import PackedFormat
 from baton.loader.packings import packed_format, said_of
 from baton.loader.rounded import rounded_weights
 from baton.loader.selfcheck import use_reference_attention
+from baton.loader.slow_dtype import WORTHWHILE, float32_gain
 from baton.loader.stamp import stamp_of, weights_digest
 from baton.loader.stock import read_config, read_model, read_tokenizer, tell_of_tokens
 from baton.loader.structure import Structure, structure
 from baton.loader.whole import not_finite
 from baton.model.device import Device, device_of
+from baton.model.forward import TorchForward
 from baton.model.packed_linear import count_weights, packed_layers
 from baton.model.port import Forward
 from baton.model.probe import Geometry
@@ -53,7 +56,8 @@ def ignore_phase(phase: str, seconds: float) -> None:
 class Loaded:
     """A model ready to run.
 
-    `packed`: how its checkpoint's packed layers are kept, for people. `driver`: maps memory as rows grow; None if not
+    `packed`: how its checkpoint's packed layers are kept, and `widened`: why it computes in float32 though it was saved
+    in another number format; for people. `driver`: maps memory as rows grow; None if not
     asked for, or for the reason `why_not_mapped`.
     """
 
@@ -70,6 +74,7 @@ class Loaded:
     stamp: str
     generation: GenerationDefaults = NO_DEFAULTS
     packed: str = ""
+    widened: str = ""
     driver: Driver | None = None
     why_not_mapped: str = ""
 
@@ -106,7 +111,7 @@ class Loaded:
     @property
     def description(self) -> str:
         """How the model is run, for people."""
-        return "; ".join(filter(None, (self.packed, self.choice.description)))
+        return "; ".join(filter(None, (self.packed, self.choice.description, self.widened)))
 
     def fixed(self, rows: int) -> Loaded:
         """Returns the same model, run so that a row's bits do not depend on its company; see `Forward.fixed`."""
@@ -162,7 +167,9 @@ def load(
             # Aligned rows run in torch: native steps expect each row at its own columns.
             why_not = "--shaping aligned" if asked.shaping == ALIGNED else "--no-compile"
             native = asked.compile and asked.shaping != ALIGNED
-            choice = choose(
+            stock_attention = model.config.get_text_config()._attn_implementation
+            chosen = partial(
+                choose,
                 model,
                 native=native,
                 why_not=why_not,
@@ -171,8 +178,12 @@ def load(
                 compiled=compiled,
                 columns=columns,
                 exact=exact,
-                cache=_cache(asked, model, format, columns) if native and before is None else None,
             )
+            choice = chosen(cache=_cache(asked, model, format, columns) if native and before is None else None)
+            gain = _gain(asked, model, choice) if before is None and facts.kind == "cpu" else 0.0
+            if gain:
+                model.float().set_attn_implementation(stock_attention)
+                choice = chosen()
         except StaleSteps:
             # The file is gone by now, and so are the weights.
             return load(asked, on_phase=on_phase)
@@ -202,6 +213,7 @@ def load(
         stamp=stamp_of(weights, model.dtype, asked.quantize, choice.forward.geometry.shapes),
         generation=generation_defaults(model) if asked.generation_config else NO_DEFAULTS,
         packed="" if packed is None or not packed_layers(model) else _told(model, packed, saved),
+        widened=_widened(gain, saved) if gain else "",
         driver=driver,
         why_not_mapped=why_not_mapped,
     )
@@ -213,6 +225,18 @@ def _exact_backends(model: PreTrainedModel, columns: int, name: str, asked: Load
         return structure(model, columns)
     except LoadError as error:
         raise LoadError(_why_not(model, name, error, asked)) from error
+
+
+def _gain(asked: LoadSettings, model: PreTrainedModel, choice: Choice) -> float:
+    """How many times as long torch takes as in float32, if its number format is its own choice; else 0."""
+    if asked.dtype != AUTO or asked.quantize != "none" or not isinstance(choice.forward, TorchForward):
+        return 0.0
+    gain = 0.0 if packed_layers(model) else float32_gain(model)
+    return gain if gain >= WORTHWHILE else 0.0
+
+
+def _widened(gain: float, saved: str) -> str:
+    return f"computed in float32, for torch takes {gain:.1f} times as long in {saved} here (--dtype {saved} keeps it)"
 
 
 def _cache(asked: LoadSettings, model: PreTrainedModel, format: WeightFormat, columns: int) -> StepCache | None:
