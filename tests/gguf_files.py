@@ -32,6 +32,10 @@ _SIZES = dict(
 _THETA = 5e5
 _GEMMA = dict(sliding_window=16, query_pre_attn_scalar=64)
 _WINDOW = {"attention.sliding_window": 16}
+_MOE = dict(num_experts_per_tok=2)
+_USED = {"expert_count": 5, "expert_used_count": 2}
+# Architectures that GGUF calls otherwise.
+_CALLED = {"mixtral": "llama"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,28 @@ FAMILIES = {
     "gemma2": Written(
         config={**_GEMMA, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 5.0},
         keys={**_WINDOW, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 5.0},
+    ),
+    "qwen2moe": Written(
+        "qwen2_moe",
+        config={**_MOE, "num_experts": 5, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256},
+        keys={**_USED, "expert_feed_forward_length": 256, "expert_shared_feed_forward_length": 256},
+    ),
+    "qwen3moe": Written(
+        "qwen3_moe",
+        config={**_MOE, "num_experts": 5, "moe_intermediate_size": 256, "norm_topk_prob": True},
+        keys={**_USED, "expert_feed_forward_length": 256},
+    ),
+    "olmoe": Written(config={**_MOE, "num_experts": 5}, keys=_USED),
+    "granitemoe": Written(
+        config={**_MOE, "num_local_experts": 5, "attention_multiplier": 0.2, "logits_scaling": 2.0},
+        keys={**_USED, "attention.scale": 0.2, "logit_scale": 2.0},
+        turned=True,
+    ),
+    "mixtral": Written(config={**_MOE, "num_local_experts": 5, "sliding_window": None}, keys=_USED, turned=True),
+    "gpt-oss": Written(
+        "gpt_oss",
+        config={**_MOE, "num_local_experts": 5, "sliding_window": 16},
+        keys={**_USED, "expert_feed_forward_length": 512, **_WINDOW},
     ),
     "gemma3": Written("gemma3_text", config={**_GEMMA, "num_hidden_layers": 7}, keys=_WINDOW),
 }
@@ -106,18 +132,33 @@ def write(
     blocks of numbers. `pre`: how texts are split. `more`: further keys, of whole numbers.
     """
     model = stock(family, tied=tied, rope=rope)
-    writer = gguf.GGUFWriter(file, family)
+    called = _CALLED.get(family, family)
+    writer = gguf.GGUFWriter(file, called)
     _describe(writer, model.config, family, rope or {}, pre)
     for name, value in more.items():
         writer.add_key_value(name, value, gguf.GGUFValueType.UINT32)
     dice = np.random.default_rng(5)
     config = model.config
     heads_of = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    of_family = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    of_family = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == called)
     names = gguf.get_tensor_name_map(of_family, config.num_hidden_layers)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name.rpartition(".")[0].endswith("experts"):
+                layer = int(name.split(".")[2])
+                module = model.get_submodule(name.rpartition(".")[0])
+                for part, to in _parts_of_experts(name, parameter, module):
+                    kind = kinds.get(part.split("_exps")[0], kinds[""]) if parameter.ndim > 2 else Type.F32
+                    numbers = np.ascontiguousarray(to.numpy())
+                    data = _packed(numbers, kind, dice) if pack is None else pack(numbers, kind)
+                    writer.add_tensor(f"blk.{layer}.{part}", data, raw_dtype=kind)
+                    to.copy_(torch.from_numpy(gguf.dequantize(data, kind).reshape(numbers.shape).copy()))
+                continue
             stem, _, end = name.rpartition(".")
+            if stem.endswith(".router"):  # of which the package knows older names alone
+                stem = f"{stem}.layer" if "block_sparse_moe" in stem else stem
+            if end == "sinks":
+                stem, end = name, "weight"
             whole = f"{names.get_name(stem)}.{end}"
             known = whole.split(".")[-2]
             heads = heads_of.get(known, 0) if FAMILIES[family].turned else 0
@@ -135,6 +176,18 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def _parts_of_experts(name: str, parameter: torch.Tensor, module: Any) -> list[tuple[str, torch.Tensor]]:
+    """What a file has of a weight or bias of experts: names without block, and views `[experts, outputs, ...]`."""
+    bias = name.endswith("_bias")
+    view = parameter.transpose(1, 2) if module.is_transposed and not bias else parameter
+    end = "bias" if bias else "weight"
+    if "down_proj" in name:
+        return [(f"ffn_down_exps.{end}", view)]
+    half = view.shape[1] // 2
+    gate, up = (view[:, :half], view[:, half:]) if module.is_concatenated else (view[:, ::2], view[:, 1::2])
+    return [(f"ffn_gate_exps.{end}", gate), (f"ffn_up_exps.{end}", up)]
 
 
 def split(file: Path, folder: Path, parts: int) -> list[str]:
@@ -180,7 +233,9 @@ def _describe(writer: gguf.GGUFWriter, config: Any, family: str, rope: dict[str,
     writer.add_rope_freq_base(_THETA)
     writer.add_vocab_size(VOCABULARY)
     for key, value in FAMILIES[family].keys.items():
-        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(f"{family}.{key}", value)
+        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(
+            f"{_CALLED.get(family, family)}.{key}", value
+        )
     if rope.get("rope_type") in ("yarn", "linear"):
         writer.add_string(f"{family}.rope.scaling.type", rope["rope_type"])
         writer.add_float32(f"{family}.rope.scaling.factor", rope["factor"])

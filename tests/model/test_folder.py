@@ -225,7 +225,7 @@ def test_a_quantizer_that_is_not_installed_is_named(folder: Path, tmp_path: Path
 
 
 METHODS = sorted({name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZATION_CONFIG_MAPPING})
-BY_STOCK = {"gguf", "mxfp4"}  # loaded as transformers does, or never in a folder of safetensors
+BY_STOCK = {"gguf"}  # never in a folder of safetensors
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS, *NOT_KEPT, "exl2", "exl3", "modelopt"} - {METHOD}))

@@ -20,7 +20,7 @@ from baton.loader.gguf_rotation import rotation
 from baton.loader.gguf_tokenizer import end_tokens
 from baton.loader.hub import check_found
 from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
-from baton.model.packed_linear import packed_layers
+from baton.model.packed_layers import packed_layers
 from baton.native import library as native
 from checkpoints import loaded_of
 
@@ -32,6 +32,7 @@ from gguf import GGMLQuantizationType as Type
 import gguf_files
 from gguf_files import LLAMA3, YARN, write
 
+OF_EXPERTS = {"": Type.Q8_0, "ffn_gate": Type.MXFP4, "ffn_up": Type.MXFP4, "ffn_down": Type.MXFP4}
 MIXED = {"": Type.Q4_K, "attn_v": Type.Q6_K, "ffn_down": Type.Q5_K, "token_embd": Type.Q8_0, "output": Type.Q6_K}
 FILES = {
     "llama in Q8_0": ("llama", {"": Type.Q8_0}, False),
@@ -50,6 +51,14 @@ FURTHER = {
     "llama, yarn": ("llama", {"": Type.F16}, YARN),
     "gemma3, linear": ("gemma3", {"": Type.BF16}, dict(rope_type="linear", factor=8.0)),
     "qwen2 in Q3_K": ("qwen2", {"": Type.Q3_K}, None),
+    "qwen3moe in Q4_K and others": ("qwen3moe", MIXED, None),
+    "qwen2moe in Q4_0": ("qwen2moe", {"": Type.Q4_0}, None),
+    "olmoe in Q8_0": ("olmoe", {"": Type.Q8_0}, None),
+    "granitemoe in Q6_K": ("granitemoe", {"": Type.Q6_K}, None),
+    "mixtral in Q5_K": ("mixtral", {"": Type.Q5_K}, None),
+    "gpt-oss, its experts in MXFP4": ("gpt-oss", OF_EXPERTS, None),
+    "gpt-oss, yarn": ("gpt-oss", {"": Type.Q8_0}, {**YARN, "truncate": False}),
+    "qwen3moe, its experts in numbers": ("qwen3moe", {"": Type.BF16}, None),
     "qwen3 in IQ4_XS": ("qwen3", {"": Type.IQ4_XS}, None),
 }
 
@@ -196,7 +205,11 @@ def test_a_file_is_made_into_a_folder_once(tmp_path: Path, cache: Path) -> None:
 
 REFUSED = {
     "an architecture that is not compared": ("xverse", {}, "architecture 'xverse'"),
-    "experts": ("llama", {"llama.expert_count": 8}, r"has llama\.expert_count, which is not read"),
+    "groups of experts": (
+        "qwen3moe",
+        {"qwen3moe.expert_group_count": 8},
+        "has qwen3moe.expert_group_count",
+    ),
     "windows": ("qwen2", {"qwen2.attention.sliding_window": 8}, "sliding_window"),
     "a part of each head": ("qwen3", {"qwen3.rope.dimension_count": 32}, "turns 32 of 64 numbers"),
 }

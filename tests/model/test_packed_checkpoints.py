@@ -21,7 +21,8 @@ from baton.loader import structure as structure_module
 from baton.loader.load import Loaded
 from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
 from baton.model.packed import PackedWeight
-from baton.model.packed_linear import not_computed, packed_layers
+from baton.model.packed_layers import packed_layers
+from baton.model.packed_linear import not_computed
 from baton.native import library as native
 from checkpoints import edited, loaded_of, refusal
 from packed_checkpoints import Format, awq, compressed, float8, gptq, numbers_of, save_packed
@@ -246,4 +247,4 @@ def test_packed_experts_are_refused(tmp_path: Path) -> None:
     def as_expert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key.replace(name, "model.layers.0.mlp.experts.0.up_proj"): tensor for key, tensor in weights.items()}
 
-    assert "experts are not kept packed yet" in refusal(edited(packed, tmp_path / "experts", as_expert))
+    assert "such are not kept packed" in refusal(edited(packed, tmp_path / "experts", as_expert))

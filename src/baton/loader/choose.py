@@ -33,7 +33,8 @@ from baton.loader.structure import Structure, hooked, structure
 from baton.model.device import device_of, free_bytes
 from baton.model.forward import TorchForward
 from baton.model.hooked import BY_TOKEN, EXPERTS
-from baton.model.packed_linear import not_computed, packed_layers
+from baton.model.packed_layers import packed_layers
+from baton.model.packed_linear import not_computed
 from baton.model.port import Forward
 from baton.model.probe import own_words
 from baton.native.forward import NativeForward, check_native

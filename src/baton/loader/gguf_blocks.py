@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Kind:
 @dataclass(frozen=True, slots=True)
 class Gguf(PackedFormat):
     """The layers of a GGUF file, each in a form of its own."""
+
+    joints: ClassVar[tuple[str, ...]] = (".", "_")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -151,10 +153,12 @@ def _iq4_xs(blocks: Tensor) -> Codes:
 
 
 def _mxfp4(blocks: Tensor) -> Codes:
-    # The table has twice what a code means.
-    exponents = blocks[..., 0].int() - 128
-    scales = torch.ldexp(torch.ones(exponents.shape), exponents)
-    return Codes(_nibbles(blocks[..., 1:]).flatten(1), scales)
+    return Codes(_nibbles(blocks[..., 1:]).flatten(1), half_powers(blocks[..., 0]))
+
+
+def half_powers(exponents: Tensor) -> Tensor:
+    """Scales in 8 bits of exponent (E8M0), halved, because the table E2M1_TWICE has twice what a code means."""
+    return torch.ldexp(torch.ones(exponents.shape), exponents.int() - 128)
 
 
 def _scales_and_mins(blocks: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +195,7 @@ def _q6_k(blocks: Tensor) -> Codes:
 
 
 _FOUR_BITS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_E2M1_TWICE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+E2M1_TWICE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 # By ggml's numbers.
 KINDS: Mapping[int, Kind] = {
@@ -207,5 +211,5 @@ KINDS: Mapping[int, Kind] = {
     14: Kind("Q6_K", 256, 210, 8, 16, _q6_k),
     20: Kind("IQ4_NL", 32, 18, 4, 32, _iq4_nl, _FOUR_BITS),
     23: Kind("IQ4_XS", 256, 136, 4, 32, _iq4_xs, _FOUR_BITS),
-    39: Kind("MXFP4", 32, 17, 4, 32, _mxfp4, _E2M1_TWICE),
+    39: Kind("MXFP4", 32, 17, 4, 32, _mxfp4, E2M1_TWICE),
 }

@@ -85,6 +85,23 @@ def _gemma3(told: Told, config: dict[str, Any]) -> dict[str, Any]:
     return {**_gemma(62)(told, config), "rope_parameters": turns}
 
 
+def _gpt_oss(told: Told, config: dict[str, Any]) -> dict[str, Any]:
+    """Its frequencies are not rounded to whole numbers of turns, in llama.cpp as in its author's config."""
+    turns = config["rope_parameters"]
+    return {"rope_parameters": {**turns, "truncate": False}} if turns["rope_type"] == "yarn" else {}
+
+
+def _experts(count: str, inside: str = "moe_intermediate_size") -> dict[str, str]:
+    """`inside`: what the config calls the width of an expert; "": as that of a dense layer."""
+    return {
+        "expert_count": count,
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": inside,
+    }
+
+
+# A llama with experts.
+_MIXTRAL = Family("mixtral", keys=_experts("num_local_experts", ""), turned=True)
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("llama", turned=True),
     "qwen2": Family("qwen2"),
@@ -96,8 +113,29 @@ FAMILIES: Mapping[str, Family] = {
     "starcoder2": Family("starcoder2", keys={"attention.layer_norm_epsilon": "norm_epsilon"}),
     "gemma2": Family("gemma2", keys=_GEMMA, norms_plus_one=True, more=_gemma(46)),
     "gemma3": Family("gemma3_text", keys={**_GEMMA, "rope.freq_base_swa": ""}, norms_plus_one=True, more=_gemma3),
+    "qwen2moe": Family(
+        "qwen2_moe",
+        keys={
+            **_experts("num_experts"),
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        },
+    ),
+    # Its weights of experts are divided by their sum, which no key says.
+    "qwen3moe": Family("qwen3_moe", keys=_experts("num_experts"), more=lambda told, config: {"norm_topk_prob": True}),
+    "olmoe": Family("olmoe", keys=_experts("num_experts", "")),
+    "granitemoe": Family("granitemoe", keys={**_GRANITE, **_experts("num_local_experts", "")}, turned=True),
+    "gpt-oss": Family(
+        "gpt_oss",
+        keys={**_experts("num_local_experts", ""), "attention.sliding_window": "sliding_window"},
+        more=_gpt_oss,
+    ),
 }
 """By GGUF's names."""
+
+
+def family_of(architecture: str, model_type: str = "") -> Family | None:
+    """The family of a file. `model_type`: transformers' name where it is known already."""
+    return _MIXTRAL if model_type == _MIXTRAL.model_type else FAMILIES.get(architecture)
 
 
 def config_of(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], factors: Any) -> dict[str, Any]:
@@ -106,7 +144,8 @@ def config_of(metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     `shapes`: of all tensors, inputs first. `factors`: those of its rotation, or None.
     """
     architecture = str(metadata.get("general.architecture"))
-    family = FAMILIES.get(architecture)
+    experts = architecture == "llama" and f"{architecture}.expert_count" in metadata
+    family = family_of(architecture, _MIXTRAL.model_type if experts else "")
     if family is None:
         raise LoadError(
             f"is GGUF of the architecture {architecture[:40]!r}, and read are {', '.join(FAMILIES)}: {_ORIGINAL}"

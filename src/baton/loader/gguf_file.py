@@ -27,7 +27,8 @@ from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_h
 from baton.core.errors import LoadError
 from baton.loader.folder import CONFIG, INDEX
 from baton.loader.gguf_blocks import FORM, KINDS, METHOD
-from baton.loader.gguf_config import FAMILIES, Family, config_of
+from baton.loader.gguf_config import Family, config_of, family_of
+from baton.loader.gguf_experts import Experts, experts_of, name_of, router_of, rows_of
 from baton.loader.gguf_tokenizer import end_tokens, tokenizer_of
 from baton.loader.hub import Place, find, gguf_files
 
@@ -138,14 +139,14 @@ class _Folder:
 
     def add(self, name: str, tensor: Tensor) -> None:
         # A file is mapped as long as something of it is, and blocks are for longer than numbers that are converted.
-        alone = tensor.nbytes >= _ALONE_BYTES and not name.endswith(".blocks")
+        alone = tensor.nbytes >= _ALONE_BYTES and not name.endswith(("blocks", "kind"))
         if alone:
             self.flush()
         self._room[name] = tensor
         self.has_head = self.has_head or name.startswith(f"{_HEAD}.")
-        if name.endswith(".kind"):
-            self.kinds[KINDS[int(tensor)].name] += 1
-        elif name.endswith(".weight") and tensor.ndim > 1:
+        if name.endswith((".kind", "_kind")):
+            self.kinds[KINDS[int(tensor.flatten()[0])].name] += 1
+        elif tensor.ndim > 1 and not name.endswith(("blocks", "bias")):
             self.plain[tensor.dtype] += 1
         if alone or sum(one.nbytes for one in self._room.values()) >= _SHARD_BYTES:
             self.flush()
@@ -163,13 +164,22 @@ def _tensors(tensors: Sequence[Any], model: nn.Module, config: Any, architecture
 
     An embedding that is the head too becomes both: numbers to look up, and blocks to multiply with.
     """
-    family = FAMILIES[architecture]
+    family = family_of(architecture, config.model_type)
+    assert family is not None
+    experts = experts_of(model)
     names = get_gguf_hf_weights_map(model, TensorProcessor(), architecture, config.num_hidden_layers)
     missing = set(model.state_dict()) - ({f"{_HEAD}.weight"} if config.tie_word_embeddings else set())
     for tensor in tensors:
         if tensor.name == _FACTORS:
             continue
-        name = names.get(tensor.name)
+        of_experts = _of_experts(tensor, experts)
+        if of_experts is not None:
+            missing.discard(name_of(tensor.name, experts))
+            yield from of_experts
+            continue
+        # Numbers of attention that are no layer's weight are called so all the same.
+        name = names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
+        name = name or router_of(tensor.name, model, experts)
         if name not in missing:
             raise LoadError(f"has {tensor.name}, which {type(model).__name__} does not: it is not read")
         missing.discard(name)
@@ -186,17 +196,32 @@ def _tensors(tensors: Sequence[Any], model: nn.Module, config: Any, architecture
         raise LoadError(f"has no {', '.join(sorted(missing)[:3])}: it is not whole")
 
 
+def _of_experts(tensor: Any, experts: Experts) -> Iterator[tuple[str, Tensor]] | None:
+    """The tensors of experts that are whole with this one, as they are in the file; None if it is none of experts."""
+    if name_of(tensor.name, experts) is None:
+        return None
+    kind = int(tensor.tensor_type)
+    if len(tensor.shape) < 3 or kind in _PLAIN:
+        return experts.take(tensor.name, None, _numbers(tensor))
+    _must_be_known(tensor)
+    return experts.take(tensor.name, kind, _copied(rows_of(tensor)))
+
+
 def _linear(tensor: Any, layer: str, heads: int) -> Iterator[tuple[str, Tensor]]:
     kind = int(tensor.tensor_type)
     if kind in _PLAIN:
         yield f"{layer}.weight", _in_halves(_numbers(tensor), heads)
         return
-    if kind not in KINDS:
-        known = ", ".join(one.name for one in KINDS.values())
-        raise LoadError(f"has {tensor.name} in {tensor.tensor_type.name}, which is not read: {known} are")
+    _must_be_known(tensor)
     rows = np.asarray(tensor.data).reshape(int(tensor.shape[-1]), -1)
     yield f"{layer}.blocks", _in_halves(_copied(rows), heads)
     yield f"{layer}.kind", torch.tensor([kind], dtype=torch.int32)
+
+
+def _must_be_known(tensor: Any) -> None:
+    if int(tensor.tensor_type) not in KINDS:
+        known = ", ".join(one.name for one in KINDS.values())
+        raise LoadError(f"has {tensor.name} in {tensor.tensor_type.name}, which is not read: {known} are")
 
 
 def _heads(family: Family, name: str, config: Any) -> int:

@@ -38,7 +38,7 @@ from baton.loader.structure import Structure, structure
 from baton.loader.whole import not_finite
 from baton.model.device import Device, device_of
 from baton.model.forward import TorchForward
-from baton.model.packed_linear import count_weights, packed_layers
+from baton.model.packed_layers import count_weights, packed_bytes, packed_layers
 from baton.model.port import Forward
 from baton.model.probe import Geometry
 from baton.model.tokenizer import ModelTokenizer
@@ -300,10 +300,11 @@ def _kept_packed(asked: LoadSettings, stock: Any, facts: Device) -> PackedFormat
 
 def _told(model: PreTrainedModel, packed: PackedFormat, saved: str) -> str:
     """How packed layers are kept, for people: the format, its bytes, and what is rounded."""
-    size = sum(layer.packed.bytes for layer in packed_layers(model) if layer.packed is not None)
+    size = packed_bytes(model)
     dtype = str(model.dtype).removeprefix("torch.")
     others = f"other weights in {dtype}, rounded from {saved}" if (saved, dtype) == ("float16", "bfloat16") else ""
-    kept = f"linear layers stay packed as they are: {packed.name} ({size / 2**20:,.1f} MiB)"
+    which = packed.packs
+    kept = f"{which} stay packed as they are: {packed.name} ({size / 2**20:,.1f} MiB)"
     return ", ".join(filter(None, (kept, packed.note, others)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ UNPACKED = "or the model that is not packed, with --quantize int4"
 
 @dataclass(frozen=True, slots=True)
 class PackedFormat(ABC):
-    """How a checkpoint packs the weights of its linear layers.
+    """How a checkpoint packs the weights of its linear layers, or of its experts.
 
     `name`: the format, for people. `note`: what is computed otherwise than the checkpoint says, if anything.
     """
@@ -27,10 +27,19 @@ class PackedFormat(ABC):
     name: str
     note: str
 
+    packs: ClassVar[str] = "linear layers"
+    """What is packed, for people."""
+
+    joints: ClassVar[tuple[str, ...]] = (".",)
+    """What stands between the names of a layer and of its tensors. "_" is that of experts."""
+
     @property
     @abstractmethod
     def parts(self) -> tuple[str, ...]:
-        """Names of a packed layer's tensors; only a packed layer has the first one."""
+        """Names of a packed layer's tensors; only a packed layer has the first one.
+
+        A tensor of experts has one more dimension, the first.
+        """
 
     @abstractmethod
     def weight(self, tensors: Mapping[str, Tensor], outputs: int, inputs: int) -> PackedWeight:
@@ -46,11 +55,16 @@ class PackedFormat(ABC):
 
     def layers(self, stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
         """The packed layers of a checkpoint by name, each with its tensors."""
-        end = f".{self.parts[0]}"
-        names = [name.removesuffix(end) for name, one in stored.items() if name.endswith(end) and self.marks(one)]
+        ends = [(joint, f"{joint}{self.parts[0]}") for joint in self.joints]
+        found = [
+            (name.removesuffix(end), joint)
+            for joint, end in ends
+            for name, one in stored.items()
+            if name.endswith(end) and self.marks(one)
+        ]
         return {
-            layer: {part: stored[f"{layer}.{part}"] for part in self.parts if f"{layer}.{part}" in stored}
-            for layer in names
+            layer: {part: stored[f"{layer}{joint}{part}"] for part in self.parts if f"{layer}{joint}{part}" in stored}
+            for layer, joint in found
         }
 
 

@@ -11,6 +11,7 @@ from baton.loader.compressed import compressed
 from baton.loader.float8 import fp8
 from baton.loader.gguf_blocks import METHOD, gguf
 from baton.loader.gptq import gptq
+from baton.loader.mxfp4 import mxfp4
 from baton.loader.packed_format import UNPACKED, PackedFormat
 
 KEPT: Mapping[str, Callable[[Mapping[str, Any]], PackedFormat | None]] = {
@@ -19,6 +20,7 @@ KEPT: Mapping[str, Callable[[Mapping[str, Any]], PackedFormat | None]] = {
     "compressed-tensors": compressed,
     "fp8": fp8,
     "fbgemm_fp8": fp8,
+    "mxfp4": mxfp4,
     METHOD: gguf,
 }
 """What makes a format of a quantization_config, by its quant_method."""

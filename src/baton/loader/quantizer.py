@@ -20,7 +20,9 @@ from baton.core.errors import LoadError
 from baton.loader.checkpoint import Stored, few
 from baton.loader.gguf_blocks import METHOD
 from baton.loader.packed_format import PackedFormat
-from baton.model.packed_linear import PackedLinear, packed_layers
+from baton.model.packed_experts import ATTRIBUTE, put_experts
+from baton.model.packed_layers import named_packed
+from baton.model.packed_linear import PackedLinear
 
 _DTYPES = {
     "F64": torch.float64,
@@ -89,27 +91,48 @@ class PackedQuantizer(HfQuantizer):
 
 def put_in_place(model: PreTrainedModel, format: PackedFormat, stored: Mapping[str, Stored]) -> None:
     """Replaces each linear layer that the checkpoint packs. Raises LoadError for packed tensors of other modules."""
-    homeless = []
+    homeless: list[str] = []
     packed = format.layers(stored)
     if not packed:
         raise LoadError(f"its config says {format.name}, but no layer has a {format.parts[0]} of that form")
     for name, tensors in packed.items():
         place = _place_of(model, name)
+        empty = {part: _empty(one) for part, one in tensors.items()}
         if place is None:
-            homeless.append(name)
+            if not _put_experts(model, name, empty):
+                homeless.append(name)
             continue
         linear = model.get_submodule(place)
         assert isinstance(linear, nn.Linear)
         bias = None
         if linear.bias is not None or f"{name}.bias" in stored:
             bias = torch.empty(linear.out_features, dtype=linear.weight.dtype, device="meta")
-        empty = {part: _empty(one) for part, one in tensors.items()}
         model.set_submodule(place, PackedLinear(linear.in_features, linear.out_features, empty, bias))
+    for name, module in model.named_modules():
+        left = [of for of, weight in module.named_parameters(recurse=False) if weight.dim() == 3]
+        if left and ATTRIBUTE in vars(module):
+            raise LoadError(f"packs some weights of {name} and not {few(left)}: take the checkpoint that is not packed")
     if homeless:
         raise LoadError(
-            f"packs {few(homeless)}, which are no linear layers of {type(model).__name__}: experts are not kept packed"
-            " yet, so take the checkpoint that is not packed"
+            f"packs {few(homeless)}, which are neither linear layers of {type(model).__name__} nor experts in one"
+            " tensor: such are not kept packed, so take the checkpoint that is not packed"
         )
+
+
+def _put_experts(model: PreTrainedModel, name: str, empty: Mapping[str, Tensor]) -> bool:
+    """Whether this is the weight of experts behind transformers' interface, which then are packed ones."""
+    prefix = f"{model.base_model_prefix}."
+    for place in (name, prefix + name, name.removeprefix(prefix)):
+        path, _, end = place.rpartition(".")
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            continue
+        weight = getattr(module, end, None)
+        if isinstance(weight, nn.Parameter) and weight.dim() == 3 and hasattr(module, "is_transposed"):
+            put_experts(module, end, empty, {part: f"{end}_{part}" for part in empty})
+            return True
+    return False
 
 
 def _place_of(model: PreTrainedModel, name: str) -> str | None:
@@ -133,12 +156,11 @@ def _empty(stored: Stored) -> Tensor:
 
 def read_packed(model: PreTrainedModel, format: PackedFormat) -> None:
     """Gives each packed layer the meaning of its tensors. Raises LoadError that names the layer."""
-    names = {id(module): name for name, module in model.named_modules()}
-    for layer in packed_layers(model):
+    for name, layer in named_packed(model).items():
         if any(tensor.is_meta for tensor in layer.tensors.values()):
             continue  # missing, which is told of all tensors together
         try:
-            layer.packed = format.weight(layer.tensors, layer.out_features, layer.in_features)
+            layer.read(format.weight)
         except (LoadError, KeyError) as error:
             why = error.message if isinstance(error, LoadError) else f"{error.args[0]} is missing"
-            raise LoadError(f"{names[id(layer)]} does not fit {format.name}: {why}") from error
+            raise LoadError(f"{name} does not fit {format.name}: {why}") from error

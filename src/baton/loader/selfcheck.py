@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from baton.core.errors import LoadError
 from baton.kv.rectangle import Rectangle, is_lazy
 from baton.loader.upcast import can_be_lifted, kept_to, layers_of_all_kinds, lifted, tokens_of
-from baton.model.packed_linear import count_weights
+from baton.model.packed_layers import count_weights
 from baton.model.port import Forward
 from baton.model.probe import call
 from baton.model.rotary import as_made

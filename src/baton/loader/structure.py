@@ -31,7 +31,8 @@ from baton.loader.selfcheck import (
 from baton.loader.upcast import can_be_lifted, layers_of_all_kinds, lifted, tokens_of
 from baton.model.execution import AttentionBackend
 from baton.model.forward import TorchForward
-from baton.model.packed_linear import count_weights, not_computed
+from baton.model.packed_layers import count_weights
+from baton.model.packed_linear import not_computed
 from baton.model.probe import call, own_words, probe
 from baton.model.rotary import must_rotate_beyond
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,12 +17,12 @@ from baton.model.packed import PackedWeight
 _PIECE_NUMBERS = 1 << 20
 
 _skipped: list[bool] = []
-_LAYERS: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+_LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = itertools.count()
 
 # One operation, so that a recorded step has the layer whole and not how torch unpacks it.
-_LIBRARY = torch.library.Library("baton", "FRAGMENT")
-_LIBRARY.define("packed(Tensor x, Tensor? bias, int layer) -> Tensor")
+LIBRARY = torch.library.Library("baton", "FRAGMENT")
+LIBRARY.define("packed(Tensor x, Tensor? bias, int layer) -> Tensor")
 
 
 class PackedLinear(nn.Module):
@@ -39,8 +40,7 @@ class PackedLinear(nn.Module):
             self.register_buffer(name, tensor)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
         self.packed: PackedWeight | None = None
-        self.layer_id = next(_numbers)
-        _LAYERS[self.layer_id] = self
+        self.layer_id = numbered(self)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -53,6 +53,15 @@ class PackedLinear(nn.Module):
             raise RuntimeError("a packed layer was used before its tensors were loaded")
         return self.packed
 
+    @property
+    def weights(self) -> list[PackedWeight]:
+        """What products read, one for each expert where a layer has experts."""
+        return [self.weight_read]
+
+    def read(self, weight: Callable[[Mapping[str, Tensor], int, int], PackedWeight]) -> None:
+        """Gives the tensors their meaning. `weight`: reads those of a layer."""
+        self.packed = weight(self.tensors, self.out_features, self.in_features)
+
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = torch.ops.baton.packed(x, self.bias, self.layer_id)
         return result
@@ -61,7 +70,7 @@ class PackedLinear(nn.Module):
         """The product in torch, with one piece of the weight unpacked at a time."""
         if x.is_meta or self.packed is None:
             return x.new_empty((*x.shape[:-1], self.out_features))
-        if _skipped:
+        if not computed():
             return x.new_zeros((*x.shape[:-1], self.out_features))
         numbers = x.reshape(-1, self.in_features).float()
         product = numbers.new_empty(len(numbers), self.out_features)
@@ -78,11 +87,24 @@ class PackedLinear(nn.Module):
 
 
 def _packed(x: Tensor, bias: Tensor | None, layer: int) -> Tensor:
-    return packed_layer(layer).multiplied(x, bias)
+    product: Tensor = packed_layer(layer).multiplied(x, bias)
+    return product
 
 
-_LIBRARY.impl("packed", _packed, "CompositeExplicitAutograd")
+LIBRARY.impl("packed", _packed, "CompositeExplicitAutograd")
 PACKED = torch.ops.baton.packed.default
+
+
+def computed() -> bool:
+    """Whether packed layers compute; see `not_computed`."""
+    return not _skipped
+
+
+def numbered(layer: Any) -> int:
+    """A number for a packed layer, by which a recorded operation names it."""
+    number = next(_numbers)
+    _LAYERS[number] = layer
+    return number
 
 
 @contextmanager
@@ -95,16 +117,6 @@ def not_computed() -> Iterator[None]:
         _skipped.pop()
 
 
-def packed_layer(number: int) -> PackedLinear:
-    """The layer that a recorded operation names."""
+def packed_layer(number: int) -> Any:
+    """The layer, or the experts of one, that a recorded operation names."""
     return _LAYERS[number]
-
-
-def packed_layers(model: nn.Module) -> list[PackedLinear]:
-    return [module for module in model.modules() if isinstance(module, PackedLinear)]
-
-
-def count_weights(model: nn.Module) -> int:
-    """How many numbers a model's weights have, packed ones unpacked."""
-    packed = sum(layer.in_features * layer.out_features for layer in packed_layers(model))
-    return packed + sum(parameter.numel() for parameter in model.parameters())

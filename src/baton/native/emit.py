@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton.model.packed_experts import PackedExperts
 from baton.model.packed_linear import PackedLinear
 from baton.native.graph import Buffer, Graph, Line, Ref, Space, TableSpec, Value, VisibilitySpec, collapsed, ref, refuse
 from baton.native.record import ROWS
@@ -131,7 +132,7 @@ class Emitter:
         entry.packed = entry.packed or packed
         return self._tables[key]
 
-    def packed_table(self, layer: PackedLinear) -> int:
+    def packed_table(self, layer: PackedLinear | PackedExperts) -> int:
         """The table of a weight that its checkpoint has packed."""
         key = (-1 - layer.layer_id, (), ())
         if key not in self._tables:
@@ -179,15 +180,18 @@ class Emitter:
         except RuntimeError:
             return flat_view(self.by_number("COPY", value))
 
-    def chosen(self, x: Value, index: Value, weight: Tensor) -> Value:
+    def chosen(self, x: Value, index: Value, weight: Tensor | PackedExperts) -> Value:
         """A product with chosen experts: x `[ROWS, slots or 1, inputs]`, index `[ROWS, slots]`.
 
         `weight` `[experts, outputs, inputs]`; returns `[ROWS, slots, outputs]`.
         """
-        if not isinstance(weight, Tensor) or x.view.dim() != 3 or index.view.dim() != 2:
+        if not isinstance(weight, (Tensor, PackedExperts)) or x.view.dim() != 3 or index.view.dim() != 2:
             raise refuse("experts whose weights are computed")
         x, index = self.dense(x), self.here(index)
-        experts, outputs, _ = weight.shape
+        if isinstance(weight, PackedExperts):
+            experts, outputs, table = weight.experts, weight.out_features, self.packed_table(weight)
+        else:
+            (experts, outputs, _), table = weight.shape, self.table(weight, packed=True)
         slots = index.shape[1]
         out = self.new((ROWS, slots, outputs))
         between = x.view.stride(1) if x.shape[1] > 1 else 0
@@ -200,7 +204,7 @@ class Emitter:
                     _padded(ref(x, x.shape), (between, 1)),
                     _padded(ref(index, index.shape), (index.view.stride(1), 0)),
                 ),
-                table=self.table(weight, packed=True),
+                table=table,
             )
         )
         return out

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from baton.core.errors import LoadError
+from baton.model.packed_experts import PackedExperts
 from baton.model.packed_linear import PackedLinear
 from baton.native.record import ROWS
 
@@ -112,14 +113,14 @@ class TableSpec:
 
     weight: Tensor | None
     packed: bool = False
-    layer: PackedLinear | None = None
+    layer: PackedLinear | PackedExperts | None = None
     chooses: bool = False
 
     @property
     def outputs(self) -> int:
         """0 of experts."""
         if self.layer is not None:
-            return self.layer.out_features
+            return self.layer.out_features if isinstance(self.layer, PackedLinear) else 0
         return len(self.weight) if self.weight is not None and self.weight.dim() == 2 else 0
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from baton.model.packed_experts import PACKED_EXPERT
 from baton.model.packed_linear import PACKED, packed_layer
 from baton.native.codes import reads
 from baton.native.complex_numbers import Complex, emit, is_complex
@@ -28,7 +29,7 @@ from baton.native.sequential import fused, scans
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.mm.default, aten.addmm.default, PACKED)
-_NEVER_SCANNED = (*_PRODUCTS, KEEP, ATTEND, EXPERT, aten.embedding.default)
+_NEVER_SCANNED = (*_PRODUCTS, KEEP, ATTEND, EXPERT, PACKED_EXPERT, aten.embedding.default)
 
 
 def lower(recorded: Recorded) -> Graph:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch.fx import Node
 
+from baton.model.packed_experts import PACKED_EXPERT
 from baton.native.record import EXPERT, KEEP, KEEP_STATE
 
 _SLICE = torch.ops.aten.slice.Tensor
@@ -39,7 +40,7 @@ def early_nodes(nodes: Sequence[Node], roots: Iterable[Node], views: Collection[
 
 def choosing(nodes: Sequence[Node], products: Collection[Any]) -> set[Node]:
     """What decides which experts a token goes to, back to the next products."""
-    chosen = [cast(Node, node.args[1]) for node in nodes if node.target is EXPERT]
+    chosen = [cast(Node, node.args[1]) for node in nodes if node.target in (EXPERT, PACKED_EXPERT)]
     return ancestors(chosen, products)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from baton.model.packed_experts import PACKED_EXPERT
+from baton.model.packed_linear import packed_layer
 from baton.native.emit import Emitter
 from baton.native.graph import Value, refuse
 from baton.native.record import ATTEND, EXPERT, KEEP, KEEP_STATE, ROWS, STATE
@@ -253,6 +255,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     KEEP: Emitter.kept,
     ATTEND: Emitter.attended,
     EXPERT: Emitter.chosen,
+    PACKED_EXPERT: lambda to, x, index, layer: to.chosen(x, index, packed_layer(layer)),
     STATE: Emitter.state,
     KEEP_STATE: Emitter.kept_state,
     aten.bmm.default: _multiplied,

@@ -28,6 +28,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape, StateShape
 from baton.model.cache import StateLayer, is_empty, keeps_columns, keeps_states, stock_layers
+from baton.model.experts import mixed
 from baton.model.probe import call, probe, use_attention
 
 ROWS = 7
@@ -213,21 +214,13 @@ def _our_experts(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _experts(module: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """As transformers' own functions of experts: x `[tokens, hidden]`, `index` and `weights` `[tokens, slots]`.
+    """As transformers' own functions of experts."""
 
-    What a token's slots hold differs only in numbers, so that nothing here depends on what was chosen.
-    """
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        weight = getattr(module, name)
+    def product(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         y: Tensor = torch.ops.baton.expert(x, index, weight.transpose(-1, -2) if module.is_transposed else weight)
-        return y + nn.functional.embedding(index, getattr(module, f"{name}_bias")) if module.has_bias else y
+        return y
 
-    y = linear(x[:, None], "gate_up_proj" if module.has_gate else "up_proj")
-    y = linear(module._apply_gate(y) if module.has_gate else module.act_fn(y), "down_proj")
-    if getattr(module, "has_post_expert_norm", False):
-        y = module.post_expert_norm(y)
-    return (y * weights[..., None]).sum(dim=1).to(x.dtype)
+    return mixed(module, x, index, weights, product)
 
 
 @contextmanager

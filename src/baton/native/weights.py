@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from baton.core.errors import LoadError
+from baton.model.packed_experts import PackedExperts
 from baton.model.packed_linear import PackedLinear
 from baton.native import library as native
 from baton.native.codes import bytes_of_codes, pack_codes
@@ -80,7 +81,7 @@ class Weights:
         for one, how in zip(graph.tables, chosen, strict=True):
             self.first.append(len(tables))
             if one.layer is not None:
-                tables.append(self._with_codes(one.layer))
+                tables += self._with_codes(one.layer)
                 continue
             assert one.weight is not None
             tables += self._packed(one.weight, how) if one.packed else [self._as_is(one.weight)]
@@ -141,7 +142,7 @@ class Weights:
 
     def _size(self, table: TableSpec, packing: Packing) -> int:
         if table.layer is not None:
-            return bytes_of_codes(self._library, self._kernels, table.layer.weight_read)
+            return sum(bytes_of_codes(self._library, self._kernels, one) for one in table.layer.weights)
         if not table.packed or table.weight is None:
             return 0
         return sum(packing.bytes_of(self._library, self._kernels, one) for one in matrices(table.weight))
@@ -167,20 +168,22 @@ class Weights:
             parameter.data = parameter.data.new_empty(0)
         return [native.Table(one, 0) for one in packed]
 
-    def _with_codes(self, layer: PackedLinear) -> native.Table:
+    def _with_codes(self, layer: PackedLinear | PackedExperts) -> list[native.Table]:
         """Packs a checkpoint's codes into the arena. If that is allowed, the memory of the file's own is given back."""
-        weight = layer.weight_read
-        size = bytes_of_codes(self._library, self._kernels, weight)
-        packed = pack_codes(self._library, self._kernels, weight, PLANES, self._arena.take(size))
-        self.packed_bytes += size
+        tables = []
+        for weight in layer.weights:
+            size = bytes_of_codes(self._library, self._kernels, weight)
+            packed = pack_codes(self._library, self._kernels, weight, PLANES, self._arena.take(size))
+            self.packed_bytes += size
+            tables.append(native.Table(packed, 0))
         for tensor in layer.tensors.values() if self._release else ():
             # Whoever reads it again reads the file again.
             if self._files.hold(tensor):
                 _drop_pages(tensor)
         _trim()
-        return native.Table(packed, 0)
+        return tables
 
-    def _around(self, layer: PackedLinear) -> Iterator[tuple[int, int]]:
+    def _around(self, layer: PackedLinear | PackedExperts) -> Iterator[tuple[int, int]]:
         """The mapped parts of files in which a layer's tensors are."""
         for tensor in layer.tensors.values():
             if self._files.hold(tensor) and (part := self._files.around(tensor)) is not None:

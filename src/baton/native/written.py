@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baton.model.packed_linear import PackedLinear
+from baton.model.packed_layers import named_packed
 from baton.native.graph import Buffer, Graph, Line, Ref, Space, TableSpec, VisibilitySpec
 
 MOST_CONSTANT_BYTES = 64 << 20
@@ -59,7 +59,7 @@ class _Writer:
             for name, tensor in _named(model).items()
             if tensor.nbytes
         )
-        self._layers = {id(module): name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+        self._layers = {id(layer): name for name, layer in named_packed(model).items()}
 
     def graph(self, graph: Graph) -> Written | None:
         plain: Plain = {
@@ -140,7 +140,7 @@ class _Writer:
 class _Reader:
     def __init__(self, written: Written, model: nn.Module) -> None:
         self._plain, self._tensors = written.plain, written.tensors
-        self._weights, self._modules = _named(model), dict(model.named_modules())
+        self._weights, self._layers = _named(model), named_packed(model)
         self._buffers = [Buffer(size, Space[space], offset) for size, space, offset in self._plain["buffers"]]
 
     def graph(self) -> Graph:
@@ -193,10 +193,7 @@ class _Reader:
 
     def _table(self, plain: Mapping[str, Any]) -> TableSpec:
         if "layer" in plain:
-            layer = self._modules[plain["layer"]]
-            if not isinstance(layer, PackedLinear):
-                raise ValueError(f"{plain['layer']} is not packed")
-            return TableSpec(None, plain["packed"], layer, plain["chooses"])
+            return TableSpec(None, plain["packed"], self._layers[plain["layer"]], plain["chooses"])
         return TableSpec(self._weight(plain), plain["packed"], None, plain["chooses"])
 
     def _weight(self, plain: Mapping[str, Any]) -> Tensor:
