@@ -3,15 +3,18 @@
 Its tokenizer knows every byte, and gives each further token id a text of its own, so that texts tell tokens apart.
 
     python -m benchmarks.make_shape smollm2-135m models/m135
+    python -m benchmarks.make_shape llama-3.1-8b models/8b --packed    # GPTQ in 4 bits; a layer at a time in memory
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
@@ -26,6 +29,18 @@ SHAPES: dict[str, Any] = {
         vocab_size=49152,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "llama-3.1-8b": lambda: LlamaConfig(
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+        vocab_size=128256,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
         bos_token_id=1,
         eos_token_id=2,
     ),
@@ -50,13 +65,63 @@ def main() -> None:
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--packed", action="store_true", help="linear layers in 4 bits, the rest in float16")
     args = parser.parse_args()
     config = SHAPES[args.shape]()
+    if args.packed:
+        save_packed(config, args.folder)
+        tokenizer(config.vocab_size).save_pretrained(args.folder)
+        return
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, args.dtype))
     model.save_pretrained(args.folder)
     tokenizer(config.vocab_size).save_pretrained(args.folder)
     print(f"{args.folder}: {args.shape}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.dtype}")
+
+
+def save_packed(config: Any, folder: Path) -> None:
+    """GPTQ, 4 bits, groups of 128: random codes, and scales that keep outputs of their inputs' size."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, str] = {}
+    torch.manual_seed(0)
+
+    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        file = f"model-{name}.safetensors"
+        save_file({key: one.contiguous() for key, one in tensors.items()}, folder / file, metadata={"format": "pt"})
+        files.update(dict.fromkeys(tensors, file))
+
+    shards: dict[str, list[str]] = {}
+    for name in model.state_dict():
+        parts = name.split(".")
+        shards.setdefault(parts[2] if parts[1] == "layers" else parts[-2], []).append(name)
+    for shard, names in shards.items():
+        tensors: dict[str, torch.Tensor] = {}
+        for name in names:
+            shape = model.state_dict()[name].shape
+            if len(shape) == 1:
+                tensors[name] = torch.ones(shape, dtype=torch.float16)
+            elif name.endswith("_proj.weight"):
+                tensors |= {f"{name.removesuffix('weight')}{part}": one for part, one in gptq(*shape).items()}
+            else:
+                tensors[name] = torch.randn(shape, dtype=torch.float16).mul_(0.02)
+        save(shard, tensors)
+    config.dtype = torch.float16
+    config.architectures = [type(model).__name__]
+    config.quantization_config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+    config.save_pretrained(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+
+
+def gptq(outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+    size = (inputs // 128, outputs)
+    return {
+        "qweight": torch.randint(-(1 << 31), 1 << 31, (inputs // 8, outputs)).int(),
+        "qzeros": torch.full((size[0], outputs // 8), 0x77777777, dtype=torch.int32),  # 8, stored less one
+        "scales": (torch.rand(size) + 0.5).mul_(inputs**-0.5 / 4.6).half(),
+        "g_idx": torch.arange(inputs, dtype=torch.int32) // 128,
+    }
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Each start proves its step, and leaves nothing in the user's folders.
 os.environ.setdefault("BATON_STEP_CACHE", "off")
+os.environ.setdefault("BATON_QUANTIZED_CACHE", "off")
 
 import pytest
 

@@ -104,7 +104,7 @@ def test_a_weight_in_float16_packs_as_its_numbers(kernels: int, kind: int) -> No
 
 
 def test_every_number_in_float16_is_kept(kernels: int) -> None:
-    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every: Array = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     every = every[np.isfinite(every)].reshape(62, -1)
     packed = Packed(kernels, FLOAT16, every)
     assert np.array_equal(packed.unpacked(), every.astype(np.float32))

@@ -79,6 +79,11 @@ class Config(Limits):
         "Folder that keeps recorded and proved steps for the next start (CPU), or off; auto: baton/steps in the user's "
         "folder for caches.",
     )
+    quantized_cache: str = setting(
+        AUTO,
+        "Folder that keeps the weights of --quantize int4 and int8 packed for the next start, which maps them; or off; "
+        "auto: baton/packed in the user's folder for caches.",
+    )
     step_compiler: str = setting(
         NO_COMPILER,
         "What layers are compiled with for decode steps on CUDA; starting then takes longer.",

@@ -46,6 +46,7 @@ class LoadSettings:
         template_variables: What chat templates are handed by default.
         generation_config: The model author's sampling defaults are taken.
         step_cache: Folder of steps that earlier starts proved; None for none.
+        quantized_cache: Folder of weights that earlier starts quantised; None for none.
         special_in_text: Special tokens in what a conversation says are those tokens, not text.
     """
 
@@ -63,6 +64,7 @@ class LoadSettings:
     trust_remote_code: bool
     special_in_text: bool
     step_cache: Path | None
+    quantized_cache: Path | None
     template: str | None
     template_variables: Mapping[str, Any]
     generation_config: bool
@@ -83,19 +85,20 @@ def load_settings(config: Config, source: str, name: str) -> LoadSettings:
         template_variables=template_variables(config),
         generation_config=config.generation_config == AUTO,
         special_in_text=not has_keys(config) if config.special_in_text is None else config.special_in_text,
-        step_cache=step_cache(config.step_cache),
+        step_cache=cache_folder(config.step_cache, "steps"),
+        quantized_cache=cache_folder(config.quantized_cache, "packed"),
         limits=limits_of(config),
     )
 
 
-def step_cache(asked: str) -> Path | None:
-    """The folder of `--step-cache`; None if it is off, or if there is no folder for caches."""
+def cache_folder(asked: str, name: str) -> Path | None:
+    """The folder that a setting asks for, by default `name`; None if it is off, or if there is no folder for caches."""
     if asked == OFF:
         return None
     if asked != AUTO:
         return Path(asked)
     cache = user_cache()
-    return None if cache is None else cache / "steps"
+    return None if cache is None else cache / name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -246,6 +246,7 @@ def in_native_steps(
             threads=torch.get_num_threads(),
             packing=format.packing,
             parameters=model.parameters(),
+            kept=format.kept,
             release=release,
         )
         forward = NativeForward(program, plain)

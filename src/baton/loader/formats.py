@@ -12,6 +12,7 @@ from baton.core.config import FLOAT8
 from baton.core.errors import SettingError
 from baton.cuda import float8
 from baton.model.device import Device
+from baton.native.kept_weights import KeptWeights
 from baton.native.packing import AS_SAVED, INT4, INT4_EXACT, INT8, Packing
 
 ROUNDED_TOLERANCE = 2e-1
@@ -29,7 +30,8 @@ class WeightFormat:
     `dtype`: the number format to load a model in that names none, or None for any.
     `native_only`: whether only native steps compute with it. `packing`: how native steps keep a product's weight.
     `tolerance`: of logits, relative to the largest, against the model with the rounded weights: activations are rounded
-    too. `rough_tolerance`: against the model with its own weights, which rounding them changes.
+    too. `rough_tolerance`: against the model with its own weights, which rounding them changes. `kept`: the file of one
+    model's weights in this format.
     """
 
     name: str
@@ -39,6 +41,7 @@ class WeightFormat:
     packing: Packing = AS_SAVED
     tolerance: float = 0.0
     rough_tolerance: float = ROUNDED_TOLERANCE
+    kept: KeptWeights | None = None
 
     def check(self, device: Device) -> None:
         """Raises SettingError for a device that does not compute with it."""

@@ -129,6 +129,7 @@ class StepCache:
                 threads=threads,
                 packing=self._format.packing,
                 parameters=model.parameters(),
+                kept=self._format.kept,
                 release=True,
             )
             forward = NativeForward(program, plain)

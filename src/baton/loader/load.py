@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from baton.loader.context import context
 from baton.loader.formats import FORMATS, ROUNDED_ACTIVATIONS, WeightFormat
 from baton.loader.gguf_blocks import METHOD
 from baton.loader.gguf_file import place_of
+from baton.loader.hub import Place
 from baton.loader.kept_steps import StaleSteps, StepCache
 from baton.loader.mapping import mapping
 from baton.loader.packed_format import PackedFormat
@@ -43,6 +45,7 @@ from baton.model.port import Forward
 from baton.model.probe import Geometry
 from baton.model.tokenizer import ModelTokenizer
 from baton.native.forward import NativeForward
+from baton.native.kept_weights import KeptWeights
 
 OnPhase = Callable[[str, float], None]
 """Called with a phase's name and the seconds it took."""
@@ -153,6 +156,7 @@ def load(
         parameters = count_weights(model)
         weights = weights_digest(model)
         columns, exact = asked.longest or context_of(model.config), None
+        format = _kept(asked, format, place, weights)
         if format.rounded_bits is not None and not format.native_only:
             # Rounded weights would hide which way is exact.
             exact = _exact_backends(model.eval().requires_grad_(False), columns, name, asked)
@@ -237,6 +241,17 @@ def _gain(asked: LoadSettings, model: PreTrainedModel, choice: Choice) -> float:
 
 def _widened(gain: float, saved: str) -> str:
     return f"computed in float32, for torch takes {gain:.1f} times as long in {saved} here (--dtype {saved} keeps it)"
+
+
+def _kept(asked: LoadSettings, format: WeightFormat, place: Place, weights: str) -> WeightFormat:
+    """The format with the file for these weights, if there is to be one. `weights`: a digest of a sample."""
+    if asked.quantized_cache is None or not format.native_only:
+        return format
+    # What a sample does not show, a file's time does.
+    files = [(one.name, one.stat()) for one in sorted(place.folder.glob("*.safetensors"))]
+    told = format.name, weights, [(name, at.st_size, at.st_mtime_ns) for name, at in files]
+    key = hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
+    return replace(format, kept=KeptWeights(asked.quantized_cache, key))
 
 
 def _cache(asked: LoadSettings, model: PreTrainedModel, format: WeightFormat, columns: int) -> StepCache | None:

@@ -64,14 +64,8 @@ class Packing:
         `packed_piece`: called with each piece of the weight that is not needed any more. Raises LoadError for a number
         format it cannot read.
         """
-        data, scales = self._sizes(library, kernels, weight)
         outputs, inputs = weight.shape
-        packed = native.Weight(self._kind(weight), outputs, inputs, address, address + data if scales else None)
-        packed.group = self.group
-        if packed.kind == native.INT4:
-            packed.planes, packed.power, packed.zero = self.planes, power_of(weight), 8
-        if packed.kind == native.INT8:
-            packed.wide = 1
+        packed = self.placed(library, kernels, weight, address, None)
         # In pieces, so that a weight with another layout in memory is never copied whole, and threads share the work.
         step = max(native.PANEL, _PIECE_BYTES // max(1, inputs * weight.element_size()) // native.PANEL * native.PANEL)
 
@@ -84,6 +78,19 @@ class Packing:
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             for _ in threads.map(pack, range(0, outputs, step)):
                 pass
+        return packed
+
+    def placed(self, library: CDLL, kernels: Any, weight: Tensor, address: int, power: float | None) -> native.Weight:
+        """Describes a weight of this shape that lies packed there. `power`: of 4-bit scales; None: by its numbers."""
+        data, scales = self._sizes(library, kernels, weight)
+        outputs, inputs = weight.shape
+        packed = native.Weight(self._kind(weight), outputs, inputs, address, address + data if scales else None)
+        packed.group = self.group
+        if packed.kind == native.INT4:
+            packed.planes, packed.zero = self.planes, 8
+            packed.power = power_of(weight) if power is None else power
+        if packed.kind == native.INT8:
+            packed.wide = 1
         return packed
 
     def rounded(self, weight: Tensor) -> Tensor:

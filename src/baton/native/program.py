@@ -23,6 +23,7 @@ from baton.model.probe import Geometry
 from baton.model.visibility import NOBODY, Span
 from baton.native import library as native
 from baton.native.graph import Graph, Line, Ref, Space
+from baton.native.kept_weights import KeptWeights
 from baton.native.latents import kept_by
 from baton.native.packing import AS_SAVED, KINDS, Packing
 from baton.native.weights import Weights
@@ -43,7 +44,7 @@ class Program:
     """`dtype`: of keys and values, and of weights that are not quantised. Only one thread calls it.
 
     `packing`: how products' weights are kept. `parameters`: the model's, and whether to `release` their memory once
-    they are packed, so that there is never a second copy of all; `restore` undoes it.
+    they are packed, so that there is never a second copy of all; `restore` undoes it. `kept`: see `Weights`.
     Raises LoadError without a native library, if it does not compute in this dtype, or if its threads cannot start.
     """
 
@@ -57,6 +58,7 @@ class Program:
         packing: Packing = AS_SAVED,
         parameters: Iterable[nn.Parameter] = (),
         release: bool = False,
+        kept: KeptWeights | None = None,
     ) -> None:
         kernels = native.best()
         if native.library is None or kernels is None:
@@ -70,7 +72,7 @@ class Program:
         self._pool = _pool(threads)
         # Memory that the native side points to must live as long as this object.
         self._alive: list[Any] = []
-        self._weights = Weights(kernels, graph, packing, parameters, release=release)
+        self._weights = Weights(kernels, graph, packing, parameters, release=release, kept=kept)
         self._tables = self._weights.tables
         code = (native.Instruction * len(graph.lines))(*(self._instruction(line) for line in graph.lines))
         self.geometry = kept_by(geometry, graph)

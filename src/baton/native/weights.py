@@ -18,10 +18,12 @@ from baton.model.packed_linear import PackedLinear
 from baton.native import library as native
 from baton.native.codes import bytes_of_codes, pack_codes
 from baton.native.graph import PLANES, Graph, TableSpec, head_tables
+from baton.native.kept_weights import KeptWeights
 from baton.native.mapped_files import MappedFiles
 from baton.native.packing import AS_SAVED, Packing, aligned, kind_of
 
 _HUGE_PAGE = 2 << 20
+_NEAR = 0.15  # of a row's greatest, more than rounding to 4 bits may change a number
 
 
 def packings(graph: Graph, packing: Packing) -> list[Packing]:
@@ -57,11 +59,19 @@ class Weights:
 
     `tables`: what the native side reads; experts' lie one behind the other. `first[i]`: where those of the graph's
     table i begin. `parameters`: the model's, and whether to `release` their memory once they are packed, so that there
-    is never a second copy of all; `restore` undoes it. Raises LoadError for a number format that is not known.
+    is never a second copy of all; `restore` undoes it. `kept`: the file of quantised
+    weights, which is mapped, or written. Raises LoadError for a number format that is not known.
     """
 
     def __init__(
-        self, kernels: Any, graph: Graph, packing: Packing, parameters: Iterable[nn.Parameter], *, release: bool
+        self,
+        kernels: Any,
+        graph: Graph,
+        packing: Packing,
+        parameters: Iterable[nn.Parameter],
+        *,
+        release: bool,
+        kept: KeptWeights | None = None,
     ) -> None:
         assert native.library is not None
         self._library: CDLL = native.library
@@ -75,7 +85,15 @@ class Weights:
         self.packed_bytes = 0
         self.first: list[int] = []
         chosen = packings(graph, packing)
-        self._arena = _Arena(sum(self._size(one, how) for one, how in zip(graph.tables, chosen, strict=True)))
+        size = sum(self._size(one, how) for one, how in zip(graph.tables, chosen, strict=True))
+        kept = None if packing.exact else kept
+        on_disk = None if kept is None else kept.mapped(size)
+        if kept is not None and on_disk is not None and not self._suits(graph, chosen, *on_disk):
+            kept.remove("its numbers are not this model's")
+            on_disk = None
+        self._arena = _Arena(size) if on_disk is None else _Arena(size, *on_disk[:2])
+        # Of what lies packed already, the power of each weight.
+        self._powers = None if on_disk is None else iter(on_disk[2])
         tables: list[native.Table] = []
         layers = [one.layer for one in graph.tables if one.layer is not None]
         for one, how in zip(graph.tables, chosen, strict=True):
@@ -91,6 +109,8 @@ class Weights:
             if self._files.hold(parameter):
                 parameter.data = parameter.data.clone()
         self._parameters.clear()
+        if kept is not None and on_disk is None:
+            kept.write(self._arena.memory, (float(one.power) for each in self._kept for one in each.packed))
         for start, stop in {part for layer in layers for part in self._around(layer)} if release else ():
             # Beside packed layers lie tensors that were read once, such as an embedding in another number format.
             _give_back(start, stop)
@@ -140,6 +160,26 @@ class Weights:
             to.copy_(numbers.t() if one.turned else numbers)
         return whole if one.experts else whole[0]
 
+    def _suits(
+        self, graph: Graph, chosen: Sequence[Packing], memory: mmap.mmap, start: int, powers: Sequence[float]
+    ) -> bool:
+        """Whether a row of each packed weight is near the model's own, so that none is taken for another."""
+        at, left = torch.frombuffer(memory, dtype=torch.uint8).data_ptr() + start, iter(powers)
+        for table, how in zip(graph.tables, chosen, strict=True):
+            if table.layer is not None:
+                return False
+            for matrix in matrices(table.weight) if table.packed and table.weight is not None else ():
+                placed = how.placed(self._library, self._kernels, matrix, at, next(left, 0.0))
+                at += how.bytes_of(self._library, self._kernels, matrix)
+                row, numbers = len(matrix) // 2, torch.empty(matrix.shape[1])
+                if not placed.power > 0 and placed.kind == native.INT4:
+                    return False
+                self._library.baton_unpack(self._kernels, byref(placed), row, 1, numbers.data_ptr())
+                own = matrix[row].detach().float()
+                if not (numbers - own).abs().max() <= _NEAR * own.abs().max():
+                    return False
+        return next(left, None) is None
+
     def _size(self, table: TableSpec, packing: Packing) -> int:
         if table.layer is not None:
             return sum(bytes_of_codes(self._library, self._kernels, one) for one in table.layer.weights)
@@ -157,7 +197,10 @@ class Weights:
         for matrix in matrices(weight):
             size = packing.bytes_of(self._library, self._kernels, matrix)
             address, given_back = self._arena.take(size), _drop_pages if release else None
-            packed.append(packing.pack(self._library, self._kernels, matrix, address, given_back))
+            if self._powers is None:
+                packed.append(packing.pack(self._library, self._kernels, matrix, address, given_back))
+            else:
+                packed.append(packing.placed(self._library, self._kernels, matrix, address, next(self._powers)))
             self.packed_bytes += size
             if release:
                 _drop_pages(matrix.detach())
@@ -203,18 +246,30 @@ class Weights:
 class _Arena:
     """Memory for all packed weights together, in huge pages if the system has them.
 
-    Fewer pages must then be looked up, and prefetching does not end at each.
+    Fewer pages must then be looked up, and prefetching does not end at each. Or a mapped file with all of them, which
+    begin at `start`.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, mapped: mmap.mmap | None = None, start: int = 0) -> None:
+        self._size = size
+        if mapped is not None:
+            self._memory = mapped
+            self._next = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr() + start
+            return
         # Private, because shared memory has no huge pages.
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
         self._memory = mmap.mmap(-1, size + _HUGE_PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 self._memory.madvise(mmap.MADV_HUGEPAGE)
-        start = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
-        self._next = -(-start // _HUGE_PAGE) * _HUGE_PAGE
+        begin = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+        self._next = -(-begin // _HUGE_PAGE) * _HUGE_PAGE
+        self._offset = self._next - begin
+
+    @property
+    def memory(self) -> memoryview:
+        """All of it that is used, which was not mapped from a file."""
+        return memoryview(self._memory)[self._offset : self._offset + self._size]
 
     def take(self, size: int) -> int:
         """Returns the address of so many bytes, at the start of a cache line."""
