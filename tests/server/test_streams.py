@@ -312,7 +312,8 @@ async def test_an_answer_can_be_dropped(served: Served) -> None:
     served.loop.held, served.loop.opening = True, "ab"
     task = await served.asked()
     assert (await served.http.delete(HERE)).json() == {"id": ID, "deleted": True}
-    assert events(await task)[-1][0] is None and served.loop.cancelled
+    assert events(await task)[-1][0] is None
+    assert await asyncio.to_thread(served.loop.cancels.wait, 10) and served.loop.cancelled
     for method in ("GET", "DELETE"):
         assert (await served.http.request(method, HERE)).status_code == 404
 

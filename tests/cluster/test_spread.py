@@ -1,0 +1,89 @@
+"""Which of two engines a front asks under whole loads: conversations, one prefix that all share, and a burst."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from baton.cluster.route import BLOCK_TOKENS, blocks_of
+from baton.core.events import Update
+from baton.core.query import Query, SamplingParams
+from cluster.test_far import Front
+
+ANSWER = 40
+TWO = ("a", "b")
+
+
+class Load:
+    """A front whose engines keep all that they have computed, and what was computed and found there."""
+
+    def __init__(self, *names: str) -> None:
+        self.front = Front(*names)
+        self._kept: dict[str, set[bytes]] = {name: set() for name in names}
+        self.live: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.tokens: Counter[str] = Counter()
+        self.queries: Counter[str] = Counter()
+        self.cached = 0
+
+    def ask(self, name: str, prompt: Sequence[int]) -> None:
+        asked = Query(id=name, prompt=tuple(prompt), params=SamplingParams(), seed=1, limit_tokens=ANSWER, arrived=0.0)
+        self.front.loop.submit([asked], self.front.hear, admitted=True)
+        where, engine = self.front.engines.where[-1]
+        assert where == name
+        blocks = blocks_of(prompt)
+        kept = self._kept[engine]
+        found = next((at for at, block in enumerate(blocks) if block not in kept), len(blocks)) * BLOCK_TOKENS
+        self.cached += found
+        self.tokens[engine] += len(prompt) - found + ANSWER
+        self.queries[engine] += 1
+        self.live[name] = (engine, tuple(prompt))
+
+    def end(self, name: str) -> tuple[int, ...]:
+        """The query ends, and what it has computed stays. Returns its prompt."""
+        engine, prompt = self.live.pop(name)
+        self._kept[engine].update(blocks_of(prompt))
+        self.front.engines.say(engine, Update(name, (7,), "x", "stop"))
+        return prompt
+
+
+def talks(*names: str) -> int:
+    """Twelve conversations of five turns go on in any order. Returns the prompt tokens that were found stored."""
+    dice, load, turns = random.Random(3), Load(*names), Counter[str]()
+    for talk in range(12):
+        load.ask(f"{talk} 0", words(dice, 60))
+    while load.live:
+        name = dice.choice(sorted(load.live))
+        talk = name.split()[0]
+        said = [*load.end(name), *words(dice, ANSWER), *words(dice, 30)]
+        turns[talk] += 1
+        if turns[talk] < 5:
+            load.ask(f"{talk} {turns[talk]}", said)
+    return load.cached
+
+
+def words(dice: random.Random, count: int) -> list[int]:
+    return [dice.randrange(250) for _ in range(count)]
+
+
+def test_conversations_find_what_they_have_computed_nearly_as_in_one_engine() -> None:
+    assert talks(*TWO) >= 0.9 * talks("a") > 0
+
+
+def test_a_prefix_that_all_share_fills_both_engines() -> None:
+    """Sixteen clients, twice as many as one engine has rows for; each asks again when it has its answer."""
+    dice, load = random.Random(5), Load(*TWO)
+    shared = words(dice, 256)
+    for at in range(200):
+        if len(load.live) == 16:
+            load.end(dice.choice(sorted(load.live)))
+        load.ask(str(at), [*shared, *words(dice, 20)])
+    for counted in (load.tokens, load.queries):
+        assert max(counted.values()) <= 1.2 * min(counted[name] for name in TWO), counted
+
+
+def test_a_burst_to_idle_engines_is_halved() -> None:
+    dice, load = random.Random(7), Load(*TWO)
+    for at in range(16):
+        load.ask(str(at), words(dice, 50))
+    assert load.queries == {"a": 8, "b": 8}
