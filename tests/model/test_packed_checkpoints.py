@@ -165,6 +165,11 @@ def test_info_tells_the_format_and_the_bytes(tmp_path: Path, capsys: pytest.Capt
     run_info(Config(model=str(packed), device="cpu"), as_json=True)
     facts = json.loads(capsys.readouterr().out)
     assert facts["packed"] == "AWQ, 4 bits, groups of 32" and "weight_bytes_int4" not in facts
+    (kept,) = facts["most_tokens_per_second_of_a_row"]
+    read = facts["weight_bytes"] - 4 * 259 * 128  # without the embedding
+    assert kept == facts["packed"] and facts["memory_bytes_per_second"] > 0
+    most = facts["memory_bytes_per_second"] / read
+    assert abs(facts["most_tokens_per_second_of_a_row"][kept] - most) < 1
     assert 0 < (packed / "model.safetensors").stat().st_size - facts["weight_bytes"] < 20_000  # the file's header
 
 

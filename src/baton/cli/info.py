@@ -17,6 +17,7 @@ from baton.loader.choose import planned
 from baton.loader.formats import FORMATS
 from baton.loader.load import device_asked
 from baton.loader.survey import Survey, survey
+from baton.measure.bandwidth import read_bandwidth
 from baton.model.device import device_of, free_bytes
 
 
@@ -25,6 +26,20 @@ def _quantised(model: Survey, device: torch.device, dtype: torch.dtype) -> dict[
     if device.type != "cpu" or model.refused is not None or model.packed is not None:
         return {}
     return {name: model.weight_bytes(dtype, FORMATS[name].packing) for name in ("int8", "int4")}
+
+
+def _of_each(weights: dict[str, int], read: dict[str, int], free: int, row: int) -> dict[str, Any]:
+    """For each format: rows of the whole context that fit, and tokens a second of one row by reading alone.
+
+    `read`: bytes of weights that a step reads. `row`: bytes of a row's keys and values.
+    """
+    bandwidth = read_bandwidth()
+    rows = {name: max(free - size, 0) // row if row else 0 for name, size in weights.items()}
+    return {
+        "memory_bytes_per_second": int(bandwidth),
+        "full_rows_that_fit_by_format": rows,
+        "most_tokens_per_second_of_a_row": {name: round(bandwidth / max(size, 1), 1) for name, size in read.items()},
+    }
 
 
 def run_info(config: Config, as_json: bool) -> None:
@@ -40,6 +55,13 @@ def run_info(config: Config, as_json: bool) -> None:
     weights = model.stored_bytes if model.packed and model.stored_bytes else model.parameters * dtype.itemsize
     free = free_bytes(device)
     room = max(free - weights, 0)
+    fewer = _quantised(model, device, dtype)
+    kept = model.packed or asked
+    by_format: dict[str, Any] = {}
+    if device.type == "cpu" and model.refused is None:
+        sizes = {kept: weights, **fewer}
+        looked_up = model.embedding * dtype.itemsize  # a row of it for each token
+        by_format = _of_each(sizes, {name: size - looked_up for name, size in sizes.items()}, free, whole)
     facts: dict[str, Any] = {
         "model": model_name(config),
         "family": model.family,
@@ -53,13 +75,14 @@ def run_info(config: Config, as_json: bool) -> None:
         "steps": planned(device),
         "packed": model.packed,
         "weight_bytes": weights,
-        **{f"weight_bytes_{name}": size for name, size in _quantised(model, device, dtype).items()},
+        **{f"weight_bytes_{name}": size for name, size in fewer.items()},
         "kv_bytes_per_token": footprint.token_bytes,
         "state_bytes_per_row": footprint.state_bytes,
         "kv_bytes_of_a_full_row": whole,
         "windows": model.geometry.windows if model.geometry else [],
         "free_memory_bytes": free,
         "full_rows_that_fit": room // whole if whole else 0,
+        **by_format,
         "sampling_defaults": dict(model.generation.sampling),
         "sampling_not_honoured": list(model.generation.ignored),
         "batched": model.refused is None,

@@ -36,7 +36,7 @@ class Survey:
 
     `packed`: the format in which a CPU keeps its linear layers as they are, and `stored_bytes` of the whole checkpoint;
     None if it is not packed, or not here. `linear` and `head`: parameters of linear layers without the output layer,
-    and of the output layer.
+    and of the output layer. `embedding`: of an embedding that is not the output layer too.
     """
 
     family: str
@@ -53,6 +53,7 @@ class Survey:
     generation: GenerationDefaults = NO_DEFAULTS
     packed: str | None = None
     stored_bytes: int | None = None
+    embedding: int = 0
 
     def weight_bytes(self, dtype: torch.dtype, packing: Packing) -> int:
         """About the bytes of all weights, with linear layers packed."""
@@ -108,6 +109,7 @@ def survey(source: str, *, trust_remote_code: bool = False, on_cpu: bool = True)
     head = getattr(model.get_output_embeddings(), "weight", None)
     linear = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))}
     output = linear.pop(id(head), 0)
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
     model_context = context(config)
     return Survey(
         family=config.model_type,
@@ -122,6 +124,7 @@ def survey(source: str, *, trust_remote_code: bool = False, on_cpu: bool = True)
         geometry=geometry,
         refused=refused,
         generation=_generation(place),
+        embedding=0 if embedding is None or embedding is head else embedding.numel(),
         packed=None if packed is None else packed.name,
         stored_bytes=None if packed is None else stored_bytes(place),
     )
