@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -15,6 +17,7 @@ from baton.cli.deploy import IMPORT_PATH
 from baton.cli.main import cli
 from baton.core.config import load_config
 from baton.core.replicas import range_of
+from kuberay_schema import POD, RAY_SERVICE
 
 WORDS = ["deploy", "Qwen/Qwen3-0.6B", "--replicas", "1-8", "--replica-cpus", "6", "--max-batch-size", "8"]
 
@@ -35,6 +38,50 @@ def test_the_service_for_kuberay() -> None:
     assert yaml.safe_load(service["spec"]["serveConfigV2"]) == printed("--as", "serve")
 
 
+@pytest.mark.parametrize("more", [(), ("--prefill-replicas", "2", "--replica-gpus", "1"), ("--replicas", "3")])
+def test_what_kuberay_reads_of_it(more: tuple[str, ...]) -> None:
+    service = printed("--image", "here/baton:1", *more)
+    jsonschema.validate(service, RAY_SERVICE)
+    group = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    group["maxReplica"] = group.pop("maxReplicas")
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+        jsonschema.validate(service, RAY_SERVICE)
+
+
+def test_engines_for_prompts_are_a_deployment_of_their_own() -> None:
+    words = ("--prefill-replicas", "2", "--replica-handover", "tokens")
+    (app,) = printed("--as", "serve", *words)["applications"]
+    assert [known["name"] for known in app["deployments"]] == ["front", "engine", "prefill"]
+    assert app["deployments"][2]["num_replicas"] == 2
+    config = load_config(app["args"], environment={})
+    assert (config.prefill_replicas, config.replica_handover) == (2, "tokens")
+    workers = printed(*words)["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (3, 10)
+
+
+def test_servers_behind_an_endpoint_picker() -> None:
+    """Names that refer to one another do, and the command is one of ours."""
+    documents = yaml.safe_load_all((Path(__file__).parents[1] / "deploy/kubernetes/gateway.yml").read_text())
+    kinds = {document["kind"]: document for document in documents}
+    assert set(kinds) == {"Deployment", "InferencePool", "HTTPRoute"}
+    template, pool = kinds["Deployment"]["spec"]["template"], kinds["InferencePool"]
+    jsonschema.validate(template, POD)
+    (container,) = template["spec"]["containers"]
+    port = pool["spec"]["targetPorts"][0]["number"]
+    assert port == container["ports"][0]["containerPort"]
+    labels = pool["spec"]["selector"]["matchLabels"]
+    assert labels == template["metadata"]["labels"] == kinds["Deployment"]["spec"]["selector"]["matchLabels"]
+    (backend,) = kinds["HTTPRoute"]["spec"]["rules"][0]["backendRefs"]
+    assert (backend["kind"], backend["name"]) == (pool["kind"], pool["metadata"]["name"])
+    assert pool["apiVersion"] == f"{backend['group']}/v1"
+    program, verb, model, *flags = container["command"]
+    assert (program, verb) == ("baton", "serve")
+    given = dict(zip((flag[2:].replace("-", "_") for flag in flags[::2]), flags[1::2], strict=True))
+    config = load_config({"model": model, **given}, environment={})
+    assert (config.port, config.metrics_compat) == (port, "vllm")
+    assert template["spec"]["terminationGracePeriodSeconds"] > config.drain_timeout
+
+
 def test_what_serve_is_told_is_read_by_our_settings() -> None:
     (app,) = printed("--as", "serve")["applications"]
     config = load_config(app["args"], environment={})
@@ -48,7 +95,7 @@ def test_what_serve_is_told_is_read_by_our_settings() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="there is no Ray")
 def test_serves_schema_takes_it(tmp_path: Any) -> None:
     file = tmp_path / "serve.yml"
-    file.write_text(yaml.safe_dump(printed("--as", "serve", "--fronts", "2")))
+    file.write_text(yaml.safe_dump(printed("--as", "serve", "--fronts", "2", "--prefill-replicas", "1")))
     read = (
         "import sys, yaml; from ray.serve.schema import ServeDeploySchema as S; S(**yaml.safe_load(open(sys.argv[1])))"
     )

@@ -91,6 +91,9 @@ class Wired:
     def names(self) -> Sequence[str]:
         return ["engine"]
 
+    def prefill_names(self) -> Sequence[str]:
+        return ()
+
     def listen(self, hearing: Hearing) -> None:
         self._hearing = hearing
         for thread in self._threads:
@@ -102,8 +105,8 @@ class Wired:
     def cancel(self, engine: str, query_ids: Sequence[str]) -> None:
         self._orders.put(json.dumps(["cancel", list(query_ids)]))
 
-    def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
-        self._orders.put(json.dumps(["give", query_ids]))
+    def give(self, engine: str, query_ids: Sequence[str] | None = None, without_keys: Sequence[str] = ()) -> None:
+        self._orders.put(json.dumps(["give", query_ids, list(without_keys)]))
 
     def abandon(self, engine: str) -> None:
         raise AssertionError("an engine hangs")
@@ -118,8 +121,8 @@ class Wired:
 
     def _order(self) -> None:
         while (line := self._orders.get()) is not None:
-            verb, given = json.loads(line)
-            getattr(self._served, verb)(given)
+            verb, *given = json.loads(line)
+            getattr(self._served, verb)(*given)
 
     def _hear(self) -> None:
         assert self._hearing is not None

@@ -70,8 +70,8 @@ class Passes:
     def cancel(self, query_ids: Sequence[str]) -> None:
         self._lines.put(["cancel", list(query_ids)])
 
-    def give(self, query_ids: Sequence[str] | None = None) -> None:
-        self._lines.put(["give", query_ids])
+    def give(self, query_ids: Sequence[str] | None = None, without_keys: Sequence[str] = ()) -> None:
+        self._lines.put(["give", query_ids, list(without_keys)])
 
     def close(self) -> None:
         self._lines.close()
@@ -154,8 +154,8 @@ def bridged(handle: Any, listens: socket.socket, served: Served) -> Engines:
     engine = served(send)
 
     def order(message: Any) -> None:
-        verb, given = message
-        getattr(engine, verb)(given)
+        verb, *given = message
+        getattr(engine, verb)(*given)
 
     lines = Lines(connection, order)
     sent.append(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baton.observe.catalog import BY_REPLICA, FAMILIES, SYMBOLS
+from baton.observe.catalog import BY_REPLICA, FAMILIES, FOR_PROMPTS, SYMBOLS
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -38,6 +38,6 @@ def text(_page: str) -> str:
         label = f"`{family.label}`" if family.label else ""
         lines.append(f"| `{family.name}` | {family.kind} | {label} | {family.help} | {family.formula} |")
     lines += ["", "## Of each engine", "", _EACH, "", "| name | kind | label | |", "| --- | --- | --- | --- |"]
-    for family in BY_REPLICA.values():
+    for family in (*BY_REPLICA.values(), FOR_PROMPTS):
         lines.append(f"| `{family.name}` | {family.kind} | `{family.label}` | {family.help} |")
     return "\n".join(lines) + "\n"

@@ -307,7 +307,7 @@ def open_front(config: Config, engines: Engines, about: About) -> Client:
     asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
     tokenizer = load_tokenizer(asked)
     tokenizer.prepare(about.settings.max_model_len)
-    loop = FarLoop(engines, about, monotonic, losses=config.losses)
+    loop = FarLoop(engines, about, monotonic, losses=config.losses, handover=config.replica_handover)
     loop.start()
     return Client(
         model_name=about.model,
@@ -327,7 +327,7 @@ def introduced(engine: EngineHandle) -> About:
     settings, loaded = engine.settings, engine.loaded
     honours = tuple(sorted(traits(policy_named(settings.policy)).honours))
     defaults = dict(loaded.generation.sampling)
-    return About(engine.client.model_name, settings, honours, loaded.end_ids, loaded.stamp, defaults)
+    return About(engine.client.model_name, settings, honours, loaded.end_ids, loaded.stamp, defaults, loaded.weights)
 
 
 def served_engine(engine: EngineHandle, send: Callable[[Message], None], depot: Depot | None = None) -> ServedEngine:

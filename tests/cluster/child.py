@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any
 
-from baton.cluster.wire import introduction
+from baton.cluster.wire import introduction, name_of
 from baton.compose import introduced, open_engine, served_engine
 from baton.core.config import make_config
 from cluster.folder_depot import FolderDepot
@@ -23,7 +23,9 @@ if __name__ == "__main__":
     send(introduction(introduced(engine)))
     served = served_engine(engine, send, FolderDepot(sys.argv[2]))
     for line in sys.stdin:
-        verb, given = json.loads(line)
-        getattr(served, verb)(given)
+        verb, *given = json.loads(line)
+        if verb == "start":
+            send({"took": [name_of(ask) for ask in given[0]]})
+        getattr(served, verb)(*given)
     served.close()
     engine.close()

@@ -31,11 +31,11 @@ class Child:
         assert self.process.stdout is not None
         return about_of(json.loads(self.process.stdout.readline()))
 
-    def tell(self, verb: str, given: Any) -> None:
+    def tell(self, verb: str, *given: Any) -> None:
         assert self.process.stdin is not None
         try:
             with self.lock:
-                self.process.stdin.write(json.dumps([verb, given]) + "\n")
+                self.process.stdin.write(json.dumps([verb, *given]) + "\n")
                 self.process.stdin.flush()
         except OSError:
             raise EngineLost("the process is gone") from None
@@ -48,9 +48,12 @@ class Piped:
         self.children: dict[str, Child] = {}
         self.hearing: Hearing | None = None
         self.closed = False
+        self.prefill: set[str] = set()
 
-    def add(self, name: str, child: Child) -> None:
+    def add(self, name: str, child: Child, *, prefill: bool = False) -> None:
         """The child has introduced itself, and is heard from now on."""
+        if prefill:
+            self.prefill.add(name)
         self.children[name] = child
         threading.Thread(target=self._hear, args=(name, child), daemon=True).start()
         if self.hearing is not None:
@@ -58,6 +61,9 @@ class Piped:
 
     def names(self) -> Sequence[str]:
         return list(self.children)
+
+    def prefill_names(self) -> Sequence[str]:
+        return sorted(self.prefill)
 
     def listen(self, hearing: Hearing) -> None:
         self.hearing = hearing
@@ -68,8 +74,8 @@ class Piped:
     def cancel(self, engine: str, query_ids: Sequence[str]) -> None:
         self._child(engine).tell("cancel", list(query_ids))
 
-    def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
-        self._child(engine).tell("give", query_ids)
+    def give(self, engine: str, query_ids: Sequence[str] | None = None, without_keys: Sequence[str] = ()) -> None:
+        self._child(engine).tell("give", query_ids, list(without_keys))
 
     def abandon(self, engine: str) -> None:
         self._child(engine).process.kill()
@@ -90,7 +96,11 @@ class Piped:
         for line in child.process.stdout:
             # A line that the kill cut off is no message.
             if line.endswith("\n") and not self.closed:
-                self.hearing.heard(name, json.loads(line))
+                message = json.loads(line)
+                if "took" in message:
+                    self.hearing.took(name, message["took"])
+                else:
+                    self.hearing.heard(name, message)
         if not self.closed:
             del self.children[name]
             self.hearing.lost(name)

@@ -23,8 +23,9 @@ def test_refusals_are_told_as_an_engine_tells_them() -> None:
     admission.sinks.append(heard.append)
     with pytest.raises(QueueFull, match="3 queries are waiting and at most 2 may"):
         admission.check_room(follows(4, told=1), 1, 2, rejected=2)
-    with pytest.raises(EngineUnhealthy):
-        admission.check_open(0, rejected=1)
+    admission.check_room(follows(1), 0, 1, rejected=1)
+    with pytest.raises(EngineUnhealthy, match="2 queries wait for one"):
+        admission.check_room(follows(2), 0, 1, rejected=1)
     admission.draining = True
     with pytest.raises(ShuttingDown):
         admission.check_room([], 1, 1, rejected=1)

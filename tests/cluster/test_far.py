@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from baton.cluster.far import FarLoop
 from baton.cluster.port import EngineLost, Hearing
+from baton.cluster.prices import Line, Prices
 from baton.cluster.wire import (
     WIRE,
     About,
@@ -39,7 +41,8 @@ USAGE = Usage(3, 2, 10, 1, 0.5, 0.5, 0.5, 0.25, 1, 2)
 
 
 def query(name: str, **more: Any) -> Query:
-    return Query(id=name, prompt=(1, 2, 3), params=SamplingParams(), seed=1, limit_tokens=9, arrived=0.0, **more)
+    asked = {"prompt": (1, 2, 3), "params": SamplingParams(), "seed": 1, "limit_tokens": 9, "arrived": 0.0}
+    return Query(id=name, **{**asked, **more})
 
 
 def never(form: object) -> Any:
@@ -54,10 +57,14 @@ class Told:
         self.asked: list[tuple[str, Any]] = []
         self.verbs: list[tuple[str, str, Any]] = []
         self.broken: set[str] = set()
+        self.without_keys: list[str] = []
         self.hearing: Hearing
 
     def names(self) -> Sequence[str]:
         return self.there
+
+    def prefill_names(self) -> Sequence[str]:
+        return [name for name in self.there if name.startswith("fill")]
 
     def listen(self, hearing: Hearing) -> None:
         self.hearing = hearing
@@ -70,8 +77,9 @@ class Told:
     def cancel(self, engine: str, query_ids: Sequence[str]) -> None:
         self.verbs.append(("cancel", engine, list(query_ids)))
 
-    def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
+    def give(self, engine: str, query_ids: Sequence[str] | None = None, without_keys: Sequence[str] = ()) -> None:
         self.verbs.append(("give", engine, query_ids))
+        self.without_keys = list(without_keys)
 
     def abandon(self, engine: str) -> None:
         self.verbs.append(("abandon", engine, None))
@@ -97,10 +105,10 @@ class Told:
 class Front:
     """A loop over these engines, and what its askers heard."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, **more: Any) -> None:
         self.engines = Told(*names)
         self.now = 100.0
-        self.loop = FarLoop(self.engines, ABOUT, lambda: self.now)
+        self.loop = FarLoop(self.engines, ABOUT, lambda: self.now, **more)
         self.heard: list[Update] = []
         self.hear: Callable[[list[Update]], None] = self.heard.extend
 
@@ -135,13 +143,29 @@ def test_after_a_loss_a_query_goes_on_from_what_was_told() -> None:
 def test_two_losses_are_enough() -> None:
     front = Front("a", "b", "c")
     front.loop.submit([query("p")], front.hear)
-    front.engines.lose("a")
-    front.engines.lose("b")
+    for name in "ab":
+        front.loop.took(name, ["p", "nobody"])
+        front.engines.lose(name)
     assert [engine for engine, _ in front.engines.asked] == ["a", "b"]
     assert (front.heard[-1].finish_reason, front.heard[-1].code) == ("error", "engine_lost")
     failed = failure(front.heard[-1])
     assert isinstance(failed, QueryFailed) and (failed.status, failed.code) == (500, "engine_lost")
     assert front.loop.drain(0.0)
+
+
+def test_engines_that_end_together_are_no_sign() -> None:
+    """It was on its way to the second one, which was gone already."""
+    names = [f"engine {at:02}" for at in range(30)]
+    front = Front(*names)
+    front.loop.submit([query("p")], front.hear)
+    front.loop.took(names[0], ["p"])
+    for name in names[:10]:
+        front.engines.lose(name)
+    assert front.heard == []
+    # But not without end: it may be so bad that no engine can say that it has come.
+    for name in names[10:]:
+        front.engines.lose(name)
+    assert [update.code for update in front.heard] == ["engine_lost"]
 
 
 def test_an_engine_that_was_gone_before_it_was_asked_is_no_loss() -> None:
@@ -174,11 +198,13 @@ def test_without_an_engine_queries_wait_for_one() -> None:
     front.loop.submit([query("p")], front.hear)
     front.engines.lose("a")
     assert front.heard == [] and front.loop.not_ready() == "no engine is there"
-    with pytest.raises(EngineUnhealthy):
-        front.loop.submit([query("q")], front.hear)
+    # As many more may wait as wait in one engine.
+    front.loop.submit([query("q")], front.hear)
+    with pytest.raises(EngineUnhealthy, match="2 queries wait"):
+        front.loop.submit([query("r")], front.hear)
     front.engines.there = ["b"]
     front.engines.hearing.came("b")
-    assert front.engines.where[-1] == ("p", "b")
+    assert front.engines.where[1:] == [("p", "b"), ("q", "b")]
 
 
 def test_admission_is_by_the_sum_of_engines() -> None:
@@ -318,7 +344,8 @@ def test_all_of_an_update_crosses() -> None:
     scores = (TokenLogprobs(7, -0.5, 2, ((8, -0.25), (7, -0.5))),)
     update = Update("p", (7,), "é", "stop", "why", USAGE, scores, scores, True, "s", "engine_lost")
     for one in (update, Update("p"), Update("p", (7,), "x")):
-        news = News([(3, one)], stats(1), 2.5, {"p": ["there", 3]})
+        prices = Prices(Line(0.5, 0.25), 0.125, None, Line(1.0, 2.0))
+        news = News([(3, one)], stats(1), 2.5, {"p": ["there", 3]}, prices)
         assert news_of(json.loads(json.dumps(message_of(news)))) == news
     assert about_of(json.loads(json.dumps(introduction(ABOUT)))) == ABOUT
 
@@ -329,6 +356,15 @@ def test_other_versions_are_refused_by_their_number(reader: Any) -> None:
         reader({"wire": 9})
     with pytest.raises(BadMessage, match="this is no"):
         reader({"wire": WIRE})
+
+
+def test_engines_agree_by_their_weights() -> None:
+    """If only what rows keep of tokens differs, queries go on from their tokens."""
+    ours = replace(ABOUT, weights="w")
+    ours.check_same(replace(ours, stamp="other"))
+    for other in (replace(ours, weights="v"), replace(ours, model="n")):
+        with pytest.raises(BadMessage, match="another model, or other weights"):
+            ours.check_same(other)
 
 
 def test_an_ask_is_plain_json() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import importlib.util
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +23,7 @@ import pytest
 from baton.cluster.environment import prepare
 from baton.cluster.far import FarLoop
 from baton.cluster.port import EngineLost
+from baton.cluster.prices import Line, PriceBook, Prices
 from baton.compose import open_front
 from baton.core.config import make_config
 from baton.core.replicas import Range
@@ -39,16 +44,26 @@ PATIENCE_SECONDS = 400  # a machine may be busy
 class Front:
     """A front over two engines on Ray, which was started for it."""
 
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: Any, replicas: int = 2, prefill: int = 0) -> None:
         from baton.cli.serve_replica import EngineReplica
-        from baton.cli.serve_replicas import metrics_of
+        from baton.cli.serve_replicas import live_of, metrics_of
+        from baton.cluster.ray_cluster import prefill_of
         from baton.cluster.ray_engines import RayEngines
 
-        self.deploy = partial(ray.deploy, EngineReplica, SETTINGS)
-        self.engines = RayEngines(self.deploy(placing(2)))
+        self.ray = ray
+        self.deploy_with = partial(ray.deploy, EngineReplica)
+        self.deploy = partial(self.deploy_with, SETTINGS)
+        placed = placing(replicas, prefill)
+        handle = self.deploy(placed)
+        self.engines = RayEngines(handle, prefill_of(handle, placed))
+        self.live = live_of(self.engines)
         self.client = open_front(make_config(TEMPLATE), self.engines, self.engines.open())
         self.metrics = metrics_of(self.client, self.engines, Metrics("m", time.monotonic), compat=False)
-        wait_until(lambda: len(self.engines.names()) == 2)
+        wait_until(lambda: len(self.engines.names()) == replicas + prefill)
+
+    @property
+    def loop(self) -> FarLoop:
+        return cast(FarLoop, self.client.loop)
 
     def app(self) -> Any:
         return create_app(self.client, render_metrics=self.metrics, version="0")
@@ -58,10 +73,10 @@ class Front:
         return not (stats.running or stats.waiting or stats.ready or stats.prefilling or stats.rows_occupied)
 
 
-def placing(replicas: int) -> Any:
+def placing(replicas: int, prefill: int = 0) -> Any:
     from baton.cluster.ray_cluster import Placing
 
-    return Placing(Range(replicas, replicas), cpus=1, gpus=0, drain_seconds=20)
+    return Placing(Range(replicas, replicas), cpus=1, gpus=0, drain_seconds=20, prefill=prefill)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +86,7 @@ def front() -> Iterator[Front]:
     from baton.cluster.ray_cluster import cluster
 
     try:
-        with cluster(None, placing(2), 2) as ray:
+        with cluster(None, placing(4), 2) as ray:
             front = Front(ray)
             yield front
             front.client.close()
@@ -170,6 +185,43 @@ async def test_the_controller_is_killed(front: Front, uncut: list[Any]) -> None:
     await asyncio.to_thread(both_again, front)
 
 
+async def test_all_engines_are_killed(front: Front, uncut: list[Any]) -> None:
+    """Queries wait for those that Serve starts instead."""
+
+    def kill() -> None:
+        for process in processes("ServeReplica"):
+            process.kill()
+
+    assert_same(await asked_while(front, kill), uncut)
+    await asyncio.to_thread(both_again, front)
+
+
+async def test_another_model_beside_ours_gets_nothing(front: Front, uncut: list[Any]) -> None:
+    """An update to other weights: what is live stays where it is until it ends."""
+    before = front.engines.names()
+    answers = await asked_while(front, lambda: front.deploy_with({**SETTINGS, "dtype": "bfloat16"}, placing(2)))
+    assert_same(answers, uncut)
+    await asyncio.to_thread(wait_until, lambda: not front.engines.names())
+    assert front.client.not_ready() == "no engine is there"
+    await asyncio.to_thread(front.deploy, placing(2))
+    await asyncio.to_thread(both_again, front)
+    assert not {*before} & {*front.engines.names()}
+
+
+async def test_an_update_hands_over_tokens_alone_if_that_is_sooner(front: Front, uncut: list[Any]) -> None:
+    """As measured: computing is said to cost nothing, and moving a second."""
+    recomputed = front.client.stats().slots.recomputed
+    free, dear = Line(0.0, 0.0), Line(1.0, 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PriceBook, "heard", lambda *_: None)
+        patch.setattr(front.loop._prices, "_last", Prices(free, 0.0, dear, dear))
+        front.loop._prices._prices.clear()
+        answers = await asked_while(front, lambda: front.deploy(placing(2)))
+    assert_same(answers, uncut)
+    await asyncio.to_thread(both_again, front)
+    assert front.client.stats().slots.recomputed > recomputed
+
+
 async def test_a_rolling_update_replaces_all_engines(front: Front, uncut: list[Any]) -> None:
     """Each leaves in peace; nothing is computed again, because keys and values go along."""
     before, recomputed = front.engines.names(), front.client.stats().slots.recomputed
@@ -230,3 +282,55 @@ async def test_a_query_that_ends_its_engines_is_asked_of_no_third(front: Front) 
             await asyncio.to_thread(end, front, name)
     assert [(end.finish_reason, end.code) for end in ends] == [("error", "engine_lost")]
     await asyncio.to_thread(both_again, front)
+
+
+async def test_prompts_are_computed_by_engines_of_their_own(front: Front, uncut: list[Any]) -> None:
+    """A second application on the same Ray."""
+    other = Front(dataclasses.replace(front.ray, name="prompts"), replicas=1, prefill=1)
+    (name,) = other.engines.prefill_names()
+    answers = requests(STREAMS)
+    with listening(other.app()) as url:
+        await asked_of(url, answers, "ask")
+    assert_same(answers, uncut)
+    stats = other.loop.stats_by_engine()[name]
+    assert stats.outcomes["moved"] >= STREAMS and other.client.stats().slots.recomputed == 0
+    page = (await asyncio.to_thread(other.metrics))[0].decode()
+    model = other.client.model_name
+    assert f'baton_replica_for_prompts{{model_name="{model}",replica="{name}"}} 1' in page
+    assert json.loads(await asyncio.to_thread(other.live, 0, 0.0, name))["prefill"] == [name]
+    await asyncio.to_thread(other.client.close)
+    await asyncio.to_thread(end_application, "prompts")
+
+
+def end_application(name: str) -> None:
+    from ray import serve
+
+    serve.delete(name)
+
+
+def test_engines_end_with_a_front_that_is_killed(front: Front) -> None:
+    """On a Ray that goes on without it."""
+    import ray
+    from ray import serve
+
+    address = ray.get_runtime_context().gcs_address
+    words = [sys.executable, "-m", "baton", "serve", "--port", "0", "--replicas", "1", "--replica-cpus", "1"]
+    command = subprocess.Popen([*words, "--ray-address", address], stderr=subprocess.PIPE, text=True)
+    try:
+        assert command.stderr is not None
+        said = ""
+        while "http://" not in said:
+            line = command.stderr.readline()
+            assert line, said
+            said += line
+
+        def theirs() -> list[str]:
+            return [name for name in serve.status().applications if name.startswith("baton-")]
+
+        assert len(theirs()) == 1
+        command.kill()
+        wait_until(lambda: not theirs())
+        assert len(front.engines.names()) == 2
+    finally:
+        command.kill()
+        command.wait()

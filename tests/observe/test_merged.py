@@ -15,7 +15,7 @@ def page(merged: MergedMetrics, own: Metrics, engines: dict[str, Metrics], names
     told = {
         name: json.loads(json.dumps(metrics.told(replace(NOTHING, running=2)))) for name, metrics in engines.items()
     }
-    text = merged.render(own.told(NOTHING), told, names, replace(NOTHING, running=4))[0].decode()
+    text = merged.render(own.told(NOTHING), told, names, replace(NOTHING, running=4), prefill=["b"])[0].decode()
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
 
@@ -35,6 +35,7 @@ def test_engines_are_summed_and_shown_one_by_one() -> None:
     assert now['baton_admission_rejections_total{model_name="m",reason="queue_full"}'] == 2
     assert now['baton_replica_generated_tokens_total{model_name="m",replica="b"}'] == 10
     assert now['baton_wanted_replicas{model_name="m"}'] == 1
+    assert [now[f'baton_replica_for_prompts{{model_name="m",replica="{name}"}}'] for name in "ab"] == [0, 1]
     # One that does not answer in time keeps its last numbers; one that is gone keeps what it counted.
     assert page(merged, own, {}, ["a", "b"]) == now
     later = page(merged, own, {"a": engines["a"]}, ["a"])

@@ -68,7 +68,14 @@ def _serve(config: Config, fronts: int) -> str:
         "      - name: engine",
         f"        ray_actor_options: {{num_cpus: {cpus}, num_gpus: {gpus}}}",
     ]
-    return "\n".join([*lines, *_scaling(replicas)]) + "\n"
+    lines += _scaling(replicas)
+    if config.prefill_replicas:
+        lines += [
+            "      - name: prefill",
+            f"        num_replicas: {config.prefill_replicas}",
+            f"        ray_actor_options: {{num_cpus: {cpus}, num_gpus: {gpus}}}",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def _scaling(replicas: Range) -> list[str]:
@@ -91,8 +98,8 @@ def _ray_service(config: Config, served: str, *, image: str, name: str) -> str:
         image=json.dumps(image),
         environment=_environment(_ENVIRONMENT),
         workers=_environment({**_ENVIRONMENT, "HF_HOME": "/models"}),
-        least=replicas.least,
-        most=replicas.most,
+        least=replicas.least + config.prefill_replicas,
+        most=replicas.most + config.prefill_replicas,
         grace=grace,
         taken=json.dumps(taken),
     )

@@ -19,6 +19,7 @@ SERVING = (
     | _ACCESS
     | {"served_model_name", "drain_timeout", "hang_timeout", "hang_exit", "max_stall_ms", "metrics_compat"}
     | {"batch_dir", "handover", "replicas", "ray_address", "replica_cpus", "replica_gpus", "losses"}
+    | {"replica_handover", "prefill_replicas"}
     | {"prefix_sharing", "special_in_text", "reasoning", "models", "load_on_demand", "unload_after"}
 )
 # Settings that the check chooses itself.

@@ -18,7 +18,7 @@ from baton import __version__
 from baton.cli.serve_replica import EngineReplica
 from baton.cli.show import errors, tell_open, tell_ready
 from baton.cluster.far import FarLoop
-from baton.cluster.ray_cluster import Cluster, Placing, cluster
+from baton.cluster.ray_cluster import Cluster, Placing, cluster, prefill_of
 from baton.cluster.ray_engines import RayEngines
 from baton.compose import model_name, open_front
 from baton.core.clock import monotonic
@@ -55,7 +55,8 @@ def run_replicas(
     errors.print(f"[bold]baton {__version__}[/bold]  {'the built-in model' if not config.model else config.model}")
     with cluster(config.ray_address, placing, cores()) as ray:
         _tell("Ray", began, f"logs in {ray.logs}" if ray.logs else config.ray_address or "")
-        engines = RayEngines(ray.deploy(EngineReplica, replica_values(config, ray.cpus(placing)), placing))
+        handle = ray.deploy(EngineReplica, replica_values(config, ray.cpus(placing)), placing)
+        engines = RayEngines(handle, prefill_of(handle, placing))
         with contextlib.closing(engines):
             about = engines.open()
             _tell("engines", began, _engines(config, ray, placing))
@@ -70,14 +71,20 @@ def run_replicas(
 def placing_of(config: Config) -> Placing:
     gpus = 0 if config.device == "cpu" else None if config.replica_gpus == AUTO else int(config.replica_gpus)
     cpus = None if config.replica_cpus == AUTO else int(config.replica_cpus)
-    return Placing(range_of(config.replicas or "1"), cpus, gpus, config.drain_timeout)
+    return Placing(range_of(config.replicas or "1"), cpus, gpus, config.drain_timeout, config.prefill_replicas)
+
+
+_OF_THE_FRONT = (
+    *("replicas", "ray_address", "replica_cpus", "replica_gpus"),
+    *("replica_handover", "prefill_replicas", "losses"),
+)
 
 
 def replica_values(config: Config, cpus: int) -> dict[str, Any]:
     """The settings of an engine, as plain data. Keys stay with the front."""
     here = Config()
     values = {known.name: getattr(config, known.name) for known in dataclasses.fields(Config)}
-    for name in ("replicas", "ray_address", "replica_cpus", "replica_gpus", "losses", "batch_dir", "api_key_file"):
+    for name in (*_OF_THE_FRONT, "batch_dir", "api_key_file"):
         values[name] = getattr(here, name)
     values["api_key"] = ("known to the front",) if has_keys(config) else ()
     if config.threads == AUTO:
@@ -155,7 +162,8 @@ def metrics_of(client: Client, engines: RayEngines, own: Metrics, *, compat: boo
 
     def render() -> tuple[bytes, str]:
         stats, names = client.stats(), engines.names()
-        return merged.render(own.told(stats), engines.ask("metrics", engines=names), names, stats)
+        told = engines.ask("metrics", engines=names)
+        return merged.render(own.told(stats), told, names, stats, prefill=engines.prefill_names())
 
     return render
 
@@ -170,7 +178,7 @@ def live_of(engines: RayEngines) -> Callable[[int, float, str], bytes]:
         name = replica if replica in names else names[0]
         if name not in (heard := engines.ask("live", serial, time, engines=[name])):
             raise EngineUnhealthy(f"engine {name} does not answer")
-        more = json.dumps({"replica": name, "replicas": list(names)})
+        more = json.dumps({"replica": name, "replicas": list(names), "prefill": list(engines.prefill_names())})
         return bytes(heard[name][:-1]) + b"," + more[1:].encode()
 
     return live
@@ -179,7 +187,8 @@ def live_of(engines: RayEngines) -> Callable[[int, float, str], bytes]:
 def _engines(config: Config, ray: Cluster, placing: Placing) -> str:
     least, most = placing.replicas
     each = f"{ray.cpus(placing)} cores" + (f" and {ray.gpus(placing)} GPUs" if ray.gpus(placing) else "")
-    return f"{least if least == most else f'{least} to {most}'} of {each} each"
+    prompts = f", {placing.prefill} of them besides for prompts" if placing.prefill else ""
+    return f"{least if least == most else f'{least} to {most}'} of {each} each{prompts}"
 
 
 def _tell(what: str, began: float, more: str) -> None:

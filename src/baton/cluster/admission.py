@@ -20,19 +20,24 @@ class Admission:
         self.sinks: list[Sink] = []
         self.draining = False
 
-    def check_open(self, engines: int, *, rejected: int = 0) -> None:
-        """Raises if no query is taken at all. `engines`: so many take queries. `rejected`: queries that count then."""
+    def check_open(self, *, rejected: int = 0) -> None:
+        """Raises if no query is taken at all. `rejected`: so many queries count then."""
         if self.draining:
             self._reject("shutting_down", rejected)
             raise ShuttingDown("the server is shutting down")
-        if not engines:
-            self._reject("engine_unhealthy", rejected)
-            raise EngineUnhealthy("no engine is there")
 
     def check_room(self, follows: Iterable[Follow], engines: int, count: int, *, rejected: int = 0) -> None:
-        """Raises also if all engines together have no room for `count` queries more that wait."""
-        self.check_open(engines, rejected=rejected)
+        """Raises also if all engines together have no room for `count` queries more that wait. `engines`: how many.
+
+        While there is none, as many may wait for one as one may have waiting.
+        """
+        self.check_open(rejected=rejected)
         waiting, most = self._waiting(follows, engines)
+        if not engines:
+            if waiting + count > self._bound(1):
+                self._reject("engine_unhealthy", rejected)
+                raise EngineUnhealthy(f"no engine is there, and {waiting} queries wait for one (--max-waiting)")
+            return
         if waiting + count > most:
             self._reject("queue_full", rejected)
             raise QueueFull(f"{waiting} queries are waiting and at most {self._bound(engines)} may (--max-waiting)")
@@ -40,9 +45,11 @@ class Admission:
     def not_ready(self, follows: Iterable[Follow], engines: int) -> str | None:
         """Why the front should get no queries now."""
         try:
-            self.check_open(engines)
-        except (ShuttingDown, EngineUnhealthy) as error:
+            self.check_open()
+        except ShuttingDown as error:
             return error.message
+        if not engines:
+            return "no engine is there"
         waiting, most = self._waiting(follows, engines)
         return f"{waiting} queries are waiting (--max-waiting)" if waiting >= most else None
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-Hear = Callable[[frozenset[str]], None]
+Hear = Callable[[str, str, frozenset[str]], None]
+"""Called with an application, its deployment, and the engines that this has now."""
 
 
 class Desk:
@@ -16,26 +17,27 @@ class Desk:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._names: frozenset[str] = frozenset()
+        self._names: dict[tuple[str, str], frozenset[str]] = {}
         self._hear: list[Hear] = []
 
     def watch(self, hear: Hear) -> None:
         """`hear` is called with the names now, and with those after each change."""
         with self._lock:
             self._hear.append(hear)
-            names = self._names
-        hear(names)
+            known = dict(self._names)
+        for where, names in known.items():
+            hear(*where, names)
 
     def leave(self, hear: Hear) -> None:
         with self._lock:
             self._hear.remove(hear)
 
-    def there(self, names: frozenset[str]) -> None:
+    def there(self, app: str, deployment: str, names: frozenset[str]) -> None:
         with self._lock:
-            self._names = names
+            self._names[app, deployment] = names
             told = list(self._hear)
         for hear in told:
-            hear(names)
+            hear(app, deployment, names)
 
 
 DESK = Desk()

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 from baton.cluster.admission import Admission
+from baton.cluster.choice import Choice
 from baton.cluster.follow import Follow
+from baton.cluster.leaving import Leaving
 from baton.cluster.port import EngineLost, Engines
-from baton.cluster.route import HeldPrefixes, blocks_of, choose
+from baton.cluster.prices import PriceBook
 from baton.cluster.silence import Silence
 from baton.cluster.totals import Totals
 from baton.cluster.wire import About, Message, ask_of, news_of
@@ -19,32 +21,37 @@ from baton.core.clock import Clock
 from baton.core.errors import EngineUnhealthy
 from baton.core.events import Sink, Update
 from baton.core.query import Query
+from baton.core.replicas import LOSSES
+from baton.core.values import AUTO
 from baton.engine.inbox import Deliver, is_counted
 from baton.engine.port import Stats
 from baton.kv.segment import KVSegment
 
 log = logging.getLogger("baton.cluster")
 
-LOSSES = 2
-"""So many engines may be lost with a query on board. Then it fails, because it may be what ends them."""
+_MOST_MISSED = 16
 
 
 class FarLoop:
     """Everything may be called from any thread. Each query is asked of one engine at a time.
 
-    `losses`: so many engines may be lost with a query on board before it fails.
+    `losses`: so many engines may be lost with a query on board before it fails. `handover`: how queries leave an
+    engine that is ended (`REPLICA_HANDOVER`).
     """
 
-    def __init__(self, engines: Engines, about: About, clock: Clock, *, losses: int = LOSSES) -> None:
+    def __init__(
+        self, engines: Engines, about: About, clock: Clock, *, losses: int = LOSSES, handover: str = AUTO
+    ) -> None:
         self._engines = engines
         self._about = about
         self._clock = clock
         self._losses = losses
         self._lock = threading.Lock()
         self._follows: dict[str, Follow] = {}
-        self._held = HeldPrefixes()
-        self._leaving: set[str] = set()
         self._totals = Totals()
+        self._prices = PriceBook()
+        self._choice = Choice(self._prices)
+        self._leaving = Leaving(handover, self._prices)
         self._silence = Silence(about.settings.hang_seconds)
         self._admission = Admission(about.settings, clock)
         self._idle = threading.Event()
@@ -134,6 +141,8 @@ class FarLoop:
                 self._silence.heard(engine, self._clock(), news.stuck_seconds)
                 if news.stats is not None:
                     self._totals.heard(engine, news.stats)
+                if news.prices is not None:
+                    self._prices.heard(engine, news.prices)
             for attempt, update in news.updates:
                 follow = self._follows.get(update.query_id)
                 if follow is None:
@@ -150,39 +159,58 @@ class FarLoop:
             deliver(updates)
         self._send(moved)
 
+    def took(self, engine: str, query_ids: Sequence[str]) -> None:
+        with self._lock:
+            for name in query_ids:
+                if name in self._follows and self._follows[name].engine == engine:
+                    self._follows[name].taken = True
+
     def lost(self, engine: str) -> None:
         self._lose(engine)
         with self._lock:
-            self._leaving.discard(engine)
+            self._leaving.names.discard(engine)
 
     def _lose(self, engine: str) -> None:
         with self._lock:
-            # It may still be among the names.
-            self._leaving.add(engine)
-            self._held.forget(engine)
+            counts = self._leaving.gone(engine)
+            self._choice.forget(engine)
             self._silence.lost(engine)
             self._totals.lost(engine)
+            self._prices.lost(engine)
             # In order of arrival, as they are kept.
-            aboard = [follow for follow in self._follows.values() if follow.lost(engine)]
-            poison = [follow for follow in aboard if follow.losses >= self._losses]
+            aboard = [follow for follow in self._follows.values() if follow.lost(engine, counts=counts)]
+            poison = [follow for follow in aboard if self._is_poison(follow)]
             for follow in poison:
                 del self._follows[follow.query.id]
             self._tell_idle()
         for follow in poison:
-            error = f"{follow.losses} engines were lost with this query on board, so it is asked of no other"
+            count = follow.losses + follow.missed
+            error = f"{count} engines were lost with this query on board, so it is asked of no other"
             follow.deliver([Update(follow.query.id, finish_reason="error", error=error, code=EngineLost.code)])
-        self._send([follow for follow in aboard if follow.losses < self._losses])
+        self._send([follow for follow in aboard if follow not in poison])
+
+    def _is_poison(self, follow: Follow) -> bool:
+        """Whether it may be what ends engines. Of engines that end together, it has come to one, or it is bad luck."""
+        return follow.losses >= self._losses or follow.missed >= self._losses + _MOST_MISSED
 
     def came(self, engine: str) -> None:
         with self._lock:
-            self._leaving.discard(engine)
+            self._leaving.came(engine)
             waiting = [follow for follow in self._follows.values() if follow.engine is None]
         self._send(waiting)
+        self._let_go()
 
     def leaves(self, engine: str) -> None:
         with self._lock:
-            self._leaving.add(engine)
-        self._try(engine, "give")
+            self._leaving.ends(engine)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Has engines that end give their queries."""
+        with self._lock:
+            giving = self._leaving.to_give(self._engines.names(), self._follows.values())
+        for engine, without_keys in giving.items():
+            self._try(engine, "give", None, without_keys)
 
     def check(self) -> None:
         """Gives up engines that hang with queries on board, and queries that have waited too long for an engine."""
@@ -212,7 +240,7 @@ class FarLoop:
 
     def _enter(self, follows: list[Follow], counted: int) -> None:
         with self._lock:
-            self._admission.check_open(self._staying(), rejected=len(follows))
+            self._admission.check_open(rejected=len(follows))
             if counted:
                 self._admission.check_room(self._follows.values(), self._staying(), counted, rejected=len(follows))
             self._follows |= {follow.query.id: follow for follow in follows}
@@ -228,8 +256,9 @@ class FarLoop:
                 for follow in left:
                     if follow.engine is not None or follow.query.id not in self._follows:
                         continue  # another thread was quicker, or it has ended
-                    if (engine := self._choice(follow)) is not None:
-                        chosen.setdefault(engine, []).append((follow, self._ask(follow, engine)))
+                    engine, until = self._choice.engine_for(follow, self._follows, self._free(), self._prefill())
+                    if engine is not None:
+                        chosen.setdefault(engine, []).append((follow, self._ask(follow, engine, until)))
             left = []
             for engine, pairs in chosen.items():
                 try:
@@ -240,36 +269,28 @@ class FarLoop:
 
     def _back(self, follows: Sequence[Follow], engine: str) -> list[Follow]:
         with self._lock:
-            self._leaving.add(engine)
+            self._leaving.names.add(engine)
             back = [follow for follow in follows if follow.engine == engine]
             for follow in back:
                 follow.engine = None
         return back
 
-    def _choice(self, follow: Follow) -> str | None:
-        """The engine for a query; choices of one prompt go to one engine, while they are new and it stays."""
-        query = follow.query
-        first = self._follows.get(query.sibling_of)
-        beside = None if first is None or first is follow or follow.tokens else first.engine
-        if beside is not None and beside not in self._leaving:
-            return beside
-        work = dict.fromkeys(self._engines.names(), 0)
-        for other in self._follows.values():
-            if other.engine in work:
-                work[other.engine] += other.tokens_left
-        blocks = blocks_of(query.prompt)
-        engine = choose(len(query.prompt), work, self._held.tokens(blocks), self._leaving)
-        if engine is not None:
-            self._held.add(engine, blocks)
-        return engine
+    def _free(self) -> set[str]:
+        """The engines that take queries."""
+        return set(self._engines.names()) - self._leaving.names
 
-    def _ask(self, follow: Follow, engine: str) -> Message:
+    def _prefill(self) -> set[str]:
+        return set(self._engines.prefill_names())
+
+    def _ask(self, follow: Follow, engine: str, until: str) -> Message:
         where = follow.goes_to(engine)
-        return ask_of(follow.query, follow.tokens, follow.attempt, self._about.stamp, self._clock(), where)
+        told, stamp = follow.tokens, self._about.stamp
+        return ask_of(follow.query, told, follow.attempt, stamp, self._clock(), where, until=until)
 
     def _staying(self) -> int:
-        """How many engines take queries."""
-        return len(set(self._engines.names()) - self._leaving)
+        """How many engines take queries; those for prompts count if there are no others."""
+        free = self._free()
+        return len(free - self._prefill() or free)
 
     def _end_all(self, reason: str, error: str | None) -> None:
         with self._lock:

@@ -14,15 +14,18 @@ from baton.engine.inbox import Deliver
 class Follow:
     """A query that a front asks of engines, one after the other.
 
-    `engine`: where it is; None while it is on no engine. `attempt`: counts where it was. `losses`: engines that were
-    lost with it on board. `laid_down`: where the engine that it left has laid down its keys and values.
+    `engine`: where it is; None while it is on no engine. `attempt`: counts where it was. `taken`: it has come there.
+    `losses`: engines that were lost with it on board. `missed`: engines that were lost before it had come to them.
+    `laid_down`: where the engine that it left has laid down its keys and values.
     """
 
     query: Query
     deliver: Deliver
     engine: str | None = None
     attempt: int = 0
+    taken: bool = False
     losses: int = 0
+    missed: int = 0
     tokens: list[int] = field(default_factory=list)
     spent: Usage | None = None
     laid_down: Any = None
@@ -32,10 +35,16 @@ class Follow:
         """Tokens that it may still have computed: of its prompt, of what was told, and of the rest of its answer."""
         return len(self.query.prompt) + self.query.limit_tokens
 
+    @property
+    def tokens_held(self) -> int:
+        """Tokens whose keys and values its engine may have: of its prompt, and of what was told."""
+        return len(self.query.prompt) + len(self.tokens)
+
     def goes_to(self, engine: str) -> Any:
         """Returns where its keys and values are; None if all is to be computed again."""
         self.engine = engine
         self.attempt += 1
+        self.taken = False
         where, self.laid_down = self.laid_down, None
         return where
 
@@ -46,6 +55,7 @@ class Follow:
         """
         if engine != self.engine or attempt != self.attempt:
             return None, False
+        self.taken = True
         self.tokens += update.token_ids
         if update.finish_reason != "moved":
             if update.usage is not None and self.spent is not None:
@@ -58,10 +68,11 @@ class Follow:
         left = replace(update, finish_reason=None, error=None, usage=None)
         return (left if left.token_ids or left.text else None), True
 
-    def lost(self, engine: str) -> bool:
-        """Its engine may be lost. Returns whether it was on board."""
+    def lost(self, engine: str, *, counts: bool = True) -> bool:
+        """Its engine may be lost. Returns whether it was on board. `counts`: it may be what ended the engine."""
         if engine != self.engine:
             return False
         self.engine = None
-        self.losses += 1
+        self.losses += counts and self.taken
+        self.missed += counts and not self.taken
         return True

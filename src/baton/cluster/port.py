@@ -22,6 +22,9 @@ class Hearing(Protocol):
     def heard(self, engine: str, message: Message) -> None:
         """News of an engine: once per iteration in which there was any, and at least once a second."""
 
+    def took(self, engine: str, query_ids: Sequence[str]) -> None:
+        """These queries have come to the engine."""
+
     def lost(self, engine: str) -> None:
         """No more news will come of this engine: it has ended."""
 
@@ -38,14 +41,20 @@ class Engines(Protocol):
     def names(self) -> Sequence[str]:
         """The engines that take asks now."""
 
+    def prefill_names(self) -> Sequence[str]:
+        """Those that compute prompts up to the first token, for the others."""
+
     def listen(self, hearing: Hearing) -> None: ...
 
     def start(self, engine: str, asks: Sequence[Message]) -> None: ...
 
     def cancel(self, engine: str, query_ids: Sequence[str]) -> None: ...
 
-    def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
-        """These queries leave the engine, all if None: the last update of each is "moved"."""
+    def give(self, engine: str, query_ids: Sequence[str] | None = None, without_keys: Sequence[str] = ()) -> None:
+        """These queries leave the engine: the last update of each is "moved".
+
+        All if None, and whatever it is asked later, because it ends. Keys and values go along, but of `without_keys`.
+        """
 
     def abandon(self, engine: str) -> None:
         """The engine hangs: it is asked nothing more, and is to be ended and started again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -19,11 +20,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 
 from baton.cluster.ray_engine import RayEngine
+from baton.cluster.ray_lease import NAMESPACE, lease
 from baton.cluster.replica import Open
 from baton.core.errors import BatonError, LoadError, SettingError
 from baton.core.replicas import Range
 
-NAMESPACE = "baton"
+ENGINE, PREFILL = "engine", "prefill"
+"""Names of deployments."""
 # Orders are queries as text, and news are tokens: nothing large is kept.
 _STORE_BYTES = 256 * 2**20
 # Paths of sockets have at most 107 characters, of which Ray's own part takes some 65.
@@ -36,25 +39,39 @@ _MOST_CALLS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """How many engines there are, and what each takes. `cpus` and `gpus`: None for a share of what the cluster has."""
+    """How many engines there are, and what each takes.
+
+    `cpus` and `gpus`: None for a share of what the cluster has. `prefill`: so many more are for prompts.
+    """
 
     replicas: Range
     cpus: int | None
     gpus: int | None
     drain_seconds: float
+    prefill: int = 0
+
+    @property
+    def most(self) -> int:
+        """The most engines that there are at once."""
+        return self.replicas.most + self.prefill
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A Ray that is there. `logs`: the folder of its logs; "" if it is not ours."""
+    """A Ray that is there.
+
+    `logs`: the folder of its logs; "" if it is not ours. `lease`: the actor that lives while this front does, if Ray
+    goes on without it; else "".
+    """
 
     logs: str
     alone: bool
     name: str
+    lease: str = ""
 
     def cpus(self, placing: Placing) -> int:
         """Cores of each engine."""
-        shared = int(ray.cluster_resources().get("CPU", 1)) // placing.replicas.most
+        shared = int(ray.cluster_resources().get("CPU", 1)) // placing.most
         return placing.cpus or max(1, shared)
 
     def gpus(self, placing: Placing) -> int:
@@ -64,13 +81,33 @@ class Cluster:
 
     def deploy(self, open: Open, values: Mapping[str, Any], placing: Placing) -> DeploymentHandle[Any]:
         """Starts the engines, and returns when the first of them are there. Raises LoadError."""
-        of_ray: Any = serve.deployment(RayEngine)
-        deployment = of_ray.options(**options(placing, self.cpus(placing), self.gpus(placing)))
-        app = deployment.bind(open, dict(values), loopback=self.alone)
+        cpus, gpus, of_ray = self.cpus(placing), self.gpus(placing), deployment()
+        more: dict[str, Any] = {"loopback": self.alone, "lease": self.lease}
+        if placing.prefill:
+            # Serve starts what the engines are given, which do nothing with it.
+            more["beside"] = of_ray.options(**prefill_options(placing, cpus, gpus)).bind(open, dict(values), **more)
+        app = of_ray.options(**options(placing, cpus, gpus)).bind(open, dict(values), **more)
         try:
             return serve.run(app, name=self.name, route_prefix=None)
         except (RuntimeError, RayError) as error:
             raise LoadError(f"the engines did not start: {str(error).strip()}") from None
+
+
+def deployment() -> Any:
+    """The class of engines, which deployments are made of."""
+    of_ray: Any = serve.deployment(RayEngine)
+    return of_ray
+
+
+def prefill_of(handle: DeploymentHandle[Any], placing: Placing) -> DeploymentHandle[Any] | None:
+    """The engines for prompts beside these engines, if there are any."""
+    return serve.get_deployment_handle(PREFILL, app_name=handle.app_name) if placing.prefill else None
+
+
+def prefill_options(placing: Placing, cpus: int, gpus: int) -> dict[str, Any]:
+    """What Serve is told of the engines for prompts."""
+    alike = dataclasses.replace(placing, replicas=Range(placing.prefill, placing.prefill))
+    return {**options(alike, cpus, gpus), "name": PREFILL}
 
 
 def options(placing: Placing, cpus: int, gpus: int) -> dict[str, Any]:
@@ -93,7 +130,7 @@ def options(placing: Placing, cpus: int, gpus: int) -> dict[str, Any]:
         }
     router: Any = "baton.cluster.ray_router:EngineRouter"
     return {
-        "name": "engine",
+        "name": ENGINE,
         **scaling,
         "max_ongoing_requests": _MOST_CALLS,
         "graceful_shutdown_wait_loop_s": 0.2,
@@ -125,7 +162,8 @@ def cluster(address: str | None, placing: Placing, cores: int) -> Iterator[Clust
     name = f"baton-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         serve.start(proxy_location="Disabled")
-        yield Cluster("", alone=False, name=name)
+        with lease(name):
+            yield Cluster("", alone=False, name=name, lease=name)
     finally:
         with contextlib.suppress(Exception):  # the cluster is gone
             serve.delete(name, _blocking=False)
@@ -149,8 +187,8 @@ def _alone(placing: Placing, cores: int) -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="baton-ray-", dir=_short(tempfile.gettempdir()))
     try:
         ray.init(
-            num_cpus=max(cores, placing.replicas.most * (placing.cpus or 1)),
-            num_gpus=None if placing.gpus is None else placing.gpus * placing.replicas.most,
+            num_cpus=max(cores, placing.most * (placing.cpus or 1)),
+            num_gpus=None if placing.gpus is None else placing.gpus * placing.most,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,15 @@ import ray
 import ray.serve._private.replica as serve_replica
 from ray import serve
 
+from baton.cluster.lease import Lease
 from baton.cluster.ray_depot import RayDepot
+from baton.cluster.ray_lease import holds
 from baton.cluster.replica import Open, Replica
 from baton.cluster.served import ServedEngine
 from baton.cluster.wire import Message
 from baton.core.errors import BatonError, EngineUnhealthy
+
+log = logging.getLogger("baton.cluster")
 
 _FETCH_SECONDS = 3.0
 Order = tuple[str, Sequence[Any]]
@@ -27,12 +32,19 @@ Order = tuple[str, Sequence[Any]]
 class RayEngine:
     """One engine. Each call has `to`, the engine's name, by which the router finds it."""
 
-    def __init__(self, open: Open, values: Mapping[str, Any], *, loopback: bool = False) -> None:
-        """`open` with `values` makes the engine. `loopback`: nothing listens to other machines."""
+    def __init__(
+        self, open: Open, values: Mapping[str, Any], *, loopback: bool = False, lease: str = "", beside: Any = None
+    ) -> None:
+        """`open` with `values` makes the engine.
+
+        `loopback`: nothing listens to other machines. `lease`: if it ends, so does the application; "" for none.
+        `beside`: other engines of the application, which Serve starts because they are named here.
+        """
         if loopback:
             _listen_on_loopback()
         self._fronts: dict[str, _Front] = {}
         self._replica: Replica | None = None
+        self._lease = Lease(lease, end_application, holds) if lease else None
         self._why = ""
         try:
             self._replica = open(values)
@@ -88,6 +100,8 @@ class RayEngine:
         return {"rows_wanted": 0.0 if self._replica is None else self._replica.rows_wanted()}
 
     def __del__(self) -> None:
+        if (lease := getattr(self, "_lease", None)) is not None:
+            lease.close()
         if (replica := getattr(self, "_replica", None)) is not None:
             replica.close()
 
@@ -147,6 +161,14 @@ class _Front:
     def _add(self, message: Message) -> None:
         self._messages.append(message)
         self._come.set()
+
+
+def end_application() -> None:
+    """Ends all engines of this one's application."""
+    try:
+        serve.delete(serve.get_replica_context().app_name, _blocking=False)
+    except Exception:
+        log.exception("the application was not ended")
 
 
 def _check_name(to: str) -> None:

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from baton.cluster.desk import DESK
 from baton.cluster.port import EngineLost, Hearing
-from baton.cluster.wire import About, BadMessage, Message, about_of
+from baton.cluster.wire import About, Message, about_of, name_of
 from baton.core.errors import BatonError, LoadError
 
 _AGAIN_SECONDS = 0.5
@@ -31,8 +31,11 @@ log = logging.getLogger("baton.cluster")
 class RayEngines:
     """The `Engines` of a deployment of `RayEngine`. What is called here comes back at once; a thread does the rest."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], prefill: DeploymentHandle[Any] | None = None) -> None:
+        """`prefill`: the deployment of engines for prompts, of the same application."""
+        self._handles = {known.deployment_name: known for known in (handle, prefill) if known is not None}
         self._handle = handle
+        self._prefill = prefill
         self._front = secrets.token_hex(8)
         self._hearing: Hearing | None = None
         self._known: dict[str, _Engine] = {}
@@ -49,10 +52,19 @@ class RayEngines:
             raise LoadError(str(message["trouble"]))
         self._about = about_of(message)
         DESK.watch(self._there)
+        if self._prefill is not None:
+            # A deployment's engines are known from the first call on.
+            self._prefill.introduction.remote()
         return self._about
 
     def names(self) -> Sequence[str]:
         return sorted(name for name, engine in list(self._known.items()) if engine.here)
+
+    def prefill_names(self) -> Sequence[str]:
+        if self._prefill is None:
+            return ()
+        name = self._prefill.deployment_name
+        return sorted(engine.name for engine in list(self._known.values()) if engine.deployment == name)
 
     def listen(self, hearing: Hearing) -> None:
         self._hearing = hearing
@@ -63,8 +75,8 @@ class RayEngines:
     def cancel(self, engine: str, query_ids: Sequence[str]) -> None:
         self._order(engine, "cancel", list(query_ids))
 
-    def give(self, engine: str, query_ids: Sequence[str] | None = None) -> None:
-        self._order(engine, "give", None if query_ids is None else list(query_ids))
+    def give(self, engine: str, query_ids: Sequence[str] | None = None, without_keys: Sequence[str] = ()) -> None:
+        self._order(engine, "give", None if query_ids is None else list(query_ids), list(without_keys))
 
     def abandon(self, engine: str) -> None:
         """Ends the engine's process. Serve starts another one."""
@@ -104,17 +116,18 @@ class RayEngines:
             raise EngineLost(f"{engine} is gone")
         self._loop.call_soon_threadsafe(known.put, (verb, given))
 
-    def _there(self, names: frozenset[str]) -> None:
-        if not self._closed:
-            self._loop.call_soon_threadsafe(self._compare, names)
+    def _there(self, app: str, deployment: str, names: frozenset[str]) -> None:
+        if not self._closed and app == self._handle.app_name and deployment in self._handles:
+            self._loop.call_soon_threadsafe(self._compare, deployment, names)
 
     # In the thread of engines
 
-    def _compare(self, names: frozenset[str]) -> None:
-        for name in sorted(names - self._known.keys()):
-            engine = self._known[name] = _Engine(self._handle, self._front, name)
+    def _compare(self, deployment: str, names: frozenset[str]) -> None:
+        known = {name for name, engine in self._known.items() if engine.deployment == deployment}
+        for name in sorted(names - known):
+            engine = self._known[name] = _Engine(self._handles[deployment], self._front, name)
             engine.task = self._loop.create_task(self._follow(engine))
-        for name in sorted(self._known.keys() - names):
+        for name in sorted(known - names):
             engine = self._known[name]
             if not engine.leaving:
                 engine.leaving = True
@@ -153,14 +166,16 @@ class RayEngines:
 
     async def _hear(self, engine: _Engine) -> str:
         """Returns why the stream ended."""
-        stream: Any = self._handle.options(stream=True).news.remote(front=self._front, to=engine.name)
+        stream: Any = (
+            self._handles[engine.deployment].options(stream=True).news.remote(front=self._front, to=engine.name)
+        )
         sending: asyncio.Task[None] | None = None
         try:
             async for messages in stream:
                 if sending is None:
                     self._check(messages[0])
                     engine.process = messages[0]["process"]
-                    sending = self._loop.create_task(engine.send(stream))
+                    sending = self._loop.create_task(engine.send(stream, self._hearing))
                     engine.here = True
                     if self._hearing is not None:
                         self._hearing.came(engine.name)
@@ -186,9 +201,8 @@ class RayEngines:
         """Raises BatonError if queries of this front must not go to this engine."""
         if "trouble" in introduction:
             raise LoadError(str(introduction["trouble"]))
-        theirs = about_of(introduction)
-        if self._about is None or (theirs.model, theirs.stamp) != (self._about.model, self._about.stamp):
-            raise BadMessage("it has another model, or other weights")
+        if self._about is not None:
+            self._about.check_same(about_of(introduction))
 
     async def _ask(self, verb: str, given: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
         engines = [self._known[name] for name in names if name in self._known]
@@ -212,6 +226,7 @@ class _Engine:
 
     def __init__(self, handle: DeploymentHandle[Any], front: str, name: str) -> None:
         self.name = name
+        self.deployment = handle.deployment_name
         self.here = False
         self.leaving = False
         self.refused = False
@@ -235,7 +250,7 @@ class _Engine:
         self.orders.append(order)
         self._come.set()
 
-    async def send(self, stream: Any) -> None:
+    async def send(self, stream: Any, hearing: Hearing | None) -> None:
         """Sends orders, all that are there at once, and waits until they are carried out: none passes another."""
         while True:
             await self._come.wait()
@@ -244,6 +259,9 @@ class _Engine:
             try:
                 if orders:
                     await self.call("tell", orders)
+                    asked = [ask for verb, given in orders if verb == "start" for ask in given[0]]
+                    if asked and hearing is not None:
+                        hearing.took(self.name, [name_of(ask) for ask in asked])
             except Exception:
                 # Whether they were carried out is not known. The stream is given up, and all goes on elsewhere.
                 stream.cancel()

@@ -36,7 +36,7 @@ class EngineRouter(RequestRouter):
         while len(self._left) > _MOST_LEFT:
             self._left.popitem(last=False)
         super().update_replicas(replicas)
-        desk.DESK.there(names)
+        desk.DESK.there(self._deployment_id.app_name, self._deployment_id.name, names)
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         super().on_replica_actor_died(replica_id)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from baton.cluster.prices import Prices, prices_heard, prices_told
 from baton.core.errors import BatonError
 from baton.core.events import Slots, Update
 from baton.core.limits import Limits
@@ -21,8 +22,10 @@ from baton.kv.segment import KVSegment
 
 log = logging.getLogger("baton.cluster")
 
-WIRE = 1
+WIRE = 2
 """The version of all that crosses. Another one is refused by its number."""
+FIRST_TOKEN = "token"
+"""In an ask: the query leaves the engine when its first token is drawn."""
 Message = Mapping[str, Any]
 
 
@@ -32,7 +35,11 @@ class BadMessage(BatonError):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a front needs to know of its engines. `end_ids`: tokens that end a text. `defaults`: of sampling."""
+    """What a front needs to know of its engines.
+
+    `end_ids`: tokens that end a text. `stamp`: of keys and values that engines take from one another. `defaults`: of
+    sampling. `weights`: names model, weights and number format; where it is the same, the same tokens are drawn.
+    """
 
     model: str
     settings: Settings
@@ -40,6 +47,12 @@ class About:
     end_ids: tuple[int, ...]
     stamp: str
     defaults: Mapping[str, float]
+    weights: str = ""
+
+    def check_same(self, other: About) -> None:
+        """Raises BadMessage if a query of one engine must not go on in the other. From tokens alone it always can."""
+        if (self.model, self.weights) != (other.model, other.weights):
+            raise BadMessage("it has another model, or other weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +60,41 @@ class News:
     """What one iteration of an engine has to tell.
 
     `updates`: each with the attempt of its query that it belongs to. `stuck_seconds`: for so long the engine has had
-    work and not come round. `laid_down`: where keys and values are of queries that moved, by their ids.
+    work and not come round. `laid_down`: where keys and values are of queries that moved, by their ids. `prices`: what
+    the engine has measured.
     """
 
     updates: Sequence[tuple[int, Update]] = ()
     stats: Stats | None = None
     stuck_seconds: float = 0.0
     laid_down: Mapping[str, Any] = field(default_factory=dict)
+    prices: Prices | None = None
 
 
 def ask_of(
-    query: Query, tokens_told: Sequence[int], attempt: int, stamp: str, now: float, laid_down: Any = None
+    query: Query,
+    tokens_told: Sequence[int],
+    attempt: int,
+    stamp: str,
+    now: float,
+    laid_down: Any = None,
+    *,
+    until: str = "",
 ) -> Message:
     """A query as a message, with the tokens that its asker was told. `now`: on the clock of this process.
 
-    `laid_down`: where its keys and values are, if an engine has laid them down.
+    `laid_down`: where its keys and values are, if an engine has laid them down. `until`: `FIRST_TOKEN`, or "" for all.
     """
-    parcel = pack(resumed(query, tokens_told, stamp), now)
-    return {"wire": WIRE, "attempt": attempt, "parcel": dict(parcel.header), "laid_down": laid_down}
+    parcel = dict(pack(resumed(query, tokens_told, stamp), now).header)
+    return {"wire": WIRE, "attempt": attempt, "parcel": parcel, "laid_down": laid_down, "until": until}
+
+
+def name_of(ask: Message) -> str:
+    """The query's id; "" if this is no ask."""
+    try:
+        return str(ask["parcel"]["query"]["id"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def segment_of(
@@ -107,6 +137,7 @@ def message_of(news: News) -> Message:
         "stats": None if news.stats is None else _stats(news.stats),
         "stuck": news.stuck_seconds,
         "laid_down": dict(news.laid_down),
+        "prices": None if news.prices is None else prices_told(news.prices),
     }
 
 
@@ -118,7 +149,8 @@ def news_of(message: Message) -> News:
         stats = message["stats"]
         if stats is not None:
             stats = Stats(**{**stats, "slots": Slots(**stats["slots"])})
-        return News(updates, stats, float(message["stuck"]), dict(message["laid_down"]))
+        prices = None if message["prices"] is None else prices_heard(message["prices"])
+        return News(updates, stats, float(message["stuck"]), dict(message["laid_down"]), prices)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadMessage(f"this is no news: {type(error).__name__}") from error
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from baton.core.errors import SettingError
 from baton.core.files import named, read_text
 from baton.core.limits import Limits, flag_of, setting
-from baton.core.replicas import LOSSES, check_replicas
+from baton.core.replicas import LOSSES, REPLICA_HANDOVER, check_replicas
 from baton.core.step import NO_TRAITS, Traits
 from baton.core.template_options import parse_variables
 from baton.core.values import AUTO as AUTO
@@ -174,6 +174,15 @@ class Config(Limits):
         AUTO, "Cores of each engine: a number, or auto (this machine's, shared by all).", number=True
     )
     replica_gpus: str = setting(AUTO, "GPUs of each engine: a number, or auto (one if there are any).")
+    replica_handover: str = setting(
+        AUTO,
+        "How queries leave an engine that is ended: with keys and values, as tokens that are computed again, or not at "
+        "all while --drain-timeout lasts (off); auto: with keys and values unless computing is measured to be faster.",
+        choices=REPLICA_HANDOVER,
+    )
+    prefill_replicas: int = setting(
+        0, "Engines besides that compute long prompts up to the first token, and then hand them over.", low=0
+    )
     losses: int = setting(LOSSES, "Engines that may be lost with a query on board; then it fails.", low=1)
     metrics_compat: str = setting("none", "Names on /metrics beside baton's own.", choices=("none", "vllm"))
     trace: str | None = setting(None, "File to which everything that happens is written (`baton explain` reads it).")

@@ -11,6 +11,8 @@ from baton.core.values import AUTO, number_in
 
 MOST_REPLICAS = 1024
 LOSSES = 2
+"""So many engines may be lost with a query on board. Then it fails, because it may be what ends them."""
+REPLICA_HANDOVER = (AUTO, "keys", "tokens", "off")
 
 
 class Range(NamedTuple):
@@ -34,11 +36,14 @@ class Asked(Protocol):
     def replica_gpus(self) -> str: ...
 
 
-_ONLY_WITH_REPLICAS = {"ray_address": None, "replica_cpus": AUTO, "replica_gpus": AUTO, "losses": LOSSES}
+_ONLY_WITH_REPLICAS = {
+    **{"ray_address": None, "replica_cpus": AUTO, "replica_gpus": AUTO, "losses": LOSSES},
+    **{"replica_handover": AUTO, "prefill_replicas": 0},
+}
 _NOT_WITH_REPLICAS = {
     "models": "which is for one model: start a server for each",
     "trace": "because each engine would write a file of its own",
-    "handover": "whose queries go on in other engines",
+    "handover": "whose queries go on in other engines (--replica-handover)",
 }
 
 

@@ -75,6 +75,7 @@ class Loaded:
     device: torch.device
     parameters: int
     stamp: str
+    weights: str = ""
     generation: GenerationDefaults = NO_DEFAULTS
     packed: str = ""
     widened: str = ""
@@ -215,6 +216,7 @@ def load(
         device=device,
         parameters=parameters,
         stamp=stamp_of(weights, model.dtype, asked.quantize, choice.forward.geometry.shapes),
+        weights=stamp_of(weights, model.dtype, asked.quantize, ()),
         generation=generation_defaults(model) if asked.generation_config else NO_DEFAULTS,
         packed="" if packed is None or not packed_layers(model) else _told(model, packed, saved),
         widened=_widened(gain, saved) if gain else "",

@@ -324,6 +324,14 @@ BY_REPLICA: Mapping[str, Family] = {
 }
 """What a front with several engines (`--replicas`) shows of each, by the name of the family of all together."""
 
+FOR_PROMPTS = Family(
+    "baton_replica_for_prompts",
+    Kind.GAUGE,
+    "Whether an engine computes prompts for the others (--prefill-replicas).",
+    "1 or 0",
+    "replica",
+)
+
 SYMBOLS: dict[str, str] = {
     "p, g": "a query's prompt tokens and generated tokens",
     "t_0, t_1 ... t_g, t_end": "when it arrived, when each of its tokens was drawn, when it ended",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from baton.engine.client import Stats
-from baton.observe.catalog import BY_REPLICA, FAMILIES
+from baton.observe.catalog import BY_REPLICA, FAMILIES, FOR_PROMPTS
 from baton.observe.compat import vllm
 from baton.observe.counters import Histogram
 from baton.observe.exposition import page
@@ -41,11 +41,19 @@ class MergedMetrics:
         self._last: dict[str, Told] = {}
         self._gone: list[Told] = []
 
-    def render(self, front: Told, engines: Mapping[str, Told], names: Sequence[str], stats: Stats) -> tuple[bytes, str]:
+    def render(
+        self,
+        front: Told,
+        engines: Mapping[str, Told],
+        names: Sequence[str],
+        stats: Stats,
+        *,
+        prefill: Collection[str] = (),
+    ) -> tuple[bytes, str]:
         """Returns the page and its content type.
 
         `front`: what the front itself counted, like refusals. `engines`: what was heard of each now; of one among
-        `names` that is not heard, the last holds.
+        `names` that is not heard, the last holds. `prefill`: those that compute prompts for the others.
         """
         with self._lock:
             self._last |= engines
@@ -57,6 +65,7 @@ class MergedMetrics:
             families = [(known, ours[known.name]) for known in FAMILIES]
             for name, family in BY_REPLICA.items():
                 families.append((family, {engine: told["values"][name][""] for engine, told in self._last.items()}))
+            families.append((FOR_PROMPTS, {engine: float(engine in prefill) for engine in self._last}))
             if self._compat:
                 reasons: Counter[str] = Counter()
                 for told in [*live, *self._gone]:

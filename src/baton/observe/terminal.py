@@ -91,7 +91,10 @@ def _title(seen: Seen, width: int) -> Text:
         about = f"  {plain(seen.last['model'])}  policy {plain(seen.last['settings'].get('policy', '?'))}"
         if names := seen.last.get("replicas"):
             others = [plain(name) for name in names if name != seen.last["replica"]]
-            about += f"  engine {plain(seen.last['replica'])}" + (f"; --replica {', '.join(others)}" if others else "")
+            prompts = ", for prompts" if seen.last["replica"] in seen.last.get("prefill", ()) else ""
+            about += f"  engine {plain(seen.last['replica'])}{prompts}" + (
+                f"; --replica {', '.join(others)}" if others else ""
+            )
     title = Text.assemble(("baton top", "bold"), (about, "dim"))
     title.truncate(width, overflow="ellipsis")
     return title

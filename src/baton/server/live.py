@@ -20,9 +20,9 @@ class LiveView(BaseModel):
     """The last minutes of the running batch. `now` and all times: seconds of the engine's clock.
 
     `run` names this start of an engine: if it changes, begin from 0 again. `replica` and `replicas`: whose this is, and
-    all that there are, if there are several. `stays`: which query held which row when,
-    as lists of `stay_fields`. `buckets`: a list for each fact of each quarter of a second. `figures`: of the last
-    minute.
+    all that there are, if there are several; `prefill`: those of them that compute prompts for the others. `stays`:
+    which query held which row when, as lists of `stay_fields`. `buckets`: a list for each fact of each quarter of a
+    second. `figures`: of the last minute.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -44,6 +44,7 @@ class LiveView(BaseModel):
     process: dict[str, Any]
     replica: str = ""
     replicas: list[str] = []
+    prefill: list[str] = []
 
 
 DESCRIBED: dict[str, Any] = {

@@ -42,10 +42,11 @@ function heard(error) {
 }
 
 /** One rectangle for each engine: the first is the one whose figures are shown, and the others lead to theirs. */
-function meet({ replica = "", replicas = [] }) {
+function meet({ replica = "", replicas = [], prefill = [] }) {
+  const called = (name) => `Engine ${name}${prefill.includes(name) ? ", for prompts" : ""}`;
   if (replica) {
     news.replica = replica;
-    $("batch").querySelector("h3").textContent = `Engine ${replica}`;
+    $("batch").querySelector("h3").textContent = called(replica);
   }
   const there = replicas.filter((name) => name !== replica);
   for (const [name, { figure, told }] of others) {
@@ -58,7 +59,7 @@ function meet({ replica = "", replicas = [] }) {
     if (others.has(name)) continue;
     const figure = document.createElement("figure"), link = document.createElement("a"), place = document.createElement("canvas");
     link.href = `/live?replica=${encodeURIComponent(name)}`;
-    link.textContent = `Engine ${name}`;
+    link.textContent = called(name);
     place.setAttribute("role", "img");
     figure.append(link, place);
     $("others").append(figure);
