@@ -4,7 +4,8 @@
         [--shapes 576x1536] [--rows 1 8] [--compare 3] [--write docs/benchmarks.md --section native_linear]
 
 Needs a C++ compiler. Compiles native_linear.cpp with the kernels' source and runs it on two threads, which spin while
-they wait: beside busy neighbours take `--threads 1`. GB/s: of packed weights, which no cache holds.
+they wait: beside busy neighbours take `--threads 1`, which counts processor time and not what passes. GB/s: of packed
+weights, which no cache holds.
 The percentages are of the read bandwidth and of the multiply-add rate; the higher of
 the two says how near a product is to its limit. `--compare`: so many rounds, in which kinds take turns, and a table of
 medians that has them side by side.
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from benchmarks.report import command, processor, table, write_section
 
+NAMES = ("linear", "linear4", "linear8", "linear_half")
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src/baton/native/source"
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
@@ -34,7 +36,7 @@ FLAGS = {
     "avx512bf16": [*AVX512, "-mavx512vnni", "-mavx512bf16"],
 }
 # The kernels' number of each, and bytes of an activation.
-KINDS = {"float32": (0, 0), "bfloat16": (1, 0), "int8": (2, 0), "int4": (3, 1), "int4:exact": (3, 2)}
+KINDS = {"float32": (0, 0), "bfloat16": (1, 0), "int8": (2, 0), "int4": (3, 1), "int4:exact": (3, 2), "float16": (4, 0)}
 
 
 def compiled(variant: str, folder: str, threads: int, passes: int) -> str:
@@ -42,7 +44,7 @@ def compiled(variant: str, folder: str, threads: int, passes: int) -> str:
     out = f"{folder}/native_linear"
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     options = ["-O3", "-std=c++17", "-ffp-contract=fast", "-pthread", "-Wno-psabi", f"-I{SOURCE}"]
-    files = (HERE / "native_linear.cpp", *(SOURCE / f"{name}.cpp" for name in ("linear", "linear4", "linear8")))
+    files = (HERE / "native_linear.cpp", *(SOURCE / f"{name}.cpp" for name in NAMES))
     sources = [str(file) for file in files]
     chosen = [*FLAGS[variant], f"-DVARIANT={variant}", f"-DTHREADS={threads}", f"-DPASSES={passes}"]
     subprocess.run([*compiler, *options, *chosen, *sources, "-o", out], check=True)

@@ -128,6 +128,19 @@ def test_a_row_is_the_same_bits_in_any_company(kernels: int, kind: int, inputs: 
 
 
 @each_kind
+@pytest.mark.parametrize("rows", [73, 150])
+def test_a_row_of_a_prompt_is_the_same_bits_as_alone(kernels: int, kind: int, rows: int) -> None:
+    """However the prompt's rows and the weight's inputs are divided among the caches."""
+    random = np.random.default_rng(6)
+    weight, bias = random.standard_normal((70, 2100), np.float32), random.standard_normal(70, np.float32)
+    x = random.standard_normal((rows, 2100), np.float32)
+    packed = Packed(kernels, kind, weight)
+    together = packed.product(x, bias)
+    for row in [0, rows // 2, rows - 1, *map(int, random.integers(0, rows, 3))]:
+        assert np.array_equal(together[row], packed.product(x[row : row + 1], bias)[0]), row
+
+
+@each_kind
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows_in_its_row_and_in_no_other(kernels: int, kind: int, bad: float) -> None:
     random = np.random.default_rng(6)

@@ -20,9 +20,12 @@ namespace VARIANT {
 #if defined(__AVX512F__)
 constexpr int MOST_ROWS = 14;  // of a tile: 28 sums, 2 weights and 1 activation in 32 registers
 constexpr int64_t BLOCK_BYTES = 256 << 10;  // of a panel, which all tiles visit: a part of the second-level cache
+constexpr int64_t MOST_TILES = INT32_MAX, WORDS_BYTES = INT64_MAX;  // rows are not divided
 #else
 constexpr int MOST_ROWS = 6;  // 12 sums, 2 weights and 1 activation in 16 registers
 constexpr int64_t BLOCK_BYTES = 16 << 10;  // strips visit it too: a part of the first-level cache
+constexpr int64_t MOST_TILES = 12;  // that go from panel to panel together
+constexpr int64_t WORDS_BYTES = 288 << 10;  // of their rows: a part of the second-level cache
 #endif
 constexpr int STRIP = 2 * LANES;  // outputs of a tile
 constexpr int64_t AHEAD = 8 << 10;  // bytes; how far ahead of its use memory is asked for, where each byte is used once
@@ -289,41 +292,75 @@ static void multiply_panel(int32_t kind, int64_t rows, int64_t outputs, Tile t) 
     for (int64_t r = 0; outputs < PANEL && r < rows; r++) std::memcpy(y + r * stride, copy + r * PANEL, outputs * 4);
 }
 
-// A panel's steps [from, to) with all rows. A single tile asks for memory AHEAD of its use; of several, each asks for
-// its share of what lies behind the block, so that memory is not idle while later tiles read the block from the cache.
-static void multiply_block(const Weight* w, const void* ready, int64_t rows, int64_t panel, int64_t from, int64_t to,
+// Tiles [first, last) of the rows meet a panel's steps [from, to). A single tile asks for memory AHEAD of its use; of
+// several, each asks for its share of `next`, a block that is read then, so that memory is not idle while later tiles
+// read this one from the cache.
+struct Part {
+    int64_t first, last, panel, from, to;
+};
+
+static const char* weights_at(const Weight* w, int64_t panel, int64_t step) {
+    return static_cast<const char*>(w->data) + panel * panel_bytes(w->kind, w->inputs) + step * step_bytes(w->kind);
+}
+
+static void multiply_block(const Weight* w, const void* ready, int64_t rows, const Part& part, const char* next,
                            const float* bias, float* y, int64_t stride) {
     const uint32_t* words = static_cast<const uint32_t*>(ready);
     Tile t = {};
-    t.weight = static_cast<const char*>(w->data) + panel * panel_bytes(w->kind, w->inputs) + from * step_bytes(w->kind);
-    t.steps = to - from;
+    t.weight = weights_at(w, part.panel, part.from);
+    t.steps = part.to - part.from;
     t.stride = stride;
-    t.resumes = from > 0;
-    t.bias = to == step_count(w) ? bias : nullptr;
-    const int64_t tiles = tile_count(rows), block = t.steps * step_bytes(w->kind);
+    t.resumes = part.from > 0;
+    t.bias = part.to == step_count(w) ? bias : nullptr;
+    const int64_t tiles = part.last - part.first, block = t.steps * step_bytes(w->kind);
     t.advance = step_bytes(w->kind) / tiles;
-    for (int64_t tile = 0; tile < tile_count(rows); tile++) {
+    for (int64_t tile = part.first; tile < part.last; tile++) {
         const int64_t start = tile_start(rows, tile), count = tile_start(rows, tile + 1) - start;
-        t.ahead = t.weight + (tiles > 1 ? block + tile * (block / tiles) : AHEAD);
-        t.words = words + start * row_words(w) + from * step_words(w->kind) * count;
-        t.y = y + start * stride + panel * PANEL;
-        multiply_panel(w->kind, count, least(w->outputs - panel * PANEL, PANEL), t);
+        t.ahead = tiles > 1 ? next + (tile - part.first) * (block / tiles) : t.weight + AHEAD;
+        t.words = words + start * row_words(w) + part.from * step_words(w->kind) * count;
+        t.y = y + start * stride + part.panel * PANEL;
+        multiply_panel(w->kind, count, least(w->outputs - part.panel * PANEL, PANEL), t);
     }
 }
 
+// Tiles [first, last) meet panels [from, to), of each the blocks [begin, end) of `block` steps.
+struct Share {
+    int64_t first, last, from, to, begin, end, block;
+};
+
+static void multiply_share(const Weight* w, const void* ready, int64_t rows, const Share& share, const float* bias,
+                           float* y, int64_t stride) {
+    const int64_t steps = step_count(w);
+    for (int64_t panel = share.from; panel < share.to; panel++) {
+        float offset[PANEL] = {};
+        const int64_t outputs = least(w->outputs - panel * PANEL, PANEL);
+        if (bias) std::memcpy(offset, bias + panel * PANEL, outputs * 4);
+        for (int64_t i = share.begin; i < share.end; i++) {
+            const Part part = {share.first, share.last, panel, i * share.block, least((i + 1) * share.block, steps)};
+            const char* next =
+                i + 1 < share.end ? weights_at(w, panel, part.to) : weights_at(w, panel + 1, share.begin * share.block);
+            multiply_block(w, ready, rows, part, next, bias ? offset : nullptr, y, stride);
+        }
+    }
+}
+
+// Many rows, or inputs, go by shares whose words stay in the second-level cache while panel after panel meets them. A
+// sum's blocks and their order are the same in every division.
 void product(const Weight* w, const void* ready, int64_t rows, int64_t from, int64_t to, const float* bias, float* y,
              int64_t stride, float*) {
     if (w->kind == INT4) return product_4(w, ready, rows, from, to, bias, y, stride);
     if (w->kind == INT8) return product_8(w, ready, rows, from, to, bias, y, stride);
     if (half_or_less(w->kind)) return product_half(w, ready, rows, from, to, bias, y, stride);
-    const int64_t steps = step_count(w);
-    const int64_t block = BLOCK_BYTES / step_bytes(w->kind);
-    for (int64_t panel = from; panel < to; panel++) {
-        float offset[PANEL] = {};
-        const int64_t outputs = least(w->outputs - panel * PANEL, PANEL);
-        if (bias) std::memcpy(offset, bias + panel * PANEL, outputs * 4);
-        for (int64_t step = 0; step < steps; step += block) {
-            multiply_block(w, ready, rows, panel, step, least(step + block, steps), bias ? offset : nullptr, y, stride);
+    const int64_t block = BLOCK_BYTES / step_bytes(w->kind), blocks = up(step_count(w), block);
+    const int64_t tiles = tile_count(rows), runs = up(tiles, MOST_TILES), run = up(tiles, runs);
+    const int64_t bytes = least(rows, run * MOST_ROWS) * block * step_words(w->kind) * 4;
+    const int64_t slices = up(blocks, most(WORDS_BYTES / bytes, 1));
+    for (int64_t slice = 0; slice < slices; slice++) {
+        const int64_t begin = part_start(blocks, slices, slice), end = part_start(blocks, slices, slice + 1);
+        for (int64_t i = 0; i < runs; i++) {
+            const Share share = {
+                part_start(tiles, runs, i), part_start(tiles, runs, i + 1), from, to, begin, end, block};
+            multiply_share(w, ready, rows, share, bias, y, stride);
         }
     }
 }
