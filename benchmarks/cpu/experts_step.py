@@ -1,7 +1,7 @@
 """Steps of a mixture of experts: native in each format against torch, in turn, and the bytes that they must read.
 
     python -m benchmarks.cpu.experts_step [--shape qwen3-30b-a3b] [--layers 2] [--columns 32] [--rows 1 8]
-        [--formats none int8 int4] [--turns 7] [--threads 1] [--write docs/benchmarks.md --section experts_step]
+        [--formats none int8 int4 mxfp4] [--turns 7] [--threads 1] [--write docs/benchmarks.md --section experts_step]
 
 The layers' shape is that of a real mixture with random weights, in bfloat16, and a vocabulary of 8,192: Qwen3-30B-A3B
 (128 experts of 2048 -> 2 x 768 -> 2048, 8 for a token), gpt-oss-20b, or DeepSeek-V2-Lite, whose layers keep latents.
@@ -25,7 +25,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from baton.loader.choose import choose
 from baton.loader.formats import FORMATS
+from baton.loader.mxfp4 import Mxfp4
 from baton.model.forward import TorchForward
+from baton.model.packed_experts import put_experts
+from baton.model.packed_layers import packed_layers
+from baton.model.packed_linear import not_computed
 from baton.model.port import Forward
 from baton.model.visibility import Span
 from baton.native.forward import NativeForward
@@ -36,6 +40,8 @@ from benchmarks.cpu.native_step import read_bandwidth, rectangle_of
 from benchmarks.report import command, processor, table, write_section
 
 VOCABULARY = 8192
+MXFP4 = "mxfp4"
+"""Experts as gpt-oss has them, with 4.25 bits a number; all else in bfloat16."""
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-30b-a3b": (
         "qwen3_moe",
@@ -69,7 +75,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--columns", type=int, default=32, help="that each row has already")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--formats", nargs="+", default=["none", "int8", "int4"], choices=["none", "int8", "int4"])
+    formats = ["none", "int8", "int4"]
+    parser.add_argument("--formats", nargs="+", default=formats, choices=[*formats, MXFP4])
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--write", type=Path)
@@ -82,7 +89,9 @@ def main() -> None:
     assert isinstance(plain, TorchForward)
     forwards: dict[str, Forward] = {"torch": plain}
     for name in args.formats:
-        forwards["bfloat16" if name == "none" else name] = native(model, plain, name)
+        of = model_of(args.shape, args.layers, packed=True) if name == MXFP4 else model
+        forwards["bfloat16" if name == "none" else name] = native(of, plain, name)
+        del of
     bandwidth = read_bandwidth()
     lines = [
         f"{args.layers} layers of the shape of {args.shape}, {args.columns} columns a row. {processor()}.",
@@ -98,13 +107,16 @@ def main() -> None:
         write_section(args.write, args.section, "\n".join(lines))
 
 
-def model_of(shape: str, layers: int) -> PreTrainedModel:
+def model_of(shape: str, layers: int, *, packed: bool = False) -> PreTrainedModel:
+    """`packed`: with experts in MXFP4, of random codes."""
     kind, sizes = SHAPES[shape]
     config = AutoConfig.for_model(
         kind, **sizes, num_hidden_layers=layers, vocab_size=VOCABULARY, max_position_embeddings=4096
     )
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        if packed:
+            _pack_experts(model)
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
     for module in model.modules():
         if hasattr(module, "inv_freq"):
@@ -119,15 +131,31 @@ def model_of(shape: str, layers: int) -> PreTrainedModel:
         for index, piece in enumerate(parameter.view(-1).split(1 << 20)):
             start = (1009 * index + 7919 * at) % 8191
             piece.copy_(block[start : start + len(piece)])
+    format = Mxfp4("MXFP4", "")
+    for layer in packed_layers(model):
+        for name, tensor in layer.tensors.items():
+            tensor.random_(0, 256) if name == "blocks" else tensor.fill_(120)
+        layer.read(format.weight)
     return model
 
 
+def _pack_experts(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.dim() == 3 and hasattr(module, "is_transposed"):
+                outputs, inputs = weight.shape[1:][::-1] if module.is_transposed else weight.shape[1:]
+                groups = (len(weight), outputs, inputs // 32)
+                shapes = {"blocks": (*groups, 16), "scales": groups}
+                empty = {part: torch.empty(sizes, dtype=torch.uint8) for part, sizes in shapes.items()}
+                put_experts(module, name, empty, {part: f"{name}_{part}" for part in shapes})
+
+
 def native(model: PreTrainedModel, plain: TorchForward, format: str) -> NativeForward:
-    packing = FORMATS[format].packing
+    packing = FORMATS["none" if format == MXFP4 else format].packing
     threads = torch.get_num_threads()
-    return NativeForward(
-        Program(lower(record(model)), plain.geometry, model.dtype, threads=threads, packing=packing), plain
-    )
+    with not_computed():
+        graph = lower(record(model))
+    return NativeForward(Program(graph, plain.geometry, model.dtype, threads=threads, packing=packing), plain)
 
 
 def compared(
@@ -147,7 +175,7 @@ def compared(
     computed = {name: statistics.median(spent for _, spent in some[1:]) for name, some in took.items()}
     lines = []
     for name in forwards:
-        floor = bytes_read(model, rows, _bits(name)) / bandwidth
+        floor = bytes_read(model, rows, *_bits(name)) / bandwidth
         ratios = [f"{computed[name] / floor:.2f}x", f"{computed['torch'] / computed[name]:.1f}x"]
         if name == "torch":
             ratios = ["", ""]
@@ -160,19 +188,24 @@ def compared(
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-def bytes_read(model: PreTrainedModel, rows: int, bits: float) -> float:
+def bytes_read(model: PreTrainedModel, rows: int, bits: float, of_experts: float) -> float:
     config = model.config
     experts = next(getattr(config, name) for name in _EXPERTS if hasattr(config, name))
     chosen = 1 - (1 - config.num_experts_per_tok / experts) ** rows
     total = 0.0
     for name, parameter in model.named_parameters():
         if "embed_tokens" not in name and parameter.dim() > 1:
-            total += parameter.numel() * bits / 8 * (chosen if parameter.dim() == 3 else 1.0)
+            experts = parameter.dim() == 3
+            total += parameter.numel() / 8 * (of_experts * chosen if experts else bits)
     return total
 
 
-def _bits(name: str) -> float:
-    return FORMATS[name].packing.bits or 16 if name in FORMATS else 16
+def _bits(name: str) -> tuple[float, float]:
+    """Bits of a number, and of an expert's."""
+    if name == MXFP4:
+        return 16, 4.25
+    bits = FORMATS[name].packing.bits or 16 if name in FORMATS else 16
+    return bits, bits
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from baton.native import library as native
 from checkpoints import loaded_of
 from families import model_of
 from packed_checkpoints import gptq, save_packed
+from packed_experts import save_mxfp4
 from tiny_checkpoint import save_tiny
 
 pytestmark = [pytest.mark.models, pytest.mark.skipif(native.best() is None, reason=native.describe())]
@@ -161,8 +162,10 @@ def test_a_folder_that_is_loaded_twice(settings: dict[str, Any], tmp_path: Path,
     assert len(recorded) == 1
 
 
-def test_a_packed_checkpoint_that_is_loaded_twice(tmp_path: Path, recorded: Recordings) -> None:
-    first, again = loaded_twice(save_packed(tmp_path / "model", gptq()), tmp_path / "cache")
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_packed_checkpoint_that_is_loaded_twice(experts: bool, tmp_path: Path, recorded: Recordings) -> None:
+    folder = tmp_path / "model"
+    first, again = loaded_twice(save_mxfp4(folder) if experts else save_packed(folder, gptq()), tmp_path / "cache")
     assert len(recorded) == 1
     texts = short_texts(first.model)
     assert all(
