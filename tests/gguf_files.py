@@ -79,7 +79,7 @@ FAMILIES = {
         config={**_MOE, "num_experts": 5, "moe_intermediate_size": 256, "norm_topk_prob": True},
         keys={**_USED, "expert_feed_forward_length": 256},
     ),
-    "olmoe": Written(config={**_MOE, "num_experts": 5}, keys=_USED),
+    "olmoe": Written(config={**_MOE, "num_experts": 5, "num_key_value_heads": 4}, keys=_USED),
     "granitemoe": Written(
         config={**_MOE, "num_local_experts": 5, "attention_multiplier": 0.2, "logits_scaling": 2.0},
         keys={**_USED, "attention.scale": 0.2, "logit_scale": 2.0},

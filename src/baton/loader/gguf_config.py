@@ -86,7 +86,7 @@ def _gemma3(told: Told, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gpt_oss(told: Told, config: dict[str, Any]) -> dict[str, Any]:
-    """Its frequencies are not rounded to whole numbers of turns, in llama.cpp as in its author's config."""
+    """The bounds of its scaled rotation are not rounded, as in its author's config; llama.cpp rounds them."""
     turns = config["rope_parameters"]
     return {"rope_parameters": {**turns, "truncate": False}} if turns["rope_type"] == "yarn" else {}
 
