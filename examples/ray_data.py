@@ -4,6 +4,7 @@ pip install 'baton-llm[cluster]' 'ray[data]'
 python examples/ray_data.py questions.jsonl answers.parquet
 """
 
+import os
 import sys
 from typing import Any
 
@@ -28,7 +29,8 @@ class Answers:
 
 
 source, target = sys.argv[1:]
-ray.init(include_dashboard=False, log_to_driver=False)
+# Reading, looking up what is done, and the engine each hold a place: with fewer they would wait for one another.
+ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
 # Which lines are done is written down beside the answers, block by block.
 done = CheckpointConfig("id", f"{target}.done", delete_checkpoint_on_success=False)
 DataContext.get_current().checkpoint_config = done

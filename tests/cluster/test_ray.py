@@ -286,7 +286,8 @@ async def test_a_query_that_ends_its_engines_is_asked_of_no_third(front: Front) 
 
 async def test_prompts_are_computed_by_engines_of_their_own(front: Front, uncut: list[Any]) -> None:
     """A second application on the same Ray."""
-    other = Front(dataclasses.replace(front.ray, name="prompts"), replicas=1, prefill=1)
+    # Not in an event loop, in which nothing may be waited for.
+    other = await asyncio.to_thread(Front, dataclasses.replace(front.ray, name="prompts"), 1, 1)
     (name,) = other.engines.prefill_names()
     answers = requests(STREAMS)
     with listening(other.app()) as url:
