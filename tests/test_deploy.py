@@ -105,7 +105,12 @@ def test_serves_schema_takes_it(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [(["--name", "Big Name"], "--name Big Name"), (["--replicas", "8-1"], "range like 1-8")],
+    [
+        (["--name", "Big Name"], "--name Big Name"),
+        (["--replicas", "8-1"], "range like 1-8"),
+        (["--policy", "fifo"], "there is baton, orca"),
+        (["--quantize", "int8", "--no-compile"], "leave out --no-compile"),
+    ],
 )
 def test_what_cannot_be_deployed_is_refused(words: list[str], complaint: str) -> None:
     done = CliRunner().invoke(cli, [*WORDS, *words])

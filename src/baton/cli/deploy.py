@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from baton.cli.refuse import refuse_settings
 from baton.core.config import AUTO, Config, named_models
 from baton.core.errors import SettingError
 from baton.core.replicas import Range, range_of
@@ -31,6 +32,7 @@ def manifest(config: Config, form: str, *, image: str, fronts: int, name: str) -
             raise SettingError(f"--{setting.replace('_', '-')}: not in a manifest, {why}", param=setting)
     if not _NAME.fullmatch(name):
         raise SettingError(f"--name {name}: small letters, digits, - and . alone", param="name")
+    refuse_settings(config)
     named_models(config)
     served = _serve(config, fronts)
     return served if form == "serve" else _ray_service(config, served, image=image, name=name)

@@ -17,9 +17,7 @@ Asked = dict[str, Any]
 
 def refuse(config: Config) -> None:
     """Raises SettingError or LoadError for what an engine with these settings would refuse."""
-    check_shaping(config, traits(policy_named(config.policy)))
-    check_loading(config)
-    threads(config, cores())
+    refuse_settings(config)
     if config.trace is not None:
         check_writable("--trace", config.trace, param="trace")
     if config.handover is not None:
@@ -30,6 +28,13 @@ def refuse(config: Config) -> None:
 
         if source != builtin.NAME:
             check_found(source)
+
+
+def refuse_settings(config: Config) -> None:
+    """Raises SettingError for values that no engine could use, whatever the machine's files are."""
+    check_shaping(config, traits(policy_named(config.policy)))
+    check_loading(config)
+    threads(config, cores())
 
 
 def refuse_file(name: str, asked: Asked) -> None:
