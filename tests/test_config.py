@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.core.config import AUTO, NOT_SETTINGS, Config, check_shaping, load_config, make_config
+from baton.core.config import AUTO, Config, check_shaping, load_config, make_config
+from baton.core.config_sources import NOT_SETTINGS
 from baton.core.errors import SettingError
 from baton.core.footprint import Columns, Footprint
 from baton.core.replicas import range_of

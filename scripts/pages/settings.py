@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from baton.core.config import ENVIRONMENT_PREFIX, Config
+from baton.core.config import Config
+from baton.core.config_sources import ENVIRONMENT_PREFIX
 from baton.core.limits import Limits, flag_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"

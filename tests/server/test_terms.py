@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -40,16 +40,12 @@ async def talking_to(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncC
 
 def prioritised(loop: ScriptedLoop) -> FastAPI:
     """An app whose policy honours priorities."""
-    client = client_of(loop)
-    client = Client(
-        model_name=MODEL,
-        settings=client.settings,
-        tokenizer=Letters(),
-        loop=loop,
-        clock=monotonic,
-        honours=traits(POLICIES["priority"]()).honours,
-    )
-    return app_of(loop, client=client)
+    return app_of(loop, client=client_with(loop, honours=traits(POLICIES["priority"]()).honours))
+
+
+def client_with(loop: ScriptedLoop, honours: Collection[str] = (), **changes: Any) -> Client:
+    settings = replace(client_of(loop).settings, **changes)
+    return Client(model_name=MODEL, settings=settings, tokenizer=Letters(), loop=loop, clock=monotonic, honours=honours)
 
 
 @ROUTES
@@ -116,8 +112,7 @@ async def test_who_names_no_user_is_known_by_the_key_and_nobody_sees_the_key(loo
 
 def keyed(loop: ScriptedLoop, sharing: str = "key") -> FastAPI:
     """An app whose requests need one of two keys."""
-    client = client_of(loop)
-    client.settings = replace(client.settings, prefix_sharing=sharing, has_keys=True)
+    client = client_with(loop, prefix_sharing=sharing, has_keys=True)
     return app_of(loop, client=client, access=Access(keys=("one", "two")))
 
 

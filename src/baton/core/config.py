@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import tomllib
 import typing
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from baton.core.config_sources import MOST_CONFIG_BYTES, from_environment, from_file
 from baton.core.errors import SettingError
-from baton.core.files import named, read_text
+from baton.core.files import read_text
 from baton.core.limits import Limits, flag_of, setting
 from baton.core.replicas import LOSSES, REPLICA_HANDOVER, check_replicas
+from baton.core.several import check_several
+from baton.core.several import named_models as named_models
 from baton.core.step import NO_TRAITS, Traits
 from baton.core.template_options import parse_variables
 from baton.core.values import AUTO as AUTO
@@ -39,11 +41,7 @@ OFF = "off"
 REASONING = (AUTO, OFF)
 DEVICES = (AUTO, "cpu", "cuda", "mps")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-ENVIRONMENT_PREFIX = "BATON_"
-# Variables of the process, not of an engine: read by native/library.py, hatch_build.py and compose.py.
-NOT_SETTINGS = {"BATON_NATIVE", "BATON_NATIVE_LIBRARY", "BATON_NO_NATIVE", "BATON_FAULTS", "BATON_TEST_MODE"}
 MOST_THREADS = 1024
-MOST_CONFIG_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,48 +200,6 @@ def read_template(config: Config) -> str | None:
     return read_text("--chat-template", path, param="chat_template", most_bytes=MOST_CONFIG_BYTES)
 
 
-def named_models(config: Config) -> dict[str, str]:
-    """Returns the models of a server with several by the names that requests use. NAME=ID gives one a name.
-
-    Raises SettingError if two have the same name.
-    """
-    named: dict[str, str] = {}
-    for text in config.models:
-        name, equals, source = text.partition("=")
-        if not equals or os.path.exists(text):
-            name = source = text
-        if not name or not source:
-            raise SettingError(f"{text}: a model is given as ID, FOLDER or NAME=ID", param="models")
-        if name in named:
-            raise SettingError(f"two models are called {name}: NAME=ID gives one another name", param="models")
-        named[name] = source
-    return named
-
-
-def check_several(config: Config) -> None:
-    """Raises SettingError for what a server with several models, or one that is loaded on demand, has not."""
-    if not config.models:
-        if config.load_on_demand or config.unload_after:
-            flag = "--load-on-demand" if config.load_on_demand else "--unload-after"
-            raise SettingError(f"{flag}: name the models to load", param="load_on_demand")
-        return
-    if config.unload_after and not config.load_on_demand:
-        message = "--unload-after: a model comes back only with --load-on-demand: add it"
-        raise SettingError(message, param="unload_after")
-    if config.model is not None:
-        raise SettingError("give either one model or several, not both", param="models")
-    if config.served_model_name is not None:
-        raise SettingError("--served-model-name is for one model: give several as NAME=ID", param="served_model_name")
-    if config.trace is not None:
-        raise SettingError("--trace is for one model: each writes a file of its own", param="trace")
-    if config.batch_dir is not None:
-        message = "--batch-dir is for one model; `baton batch --server` asks any server"
-        raise SettingError(message, param="batch_dir")
-    if config.handover is not None:
-        raise SettingError("--handover is for one model: start a server for each", param="handover")
-    named_models(config)
-
-
 def check_shaping(config: Config, traits: Traits = NO_TRAITS) -> None:
     """Raises SettingError for settings that aligned rows cannot be combined with."""
     if config.shaping != ALIGNED:
@@ -300,9 +256,9 @@ def load_config(
     """Flags over environment over file. Raises SettingError, with the name, for an unknown setting or a bad value."""
     values: dict[str, object] = {}
     if file is not None:
-        values.update(_renamed(_from_file(file)))
+        values.update(_renamed(from_file(file)))
     known = {f.name for f in dataclasses.fields(Config)} | set(OLD_NAMES)
-    values.update(_renamed(_from_environment(environment, known)))
+    values.update(_renamed(from_environment(environment, known)))
     values.update(_renamed({name: value for name, value in flags.items() if value not in (None, ())}))
     if flags.get("models"):  # models that a command names replace one in the environment
         values.pop("model", None)
@@ -338,21 +294,3 @@ def _renamed(values: Mapping[str, object]) -> dict[str, object]:
             raise SettingError(f"{flag_of(old)} is called {flag_of(new)} now: give {flag_of(new)} alone", param=old)
         log.warning("%s is called %s now; the next release takes the new name alone", flag_of(old), flag_of(new))
     return {OLD_NAMES.get(name, name): value for name, value in values.items()}
-
-
-def _from_environment(environment: Mapping[str, str], known: Set[str]) -> dict[str, object]:
-    ours = {key: value for key, value in environment.items() if key.startswith(ENVIRONMENT_PREFIX)}
-    settings = {key: value for key, value in ours.items() if key not in NOT_SETTINGS}
-    named = {key: key[len(ENVIRONMENT_PREFIX) :].lower() for key in settings}
-    unknown = sorted(key for key, name in named.items() if name not in known)
-    if unknown:
-        names = ", ".join(f"{named[key]} (environment variable {key})" for key in unknown)
-        raise SettingError(f"unknown setting: {names}", param=named[unknown[0]])
-    return {named[key]: value for key, value in settings.items()}
-
-
-def _from_file(file: str) -> dict[str, object]:
-    text = read_text("--config", file, param="config", most_bytes=MOST_CONFIG_BYTES)
-    with named("--config", file, param="config"):
-        values = tomllib.loads(text)
-    return {key.replace("-", "_"): value for key, value in values.items()}
