@@ -30,7 +30,7 @@ refused by name if it does not.
 | --- | --- |
 | rectangle | attention is ours and reads the rows as they lie; prompts of several queries are packed |
 | flat | as above, and single tokens of several rows, too, for models that count positions by the length of the cache |
-| latents | as in a rectangle, over the compressed latents that the layers expand (MLA) |
+| latents | as in a rectangle, over compressed latents (MLA), which the layers expand in torch and native steps do not |
 | masked | the model's own attention, over rows and a mask (attention outside of transformers' interface, ALiBi) |
 | singly | the model's own attention, one row after the other: exact, without the speed of a batch |
 
