@@ -35,7 +35,7 @@ class Silence:
         self._heard.pop(engine, None)
 
     def beyond(self, aboard: Collection[str], now: float) -> list[str]:
-        """Returns which engines hang, of those that have queries on board."""
+        """Returns the engines with queries on board that hang."""
         hanging = []
         for engine in sorted(aboard):
             known = self._heard.setdefault(engine, _Heard(now))

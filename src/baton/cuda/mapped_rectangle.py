@@ -38,7 +38,7 @@ class _Space:
             message = f"{size / 2**30:.1f} GiB of address space could not be reserved ({error}): "
             raise SettingError(message + "lower --max-batch-size or --max-model-len", param="max_model_len") from error
         self._bytes, self._address = reserved.tensor, reserved.address
-        # Not before the last tensor over it is gone, whoever has it; nor when the process ends, together with the
+        # Not before the last tensor over it is gone, wherever it is held; nor when the process ends, together with the
         # driver.
         weakref.finalize(
             reserved.holder, _let_go, driver, self._address, self._row_bytes, self._page, self.held

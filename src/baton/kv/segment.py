@@ -20,7 +20,7 @@ class KVSegment:
     `OffloadedParts` if they are in other memory than rows. `stamp` names model, dtype and shapes: a foreign one is
     refused. `computed`: how many of the tokens were ever fed (more than `cached` if their keys and values were
     forgotten). `location`: the rectangle and the row in which the parts are, if they were not copied out. A segment is
-    owned by whoever gets it; `release` gives back the memory of the parts.
+    owned by the caller that gets it; `release` gives back the memory of the parts.
     """
 
     query: Query

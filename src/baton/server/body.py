@@ -61,7 +61,7 @@ async def body_of(request: Request, limits: Limits, held: Held) -> AsyncGenerato
 
 
 def end_now(timer: asyncio.Timeout) -> None:
-    """Makes a timer expire at once, for whoever waits under it."""
+    """Makes a timer expire at once, for the task that waits under it."""
     with contextlib.suppress(RuntimeError):  # the timer has expired already
         timer.reschedule(0.0)
 

@@ -23,7 +23,7 @@ from baton.server.recording import Asked, News, Recording, read, written
 KEPT_AT_ONCE = 4096
 """The most answers that are kept, those that are read among them. Beyond it, answers end with their connections."""
 LEAST_CHARACTERS = 16
-"""Of an id that a client chose itself, on a server without keys: whoever knows an id may read its answer."""
+"""Of an id that a client chose itself, on a server without keys: a client that knows an id may read its answer."""
 _LAST_UPDATES_SECONDS = 10.0
 _NOTHING_GIVEN_SECONDS = 1.0
 _HERE = "GET /v1/baton/streams/{id}, with this request's x-request-id, has the answer once it is back"

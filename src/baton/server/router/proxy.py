@@ -24,7 +24,7 @@ from baton.server.workers import Workers
 
 # Headers of one connection, or that are written again for each of the two.
 _OWN = {b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"}
-# The server itself has checked pages' origins; a body's length is told by whoever sends it.
+# The server itself has checked pages' origins; a body's sender says its length.
 _OF_THE_CLIENT = {*_OWN, b"content-length", b"expect", b"host", b"origin"}
 _OF_THE_MODEL = {*_OWN, b"date", b"x-content-type-options"}
 _CONNECT_SECONDS = 5.0
