@@ -28,8 +28,10 @@ from benchmarks.report import flags, parsed, table, tell
 
 # A query may meet many kills here; by itself the second one ends it.
 LOSSES = 1000
-SERVE = ("--replicas", "2", "--replica-cpus", "1", "--max-batch-size", "8", "--losses", str(LOSSES))
-SERVE += ("--policy", "slo", "--api-key", ",".join(KEYS))
+SERVE = (
+    *("--replicas", "2", "--replica-cpus", "1", "--max-batch-size", "8", "--losses", str(LOSSES)),
+    *("--policy", "slo", "--api-key", ",".join(KEYS)),
+)
 FINE = {"200", "left"}
 
 

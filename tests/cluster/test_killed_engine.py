@@ -188,7 +188,8 @@ async def test_an_engine_ends_in_other_ways(
 
 async def test_asks_that_cross_with_the_word_of_an_end_move_on(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """The front has chosen an engine that is told to end before it reads what it is asked."""
-    start, crossed = front.engines.start, []
+    start = front.engines.start
+    crossed: list[str] = []
 
     def cross(engine: str, asks: Sequence[Message]) -> None:
         if not crossed:

@@ -54,11 +54,11 @@ def talks(*names: str) -> int:
         load.ask(f"{talk} 0", words(dice, 60))
     while load.live:
         name = dice.choice(sorted(load.live))
-        talk = name.split()[0]
+        number = name.split()[0]
         said = [*load.end(name), *words(dice, ANSWER), *words(dice, 30)]
-        turns[talk] += 1
-        if turns[talk] < 5:
-            load.ask(f"{talk} {turns[talk]}", said)
+        turns[number] += 1
+        if turns[number] < 5:
+            load.ask(f"{number} {turns[number]}", said)
     return load.cached
 
 
