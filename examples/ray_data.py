@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
 from baton import LLM, SamplingParams
@@ -36,4 +36,4 @@ done = CheckpointConfig("id", f"{target}.done", delete_checkpoint_on_success=Fal
 DataContext.get_current().checkpoint_config = done
 lines = ray.data.read_json(source, lines=True).repartition(target_num_rows_per_block=8)
 answers = lines.map_batches(Answers, batch_size=8, compute=ActorPoolStrategy(size=1), num_cpus=1)
-answers.write_parquet(target, mode="append")
+answers.write_parquet(target, mode=SaveMode.APPEND)

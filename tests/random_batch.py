@@ -106,6 +106,10 @@ class Shaken:
         return replace(plan, detach=tuple(detach), forget=(*plan.forget, *forget), resize=resize)
 
 
+def _spoil(memory: Tensor) -> None:
+    memory.fill_(255)
+
+
 class Spoiled(HostMemory):
     """Memory of the host in which there is no number before something was copied there."""
 
@@ -117,7 +121,7 @@ class Spoiled(HostMemory):
         extents = super().take(count, size)
         for extent in extents:
             # In the lane: whatever was begun before may still read what was there.
-            self._lane.begin(partial(extent.bytes.fill_, 255), behind=True)
+            self._lane.begin(partial(_spoil, extent.bytes), behind=True)
         return extents
 
 

@@ -82,7 +82,8 @@ def test_results_come_in_the_order_of_the_prompts_with_the_tokens_of_each_alone(
 
 
 def test_token_ids_are_prompts_beside_texts(llm: LLM, stock: PreTrainedModel) -> None:
-    ids, text = llm.generate([{"prompt_token_ids": [5, 6, 7]}, "hello"], GREEDY)
+    prompts: list[Any] = [{"prompt_token_ids": [5, 6, 7]}, "hello"]
+    ids, text = llm.generate(prompts, GREEDY)
     assert (ids.prompt, ids.prompt_token_ids) == (None, [5, 6, 7])
     assert ids.outputs[0].token_ids == expected(stock, [5, 6, 7])
     assert text.outputs[0].token_ids == expected(stock, llm.client.tokenizer.encode("hello"))
@@ -198,9 +199,10 @@ def test_logprobs_are_told_by_token_as_vllms_users_know_them(llm: LLM, stock: Pr
     told = [*output.prompt_logprobs[1:], *completion.logprobs]
     for shares, token, ranked, best in zip(expected, whole[0, 1:].tolist(), told, [1] * 4 + [2] * 6, strict=True):
         order = sorted(range(VOCABULARY), key=lambda one, shares=shares: -shares[one])
-        assert set(ranked) == {token, *order[:best]}
+        assert ranked is not None and set(ranked) == {token, *order[:best]}
         for which, one in ranked.items():
-            assert (one.rank, one.logprob) == (order.index(which) + 1, pytest.approx(shares[which], abs=1e-4))
+            assert one.rank == order.index(which) + 1
+            assert one.logprob == pytest.approx(shares[which], abs=1e-4)
             assert one.decoded_token == llm.client.tokenizer.piece(which).decode(errors="replace")
     own = [ranked[token].logprob for token, ranked in zip(completion.token_ids, completion.logprobs, strict=True)]
     assert completion.cumulative_logprob == pytest.approx(sum(own))
@@ -251,7 +253,7 @@ def test_queries_without_a_seed_are_not_all_alike(llm: LLM) -> None:
 def test_a_stop_string_cuts_the_text(llm: LLM) -> None:
     text = llm.generate("hello", GREEDY)[0].outputs[0].text
     stop = text[4:6]
-    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop=stop)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop=(stop,))
     (output,) = llm.generate("hello", params)
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == (text[: text.index(stop)], "stop")
 

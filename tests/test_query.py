@@ -54,7 +54,7 @@ from baton.core.query import MAX_USER_CHARACTERS, NO_OPTIONS, Query, RequestOpti
 )
 def test_a_value_out_of_its_limits_is_refused_by_its_fields_name(field: str, value: object) -> None:
     with pytest.raises(InvalidValue) as caught:
-        SamplingParams(**{field: value})
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert caught.value.param == field
     assert caught.value.status == 400
 
@@ -83,15 +83,15 @@ def test_a_value_out_of_its_limits_is_refused_by_its_fields_name(field: str, val
     ],
 )
 def test_a_value_at_its_limit_is_taken(field: str, value: object) -> None:
-    assert getattr(SamplingParams(**{field: value}), field) == value
+    assert getattr(SamplingParams(**{field: value}), field) == value  # type: ignore[arg-type]
 
 
 def test_stops_are_taken_as_one_item_a_list_or_nothing() -> None:
-    assert SamplingParams(stop="end").stop == ("end",)
-    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
-    assert SamplingParams(stop=None).stop == ()
-    assert SamplingParams(stop_token_ids=7).stop_token_ids == (7,)
-    assert SamplingParams(stop_token_ids=[7, 8]).stop_token_ids == (7, 8)
+    assert SamplingParams(stop="end").stop == ("end",)  # type: ignore[arg-type]
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+    assert SamplingParams(stop=None).stop == ()  # type: ignore[arg-type]
+    assert SamplingParams(stop_token_ids=7).stop_token_ids == (7,)  # type: ignore[arg-type]
+    assert SamplingParams(stop_token_ids=[7, 8]).stop_token_ids == (7, 8)  # type: ignore[arg-type]
 
 
 def test_top_k_of_minus_one_means_all_tokens() -> None:
@@ -160,13 +160,13 @@ NUMERIC = (
 @pytest.mark.parametrize("name", NUMERIC)
 def test_numbers_of_hundreds_of_digits_are_refused_by_name(name: str, number: int) -> None:
     with pytest.raises(InvalidValue) as caught:
-        SamplingParams(**{name: number})
+        SamplingParams(**{name: number})  # type: ignore[arg-type]
     assert caught.value.param == name and len(caught.value.message) < 200
     for bias in ({5: number}, {number: 1.0}):
         with pytest.raises(InvalidValue, match="logit_bias"):
             SamplingParams(logit_bias=bias)
     for options in ({"priority": number}, {"deadline_ms": number}):
         with pytest.raises(InvalidValue):
-            RequestOptions(**options)
+            RequestOptions(**options)  # type: ignore[arg-type]
     with pytest.raises(InvalidValue):
         SamplingParams(structured_outputs={"json": {"const": 10**5000}})

@@ -137,7 +137,7 @@ def test_a_prompt_whose_logits_are_not_finite_fails_alone() -> None:
         return NAN if tokens[-1] == 40 and len(tokens) == 3 else noisy(tokens)
 
     batch = toy_batch(Baton(), say=say)  # type: ignore[arg-type]
-    asked = {"temperature": 0.5, "prompt_logprobs": 1}
+    asked: dict[str, Any] = {"temperature": 0.5, "prompt_logprobs": 1}
     batch.run([query_of("bad", [5, 6, 40, 7], 5, **asked), query_of("good", [5, 6, 41, 7], 5, **asked)])
     assert (batch.reason("bad"), batch.tokens("bad")) == ("error", [])
     assert (batch.reason("good"), len(batch.tokens("good"))) == ("length", 5)
@@ -148,7 +148,7 @@ def test_of_a_real_model_they_are_the_log_softmax_of_its_stock_logits(family: st
     """Prompts longer than a window and than one piece; rows are moved, detached and forgotten meanwhile."""
     dice = random.Random(family)
     prompts = [[dice.randrange(3, VOCABULARY) for _ in range(dice.choice([1, 2, 20, 70]))] for _ in range(8)]
-    asked = {"temperature": 1.0, "frequency_penalty": 0.5, "logprobs": 3, "prompt_logprobs": 3}
+    asked: dict[str, Any] = {"temperature": 1.0, "frequency_penalty": 0.5, "logprobs": 3, "prompt_logprobs": 3}
     queries = [query_of(f"q{at}", prompt, 12, seed=at, **asked) for at, prompt in enumerate(prompts)]
     shaken = Shaken(Baton(), dice)
     batch, quiet = random_batch(family, shaken), random_batch(family, Baton(), chunk=None)

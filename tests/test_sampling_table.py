@@ -27,7 +27,7 @@ def test_bounds_are_checked(known: SamplingField) -> None:
     low, high = known.bounds()
     for wrong in (low - 1, high + 1, True, "1", *([low] if known.above else [])):
         with pytest.raises(InvalidValue) as refused:
-            SamplingParams(**{known.name: wrong})
+            SamplingParams(**{known.name: wrong})  # type: ignore[arg-type]
         assert refused.value.param == known.name
 
 
@@ -36,10 +36,10 @@ def test_limits_bound_what_they_are_named_for(known: SamplingField) -> None:
     if not known.limit:
         return
     most = getattr(Limits(), known.limit)
-    Limits().check(SamplingParams(**{known.name: most}))
+    Limits().check(SamplingParams(**{known.name: most}))  # type: ignore[arg-type]
     for beyond in (most + 1, *([-most - 1] if known.signed else [])):
         with pytest.raises(LimitExceeded, match=re.escape(known.name)) as refused:
-            Limits().check(SamplingParams(**{known.name: beyond}))
+            Limits().check(SamplingParams(**{known.name: beyond}))  # type: ignore[arg-type]
         assert refused.value.param == known.name
 
 
@@ -86,4 +86,4 @@ def test_filters_are_those_of_the_table() -> None:
     assert [known.name for known in SAMPLING_FIELDS if known.group is Group.FILTER] == list(FILTERS)
     assert filters_of(SamplingParams()) == NO_FILTERS
     for name in FILTERS:
-        assert filters_of(SamplingParams(**{name: 1 if name != "top_p" else 0.5})) != NO_FILTERS
+        assert filters_of(SamplingParams(**{name: 1 if name != "top_p" else 0.5})) != NO_FILTERS  # type: ignore[arg-type]

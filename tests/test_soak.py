@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_a_soak_of_a_few_seconds_keeps_all_promises(tmp_path: Path) -> None:
-    soak = [sys.executable, "-m", "benchmarks.cpu.soak", "--log", tmp_path / "log"]
+    soak: list[str | Path] = [sys.executable, "-m", "benchmarks.cpu.soak", "--log", tmp_path / "log"]
     command = [*soak, "--minutes", "0.1", "--cases", "16", "--clients", "6"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

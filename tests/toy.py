@@ -150,7 +150,9 @@ def toy_alone(query: Query, say: Say = hashed) -> list[int]:
     """The oracle: what the query alone would say."""
     tokens = list(query.prompt)
     for _ in range(query.limit_tokens):
-        tokens.append(say(tokens))
+        said = say(tokens)
+        assert isinstance(said, int)
+        tokens.append(said)
     return tokens[len(query.prompt) :]
 
 

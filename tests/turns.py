@@ -26,7 +26,7 @@ class Scripted:
         return self.plans.pop(0) if self.plans else Plan()
 
 
-def asked(name: str, prompt_tokens: int = 4, limit: int = 6, **params: object) -> Query:
+def asked(name: str, prompt_tokens: int = 4, limit: int = 6, **params: Any) -> Query:
     return query_of(name, prompt_of(prompt_tokens, seed=sum(name.encode())), limit, **params)
 
 

@@ -151,7 +151,7 @@ class Ours:
         self.calls: list[list[native.Attention]] = [[] for _ in range(threads)]
         for layer, (keys, values) in enumerate(zip(rectangle.keys, rectangle.values, strict=True)):
             thread = layer % threads
-            self.calls[thread].append(self.call(case, spans, keys, values, self.out[thread]))
+            self.calls[thread].append(self.call(case, spans, keys, values, self.out[thread]))  # type: ignore[arg-type]
 
     def call(
         self, case: Case, spans: Sequence[native.Span], keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor

@@ -79,6 +79,7 @@ def beside(loaded: Loaded, tokens: int, count: int) -> list[dict[str, Any]]:
     rectangle = _rectangle(loaded, ROWS + 2, tokens)
     rectangle.lens[:] = [tokens] * (ROWS + 2)
     forward = cuda_forward(loaded)
+    assert forward.ragged is not None
     run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=loaded.device.type == "cuda")
     run.launch([Slot(row, 5 + row, tokens // 2) for row in range(ROWS)]).tokens()
     row_bytes = sum(part.nbytes for part in rectangle.view(0))

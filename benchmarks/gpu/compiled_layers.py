@@ -11,10 +11,11 @@ import argparse
 import random
 import time
 from functools import partial
+from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from baton.cuda import compiled_layers as regions
 from baton.cuda.decode_steps import Slot, Steps
@@ -38,6 +39,7 @@ def main() -> None:
     if args.loose:
         regions.OPTIONS.clear()
     forward = choose(_model(args.layers, getattr(torch, args.dtype)), native=False).forward
+    assert isinstance(forward, TorchForward)
     expected = _drawn(_steps(forward))
     compiled = _steps(forward, "inductor")
     _compile(compiled, "layers, one for all")
@@ -52,9 +54,9 @@ def main() -> None:
         _compile(_steps(forward), "the model whole")
 
 
-def _model(layers: int, dtype: torch.dtype) -> AutoModelForCausalLM:
+def _model(layers: int, dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
-    shape = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    shape: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
     config = Qwen3Config(**shape, num_hidden_layers=layers, intermediate_size=512, vocab_size=4000)
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
 

@@ -33,6 +33,7 @@ def draws(loaded: Loaded, counts: Sequence[int]) -> list[dict[str, Any]]:
         rectangle = Rectangle(
             loaded.geometry.shapes, capacity=rows, columns=64, dtype=loaded.dtype, device=loaded.device
         )
+        assert forward.ragged is not None
         run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=cuda)
         for kind, chance in _WAYS.items():
             run.launch([Slot(row, 5 + row, 1, chance) for row in range(rows)]).tokens()

@@ -39,7 +39,12 @@ def experts(device: torch.device, bandwidth: float, counts: Sequence[int], tiny:
         floor = (others + touched * of_experts + columns) / bandwidth
         for how in dict.fromkeys((forward.torch_forward.hooked.experts, BY_TOKEN)):
             seconds = _seconds(loaded, rows, length, how)
-            one = {"rows": rows, "experts": EXPERTS.get(how, how), "step ms": seconds * 1e3, "floor ms": floor * 1e3}
+            one = {
+                "rows": rows,
+                "experts": EXPERTS.get(how or "", how),
+                "step ms": seconds * 1e3,
+                "floor ms": floor * 1e3,
+            }
             measurements.append({**one, "of the limit": floor / seconds, "experts read": touched})
     return measurements
 
@@ -52,6 +57,7 @@ def _seconds(loaded: Loaded, rows: int, length: int, how: str | None) -> float:
     for buffer in (*rectangle.keys, *rectangle.values):
         buffer.normal_()
     forward = cuda_forward(loaded)
+    assert forward.ragged is not None
     run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=cuda, experts=how)
     try:
         run.launch([Slot(row, 5 + row, length) for row in range(rows)]).tokens()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ LAYERS, TOKENS, TURNS = 36, 1024, 50
 def main() -> None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    of = {"columns": TOKENS + 1, "dtype": torch.bfloat16, "device": cpu}
+    of: dict[str, Any] = {"columns": TOKENS + 1, "dtype": torch.bfloat16, "device": cpu}
     rectangle = Rectangle([LayerShape(1, 8, 8)] * LAYERS, capacity=2, **of)
     rectangle.claim(0, TOKENS)
     memory = HostMemory(2**28, pin=lambda size: torch.empty(size, dtype=torch.uint8))

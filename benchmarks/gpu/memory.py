@@ -33,7 +33,7 @@ def memory(loaded: Loaded, columns: int, cap: float) -> list[dict[str, Any]]:
     work = [Ask(prompt_of(columns - answer, at), answer) for at in range(3 * fitting)]
     # As `resolve` would choose: a rectangle of 80 % of it, with as many rows beside the batch as in it.
     rows = max(1, min(384, (int(fitting * 0.8) - 1) // 2))
-    of = {"columns": columns, "cap": cap}
+    of: dict[str, Any] = {"columns": columns, "cap": cap}
     measurements = [_counted(lambda: engine_run(loaded, work, rows=rows, kv_bytes=rows * per_row, **of), "at once")]
     driver: Driver = CudaDriver(loaded.device) if cuda else HostDriver()
     check(loaded.model, loaded.forward, driver)
@@ -54,7 +54,9 @@ def page_costs(driver: Driver, size: int) -> dict[str, Any]:
     reserved = driver.reserve(_PAGES * size)
     pages: list[Any] = []
     half, costs = _PAGES // 2, {"page MiB": size / 2**20}
-    singles = [lambda at=at: driver.map(reserved.address + at * size, size, [pages[at]]) for at in range(half)]
+    singles: list[Any] = [
+        lambda at=at: driver.map(reserved.address + at * size, size, [pages[at]]) for at in range(half)
+    ]
     costs["create us"] = _each([lambda: pages.append(driver.create(size))] * _PAGES)
     costs["map us"] = _each(singles)
     costs["map several us"] = _each([lambda: driver.map(reserved.address + half * size, size, pages[half:])]) / half

@@ -54,6 +54,7 @@ def _of_rows(loaded: Loaded, lens: Sequence[int], columns: int, compiled: str | 
     for buffer in (*rectangle.keys, *rectangle.values):
         buffer.normal_()
     forward = cuda_forward(loaded)
+    assert forward.ragged is not None
     run = Steps(forward.torch_forward.hooked, rectangle, forward.ragged, capture=cuda, compiled=compiled)
     began = time.perf_counter()
     run.launch([Slot(row, 5 + row, length) for row, length in enumerate(lens)]).tokens()

@@ -80,7 +80,7 @@ class _Turns:
         if not self.tiny and not 0.0 < times[1] < times[0]:
             return self.measurements
         forward = cuda_forward(self.loaded)
-        how = {"compiled": backend(self.tiny), "experts": forward.experts, "varlen": forward.varlen}
+        how: dict[str, Any] = {"compiled": backend(self.tiny), "experts": forward.experts, "varlen": forward.varlen}
         compiled = CudaForward(forward.torch_forward, forward.ragged, **how)
         return replace(self, loaded=run_by(self.loaded, compiled)).run("baton", more=" compiled")
 

@@ -101,7 +101,7 @@ def main() -> None:
 
 def workload(args: argparse.Namespace, lengths: str, arrivals: str = "at-once") -> Workload:
     """Of about equally many tokens either way."""
-    drawn = {
+    drawn: dict[str, Any] = {
         ALIKE: {"prompt": f"uniform:{args.prompt - 8},{args.prompt + 8}", "answer": f"{args.answer}"},
         MIXED: {
             "prompt": f"lognormal:{args.prompt * 0.75:.0f},0.8",

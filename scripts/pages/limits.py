@@ -15,7 +15,7 @@ PLACE = re.compile(r"(<!-- limits: begin -->\n).*(<!-- limits: end -->)", re.DOT
 def text(page: str) -> str:
     lines = ["| flag | by itself | |", "| --- | --- | --- |"]
     for known in dataclasses.fields(Limits):
-        value = _size(known.default) if known.metadata.get("size") else f"{known.default:,g}"
+        value = _size(int(f"{known.default}")) if known.metadata.get("size") else f"{known.default:,g}"
         lines.append(f"| `{flag_of(known.name)}` | {value} | {known.metadata['help'].rstrip('.')} |")
     return PLACE.sub(lambda match: match[1] + "\n".join(lines) + "\n" + match[2], page)
 

@@ -23,7 +23,7 @@ CONTEXT = 4096
 WIDTH, HEAD = 512, 128
 LOGIT, ATTENTION = 30.0, 60.0
 END = 2
-CALLS = {
+CALLS: dict[str, dict[str, object]] = {
     "get_weather": {"city": "Rome"},
     "exec_command": {"cmd": "echo hello > hello.txt && cat hello.txt"},
     "shell": {"command": ["bash", "-lc", "echo hello > hello.txt && cat hello.txt"]},
@@ -92,7 +92,7 @@ class Scripts:
         """Gives the tokenizer these tokens. A piece may be in more than one script, but once in each."""
         tokenizer.add_special_tokens([AddedToken(begin, special=True, normalized=False)])
         tokenizer.add_tokens([AddedToken(piece, special=False, normalized=False) for piece in pieces])
-        first, *rest = (tokenizer.token_to_id(text) for text in (begin, *pieces))
+        first, *rest = (int(tokenizer.token_to_id(text) or 0) for text in (begin, *pieces))
         self.begins.append(first)
         self.follows += [(first, *pair) for pair in pairwise([first, *rest, end])]
 

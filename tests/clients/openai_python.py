@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 BASE, MODEL = os.environ["BASE_URL"], os.environ["MODEL"]
 CLIENT = openai.OpenAI(base_url=f"{BASE}/v1", api_key="none", max_retries=0, timeout=60)
-SUM = [{"role": "user", "content": "What is 17 + 25?"}]
+SUM: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
 TOOL = {
     "type": "function",
     "function": {

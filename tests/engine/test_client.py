@@ -55,7 +55,7 @@ def client_of(loop: Any, clock: Any = monotonic, honours: Collection[str] = (), 
     return Client(
         model_name="toy",
         settings=toy_settings(**settings),
-        tokenizer=NoWords(),
+        tokenizer=NoWords(),  # type: ignore[arg-type]
         loop=loop,
         clock=clock,
         honours=honours,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ WAYS: dict[str, list[Plan]] = {
 """How a query gets into each state, iteration by iteration."""
 
 
-def brought(way: str, **limits: float) -> tuple[RandomBatch, ManualClock]:
+def brought(way: str, **limits: Any) -> tuple[RandomBatch, ManualClock]:
     """An engine at time 0 with a query that is there, and a neighbour that runs."""
     clock = ManualClock()
     plans = WAYS[way]

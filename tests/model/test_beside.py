@@ -93,7 +93,7 @@ def test_queries_that_leave_in_the_middle_of_their_prompt_harm_nobody(seed: int)
     left: set[str] = set()
     rows = batch.rows
     stepper = rows.stepper
-    assert isinstance(stepper, PrefillStreamStepper)
+    assert rows is not None and isinstance(stepper, PrefillStreamStepper)
     in_flight = 0
     for query in queries:
         batch.engine.accept(query, batch.hear)
@@ -145,7 +145,7 @@ def test_what_fails_is_repeated_and_gives_the_same(
     batch = batch_beside(family, side, dice)
     rows = batch.rows
     stepper = rows.stepper
-    assert isinstance(stepper, PrefillStreamStepper)
+    assert rows is not None and isinstance(stepper, PrefillStreamStepper)
     owner: Any = {"fill": rows.feeder.forward, "sample": rows.feeder, "step": stepper._steps}[where]
     name = {"fill": "fill", "sample": "sampler", "step": "launch"}[where]
     # A sampler is not asked for what steps draw.
@@ -172,7 +172,7 @@ def begun(side: DelayedStream) -> tuple[Rows, Query, Query]:
     rows = batch_beside("llama", side).rows
     assert rows is not None
     stepper = rows.stepper
-    assert isinstance(stepper, PrefillStreamStepper)
+    assert rows is not None and isinstance(stepper, PrefillStreamStepper)
     short = placed(rows, query_of("short", [7], 30), range(4))
     long = placed(rows, query_of("long", range(3, 43), 5), range(4, 9))
     rows.feed({"short": 1}, Feeding.RAGGED)
@@ -277,7 +277,7 @@ def test_the_measurement_leaves_nothing_behind() -> None:
     batch = batch_beside("llama", side)
     rows = batch.rows
     stepper = rows.stepper
-    assert isinstance(stepper, PrefillStreamStepper)
+    assert rows is not None and isinstance(stepper, PrefillStreamStepper)
     gains = placement.gains(rows, stepper, range(4), range(4, 9))
     assert gains.keys() == {PrefillPlacement.SIDE_STREAM, PrefillPlacement.FUSED} and min(gains.values()) > 0
     assert side.flights == 4 and stepper.placement is PrefillPlacement.SIDE_STREAM and not rows._row_of
@@ -290,7 +290,7 @@ def test_the_measurement_leaves_nothing_behind() -> None:
 def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
     stepper = rows.stepper
-    assert isinstance(stepper, PrefillStreamStepper)
+    assert rows is not None and isinstance(stepper, PrefillStreamStepper)
     forward = rows.feeder.forward
     assert isinstance(forward, CudaForward)
     measured = (
@@ -314,7 +314,7 @@ def test_what_was_measured_decides_and_is_told(monkeypatch: pytest.MonkeyPatch) 
 def test_a_measurement_that_fails_leaves_prompts_behind_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = batch_beside("llama", DelayedStream(random.Random(1))).rows
     stepper = rows.stepper
-    assert isinstance(stepper, PrefillStreamStepper)
+    assert rows is not None and isinstance(stepper, PrefillStreamStepper)
     forward = rows.feeder.forward
     assert isinstance(forward, CudaForward)
     right = forward.fill

@@ -61,7 +61,8 @@ def test_the_context_is_as_long_as_the_rope_makes_it(
     tmp_path: Path, rope: dict[str, Any], bound: int, tokens: int, spelling: str, name: str
 ) -> None:
     written = {name if key == "rope_type" else key: value for key, value in rope.items()}
-    folder = saved(tmp_path, max_position_embeddings=bound, rope_theta=10000.0, **{spelling: written} if rope else {})
+    more: dict[str, Any] = {spelling: written} if rope else {}
+    folder = saved(tmp_path, max_position_embeddings=bound, rope_theta=10000.0, **more)
     assert context(config_of(folder)).tokens == tokens
 
 

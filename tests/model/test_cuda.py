@@ -42,7 +42,7 @@ pytestmark = [
 @pytest.mark.parametrize("policy", [Baton, Orca])
 def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str, policy: type[Policy]) -> None:
     queries = some_queries(14, random.Random(3))
-    model = model_of(family).to("cuda")
+    model = model_of(family).to("cuda")  # type: ignore[arg-type]
     expected = {query.id: alone(model, query)[0] for query in queries}
     dice = random.Random(1)
     batch = random_batch(model, Shaken(policy(), dice), ahead=True)
@@ -66,7 +66,7 @@ def _drawing() -> RandomBatch:
         {"temperature": 1.3, "top_k": 20, "min_p": 0.02},
         {"temperature": 3.0, "top_p": 0.999},
     ]
-    batch = random_batch(model_of("llama").to("cuda"), Baton(), ahead=True)
+    batch = random_batch(model_of("llama").to("cuda"), Baton(), ahead=True)  # type: ignore[arg-type]
     batch.run([query_of(f"q{i}", [3 + i] * (1 + i), 20, seed=i, **ways[i % 4]) for i in range(12)])
     return batch
 
@@ -87,7 +87,7 @@ def test_captured_draws_are_those_that_are_launched_one_by_one(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_warmed_step_waits_for_nothing(family: str, dtype: torch.dtype) -> None:
     """Torch raises at whatever makes the host wait for the device."""
-    forward = choose(model_of(family).to("cuda", dtype)).forward
+    forward = choose(model_of(family).to("cuda", dtype)).forward  # type: ignore[arg-type]
     assert isinstance(forward, CudaForward)
     shapes, device = forward.geometry.shapes, torch.device("cuda")
     steps = forward.steps(Rectangle(shapes, capacity=3, columns=CONTEXT, dtype=dtype, device=device))
@@ -125,7 +125,7 @@ def test_work_that_cannot_be_captured_leaves_what_can_be_as_it_was() -> None:
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_a_batch_on_mapped_memory_gives_what_each_query_gives_alone(family: str, interleaved: bool) -> None:
     queries = some_queries(14, random.Random(3))
-    model = model_of(family).to("cuda")
+    model = model_of(family).to("cuda")  # type: ignore[arg-type]
     expected = {query.id: alone(model, query)[0] for query in queries}
     driver, dice = CudaDriver(torch.device("cuda")), random.Random(1)
     # A page has room for a whole row: so many rows at once, on pages that they take from each other.
@@ -170,12 +170,12 @@ def test_memory_that_the_device_has_not_is_refused_as_such() -> None:
 def test_prompts_on_a_stream_of_their_own_give_the_same(family: str, seed: int) -> None:
     dice = random.Random(seed)
     queries = some_queries(14, dice)
-    model = model_of(family).to("cuda")
+    model = model_of(family).to("cuda")  # type: ignore[arg-type]
     expected = {query.id: alone(model, query)[0] for query in queries}
     batch = random_batch(model, Shaken(Baton(), dice), ahead=True, side=Streams, prefix_cache=True, prefix_block=8)
     rows = batch.rows
     stepper = rows.stepper
-    assert isinstance(stepper, PrefillStreamStepper)
+    assert rows is not None and isinstance(stepper, PrefillStreamStepper)
     # It leaves nothing over.
     assert min(gains(rows, stepper, range(4), range(4, 9)).values()) > 0
     begun = []

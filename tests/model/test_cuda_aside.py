@@ -112,7 +112,7 @@ def test_a_shaken_batch_gives_what_each_query_gives_alone(family: str) -> None:
         *some_queries(10, random.Random(3)),
         *(query_of(f"k{i}", [*stem, 5 + i, 9], 12, seed=50 + i) for i in range(6)),
     ]
-    model = model_of(family).to("cuda")
+    model = model_of(family).to("cuda")  # type: ignore[arg-type]
     expected = {query.id: alone(model, query)[0] for query in queries}
     shaken, offload = Shaken(Baton(), dice), real_offload()
     batch = random_batch(model, shaken, ahead=True, offload=offload, prefix_cache=True, prefix_block=4)

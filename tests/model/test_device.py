@@ -11,6 +11,7 @@ from baton.core.errors import SettingError
 from baton.cuda import ragged_attention as ragged
 from baton.loader.choose import choose, in_steady_steps, proof_of
 from baton.model.device import Device, device_of
+from baton.model.forward import TorchForward
 from families import model_of
 
 CPU, MPS = Device("cpu"), Device("mps")
@@ -78,6 +79,7 @@ def test_facts_are_read_off_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_without_triton_attends_in_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
     proof, plain = proof_of(model), choose(model, native=False).forward
+    assert isinstance(plain, TorchForward)
     monkeypatch.setattr(ragged, "device_of", lambda device: T4)
     forward, reasons = in_steady_steps(proof, plain)
     assert forward.parts()[-1] == "decode steps of constant shape, masked attention in torch"

@@ -95,4 +95,4 @@ def test_a_shaken_batch_in_float8_gives_what_each_query_gives_alone() -> None:
 )
 def test_what_gains_nothing_is_refused(family: str, dtype: torch.dtype, words: str) -> None:
     with pytest.raises(LoadError, match=words):
-        quantize(model_of(family).to(dtype), CPU)
+        quantize(model_of(family).to(dtype), CPU)  # type: ignore[arg-type]

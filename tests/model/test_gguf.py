@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_a_split_model_is_read_from_any_of_its_parts(tmp_path: Path) -> None:
     names = gguf_files.split(tmp_path / "m.gguf", tmp_path / "parts", 2)
     (tmp_path / "m.gguf").unlink()
     texts = check_texts(plain)
-    for source in (tmp_path / "parts" / names[1], tmp_path / "parts", f"{tmp_path}/parts:m"):
+    for source in (tmp_path / "parts" / names[1], tmp_path / "parts", Path(f"{tmp_path}/parts:m")):
         loaded = loaded_of(source, dtype="float32")
         assert largest(our_logits(loaded.model, loaded.forward, texts), stock_logits(plain, texts)) < 2e-3
     (tmp_path / "parts" / names[0]).unlink()
@@ -203,7 +204,7 @@ def test_a_file_is_made_into_a_folder_once(tmp_path: Path, cache: Path) -> None:
     assert folder_of(file) != folder
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "an architecture that is not compared": ("xverse", {}, "architecture 'xverse'"),
     "groups of experts": (
         "qwen3moe",

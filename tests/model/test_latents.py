@@ -87,5 +87,5 @@ def test_no_family_is_named(kind: str) -> None:
 
 
 def test_in_bfloat16_too() -> None:
-    model = copy.deepcopy(model_of("deepseek_v3")).to(torch.bfloat16)
+    model = copy.deepcopy(model_of("deepseek_v3")).to(torch.bfloat16)  # type: ignore[arg-type]
     assert isinstance(choose(model).forward, NativeForward)

@@ -287,5 +287,5 @@ def test_torchs_own_gives_what_float64_gives(
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral_window", "gemma3", "gpt2", "qwen3_moe"])
 def test_first_lights_families_take_it_in_bfloat16(family: str) -> None:
     """The self-check holds it against the model alone, and each call against attention request by request."""
-    forward = choose(copy.deepcopy(model_of(family)).to("cuda", torch.bfloat16)).forward
+    forward = choose(copy.deepcopy(model_of(family)).to("cuda", torch.bfloat16)).forward  # type: ignore[arg-type]
     assert "prompts' attention in one call per layer" in forward.parts()

@@ -217,7 +217,7 @@ class Longest(nn.Module):
     def __init__(self, stock: nn.Module, inside: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.inside = inside
-        self.register_buffer("inv_freq", stock.inv_freq, persistent=False)
+        self.register_buffer("inv_freq", stock.get_buffer("inv_freq"), persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         angles = position_ids[..., None] * self.inv_freq / self.inside(position_ids)

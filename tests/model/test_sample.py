@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ SAMPLER = Sampler(end_ids=())
 CHI_SQUARE = {5: 25.7, 7: 29.9, 15: 44.3}
 
 
-def draw(seed: int = 0, tokens: Sequence[int] = (1, 2, 3), prompt_tokens: int = 3, **params: object) -> Draw:
+def draw(seed: int = 0, tokens: Sequence[int] = (1, 2, 3), prompt_tokens: int = 3, **params: Any) -> Draw:
     return Draw(SamplingParams(**{"max_tokens": None, **params}), seed, tokens, prompt_tokens)  # type: ignore[arg-type]
 
 
@@ -111,7 +112,7 @@ def test_seeds_of_any_size_and_sign_are_taken() -> None:
 @st.composite
 def mixed_draws(pick: st.DrawFn) -> list[Draw]:
     """Rows of every kind: greedy, drawn, filtered, penalised."""
-    kinds = st.fixed_dictionaries(
+    kinds: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         {},
         optional={
             "temperature": st.sampled_from([0, 0.6, 1.5]),
@@ -176,7 +177,7 @@ def stock_kept(logits: Tensor, params: SamplingParams) -> set[int]:
     if params.top_p < 1:
         scores = TopPLogitsWarper(params.top_p)(ids, scores)
     if params.min_p:
-        scores = MinPLogitsWarper(params.min_p)(ids, scores)
+        scores = MinPLogitsWarper(params.min_p)(ids, scores)  # type: ignore[arg-type]
     return set(scores[0].isfinite().nonzero().flatten().tolist())
 
 
@@ -191,7 +192,7 @@ def kept(logits: Tensor, draws: Sequence[Draw]) -> list[set[int]]:
     return left
 
 
-FILTERS = [
+FILTERS: list[dict[str, Any]] = [
     {"top_k": 1},
     {"top_k": 7},
     {"top_k": 300},
@@ -251,7 +252,7 @@ def test_what_is_drawn_is_always_among_what_is_left() -> None:
         assert len(set(tokens)) >= min(len(allowed), 10) // 2
 
 
-def penalised(rows: int, **params: object) -> tuple[Tensor, list[Draw], list[list[int]]]:
+def penalised(rows: int, **params: Any) -> tuple[Tensor, list[Draw], list[list[int]]]:
     """Greedy rows with random tokens so far, in which a penalty often changes which token is best."""
     dice = random.Random(4)
     tokens = [[dice.randrange(VOCABULARY) for _ in range(dice.randint(4, 20))] for _ in range(rows)]
@@ -300,7 +301,7 @@ def test_tokens_that_end_cannot_be_drawn_before_min_tokens() -> None:
     sampler = Sampler(end_ids=(4, 5))
     logits = torch.zeros(1, VOCABULARY)
     logits[0, [4, 5, 6]] = 20.0
-    params = {"min_tokens": 2, "stop_token_ids": (6,)}
+    params: dict[str, Any] = {"min_tokens": 2, "stop_token_ids": (6,)}
     early = sampler(logits.expand(300, -1), [draw(seed=i, tokens=(1, 2, 3, 7), **params) for i in range(300)])
     late = sampler(logits.expand(300, -1), [draw(seed=i, tokens=(1, 2, 3, 7, 8), **params) for i in range(300)])
     assert not {4, 5, 6} & set(early)
@@ -316,7 +317,12 @@ def test_min_tokens_works_where_nothing_ends_a_text_or_an_end_is_outside_the_voc
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", [slice(None), slice(3, 4)])
 def test_a_row_that_is_not_finite_draws_none_and_its_neighbours_draw_as_ever(bad: float, where: slice) -> None:
-    kinds = [{"temperature": 0}, {}, {"top_p": 0.9}, {"temperature": 0, "repetition_penalty": 1.2}]
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {},
+        {"top_p": 0.9},
+        {"temperature": 0, "repetition_penalty": 1.2},
+    ]
     draws = [draw(seed=i, **params) for i, params in enumerate(kinds * 3)]
     logits = noise(12, seed=8)
     right = SAMPLER(logits, draws)
@@ -466,7 +472,7 @@ def test_tokens_that_are_equally_likely_share_a_rank() -> None:
     assert [token_logprobs(logits, [token], [0])[0].rank for token in range(4)] == [3, 1, 1, 4]
 
 
-MASKED = [
+MASKED: list[dict[str, Any]] = [
     {"temperature": 0},
     {"temperature": 1.3},
     {"temperature": 0.9, "top_k": 4},
@@ -482,7 +488,7 @@ def as_mask(allowed: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("vocabulary", [VOCABULARY, 2000])
 @pytest.mark.parametrize("params", MASKED)
-def test_only_what_is_allowed_is_drawn_on_the_host_and_on_devices(params: dict[str, object], vocabulary: int) -> None:
+def test_only_what_is_allowed_is_drawn_on_the_host_and_on_devices(params: dict[str, Any], vocabulary: int) -> None:
     dice, logits = random.Random(4), noise(60, vocabulary, scale=2.0)
     kept = logits.clone()
     masks = [np.array([dice.random() < share for _ in range(vocabulary)]) for share in [0.1, 0.5, 0.99] * 20]

@@ -30,13 +30,13 @@ def test_whole_prompts_are_wanted_in_every_number_format(kind: str, dtype: torch
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "A_log" not in name:
             torch.nn.init.normal_(weight, std=0.5 if "embed" in name else 0.18)
-    assert choose(model.to(dtype), native=False).forward.whole_prompts
+    assert choose(model.to(dtype), native=False).forward.whole_prompts  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_a_model_that_sees_what_comes_is_refused_in_every_number_format(dtype: torch.dtype) -> None:
     with pytest.raises(LoadError):
-        choose(bare_model(Family("bert", "bert")).to(dtype))
+        choose(bare_model(Family("bert", "bert")).to(dtype))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -44,7 +44,7 @@ def test_a_model_that_sees_what_comes_is_refused_in_every_number_format(dtype: t
     "name", ["llama", "gemma3", "opt", "deepseek_v3", "mamba2", "jamba", "bloom", "llama4_temperature"]
 )
 def test_a_way_does_not_depend_on_the_number_format(name: str, dtype: torch.dtype) -> None:
-    exact, rounded = choose(model_of(name)).forward, choose(model_of(name).to(dtype)).forward
+    exact, rounded = choose(model_of(name)).forward, choose(model_of(name).to(dtype)).forward  # type: ignore[arg-type]
     # Native steps may cut any prompt.
     whole = exact.whole_prompts or (name == "jamba" and not isinstance(rounded, NativeForward))
     assert (exact.backend, whole) == (rounded.backend, rounded.whole_prompts)
@@ -119,7 +119,7 @@ class Spy:
 
 
 def test_a_model_is_as_before_once_it_was_lifted() -> None:
-    model = model_of("gemma3").to(torch.bfloat16)
+    model = model_of("gemma3").to(torch.bfloat16)  # type: ignore[arg-type]
     texts = check_texts(model)
     before = stock_logits(model, texts)
     assert layers_of_all_kinds(model) == (6, 6)
@@ -139,7 +139,7 @@ def test_a_model_is_as_before_once_it_was_lifted() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_large_vocabulary_is_lifted_in_part(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_from(Family("other", "llama", {"tie_word_embeddings": tied, "pad_token_id": 150})).to(torch.bfloat16)
+    model = model_from(Family("other", "llama", {"tie_word_embeddings": tied, "pad_token_id": 150})).to(torch.bfloat16)  # type: ignore[arg-type]
     whole, ways = check_texts(model), structure(model, 0)
     before = stock_logits(model, whole)
     monkeypatch.setattr("baton.loader.upcast.MOST_TOKENS", 40)
@@ -158,7 +158,7 @@ def test_a_large_vocabulary_is_lifted_in_part(tied: bool, monkeypatch: pytest.Mo
 
 
 def test_noise_is_measured_and_a_few_times_of_it_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("llama").to(torch.bfloat16)
+    model = model_of("llama").to(torch.bfloat16)  # type: ignore[arg-type]
     texts = check_texts(model)
     expected = stock_logits(model, texts)
     prompts = [len(text) - 4 for text in texts]
@@ -172,7 +172,7 @@ def test_noise_is_measured_and_a_few_times_of_it_allowed(monkeypatch: pytest.Mon
 
 
 def test_what_cannot_be_lifted_is_compared_in_its_own_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("llama").to(torch.bfloat16)
+    model = model_of("llama").to(torch.bfloat16)  # type: ignore[arg-type]
     monkeypatch.setattr("baton.loader.upcast.MOST_LIFTED_BYTES", 0)
     assert not can_be_lifted(model, 3)
     monkeypatch.setattr("baton.loader.structure.can_be_lifted", lambda model, layers: False)

@@ -163,6 +163,7 @@ def test_of_special_tokens_only_those_shown_are_text(text: str, before: str) -> 
     stock = PreTrainedTokenizerFast(tokenizer_object=backend(), bos_token="<s>", eos_token="</s>")
     mine, tag = ModelTokenizer(stock, SIZE), backend().token_to_id("<tool_call>")
     end = backend().token_to_id("</tool_call>")
+    assert tag is not None and end is not None
     said = [*tokens_of(before, "letters"), tag, 1, *tokens_of(text, "letters"), end, 0]
     decoder = mine.stream(tokens_of("a"), skip_special_tokens=True, visible_special_tokens=[tag])
     assert "".join(pieces(decoder, said)) == f"{before}<tool_call>{text}"

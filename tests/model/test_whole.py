@@ -132,7 +132,7 @@ def test_weights_that_are_not_finite_are_named(folder: Path, tmp_path: Path) -> 
     assert "NaN or infinite, model.layers.1.mlp.up_proj.weight" in refusal(edited(folder, tmp_path / "copy", spoil))
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -143,7 +143,7 @@ SMALL = {
     "tie_word_embeddings": False,
     "pad_token_id": 0,
 }
-PAIR = {
+PAIR: dict[str, Any] = {
     "d_model": 32,
     "encoder_layers": 1,
     "decoder_layers": 1,
@@ -155,7 +155,7 @@ PAIR = {
     "pad_token_id": 0,
     "decoder_start_token_id": 1,
 }
-IMAGES = {
+IMAGES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 1,
@@ -164,7 +164,7 @@ IMAGES = {
     "patch_size": 14,
 }
 LLAMA4_IMAGES = {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 96}
+GPT2: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": VOCABULARY, "n_positions": 96}
 
 
 def save(kind: str, config: PreTrainedConfig, folder: Path) -> Path:
@@ -196,7 +196,7 @@ def save(kind: str, config: PreTrainedConfig, folder: Path) -> Path:
 def test_experts_that_are_missing_or_misshapen_are_named(
     change: Callable[[Weights], Weights] | None, config: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
-    experts = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "head_dim": 16}
+    experts: dict[str, Any] = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "head_dim": 16}
     folder = save("Qwen3MoeForCausalLM", transformers.Qwen3MoeConfig(**{**SMALL, **experts}), tmp_path / "model")
     with pytest.raises(LoadError, match=words):
         loaded_of(edited(folder, tmp_path / "copy", change, **config))

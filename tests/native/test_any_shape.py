@@ -232,7 +232,7 @@ def test_wrong_shapes_of_attention_are_refused(kernels: int) -> None:
     refused(lambda: call(heads=3, kv_heads=2))
     refused(lambda: call(kind=2))
     for name in ("queries", "out", "fresh_keys", "fresh_values"):
-        refused(lambda name=name: call(**{name: None}))
+        refused(lambda name=name: call(**{name: None}))  # type: ignore[arg-type]
     refused(lambda: call(keys=Columns(None, 1, 1, 1)))
     for at in range(4):
         for bad in (-2, -(2**63), 2**62, 2**63 - 1):

@@ -192,8 +192,8 @@ def any_layer(random: np.random.Generator, kind: int) -> Layer:
 def any_feds(random: np.random.Generator, layer: Layer, *, long: int = 150) -> list[Fed]:
     feds = []
     for row in random.permutation(7)[: random.integers(1, 7)]:
-        start = int(random.choice([0, 1, 63, 64, random.integers(0, long)]))
-        count = int(random.choice([1, 1, 2, 5, random.integers(1, 120)]))
+        start = int(random.choice([0, 1, 63, 64, int(random.integers(0, long))]))
+        count = int(random.choice([1, 1, 2, 5, int(random.integers(1, 120))]))
         mine = NOBODY if row == 6 else int(row)
         feds.append(Fed(layer.text(random, start + count), mine, start, start + count))
     return feds
@@ -315,11 +315,11 @@ def in_threads(kernels: int, call: Call, threads: int) -> None:
     """As the engine does it: tasks shared out, here from the last to the first, then merges."""
     table = (c_void_p * 16).from_address(kernels)
     struct = call.struct()
-    count = {at: COUNT(table[at])(byref(struct)) for at in (TASKS, MERGES, PARTIAL, SCRATCH)}
+    count = {at: COUNT(table[at] or 0)(byref(struct)) for at in (TASKS, MERGES, PARTIAL, SCRATCH)}
     assert count[MERGES] > 0
     partial = np.full(count[PARTIAL], np.nan, np.float32)
     struct.partial = partial.ctypes.data
-    attend_task, merge = ATTEND(table[ATTEND_AT]), MERGE(table[MERGE_AT])
+    attend_task, merge = ATTEND(table[ATTEND_AT] or 0), MERGE(table[MERGE_AT] or 0)
 
     def tasks(thread: int) -> None:
         scratch = np.full(count[SCRATCH], np.nan, np.float32)

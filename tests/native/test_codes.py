@@ -304,6 +304,7 @@ def test_weights_that_read_the_same_rows_say_so() -> None:
     ],
 )
 def test_what_has_no_products_is_refused_by_name(kernels: int, broken: Case, said: str) -> None:
+    assert library is not None
     with pytest.raises(LoadError, match=said):
         bytes_of_codes(library, kernels, broken.drawn(33, 640))
 
@@ -311,6 +312,7 @@ def test_what_has_no_products_is_refused_by_name(kernels: int, broken: Case, sai
 def test_zeros_and_orders_that_make_no_sense_are_refused(kernels: int) -> None:
     weight: Any = Case(zero=8, order=True).drawn(33, 64)
     weight.order[3] = weight.order[4]
+    assert library is not None
     with pytest.raises(LoadError, match="each input once"):
         bytes_of_codes(library, kernels, weight)
     weight = Case(zero=8).drawn(33, 64)

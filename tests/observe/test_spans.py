@@ -35,7 +35,7 @@ SAMPLED, NOT_SAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
 PATIENCE_SECONDS = 10.0
 DAY_NS = 1_700_000_000 * 10**9
 """The time of day when the engine's clock was at 0."""
-PARAMS = SamplingParams(n=2, temperature=0.5, top_k=7, max_tokens=9, seed=3, stop=["x"])
+PARAMS = SamplingParams(n=2, temperature=0.5, top_k=7, max_tokens=9, seed=3, stop=("x",))
 
 
 class Engine:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,7 +148,7 @@ def begun(seen: View) -> list[str]:
 
 def test_what_begins_can_make_its_sure_progress_within_the_budget_in_the_order_of_arrival() -> None:
     """20 prompt tokens of a byte each, the token that the prefill draws, and 10 more that it may generate."""
-    seen = {"guaranteed_tokens": 10, "prefill_chunk": None}
+    seen: dict[str, Any] = {"guaranteed_tokens": 10, "prefill_chunk": None}
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=93, **seen)) == ["a", "b", "c"]
     assert begun(view(*waiting("a", "b", "c", limit_tokens=50), bytes_budget=92, **seen)) == ["a", "b"]
     assert begun(view(*waiting("a", "b", limit_tokens=5), bytes_budget=50, **seen)) == ["a", "b"], "25 at most each"
@@ -162,7 +164,7 @@ def test_those_that_run_are_left_room_to_go_on_before_another_begins() -> None:
 
 def test_no_more_begin_than_budget_and_pool_are_expected_to_hold_to_their_ends() -> None:
     names = [f"w{i}" for i in range(4)]
-    seen = {"bytes_budget": 200, "guaranteed_tokens": 10, "max_rows": 8, "prefill_room": 9}
+    seen: dict[str, Any] = {"bytes_budget": 200, "guaranteed_tokens": 10, "max_rows": 8, "prefill_room": 9}
     four = waiting(*names, limit_tokens=80)  # each may come to 100 bytes
     assert begun(view(*four, swap_left=100, **seen)) == names[:3]
     assert begun(view(*four, swap_left=0, **seen)) == names[:2]

@@ -162,7 +162,7 @@ def test_where_less_urgent_ones_fill_the_prefiller_the_least_urgent_is_forgotten
 def test_a_less_urgent_one_gives_way_for_the_memory_of_a_more_urgent_one() -> None:
     """Each takes 40 bytes by its limit; three fit."""
     low = running("a", "b", "c", priority=5)
-    tight = {"rows": 8, "max_rows": 8, "bytes_budget": 130, "prefill_chunk": 100}
+    tight: dict[str, Any] = {"rows": 8, "max_rows": 8, "bytes_budget": 130, "prefill_chunk": 100}
     planned = plan(view(*low, *waiting("u", priority=1), **tight))
     assert (planned.detach, planned.prefill) == (("c",), (Chunk("u", 20),))
     planned = plan(view(*low, *waiting("u", priority=5), **tight))

@@ -30,10 +30,10 @@ def fitted(planned: Plan, seen: View) -> Plan:
 
 
 # Standings run with 26 tokens of a byte each, so far; the next 10 are sure.
-SURE = {"guaranteed_tokens": 10}
+SURE: dict[str, Any] = {"guaranteed_tokens": 10}
 
 
-def free_to_go(*names: str, **changes: int) -> list[QueryView]:
+def free_to_go(*names: str, **changes: Any) -> list[QueryView]:
     return running(*names, **{"since_insert": 10, "limit_tokens": 100, **changes})
 
 

@@ -287,12 +287,12 @@ def test_what_comes_with_one_key_is_not_there_for_another(loop: ScriptedLoop, tm
         batch = at(mine, begin(mine, line("a")), "completed")
         assert yours.files.list().data == [] and yours.batches.list().data == []
         for refused in (
-            lambda: yours.files.content(batch.output_file_id),
+            lambda: yours.files.content(str(batch.output_file_id)),
             lambda: yours.files.delete(batch.input_file_id),
             lambda: yours.batches.retrieve(batch.id),
             lambda: yours.batches.cancel(batch.id),
             lambda: yours.batches.create(
-                input_file_id=batch.input_file_id, endpoint=COMPLETIONS, completion_window="24h"
+                input_file_id=batch.input_file_id, endpoint="/v1/completions", completion_window="24h"
             ),
         ):
             with pytest.raises(openai.NotFoundError):
@@ -398,7 +398,9 @@ def test_bounds(loop: ScriptedLoop, tmp_path: Path) -> None:
         with pytest.raises(openai.BadRequestError, match="--max-files"):
             upload(client, line("a"))
         with pytest.raises(openai.BadRequestError, match="--max-batches"):
-            client.batches.create(input_file_id=first.input_file_id, endpoint=COMPLETIONS, completion_window="24h")
+            client.batches.create(
+                input_file_id=first.input_file_id, endpoint="/v1/completions", completion_window="24h"
+            )
         assert [batch.id for batch in client.batches.list()] == [second.id, first.id]
 
 

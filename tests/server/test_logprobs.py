@@ -13,7 +13,7 @@ from baton.server.logprobs import CompletionLogprobs
 from server.scripted import MODEL, Letters, ScriptedLoop, logprobs_of, usage_body
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-HI = {"messages": [{"role": "user", "content": "hi"}]}
+HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 async def plain(http: httpx.AsyncClient, path: str, **asked: Any) -> dict[str, Any]:

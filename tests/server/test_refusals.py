@@ -319,7 +319,7 @@ async def test_long_names_are_cut(http: httpx.AsyncClient) -> None:
 
 async def test_request_id(http: httpx.AsyncClient) -> None:
     for sent, kept in (("my id-7", True), ("a" * 128, True), ("a" * 129, False), ("é", False), ("", False)):
-        response = await http.get("/health", headers={"x-request-id": sent.encode()})
+        response = await http.get("/health", headers={b"x-request-id": sent.encode()})
         assert (response.headers["x-request-id"] == sent) is kept
         assert response.headers["x-request-id"].isascii() and response.headers["x-request-id"]
 
@@ -334,9 +334,9 @@ async def test_key(loop: ScriptedLoop) -> None:
             check(response, 401, "invalid_api_key")
             assert response.headers["www-authenticate"] == "Bearer"
         for wrong in ("Bearer sesame", "Basic sésame", "Bearer", "sésame"):
-            headers = {"authorization": wrong.encode()}
+            headers = {b"authorization": wrong.encode()}
             check(await http.post("/v1/completions", json={"prompt": "a"}, headers=headers), 401, "invalid_api_key")
-        headers = {"authorization": "bearer sésame".encode()}
+        headers = {b"authorization": "bearer sésame".encode()}
         assert (await http.post("/v1/completions", json={"prompt": "a"}, headers=headers)).status_code == 200
     assert len(loop.queries) == 1
 

@@ -65,7 +65,7 @@ class Several:
         self.fakes: dict[str, Fake] = {}
         self.models = Models(
             dict.fromkeys("abc", 100),
-            self._start,
+            self._start,  # type: ignore[arg-type]
             free_bytes=lambda: self.free - 100 * len([one for one in self.fakes.values() if one.alive]),
             unload_after=unload_after,
             clock=lambda: self.now,

@@ -35,7 +35,7 @@ def start() -> Iterator[Start]:
     begun: list[WarmProcess] = []
 
     def run(megabytes: float, drain_seconds: float) -> tuple[WarmProcess, str]:
-        command = [TESTS / "server" / "served.py", str(megabytes), str(drain_seconds)]
+        command: list[str | Path] = [TESTS / "server" / "served.py", str(megabytes), str(drain_seconds)]
         process = WarmProcess(command, stdout=True)
         begun.append(process)
         assert process.stdout is not None
