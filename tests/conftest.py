@@ -149,6 +149,14 @@ def one_compute_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     assert request.config.option.markexpr != "fast" or "torch" not in sys.modules, "a fast test imported torch"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_user_cache() -> Iterator[None]:
+    """As BATON_STEP_CACHE and BATON_QUANTIZED_CACHE, for engines of the tests' own process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("baton.core.settings.user_cache", lambda: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_compute_thread_again() -> Iterator[None]:
     """An engine sets torch's threads for the whole process: later tests would wait for a second core at each sum."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from baton.core.files import user_cache
 from baton.core.settings import cache_folder
 from baton.loader import choose as chosen
 from baton.loader import kept_steps
@@ -195,6 +196,7 @@ def test_stale_rounded_weights_are_read_again_by_the_loader(
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    monkeypatch.setattr("baton.core.settings.user_cache", user_cache)
     assert cache_folder("auto", "steps") == Path("/caches/baton/steps")
     assert cache_folder("off", "steps") is None
     assert cache_folder("/mine", "steps") == Path("/mine")

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
 from baton.core.errors import LoadError
+from baton.core.files import user_cache
 from baton.loader.folder import CONFIG, INDEX
 from baton.loader.gguf_blocks import FORM, KINDS, METHOD
 from baton.loader.gguf_config import Family, config_of, family_of
@@ -87,7 +89,7 @@ def folder_of(*files: Path) -> Path:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton" / "gguf"
+    return (user_cache() or Path(tempfile.gettempdir()) / "baton") / "gguf"
 
 
 def _make(files: Sequence[Path], folder: Path) -> None:
