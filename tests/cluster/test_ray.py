@@ -208,14 +208,19 @@ async def test_another_model_beside_ours_gets_nothing(front: Front, uncut: list[
     assert not {*before} & {*front.engines.names()}
 
 
-async def test_an_update_hands_over_tokens_alone_if_that_is_sooner(front: Front, uncut: list[Any]) -> None:
-    """As measured: computing is said to cost nothing, and moving a second."""
-    recomputed = front.client.stats().slots.recomputed
-    free, dear = Line(0.0, 0.0), Line(1.0, 0.0)
+@contextlib.contextmanager
+def prices(front: Front, *, fill: Line, move: Line) -> Iterator[None]:
+    """Computing and moving keys and values are said to cost so much, whatever is measured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PriceBook, "heard", lambda *_: None)
-        patch.setattr(front.loop._prices, "_last", Prices(free, 0.0, dear, dear))
+        patch.setattr(front.loop._prices, "_last", Prices(fill, 0.0, move, move))
         front.loop._prices._prices.clear()
+        yield
+
+
+async def test_an_update_hands_over_tokens_alone_if_that_is_sooner(front: Front, uncut: list[Any]) -> None:
+    recomputed = front.client.stats().slots.recomputed
+    with prices(front, fill=Line(0.0, 0.0), move=Line(1.0, 0.0)):
         answers = await asked_while(front, lambda: front.deploy(placing(2)))
     assert_same(answers, uncut)
     await asyncio.to_thread(both_again, front)
@@ -223,9 +228,10 @@ async def test_an_update_hands_over_tokens_alone_if_that_is_sooner(front: Front,
 
 
 async def test_a_rolling_update_replaces_all_engines(front: Front, uncut: list[Any]) -> None:
-    """Each leaves in peace; nothing is computed again, because keys and values go along."""
+    """Each leaves in peace; nothing is computed again where keys and values go along."""
     before, recomputed = front.engines.names(), front.client.stats().slots.recomputed
-    answers = await asked_while(front, lambda: front.deploy(placing(2)))
+    with prices(front, fill=Line(1.0, 0.0), move=Line(0.0, 0.0)):
+        answers = await asked_while(front, lambda: front.deploy(placing(2)))
     assert_same(answers, uncut)
     await asyncio.to_thread(both_again, front)
     assert not {*before} & {*front.engines.names()}

@@ -198,7 +198,7 @@ def test_wrong_shapes_of_weights_are_refused(kernels: int) -> None:
             refused(lambda bad=bad: library.baton_pack(kernels, struct, 1, bad, address, FLOAT32))
     refused(lambda: library.baton_unpack(kernels, struct, 30, 4, address))
     refused(lambda: library.baton_weight_bytes(kernels, FLOAT32, 2**30, 2**30))
-    for kind in (-1, 4, 2**31 - 1):
+    for kind in (-1, 6, 2**31 - 1):
         refused(lambda kind=kind: library.baton_weight_bytes(kernels, kind, 33, 17))
         refused(lambda kind=kind: library.baton_pack(kernels, struct, 0, 1, address, kind))
     refused(lambda: library.baton_product(kernels, Weight(FLOAT32, 33, 17, None, None), address, 1, None, address))
