@@ -18,8 +18,9 @@ from baton.loader.choose import choose
 from baton.loader.formats import FORMATS, PLAIN
 from baton.loader.kept_steps import StaleSteps, StepCache
 from baton.loader.load import Loaded
-from baton.loader.selfcheck import our_logits, short_texts
+from baton.loader.selfcheck import our_logits, short_texts, stock_logits
 from baton.native import library as native
+from baton.native import written
 from checkpoints import loaded_of
 from families import model_of
 from packed_checkpoints import gptq, save_packed
@@ -86,7 +87,10 @@ def changed(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def test_weights_that_changed_unseen_are_proved_afresh(tmp_path: Path, recorded: Recordings) -> None:
+def test_weights_that_changed_unseen_are_proved_afresh(
+    tmp_path: Path, recorded: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(written, "SMALL_NUMBERS", 0)
     logits_of(model_of("llama"), tmp_path)
     path = next(tmp_path.iterdir())
     other = logits_of(changed(model_of("llama")), tmp_path)
@@ -96,7 +100,26 @@ def test_weights_that_changed_unseen_are_proved_afresh(tmp_path: Path, recorded:
     assert len(recorded) == 2
 
 
-def test_rounded_ones_that_changed_unseen_must_be_read_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "bamba", "deepseek_v3"])
+def test_constants_of_other_weights_are_not_taken(
+    name: str, tmp_path: Path, recorded: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step with the norms of other weights would give the same bits again."""
+    monkeypatch.setattr(kept_steps, "weights_digest", lambda model: "the sample sees no difference")
+    logits_of(model_of(name), tmp_path)
+    for number, changes in enumerate(("norm.weight", "kv_b_proj.weight"), start=2):
+        model = model_of(name)
+        found = [one for at, one in model.named_parameters() if at.endswith(changes)]
+        if found:
+            found[-1].detach().reshape(-1)[3] += 0.5
+            expected = torch.cat(stock_logits(model, short_texts(model)))
+            ours = logits_of(model, tmp_path)
+            assert len(recorded) == number
+            assert (ours - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_rounded_ones_that_changed_unseen_must_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(written, "SMALL_NUMBERS", 0)
     logits_of(model_of("llama"), tmp_path, "int8")
     with pytest.raises(StaleSteps):
         logits_of(changed(model_of("llama")), tmp_path, "int8")

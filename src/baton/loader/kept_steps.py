@@ -39,7 +39,7 @@ from baton.native import library as native
 from baton.native.forward import NativeForward
 from baton.native.graph import Graph
 from baton.native.program import Program
-from baton.native.written import Written, read, write
+from baton.native.written import Written, folded, read, write
 
 log = logging.getLogger("baton.model")
 
@@ -81,6 +81,8 @@ class StepCache:
         if _is_stock(self._model):
             with _unharmed("write down its step"):
                 self._graph = write(graph, self._model)
+                if self._graph is not None:
+                    self._graph.plain["folded"] = _folded(self._graph, self._model)
 
     def keep(
         self,
@@ -117,6 +119,8 @@ class StepCache:
         model, stock = self._model, self._model.config.get_text_config()._attn_implementation
         program = None
         try:
+            if _folded(graph, model) != graph.plain["folded"]:
+                raise ValueError("its constants are of other weights")
             use_reference_attention(model)
             must_rotate_beyond(model)
             plain = hooked(model, AttentionBackend[facts.backend], facts.whole, stock)
@@ -187,6 +191,18 @@ def _source_digest() -> str:
     for path in sorted([*root.rglob("*.py"), *root.glob("native/_kernels*")]):
         digest.update(f"{path.relative_to(root)}\0".encode())
         digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _folded(graph: Written, model: PreTrainedModel) -> str:
+    """Of whole weights that may stand in the graph's constants, for which a sample is not enough.
+
+    A changed number in them would be left out, and the step would give the same bits all the same.
+    """
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    for name, tensor in folded(graph, model):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

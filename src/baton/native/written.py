@@ -7,7 +7,7 @@ by their module. Everything else that a graph refers to are small constants, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from baton.native.graph import Buffer, Graph, Line, Ref, Space, TableSpec, Visib
 
 MOST_CONSTANT_BYTES = 64 << 20
 """Graphs with more numbers of their own, such as absorbed latents, are not written: recording them is as fast."""
+
+SMALL_NUMBERS = 1 << 16
+"""A weight that a table reads is too large to be made a constant as well, unless it has at most so many numbers."""
 
 Plain = dict[str, Any]
 
@@ -42,6 +45,19 @@ def write(graph: Graph, model: nn.Module) -> Written | None:
 def read(written: Written, model: nn.Module) -> Graph:
     """Returns the graph again. Raises KeyError, ValueError, TypeError or RuntimeError if it is not of this model."""
     return _Reader(written, model).graph()
+
+
+def folded(written: Written, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights, by name, of which the graph's constants may have been made: all that no table reads as they are."""
+    named, layers = _named(model), named_packed(model)
+    tables = written.plain["tables"]
+    direct = {named[table["weight"]].data_ptr() for table in tables if "weight" in table}
+    for table in tables:
+        if "layer" in table:
+            direct |= {tensor.data_ptr() for tensor in layers[table["layer"]].tensors.values()}
+    for name, tensor in sorted(named.items()):
+        if tensor.numel() <= SMALL_NUMBERS or tensor.data_ptr() not in direct:
+            yield name, tensor.detach()
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:
