@@ -125,7 +125,7 @@ class StepCache:
             must_rotate_beyond(model)
             plain = hooked(model, AttentionBackend[facts.backend], facts.whole, stock)
             if plain is None:
-                return None
+                raise ValueError("its way is none of this model's")
             program = Program(
                 read(graph, model),
                 plain.geometry,

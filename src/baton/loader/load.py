@@ -250,7 +250,7 @@ def _kept(asked: LoadSettings, format: WeightFormat, place: Place, weights: str)
     if asked.quantized_cache is None or not format.native_only:
         return format
     # What a sample does not show, a file's time does.
-    files = [(one.name, one.stat()) for one in sorted(place.folder.glob("*.safetensors"))]
+    files = [(one.name, one.stat()) for one in sorted(place.folder.iterdir()) if one.is_file()]
     told = format.name, weights, [(name, at.st_size, at.st_mtime_ns) for name, at in files]
     key = hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
     return replace(format, kept=KeptWeights(asked.quantized_cache, key))
