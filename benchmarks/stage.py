@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from baton.bench.drive import Response
 from baton.builtin import tasks
-from baton.compose import facts_of, make_engine, open_model
+from baton.compose import make_engine, open_model
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import Sink, Update
 from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings, resolve
-from baton.loader.load import Loaded
+from baton.loader.facts import facts_of
+from baton.loader.loaded import Loaded
 from baton.policy.port import traits
 from baton.policy.table import POLICIES, policy_named
 

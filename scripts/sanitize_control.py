@@ -10,7 +10,8 @@ from ctypes import CDLL, POINTER, c_int64, c_size_t
 from threading import Barrier, Thread
 from typing import Any
 
-from baton.native.library import STRUCTURES, library
+from baton.native.library import library
+from baton.native.structs import STRUCTURES
 
 assert library is not None
 sizes = library.baton_sizes

@@ -16,7 +16,8 @@ from baton.core.config import Config
 from baton.core.errors import LoadError
 from baton.core.settings import load_settings
 from baton.loader.hub import find
-from baton.loader.load import Loaded, load
+from baton.loader.load import load
+from baton.loader.loaded import Loaded
 from baton.loader.stock import read_config
 
 WEIGHTS = "model.safetensors"

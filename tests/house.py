@@ -16,7 +16,7 @@ FLOORS = {"core": 0, "kv": 1, "sampling": 1, "grammar": 1, "policy": 1, "model":
 FLOORS |= {"parsing": 1, "jobs": 1, "loader": 5, "engine": 5}
 FLOORS |= dict.fromkeys(("server", "observe", "bench", "chat", "cluster", "builtin", "testing"), 6)
 # The few modules that belong to no room: the Python API, and what joins bodies to ports.
-TOP = {"compose", "llm", "outputs", "__init__"}
+TOP = {"compose", "fronts", "llm", "outputs", "__init__"}
 HIGHEST = 7
 ABOVE = {"measure": 8, "cli": 9, "__main__": 10}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from baton.native.library import BFLOAT16, FLOAT16, FLOAT32, GROUP, INT4, INT8, PANEL, Weight, library
+from baton.native.library import BFLOAT16, FLOAT16, FLOAT32, GROUP, INT4, INT8, PANEL, library
+from baton.native.structs import Weight
 
 Array = np.ndarray
 

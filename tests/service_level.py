@@ -17,12 +17,14 @@ import httpx
 import uvicorn
 
 from baton import builtin
-from baton.compose import facts_of, start
+from baton.compose import start
 from baton.core.clock import monotonic
 from baton.core.config import make_config
 from baton.core.settings import load_settings, resolve
 from baton.engine.client import Client, Stats
-from baton.loader.load import Loaded, load
+from baton.loader.facts import facts_of
+from baton.loader.load import load
+from baton.loader.loaded import Loaded
 from baton.observe.metrics import Metrics
 from baton.policy.baton import Baton
 from baton.server.app import create_app

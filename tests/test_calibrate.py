@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from baton import builtin
-from baton.compose import facts_of
 from baton.core.config import make_config
 from baton.core.errors import CheckFailed
 from baton.core.events import IterationDone, QueryEnded, Slots, Usage
 from baton.core.query import State
 from baton.core.settings import load_settings, resolve
 from baton.kv.rectangle import footprint
+from baton.loader.facts import facts_of
 from baton.loader.load import load
 from baton.measure.calibrate import Calibration, Turn, Turns
 

@@ -15,7 +15,8 @@ from baton.cli.main import cli
 from baton.core.config import Config
 from baton.core.errors import CheckFailed
 from baton.core.settings import load_settings
-from baton.loader.load import Loaded, load
+from baton.loader.load import load
+from baton.loader.loaded import Loaded
 from baton.loader.oracle import Oracle
 from baton.loader.selfcheck import alone
 from baton.measure.check import DETERMINISTIC, SCENARIOS, SIZE, Outcome, check

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from baton.compose import facts_of, make_engine, open_engine
+from baton.compose import make_engine, open_engine
 from baton.core.config import Config
 from baton.core.errors import LoadError, SettingError
 from baton.core.settings import load_settings, resolve
 from baton.cuda.mapped_rectangle import MappedRectangle
-from baton.loader.load import Loaded, load
+from baton.loader.facts import facts_of
+from baton.loader.load import load
+from baton.loader.loaded import Loaded
 from baton.measure.contenders import Contender
 from baton.measure.trials import settings_of
 from baton.policy.baton import Baton

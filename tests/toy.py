@@ -32,6 +32,7 @@ from baton.kv.segment import KVSegment, arrived
 from baton.model import attention
 from baton.model.aligned import Aligned, AlignedForward
 from baton.model.attention import Layout, Span
+from baton.model.padded import padded
 from baton.policy.memory_guard import MemoryGuard
 from baton.policy.port import GUARANTEED_TOKENS, Policy
 from baton.testing.clock import ManualClock
@@ -79,7 +80,7 @@ class ToyForward:
 
     def padded(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> tuple[Tensor, Layout]:
         self.calls["padded"] += 1
-        return self._logits(rectangle, spans, tokens), attention.padded(spans, rectangle)
+        return self._logits(rectangle, spans, tokens), padded(spans, rectangle)
 
     def _logits(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Tensor:
         assert all(span.count > 0 for span in spans), "a row was fed nothing"

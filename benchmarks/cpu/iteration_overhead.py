@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from baton import builtin
-from baton.compose import facts_of, make_engine, set_threads
+from baton.compose import make_engine, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.query import Query, SamplingParams
@@ -38,6 +38,7 @@ from baton.core.settings import resolve
 from baton.engine.client import Client
 from baton.engine.loop import EngineLoop
 from baton.kv.rectangle import LayerShape
+from baton.loader.facts import facts_of
 from baton.model.port import ForwardStats
 from baton.model.tokenizer import ModelTokenizer
 from baton.model.visibility import Span

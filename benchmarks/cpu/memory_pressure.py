@@ -29,13 +29,13 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
-from baton.compose import facts_of
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, QueryMoved
 from baton.core.query import State
 from baton.core.settings import Settings, resolve
-from baton.loader.load import Loaded
+from baton.loader.facts import facts_of
+from baton.loader.loaded import Loaded
 from benchmarks import TRACE
 from benchmarks.cpu import resident
 from benchmarks.report import flags, machine, parsed, table, tell

@@ -26,6 +26,7 @@ import torch
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model.attention import EVERYTHING, Decode, Fill, Span, decode, fill
 from baton.native import library as native
+from baton.native import structs
 
 TOGETHER = 96 << 20  # bytes of keys and values of all layers: more than any cache
 REPEAT = 8  # times all layers in one measurement of ours
@@ -145,19 +146,19 @@ class Ours:
         self.queries = torch.randn(tokens, case.heads, case.dim)
         self.out = torch.empty(threads, tokens, case.heads, case.dim)
         self.fresh = torch.randn(tokens, case.kv_heads, case.dim).to(case.dtype)
-        spans = (native.Span * case.rows)(
-            *(native.Span(span.row, span.start, span.count, span.row * span.count) for span in case.spans)
+        spans = (structs.Span * case.rows)(
+            *(structs.Span(span.row, span.start, span.count, span.row * span.count) for span in case.spans)
         )
-        self.calls: list[list[native.Attention]] = [[] for _ in range(threads)]
+        self.calls: list[list[structs.Attention]] = [[] for _ in range(threads)]
         for layer, (keys, values) in enumerate(zip(rectangle.keys, rectangle.values, strict=True)):
             thread = layer % threads
             self.calls[thread].append(self.call(case, spans, keys, values, self.out[thread]))  # type: ignore[arg-type]
 
     def call(
-        self, case: Case, spans: Sequence[native.Span], keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor
-    ) -> native.Attention:
-        sides = [native.Columns(buffer.data_ptr(), *buffer.stride()[:3]) for buffer in (keys, values)]
-        return native.Attention(
+        self, case: Case, spans: Sequence[structs.Span], keys: torch.Tensor, values: torch.Tensor, out: torch.Tensor
+    ) -> structs.Attention:
+        sides = [structs.Columns(buffer.data_ptr(), *buffer.stride()[:3]) for buffer in (keys, values)]
+        return structs.Attention(
             heads=case.heads,
             kv_heads=case.kv_heads,
             key_dim=case.dim,
@@ -179,7 +180,7 @@ class Ours:
     def seconds(self) -> float:
         barrier = Barrier(len(self.calls) + 1)
 
-        def work(core: int, calls: list[native.Attention]) -> None:
+        def work(core: int, calls: list[structs.Attention]) -> None:
             # Left to themselves, both threads were seen on one core for most of a measurement.
             if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(threading.get_native_id(), {core})

@@ -26,7 +26,7 @@ from baton.bench.drive import Response
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.settings import Settings
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from benchmarks.report import flags, machine, parsed, percentile, table, tell
 from benchmarks.stage import Stage, load, prompts
 

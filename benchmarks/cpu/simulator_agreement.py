@@ -16,11 +16,13 @@ from baton import builtin
 from baton.bench.costmodel import middle
 from baton.bench.figures import Figures
 from baton.bench.workload import Workload, make_workload
-from baton.compose import facts_of, set_threads
+from baton.compose import set_threads
 from baton.core.config import Config
 from baton.core.settings import load_settings, resolve
 from baton.kv.rectangle import footprint
-from baton.loader.load import Loaded, load
+from baton.loader.facts import facts_of
+from baton.loader.load import load
+from baton.loader.loaded import Loaded
 from baton.measure.calibrate import Calibration
 from baton.measure.contenders import Contender
 from baton.measure.simulate import simulated

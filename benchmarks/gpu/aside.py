@@ -22,7 +22,7 @@ from baton.cuda.pinned_memory import SLAB_BYTES, HostMemory, pin
 from baton.cuda.slots import Slot, follows
 from baton.engine.engine import Engine
 from baton.kv.rectangle import Rectangle, footprint
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.policy.table import POLICIES
 from baton.testing.late_lane import LateLane
 

@@ -12,7 +12,7 @@ from baton.core.sampling import SamplingParams
 from baton.cuda.decode_steps import Steps
 from baton.cuda.slots import Chance, Slot
 from baton.kv.rectangle import Rectangle
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.sampling.draw import filters_of
 from baton.sampling.on_device import Kind
 

@@ -13,7 +13,7 @@ from baton.core.events import Event, IterationDone, QueryEnded, Update
 from baton.core.query import Query, SamplingParams, State
 from baton.core.settings import Settings
 from baton.engine.engine import Engine
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.model.execution import PrefillPlacement
 from baton.policy.table import POLICIES
 from benchmarks.report import percentile

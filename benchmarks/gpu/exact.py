@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.loader.selfcheck import check_texts, self_check, stock_logits
 
 from .models import stock

@@ -10,7 +10,7 @@ import torch
 from baton.cuda.decode_steps import Steps
 from baton.cuda.slots import Slot
 from baton.kv.rectangle import Rectangle, footprint
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.model.hooked import BY_TOKEN, EXPERTS
 
 from .models import MIXTURE, build, collect, cuda_forward

@@ -11,7 +11,7 @@ import torch
 
 from baton.cuda.forward import CudaForward
 from baton.kv.rectangle import Rectangle
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.model.execution import PrefillPlacement
 from baton.model.port import Forward
 from baton.model.visibility import Span

@@ -14,7 +14,7 @@ import torch
 from baton.cuda import ragged_attention as ragged
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.virtual_memory import CudaDriver
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.model.visibility import EVERYTHING
 from baton.testing.host_driver import HostDriver
 

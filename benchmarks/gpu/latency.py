@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 
 from .asks import Ask
 from .engine import engine_run

@@ -12,7 +12,7 @@ import torch
 
 from baton.cuda.virtual_memory import CudaDriver, Driver
 from baton.kv.rectangle import footprint
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.loader.mapping import check
 from baton.testing.host_driver import HostDriver
 

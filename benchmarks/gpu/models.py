@@ -17,7 +17,7 @@ from baton.cuda.float8 import quantize
 from baton.cuda.forward import CudaForward
 from baton.loader.choose import choose
 from baton.loader.formats import FORMATS
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.model.forward import TorchForward
 from baton.model.tokenizer import ModelTokenizer
 from benchmarks.make_shape import tokenizer

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from benchmarks.gpu.aside import aside
 from benchmarks.gpu.asks import Ask, asks_of
 from benchmarks.gpu.draws import draws

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 
 from .asks import Ask
 from .models import stock

@@ -13,7 +13,7 @@ from baton.cuda.decode_steps import Steps
 from baton.cuda.float8 import Float8Linear
 from baton.cuda.slots import Slot, follows
 from baton.kv.rectangle import Rectangle, footprint
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 
 from .asks import Ask, lengths_of
 from .models import collect, cuda_forward

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from baton.cuda.forward import CudaForward
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 
 from .asks import Ask
 from .engine import engine_run

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from baton.bench.drive import Mode
 from baton.bench.workload import Workload, make_workload
 from baton.core.config import Config
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from benchmarks.paper.methods import METHODS, NATIVE, ORCA, Measured, measured
 from benchmarks.paper.picture import draw
 from benchmarks.paper.preemption import Urgent, urgent_queries

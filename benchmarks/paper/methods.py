@@ -12,7 +12,7 @@ from baton.compose import start
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.events import Event, IterationDone, Slots
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.measure.contenders import Contender
 from baton.measure.trials import settings_of
 from baton.policy.table import POLICIES

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from baton.core.clock import monotonic
 from baton.core.config import Config
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.measure.contenders import Contender
 from baton.measure.trials import settings_of
 from benchmarks.stage import Stage, prompts

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from baton.observe.catalog import BY_REPLICA, FAMILIES, FOR_PROMPTS, SYMBOLS
+from baton.observe.catalog import FAMILIES
+from baton.observe.family import SYMBOLS
+from baton.observe.replica_catalog import BY_REPLICA, FOR_PROMPTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

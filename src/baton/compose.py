@@ -15,10 +15,6 @@ from baton.batch.batch import RectangleBatch
 from baton.batch.feeder import RowFeeder
 from baton.batch.prefill import PrefillHere
 from baton.batch.rows import Rows
-from baton.cluster.far import FarLoop
-from baton.cluster.port import Depot, Engines
-from baton.cluster.served import ServedEngine
-from baton.cluster.wire import About, Message
 from baton.core.clock import Clock, monotonic
 from baton.core.config import ALIGNED, Config, check_loading, check_shaping, threads
 from baton.core.errors import LoadError
@@ -32,7 +28,6 @@ from baton.cuda.copy_stream import CudaCopyStream
 from baton.cuda.forward import CudaForward
 from baton.cuda.mapped_rectangle import MappedRectangle
 from baton.cuda.offload import HostOffload, trial
-from baton.cuda.page_layout import PageLayout
 from baton.cuda.pinned_memory import HostMemory
 from baton.cuda.placement import fastest
 from baton.cuda.prefill_stream import PrefillStreamStepper
@@ -46,9 +41,10 @@ from baton.kv.aligned import AlignedRectangle, keeping_all
 from baton.kv.budget import DEVICE_SPARE_BYTES, SPARE_BYTES, Budget
 from baton.kv.prefix import prefix_store
 from baton.kv.rectangle import Rectangle, footprint, is_lazy
-from baton.loader.load import Loaded, OnPhase, ignore_phase, load
+from baton.loader.facts import facts_of
+from baton.loader.load import OnPhase, ignore_phase, load
+from baton.loader.loaded import Loaded
 from baton.loader.threads import start_threads
-from baton.loader.tokens import load_tokenizer
 from baton.model.aligned import AlignedForward
 from baton.model.device import free_bytes
 from baton.model.execution import PrefillPlacement
@@ -280,59 +276,6 @@ def _rows(
 def model_name(config: Config) -> str:
     """The name that requests use: as asked, or the hub id or folder as it was given."""
     return config.served_model_name or config.model or builtin.NAME
-
-
-def facts_of(loaded: Loaded) -> Facts:
-    shapes, context, mapped = loaded.geometry.shapes, loaded.context_tokens, None
-    if loaded.driver is not None:
-        mapped = PageLayout(shapes, context, loaded.dtype, loaded.driver.granularity).footprint
-        # Memory left over from loading must not count as in use.
-        loaded.driver.make_room()
-    return Facts(
-        context_tokens=context,
-        footprint=footprint(shapes, context, loaded.dtype, loaded.device),
-        free_bytes=free_bytes(loaded.device),
-        device=loaded.device.type,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        cores=cores(),
-        lazy_memory=is_lazy(loaded.device),
-        swap_free_bytes=free_memory_bytes() if loaded.device.type == "cuda" else None,
-        mapped_footprint=mapped,
-        context_source=loaded.context_source,
-    )
-
-
-def open_front(config: Config, engines: Engines, about: About) -> Client:
-    """A client of engines that are elsewhere. No weights are loaded; `about`: what the engines say of themselves."""
-    asked = load_settings(config, config.model or str(builtin.path()), model_name(config))
-    tokenizer = load_tokenizer(asked)
-    tokenizer.prepare(about.settings.max_model_len)
-    loop = FarLoop(engines, about, monotonic, losses=config.losses, handover=config.replica_handover)
-    loop.start()
-    return Client(
-        model_name=about.model,
-        settings=about.settings,
-        tokenizer=tokenizer,
-        fit=tokenizer.fit,
-        defaults=about.defaults,
-        loop=loop,
-        clock=monotonic,
-        honours=about.honours,
-        compiler=Grammars(tokenizer, about.end_ids, about.settings.limits),
-    )
-
-
-def introduced(engine: EngineHandle) -> About:
-    """What a front needs to know of an engine."""
-    settings, loaded = engine.settings, engine.loaded
-    honours = tuple(sorted(traits(policy_named(settings.policy)).honours))
-    defaults = dict(loaded.generation.sampling)
-    return About(engine.client.model_name, settings, honours, loaded.end_ids, loaded.stamp, defaults, loaded.weights)
-
-
-def served_engine(engine: EngineHandle, send: Callable[[Message], None], depot: Depot | None = None) -> ServedEngine:
-    """The engine for one front, to which `send` brings messages. `depot`: for keys and values of what leaves."""
-    return ServedEngine(engine.client.loop, engine.client.compile, monotonic, send, depot)
 
 
 def set_threads(config: Config) -> None:

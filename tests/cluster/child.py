@@ -8,8 +8,9 @@ import threading
 from typing import Any
 
 from baton.cluster.wire import introduction, name_of
-from baton.compose import introduced, open_engine, served_engine
+from baton.compose import open_engine
 from baton.core.config import make_config
+from baton.fronts import introduced, served_engine
 from cluster.folder_depot import FolderDepot
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from baton.cluster.far import FarLoop
 from baton.cluster.leaving import Leaving
 from baton.cluster.prices import PriceBook
 from baton.cluster.wire import Message
-from baton.compose import open_front
 from baton.core.config import make_config
 from baton.core.errors import EngineUnhealthy
 from baton.core.query import SamplingParams
 from baton.core.replicas import REPLICA_HANDOVER
+from baton.fronts import open_front
 from baton.server.app import create_app
 from cluster.piped import Child, Piped
 from heard_answers import asked_of, requests, told

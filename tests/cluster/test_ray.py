@@ -24,9 +24,9 @@ from baton.cluster.environment import prepare
 from baton.cluster.far import FarLoop
 from baton.cluster.port import EngineLost
 from baton.cluster.prices import Line, PriceBook, Prices
-from baton.compose import open_front
 from baton.core.config import make_config
 from baton.core.replicas import Range
+from baton.fronts import open_front
 from baton.observe.metrics import Metrics
 from baton.server.app import create_app
 from heard_answers import asked_of, requests, told

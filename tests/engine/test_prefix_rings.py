@@ -253,7 +253,7 @@ def test_a_wrong_cut_is_noticed(family: str, wrong: str | None, monkeypatch: pyt
             lambda store, parts, start, length: cut(store, [part.roll(1, 0) for part in parts], start, length),
         )
     elif wrong == OVERWRITTEN:
-        store_in(batch)._divisible = WINDOW + BLOCK
+        store_in(batch)._tree.divisible = WINDOW + BLOCK
     # A row whose ring is not full, and one that has overwritten its first tokens.
     first = query_of("a", [*STEM, *some(5 if wrong == OVERWRITTEN else 2, seed=2)], 1, seed=1)
     second = query_of("b", [*STEM, *some(2, seed=3)], 6, seed=2)

@@ -485,15 +485,15 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def bytes_are_those_of_what_is_known(self) -> None:
-        held = sum(part.numel() * part.element_size() for e in self.store._entries.values() for part in e.parts or ())
+        held = sum(part.numel() * part.element_size() for e in self.store._tree._entries.values() for part in e.parts or ())
         if self.host is not None:
             held = self.host.host.used_bytes
         assert self.store.bytes_used == held == self.bytes
-        assert len(self.store._entries) == len(self.known)
+        assert len(self.store._tree._entries) == len(self.known)
         kept = {prefix for path in self.holds.values() for prefix in path}
         assert self.store.bytes_held == sum(map(self.size, kept))
         tails = sum(not self.is_block(prefix) for prefix in self.known)
-        assert sum(count for lengths in self.store._tails.values() for count in lengths.values()) == tails
+        assert sum(count for lengths in self.store._tree._tails.values() for count in lengths.values()) == tails
 
 
 def test_in_any_order_it_is_as_a_plain_list_would_be() -> None:
@@ -516,4 +516,4 @@ def test_what_one_space_stores_no_other_finds(divisible_tokens: int) -> None:
     store.limit(size)
     assert [store.find([*tokens, 9], space) is not None for space in ("a", "b")] == [False, True]
     store.limit(0)
-    assert not store._entries and not store._tails, "a space that has nothing leaves nothing"
+    assert not store._tree._entries and not store._tree._tails, "a space that has nothing leaves nothing"

@@ -16,6 +16,7 @@ from torch import Tensor
 from baton.kv.rectangle import LayerShape, Rectangle
 from baton.model import attention, sdpa
 from baton.model.attention import Decode, Layout, Span, Visibility
+from baton.model.padded import padded
 
 COLUMNS = 24
 CAPACITY = 5
@@ -124,7 +125,7 @@ def check_decode(case: Case, together: bool) -> None:
 
 def check_padded(case: Case) -> None:
     rectangle = case.rectangle
-    shape = attention.padded(case.spans, rectangle)
+    shape = padded(case.spans, rectangle)
     longest = max(span.count for span in case.spans)
     q = case.queries(len(case.spans), longest)
     out = shape.attend(q, rectangle.keys[0], rectangle.values[0], case.scale, case.visibility, case.sinks)
@@ -260,7 +261,7 @@ def test_a_ring_gives_what_a_layer_that_keeps_everything_gives(
 def _shape_of(spans: list[Span], rectangle: Rectangle, aligned: bool) -> Layout:
     if all(span.count == 1 for span in spans):
         return attention.decode(spans, rectangle)
-    return (attention.padded if aligned else attention.fill)(spans, rectangle)
+    return (padded if aligned else attention.fill)(spans, rectangle)
 
 
 def _real(shape: Layout, out: Tensor) -> Tensor:
@@ -283,4 +284,4 @@ def test_a_decode_step_reads_together_only_where_padding_costs_less_than_calls()
 def test_fills_read_what_rows_hold_and_padded_rows_the_longest() -> None:
     case = plain([Span(0, 3, 7), Span(2, 0, 9)])
     assert attention.fill(case.spans, case.rectangle).columns_read == 10 + 9
-    assert attention.padded(case.spans, case.rectangle).columns_read == 2 * 10
+    assert padded(case.spans, case.rectangle).columns_read == 2 * 10

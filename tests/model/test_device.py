@@ -9,7 +9,9 @@ import torch
 
 from baton.core.errors import SettingError
 from baton.cuda import ragged_attention as ragged
-from baton.loader.choose import choose, in_steady_steps, proof_of
+from baton.loader.choose import choose
+from baton.loader.device_steps import in_steady_steps
+from baton.loader.proof import proof_of
 from baton.model.device import Device, device_of
 from baton.model.forward import TorchForward
 from families import model_of

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from baton.core.query import SamplingParams
 from baton.llm import LLM
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
 from baton.native import library as native
 from checkpoints import edited, loaded_of

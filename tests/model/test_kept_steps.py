@@ -17,7 +17,7 @@ from baton.loader import kept_steps
 from baton.loader.choose import choose
 from baton.loader.formats import FORMATS, PLAIN
 from baton.loader.kept_steps import StaleSteps, StepCache
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.loader.selfcheck import our_logits, short_texts, stock_logits
 from baton.native import library as native
 from baton.native import written

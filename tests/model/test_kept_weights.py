@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.loader.selfcheck import check_texts, our_logits
 from baton.native import library as native
+from baton.native import structs
 from baton.native.packing import Packing
 from checkpoints import edited, loaded_of
 from tiny_checkpoint import save_tiny
@@ -31,7 +32,7 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was packed."""
     pack, shapes = Packing.pack, list[Any]()
 
-    def counted(self: Packing, library: Any, kernels: Any, weight: torch.Tensor, *more: Any) -> native.Weight:
+    def counted(self: Packing, library: Any, kernels: Any, weight: torch.Tensor, *more: Any) -> structs.Weight:
         shapes.append(weight.shape)
         return pack(self, library, kernels, weight, *more)
 

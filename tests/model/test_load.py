@@ -13,7 +13,8 @@ from baton.core.config import Config
 from baton.core.errors import LoadError, SettingError
 from baton.core.settings import load_settings
 from baton.kv.rectangle import footprint
-from baton.loader.load import Loaded, choose, context_of, load
+from baton.loader.load import choose, context_of, load
+from baton.loader.loaded import Loaded
 from baton.loader.survey import survey
 from baton.model.device import Device
 from checkpoints import config_of

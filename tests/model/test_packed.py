@@ -19,7 +19,9 @@ from baton.core.errors import LoadError
 from baton.cuda import varlen_prefill as packed
 from baton.cuda.varlen_prefill import Packed, Varlen, bounds, of_torch, one_behind_the_other
 from baton.kv.rectangle import LayerShape, Rectangle
-from baton.loader.choose import choose, proof_of, with_packed_prompts
+from baton.loader.choose import choose
+from baton.loader.device_steps import with_packed_prompts
+from baton.loader.proof import proof_of
 from baton.model import attention
 from baton.model.forward import TorchForward
 from baton.model.port import Forward

@@ -18,7 +18,7 @@ from baton.core.query import SamplingParams
 from baton.llm import LLM
 from baton.loader import choose as choose_module
 from baton.loader import structure as structure_module
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
 from baton.model.packed import PackedWeight
 from baton.model.packed_layers import packed_layers

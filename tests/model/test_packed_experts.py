@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from baton.core.query import SamplingParams
 from baton.llm import LLM
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.loader.selfcheck import check_texts, largest, our_logits, stock_logits
 from baton.model.packed_layers import count_weights, named_packed
 from baton.native import library as native

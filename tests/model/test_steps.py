@@ -22,7 +22,8 @@ from baton.cuda.forward import CudaForward
 from baton.cuda.ragged_attention import InTorch
 from baton.cuda.slots import Chance, Slot, chance_of, chances_of, follows, step_inputs
 from baton.kv.rectangle import Rectangle
-from baton.loader.choose import in_steady_steps, proof_of
+from baton.loader.device_steps import in_steady_steps
+from baton.loader.proof import proof_of
 from baton.model import hooked
 from baton.model.device import Device
 from baton.model.execution import AttentionBackend

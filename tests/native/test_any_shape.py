@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from baton.native import library as native
-from baton.native.library import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, Attention, Columns, Span, Weight
+from baton.native.library import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8
+from baton.native.structs import Attention, Columns, Span, Weight
 
 SECONDS = float(os.environ.get("BATON_FUZZ_SECONDS", "0"))
 ROUNDS = 40  # and more while there is time

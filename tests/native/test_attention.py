@@ -13,6 +13,7 @@ import pytest
 
 from baton.model.visibility import EVERYTHING, NOBODY, Visibility
 from baton.native import library as native
+from baton.native import structs
 
 Array = np.ndarray
 FLOAT32, BFLOAT16, FLOAT16 = native.FLOAT32, native.BFLOAT16, native.FLOAT16
@@ -89,10 +90,10 @@ class Call:
             np.full((max(rows, 1), columns, layer.kv_heads, d + 5), np.nan, np.float32)
             for d in (layer.key_dim, layer.value_dim)
         ]
-        self.spans = (native.Span * len(feds))()
+        self.spans = (structs.Span * len(feds))()
         for i, fed in enumerate(feds):
             count = fed.stop - fed.start
-            self.spans[i] = native.Span(fed.row, fed.start, count, first)
+            self.spans[i] = structs.Span(fed.row, fed.start, count, first)
             for new, old, all_of in zip(fresh, kept, (fed.text.keys, fed.text.values), strict=True):
                 new[first : first + count] = all_of[fed.start : fed.stop]
                 if fed.row != NOBODY:
@@ -104,13 +105,13 @@ class Call:
         of_kind = {FLOAT32: lambda x: x, BFLOAT16: narrow, FLOAT16: lambda x: x.astype(np.float16)}[layer.kind]
         self.held = [of_kind(x) for x in (*kept, *fresh)]
 
-    def struct(self) -> native.Attention:
+    def struct(self) -> structs.Attention:
         layer, (keys, values, fresh_keys, fresh_values) = self.layer, self.held
 
-        def columns(x: Array) -> native.Columns:
-            return native.Columns(x.ctypes.data, *(stride // x.itemsize for stride in x.strides[:3]))
+        def columns(x: Array) -> structs.Columns:
+            return structs.Columns(x.ctypes.data, *(stride // x.itemsize for stride in x.strides[:3]))
 
-        return native.Attention(
+        return structs.Attention(
             layer.heads,
             layer.kv_heads,
             layer.key_dim,
@@ -305,9 +306,9 @@ def test_threads_in_any_order_give_the_same_bits(kernels: int, kind: int) -> Non
 
 
 SHARED_OUT = [(1900, 1901), (0, 100), (600, 610), (30, 31), (700, 900)]
-COUNT = CFUNCTYPE(c_int64, POINTER(native.Attention))
-ATTEND = CFUNCTYPE(None, POINTER(native.Attention), c_int64, c_void_p)
-MERGE = CFUNCTYPE(None, POINTER(native.Attention), c_int64)
+COUNT = CFUNCTYPE(c_int64, POINTER(structs.Attention))
+ATTEND = CFUNCTYPE(None, POINTER(structs.Attention), c_int64, c_void_p)
+MERGE = CFUNCTYPE(None, POINTER(structs.Attention), c_int64)
 TASKS, ATTEND_AT, MERGES, MERGE_AT, PARTIAL, SCRATCH = range(9, 15)  # in struct Kernels of source/kernels.h
 
 

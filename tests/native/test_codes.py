@@ -13,8 +13,9 @@ from torch import Tensor
 from baton.core.errors import LoadError
 from baton.model.packed import Codes, PackedWeight
 from baton.native.codes import bytes_of_codes, form_of, pack_codes, reads
-from baton.native.library import FLOAT8, INT4, INT8, Weight, library, variants
+from baton.native.library import FLOAT8, INT4, INT8, library, variants
 from baton.native.library import kernels as kernels_of
+from baton.native.structs import Weight
 from packed_weight import Array, aligned
 
 ALL = 1 << 20

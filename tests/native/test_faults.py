@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from baton.native import library as native
-from baton.native.library import FLOAT32, Instruction, Layer, ProgramIR, Table, Visibility, Weight
+from baton.native.library import FLOAT32
+from baton.native.structs import Instruction, Layer, ProgramIR, Table, Visibility, Weight
 
 library = native.library
 pytestmark = pytest.mark.skipif(library is None, reason=native.describe())

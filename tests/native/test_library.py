@@ -12,6 +12,7 @@ import pytest
 import baton
 from baton.core.errors import SettingError
 from baton.native import library as native
+from baton.native import structs
 
 Ask = Callable[..., str]
 PACKAGE = Path(baton.__file__).parent
@@ -68,8 +69,8 @@ def test_a_file_that_is_no_library_is_named(ask: Ask, tmp_path: Path) -> None:
 def test_structures_are_as_large_on_both_sides() -> None:
     assert native.library is not None
     sizes = (c_int64 * 64)()
-    assert native.library.baton_sizes(sizes, len(sizes)) == len(native.STRUCTURES)
-    assert list(sizes)[: len(native.STRUCTURES)] == [sizeof(structure) for structure in native.STRUCTURES]
+    assert native.library.baton_sizes(sizes, len(sizes)) == len(structs.STRUCTURES)
+    assert list(sizes)[: len(structs.STRUCTURES)] == [sizeof(structure) for structure in structs.STRUCTURES]
 
 
 def test_the_library_is_loaded_without_torch(ask: Ask) -> None:

@@ -27,7 +27,7 @@ from baton.compose import model_name, open_model
 from baton.core.config import Config
 from baton.core.errors import CheckFailed
 from baton.core.files import write_text
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.measure.contenders import Contender, contenders
 from baton.measure.testbed import about_machine
 from baton.measure.trials import by_themselves, right_answers, settings_of, trials

@@ -15,8 +15,8 @@ from baton.compose import model_name, set_threads
 from baton.core.config import Config
 from baton.loader.choose import planned
 from baton.loader.formats import FORMATS
-from baton.loader.load import device_asked
 from baton.loader.survey import Survey, survey
+from baton.loader.wanted import device_asked
 from baton.measure.bandwidth import read_bandwidth
 from baton.model.device import device_of, free_bytes
 

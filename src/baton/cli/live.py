@@ -10,7 +10,7 @@ import torch
 from baton.compose import EngineHandle
 from baton.core.clock import monotonic
 from baton.core.footprint import Footprint
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.observe.bottleneck import Machine
 from baton.observe.live import Live
 from baton.observe.timeline import Timeline

@@ -11,9 +11,9 @@ from baton.cli.serve_replicas import front_app, placing_of, replica_values
 from baton.cluster.ray_app import application
 from baton.cluster.ray_engines import RayEngines
 from baton.cluster.wire import About
-from baton.compose import open_front
 from baton.core.config import Config, load_config
 from baton.core.settings import server_settings
+from baton.fronts import open_front
 from baton.server.auth import access_of
 
 _ANYWHERE = "0.0.0.0"

@@ -10,10 +10,11 @@ from baton.cli.logs import start_logging
 from baton.cluster.port import Depot
 from baton.cluster.served import ServedEngine
 from baton.cluster.wire import Message, introduction
-from baton.compose import introduced, model_name, open_engine, served_engine, set_threads
+from baton.compose import model_name, open_engine, set_threads
 from baton.core.clock import monotonic
 from baton.core.config import make_config
 from baton.core.errors import EngineUnhealthy, ShuttingDown
+from baton.fronts import introduced, served_engine
 from baton.observe.metrics import Metrics
 from baton.observe.timeline import Timeline
 

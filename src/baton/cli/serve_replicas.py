@@ -20,7 +20,7 @@ from baton.cli.show import errors, tell_open, tell_ready
 from baton.cluster.far import FarLoop
 from baton.cluster.ray_cluster import Cluster, Placing, cluster, prefill_of
 from baton.cluster.ray_engines import RayEngines
-from baton.compose import model_name, open_front
+from baton.compose import model_name
 from baton.core.clock import monotonic
 from baton.core.config import AUTO, Config
 from baton.core.errors import EngineUnhealthy
@@ -29,6 +29,7 @@ from baton.core.host import cores
 from baton.core.replicas import range_of
 from baton.core.settings import ServerSettings, has_keys
 from baton.engine.client import Client
+from baton.fronts import open_front
 from baton.jobs.folder import Folder
 from baton.observe.merged import MergedMetrics
 from baton.observe.metrics import Metrics

@@ -11,10 +11,11 @@ from dataclasses import replace
 from baton.core.clock import Clock
 from baton.core.errors import ContextLengthExceeded, EngineUnhealthy, QueueFull, ShuttingDown
 from baton.core.events import QueryRejected, Sink, Update
-from baton.core.query import Query, State
+from baton.core.query import Query
 from baton.engine.engine import Engine
 from baton.engine.inbox import Deliver, Giving, Inbox, is_counted
 from baton.engine.port import Stats
+from baton.engine.stats import stats_of
 from baton.engine.watchdog import Watchdog
 from baton.kv.segment import KVSegment
 
@@ -46,7 +47,7 @@ class EngineLoop:
         self._beat = clock()
         self._idle = threading.Event()
         self._idle.set()
-        self._stats = self._read_stats()
+        self._stats = stats_of(self._engine)
         self._thread = threading.Thread(target=self._run, name="baton-engine", daemon=True)
         self._watchdog = Watchdog(self._stuck, engine.settings.hang_seconds)
         self._thread.start()
@@ -150,8 +151,8 @@ class EngineLoop:
     def _check_room(self, count: int, *, rejected: int) -> None:
         """Raises if so many queries must not be admitted. The sinks are told of `rejected` queries."""
         self._check_open(rejected=rejected)
-        most = self._engine.settings.max_waiting
-        if count and self._queued + count > most + self._free_rows():
+        most, rows = self._engine.settings.max_waiting, self._engine.settings.max_rows
+        if count and self._queued + count > most + max(0, rows - self._stats.running):
             self._reject("queue_full", rejected)
             raise QueueFull(f"{self._queued} queries are waiting and at most {most} may (--max-waiting)")
 
@@ -176,9 +177,6 @@ class EngineLoop:
     def _stuck(self) -> float:
         """Seconds since the engine came round, if it has something to do; else 0."""
         return 0.0 if self._idle.is_set() else self._clock() - self._beat
-
-    def _free_rows(self) -> int:
-        return max(0, self._engine.settings.max_rows - self._stats.running)
 
     def _reject(self, reason: str, count: int) -> None:
         for sink in self._sinks:
@@ -292,40 +290,9 @@ class EngineLoop:
 
     def _publish(self) -> None:
         lifecycle = self._engine.lifecycle
-        self._stats = self._read_stats()
+        self._stats = stats_of(self._engine)
         with self._admission:
             came = len(self._inbox)
             self._queued = lifecycle.queued() + self._inbox.counted()
             if not self._engine.busy and not came:
                 self._idle.set()
-
-    def _read_stats(self) -> Stats:
-        engine, lifecycle, totals = self._engine, self._engine.lifecycle, self._engine.totals
-        slots = type(totals.slots)()
-        slots.add(totals.slots)
-        return Stats(
-            running=lifecycle.count(State.RUNNING),
-            waiting=lifecycle.count(State.WAITING),
-            prefilling=lifecycle.count(State.PREFILLING),
-            ready=lifecycle.count(State.READY),
-            preempted=lifecycle.preempted,
-            rows=engine.batch.rows,
-            rows_occupied=len(engine.batch.lens),
-            columns=engine.batch.columns,
-            kv_bytes_used=engine.kv_bytes_used,
-            kv_bytes_budget=engine.budget.rows_bytes,
-            iterations=totals.iterations,
-            prompt_tokens=totals.prompt_tokens,
-            generated_tokens=totals.generated_tokens,
-            insertions=totals.insertions,
-            preemptions=lifecycle.preemptions,
-            slots=slots,
-            outcomes={state.value: count for state, count in lifecycle.ended.items()},
-            last_iteration_age_seconds=0.0,
-            swap_bytes_used=engine.swap_bytes_used,
-            swap_bytes_budget=engine.budget.swap_bytes,
-            prefix_bytes_used=engine.queries.prefixes.bytes_used,
-            prefix_cached_tokens=lifecycle.prefix_cached_tokens,
-            submitted=lifecycle.submitted,
-            costs=engine.costs,
-        )

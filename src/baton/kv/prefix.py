@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from baton.kv.port import KVOffload, KVPiece, KVStore
+from baton.kv.port import KVOffload, KVStore
+from baton.kv.prefix_tree import Entry, Key, PrefixTree
 from baton.kv.rectangle import Rectangle
 
 BLOCK_TOKENS = 32
-
-_Before = int | str
-"""The serial of the entry before; for the first run of a text, the name of its space."""
-_Key = tuple[_Before, tuple[int, ...]]
-"""The entry before a run of tokens, and the tokens."""
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """What a row keeps of a run of tokens, after those of the entry before it: parts, or a piece on the host.
-
-    `ready`: it is copied, and finite; until then `find` ignores it.
-    """
-
-    key: _Key
-    serial: int
-    bytes: int
-    before: _Entry | None
-    parts: list[Tensor] | None = None
-    piece: KVPiece | None = None
-    ready: bool = False
-    holds: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return len(self.key[1])
 
 
 class PrefixStore:
@@ -71,21 +44,12 @@ class PrefixStore:
         self.bytes_most = bytes_most
         self.bytes_used = 0
         self._offload = offload
-        self._storing: deque[tuple[list[_Entry], KVStore]] = deque()
+        self._storing: deque[tuple[list[Entry], KVStore]] = deque()
         # Of all parts together, if they can be cut; the same for all rows.
         self._token_bytes = 0
         self._longest = sys.maxsize if longest is None else longest
-        # If no block fits, there are only snapshots.
-        self._divisible = divisible_tokens if divisible_tokens >= block else 0
-        self._block = block if self._divisible else sys.maxsize
-        self._serials = count(1)
-        # Least recently used first. A used entry moves behind its successors, and a hold includes all entries up to the
-        # root. So the first entry that is not held has no successors in the tree.
-        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
-        # How many runs that are not blocks follow an entry (by its serial), by their length. Snapshots follow the name
-        # of their space.
-        self._tails: defaultdict[_Before, Counter[int]] = defaultdict(Counter)
-        self._held: dict[str, list[_Entry]] = {}
+        self._tree = PrefixTree(divisible_tokens, block)
+        self._held: dict[str, list[Entry]] = {}
 
     @property
     def apart(self) -> bool:
@@ -101,7 +65,7 @@ class PrefixStore:
         path = self._path(tokens, space)
         if not path:
             return None
-        self._touch(path)
+        self._tree.touch(path)
         cached = sum(entry.tokens for entry in path)
         if self._offload is not None:
             return cached, self._offload.joined([entry.piece for entry in path if entry.piece is not None])
@@ -120,14 +84,14 @@ class PrefixStore:
         if len(tokens) > self._longest:
             return 0
         self._finish_stores()
-        path: list[_Entry] = []
-        new: list[_Entry] = []
+        path: list[Entry] = []
+        new: list[Entry] = []
         start = 0
         try:
-            for run in self._runs(tokens[:cached], whole):
+            for run in self._tree.runs(tokens[:cached], whole):
                 before = path[-1] if path else None
-                key: _Key = (space if before is None else before.serial, run)
-                entry = self._entries.get(key)
+                key: Key = (space if before is None else before.serial, run)
+                entry = self._tree.get(key)
                 if entry is None:
                     entry = self._add(key, before, parts, start)
                     if entry is None:
@@ -140,7 +104,7 @@ class PrefixStore:
         finally:
             for entry in path:
                 entry.holds -= 1
-            self._touch(path)
+            self._tree.touch(path)
         if self._offload is not None and new:
             self._copy_out(self._offload, new, parts, start)
         return start
@@ -151,7 +115,7 @@ class PrefixStore:
         Blocks are stored at once: later a ring may have overwritten them, and all of a long prompt together would be a
         stall.
         """
-        return cached <= self._divisible and was // self._block < cached // self._block
+        return cached <= self._tree.divisible and was // self._tree.block < cached // self._tree.block
 
     def hold(self, name: str, tokens: Sequence[int], space: str = "") -> int:
         """Keeps what `find` would return for these tokens until `release(name)`. Returns how many tokens that is.
@@ -185,49 +149,16 @@ class PrefixStore:
         self.bytes_most = bytes_most
         return self._shrink(bytes_most)
 
-    def _path(self, tokens: Sequence[int], space: str) -> list[_Entry]:
+    def _path(self, tokens: Sequence[int], space: str) -> list[Entry]:
         """The stored runs that these tokens begin with, without the last token."""
-        if len(tokens) > self._longest:
-            return []
-        snapshot = self._tail(tokens, 0, space)
-        if snapshot is not None and snapshot.tokens > self._divisible:
-            # A snapshot is longer than any blocks together.
-            return [snapshot]
-        start = 0
-        before: _Before = space
-        path: list[_Entry] = []
-        while start + self._block < len(tokens):
-            entry = self._entries.get((before, tuple(tokens[start : start + self._block])))
-            if entry is None or not entry.ready:
-                break
-            path.append(entry)
-            start, before = start + self._block, entry.serial
-        tail = self._tail(tokens, start, before)
-        return path if tail is None else [*path, tail]
-
-    def _tail(self, tokens: Sequence[int], start: int, before: _Before) -> _Entry | None:
-        """The longest run that is not a block, follows this entry, and equals these tokens from `start` on."""
-        lengths = (length for length in self._tails.get(before, ()) if start + length < len(tokens))
-        for length in sorted(lengths, reverse=True):
-            entry = self._entries.get((before, tuple(tokens[start : start + length])))
-            if entry is not None and entry.ready:
-                return entry
-        return None
-
-    def _runs(self, tokens: Sequence[int], whole: bool) -> Iterator[tuple[int, ...]]:
-        if len(tokens) > self._divisible:
-            yield tuple(tokens)
-            return
-        end = len(tokens) if whole else len(tokens) // self._block * self._block
-        for start in range(0, end, self._block):
-            yield tuple(tokens[start : start + self._block])
+        return [] if len(tokens) > self._longest else self._tree.path(tokens, space)
 
     def _cut(self, parts: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
-        if length > self._divisible:
+        if length > self._tree.divisible:
             return list(parts)
         return [part[start : start + length] for part in parts]
 
-    def _add(self, key: _Key, before: _Entry | None, parts: Sequence[Tensor], start: int) -> _Entry | None:
+    def _add(self, key: Key, before: Entry | None, parts: Sequence[Tensor], start: int) -> Entry | None:
         """Adds an entry for a run of the row's tokens. Returns None if there is no room for it.
 
         It has copies of what the row keeps of the run, unless that is to be copied out.
@@ -236,7 +167,7 @@ class PrefixStore:
         if self._offload is None:
             copied = self._cut(parts, start, len(key[1]))
             size = sum(map(_bytes_of, copied))
-        elif len(key[1]) > self._divisible:
+        elif len(key[1]) > self._tree.divisible:
             size = sum(map(_bytes_of, parts))
         else:
             self._token_bytes = self._token_bytes or sum(_bytes_of(part) // len(part) for part in parts)
@@ -247,17 +178,13 @@ class PrefixStore:
             return None
         if copied is not None:
             copied = [part.clone() for part in copied]
-        entry = _Entry(key, next(self._serials), size, before, copied, ready=copied is not None)
-        self._entries[key] = entry
         self.bytes_used += size
-        if len(key[1]) != self._block:
-            self._tails[key[0]][len(key[1])] += 1
-        return entry
+        return self._tree.add(key, before, size, copied)
 
-    def _copy_out(self, offload: KVOffload, new: Sequence[_Entry], parts: Sequence[Tensor], stop: int) -> None:
+    def _copy_out(self, offload: KVOffload, new: Sequence[Entry], parts: Sequence[Tensor], stop: int) -> None:
         """Begins to copy what a row keeps of these runs, the last of which ends at `stop`; all blocks at once."""
-        blocks = [entry for entry in new if entry.tokens == self._block]
-        tail = [entry for entry in new if entry.tokens != self._block]
+        blocks = [entry for entry in new if entry.tokens == self._tree.block]
+        tail = [entry for entry in new if entry.tokens != self._tree.block]
         start = stop - sum(entry.tokens for entry in new)
         try:
             for some in (blocks, tail):
@@ -282,7 +209,7 @@ class PrefixStore:
             store.event.wait()
             fine = [True] * len(entries) if store.fine is None else store.fine.tolist()
             for entry, is_finite in zip(entries, fine, strict=True):
-                if self._entries.get(entry.key) is not entry:
+                if self._tree.get(entry.key) is not entry:
                     continue  # dropped meanwhile
                 if is_finite and (entry.before is None or entry.before.ready):
                     entry.ready = True
@@ -291,27 +218,18 @@ class PrefixStore:
 
     def _shrink(self, most: int) -> bool:
         while self.bytes_used > most:
-            oldest = next((entry for entry in self._entries.values() if not entry.holds), None)
+            oldest = self._tree.oldest()
             if oldest is None:
                 return False
             self._drop(oldest)
         return True
 
-    def _drop(self, entry: _Entry) -> None:
-        del self._entries[entry.key]
+    def _drop(self, entry: Entry) -> None:
+        self._tree.remove(entry)
         self.bytes_used -= entry.bytes
         if self._offload is not None and entry.piece is not None:
             self._offload.give(entry.piece)
         entry.parts = entry.piece = None
-        before, run = entry.key
-        if len(run) != self._block:
-            self._tails[before] -= Counter({len(run): 1})
-            if not self._tails[before]:
-                del self._tails[before]
-
-    def _touch(self, path: Sequence[_Entry]) -> None:
-        for entry in reversed(path):
-            self._entries.move_to_end(entry.key)
 
 
 def prefix_store(

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from baton.core.errors import LoadError
-from baton.cuda.forward import CudaForward
-from baton.cuda.ragged_attention import Ragged, ragged_backends
-from baton.cuda.varlen_prefill import Varlen, of_torch
-from baton.loader.formats import PLAIN, ROUNDED_ACTIVATIONS, ROUNDED_TOLERANCE, WeightFormat
+from baton.cuda.ragged_attention import ragged_backends
+from baton.loader.device_steps import in_steady_steps, with_packed_prompts
+from baton.loader.formats import PLAIN, ROUNDED_TOLERANCE, WeightFormat
 from baton.loader.kept_steps import StepCache
-from baton.loader.selfcheck import (
-    STEPS,
-    TOLERANCE,
-    at_once,
-    check_texts,
-    mixed_fills,
-    our_logits,
-    self_check,
-    stock_logits,
-    tolerance_of,
-    use_reference_attention,
-)
+from baton.loader.proof import Proof, Reason, proof_of
+from baton.loader.selfcheck import our_logits
 from baton.loader.structure import Structure, hooked, structure
 from baton.model.device import device_of, free_bytes
 from baton.model.forward import TorchForward
-from baton.model.hooked import BY_TOKEN, EXPERTS
 from baton.model.packed_layers import packed_layers
 from baton.model.packed_linear import not_computed
 from baton.model.port import Forward
@@ -42,23 +26,8 @@ from baton.native.lower import lower
 from baton.native.program import Program
 from baton.native.record import record
 
-log = logging.getLogger("baton.model")
-
 # Ways to run a model, in the words that people read.
 NATIVE = "steps as one native call"
-STEADY = "decode steps of constant shape"
-PACKED = "prompts' attention in one call per layer"
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """`why` this way to run a model was not taken, though it is faster than the one that was."""
-
-    way: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"not {self.way}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,42 +74,6 @@ def planned(device: torch.device) -> str:
         return "one native call each" if facts.kind == "cpu" else "in torch"
     ragged, why = ragged_backends(device)
     return f"captured as a graph each, {ragged[0].name}" + (f" ({why})" if why else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """What a way must give: `expected[i]` logits `[STEPS + 1, vocabulary]` for the text `texts[i]` `[tokens]`.
-
-    `tolerance`: of logits relative to the largest; None takes that of the model's number format.
-    """
-
-    model: PreTrainedModel
-    texts: list[Tensor]
-    expected: list[Tensor]
-    tolerance: float | None = None
-
-    def check(self, forward: Forward, tolerance: float | None = None, *, choosing: bool = False) -> None:
-        """Raises LoadError for other logits. `choosing`: see `self_check`."""
-        within = tolerance or self.tolerance
-        self_check(self.model, forward, self.texts, self.expected, tolerance=within, choosing=choosing)
-
-
-def proof_of(model: PreTrainedModel, tolerance: float | None = None) -> Proof:
-    """Runs the stock model alone. Raises LoadError if it does not run."""
-    use_reference_attention(model)
-    texts = check_texts(model)
-    # Packed layers are unpacked for each forward, so the whole model runs once.
-    packed = bool(packed_layers(model))
-    texts = texts[:1] if packed else texts
-    try:
-        expected = [at_once(model, text) for text in texts] if packed else stock_logits(model, texts)
-    except Exception as error:
-        raise LoadError(own_words("it does not run with a stock cache", error)) from error
-    if packed:
-        tolerance = max(ROUNDED_ACTIVATIONS, TOLERANCE.get(model.dtype, ROUNDED_ACTIVATIONS))
-    elif tolerance is None and model.dtype is not torch.float32:
-        tolerance = tolerance_of(model, texts, [len(text) - STEPS for text in texts], expected)
-    return Proof(model, texts, expected, tolerance)
 
 
 def choose(
@@ -274,67 +207,3 @@ def _check_rounded(proof: Proof, plain: TorchForward, forward: NativeForward, fo
         expected = our_logits(proof.model, plain, proof.texts)
     tolerance = max(format.tolerance, proof.tolerance or 0)
     return replace(proof, expected=expected).check(forward, tolerance, choosing=program.chooses)
-
-
-def in_steady_steps(
-    proof: Proof, plain: TorchForward, backends: Sequence[Ragged] = (), *, compiled: str | None = None
-) -> tuple[TorchForward | CudaForward, list[Reason]]:
-    """Returns decode steps of constant shape in the first exact way; else the steps as they were.
-
-    `backends`: attention to try; by default `ragged_attention.ragged_backends`. `compiled`: tries this backend of
-    torch.compile too.
-    """
-    model = proof.model
-    candidates, why = (backends, "") if backends else ragged_backends(model.device)
-    reasons = [Reason("attention in Triton", why)] if why else []
-    experts: list[str | None] = [None]
-    if plain.hooked.experts:
-        # If experts run token by token, the host need not be asked how many tokens each expert has.
-        experts = [None, BY_TOKEN] if device_of(model.device).groups(model.dtype) else [BY_TOKEN]
-    compilers = (compiled, None) if compiled else (None,)
-    for ragged, how, compiler in itertools.product(candidates, experts, compilers):
-        tried = f"{STEADY} by " + ", ".join(
-            [ragged.name, *([EXPERTS[how]] if how else []), *([compiler] if compiler else [])]
-        )
-        if compiler:
-            log.info("compiling layers for decode steps with %s, which takes a while", compiler)
-        try:
-            forward = CudaForward(plain, ragged, compiled=compiler, experts=how)
-            proof.check(forward)
-            return forward, reasons
-        except LoadError as error:
-            reasons.append(Reason(tried, error.message))
-        except Exception as error:
-            reasons.append(Reason(tried, own_words("it does not run", error)))
-    return plain, reasons
-
-
-def with_packed_prompts(
-    proof: Proof, forward: TorchForward | CudaForward, varlen: Varlen | None = None
-) -> tuple[TorchForward | CudaForward, list[Reason]]:
-    """Computes prompts' attention in one call per layer if it gives the same as one call per row; else leaves it.
-
-    `varlen`: torch's own by default.
-    """
-    model = proof.model
-    try:
-        varlen = varlen or of_torch(model.device, model.dtype)
-        varlen.proving = True
-        packing = _packing(forward, varlen)
-        proof.check(packing)
-        mixed_fills(model, packing)
-        varlen.proving = False
-        if not varlen.calls:
-            raise LoadError("none of its layers can be attended so")
-        return packing, []
-    except LoadError as error:
-        return forward, [Reason(PACKED, error.message)]
-    except Exception as error:
-        return forward, [Reason(PACKED, own_words("it does not run", error))]
-
-
-def _packing(forward: TorchForward | CudaForward, varlen: Varlen) -> CudaForward:
-    if isinstance(forward, TorchForward):
-        return CudaForward(forward, varlen=varlen)
-    steps = {"compiled": forward.compiled, "experts": forward.experts}
-    return CudaForward(forward.torch_forward, forward.ragged, varlen=varlen, **steps)

@@ -7,44 +7,39 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 import transformers
 from transformers import PreTrainedModel
 
-from baton.core.config import ALIGNED, AUTO, NO_COMPILER
-from baton.core.errors import LoadError, SettingError
+from baton.core.config import ALIGNED, AUTO
+from baton.core.errors import LoadError
 from baton.core.generation_defaults import NO_DEFAULTS, GenerationDefaults, defaults_of
 from baton.core.settings import LoadSettings
-from baton.cuda.virtual_memory import Driver
 from baton.loader.checkpoint import few
 from baton.loader.choose import Choice, choose
 from baton.loader.context import context
-from baton.loader.formats import FORMATS, ROUNDED_ACTIVATIONS, WeightFormat
-from baton.loader.gguf_blocks import METHOD
+from baton.loader.formats import FORMATS, WeightFormat
 from baton.loader.gguf_file import place_of
 from baton.loader.hub import Place
 from baton.loader.kept_steps import StaleSteps, StepCache
+from baton.loader.loaded import Loaded
 from baton.loader.mapping import mapping
 from baton.loader.packed_format import PackedFormat
-from baton.loader.packings import packed_format, said_of
 from baton.loader.rounded import rounded_weights
 from baton.loader.selfcheck import use_reference_attention
 from baton.loader.slow_dtype import WORTHWHILE, float32_gain
 from baton.loader.stamp import stamp_of, weights_digest
 from baton.loader.stock import read_config, read_model, read_tokenizer, tell_of_tokens
 from baton.loader.structure import Structure, structure
+from baton.loader.wanted import device_asked, dtype_of, kept_packed, saved_dtype, step_compiler
 from baton.loader.whole import not_finite
-from baton.model.device import Device, device_of
+from baton.model.device import device_of
 from baton.model.forward import TorchForward
 from baton.model.packed_layers import count_weights, packed_bytes, packed_layers
-from baton.model.port import Forward
-from baton.model.probe import Geometry
 from baton.model.tokenizer import ModelTokenizer
-from baton.native.forward import NativeForward
 from baton.native.kept_weights import KeptWeights
 
 OnPhase = Callable[[str, float], None]
@@ -53,73 +48,6 @@ OnPhase = Callable[[str, float], None]
 
 def ignore_phase(phase: str, seconds: float) -> None:
     """The default of `on_phase`: does nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model ready to run.
-
-    `packed`: how its checkpoint's packed layers are kept, and `widened`: why it computes in float32 though it was saved
-    in another number format; for people. `driver`: maps memory as rows grow; None if not
-    asked for, or for the reason `why_not_mapped`.
-    """
-
-    name: str
-    model: PreTrainedModel
-    choice: Choice
-    tokenizer: ModelTokenizer
-    end_ids: tuple[int, ...]
-    context_tokens: int
-    context_source: str
-    dtype: torch.dtype
-    device: torch.device
-    parameters: int
-    stamp: str
-    weights: str = ""
-    generation: GenerationDefaults = NO_DEFAULTS
-    packed: str = ""
-    widened: str = ""
-    driver: Driver | None = None
-    why_not_mapped: str = ""
-
-    @property
-    def forward(self) -> Forward:
-        return self.choice.forward
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.forward.geometry
-
-    @property
-    def format(self) -> WeightFormat:
-        return self.choice.format
-
-    @property
-    def tolerance(self) -> float:
-        """Of logits, relative to the largest, for what the weights' format rounds."""
-        return ROUNDED_ACTIVATIONS if self.packed else self.format.tolerance
-
-    @property
-    def chosen_share(self) -> float:
-        """The share of experts that a token chooses, where only those are read; else 0."""
-        return self.forward.program.chosen_share if isinstance(self.forward, NativeForward) else 0.0
-
-    @property
-    def chooses_roughly(self) -> bool:
-        """Whether tokens choose experts by rounded numbers, so that a near tie may fall the other way than alone."""
-        if not self.chosen_share:
-            return False
-        rounded = self.dtype is not torch.float32 or self.format.rounded_bits is not None
-        return rounded or bool(packed_layers(self.model))
-
-    @property
-    def description(self) -> str:
-        """How the model is run, for people."""
-        return "; ".join(filter(None, (self.packed, self.choice.description, self.widened)))
-
-    def fixed(self, rows: int) -> Loaded:
-        """Returns the same model, run so that a row's bits do not depend on its company; see `Forward.fixed`."""
-        return replace(self, choice=replace(self.choice, forward=self.forward.fixed(rows)))
 
 
 def load(
@@ -139,20 +67,20 @@ def load(
         transformers.logging.disable_progress_bar()
     device = device_asked(asked.device)
     facts = device_of(device)
-    compiled = _compiler(asked, facts)
+    compiled = step_compiler(asked, facts)
     format = FORMATS[asked.quantize]
     format.check(facts)
     code = asked.trust_remote_code
     with _phase("tokenizer", on_phase):
         place = place_of(asked.source, code=code)
         stock = read_config(place, trust_remote_code=code)
-        packed = _kept_packed(asked, stock, facts)
+        packed = kept_packed(asked, stock, facts)
         tokenizer = read_tokenizer(place, trust_remote_code=code)
         if asked.template is not None:
             tokenizer.chat_template = asked.template
         saved = saved_dtype(stock)
     with _phase("weights", on_phase):
-        dtype = _dtype(asked, stock, facts, format)
+        dtype = dtype_of(asked, stock, facts, format)
         model = read_model(place, stock, dtype=dtype, trust_remote_code=code, packed=packed)
         parameters = count_weights(model)
         weights = weights_digest(model)
@@ -290,31 +218,6 @@ def context_of(config: Any) -> int:
     return context(config).tokens
 
 
-def saved_dtype(config: Any) -> str:
-    """The number format of a checkpoint with this stock config, by name."""
-    saved = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None) or "float32"
-    return str(saved).removeprefix("torch.")
-
-
-def _kept_packed(asked: LoadSettings, stock: Any, facts: Device) -> PackedFormat | None:
-    """The format in which a packed checkpoint is kept; None if it is not packed, or has a quantizer of its own.
-
-    Raises SettingError if its codes would be rounded again.
-    """
-    if facts.kind != "cpu":
-        if said_of(stock).get("quant_method") == METHOD:
-            raise SettingError("GGUF files are read on CPUs alone: --device cpu", param="device")
-        return None
-    packed = packed_format(stock, asked.source)
-    if packed is not None and asked.quantize != "none":
-        raise SettingError(
-            f"--quantize {asked.quantize}: {asked.name} is packed already ({packed.name}), and rounding its numbers"
-            " again would lose a second time: leave it out",
-            param="quantize",
-        )
-    return packed
-
-
 def _told(model: PreTrainedModel, packed: PackedFormat, saved: str) -> str:
     """How packed layers are kept, for people: the format, its bytes, and what is rounded."""
     size = packed_bytes(model)
@@ -323,44 +226,6 @@ def _told(model: PreTrainedModel, packed: PackedFormat, saved: str) -> str:
     which = packed.packs
     kept = f"{which} stay packed as they are: {packed.name} ({size / 2**20:,.1f} MiB)"
     return ", ".join(filter(None, (kept, packed.note, others)))
-
-
-def _dtype(asked: LoadSettings, stock: Any, facts: Device, format: WeightFormat) -> str:
-    """The number format in which weights are loaded. Raises SettingError for one that the device does not have."""
-    if asked.dtype == AUTO and facts.kind != "cuda":
-        return AUTO
-    if asked.dtype == AUTO and getattr(stock, "quantization_config", None):
-        return AUTO
-    if asked.dtype == AUTO and format.dtype is not None:
-        return format.dtype
-    return facts.dtype(asked.dtype, saved_dtype(stock))
-
-
-def _compiler(asked: LoadSettings, facts: Device) -> str | None:
-    """The backend of torch.compile for decode steps. Raises SettingError if no decode steps can be compiled."""
-    if asked.step_compiler == NO_COMPILER:
-        return None
-    why = {
-        f"decode steps are compiled on CUDA, not on {facts.kind}": not facts.captures,
-        "steps must be of constant shape, without --no-compile": not asked.compile,
-        "aligned rows have no steps of constant shape": asked.shaping == ALIGNED,
-        "--deterministic fixes shapes in its own way": asked.deterministic,
-    }
-    for reason, holds in why.items():
-        if holds:
-            raise SettingError(f"--step-compiler {asked.step_compiler}: {reason}", param="step_compiler")
-    return asked.step_compiler
-
-
-def device_asked(asked: str) -> torch.device:
-    """The device of this name, or the best one. Raises SettingError if the device is not there."""
-    if asked == AUTO:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise SettingError("--device cuda: torch finds no CUDA device here", param="device")
-    if asked == "mps" and not torch.backends.mps.is_available():
-        raise SettingError("--device mps: torch finds no MPS device here", param="device")
-    return torch.device(asked)
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from baton.loader.context import context
 from baton.loader.folder import read_json
 from baton.loader.gguf_file import place_of
 from baton.loader.hub import Place
-from baton.loader.load import saved_dtype
 from baton.loader.packings import packed_format
 from baton.loader.stock import build, read_config, stored_bytes
+from baton.loader.wanted import saved_dtype
 from baton.model.probe import Geometry, own_words, probe
 from baton.native.forward import with_copies
 from baton.native.library import best

@@ -24,7 +24,7 @@ from baton.core.errors import CheckFailed
 from baton.core.events import Event, IterationDone, QueryEnded
 from baton.core.settings import Settings
 from baton.kv.rectangle import Rectangle
-from baton.loader.load import Loaded
+from baton.loader.loaded import Loaded
 from baton.model.visibility import Span
 from baton.policy.table import POLICIES
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from baton.compose import facts_of, make_engine
+from baton.compose import make_engine
 from baton.core.config import ALIGNED, Config
 from baton.core.errors import LoadError, Refused
 from baton.core.events import Update
@@ -20,7 +20,8 @@ from baton.core.query import Query, SamplingParams
 from baton.core.settings import Settings, resolve
 from baton.engine.engine import Engine
 from baton.kv.rectangle import is_lazy
-from baton.loader.load import Loaded
+from baton.loader.facts import facts_of
+from baton.loader.loaded import Loaded
 from baton.loader.oracle import Case, Oracle
 from baton.loader.selfcheck import OTHER_EXPERTS, another_size
 from baton.measure.scenarios import ROWS, SCENARIOS, Disturbed, Scenario, taken_out

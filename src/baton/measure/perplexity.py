@@ -10,13 +10,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from baton.compose import facts_of, make_engine
+from baton.compose import make_engine
 from baton.core.config import Config
 from baton.core.errors import Refused
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
 from baton.core.settings import resolve
-from baton.loader.load import Loaded
+from baton.loader.facts import facts_of
+from baton.loader.loaded import Loaded
 from baton.loader.scores import Scores, Tell
 from baton.policy.baton import Baton
 from baton.sampling.sampler import Sampler

@@ -14,14 +14,15 @@ from baton.bench.lockstep import drive_in_turn
 from baton.bench.picture import Moment, Picture, RowInterval, merged
 from baton.bench.workload import Ask, Workload
 from baton.builtin.tasks import CHECKABLE_TASKS, check, questions
-from baton.compose import facts_of, make_engine, start
+from baton.compose import make_engine, start
 from baton.core.clock import monotonic
 from baton.core.config import Config
 from baton.core.errors import InvalidValue
 from baton.core.events import Event, IterationDone, QueryMoved, Slots
 from baton.core.query import SamplingParams, State
 from baton.core.settings import Settings, resolve
-from baton.loader.load import Loaded
+from baton.loader.facts import facts_of
+from baton.loader.loaded import Loaded
 from baton.measure.contenders import Contender, changed
 from baton.measure.testbed import machine_speed
 from baton.observe.timeline import Timeline

@@ -14,12 +14,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from baton.bench.costmodel import MeasuredCosts, save
-from baton.compose import facts_of, model_name, open_model
+from baton.compose import model_name, open_model
 from baton.core.clock import monotonic
 from baton.core.config import AUTO, Config
 from baton.core.settings import Settings, resolve
 from baton.kv.rectangle import footprint
-from baton.loader.load import Loaded
+from baton.loader.facts import facts_of
+from baton.loader.loaded import Loaded
 from baton.measure.calibrate import Calibration
 
 FAR = 256

@@ -16,7 +16,7 @@ from torch import Tensor
 from baton.core.errors import LoadError
 from baton.kv.aligned import AlignedRectangle
 from baton.kv.rectangle import Rectangle
-from baton.model.attention import Padded
+from baton.model.padded import Padded
 from baton.model.port import ForwardStats
 from baton.model.sdpa import attention
 from baton.model.visibility import Span, Visibility

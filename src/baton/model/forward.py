@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from baton.kv.rectangle import Rectangle
 from baton.model import attention
-from baton.model.attention import Layout, Padded
+from baton.model.attention import Layout
 from baton.model.execution import DESCRIPTIONS, AttentionBackend
 from baton.model.hooked import Hooked
 from baton.model.layout import on_device
+from baton.model.padded import Padded, padded
 from baton.model.port import Call, ForwardStats, together
 from baton.model.probe import Geometry
 from baton.model.visibility import Span, wanted_tokens
@@ -171,7 +172,7 @@ class TorchForward:
     def _aligned(self, rectangle: Rectangle, spans: Sequence[Span], tokens: Sequence[int]) -> Call:
         """`[n, T]`."""
         _reach(rectangle, spans)
-        shape = attention.padded(spans, rectangle)
+        shape = padded(spans, rectangle)
         ids = torch.zeros(len(spans) * shape.padded_to, dtype=torch.int64, device=rectangle.device)
         ids[shape.kept] = torch.tensor(tokens, device=rectangle.device)
         positions = torch.zeros_like(ids)

@@ -14,8 +14,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from baton.core.errors import LoadError
-from baton.model.attention import Layout, ModelAttention, Padded
+from baton.model.attention import Layout, ModelAttention
 from baton.model.cache import Current, StateLayer, Step, layers_of
+from baton.model.padded import Padded
 from baton.model.probe import Geometry, call, own_words, use_attention
 from baton.model.rotary import long_rope_limit, recompute_limit, rotate_by_row
 from baton.model.visibility import Visibility

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from baton.core.errors import LoadError
 from baton.model.packed import Codes, PackedWeight
 from baton.native import library as native
+from baton.native import structs
 from baton.native.packing import aligned
 
 _PIECE_NUMBERS = 1 << 20
@@ -33,7 +34,7 @@ def bytes_of_codes(library: CDLL, kernels: Any, weight: PackedWeight) -> int:
     return sum(aligned(size) for size in _sizes(library, kernels, weight, form_of(weight)).values())
 
 
-def pack_codes(library: CDLL, kernels: Any, weight: PackedWeight, planes: int, address: int) -> native.Weight:
+def pack_codes(library: CDLL, kernels: Any, weight: PackedWeight, planes: int, address: int) -> structs.Weight:
     """Packs the weight into `bytes_of_codes` bytes at this address, a cache line's; piece by piece.
 
     The native library unpacks to the numbers of `PackedWeight.unpacked`. `planes`: bytes of an activation in products
@@ -53,7 +54,7 @@ def pack_codes(library: CDLL, kernels: Any, weight: PackedWeight, planes: int, a
     for first, piece in _pieces(weight):
         _pack_piece(form, weight.inputs, places, first, piece)
     sizes = weight.outputs, weight.inputs
-    packed = native.Weight(form.kind, *sizes, places["data"], places["scales"], form.group, planes)
+    packed = structs.Weight(form.kind, *sizes, places["data"], places["scales"], form.group, planes)
     packed.power, packed.wide, packed.zero = form.power, form.wide, form.zero
     packed.zeros, packed.mins = places["zeros"], places["mins"]
     packed.table, packed.order = places["table"], places["order"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from baton.model.packed_experts import PACKED_EXPERT
 from baton.model.packed_linear import packed_layer
+from baton.native.choosing import gather, greatest, indexed, largest, masked, scatter, topk
 from baton.native.emit import Emitter
 from baton.native.graph import Value, refuse
 from baton.native.record import ATTEND, EXPERT, KEEP, KEEP_STATE, ROWS, STATE
@@ -135,60 +136,6 @@ def _convolution(
     return out
 
 
-def _last(x: Value, dim: int) -> bool:
-    return bool(dim % x.view.dim() == x.view.dim() - 1)
-
-
-def _topk(to: Emitter, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    if not largest or not _last(x, dim):
-        raise refuse("the smallest numbers, or those of another dimension than the last")
-    return to.largest(x, k)
-
-
-def _largest(to: Emitter, x: Value, dim: int, keepdim: bool = False) -> Any:
-    """`max` over a dimension: the number, and which it is."""
-    if not _last(x, dim):
-        raise refuse("max over another dimension than the last")
-    both = to.largest(x, 1)
-    return both if keepdim else tuple(Value(one.buffer, one.view.squeeze(-1)) for one in both)
-
-
-def _greatest(to: Emitter, x: Value, dim: list[int], keepdim: bool = False) -> Value:
-    if len(dim) != 1:
-        raise refuse("a maximum over several dimensions")
-    result: Value = _largest(to, x, dim[0], keepdim)[0]
-    return result
-
-
-def _gather(to: Emitter, x: Value, dim: int, index: Value) -> Value:
-    if not _last(x, dim):
-        raise refuse("gather over another dimension than the last")
-    return to.picked(x, index)
-
-
-def _scatter(in_place: bool) -> Callable[..., Value]:
-    def emit(to: Emitter, x: Any, dim: int, index: Value, what: Any) -> Value:
-        if not isinstance(index, Value) or dim % index.view.dim() != index.view.dim() - 1:
-            raise refuse("scatter over another dimension than the last")
-        return to.scattered(x if in_place else to.by_number("COPY", x), index, what)
-
-    return emit
-
-
-def _masked(to: Emitter, x: Any, mask: Any, value: Any) -> Value:
-    return to.by_number("WHERE", mask, value, x)
-
-
-def _indexed(to: Emitter, table: Any, indices: list[Any]) -> Value:
-    """A constant's numbers, or rows, by computed indices."""
-    if not isinstance(table, Tensor) or len(indices) != 1 or not isinstance(indices[0], Value) or table.dim() > 2:
-        raise refuse("an index other than the rows of a constant")
-    if table.dim() == 2:
-        return to.looked_up(table, indices[0])
-    numbers = to.looked_up(table[:, None], indices[0])
-    return Value(numbers.buffer, numbers.view.squeeze(-1))
-
-
 def _filled(number: float) -> Callable[..., Value]:
     return lambda to, x, **kwargs: to.by_number("COPY", torch.full((ROWS, *x.shape[1:]), number))
 
@@ -260,19 +207,19 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     KEEP_STATE: Emitter.kept_state,
     aten.bmm.default: _multiplied,
     aten.convolution.default: _convolution,
-    aten.topk.default: _topk,
-    aten.max.dim: _largest,
-    aten.amax.default: _greatest,
-    aten.gather.default: _gather,
-    aten.index.Tensor: _indexed,
-    aten.masked_fill.Scalar: _masked,
+    aten.topk.default: topk,
+    aten.max.dim: largest,
+    aten.amax.default: greatest,
+    aten.gather.default: gather,
+    aten.index.Tensor: indexed,
+    aten.masked_fill.Scalar: masked,
     aten.zeros_like.default: _filled(0.0),
     aten.ones_like.default: _filled(1.0),
     aten.clamp.Tensor: _clamp_to,
     aten.logical_not.default: lambda to, x: to.by_number("SUB", 1.0, x),
     aten.bitwise_not.default: lambda to, x: to.by_number("SUB", 1.0, x),
     **{
-        overload: _scatter(in_place)
+        overload: scatter(in_place)
         for name, in_place in (("scatter", False), ("scatter_", True))
         for overload in (getattr(aten, name).value, getattr(aten, name).src)
     },

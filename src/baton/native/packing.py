@@ -14,6 +14,7 @@ from torch import Tensor
 
 from baton.core.errors import LoadError
 from baton.native import library as native
+from baton.native import structs
 
 KINDS = {torch.float32: native.FLOAT32, torch.bfloat16: native.BFLOAT16, torch.float16: native.FLOAT16}
 """The library's number for the number format of weights, keys and values."""
@@ -58,7 +59,7 @@ class Packing:
         weight: Tensor,
         address: int,
         packed_piece: Callable[[Tensor], None] | None = None,
-    ) -> native.Weight:
+    ) -> structs.Weight:
         """Packs the weight into `bytes_of` bytes at this address.
 
         `packed_piece`: called with each piece of the weight that is not needed any more. Raises LoadError for a number
@@ -80,11 +81,11 @@ class Packing:
                 pass
         return packed
 
-    def placed(self, library: CDLL, kernels: Any, weight: Tensor, address: int, power: float | None) -> native.Weight:
+    def placed(self, library: CDLL, kernels: Any, weight: Tensor, address: int, power: float | None) -> structs.Weight:
         """Describes a weight of this shape that lies packed there. `power`: of 4-bit scales; None: by its numbers."""
         data, scales = self._sizes(library, kernels, weight)
         outputs, inputs = weight.shape
-        packed = native.Weight(self._kind(weight), outputs, inputs, address, address + data if scales else None)
+        packed = structs.Weight(self._kind(weight), outputs, inputs, address, address + data if scales else None)
         packed.group = self.group
         if packed.kind == native.INT4:
             packed.planes, packed.zero = self.planes, 8

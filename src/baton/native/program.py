@@ -22,7 +22,9 @@ from baton.kv.rectangle import Rectangle
 from baton.model.probe import Geometry
 from baton.model.visibility import NOBODY, Span
 from baton.native import library as native
-from baton.native.graph import Graph, Line, Ref, Space
+from baton.native import structs
+from baton.native.assembler import Assembler
+from baton.native.graph import Graph
 from baton.native.kept_weights import KeptWeights
 from baton.native.latents import kept_by
 from baton.native.packing import AS_SAVED, KINDS, Packing
@@ -70,22 +72,15 @@ class Program:
         self._graph = graph
         # First: once weights are released, there is no way back to the model's own.
         self._pool = _pool(threads)
-        # Memory that the native side points to must live as long as this object.
-        self._alive: list[Any] = []
         self._weights = Weights(kernels, graph, packing, parameters, release=release, kept=kept)
         self._tables = self._weights.tables
-        code = (native.Instruction * len(graph.lines))(*(self._instruction(line) for line in graph.lines))
+        assembler = Assembler(self._weights.first)
+        code = assembler.instructions(graph)
         self.geometry = kept_by(geometry, graph)
         count = len(geometry.shapes)
-        layers = (native.Layer * count)(*(native.Layer(*graph.layers.get(at, (0, 0, 0))) for at in range(count)))
-        visibilities = (native.Visibility * len(graph.visibilities))()
-        for at, seen in enumerate(graph.visibilities):
-            visibility = geometry.visibilities[seen.module]
-            sinks = self._address(seen.sinks)
-            visibilities[at] = native.Visibility(
-                seen.layer, seen.heads, seen.scale, visibility.softcap, visibility.window, visibility.chunk, sinks
-            )
-        ir = native.ProgramIR(
+        layers = (structs.Layer * count)(*(structs.Layer(*graph.layers.get(at, (0, 0, 0))) for at in range(count)))
+        visibilities = assembler.visibilities(graph, geometry)
+        ir = structs.ProgramIR(
             graph.row_floats,
             graph.late_floats,
             graph.attended_floats,
@@ -96,7 +91,8 @@ class Program:
             KINDS[dtype],
         )
         states = np.array([math.prod(geometry.shapes[layer].states[at].shape) for layer, at in graph.states], np.int64)
-        self._alive += [code, layers, visibilities, states]
+        # What the native side points to must live as long as this object.
+        self._alive = [*assembler.alive, code, layers, visibilities, states]
         self._program: int = self._library.baton_program_new(
             kernels,
             self._pool,
@@ -156,7 +152,7 @@ class Program:
         logits = torch.empty(len(kept), self._graph.vocabulary)
         keys, values, rings, states, strides = self._of(rectangle)
         read, written = _state_slots(rectangle, spans, begun)
-        step = native.Step(
+        step = structs.Step(
             len(ids),
             ids.ctypes.data,
             positions.ctypes.data,
@@ -230,52 +226,13 @@ class Program:
         """Where a rectangle's columns are, layer by layer, and its states."""
         if self._places is None or self._places[0] is not rectangle:
             count = len(rectangle.shapes)
-            keys = (native.Columns * count)(*(_columns(tensor) for tensor in rectangle.keys))
-            values = (native.Columns * count)(*(_columns(tensor) for tensor in rectangle.values))
+            keys = (structs.Columns * count)(*(_columns(tensor) for tensor in rectangle.keys))
+            values = (structs.Columns * count)(*(_columns(tensor) for tensor in rectangle.values))
             states = [rectangle.states[layer][at] for layer, at in self._graph.states]
             addresses = np.array([state.data_ptr() for state in states], np.uintp)
             strides = np.array([state.stride(0) for state in states], np.int64)
             self._places = (rectangle, keys, values, (c_int64 * count)(*rectangle.rings), addresses, strides)
         return self._places[1:]
-
-    # What the native side is handed
-
-    def _instruction(self, line: Line) -> native.Instruction:
-        instruction = native.Instruction()
-        instruction.does = _code(line.does)
-        instruction.weight = self._weights.first[line.table] if self._weights.first else 0
-        instruction.layer, instruction.visibility = line.layer, line.visibility
-        instruction.op.code = _code(line.code) if line.code else 0
-        instruction.op.dims = len(line.sizes)
-        instruction.op.sizes[:] = line.sizes
-        instruction.op.operands = len(line.inputs)
-        if line.out is not None:
-            instruction.out_space = self._operand(instruction.op.out, line.out)
-        for at, one in enumerate(line.inputs):
-            instruction.in_spaces[at] = self._operand(instruction.op.inputs[at], one)
-        instruction.op.numbers[: len(line.numbers)] = line.numbers
-        instruction.bias = self._address(line.bias)
-        instruction.steps[: len(line.steps)] = line.steps
-        return instruction
-
-    def _operand(self, to: native.Operand, one: Ref) -> int:
-        to.strides[:] = one.strides
-        if one.buffer is None:
-            to.data = self._address(one.constant)
-            return int(Space.CONSTANT.value)
-        to.data = 4 * (one.buffer.offset * (one.buffer.space in _SHARED) + one.offset)
-        to.row_stride = one.buffer.offset if one.buffer.space is Space.STATE else one.buffer.size
-        return int(one.space.value)
-
-    def _address(self, tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        self._alive.append(tensor)
-        return tensor.data_ptr()
-
-
-# Spaces in which buffers share room.
-_SHARED = (Space.VALUES, Space.LATE, Space.SCRATCH)
 
 
 def _state_slots(rectangle: Rectangle, spans: Sequence[Span], begun: Collection[int]) -> tuple[Any, Any]:
@@ -289,16 +246,7 @@ def _state_slots(rectangle: Rectangle, spans: Sequence[Span], begun: Collection[
     return read, written
 
 
-@cache
-def _code(name: str) -> int:
-    assert native.library is not None
-    number: int = native.library.baton_code(name.encode())
-    if number < 0:
-        raise LoadError(f"the native library does not know {name}; reinstall baton")
-    return number
-
-
-def _columns(tensor: Tensor) -> native.Columns:
+def _columns(tensor: Tensor) -> structs.Columns:
     """A layer's keys or values `[rows, columns, heads, dim]`."""
     row, column, head, _ = tensor.stride()
-    return native.Columns(tensor.data_ptr(), row, column, head)
+    return structs.Columns(tensor.data_ptr(), row, column, head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
-from ctypes import CDLL, byref, c_size_t, c_void_p
+from ctypes import CDLL, byref
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,14 @@ from baton.core.errors import LoadError
 from baton.model.packed_experts import PackedExperts
 from baton.model.packed_linear import PackedLinear
 from baton.native import library as native
+from baton.native import structs
+from baton.native.arena import Arena, drop_pages, give_back, trim
 from baton.native.codes import bytes_of_codes, pack_codes
 from baton.native.graph import PLANES, Graph, TableSpec, head_tables
 from baton.native.kept_weights import KeptWeights
 from baton.native.mapped_files import MappedFiles
-from baton.native.packing import AS_SAVED, Packing, aligned, kind_of
+from baton.native.packing import AS_SAVED, Packing, kind_of
 
-_HUGE_PAGE = 2 << 20
 _NEAR = 0.15  # of a row's greatest, more than rounding to 4 bits may change a number
 
 
@@ -45,7 +46,7 @@ class _Kept:
     """What was packed. `parameter`: None if the weight was made of some. `turned`: it lies the other way round."""
 
     parameter: nn.Parameter | None
-    packed: tuple[native.Weight, ...]
+    packed: tuple[structs.Weight, ...]
     turned: bool
     experts: bool
 
@@ -91,10 +92,10 @@ class Weights:
         if kept is not None and on_disk is not None and not self._suits(graph, chosen, *on_disk):
             kept.remove("its numbers are not this model's")
             on_disk = None
-        self._arena = _Arena(size) if on_disk is None else _Arena(size, *on_disk[:2])
+        self._arena = Arena(size) if on_disk is None else Arena(size, *on_disk[:2])
         # Of what lies packed already, the power of each weight.
         self._powers = None if on_disk is None else iter(on_disk[2])
-        tables: list[native.Table] = []
+        tables: list[structs.Table] = []
         layers = [one.layer for one in graph.tables if one.layer is not None]
         for one, how in zip(graph.tables, chosen, strict=True):
             self.first.append(len(tables))
@@ -113,8 +114,8 @@ class Weights:
             kept.write(self._arena.memory, (float(one.power) for each in self._kept for one in each.packed))
         for start, stop in {part for layer in layers for part in self._around(layer)} if release else ():
             # Beside packed layers lie tensors that were read once, such as an embedding in another number format.
-            _give_back(start, stop)
-        self.tables = (native.Table * len(tables))(*tables)
+            give_back(start, stop)
+        self.tables = (structs.Table * len(tables))(*tables)
 
     def restore(self) -> None:
         """Gives the model back the parameters that were released. Raises LoadError where they were quantised."""
@@ -187,7 +188,7 @@ class Weights:
             return 0
         return sum(packing.bytes_of(self._library, self._kernels, one) for one in matrices(table.weight))
 
-    def _packed(self, weight: Tensor, packing: Packing) -> list[native.Table]:
+    def _packed(self, weight: Tensor, packing: Packing) -> list[structs.Table]:
         """Packs a product's weight into the arena, and gives back the model's own memory for it if that is allowed."""
         parameter = self._parameters.get(weight.data_ptr())
         if parameter is not None and parameter.numel() != weight.numel():
@@ -196,34 +197,34 @@ class Weights:
         packed = []
         for matrix in matrices(weight):
             size = packing.bytes_of(self._library, self._kernels, matrix)
-            address, given_back = self._arena.take(size), _drop_pages if release else None
+            address, given_back = self._arena.take(size), drop_pages if release else None
             if self._powers is None:
                 packed.append(packing.pack(self._library, self._kernels, matrix, address, given_back))
             else:
                 packed.append(packing.placed(self._library, self._kernels, matrix, address, next(self._powers)))
             self.packed_bytes += size
             if release:
-                _drop_pages(matrix.detach())
+                drop_pages(matrix.detach())
         turned = not weight.is_contiguous()
         self._kept.append(_Kept(parameter, tuple(packed), turned, experts=weight.dim() == 3))
         if release and parameter is not None:
             del self._parameters[weight.data_ptr()]
             parameter.data = parameter.data.new_empty(0)
-        return [native.Table(one, 0) for one in packed]
+        return [structs.Table(one, 0) for one in packed]
 
-    def _with_codes(self, layer: PackedLinear | PackedExperts) -> list[native.Table]:
+    def _with_codes(self, layer: PackedLinear | PackedExperts) -> list[structs.Table]:
         """Packs a checkpoint's codes into the arena. If that is allowed, the memory of the file's own is given back."""
         tables = []
         for weight in layer.weights:
             size = bytes_of_codes(self._library, self._kernels, weight)
             packed = pack_codes(self._library, self._kernels, weight, PLANES, self._arena.take(size))
             self.packed_bytes += size
-            tables.append(native.Table(packed, 0))
+            tables.append(structs.Table(packed, 0))
         for tensor in layer.tensors.values() if self._release else ():
             # Whoever reads it again reads the file again.
             if self._files.hold(tensor):
-                _drop_pages(tensor)
-        _trim()
+                drop_pages(tensor)
+        trim()
         return tables
 
     def _around(self, layer: PackedLinear | PackedExperts) -> Iterator[tuple[int, int]]:
@@ -232,7 +233,7 @@ class Weights:
             if self._files.hold(tensor) and (part := self._files.around(tensor)) is not None:
                 yield part
 
-    def _as_is(self, weight: Tensor) -> native.Table:
+    def _as_is(self, weight: Tensor) -> structs.Table:
         """A weight that is read row by row, such as an embedding's."""
         kind, (outputs, inputs) = kind_of(weight.dtype), weight.shape
         weight = weight.detach().contiguous()
@@ -240,63 +241,4 @@ class Weights:
         if parameter is not None and self._files.hold(weight):
             weight = parameter.data = weight.clone()
         self._alive.append(weight)
-        return native.Table(native.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
-
-
-class _Arena:
-    """Memory for all packed weights together, in huge pages if the system has them.
-
-    Fewer pages must then be looked up, and prefetching does not end at each. Or a mapped file with all of them, which
-    begin at `start`.
-    """
-
-    def __init__(self, size: int, mapped: mmap.mmap | None = None, start: int = 0) -> None:
-        self._size = size
-        if mapped is not None:
-            self._memory = mapped
-            self._next = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr() + start
-            return
-        # Private, because shared memory has no huge pages.
-        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        self._memory = mmap.mmap(-1, size + _HUGE_PAGE, **private)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
-        begin = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
-        self._next = -(-begin // _HUGE_PAGE) * _HUGE_PAGE
-        self._offset = self._next - begin
-
-    @property
-    def memory(self) -> memoryview:
-        """All of it that is used, which was not mapped from a file."""
-        return memoryview(self._memory)[self._offset : self._offset + self._size]
-
-    def take(self, size: int) -> int:
-        """Returns the address of so many bytes, at the start of a cache line."""
-        address = self._next
-        self._next += aligned(size)
-        return address
-
-
-def _trim() -> None:
-    """Gives back what the C library keeps of freed memory: after many large pieces it is half of what they became."""
-    with contextlib.suppress(AttributeError, OSError):
-        CDLL(None).malloc_trim(c_size_t(0))
-
-
-def _drop_pages(tensor: Tensor) -> None:
-    """Gives back the memory of numbers that are not needed any more.
-
-    The memory may be a part of a mapped file that others still read.
-    """
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    lies_whole = tensor.is_contiguous() or (tensor.dim() == 2 and tensor.t().is_contiguous())
-    if start < stop and lies_whole:
-        _give_back(start, stop)
-
-
-def _give_back(start: int, stop: int) -> None:
-    """Gives back whole pages."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        CDLL(None).madvise(c_void_p(start), c_size_t(stop - start), mmap.MADV_DONTNEED)
+        return structs.Table(structs.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)

@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from baton.observe.family import Family, Kind, Over, Source
-
-
-def _gauge(
-    name: str, help: str, formula: str, source: Source, panel: str = "", legend: str = "", over: Over = Over.SUM
-) -> Family:
-    return Family(f"baton_{name}", Kind.GAUGE, help, formula, "", source, panel, legend, over)
-
-
-def _counter(
-    name: str, help: str, formula: str, source: Source, panel: str = "", legend: str = "", label: str = ""
-) -> Family:
-    return Family(f"baton_{name}_total", Kind.COUNTER, help, formula, label, source, panel, legend)
-
-
-def _histogram(name: str, help: str, formula: str, source: Source, panel: str = "", label: str = "") -> Family:
-    return Family(f"baton_{name}", Kind.HISTOGRAM, help, formula, label, source, panel)
-
+from baton.observe.family import Family, Kind, Over, counter, gauge, histogram
 
 # Panels of the dashboard.
 QUERIES, TOKENS, ROWS = "Queries", "Tokens a second", "Rows of the batch"
@@ -32,7 +13,7 @@ STALLS = "Running rows waited, share of the time, by cause"
 REPLICAS = "Replicas wanted, by what is short"
 
 FAMILIES: tuple[Family, ...] = (
-    _gauge(
+    gauge(
         "queries_running",
         "Queries that have a row of the batch.",
         "R",
@@ -40,7 +21,7 @@ FAMILIES: tuple[Family, ...] = (
         QUERIES,
         "running",
     ),
-    _gauge(
+    gauge(
         "queries_waiting",
         "Queries of which nothing was computed yet.",
         "W",
@@ -48,7 +29,7 @@ FAMILIES: tuple[Family, ...] = (
         QUERIES,
         "waiting",
     ),
-    _gauge(
+    gauge(
         "queries_prefilling",
         "Queries whose prompt is being computed apart from the batch.",
         "P",
@@ -56,7 +37,7 @@ FAMILIES: tuple[Family, ...] = (
         QUERIES,
         "prefilling",
     ),
-    _gauge(
+    gauge(
         "queries_preempted",
         "Queries that were running and wait to run again.",
         "queries that were swapped out or forgotten",
@@ -64,15 +45,15 @@ FAMILIES: tuple[Family, ...] = (
         QUERIES,
         "preempted",
     ),
-    _gauge("batch_rows", "Rows of the running batch.", "B", lambda now: now.stats.rows, ROWS, "rows"),
-    _gauge(
+    gauge("batch_rows", "Rows of the running batch.", "B", lambda now: now.stats.rows, ROWS, "rows"),
+    gauge(
         "batch_columns",
         "Columns of the running batch.",
         "the longest row's tokens",
         lambda now: now.stats.columns,
         over=Over.MOST,
     ),
-    _gauge(
+    gauge(
         "batch_rows_occupied",
         "Rows of the running batch that have a query.",
         "R, and finished rows that are held",
@@ -80,7 +61,7 @@ FAMILIES: tuple[Family, ...] = (
         ROWS,
         "with a query",
     ),
-    _gauge(
+    gauge(
         "kv_bytes_used",
         "Bytes of keys and values that all rows take.",
         "by whole pages, as the budget counts",
@@ -88,7 +69,7 @@ FAMILIES: tuple[Family, ...] = (
         MEMORY,
         "in rows",
     ),
-    _gauge(
+    gauge(
         "kv_bytes_budget",
         "Bytes that all rows may take now.",
         "the setting, or less if memory is short",
@@ -96,7 +77,7 @@ FAMILIES: tuple[Family, ...] = (
         MEMORY,
         "budget",
     ),
-    _gauge(
+    gauge(
         "swap_bytes_used",
         "Bytes of keys and values kept outside all rows.",
         "of queries swapped out",
@@ -104,7 +85,7 @@ FAMILIES: tuple[Family, ...] = (
         MEMORY,
         "swapped out",
     ),
-    _gauge(
+    gauge(
         "prefix_bytes_used",
         "Bytes of stored prefixes, which make room for swapped-out queries.",
         "",
@@ -112,31 +93,31 @@ FAMILIES: tuple[Family, ...] = (
         MEMORY,
         "stored prefixes",
     ),
-    _gauge(
+    gauge(
         "swap_bytes_budget", "Bytes that may be kept outside all rows now.", "", lambda now: now.stats.swap_bytes_budget
     ),
-    _gauge(
+    gauge(
         "engine_last_iteration_age_seconds",
         "Seconds since the engine's thread last came round.",
         "now - t",
         lambda now: now.stats.last_iteration_age_seconds,
         over=Over.MOST,
     ),
-    _gauge(
+    gauge(
         "idle_ratio",
         "Share of the last minute's token slots that no query needed.",
         "1 - useful / all, of 60 s",
         lambda now: now.counted.last_minute.idle_ratio(now.time),
         over=Over.MEAN,
     ),
-    _gauge(
+    gauge(
         "wanted_replicas",
         "Replicas that the last minute's load would keep at most 80 % busy.",
         "max of the next, 1",
         lambda now: now.wanted.replicas,
     ),
     *(
-        _gauge(f"pool_bytes_{what}", f"The old name of baton_swap_bytes_{what}, for one release.", "", source)
+        gauge(f"pool_bytes_{what}", f"The old name of baton_swap_bytes_{what}, for one release.", "", source)
         for what, source in (
             ("used", lambda now: now.stats.swap_bytes_used),
             ("budget", lambda now: now.stats.swap_bytes_budget),
@@ -152,7 +133,7 @@ FAMILIES: tuple[Family, ...] = (
         REPLICAS,
         "{{reason}}",
     ),
-    _counter(
+    counter(
         "queries",
         "Queries that left the engine.",
         "by how they ended",
@@ -161,7 +142,7 @@ FAMILIES: tuple[Family, ...] = (
         "{{outcome}}",
         label="outcome",
     ),
-    _counter(
+    counter(
         "prompt_tokens",
         "Prompt tokens of admitted queries.",
         "sum of p",
@@ -169,7 +150,7 @@ FAMILIES: tuple[Family, ...] = (
         TOKENS,
         "prompt",
     ),
-    _counter(
+    counter(
         "generated_tokens",
         "Tokens drawn.",
         "sum of g",
@@ -177,7 +158,7 @@ FAMILIES: tuple[Family, ...] = (
         TOKENS,
         "generated",
     ),
-    _counter(
+    counter(
         "prefix_cached_tokens",
         "Tokens not computed, because an earlier text began with them.",
         "sum",
@@ -185,27 +166,27 @@ FAMILIES: tuple[Family, ...] = (
         TOKENS,
         "prompt, from a stored prefix",
     ),
-    _counter(
+    counter(
         "recomputed_tokens",
         "Tokens computed again after they were forgotten.",
         "the slots of that kind",
         lambda now: now.counted.slots.by_label["recomputed"],
     ),
-    _counter(
+    counter(
         "token_slots",
         "Token positions that forwards computed.",
         "counted in each forward",
         lambda now: now.counted.slots.by_label,
         label="kind",
     ),
-    _counter(
+    counter(
         "kv_columns",
         "Columns of keys and values that attention read.",
         "counted in each forward",
         lambda now: now.counted.columns.by_label,
         label="kind",
     ),
-    _counter(
+    counter(
         "preemptions",
         "Running queries that lost their row.",
         "running to ready or waiting",
@@ -214,7 +195,7 @@ FAMILIES: tuple[Family, ...] = (
         "preempted: {{reason}}",
         label="reason",
     ),
-    _counter(
+    counter(
         "batch_resizes",
         "Changes of the batch's rows.",
         "B grew or shrank",
@@ -223,7 +204,7 @@ FAMILIES: tuple[Family, ...] = (
         "resized: {{direction}}",
         label="direction",
     ),
-    _counter(
+    counter(
         "insertions",
         "Queries inserted into the running batch.",
         "ready to running",
@@ -231,7 +212,7 @@ FAMILIES: tuple[Family, ...] = (
         CHANGES,
         "insertions",
     ),
-    _counter(
+    counter(
         "decode_stall_seconds",
         "Time that running rows waited for something else than their own step.",
         "iteration - step, while R > 0",
@@ -240,7 +221,7 @@ FAMILIES: tuple[Family, ...] = (
         "{{cause}}",
         label="cause",
     ),
-    _counter(
+    counter(
         "admission_rejections",
         "Queries that were not admitted.",
         "by error code",
@@ -249,97 +230,62 @@ FAMILIES: tuple[Family, ...] = (
         "refused: {{reason}}",
         label="reason",
     ),
-    _counter(
+    counter(
         "fields_ignored",
         "Fields of requests that were taken without effect.",
         "by name, of a list",
         lambda now: now.counted.ignored.by_label,
         label="name",
     ),
-    _histogram(
+    histogram(
         "time_to_first_token_seconds",
         "Arrival to first token.",
         "t_1 - t_0",
         lambda now: now.counted.first_token,
         "Time to first token",
     ),
-    _histogram(
+    histogram(
         "inter_token_seconds",
         "Between two tokens of a query.",
         "t_i - t_(i-1)",
         lambda now: now.counted.inter_token,
         "Between tokens",
     ),
-    _histogram(
+    histogram(
         "time_per_output_token_seconds",
         "A query's mean time between tokens.",
         "(t_g - t_1) / (g - 1)",
         lambda now: now.counted.per_token,
     ),
-    _histogram(
-        "end_to_end_seconds", "Arrival to end.", "t_end - t_0", lambda now: now.counted.end_to_end, "End to end"
-    ),
-    _histogram(
+    histogram("end_to_end_seconds", "Arrival to end.", "t_end - t_0", lambda now: now.counted.end_to_end, "End to end"),
+    histogram(
         "queue_seconds",
         "Time that a query spent waiting or ready.",
         "sum over its stays",
         lambda now: now.counted.queued,
     ),
-    _histogram(
+    histogram(
         "prefill_seconds",
         "Time that a query spent prefilling.",
         "sum over its stays",
         lambda now: now.counted.prefilled,
     ),
-    _histogram(
+    histogram(
         "decode_seconds", "Time that a query spent in the batch.", "sum over its stays", lambda now: now.counted.decoded
     ),
-    _histogram(
+    histogram(
         "iteration_seconds",
         "One turn of the engine.",
         "by what it computed",
         lambda now: now.counted.iterations,
         label="kind",
     ),
-    _histogram("prompt_tokens", "Prompt tokens of a query.", "p", lambda now: now.counted.prompt_tokens),
-    _histogram("generated_tokens", "Tokens that a query drew.", "g", lambda now: now.counted.generated_tokens),
-    _histogram(
+    histogram("prompt_tokens", "Prompt tokens of a query.", "p", lambda now: now.counted.prompt_tokens),
+    histogram("generated_tokens", "Tokens that a query drew.", "g", lambda now: now.counted.generated_tokens),
+    histogram(
         "batch_occupancy",
         "Share of rows that have a query, of each iteration.",
         "R / B",
         lambda now: now.counted.occupancy,
     ),
 )
-
-BY_REPLICA: Mapping[str, Family] = {
-    known.name: Family(
-        known.name.replace("baton_", "baton_replica_", 1), known.kind, known.help, "of one engine", "replica"
-    )
-    for known in FAMILIES
-    if known.name
-    in (
-        *("baton_queries_running", "baton_queries_waiting", "baton_batch_rows_occupied", "baton_kv_bytes_used"),
-        *("baton_prompt_tokens_total", "baton_generated_tokens_total", "baton_engine_last_iteration_age_seconds"),
-    )
-}
-"""What a front with several engines (`--replicas`) shows of each, by the name of the family of all together."""
-
-FOR_PROMPTS = Family(
-    "baton_replica_for_prompts",
-    Kind.GAUGE,
-    "Whether an engine computes prompts for the others (--prefill-replicas).",
-    "1 or 0",
-    "replica",
-)
-
-SYMBOLS: dict[str, str] = {
-    "p, g": "a query's prompt tokens and generated tokens",
-    "t_0, t_1 ... t_g, t_end": "when it arrived, when each of its tokens was drawn, when it ended",
-    "R, W, P": "queries that run, wait, prefill",
-    "B, B_max": "rows of the batch now, and the most it may have",
-    "useful, all": "token slots that a query needed, once per token; all that forwards computed",
-    "L": "queries a second that arrived in the last minute, refused ones too, and those that wait over 60 s",
-    "S": "mean seconds that a query which ended in the last minute spent prefilling and in the batch",
-    "K": "mean bytes of keys and values of a query in a row, over the last minute",
-    "M": "the budget of keys and values in bytes",
-}

@@ -52,7 +52,7 @@ class Family:
 
     Attributes:
         name: As on the page, with `_total` for counters.
-        formula: In the symbols of `docs/metrics.md`.
+        formula: In `SYMBOLS`.
         panel: The title of the dashboard's panel that shows it; "" for none.
         legend: The name of its line there.
         over: What it is over several engines.
@@ -74,3 +74,32 @@ class Family:
             values: Values = value
             return values
         return {"": value if isinstance(value, Histogram) else float(value)}
+
+
+def gauge(
+    name: str, help: str, formula: str, source: Source, panel: str = "", legend: str = "", over: Over = Over.SUM
+) -> Family:
+    return Family(f"baton_{name}", Kind.GAUGE, help, formula, "", source, panel, legend, over)
+
+
+def counter(
+    name: str, help: str, formula: str, source: Source, panel: str = "", legend: str = "", label: str = ""
+) -> Family:
+    return Family(f"baton_{name}_total", Kind.COUNTER, help, formula, label, source, panel, legend)
+
+
+def histogram(name: str, help: str, formula: str, source: Source, panel: str = "", label: str = "") -> Family:
+    return Family(f"baton_{name}", Kind.HISTOGRAM, help, formula, label, source, panel)
+
+
+SYMBOLS: dict[str, str] = {
+    "p, g": "a query's prompt tokens and generated tokens",
+    "t_0, t_1 ... t_g, t_end": "when it arrived, when each of its tokens was drawn, when it ended",
+    "R, W, P": "queries that run, wait, prefill",
+    "B, B_max": "rows of the batch now, and the most it may have",
+    "useful, all": "token slots that a query needed, once per token; all that forwards computed",
+    "L": "queries a second that arrived in the last minute, refused ones too, and those that wait over 60 s",
+    "S": "mean seconds that a query which ended in the last minute spent prefilling and in the batch",
+    "K": "mean bytes of keys and values of a query in a row, over the last minute",
+    "M": "the budget of keys and values in bytes",
+}

@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from baton.engine.client import Stats
-from baton.observe.catalog import BY_REPLICA, FAMILIES, FOR_PROMPTS
+from baton.observe.catalog import FAMILIES
 from baton.observe.compat import vllm
 from baton.observe.counters import Histogram
 from baton.observe.exposition import page
 from baton.observe.family import Family, Kind, Over, Values
+from baton.observe.replica_catalog import BY_REPLICA, FOR_PROMPTS
 
 Told = Mapping[str, Any]
 """What `Metrics.told` returns."""
