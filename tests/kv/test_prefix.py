@@ -485,7 +485,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def bytes_are_those_of_what_is_known(self) -> None:
-        held = sum(part.numel() * part.element_size() for e in self.store._tree._entries.values() for part in e.parts or ())
+        entries = self.store._tree._entries.values()
+        held = sum(part.numel() * part.element_size() for entry in entries for part in entry.parts or ())
         if self.host is not None:
             held = self.host.host.used_bytes
         assert self.store.bytes_used == held == self.bytes
