@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -43,7 +44,17 @@ EACH_VARIANT = (
     "rowwise.cpp",
     "variant.cpp",
 )
-ONCE = ("guard.cpp", "pool.cpp", "program.cpp", "main.cpp")
+ONCE = (
+    "guard.cpp",
+    "pool.cpp",
+    "program.cpp",
+    "program_api.cpp",
+    "program_check.cpp",
+    "program_products.cpp",
+    "program_scan.cpp",
+    "program_tokens.cpp",
+    "main.cpp",
+)
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 # An instruction set: its compiler flags, and the macro by which a compiler shows that it understood them.
 VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -60,6 +71,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "address": ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=thread"),
 }
+_INCLUDED = re.compile(rb'^#include "(.+)"', re.MULTILINE)
 # A library that brings its C++ runtime along, and shows nothing of it, runs beside any other; not every linker can.
 OWN_RUNTIME = ("-static-libgcc", "-static-libstdc++", "-Wl,--exclude-libs,ALL")
 
@@ -128,18 +140,29 @@ class Job(NamedTuple):
 
 
 def jobs_of(source: Path, compiler: Compiler, mode: str) -> list[Job]:
-    headers = b"".join(path.read_bytes() for path in sorted(source.glob("*.h")))
     without = tuple(f"-DWITHOUT_{name.upper()}" for name in VARIANTS if name not in compiler.variants)
 
     def job(file: str, variant: str | None) -> Job:
         chosen = without if variant is None else (*VARIANTS[variant][0], f"-DVARIANT={variant}")
         flags = (*ALWAYS, *MODES[mode], *chosen)
         made_of = (" ".join((*compiler.command, *flags)), compiler.version)
-        digest = hashlib.sha256("\n".join(made_of).encode() + headers + (source / file).read_bytes())
+        digest = hashlib.sha256("\n".join(made_of).encode() + b"".join(_read(source / file)))
         return Job(source / file, variant, flags, digest.hexdigest()[:16])
 
     many = [job(file, variant) for variant in compiler.variants for file in EACH_VARIANT]
     return many + [job(file, None) for file in ONCE]
+
+
+def _read(path: Path) -> list[bytes]:
+    """The file and all of ours that it includes, each once."""
+    texts: dict[Path, bytes] = {}
+    todo = [path]
+    while todo:
+        one = todo.pop()
+        if one not in texts:
+            texts[one] = one.read_bytes()
+            todo += [one.parent / name.decode() for name in _INCLUDED.findall(texts[one])]
+    return list(texts.values())
 
 
 def build(root: Path, out: Path, mode: str = "release") -> str:
