@@ -319,7 +319,7 @@ def test_experts_are_grouped_where_that_asks_no_host(
 ) -> None:
     model = model_of("qwen3_moe").bfloat16()
     proof, plain = proof_of(model), torch_forward_of(model)
-    monkeypatch.setattr("baton.loader.choose.device_of", lambda device: Device("cuda", capability))
+    monkeypatch.setattr("baton.loader.device_steps.device_of", lambda device: Device("cuda", capability))
     forward, _ = in_steady_steps(proof, plain, [InTorch()])
     assert forward.parts()[-1].endswith(f"masked attention in torch, experts {said}")
 
