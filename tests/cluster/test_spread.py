@@ -5,8 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+from baton.cluster.prices import Prices
 from baton.cluster.route import BLOCK_TOKENS, blocks_of
+from baton.cluster.totals import NOTHING
+from baton.cluster.wire import News
 from baton.core.events import Update
 from baton.core.query import Query, SamplingParams
 from cluster.test_far import Front
@@ -87,3 +92,33 @@ def test_a_burst_to_idle_engines_is_halved() -> None:
     for at in range(16):
         load.ask(str(at), words(dice, 50))
     assert load.queries == {"a": 8, "b": 8}
+
+
+def test_bursts_of_an_odd_number_load_both_alike() -> None:
+    """All share a prefix, and answers overlap: which engine has one query more changes from burst to burst."""
+    dice, load = random.Random(9), Load(*TWO)
+    shared = words(dice, 256)
+    for burst in range(20):
+        for at in range(9):
+            load.ask(f"{burst} {at}", [*shared, *words(dice, 20)])
+        for name in sorted(load.live):
+            load.end(name)
+    assert max(load.queries.values()) <= 1.02 * min(load.queries.values())
+
+
+def test_what_another_front_has_in_an_engine_counts() -> None:
+    dice, load = random.Random(11), Load(*TWO)
+
+    def beat(engine: str, **stats: Any) -> None:
+        load.front.engines.tell(engine, News(stats=replace(NOTHING, **stats), prices=Prices()))
+
+    beat("a", submitted=9, outcomes={"finished": 5})
+    for at in range(10):
+        load.ask(str(at), words(dice, 50))
+    assert load.queries == {"a": 3, "b": 7}
+    # Its own are no others'.
+    beat("a", submitted=8, outcomes={"finished": 5})
+    beat("b", submitted=7)
+    for at in range(10, 14):
+        load.ask(str(at), words(dice, 50))
+    assert load.queries == {"a": 7, "b": 7}

@@ -16,7 +16,7 @@ from baton.cluster.port import EngineLost, Engines
 from baton.cluster.prices import PriceBook
 from baton.cluster.silence import Silence
 from baton.cluster.totals import Totals
-from baton.cluster.wire import About, Message, ask_of, news_of
+from baton.cluster.wire import About, Message, News, ask_of, news_of
 from baton.core.clock import Clock
 from baton.core.errors import EngineUnhealthy
 from baton.core.events import Sink, Update
@@ -137,12 +137,6 @@ class FarLoop:
         told: dict[Deliver, list[Update]] = {}
         moved: list[Follow] = []
         with self._lock:
-            if engine in self._engines.names():
-                self._silence.heard(engine, self._clock(), news.stuck_seconds)
-                if news.stats is not None:
-                    self._totals.heard(engine, news.stats)
-                if news.prices is not None:
-                    self._prices.heard(engine, news.prices)
             for attempt, update in news.updates:
                 follow = self._follows.get(update.query_id)
                 if follow is None:
@@ -154,10 +148,22 @@ class FarLoop:
                         del self._follows[update.query_id]
                 if again:
                     moved.append(follow)
+            if engine in self._engines.names():
+                self._note(engine, news)
             self._tell_idle()
         for deliver, updates in told.items():
             deliver(updates)
         self._send(moved)
+
+    def _note(self, engine: str, news: News) -> None:
+        """How an engine is, after its updates."""
+        self._silence.heard(engine, self._clock(), news.stuck_seconds)
+        if news.stats is not None:
+            self._totals.heard(engine, news.stats)
+        if news.prices is not None:  # once a second
+            self._prices.heard(engine, news.prices)
+            if news.stats is not None:
+                self._choice.heard(engine, news.stats, self._follows.values())
 
     def took(self, engine: str, query_ids: Sequence[str]) -> None:
         with self._lock:

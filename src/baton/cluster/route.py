@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 BLOCK_TOKENS = 32
 """As in stored prefixes (`kv/prefix.py`)."""
@@ -22,14 +22,18 @@ def blocks_of(prompt: Sequence[int], block: int = BLOCK_TOKENS) -> list[bytes]:
 
 
 def choose(
-    prompt_tokens: int, work: Mapping[str, int], held_tokens: Mapping[str, int], leaving: Collection[str] = ()
+    prompt_tokens: int, work: Mapping[str, int], held_tokens: Mapping[str, int], asked: Mapping[str, int]
 ) -> str | None:
-    """Returns the engine in which a prompt has the fewest tokens before it; ties go by name. None if there is none.
+    """Returns the engine in which a prompt has the fewest tokens before it. None if there is none.
 
-    `work`: tokens under way in each engine. `held_tokens`: of the prompt, stored there. `leaving`: takes nothing more.
+    `work`: tokens under way in each engine. `held_tokens`: of the prompt, stored there. `asked`: numbers that grow,
+    of when each was asked last. Ties go to the one that was asked longest ago, then by name.
     """
-    free = [engine for engine in work if engine not in leaving]
-    return min(free, key=lambda name: (prompt_tokens - held_tokens.get(name, 0) + work[name], name), default=None)
+
+    def cost(engine: str) -> tuple[int, int, str]:
+        return prompt_tokens - held_tokens.get(engine, 0) + work[engine], asked.get(engine, -1), engine
+
+    return min(work, key=cost, default=None)
 
 
 class HeldPrefixes:

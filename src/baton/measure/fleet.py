@@ -39,6 +39,7 @@ class Fleet:
         self._every = [self._make(str(at)) for at in range(replicas.least)]
         self._there = list(self._every)
         self._held = HeldPrefixes()
+        self._asked: dict[str, int] = {}
         self._ready: list[tuple[float, int, SimulatedEngine]] = []
         self._order = itertools.count()
         self._next_look = replicas.every if replicas.least < replicas.most else math.inf
@@ -141,8 +142,9 @@ class Fleet:
         by_name: Mapping[str, SimulatedEngine] = {engine.name: engine for engine in self._there}
         blocks = blocks_of(prompt) if self.replicas.by_prefix else []
         work = {name: engine.work for name, engine in by_name.items()}
-        name = choose(len(prompt), work, self._held.tokens(blocks))
+        name = choose(len(prompt), work, self._held.tokens(blocks), self._asked)
         assert name is not None
+        self._asked[name] = next(self._order)
         self._held.add(name, blocks)
         return by_name[name]
 
