@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from baton.cli.deploy import IMPORT_PATH
+from baton.cli.deploy import IMPORT_PATH, WITHOUT_FRONTS
 from baton.cli.main import cli
 from baton.core.config import load_config
 from baton.core.replicas import range_of
@@ -59,6 +59,16 @@ def test_engines_for_prompts_are_a_deployment_of_their_own() -> None:
     assert (workers["minReplicas"], workers["maxReplicas"]) == (3, 10)
 
 
+def test_without_fronts_engines_take_the_requests() -> None:
+    (app,) = printed("--as", "serve", "--no-resume")["applications"]
+    module, _, function = app["import_path"].partition(":")
+    assert app["import_path"] == WITHOUT_FRONTS and function == "build"
+    assert importlib.util.find_spec(module) is not None
+    assert [known["name"] for known in app["deployments"]] == ["engine"]
+    assert app["deployments"][0]["autoscaling_config"]["max_replicas"] == 8
+    jsonschema.validate(printed("--no-resume"), RAY_SERVICE)
+
+
 def test_servers_behind_an_endpoint_picker() -> None:
     """Names that refer to one another do, and the command is one of ours."""
     documents = yaml.safe_load_all((Path(__file__).parents[1] / "deploy/kubernetes/gateway.yml").read_text())
@@ -95,9 +105,14 @@ def test_what_serve_is_told_is_read_by_our_settings() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="there is no Ray")
 def test_serves_schema_takes_it(tmp_path: Any) -> None:
     file = tmp_path / "serve.yml"
-    file.write_text(yaml.safe_dump(printed("--as", "serve", "--fronts", "2", "--prefill-replicas", "1")))
+    some = [
+        printed("--as", "serve", "--fronts", "2", "--prefill-replicas", "1"),
+        printed("--as", "serve", "--no-resume"),
+    ]
+    file.write_text(yaml.safe_dump_all(some))
     read = (
-        "import sys, yaml; from ray.serve.schema import ServeDeploySchema as S; S(**yaml.safe_load(open(sys.argv[1])))"
+        "import sys, yaml; from ray.serve.schema import ServeDeploySchema as S;"
+        "[S(**one) for one in yaml.safe_load_all(open(sys.argv[1]))]"
     )
     done = subprocess.run([sys.executable, "-c", read, str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -110,6 +125,8 @@ def test_serves_schema_takes_it(tmp_path: Any) -> None:
         (["--replicas", "8-1"], "range like 1-8"),
         (["--policy", "fifo"], "there is baton, orca"),
         (["--quantize", "int8", "--no-compile"], "leave out --no-compile"),
+        (["--no-resume", "--fronts", "2"], "--no-resume has none"),
+        (["--no-resume", "--losses", "3"], "--losses is what fronts do"),
     ],
 )
 def test_what_cannot_be_deployed_is_refused(words: list[str], complaint: str) -> None:

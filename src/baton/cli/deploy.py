@@ -14,7 +14,7 @@ from baton.core.config import AUTO, Config, named_models
 from baton.core.errors import SettingError
 from baton.core.replicas import Range, range_of
 
-IMPORT_PATH = "baton.cli.serve_app:build"
+IMPORT_PATH, WITHOUT_FRONTS = "baton.cli.serve_app:build", "baton.cli.serve_whole:build"
 # What Serve and the machines are told besides, or what is no engine's and no front's.
 _NOT_ARGUMENTS = {"replicas", "replica_cpus", "replica_gpus", "ray_address", "host", "port", "api_key", "api_key_file"}
 _NOT_IN_PODS = {"api_key": "put it in a Secret, as BATON_API_KEY of the pods", "batch_dir": "no pod keeps a folder"}
@@ -22,11 +22,14 @@ _CPUS = 4
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,40}[a-z0-9])?")
 
 
-def manifest(config: Config, form: str, *, image: str, fronts: int, name: str) -> str:
+def manifest(config: Config, form: str, *, image: str, fronts: int, name: str, resume: bool = True) -> str:
     """The manifest, in YAML. Raises SettingError.
 
-    `form`: "rayservice" for KubeRay, or "serve" for `serve deploy`. `fronts`: replicas of the HTTP server.
+    `form`: "rayservice" for KubeRay, or "serve" for `serve deploy`. `fronts`: replicas of the HTTP server. `resume`:
+    streams outlive their engine; else engines have servers of their own, and there are no fronts.
     """
+    if not resume:
+        _refuse_fronts(config, fronts)
     for setting, why in _NOT_IN_PODS.items():
         if getattr(config, setting):
             raise SettingError(f"--{setting.replace('_', '-')}: not in a manifest, {why}", param=setting)
@@ -34,7 +37,7 @@ def manifest(config: Config, form: str, *, image: str, fronts: int, name: str) -
         raise SettingError(f"--name {name}: small letters, digits, - and . alone", param="name")
     refuse_settings(config)
     named_models(config)
-    served = _serve(config, fronts)
+    served = _serve(config, fronts if resume else 0)
     return served if form == "serve" else _ray_service(config, served, image=image, name=name)
 
 
@@ -51,7 +54,19 @@ def arguments(config: Config) -> dict[str, Any]:
     }
 
 
+def _refuse_fronts(config: Config, fronts: int) -> None:
+    """Raises SettingError for what only a front does."""
+    here = Config()
+    for name in ("prefill_replicas", "replica_handover", "losses"):
+        if getattr(config, name) != getattr(here, name):
+            message = f"--{name.replace('_', '-')} is what fronts do, and --no-resume has none"
+            raise SettingError(message, param=name)
+    if fronts != 1:
+        raise SettingError("--fronts: --no-resume has none", param="fronts")
+
+
 def _serve(config: Config, fronts: int) -> str:
+    """`fronts`: 0 for none, where each engine has its server."""
     replicas = range_of(config.replicas or "1")
     cpus, gpus = _cpus(config), _gpus(config)
     given = {**arguments(config), "replicas": config.replicas or "1", "replica_cpus": str(cpus)}
@@ -61,12 +76,13 @@ def _serve(config: Config, fronts: int) -> str:
         "applications:",
         "  - name: baton",
         "    route_prefix: /",
-        f"    import_path: {IMPORT_PATH}",
+        f"    import_path: {IMPORT_PATH if fronts else WITHOUT_FRONTS}",
         f"    args: {json.dumps(given)}",
         "    deployments:",
-        "      - name: front",
-        f"        num_replicas: {fronts}",
-        "        ray_actor_options: {num_cpus: 1}",
+    ]
+    if fronts:
+        lines += ["      - name: front", f"        num_replicas: {fronts}", "        ray_actor_options: {num_cpus: 1}"]
+    lines += [
         "      - name: engine",
         f"        ray_actor_options: {{num_cpus: {cpus}, num_gpus: {gpus}}}",
     ]
@@ -124,6 +140,7 @@ _ENVIRONMENT = {
     # Serve's own proxy costs half of the throughput; HAProxy as good as none.
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_worker_niceness": "0",
 }
 _RAY_SERVICE = """\
 # For KubeRay's operator. Models come by the volume claim `models`, never in the image.

@@ -110,8 +110,13 @@ def info(as_json: bool, limits_wanted: bool, **flags: Any) -> None:
 @click.option("--as", "form", type=click.Choice(["rayservice", "serve"]), default="rayservice", show_default=True)
 @click.option("--image", default="baton:latest", show_default=True, help="The image of all pods.")
 @click.option("--fronts", type=click.IntRange(1), default=1, show_default=True, help="Replicas of the HTTP server.")
+@click.option(
+    "--no-resume", is_flag=True, help="Each engine has its server, and there are no fronts: streams end with it."
+)
 @click.option("--name", default="baton", show_default=True, help="Of the RayService.")
-def deploy(config_file: str | None, form: str, image: str, fronts: int, name: str, **flags: Any) -> None:
+def deploy(
+    config_file: str | None, form: str, image: str, fronts: int, no_resume: bool, name: str, **flags: Any
+) -> None:
     """Prints a manifest of this server with several engines: for KubeRay, or for `serve deploy`.
 
     Keys come from a Secret, as BATON_API_KEY of the pods.
@@ -119,7 +124,7 @@ def deploy(config_file: str | None, form: str, image: str, fronts: int, name: st
     config = load_config(flags, file=config_file, environment={})
     from baton.cli.deploy import manifest
 
-    click.echo(manifest(config, form, image=image, fronts=fronts, name=name), nl=False)
+    click.echo(manifest(config, form, image=image, fronts=fronts, name=name, resume=not no_resume), nl=False)
 
 
 @cli.command(epilog="Example:  baton top http://127.0.0.1:8000")
