@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from benchmarks.cluster.served import serving
+from benchmarks.cluster.served import end_on_sigterm, serving
 from benchmarks.report import flags, parsed, table, tell
 
 STREAMS = (1, 8)
@@ -104,6 +104,7 @@ def behind_haproxy(environment: dict[str, str]) -> Iterator[str]:
 
 
 def main() -> None:
+    end_on_sigterm()
     parser = flags(__doc__, "hop")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")

@@ -9,29 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx
 
+from benchmarks.cluster.served import end_on_sigterm, serving
+
 WAYS = {"together": ("--replicas", "2"), "apart": ("--replicas", "1", "--prefill-replicas", "1")}
-
-
-@contextmanager
-def served(words: tuple[str, ...]) -> Iterator[str]:
-    command = [sys.executable, "-m", "baton", "serve", "--port", "0", "--replica-cpus", "1", *words]
-    process = subprocess.Popen([*command, "--max-batch-size", "8"], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        yield next(found[0] for line in process.stderr if (found := re.search(r"http://[0-9.:]+", line)))
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def asked(url: str, streams: int, prompt: int, tokens: int) -> tuple[float, float, float]:
@@ -57,14 +42,16 @@ async def asked(url: str, streams: int, prompt: int, tokens: int) -> tuple[float
 
 
 def main() -> None:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=900)
     parser.add_argument("--tokens", type=int, default=32)
     given = parser.parse_args()
-    with served(WAYS["together"]) as together, served(WAYS["apart"]) as apart:
-        urls = {"together": together, "apart": apart}
+    each = ("--replica-cpus", "1", "--max-batch-size", "8")
+    with serving(*WAYS["together"], *each) as together, serving(*WAYS["apart"], *each) as apart:
+        urls = {"together": together.url, "apart": apart.url}
         for at in range(given.rounds + 1):  # the first warms up
             for name, url in urls.items():
                 rate, first, gap = asyncio.run(asked(url, given.streams, given.prompt, given.tokens))

@@ -37,6 +37,11 @@ def is_engine(process: psutil.Process) -> bool:
         return False
 
 
+def end_on_sigterm() -> None:
+    """SIGTERM ends this process as Ctrl-C does, so that it ends what it has started."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 @contextlib.contextmanager
 def serving(*words: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Serves the built-in model, or what the words say. Raises RuntimeError if the server does not start."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.cluster.served import Server, serving
+from benchmarks.cluster.served import Server, end_on_sigterm, serving
 from benchmarks.cpu.soak import KEYS, Case, Soak, cases
 from benchmarks.report import flags, parsed, table, tell
 
@@ -79,6 +79,7 @@ async def soak(server: Server, args: argparse.Namespace) -> Killing:
 
 
 def main() -> int:
+    end_on_sigterm()
     parser = flags(__doc__, "killed-engines")
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two kills")
