@@ -69,6 +69,8 @@ FAST = (
 LONG = (
     "bench/test_on_cuda.py",
     "cluster/test_killed_engine.py",
+    "cluster/test_ray_failures.py",
+    "cluster/test_ray_updates.py",
     "engine/test_any_order.py",
     "model/test_packed_checkpoints.py",
     "model/test_program.py",
@@ -93,7 +95,10 @@ MARKS = {
         "test_faults.py",
         *("test_low_limits.py", "test_soak.py", "test_top.py"),
     ),
-    "cluster": ("cluster/test_ray.py", "cluster/test_serve_replicas.py", "cluster/test_serve_whole.py"),
+    "cluster": (
+        *("cluster/test_ray_failures.py", "cluster/test_ray_updates.py", "cluster/test_serve_replicas.py"),
+        "cluster/test_serve_whole.py",
+    ),
     "gpu_standin": (
         *("bench/test_on_cuda.py", "kv/test_copies.py", "kv/test_mapped.py", "kv/test_pinned.py"),
         *("model/test_ahead.py", "model/test_beside.py", "model/test_float8.py", "model/test_graphs.py"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +11,16 @@ from typing import Any
 
 from baton.cluster.port import EngineLost, Hearing
 from baton.cluster.wire import About, Message, about_of
+from warm import WarmProcess
 
 
 class Child:
     """A process with an engine."""
 
     def __init__(self, settings: Mapping[str, Any], depot: Path) -> None:
-        command = [sys.executable, "-m", "cluster.child", json.dumps(dict(settings)), str(depot)]
+        words = ["-m", "cluster.child", json.dumps(dict(settings)), str(depot)]
         paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": paths}
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = WarmProcess(words, stdout=True, stderr=False, environment={"PYTHONPATH": paths})
         self.lock = threading.Lock()
 
     def introduced(self) -> About:
@@ -32,7 +28,6 @@ class Child:
         return about_of(json.loads(self.process.stdout.readline()))
 
     def tell(self, verb: str, *given: Any) -> None:
-        assert self.process.stdin is not None
         try:
             with self.lock:
                 self.process.stdin.write(json.dumps([verb, *given]) + "\n")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import httpx
 import psutil
 import pytest
+
+from warm import WarmProcess
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="there is no Ray")
 PATIENCE_SECONDS = 400  # a machine may be busy
@@ -23,9 +22,8 @@ class Command:
     """The command, its words on stderr, and all processes below it."""
 
     def __init__(self, *more: str) -> None:
-        words = [sys.executable, "-m", "baton", "serve", "--port", "0", "--replicas", "1", "--replica-cpus", "1", *more]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+        words = ["-m", "baton", "serve", "--port", "0", "--replicas", "1", "--replica-cpus", "1", *more]
+        self.process = WarmProcess(words)
         self.said = ""
 
     def url(self) -> str:

@@ -11,6 +11,8 @@ from baton.core.errors import SettingError
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray's own 15 gives an engine a thirtieth of a core beside anything else that computes, the front included.
+    "RAY_worker_niceness": "0",
     # How soon engines tell how busy they are, in seconds; Ray's own 10 s would make scaling slow.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
@@ -18,6 +20,8 @@ _ALONE = {
     # Whoever reaches Ray's ports can run code. This, of all names, is what makes Ray listen on loopback alone.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
+    # News of an iteration wait for one event loop instead of two; nothing of `RayEngine` holds it up.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-PAUSE_SECONDS, CHECKS = 5.0, 4
+PAUSE_SECONDS, CHECKS = 2.5, 4
 """At so many checks in a row, so far apart, there must be no lease."""
 
 log = logging.getLogger("baton.cluster")
