@@ -150,6 +150,6 @@ async def test_prompts_are_computed_by_engines_of_their_own(front: Front, uncut:
     stats = other.loop.stats_by_engine()[name]
     assert stats.outcomes["moved"] >= STREAMS and other.recomputed == 0
     marked = f'baton_replica_for_prompts{{model_name="{other.client.model_name}",replica="{name}"}}'
-    assert (await asyncio.to_thread(samples, other))[marked] == "1"
+    assert float((await asyncio.to_thread(samples, other))[marked]) == 1
     assert json.loads(await asyncio.to_thread(other.live, 0, 0.0, name))["prefill"] == [name]
     await asyncio.to_thread(other.client.close)
