@@ -38,7 +38,7 @@ KINDS = ("useful", "empty_row", "finished_row", "padding", "recomputed")
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """One query of the trace: when, which prompt, how many tokens to generate."""
 
     at_seconds: float
@@ -97,7 +97,7 @@ def main() -> None:
         sys.exit("texts differ from the same query alone")
 
 
-def run(args: argparse.Namespace, policy: str, asked: Sequence[Asked], alone: Sequence[str]) -> Run:
+def run(args: argparse.Namespace, policy: str, asked: Sequence[Request], alone: Sequence[str]) -> Run:
     with server(args.model, policy, args.rows) as url:
         asyncio.run(one_by_one(url, asked[:1]))  # the first query of a process warms its memory up
         before = _metrics(url)
@@ -139,7 +139,7 @@ def server(model: str | None, policy: str, rows: int) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-def queries(args: argparse.Namespace, context: int, url: str) -> list[Asked]:
+def queries(args: argparse.Namespace, context: int, url: str) -> list[Request]:
     """The trace's first queries: lengths clipped to the context, prompts of text it knows."""
     with args.trace.open() as file:
         rows = list(itertools.islice(csv.DictReader(file), args.queries))
@@ -151,7 +151,7 @@ def queries(args: argparse.Namespace, context: int, url: str) -> list[Asked]:
         tokens = min(int(row["GeneratedTokens"]), context // 2, args.clip_answer)
         length = min(int(row["ContextTokens"]), context - tokens, args.clip_prompt)
         start = index * 97 % (len(ids) - length)
-        asked.append(Asked((at - times[0]) / args.factor, ids[start : start + length], tokens))
+        asked.append(Request((at - times[0]) / args.factor, ids[start : start + length], tokens))
     return asked
 
 
@@ -163,17 +163,17 @@ def _conversation() -> str:
     return "\n".join(lines * 4)
 
 
-async def one_by_one(url: str, asked: Sequence[Asked]) -> list[Answer]:
+async def one_by_one(url: str, asked: Sequence[Request]) -> list[Answer]:
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
         return [await answer(client, one, 0.0) for one in asked]
 
 
-async def crowd(url: str, asked: Sequence[Asked]) -> list[Answer]:
+async def crowd(url: str, asked: Sequence[Request]) -> list[Answer]:
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         return list(await asyncio.gather(*(answer(client, one, one.at_seconds) for one in asked)))
 
 
-async def answer(client: AsyncOpenAI, asked: Asked, wait_seconds: float) -> Answer:
+async def answer(client: AsyncOpenAI, asked: Request, wait_seconds: float) -> Answer:
     await asyncio.sleep(wait_seconds)
     reply = Answer(time.perf_counter())
     stream = await client.completions.create(
@@ -204,7 +204,7 @@ async def _model(client: AsyncOpenAI) -> str:
     return _names[url]
 
 
-def report_of(args: argparse.Namespace, asked: Sequence[Asked], runs: Sequence[Run]) -> str:
+def report_of(args: argparse.Namespace, asked: Sequence[Request], runs: Sequence[Run]) -> str:
     """The table in Markdown: medians over the repeats, with the range of wall times."""
     head = (
         "| policy | wall s (range) | tokens/s | idle ratio | finished rows | padding | empty rows | recomputed "

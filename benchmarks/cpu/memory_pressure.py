@@ -80,12 +80,12 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     prompt: list[int]
     tokens: int
 
 
-Outcome = tuple[list[Asked], list[list[int]], dict[str, Any]]
+Outcome = tuple[list[Request], list[list[int]], dict[str, Any]]
 
 
 def main() -> None:
@@ -137,7 +137,7 @@ def config_of(args: argparse.Namespace) -> Config:
     return Config(model=args.model, policy=args.policy, max_batch_size=str(args.rows or args.queries))
 
 
-def queries(args: argparse.Namespace, loaded: Loaded, context: int) -> list[Asked]:
+def queries(args: argparse.Namespace, loaded: Loaded, context: int) -> list[Request]:
     dice = random.Random(args.seed)
     with args.trace.open() as file:
         rows = list(itertools.islice(csv.DictReader(file), args.queries))
@@ -146,10 +146,12 @@ def queries(args: argparse.Namespace, loaded: Loaded, context: int) -> list[Aske
     wanted = [
         min(prompt, args.clip_prompt, context - answer) for (prompt, _), answer in zip(lengths, answers, strict=True)
     ]
-    return [Asked(prompt, answer) for prompt, answer in zip(prompts(loaded, wanted, dice), answers, strict=True)]
+    return [Request(prompt, answer) for prompt, answer in zip(prompts(loaded, wanted, dice), answers, strict=True)]
 
 
-def squeezed(args: argparse.Namespace, config: Config, loaded: Loaded, asked: Sequence[Asked]) -> tuple[Settings, int]:
+def squeezed(
+    args: argparse.Namespace, config: Config, loaded: Loaded, asked: Sequence[Request]
+) -> tuple[Settings, int]:
     """Settings with the pressed budget, and the bytes that all queries would take together at their ends."""
     facts = facts_of(loaded)
     need = sum(facts.footprint.of(len(one.prompt) + one.tokens) for one in asked)
@@ -160,7 +162,7 @@ def squeezed(args: argparse.Namespace, config: Config, loaded: Loaded, asked: Se
 
 
 def run(
-    policy: str, loaded: Loaded, settings: Settings, asked: Sequence[Asked], what: str
+    policy: str, loaded: Loaded, settings: Settings, asked: Sequence[Request], what: str
 ) -> tuple[list[list[int]], dict[str, Any]]:
     """Token ids of each query, and the run's figures; bytes are beyond what was resident before it."""
     base = resident.settled()
@@ -188,7 +190,7 @@ def run(
     }
 
 
-def one_by_one(args: argparse.Namespace, asked: Sequence[Asked]) -> list[list[int]]:
+def one_by_one(args: argparse.Namespace, asked: Sequence[Request]) -> list[list[int]]:
     """What stock `generate` gives for each query alone, with stock attention: token ids."""
     outputs: list[list[int]] = []
 
@@ -209,7 +211,7 @@ def one_by_one(args: argparse.Namespace, asked: Sequence[Asked]) -> list[list[in
     return outputs
 
 
-def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, Any]) -> list[str]:
+def report(args: argparse.Namespace, asked: Sequence[Request], figures: dict[str, Any]) -> list[str]:
     budget, roomy = figures["kv_bytes"] + figures["swap_bytes"], figures["without_pressure"]
     where = "the process's own high-water mark" if resident.PEAK.exists() else "at the end of each iteration"
     rows = [

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from baton import LLM, SamplingParams, builtin
-from baton.builtin.evaluate import Answerer, Tally
+from baton.builtin.evaluate import Answerer, Score
 from baton.builtin.kinds import Question
 from baton.builtin.tasks import CHECKABLE_TASKS, questions
 from benchmarks.report import flags, parsed, table, tell
@@ -43,10 +43,10 @@ def main() -> None:
     tell(args, [f"{args.per_task} questions of each task.", "", *table(("weights", *CHECKABLE_TASKS), rows)], figures)
 
 
-def scores(asked: dict[str, list[Question]], answers: Callable[[list[str]], list[str]]) -> dict[str, Tally]:
+def scores(asked: dict[str, list[Question]], answers: Callable[[list[str]], list[str]]) -> dict[str, Score]:
     tallies = {}
     for task, some in asked.items():
-        tallies[task] = Tally()
+        tallies[task] = Score()
         for question, answer in zip(some, answers([question.text for question in some]), strict=True):
             tallies[task].add(question.text, answer)
     return tallies

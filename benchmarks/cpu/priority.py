@@ -35,7 +35,7 @@ URGENT, LESS_URGENT = 0, 10
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A query, and the iteration in which it arrives."""
 
     name: str
@@ -78,23 +78,23 @@ def main() -> None:
         sys.exit("texts differ between the policies")
 
 
-def queries(args: argparse.Namespace, loaded: Loaded) -> list[Asked]:
+def queries(args: argparse.Namespace, loaded: Loaded) -> list[Request]:
     """In the order of their arrival."""
     dice = random.Random(args.seed)
     shortest, longest = args.answers
     texts = prompts(loaded, [args.prompt] * (args.less + args.urgent), dice)
     less = [
-        Asked(f"less {at}", 0, text, dice.randint(shortest, longest), LESS_URGENT)
+        Request(f"less {at}", 0, text, dice.randint(shortest, longest), LESS_URGENT)
         for at, text in enumerate(texts[: args.less])
     ]
     urgent = [
-        Asked(f"urgent {at}", args.every * (at + 1), text, args.urgent_answer, URGENT)
+        Request(f"urgent {at}", args.every * (at + 1), text, args.urgent_answer, URGENT)
         for at, text in enumerate(texts[args.less :])
     ]
     return [*less, *urgent]
 
 
-def run(policy: str, loaded: Loaded, settings: Settings, asked: Sequence[Asked], bar: tqdm) -> Run:
+def run(policy: str, loaded: Loaded, settings: Settings, asked: Sequence[Request], bar: tqdm) -> Run:
     stage = Stage(loaded, settings, policy, heard=bar.update)
     began, later = monotonic(), deque(asked)
     for turn in itertools.count():
@@ -138,7 +138,7 @@ def figures_of(turns: Sequence[dict[str, Run]]) -> dict[str, Any]:
     }
 
 
-def report(args: argparse.Namespace, asked: Sequence[Asked], figures: dict[str, Any]) -> list[str]:
+def report(args: argparse.Namespace, asked: Sequence[Request], figures: dict[str, Any]) -> list[str]:
     head = ["policy", "urgent: first token p50 / p95 / max s", "last token p50 / p95 / max s", "preemptions"]
     head += ["recomputed tokens", "tokens/s of all"]
     rows = [

@@ -65,22 +65,22 @@ def prepare(
     prompts: Sequence[tuple[str | None, list[int]]],
     params: Sequence[SamplingParams],
     options: Sequence[RequestOptions],
-) -> tuple[list[RequestOutput], dict[str, Asked]]:
+) -> tuple[list[RequestOutput], dict[str, QueryOutput]]:
     """Empty outputs, and for each query's id the query with the completion that it fills."""
     outputs: list[RequestOutput] = []
-    asked: dict[str, Asked] = {}
+    asked: dict[str, QueryOutput] = {}
     for (text, tokens), param, term in zip(prompts, params, options, strict=True):
         queries = client.queries(tokens, param.with_defaults(client.defaults), term)
         completions = [Completion(index) for index in range(len(queries))]
         output = RequestOutput(text, tokens, completions)
         outputs.append(output)
         for query, completion in zip(queries, completions, strict=True):
-            asked[query.id] = Asked(query, completion, output)
+            asked[query.id] = QueryOutput(query, completion, output)
     return outputs, asked
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryOutput:
     """A query, and what its updates fill."""
 
     query: Query

@@ -25,7 +25,7 @@ ENOUGH = 0.95
 
 
 @dataclass
-class Tally:
+class Score:
     """Counts of answers: all, right in the result, right in every line of the work."""
 
     asked: int = 0
@@ -82,10 +82,10 @@ def _turn(role: str, content: str) -> list[dict[str, str]]:
 
 def measure(
     answerer: Answerer, asked: list[Question], wrong: list[tuple[Question, str]], history_tokens: int = 0
-) -> tuple[Tally, dict[str, Tally]]:
+) -> tuple[Score, dict[str, Score]]:
     """The tally of all and of each kind; wrong answers are added to `wrong`."""
     by_length = sorted(asked, key=lambda question: len(question.answer))
-    whole, kinds = Tally(), defaultdict[str, Tally](Tally)
+    whole, kinds = Score(), defaultdict[str, Score](Score)
     answers = answerer.answers([question.text for question in by_length], history_tokens)
     for question, answer in zip(by_length, answers, strict=True):
         for tally in (whole, kinds[question.kind]):

@@ -32,7 +32,7 @@ from baton.measure.contenders import Contender, contenders
 from baton.measure.testbed import about_machine
 from baton.measure.trials import by_themselves, right_answers, settings_of, trials
 
-Asked = dict[str, Any]
+Options = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Results:
     right: dict[str, dict[str, list[bool]]]
 
 
-def run_bench(config: Config, asked: Asked) -> None:
+def run_bench(config: Config, asked: Options) -> None:
     """Runs the trials and writes the reports. Exits with status 1 if an answer differs from the same query alone."""
     some = contenders(asked["policies"].split(","), asked["vary"])
     workload = workload_of(asked)
@@ -69,7 +69,7 @@ def run_bench(config: Config, asked: Asked) -> None:
 
 
 @contextlib.contextmanager
-def _turns(asked: Asked, about: Mapping[str, Any], some: Sequence[Contender]) -> Iterator[Turns | None]:
+def _turns(asked: Options, about: Mapping[str, Any], some: Sequence[Contender]) -> Iterator[Turns | None]:
     """Takes turns with the other bench of the same work, at the address of `--in-turn`.
 
     Raises SettingError, OtherIsGone.
@@ -88,7 +88,7 @@ def _measure(
     config: Config,
     some: Sequence[Contender],
     workload: Workload,
-    asked: Asked,
+    asked: Options,
     turns: Turns | None,
 ) -> _Results:
     questions = (asked["accuracy"] or 0) * len(CHECKABLE_TASKS)
@@ -123,7 +123,11 @@ def _measure(
 
 
 def _page(
-    about: Mapping[str, Any], loaded: Loaded, results: _Results, settings: Mapping[str, Mapping[str, Any]], asked: Asked
+    about: Mapping[str, Any],
+    loaded: Loaded,
+    results: _Results,
+    settings: Mapping[str, Mapping[str, Any]],
+    asked: Options,
 ) -> str:
     facts = {
         "model": about["model"],

@@ -12,7 +12,7 @@ from baton.core.host import cores
 from baton.policy.port import traits
 from baton.policy.table import policy_named
 
-Asked = dict[str, Any]
+Options = dict[str, Any]
 
 
 def refuse(config: Config) -> None:
@@ -37,13 +37,13 @@ def refuse_settings(config: Config) -> None:
     threads(config, cores())
 
 
-def refuse_file(name: str, asked: Asked) -> None:
+def refuse_file(name: str, asked: Options) -> None:
     """Raises SettingError if a report cannot be written to this file."""
     if asked[f"{name}_file"]:
         check_writable(f"--{name}", asked[f"{name}_file"], param=name)
 
 
-def refuse_bench(config: Config, asked: Asked) -> None:
+def refuse_bench(config: Config, asked: Options) -> None:
     """Raises SettingError for options that the run could not honour."""
     from baton.bench import plots
     from baton.bench.commands import workload_of
@@ -68,7 +68,7 @@ def refuse_bench(config: Config, asked: Asked) -> None:
         runs_before(asked["json_file"], {}, [one.name for one in some])
 
 
-def refuse_simulate(config: Config, asked: Asked) -> None:
+def refuse_simulate(config: Config, asked: Options) -> None:
     """Raises SettingError for options that cannot be simulated."""
     from baton.bench.commands import workload_of
     from baton.bench.costmodel import read_costs

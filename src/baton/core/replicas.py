@@ -26,7 +26,7 @@ class Range(NamedTuple):
         return self.least < self.most
 
 
-class Asked(Protocol):
+class ReplicaSettings(Protocol):
     """The settings that are looked at here; see `Config`."""
 
     @property
@@ -47,7 +47,7 @@ _NOT_WITH_REPLICAS = {
 }
 
 
-def check_replicas(config: Asked) -> None:
+def check_replicas(config: ReplicaSettings) -> None:
     """Raises SettingError for settings that need several engines, and for those that cannot be combined with them."""
     if config.replicas is None:
         for name, default in _ONLY_WITH_REPLICAS.items():

@@ -8,7 +8,7 @@ from typing import Protocol
 from baton.core.errors import SettingError
 
 
-class Asked(Protocol):
+class SeveralSettings(Protocol):
     """The settings that are looked at here; see `Config`."""
 
     @property
@@ -36,7 +36,7 @@ class Asked(Protocol):
     def handover(self) -> str | None: ...
 
 
-def named_models(config: Asked) -> dict[str, str]:
+def named_models(config: SeveralSettings) -> dict[str, str]:
     """Returns the models of a server with several by the names that requests use. NAME=ID gives one a name.
 
     Raises SettingError if two have the same name.
@@ -54,7 +54,7 @@ def named_models(config: Asked) -> dict[str, str]:
     return named
 
 
-def check_several(config: Asked) -> None:
+def check_several(config: SeveralSettings) -> None:
     """Raises SettingError for what a server with several models, or one that is loaded on demand, has not."""
     if not config.models:
         if config.load_on_demand or config.unload_after:

@@ -103,7 +103,7 @@ class HandoverFolder:
 
     def names(self) -> list[str]:
         """The names of all answers, in the order in which they were kept."""
-        files = sorted(self._files("*"), key=lambda found: found[0].stat().st_mtime_ns)
+        files = sorted(self._files("*"), key=lambda one: one[0].stat().st_mtime_ns)
         return list(dict.fromkeys(path.name.partition(".")[0] for path, _ in files))
 
     def take(self, name: str, compile: Compile) -> tuple[bytes, list[KVSegment]]:
@@ -137,7 +137,7 @@ class HandoverFolder:
         """The files of a name with the number of their tries; the one that was written last comes first."""
         files = [(path, path.name.split(".")) for path in self._path.glob(f"{name}.*{_END}")]
         known = [(path, int(parts[1])) for path, parts in files if len(parts) == 3 and parts[1].isdecimal()]
-        return sorted(known, key=lambda found: found[1])
+        return sorted(known, key=lambda one: one[1])
 
     def _room(self, wanted: int) -> int:
         """Bytes that may still be written. If less than wanted, what was set aside is removed, the oldest first."""

@@ -73,12 +73,12 @@ class Experts:
 
 def experts_of(model: nn.Module) -> Experts:
     """The experts behind transformers' interface, by their layers' numbers."""
-    found: dict[int, tuple[str, Any]] = {}
+    modules: dict[int, tuple[str, Any]] = {}
     for path, module in model.named_modules():
         layer = _LAYER.search(path)
         if layer and hasattr(module, "is_concatenated") and hasattr(module, "has_gate"):
-            found[int(layer[1])] = path, module
-    return Experts(found)
+            modules[int(layer[1])] = path, module
+    return Experts(modules)
 
 
 def name_of(gguf_name: str, experts: Experts) -> str | None:

@@ -56,7 +56,7 @@ class PackedFormat(ABC):
     def layers(self, stored: Mapping[str, Stored]) -> dict[str, dict[str, Stored]]:
         """The packed layers of a checkpoint by name, each with its tensors."""
         ends = [(joint, f"{joint}{self.parts[0]}") for joint in self.joints]
-        found = [
+        layers = [
             (name.removesuffix(end), joint)
             for joint, end in ends
             for name, one in stored.items()
@@ -64,7 +64,7 @@ class PackedFormat(ABC):
         ]
         return {
             layer: {part: stored[f"{layer}{joint}{part}"] for part in self.parts if f"{layer}{joint}{part}" in stored}
-            for layer, joint in found
+            for layer, joint in layers
         }
 
 

@@ -15,13 +15,13 @@ def packed_layers(model: nn.Module) -> list[PackedLinear | PackedExperts]:
 
 def named_packed(model: nn.Module) -> dict[str, PackedLinear | PackedExperts]:
     """As `packed_layers`, by name."""
-    found: dict[str, PackedLinear | PackedExperts] = {}
+    packed: dict[str, PackedLinear | PackedExperts] = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            found[name] = module
+            packed[name] = module
         for experts in vars(module).get(ATTRIBUTE, ()):
-            found[f"{name}.{experts.name}"] = experts
-    return found
+            packed[f"{name}.{experts.name}"] = experts
+    return packed
 
 
 def packed_bytes(model: nn.Module) -> int:

@@ -127,17 +127,17 @@ def _expansion(module: GraphModule, keys: Node, values: Node) -> tuple[Node, lis
     if len(keeps) != 1:
         raise refuse("attention over something other than what a layer keeps")
     keep = keeps.pop()
-    known, found = {keep}, []
+    known, made = {keep}, []
     for node in module.graph.nodes:
         inputs = node.all_input_nodes
         if node is keep or node.op in ("placeholder", "output") or not all(one in known for one in inputs):
             continue
         known.add(node)
-        if any(one is keep or one in found for one in inputs):
-            found.append(node)
-    if keys not in found or values not in found:
+        if any(one is keep or one in made for one in inputs):
+            made.append(node)
+    if keys not in made or values not in made:
         raise refuse("keys and values that are made of more than what a layer keeps")
-    return keep, found
+    return keep, made
 
 
 def _maps(module: GraphModule, keep: Node, expansion: Sequence[Node], keys: Node, values: Node) -> _Maps:

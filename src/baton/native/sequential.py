@@ -28,38 +28,38 @@ def scans(nodes: Sequence[Node], apart: Collection[object]) -> dict[Node, int]:
     writes = {node.args[1:3]: node for node in nodes if node.target is KEEP_STATE}
     together: list[set[Node]] = []
     for read in (node for node in nodes if node.target is STATE):
-        found = _of_state(read, writes[read.args[1:3]], apart)
-        for other in [one for one in together if not one.isdisjoint(found)]:
-            found |= other
+        members = _of_state(read, writes[read.args[1:3]], apart)
+        for other in [one for one in together if not one.isdisjoint(members)]:
+            members |= other
             together.remove(other)
-        together.append(found)
-    together.sort(key=lambda found: min(order[node] for node in found))
+        together.append(members)
+    together.sort(key=lambda members: min(order[node] for node in members))
     # In the order of the nodes, so that a model's program is always the same.
-    numbers = {node: number for number, found in enumerate(together) for node in found}
+    numbers = {node: number for number, members in enumerate(together) for node in members}
     return {node: numbers[node] for node in nodes if node in numbers}
 
 
 def _of_state(read: Node, write: Node, apart: Collection[object]) -> set[Node]:
     size = _size(read)
-    found = {read} | (reached([read], lambda node: node.users) & ancestors([write]))
-    if any(node.target in apart for node in found):
+    members = {read} | (reached([read], lambda node: node.users) & ancestors([write]))
+    if any(node.target in apart for node in members):
         raise refuse("a state that depends on itself through a product or attention")
 
     def allowed(node: Node) -> bool:
-        return node.op == "call_function" and node.target not in apart and node not in found
+        return node.op == "call_function" and node.target not in apart and node not in members
 
-    left = list(found)
+    left = list(members)
     while left:
         node = left.pop()
         more = [user for user in node.users if _size(node) >= size and allowed(user)]
         more += [
             source
             for source in node.all_input_nodes
-            if _size(source) >= size and allowed(source) and all(user in found for user in source.users)
+            if _size(source) >= size and allowed(source) and all(user in members for user in source.users)
         ]
-        found.update(more)
+        members.update(more)
         left += more
-    return found
+    return members
 
 
 def fused(scans: Mapping[Node, int], sums: Collection[object], changing: Collection[Node]) -> dict[Node, Node]:

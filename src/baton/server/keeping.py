@@ -11,7 +11,7 @@ from starlette.requests import Request
 from baton.core.query import Query
 from baton.server.auth import key_of
 from baton.server.errors import NotFound
-from baton.server.recording import Asked, Recording
+from baton.server.recording import RecordedRequest, Recording
 from baton.server.streams import LEAST_CHARACTERS, Streams
 
 KEPT = "x-baton-stream"
@@ -51,7 +51,7 @@ class Keeping:
         chosen = "x-request-id" in request.headers and not self._keys
         if not _ID.fullmatch(request_id) or (chosen and len(request_id) < LEAST_CHARACTERS):
             return None
-        asked = Asked(
+        asked = RecordedRequest(
             key=self._streams.key(request_id, key_of(request.scope)),
             path=path,
             body=body,

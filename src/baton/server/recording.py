@@ -22,7 +22,7 @@ News = AsyncGenerator[list[Update], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RecordedRequest:
     """A request whose answer is kept. With the updates it tells all of an answer's events, over and over.
 
     `key`: under which it is kept, of its id and its owner. `path` and `body`: as they were sent. `created`: seconds
@@ -46,7 +46,7 @@ class Recording:
     `grew`: called when its size has changed; `ended`: when there will be no more updates.
     """
 
-    asked: Asked
+    asked: RecordedRequest
     news: Callable[[], News]
     left: Callable[[Recording], None]
     grew: Callable[[Recording], None]
@@ -181,7 +181,7 @@ def written(recording: Recording) -> bytes:
 class Read:
     """What `written` wrote. `error`: what ended the answer."""
 
-    asked: Asked
+    asked: RecordedRequest
     updates: list[Update]
     spent: dict[str, Usage]
     done: bool
@@ -197,7 +197,7 @@ def read(data: bytes) -> Read:
         body, created = known["body"].encode(), int(known["created"])
         spent = [heard(one) for one in known["spent"]]
         return Read(
-            Asked(**strings, body=body, created=created, query_ids=ids, stream=bool(known["stream"])),
+            RecordedRequest(**strings, body=body, created=created, query_ids=ids, stream=bool(known["stream"])),
             [heard(update) for update in known["updates"]],
             {one.query_id: one.usage for one in spent if one.usage is not None},
             bool(known["done"]),

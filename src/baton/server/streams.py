@@ -18,7 +18,7 @@ from baton.core.errors import BatonError, HandedOver, ModelNotFound, Overloaded,
 from baton.core.limits import Limits
 from baton.core.threads import started
 from baton.engine.client import Client, Held
-from baton.server.recording import Asked, News, Recording, read, written
+from baton.server.recording import News, RecordedRequest, Recording, read, written
 
 KEPT_AT_ONCE = 4096
 """The most answers that are kept, those that are read among them. Beyond it, answers end with their connections."""
@@ -70,7 +70,7 @@ class Streams:
         """Under what an answer is kept: only its owner's requests come to it."""
         return self._folder.digest(f"{owner.hex()} {request_id}")
 
-    def record(self, asked: Asked, queries: Sequence[Any]) -> Recording | None:
+    def record(self, asked: RecordedRequest, queries: Sequence[Any]) -> Recording | None:
         """Keeps the answer to these queries. None if it cannot be kept, because its id is in use or there are too many.
 
         Nothing is asked of the engine until the answer is read.
@@ -140,7 +140,7 @@ class Streams:
         else:
             recording.begin()
 
-    def _keep(self, asked: Asked, news: Callable[[], News], updates: Sequence[Any] = ()) -> Recording:
+    def _keep(self, asked: RecordedRequest, news: Callable[[], News], updates: Sequence[Any] = ()) -> Recording:
         recording = Recording(asked, news, self._left, self._grew, self._ended, list(updates))
         self._kept[asked.key] = recording
         self._holds[recording] = self._held.hold(partial(self._dropped, recording))
