@@ -11,7 +11,7 @@ import torch
 import transformers
 from scripts.pages.models import COMMAND
 
-from baton.loader.choose import choose
+from baton.loader.choose import NATIVE, Choice, choose
 from baton.model.port import Forward
 from baton.native.forward import NativeForward
 from families import FAMILIES, model_of
@@ -25,12 +25,14 @@ def write_results(file: Path, outcomes: Sequence[dict[str, Any]]) -> None:
     missing = [(f.name, p) for f in FAMILIES for p in POLICIES if (f.name, p) not in worst]
     refused = [{"type": one["refused"], "reason": one["reason"]} for one in outcomes if "refused" in one]
     assert not missing and refused, f"the page needs the results of: {COMMAND}"
+    chosen = {family.name: choose(model_of(family.name)) for family in FAMILIES}
     families = [
         {
             "family": family.name,
             "type": family.model_type,
-            "way": _way(forward := choose(model_of(family.name)).forward),
-            "kept": _kept(forward),
+            "way": _way(chosen[family.name].forward),
+            "why": _why(chosen[family.name]),
+            "kept": _kept(chosen[family.name].forward),
             "tokens": worst[family.name, "baton"]["tokens"],
             "worst": {policy: f"{worst[family.name, policy]['worst']:.0e}" for policy in POLICIES},
         }
@@ -55,6 +57,11 @@ def _way(forward: Forward) -> str:
         + (", native" if isinstance(forward, NativeForward) else "")
         + (", whole prompts" * forward.whole_prompts)
     )
+
+
+def _why(choice: Choice) -> str:
+    """Why it has no native steps; nothing if it has."""
+    return "; ".join(one.why for one in choice.reasons if one.way == NATIVE)
 
 
 def _kept(forward: Forward) -> str:

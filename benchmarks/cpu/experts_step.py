@@ -1,47 +1,36 @@
 """Steps of a mixture of experts: native in each format against torch, in turn, and the bytes that they must read.
 
     python -m benchmarks.cpu.experts_step [--shape qwen3-30b-a3b] [--layers 2] [--columns 32] [--rows 1 8]
-        [--formats none int8 int4 mxfp4] [--turns 7] [--threads 1] [--write docs/benchmarks.md --section experts_step]
+        [--formats none int8 int4 mxfp4] [--prompt 256] [--turns 7] [--threads 1]
+        [--write docs/benchmarks.md --section experts_step]
 
 The layers' shape is that of a real mixture with random weights, in bfloat16, and a vocabulary of 8,192: Qwen3-30B-A3B
 (128 experts of 2048 -> 2 x 768 -> 2048, 8 for a token), gpt-oss-20b, or DeepSeek-V2-Lite, whose layers keep latents.
 Each row is fed another token, and each turn others, so that rows choose different experts. Bytes: the weights that all
 tokens read, and those of E (1 - (1 - k/E)^rows) of a layer's E experts, as if all were equally likely. The bandwidth is
-the best of several sums of a large tensor in this run. Beside busy neighbours only one thread can be timed, and its
+the best of several sums of a large tensor in this run. A prompt is timed beside that of a dense model whose products
+multiply as many numbers. Beside busy neighbours only one thread can be timed, and its
 processor time says more than the clock.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from baton.loader.choose import choose
-from baton.loader.formats import FORMATS
 from baton.loader.mxfp4 import Mxfp4
-from baton.model.forward import TorchForward
 from baton.model.packed_experts import put_experts
 from baton.model.packed_layers import packed_layers
-from baton.model.packed_linear import not_computed
 from baton.model.port import Forward
-from baton.model.visibility import Span
-from baton.native.forward import NativeForward
-from baton.native.lower import lower
-from baton.native.program import Program
-from baton.native.record import record
-from benchmarks.cpu.native_step import read_bandwidth, rectangle_of
-from benchmarks.report import command, processor, table, write_section
+from benchmarks.cpu.native_step import read_bandwidth
+from benchmarks.cpu.steps_in_turn import MXFP4, PLAIN, config_of, in_torch, native, prompts, steps
+from benchmarks.report import command, processor, write_section
 
-VOCABULARY = 8192
-MXFP4 = "mxfp4"
-"""Experts as gpt-oss has them, with 4.25 bits a number; all else in bfloat16."""
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-30b-a3b": (
         "qwen3_moe",
@@ -77,6 +66,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     formats = ["none", "int8", "int4"]
     parser.add_argument("--formats", nargs="+", default=formats, choices=[*formats, MXFP4])
+    parser.add_argument("--prompt", type=int, default=0, help="tokens of a prompt; 0: none is timed")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--write", type=Path)
@@ -85,12 +75,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
     model = model_of(args.shape, args.layers)
-    plain = choose(model, native=False).forward
-    assert isinstance(plain, TorchForward)
+    plain = in_torch(model)
     forwards: dict[str, Forward] = {"torch": plain}
     for name in args.formats:
         of = model_of(args.shape, args.layers, packed=True) if name == MXFP4 else model
-        forwards["bfloat16" if name == "none" else name] = native(of, plain, name)
+        forwards[PLAIN if name == "none" else name] = native(of, plain, name)
         del of
     bandwidth = read_bandwidth()
     lines = [
@@ -100,7 +89,9 @@ def main() -> None:
         "",
     ]
     for rows in args.rows:
-        lines += [*compared(forwards, model, rows, args.turns, bandwidth, args.columns), ""]
+        lines += [*steps(forwards, model, rows, args.turns, bandwidth, args.columns), ""]
+    if args.prompt:
+        lines += [*prompts(forwards, model, args.prompt, args.turns), ""]
     lines.append(f"Again: `{command()}`")
     print("\n".join(lines))
     if args.write:
@@ -110,9 +101,7 @@ def main() -> None:
 def model_of(shape: str, layers: int, *, packed: bool = False) -> PreTrainedModel:
     """`packed`: with experts in MXFP4, of random codes."""
     kind, sizes = SHAPES[shape]
-    config = AutoConfig.for_model(
-        kind, **sizes, num_hidden_layers=layers, vocab_size=VOCABULARY, max_position_embeddings=4096
-    )
+    config = config_of(kind, {**sizes, "num_hidden_layers": layers})
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         if packed:
@@ -148,64 +137,6 @@ def _pack_experts(model: PreTrainedModel) -> None:
                 shapes = {"blocks": (*groups, 16), "scales": groups}
                 empty = {part: torch.empty(sizes, dtype=torch.uint8) for part, sizes in shapes.items()}
                 put_experts(module, name, empty, {part: f"{name}_{part}" for part in shapes})
-
-
-def native(model: PreTrainedModel, plain: TorchForward, format: str) -> NativeForward:
-    packing = FORMATS["none" if format == MXFP4 else format].packing
-    threads = torch.get_num_threads()
-    with not_computed():
-        graph = lower(record(model))
-    return NativeForward(Program(graph, plain.geometry, model.dtype, threads=threads, packing=packing), plain)
-
-
-def compared(
-    forwards: dict[str, Forward], model: PreTrainedModel, rows: int, turns: int, bandwidth: float, columns: int
-) -> list[str]:
-    rectangles = {name: rectangle_of(one, rows, columns + 1, torch.bfloat16) for name, one in forwards.items()}
-    spans = [Span(row, columns, 1) for row in range(rows)]
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in forwards}
-    for turn in range(turns + 1):
-        tokens = [(37 * turn + 101 * row) % (VOCABULARY - 3) + 3 for row in range(rows)]
-        for name, forward in forwards.items():
-            began, computing = time.perf_counter(), time.process_time()
-            _, ran = forward.decode(rectangles[name], spans, tokens)
-            ran.commit()
-            took[name].append((time.perf_counter() - began, time.process_time() - computing))
-    clock = {name: statistics.median(wall for wall, _ in some[1:]) for name, some in took.items()}
-    computed = {name: statistics.median(spent for _, spent in some[1:]) for name, some in took.items()}
-    lines = []
-    for name in forwards:
-        floor = bytes_read(model, rows, *_bits(name)) / bandwidth
-        ratios = [f"{computed[name] / floor:.2f}x", f"{computed['torch'] / computed[name]:.1f}x"]
-        if name == "torch":
-            ratios = ["", ""]
-        lines.append([name, f"{1e3 * clock[name]:.1f}", f"{1e3 * computed[name]:.1f}", *ratios])
-    of = f"{rows} row{'s' * (rows > 1)}"
-    head = (of, "step ms", "processor ms", "processor's of the time to read its bytes", "torch's over it")
-    return table(head, lines)
-
-
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-
-
-def bytes_read(model: PreTrainedModel, rows: int, bits: float, of_experts: float) -> float:
-    config = model.config
-    experts = next(getattr(config, name) for name in _EXPERTS if hasattr(config, name))
-    chosen = 1 - (1 - config.num_experts_per_tok / experts) ** rows
-    total = 0.0
-    for name, parameter in model.named_parameters():
-        if "embed_tokens" not in name and parameter.dim() > 1:
-            experts = parameter.dim() == 3
-            total += parameter.numel() / 8 * (of_experts * chosen if experts else bits)
-    return total
-
-
-def _bits(name: str) -> tuple[float, float]:
-    """Bits of a number, and of an expert's."""
-    if name == MXFP4:
-        return 16, 4.25
-    bits = FORMATS[name].packing.bits or 16 if name in FORMATS else 16
-    return bits, bits
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main() -> None:
     engines = [name for name in args.engines if name not in missing]
     print(f"{len(work)} queries, {sum(len(a.prompt) for a in work):,} + {sum(a.tokens for a in work):,} tokens")
 
-    needed = needed_bytes(args.model, config)
+    needed = needed_bytes(args.model, config, args.rows)
     jobs = {dtype: job(args, dtype, config["vocab_size"], work, needed, engines) for dtype in args.dtype}
     runs: list[dict[str, Any]] = []
     turns = list(itertools.product(range(args.rounds), args.dtype, engines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import struct
 from collections.abc import Callable, Sequence
@@ -27,26 +28,28 @@ HEAD += ("prefill tokens/s", "first token after s", "peak MB", "of these while a
 Run = dict[str, Any]
 
 
-def needed_bytes(model: Path, config: dict[str, Any]) -> Callable[[str, int], int]:
-    """The fewest bytes of a decode step, of a number format and KV columns of all rows: weights once, KV once.
+def needed_bytes(model: Path, config: dict[str, Any], rows: int) -> Callable[[str, int], int]:
+    """The fewest bytes of a step of so many rows, of a number format and KV columns of all rows: weights once, KV once.
 
-    Of a table of embeddings that is not the output layer too, a step reads next to nothing.
+    Of a table of embeddings that is not the output layer too, a step reads next to nothing; of experts those that rows
+    choose, as if all were equally likely. States of recurrent layers are not counted.
     """
-    weights: dict[str, int] = {}
+    weights: dict[str, float] = {}
     for file in model.glob("*.safetensors"):
         with file.open("rb") as opened:
             told = json.loads(opened.read(*struct.unpack("<Q", opened.read(8))))
-        for name, tensor in told.items():
-            if name != "__metadata__":
-                weights[name] = 1
-                for size in tensor["shape"]:
-                    weights[name] *= size
+        weights |= {name: math.prod(one["shape"]) for name, one in told.items() if name != "__metadata__"}
     if any("lm_head" in name for name in weights):
-        weights = {name: count for name, count in weights.items() if "embed_tokens" not in name}
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    column = 2 * config["num_hidden_layers"] * heads * width
+        weights = {name: count for name, count in weights.items() if "embed" not in name}
+    experts = config.get("num_experts") or config.get("num_local_experts") or 0
+    if experts:
+        share = 1 - (1 - config["num_experts_per_tok"] / experts) ** rows
+        weights = {name: count * (share if ".experts." in name else 1) for name, count in weights.items()}
     total = sum(weights.values())
+    kinds = config.get("layer_types") or ["attention"] * config["num_hidden_layers"]
+    heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 0
+    width = config.get("head_dim") or config["hidden_size"] // max(config.get("num_attention_heads") or 0, 1)
+    column = 2 * sum("attention" in kind for kind in kinds) * heads * width
     return lambda dtype, columns: int(total * WEIGHT_BYTES[dtype]) + columns * column * KV_NUMBER_BYTES[dtype]
 
 

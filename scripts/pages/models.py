@@ -34,13 +34,19 @@ refused by name if it does not.
 | masked | the model's own attention, over rows and a mask (attention outside of transformers' interface, ALiBi) |
 | singly | the model's own attention, one row after the other: exact, without the speed of a batch |
 
-"Native": on the CPU a step is recorded once and carried out as one native call ([how](design/native.md)); all
-others run in torch. There, models with states are fed one prompt per call, and at once where Mamba-1 layers begin each
-chunk from nothing ("whole prompts"). A ring keeps exactly the window's tokens; states do not grow.
+"Native": on the CPU a step is recorded once and carried out as one native call ([how](design/native.md)): {native} of
+these {all}. All others run in torch. There, models with states are fed one prompt per call, and at once where Mamba-1
+layers begin each chunk from nothing ("whole prompts"). A ring keeps exactly the window's tokens; states do not grow.
 
 | family | type | way | layers keep | tokens | {policies} |
 | --- | --- | --- | --- | --- | {dashes} |
 {families}
+
+## Why steps of some run in torch
+
+| family | why |
+| --- | --- |
+{in_torch}
 
 ## Refused at load
 
@@ -65,5 +71,8 @@ def text(_page: str) -> str:
         policies=" | ".join(policies),
         dashes=" | ".join("---" for _ in policies),
         families="\n".join(families),
+        native=sum("native" in one["way"] for one in results["families"]),
+        all=len(families),
+        in_torch="\n".join(f"| {one['family']} | {one['why']} |" for one in results["families"] if one["why"]),
         refused="\n".join(f"| `{one['type']}` | {one['reason'].replace('|', '/')} |" for one in results["refused"]),
     )

@@ -202,6 +202,24 @@ def test_experts_that_nobody_chose_are_not_read() -> None:
     assert logits[3].isnan().all()
 
 
+def test_of_experts_that_all_have_a_slot_only_those_with_numbers_are_read() -> None:
+    """llama4 multiplies with all experts, and feeds zeros to those that a token did not choose."""
+    texts, logits = some_texts(2), []
+    steps = [[Span(0, 0, 30), Span(1, 0, 5)], [Span(0, 30, 1), Span(1, 5, 1)]]
+    for expert, number in ((1, 0.0), (1, float("nan")), (0, float("nan"))):
+        model = model_of("llama4")
+        for layer in model.model.layers:
+            # Of two that are level the first is chosen.
+            layer.feed_forward.router.weight[1] = layer.feed_forward.router.weight[0]
+            layer.feed_forward.experts.gate_up_proj[expert] = layer.feed_forward.experts.down_proj[expert] = number
+        forward = unchecked(model, like=model_of("llama4"))
+        assert forward.program.chosen_share == 0.5
+        logits.append(torch.cat(fed(forward, rectangle_of(forward, 2), steps, texts)))
+    assert logits[0].isfinite().all()
+    assert torch.equal(logits[0], logits[1])
+    assert logits[2].isnan().all()
+
+
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_moe", "mamba2"])
 def test_threads_do_not_change_a_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     texts, steps, runs = some_texts(5), some_steps(random.Random(2), 5, 40), []

@@ -32,6 +32,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     # What models choose experts by.
     "clamp to a number of the token": lambda x: x.clamp(min=x.mean(-1, keepdim=True)),
+    "full_like": lambda x: torch.full_like(x, -0.5).scatter_(-1, x.topk(5)[1], x.topk(5)[0]),
     "gather": lambda x: x * x.gather(-1, x.topk(3)[1]).sum(-1, keepdim=True),
     "index": lambda x: x * torch.arange(float(x.shape[-1]))[x.topk(2)[1]].mean(-1, keepdim=True) / x.shape[-1],
     "masked_fill": lambda x: x.masked_fill(x > 0.2, 0.1),
@@ -42,7 +43,11 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum of many parts": lambda x: x + x.unflatten(-1, (-1, 4)).sum(-2)[..., :1],
     # What state spaces are made of.
     "convolution by channel": lambda x: x + convolved(x).repeat_interleave(4, -1),
+    "matrix times few vectors": lambda x: (
+        x + (x.unflatten(-1, (-1, 8)) @ x[..., :24].unflatten(-1, (8, 3))).mean(-1).repeat_interleave(8, -1)
+    ),
     "matrix times vector": lambda x: x + (x.unflatten(-1, (-1, 8)) @ x[..., :8, None]).mean(-2),
+    "parts before the rows": lambda x: (torch.stack([x, x * x, -0.5 * x]) + x.repeat(3, 1, 1, 1)).mean(0),
     "rows folded": lambda x: (x.reshape(-1, x.shape[-1] // 4) - 0.1).square().view(x.shape),
     "topk": lambda x: torch.zeros_like(x).scatter_(-1, x.topk(5)[1], x.topk(5)[0]),
 }

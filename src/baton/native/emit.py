@@ -14,7 +14,18 @@ from baton.model.packed_experts import PackedExperts
 from baton.model.packed_linear import PackedLinear
 from baton.native.graph import Buffer, Graph, Line, Ref, Space, TableSpec, Value, VisibilitySpec, collapsed, ref, refuse
 from baton.native.record import ROWS
-from baton.native.views import along, firsts, flat_view, fold, heads_of, is_repeated, rows_first, same_along, unfold
+from baton.native.views import (
+    along,
+    firsts,
+    flat_view,
+    fold,
+    heads_of,
+    is_repeated,
+    rows_at,
+    rows_first,
+    same_along,
+    unfold,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +157,9 @@ class Emitter:
         dim %= len(shapes[0])
         total = [*shapes[0]]
         total[dim] = sum(shape[dim] for shape in shapes)
-        out, at = self.new(total), 0
+        rows, at = rows_at(torch.Size(total)), 0
+        out = self.new((total.pop(rows), *total))
+        out = Value(out.buffer, out.view.movedim(0, rows))
         for value, shape in zip(values, shapes, strict=True):
             part = Value(out.buffer, out.view.narrow(dim, at, shape[dim]))
             self.by_number("COPY", value, out=part)

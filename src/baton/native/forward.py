@@ -25,8 +25,10 @@ def check_native(torch_forward: TorchForward) -> None:
     """Raises LoadError if native calls cannot give the same results as this forward."""
     if torch_forward.device.type != "cpu":
         raise LoadError(f"native steps are for the CPU, not for {torch_forward.device.type}")
+    if torch_forward.backend is AttentionBackend.FLAT:
+        raise LoadError("it counts positions by the length of its cache, one for all rows of a call")
     if torch_forward.backend not in (AttentionBackend.RAGGED, AttentionBackend.MLA):
-        raise LoadError("its layers do not take our attention as it is")
+        raise LoadError("its attention is its own, outside of transformers' interface")
     if torch_forward.long_rope_limit is not None:
         raise LoadError("its rotation depends on a text's length")
 

@@ -26,6 +26,7 @@ from baton.native.nodes import changes, choosing, early_nodes, first_read, neede
 from baton.native.operations import FUSED, HANDLERS, RESHAPES, VIEWS
 from baton.native.record import ATTEND, EXPERT, KEEP, ROWS, Recorded
 from baton.native.sequential import fused, scans
+from baton.native.stacked import Stacked, emit_stacked, is_stacked
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.mm.default, aten.addmm.default, PACKED)
@@ -104,7 +105,7 @@ class _Lowering:
             return None
         args = torch.fx.node.map_arg(node.args, lambda one: self._known[one])
         kwargs = torch.fx.node.map_arg(node.kwargs, lambda one: self._known[one])
-        values = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, (Value, Kept, Complex))]
+        values = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, (Value, Kept, Complex, Stacked))]
         if node in self._products:
             return self._products[node]
         if node in self._fused:
@@ -118,10 +119,15 @@ class _Lowering:
         target: Any = node.target
         if target in _PRODUCTS:
             return self._multiplied(node, args)
-        if is_complex(target, values):
-            return emit(self._to, target, args, kwargs, lambda x, rest, more: self._viewed(target, (x, *rest), more))
         if target is aten.convolution.default:
             kwargs = {**kwargs, "first": first_read(node)}
+        return self._emitted(target, args, kwargs, values)
+
+    def _emitted(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Any]) -> object:
+        if is_complex(target, values):
+            return emit(self._to, target, args, kwargs, lambda x, rest, more: self._viewed(target, (x, *rest), more))
+        if is_stacked(target, args):
+            return emit_stacked(self._to, target, args, kwargs)
         if target in VIEWS:
             return self._viewed(target, args, kwargs)
         handler = HANDLERS.get(target)

@@ -41,6 +41,7 @@ def early_nodes(nodes: Sequence[Node], roots: Iterable[Node], views: Collection[
 def choosing(nodes: Sequence[Node], products: Collection[Any]) -> set[Node]:
     """What decides which experts a token goes to, back to the next products."""
     chosen = [cast(Node, node.args[1]) for node in nodes if node.target in (EXPERT, PACKED_EXPERT)]
+    chosen += [cast(Node, node.args[0]) for node in nodes if node.target is torch.ops.aten.topk.default]
     return ancestors(chosen, products)
 
 

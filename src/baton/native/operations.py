@@ -15,7 +15,7 @@ from baton.native.choosing import gather, greatest, indexed, largest, masked, sc
 from baton.native.emit import Emitter
 from baton.native.graph import Value, refuse
 from baton.native.record import ATTEND, EXPERT, KEEP, KEEP_STATE, ROWS, STATE
-from baton.native.views import along, fold, unfold
+from baton.native.views import along, fold, repeated, rows_at, unfold
 
 aten = torch.ops.aten
 
@@ -58,10 +58,15 @@ def _power(to: Emitter, x: Value, exponent: float) -> Value:
 
 def _reduction(code: str) -> Callable[..., Value]:
     def emit(to: Emitter, x: Value, dim: list[int] | None = None, keepdim: bool = False, *, dtype: Any = None) -> Value:
-        dims = x.view.dim()
-        if dim is None or len(dim) != 1 or dim[0] % dims == 0:
+        dims, rows = x.view.dim(), rows_at(x.shape)
+        if dim is None or len(dim) != 1 or dim[0] % dims == rows:
             raise refuse(f"{code.lower()} over other dimensions than one of a token's")
         at = dim[0] % dims
+        if rows:
+            first = Value(x.buffer, x.view.movedim(rows, 0))
+            done = emit(to, first, [at + (at < rows)], True)
+            view = done.view.movedim(0, rows)
+            return Value(done.buffer, view if keepdim else view.squeeze(at))
         if at == dims - 1:
             return to.over_last(code, x, reduced=True, keep=keepdim)
         if code == "SUM" and x.shape[at] <= _MOST_PARTS:
@@ -100,11 +105,15 @@ def _dot(to: Emitter, x: Any, y: Any, dim: list[int], keepdim: bool = False) -> 
 
 
 def _multiplied(to: Emitter, x: Value, y: Value) -> Value:
-    """`bmm`: a matrix and a vector for each of `[ROWS x n]`."""
-    if not isinstance(x, Value) or not isinstance(y, Value) or y.shape[-1] != 1:
+    """`bmm`: a matrix and a vector, or a few, for each of `[ROWS x n]`."""
+    if not isinstance(x, Value) or not isinstance(y, Value) or y.shape[-1] > _MOST_PARTS:
         raise refuse("a product of two computed values")
-    matrix, vector = unfold(x), unfold(y)
-    return fold(to.dotted(matrix, Value(y.buffer, vector.view.transpose(-1, -2).expand(matrix.shape)), 3))
+    matrix, vectors = unfold(x), unfold(y)
+    out = to.new((*matrix.shape[:3], y.shape[-1]))
+    for at in range(y.shape[-1]):
+        vector = vectors.view[..., at : at + 1].transpose(-1, -2).expand(matrix.shape)
+        to.dotted(matrix, Value(y.buffer, vector), 3, out=Value(out.buffer, out.view[..., at : at + 1]))
+    return fold(out)
 
 
 def _convolution(
@@ -212,7 +221,9 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     aten.amax.default: greatest,
     aten.gather.default: gather,
     aten.index.Tensor: indexed,
+    aten.repeat.default: lambda to, x, times: repeated(x, times),
     aten.masked_fill.Scalar: masked,
+    aten.full_like.default: lambda to, x, number, **kwargs: _filled(number)(to, x),
     aten.zeros_like.default: _filled(0.0),
     aten.ones_like.default: _filled(1.0),
     aten.clamp.Tensor: _clamp_to,

@@ -186,8 +186,12 @@ class Program:
     @property
     def chosen_share(self) -> float:
         """The share of experts that a token chooses, the smallest of all layers; 0 if it goes to all there are."""
-        sizes = [line.sizes for line in self._graph.lines if line.does == "EXPERT"]
-        return min((slots / experts for _, experts, slots, _ in sizes if slots < experts), default=0.0)
+        lines = self._graph.lines
+        sizes = [line.sizes for line in lines if line.does == "EXPERT"]
+        # All are slots where those that were not chosen are fed zeros.
+        largest = {line.numbers[0]: line.numbers[1] for line in lines if line.code == "TOPK"}
+        chosen = [(slots if slots < all else largest.get(all, all)) / all for _, all, slots, _ in sizes]
+        return min((share for share in chosen if share < 1), default=0.0)
 
     @property
     def chooses(self) -> bool:

@@ -21,6 +21,11 @@ def along(operand: Any, shape: Sequence[int], view: View) -> Any:
     return view(operand.expand(shape)) if isinstance(operand, Tensor) else operand
 
 
+def rows_at(shape: torch.Size) -> int:
+    """Which dimension is the rows', by themselves or with others behind them."""
+    return 0 if shape[0] % ROWS == 0 or ROWS not in shape else shape.index(ROWS)
+
+
 def rows_first(shape: torch.Size) -> tuple[View, View] | None:
     """How a view gets the rows as its first dimension, and back; None if it has them there.
 
@@ -28,11 +33,11 @@ def rows_first(shape: torch.Size) -> tuple[View, View] | None:
     """
     if not shape or shape[0] == ROWS:
         return None
+    at = rows_at(shape)
     if shape[0] % ROWS == 0:
         return (lambda view: view.unflatten(0, (ROWS, -1))), (lambda view: view.view(-1, *view.shape[2:]))
     if ROWS not in shape:
         raise refuse("a value without rows")
-    at = shape.index(ROWS)
     return (lambda view: view.movedim(at, 0)), (lambda view: view.movedim(0, at))
 
 
@@ -65,6 +70,15 @@ def firsts(view: Tensor, dims: Iterable[int]) -> Tensor:
 def is_repeated(value: Value) -> bool:
     """Whether a number stands for several of the value's."""
     return any(stride == 0 and size > 1 for stride, size in zip(value.view.stride(), value.shape, strict=True))
+
+
+def repeated(value: Value, times: Sequence[int]) -> Value:
+    """`repeat`, where the same numbers can stand for all."""
+    more = len(times) - value.view.dim()
+    if any(one != 1 and size != 1 for one, size in zip(times[more:], value.shape, strict=True)):
+        raise refuse("numbers that are repeated one behind the other")
+    sizes = [one * size for one, size in zip(times[more:], value.shape, strict=True)]
+    return Value(value.buffer, value.view.expand(*times[:more], *sizes))
 
 
 def heads_of(value: Value) -> Ref:

@@ -59,9 +59,11 @@ void Program::choose(const Instruction& one, Counter* counters, int thread, int6
             from = end;
         }
     });
-    // Slots without an expert; there are none where numbers come from a choice of the largest.
+    // Slots without an expert: -1 stands for none, whose result is zeros; other numbers are no expert's.
     for (int64_t i = chosen.sorted; thread == 0 && i < pairs; i++) {
-        std::fill_n(slot_of(chosen.pairs[i]), outputs, std::numeric_limits<float>::quiet_NaN());
+        const int64_t pair = chosen.pairs[i];
+        const bool none = index.data[pair / slots * index.row_stride + pair % slots * index.strides[2]] == -1.0f;
+        std::fill_n(slot_of(pair), outputs, none ? 0.0f : std::numeric_limits<float>::quiet_NaN());
     }
 }
 
