@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from baton.bench.costmodel import MeasuredCosts, read_costs
 from baton.cli.main import cli
+from baton.core.config import make_config
+from baton.measure.format_names import variants
 from baton.measure.tune import advice, choices, chunk_for
 
 # Steps cost the same up to 8 rows, and in proportion beyond: more rows than 8 bring nothing.
@@ -62,3 +64,43 @@ def test_the_verb_measures_this_machine(tmp_path: Path) -> None:
         cli, ["simulate", "--costs", str(path), "--queries", "6", "--prompt", "20", "--answer", "9"]
     )
     assert again.exit_code == 0, again.exception
+
+
+def test_formats_are_measured_in_turn_and_scored_on_a_text(tmp_path: Path) -> None:
+    path, text = tmp_path / "formats.json", tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat; then 17 + 25 = 42 birds came, and nobody knew why. " * 4)
+    flags = ["--most-rows", "2", "--max-model-len", "128", "--device", "cpu", "--json", str(path), "--text", str(text)]
+    done = CliRunner().invoke(cli, ["tune", "--formats", "none,int8,int4", *flags])
+    assert done.exit_code == 0, done.exception
+    contents = json.loads(path.read_text())
+    plain, int8, int4 = contents["formats"]
+    assert [one["name"] for one in contents["formats"]] == ["none", "int8", "int4"]
+    assert plain["in_turn_with"] == ["int8", "int4"] and plain["passes"] == int4["passes"] >= 5
+    assert plain["weight_bytes"] > int8["weight_bytes"] > int4["weight_bytes"] > 0
+    assert all(one["one_row"] > 0 and one["rows"] in (1, 2) for one in contents["formats"])
+    assert abs(plain["text"]["ratio"] - 1) < abs(int4["text"]["ratio"] - 1) < 0.5
+    assert "of the model alone" in done.output and "int4" in done.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--formats", "int5"], "there is none, int8"),
+        (["--formats", "int8,int8"], "twice"),
+        (["--formats", "int8", "--quantize", "int4"], "leave out --quantize int4"),
+        (["--formats", "float32", "--dtype", "bfloat16"], "leave out --dtype bfloat16"),
+        (["--text", __file__], "none are named"),
+    ],
+)
+def test_formats_that_cannot_be_compared_are_refused(flags: list[str], says: str) -> None:
+    done = CliRunner().invoke(cli, ["tune", *flags])
+    assert done.exit_code != 0 and says in str(done.exception) + done.output
+
+
+def test_all_formats_are_the_saved_one_and_what_cpus_pack() -> None:
+    config = make_config({})
+    some = variants(config, "all")
+    assert [one.name for one in some] == ["none", "int8", "int4", "int4:exact"]
+    assert [one.of(config).quantize for one in some] == ["none", "int8", "int4", "int4:exact"]
+    (half,) = variants(config, "float16")
+    assert half.of(config).dtype == "float16" and half.of(config).quantize == "none"

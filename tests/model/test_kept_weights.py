@@ -126,3 +126,29 @@ def test_a_full_disk_is_told_and_nothing_else_changes(
     assert not list((tmp_path / "cache").iterdir())
     (tmp_path / "file").write_bytes(b"")
     assert started(folder, tmp_path / "file").equal(first)
+
+
+def test_packing_tells_how_far_it_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = list[_Bar]()
+
+    def bar(**shown: Any) -> _Bar:
+        bars.append(_Bar(shown["total"]))
+        return bars[-1]
+
+    monkeypatch.setattr("baton.native.weights.progress.tqdm", bar)
+    started(folder, tmp_path / "cache")
+    (one,) = bars
+    assert one.total == sum(one.steps) > 0 and len([step for step in one.steps if step]) > 5
+
+
+class _Bar:
+    def __init__(self, total: int) -> None:
+        self.total, self.steps = total, list[int]()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, count: int) -> None:
+        self.steps.append(count)

@@ -10,7 +10,7 @@ import click
 from baton.cli.flags import LOADING, OF_THE_BATCH, SERVING, settings, workload
 from baton.cli.foreign import check_address
 from baton.cli.given import config_of, parted
-from baton.cli.refuse import refuse_bench, refuse_file, refuse_simulate
+from baton.cli.refuse import refuse_bench, refuse_simulate, refuse_tune
 
 
 @click.command(epilog="Example:  baton check Qwen/Qwen3-0.6B --dtype bfloat16")
@@ -92,15 +92,30 @@ def bench(config_file: str | None, **options: Any) -> None:
 @click.option("--prompt-tokens", type=click.IntRange(1), default=256, show_default=True, help="Of a usual query.")
 @click.option("--answer-tokens", type=click.IntRange(1), default=128, show_default=True, help="Of a usual query.")
 @click.option("--most-rows", type=click.IntRange(1), default=32, show_default=True, help="Rows that are tried.")
-@click.option("--json", "json_file", type=click.Path(), help="The costs, for `baton simulate`.")
+@click.option(
+    "--formats", metavar="A,B", default=None, help="Compares these instead: all, or none,bfloat16,int8,int4 and others."
+)
+@click.option(
+    "--text",
+    "text_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="With --formats: how well each predicts this text.",
+)
+@click.option("--json", "json_file", type=click.Path(), help="The costs, for `baton simulate`; or the comparison.")
 def tune(config_file: str | None, **options: Any) -> None:
     """Measures this machine and advises rows and chunk for a latency goal, with the curve.
 
     Iterations are measured by rows and by prompt tokens, through an engine with a listening client. Throughput and
-    latency for queries of the given lengths are computed from these.
+    latency for queries of the given lengths are computed from these. --formats compares formats of the weights.
     """
     config, asked = parted(options, config_file)
-    refuse_file("json", asked)
+    refuse_tune(config, asked)
+    if asked["formats"] is not None:
+        from baton.measure.formats import run_formats
+
+        run_formats(config, asked)
+        return
     from baton.measure.tune import run_tune
 
     run_tune(config, asked)

@@ -68,6 +68,17 @@ def refuse_bench(config: Config, asked: Options) -> None:
         runs_before(asked["json_file"], {}, [one.name for one in some])
 
 
+def refuse_tune(config: Config, asked: Options) -> None:
+    """Raises SettingError for formats that cannot be compared."""
+    from baton.measure.format_names import variants
+
+    if asked["formats"] is not None:
+        variants(config, asked["formats"])
+    elif asked["text_file"] is not None:
+        raise SettingError("--text is scored in the formats of --formats, and none are named", param="text")
+    refuse_file("json", asked)
+
+
 def refuse_simulate(config: Config, asked: Options) -> None:
     """Raises SettingError for options that cannot be simulated."""
     from baton.bench.commands import workload_of

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging as progress
 
 from baton.core.errors import LoadError
 from baton.model.packed_experts import PackedExperts
@@ -97,14 +98,14 @@ class Weights:
         self._powers = None if on_disk is None else iter(on_disk[2])
         tables: list[structs.Table] = []
         layers = [one.layer for one in graph.tables if one.layer is not None]
-        for one, how in zip(graph.tables, chosen, strict=True):
-            self.first.append(len(tables))
-            if one.layer is not None:
-                tables += self._with_codes(one.layer)
-                continue
-            assert one.weight is not None
-            tables += self._packed(one.weight, how) if one.packed else [self._as_is(one.weight)]
-            one.weight = None
+        # As transformers shows how far it has read a checkpoint: in a terminal, or not at all.
+        shown = {"desc": "Packing weights", "unit": "B", "unit_scale": True, "leave": False, "delay": 1}
+        with progress.tqdm(total=size, **shown) as bar:
+            for one, how in zip(graph.tables, chosen, strict=True):
+                self.first.append(len(tables))
+                before = self.packed_bytes
+                tables += self._table(one, how)
+                bar.update(self.packed_bytes - before)
         for parameter in self._parameters.values() if release else ():
             # Parameters that stay must not hold on to the file from which all were loaded.
             if self._files.hold(parameter):
@@ -180,6 +181,13 @@ class Weights:
                 if not (numbers - own).abs().max() <= _NEAR * own.abs().max():
                     return False
         return next(left, None) is None
+
+    def _table(self, table: TableSpec, packing: Packing) -> list[native.Table]:
+        if table.layer is not None:
+            return self._with_codes(table.layer)
+        weight, table.weight = table.weight, None
+        assert weight is not None
+        return self._packed(weight, packing) if table.packed else [self._as_is(weight)]
 
     def _size(self, table: TableSpec, packing: Packing) -> int:
         if table.layer is not None:
