@@ -55,12 +55,16 @@ ONCE = (
     "program_tokens.cpp",
     "main.cpp",
 )
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")
 # An instruction set: its compiler flags, and the macro by which a compiler shows that it understood them.
 VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "plain": ((), "__cplusplus"),
-    "avx2": (("-mavx2", "-mfma", "-mf16c"), "__F16C__"),
+    "neondot": (("-march=armv8.2-a+dotprod",), "__ARM_FEATURE_DOTPROD"),
+    "avx2": (AVX2, "__F16C__"),
+    "avxvnni": ((*AVX2, "-mavxvnni"), "__AVXVNNI__"),
     "avx512": (AVX512, "__AVX512DQ__"),
+    "avx512vnni": ((*AVX512, "-mavx512vnni"), "__AVX512VNNI__"),
     "avx512bf16": ((*AVX512, "-mavx512vnni", "-mavx512bf16"), "__AVX512BF16__"),
 }
 

@@ -22,7 +22,7 @@ PANEL = 32  # outputs side by side in a packed weight
 GROUP = 64  # inputs that share an int8 weight's scale, per output, if it is rounded here
 CHUNK = 32  # inputs of a row that share a scale in products with int4 weights
 UNIT = 16  # the fewest inputs that may share an int8 weight's scale
-VARIANTS = ("plain", "avx2", "avx512", "avx512bf16")
+VARIANTS = ("plain", "neondot", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16")  # the best last
 OFF = "off"
 
 

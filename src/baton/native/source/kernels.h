@@ -141,6 +141,9 @@ struct Kernels {
 };
 
 const Kernels* kernels_avx512bf16();
+const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avxvnni();
 const Kernels* kernels_avx2();
+const Kernels* kernels_neondot();
 const Kernels* kernels_plain();

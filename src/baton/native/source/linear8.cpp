@@ -146,6 +146,8 @@ void make_ready_8(const Weight* w, const float* x, int64_t stride, int64_t first
 static inline vint dot(vint sum, vshort w, vint x) {
 #if defined(__AVX512VNNI__)
     return (vint)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVXVNNI__)
+    return (vint)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
 #elif defined(__AVX512BW__)
     return sum + (vint)_mm512_madd_epi16((__m512i)w, (__m512i)x);
 #elif defined(__AVX2__)

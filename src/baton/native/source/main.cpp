@@ -6,40 +6,78 @@
 #include "program.h"
 
 #include <cstring>
-#include <initializer_list>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace {
 
-bool runs(const char* name) {
 #if defined(__x86_64__)
+bool avx2() {
     __builtin_cpu_init();
     unsigned a = 0, b = 0, features = 0, d = 0;
     __get_cpuid(1, &a, &b, &features, &d);
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && features & bit_F16C;
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (!std::strcmp(name, "avx2")) return avx2;
-    if (!std::strcmp(name, "avx512")) return avx512;
-    if (!std::strcmp(name, "avx512bf16")) {
-        return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-    }
-#endif
-    return !std::strcmp(name, "plain");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && features & bit_F16C;
 }
 
-const Kernels* table_of(const char* name) {
-#if defined(__x86_64__)
-    if (!std::strcmp(name, "avx2")) return kernels_avx2();
-    if (!std::strcmp(name, "avx512")) return kernels_avx512();
-#if !defined(WITHOUT_AVX512BF16)  // the compiler did not know it
-    if (!std::strcmp(name, "avx512bf16")) return kernels_avx512bf16();
-#endif
-#endif
-    return std::strcmp(name, "plain") ? nullptr : kernels_plain();
+// Not by the compiler's own word for it, which old ones do not have.
+bool avxvnni() {
+    unsigned features = 0, b = 0, c = 0, d = 0;
+    return avx2() && __get_cpuid_count(7, 1, &features, &b, &c, &d) && features >> 4 & 1;
 }
+
+bool avx512() {
+    return avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+bool avx512vnni() { return avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+bool avx512bf16() { return avx512vnni() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+#if defined(__aarch64__)
+bool neondot() {
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return true;  // all of Apple's have it
+#endif
+}
+#endif
+
+struct Variant {
+    const char* name;
+    const Kernels* (*table)();
+    bool (*runs)();
+};
+
+// The best first; without those that the compiler did not know.
+constexpr Variant VARIANTS[] = {
+#if !defined(WITHOUT_AVX512BF16)
+    {"avx512bf16", kernels_avx512bf16, avx512bf16},
+#endif
+#if !defined(WITHOUT_AVX512VNNI)
+    {"avx512vnni", kernels_avx512vnni, avx512vnni},
+#endif
+#if !defined(WITHOUT_AVX512)
+    {"avx512", kernels_avx512, avx512},
+#endif
+#if !defined(WITHOUT_AVXVNNI)
+    {"avxvnni", kernels_avxvnni, avxvnni},
+#endif
+#if !defined(WITHOUT_AVX2)
+    {"avx2", kernels_avx2, avx2},
+#endif
+#if !defined(WITHOUT_NEONDOT)
+    {"neondot", kernels_neondot, neondot},
+#endif
+    {"plain", kernels_plain, [] { return true; }},
+};
 
 }  // namespace
 
@@ -63,11 +101,10 @@ API int32_t baton_sizes(int64_t* sizes, int32_t room) {
 
 // The table of a name, or of the best that this machine runs where the name is empty; null where it cannot run it.
 API const Kernels* baton_kernels(const char* name) {
-    if (*name) return table_of(name) && runs(name) ? table_of(name) : nullptr;
-    for (const char* best : {"avx512bf16", "avx512", "avx2"}) {
-        if (table_of(best) && runs(best)) return table_of(best);
+    for (const Variant& one : VARIANTS) {
+        if ((!*name || !std::strcmp(name, one.name)) && one.runs()) return one.table();
     }
-    return kernels_plain();
+    return nullptr;
 }
 
 API const char* baton_name(const Kernels* kernels) { return kernels->name; }
