@@ -2,8 +2,8 @@
 
     python -m benchmarks.cpu.number_formats [--per-task 100] [--write docs/benchmarks.md]
 
-The built-in model answers the same questions in float32, in bfloat16 and with its linear layers in 8 bits; `stock` is
-transformers' float32 `generate`. How far logits are off on a checkpoint of yours says `baton check MODEL`.
+The built-in model answers the same questions in float32, in bfloat16 and with its linear layers in 8 and 4 bits;
+`stock` is transformers' float32 `generate`. How far logits are off on a checkpoint of yours says `baton check MODEL`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8 weights": {"dtype": "float32", "quantize": "int8"},
     "int4 weights": {"dtype": "float32", "quantize": "int4"},
+    "int4:exact weights": {"dtype": "float32", "quantize": "int4:exact"},
 }
 LONGEST = 400
 
