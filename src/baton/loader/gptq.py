@@ -50,7 +50,8 @@ class _GptqWeight(PackedWeight):
 
     def piece(self, first: int, last: int) -> Codes:
         tensors, bits = self._tensors, self.bits
-        codes = unpacked_words(tensors["qweight"][:, first:last].t(), bits)
+        # Turned only once it lies dense, for which torch is twice as fast.
+        codes = unpacked_words(tensors["qweight"][:, first:last].contiguous().t(), bits)
         if self.order is not None:
             codes = codes[:, self.order]
         per_word = 32 // bits

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from baton.model.packed_layers import packed_layers
+from baton.model.packed_linear import PackedLinear
+
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 MOST_LIFTED_BYTES = 2 << 30
+MOST_UNPACKED_BYTES = 64 << 20
 MOST_TOKENS = 1024
 """Of a vocabulary, the tokens of which texts are made here. The numbers of others, which in a small model are half of
 all and in a packed one most, are then never made float32."""
@@ -36,9 +40,15 @@ def kept_to(model: PreTrainedModel, layers: int) -> Iterator[None]:
 def lifted(model: PreTrainedModel, layers: int) -> Iterator[None]:
     """Reduces the model to its first `layers`, in float32, for a while; only for models that `can_be_lifted`.
 
-    Its vocabulary is reduced, too, to its first MOST_TOKENS.
+    Its vocabulary is reduced, too, to its first MOST_TOKENS. Packed layers are unpacked once, if that takes no more
+    than they will take when they are packed for native steps, or little.
     """
-    with kept_to(model, layers):
+    packed = sum(one.bytes for layer in packed_layers(model) for one in layer.weights)
+    with kept_to(model, layers), ExitStack() as unpacked:
+        linear = [module for module in model.modules() if isinstance(module, PackedLinear)]
+        if 4 * sum(one.in_features * one.out_features for one in linear) <= max(packed, MOST_UNPACKED_BYTES):
+            for one in linear:
+                unpacked.enter_context(one.unpacked())
         kept = [(tensor, tensor.data) for tensor in _numbers(model) if tensor.dtype in _FLOATS[1:]]
         by_token = _by_token(model)
         embedding: Any = model.get_input_embeddings()

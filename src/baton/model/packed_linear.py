@@ -40,6 +40,7 @@ class PackedLinear(nn.Module):
             self.register_buffer(name, tensor)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
         self.packed: PackedWeight | None = None
+        self._numbers: Tensor | None = None
         self.layer_id = numbered(self)
 
     @property
@@ -74,13 +75,29 @@ class PackedLinear(nn.Module):
             return x.new_zeros((*x.shape[:-1], self.out_features))
         numbers = x.reshape(-1, self.in_features).float()
         product = numbers.new_empty(len(numbers), self.out_features)
-        step = max(1, _PIECE_NUMBERS // self.in_features)
-        for first in range(0, self.out_features, step):
-            last = min(first + step, self.out_features)
-            product[:, first:last] = numbers @ self.packed.unpacked(first, last).t()
+        for first, last in self._pieces():
+            weight = self.packed.unpacked(first, last) if self._numbers is None else self._numbers[first:last]
+            product[:, first:last] = numbers @ weight.t()
         if bias is not None:
             product += bias.float()
         return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        step = max(1, _PIECE_NUMBERS // self.in_features)
+        for first in range(0, self.out_features, step):
+            yield first, min(first + step, self.out_features)
+
+    @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """For so long, the weight is there in float32, and torch unpacks nothing."""
+        packed = self.weight_read
+        self._numbers = torch.empty(self.out_features, self.in_features)
+        try:
+            for first, last in self._pieces():
+                self._numbers[first:last] = packed.unpacked(first, last)
+            yield
+        finally:
+            self._numbers = None
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"

@@ -98,6 +98,9 @@ class Weights:
         self._powers = None if on_disk is None else iter(on_disk[2])
         tables: list[structs.Table] = []
         layers = [one.layer for one in graph.tables if one.layer is not None]
+        for layer in layers if release else ():
+            # The check has read all of the file; what of it lies in memory is not to be added to what is packed.
+            self._drop(layer)
         # As transformers shows how far it has read a checkpoint: in a terminal, or not at all.
         shown = {"desc": "Packing weights", "unit": "B", "unit_scale": True, "leave": False, "delay": 1}
         with progress.tqdm(total=size, **shown) as bar:
@@ -182,7 +185,7 @@ class Weights:
                     return False
         return next(left, None) is None
 
-    def _table(self, table: TableSpec, packing: Packing) -> list[native.Table]:
+    def _table(self, table: TableSpec, packing: Packing) -> list[structs.Table]:
         if table.layer is not None:
             return self._with_codes(table.layer)
         weight, table.weight = table.weight, None
@@ -228,12 +231,16 @@ class Weights:
             packed = pack_codes(self._library, self._kernels, weight, PLANES, self._arena.take(size))
             self.packed_bytes += size
             tables.append(structs.Table(packed, 0))
-        for tensor in layer.tensors.values() if self._release else ():
-            # Whoever reads it again reads the file again.
-            if self._files.hold(tensor):
-                drop_pages(tensor)
+        if self._release:
+            self._drop(layer)
         trim()
         return tables
+
+    def _drop(self, layer: PackedLinear | PackedExperts) -> None:
+        """Gives back the memory of a layer's mapped tensors. Whoever reads them again reads the file again."""
+        for tensor in layer.tensors.values():
+            if self._files.hold(tensor):
+                drop_pages(tensor)
 
     def _around(self, layer: PackedLinear | PackedExperts) -> Iterator[tuple[int, int]]:
         """The mapped parts of files in which a layer's tensors are."""
@@ -247,6 +254,8 @@ class Weights:
         weight = weight.detach().contiguous()
         parameter = self._parameters.pop(weight.data_ptr(), None) if self._release else None
         if parameter is not None and self._files.hold(weight):
-            weight = parameter.data = weight.clone()
+            mapped, weight = weight, weight.clone()
+            parameter.data = weight
+            drop_pages(mapped)
         self._alive.append(weight)
         return structs.Table(structs.Weight(kind, outputs, inputs, weight.data_ptr(), None), 1)
