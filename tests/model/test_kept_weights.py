@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +128,50 @@ def test_a_full_disk_is_told_and_nothing_else_changes(
     assert not list((tmp_path / "cache").iterdir())
     (tmp_path / "file").write_bytes(b"")
     assert started(folder, tmp_path / "file").equal(first)
+
+
+def test_a_folder_holds_no_more_bytes_than_asked(
+    folder: Path, tmp_path: Path, packed: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file that was not used for the longest time goes; what is too large by itself is told and not kept."""
+    cache = tmp_path / "cache"
+    for format in ("int4", "int4:exact"):
+        started(folder, cache, quantize=format)
+    first, second = sorted(cache.iterdir(), key=lambda one: one.stat().st_mtime_ns)
+    sizes = first.stat().st_size, second.stat().st_size
+    os.utime(second, (1, 1))
+    started(folder, cache, quantize="int8", quantized_cache_size=2 * 2**30)
+    (third,) = set(cache.iterdir()) - {first, second}
+    room = first.stat().st_size + third.stat().st_size
+    third.unlink()
+    started(folder, cache, quantize="int8", quantized_cache_size=room)
+    assert set(cache.iterdir()) == {first, third} and sizes[0] == first.stat().st_size
+    shutil.rmtree(cache)
+    with caplog.at_level(logging.WARNING):
+        started(folder, cache, quantized_cache_size=1000)
+    assert "more than --quantized-cache-size 1,000" in caplog.text and not list(cache.iterdir())
+
+
+def test_a_folder_takes_no_more_than_half_of_what_is_free(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5000))
+    with caplog.at_level(logging.WARNING):
+        started(folder, tmp_path / "cache")
+    assert "more than half of the 5,000 that are free" in caplog.text and not list((tmp_path / "cache").iterdir())
+
+
+def test_every_file_of_a_folder_tells_its_weights_apart(folder: Path, tmp_path: Path) -> None:
+    """What a sample of the numbers does not show, a file's time does, whatever the file is called."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "part.bin").write_bytes(b"1")
+    started(other, tmp_path / "cache")
+    started(other, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    (other / "part.bin").write_bytes(b"2")
+    os.utime(other / "part.bin", ns=(1, 1))
+    started(other, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_packing_tells_how_far_it_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

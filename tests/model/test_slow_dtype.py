@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from baton.core.config import Config
+from baton.core.settings import load_settings
 from baton.loader import load as loading
 from baton.loader import slow_dtype
+from baton.loader.load import load
+from baton.loader.oracle import Oracle
 from baton.loader.slow_dtype import float32_gain
 from checkpoints import edited, loaded_of
 from families import model_of
@@ -38,6 +42,17 @@ def test_it_is_widened_where_that_is_faster(
     assert loaded.dtype == loaded.model.dtype == dtype
     told = "computed in float32, for torch takes 3.0 times as long in bfloat16 here (--dtype bfloat16 keeps it)"
     assert (told in loaded.description) == (dtype is torch.float32)
+
+
+def test_a_check_is_of_the_model_as_it_is_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "float32_gain", lambda model: 3.0)
+    oracle = Oracle(answer=4, longest=20)
+    loaded = load(load_settings(Config(device="cpu", compile=False), str(folder), "tiny"), before=oracle)
+    assert loaded.dtype == torch.float32 and "3.0 times as long in bfloat16" in loaded.description
+    once = Oracle(answer=4, longest=20)
+    load(load_settings(Config(device="cpu", compile=False, dtype="float32"), str(folder), "tiny"), before=once)
+    assert len(oracle.cases) == len(once.cases) and oracle.tolerance == once.tolerance
+    assert all(torch.equal(one.logits, other.logits) for one, other in zip(oracle.cases, once.cases, strict=True))
 
 
 def test_what_was_asked_for_holds_and_native_steps_are_left_alone(

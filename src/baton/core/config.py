@@ -82,6 +82,12 @@ class Config(Limits):
         "Folder that keeps the weights of --quantize int4 and int8 packed for the next start, which maps them; or off; "
         "auto: baton/packed in the user's folder for caches.",
     )
+    quantized_cache_size: int = setting(
+        32 * 2**30,
+        "Most that folder holds; what was not used for the longest time goes. A file takes at most half of free room.",
+        low=1,
+        size=True,
+    )
     step_compiler: str = setting(
         NO_COMPILER,
         "What layers are compiled with for decode steps on CUDA; starting then takes longer.",

@@ -47,6 +47,7 @@ class LoadSettings:
         generation_config: The model author's sampling defaults are taken.
         step_cache: Folder of steps that earlier starts proved; None for none.
         quantized_cache: Folder of weights that earlier starts quantised; None for none.
+        quantized_cache_size: Most bytes of its files.
         special_in_text: Special tokens in what a conversation says are those tokens, not text.
     """
 
@@ -65,6 +66,7 @@ class LoadSettings:
     special_in_text: bool
     step_cache: Path | None
     quantized_cache: Path | None
+    quantized_cache_size: int
     template: str | None
     template_variables: Mapping[str, Any]
     generation_config: bool
@@ -87,6 +89,7 @@ def load_settings(config: Config, source: str, name: str) -> LoadSettings:
         special_in_text=not has_keys(config) if config.special_in_text is None else config.special_in_text,
         step_cache=cache_folder(config.step_cache, "steps"),
         quantized_cache=cache_folder(config.quantized_cache, "packed"),
+        quantized_cache_size=config.quantized_cache_size,
         limits=limits_of(config),
     )
 

@@ -58,7 +58,8 @@ def load(
 ) -> Loaded:
     """Loads a model. Raises LoadError, in one line that says what to do.
 
-    `before` is called with the model while it is still stock.
+    `before` is called with the model while it is still stock; once more, from the beginning, if that is in float32
+    after all.
     """
     name = asked.name
     transformers.logging.set_verbosity_error()
@@ -113,7 +114,11 @@ def load(
                 exact=exact,
             )
             choice = chosen(cache=_cache(asked, model, format, columns) if native and before is None else None)
-            gain = _gain(asked, model, choice) if before is None and facts.kind == "cpu" else 0.0
+            gain = _gain(asked, model, choice) if facts.kind == "cpu" else 0.0
+            if gain and before is not None:
+                # It is served in float32, so that is also what it gives alone.
+                again = load(replace(asked, dtype="float32"), on_phase=on_phase, before=before)
+                return replace(again, widened=_widened(gain, saved))
             if gain:
                 model.float().set_attn_implementation(stock_attention)
                 choice = chosen()
@@ -181,7 +186,7 @@ def _kept(asked: LoadSettings, format: WeightFormat, place: Place, weights: str)
     files = [(one.name, one.stat()) for one in sorted(place.folder.iterdir()) if one.is_file()]
     told = format.name, weights, [(name, at.st_size, at.st_mtime_ns) for name, at in files]
     key = hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
-    return replace(format, kept=KeptWeights(asked.quantized_cache, key))
+    return replace(format, kept=KeptWeights(asked.quantized_cache, key, asked.quantized_cache_size))
 
 
 def _cache(asked: LoadSettings, model: PreTrainedModel, format: WeightFormat, columns: int) -> StepCache | None:

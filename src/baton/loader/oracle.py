@@ -55,6 +55,7 @@ class Oracle:
     tolerance: float = 0.0
 
     def __call__(self, model: PreTrainedModel) -> None:
+        self.cases, self.long, self.further, self.notes = [], [], [], []
         context = min(context_of(model.config), self.context or sys.maxsize)
         # The longest case is a prompt, its answer, five tokens and another answer, which must fit in the context.
         self.answer = max(1, min(self.answer, (context - 6) // 2))

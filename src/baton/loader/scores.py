@@ -61,6 +61,7 @@ class Alone:
 
     def __call__(self, model: PreTrainedModel) -> None:
         """Raises SettingError for a text of less than two tokens."""
+        self.scores = Scores()
         # The engine's prompts leave room for the one token that is drawn behind them.
         self.windows = cut(self._tokenize(self._text), min(self._window, context_of(model.config) - 1))
         self._on_begin(self.scored)

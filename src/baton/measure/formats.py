@@ -20,13 +20,14 @@ from rich.table import Table
 
 from baton import builtin
 from baton.bench.costmodel import MeasuredCosts
-from baton.compose import facts_of, model_name, open_model
+from baton.compose import model_name, open_model
 from baton.core.clock import monotonic
 from baton.core.config import AUTO, Config
 from baton.core.errors import SettingError
 from baton.core.files import write_text
 from baton.core.settings import resolve
-from baton.loader.load import Loaded
+from baton.loader.facts import facts_of
+from baton.loader.loaded import Loaded
 from baton.loader.scores import Alone, tokenizer_of
 from baton.measure.calibrate import Calibration
 from baton.measure.format_names import PLAIN, Variant, variants
@@ -163,9 +164,9 @@ def _measured(
             description=f"{loaded.dtype} on {loaded.device}; {loaded.description}",
             weight_bytes=_weight_bytes(loaded),
             one_row=some[0].tokens_per_second,
-            rows=best and best.rows,
-            tokens_per_second=best and best.tokens_per_second,
-            seconds_per_token=best and best.per_token,
+            rows=None if best is None else best.rows,
+            tokens_per_second=None if best is None else best.tokens_per_second,
+            seconds_per_token=None if best is None else best.per_token,
             prompt_tokens_per_second=_prompt_rate(costs),
             spread=spread,
             passes=passes,

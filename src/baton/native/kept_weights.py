@@ -10,6 +10,7 @@ import json
 import logging
 import mmap
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +36,14 @@ _MOST_HEADER = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class KeptWeights:
-    """The file of one model's weights in one format. `key`: of the weights and the format, a part of a file's name."""
+    """The file of one model's weights in one format. `key`: of the weights and the format, a part of a file's name.
+
+    `most_bytes`: of all files in the folder.
+    """
 
     folder: Path
     key: str
+    most_bytes: int
 
     @property
     def path(self) -> Path:
@@ -79,16 +84,40 @@ class KeptWeights:
         start = -(-(16 + len(header)) // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             self.folder.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
+            self._make_room(start + len(memory))
             with replacing(self.path, mode=0o600) as file:
                 file.write((_MAGIC + len(header).to_bytes(8, "little") + header).ljust(start, b"\0"))
                 for at in range(0, len(memory), _PIECE):
                     file.write(memory[at : at + _PIECE])
-            log.info("packed weights (%.1f MiB) are kept for the next start: %s", len(memory) / 2**20, self.path)
-            known = sorted(self.folder.glob(f"*{_END}"), key=lambda one: one.stat().st_mtime)
-            for old in known[:-MOST_FILES]:
-                old.unlink(missing_ok=True)
+            log.info(
+                "packed weights (%.1f MiB) are kept for the next start: %s (--quantized-cache off keeps none)",
+                len(memory) / 2**20,
+                self.path,
+            )
         except (OSError, StorageFull) as error:
             log.warning("packed weights are not kept for the next start (%s): %s", self.folder, error)
+
+    def _make_room(self, size: int) -> None:
+        """Removes the files that were not used for the longest time, as far as needed.
+
+        Raises StorageFull if there is no room for so many bytes all the same; then no file was removed.
+        """
+        if size > self.most_bytes:
+            raise StorageFull(f"{size:,} bytes are more than --quantized-cache-size {self.most_bytes:,}")
+        others = [path for path in self.folder.glob(f"*{_END}") if path != self.path]
+        used = {path: (at.st_mtime, at.st_size) for path in others if (at := path.stat())}
+        total, going = sum(size for _, size in used.values()), list[Path]()
+        for path in sorted(used, key=lambda one: used[one]):
+            if len(used) - len(going) < MOST_FILES and total + size <= self.most_bytes:
+                break
+            going.append(path)
+            total -= used[path][1]
+        free = shutil.disk_usage(self.folder).free + sum(used[path][1] for path in going)
+        if size > free / 2:
+            raise StorageFull(f"{size:,} bytes are more than half of the {free:,} that are free on this disk")
+        for path in going:
+            path.unlink(missing_ok=True)
+            log.info("packed weights of another model (%.1f MiB) had to go: %s", used[path][1] / 2**20, path)
 
 
 def _header(begins: bytes, read: Callable[[int], bytes]) -> tuple[int, dict[str, Any]]:
