@@ -220,5 +220,5 @@ SCENARIOS = int(os.environ.get("SCENARIOS", "0"))
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=SCENARIOS or 250, stateful_step_count=30, deadline=None, derandomize=not SCENARIOS
+    max_examples=SCENARIOS or 125, stateful_step_count=30, deadline=None, derandomize=not SCENARIOS
 )

@@ -19,7 +19,7 @@ sys.path.insert(0, str(CLIENTS))
 import schemathesis_checks  # noqa: E402  (registers its check)
 
 config = schemathesis.Config.from_path(CLIENTS / "schemathesis.toml")
-config.projects.default.generation.update(max_examples=10)
+config.projects.default.generation.update(max_examples=5)
 kept = tempfile.TemporaryDirectory()
 folder = Folder(Path(kept.name), Limits())
 schema = schemathesis.openapi.from_asgi("/openapi.json", app_of(ScriptedLoop(), batches=folder), config=config)
