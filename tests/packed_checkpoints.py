@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig
 
-from tiny_checkpoint import VOCABULARY, save_tokenizer
+from tiny_checkpoint import VOCABULARY, drawn, save_tokenizer
 
 Array = np.ndarray
 Packer = Callable[[np.random.Generator, int, int], tuple[dict[str, Tensor], Array]]
@@ -49,12 +49,7 @@ def save_packed(folder: Path, format: Format, config: PretrainedConfig | None = 
         eos_token_id=2,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
+    model = drawn(config)
     dice = np.random.default_rng(0)
     tensors: dict[str, Tensor] = {}
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CONTEXT = 96
 VOCABULARY = 259
@@ -29,6 +29,17 @@ def save_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> N
     tokenizer.save_pretrained(folder)
 
 
+def drawn(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of this config with wide random weights, always the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 def save_model(folder: Path) -> None:
     config = LlamaConfig(
         hidden_size=32,
@@ -43,12 +54,7 @@ def save_model(folder: Path) -> None:
         eos_token_id=2,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
+    model = drawn(config)
     model.save_pretrained(folder)
 
 

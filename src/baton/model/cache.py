@@ -115,16 +115,23 @@ class StateLayer(LinearAttentionLayer):
         self.has_previous_state = dict.fromkeys(every, False)
 
 
-class HybridLayer(StateLayer, RectangleLayer):  # type: ignore[override]
+class LateStates(StateLayer):
+    """States of a layer that also keeps columns: they are made when they come, which is later."""
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs:
+            super().lazy_initialization(**kwargs)
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class HybridLayer(LateStates, RectangleLayer):  # type: ignore[override]
     """Keys and values, and states, in one layer."""
 
     def __init__(self, current: Current, layer: int, longest: int, number_of_states: int) -> None:
         RectangleLayer.__init__(self, current, layer, longest)
         StateLayer.__init__(self, number_of_states=number_of_states)
-
-    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        if kwargs:
-            StateLayer.lazy_initialization(self, **kwargs)
 
     def get_max_length(self) -> int:
         return RectangleLayer.get_max_length(self)

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape, StateShape
-from baton.model.cache import StateLayer, keeps_columns, keeps_states, stock_layers
+from baton.model.cache import LateStates, StateLayer, keeps_columns, keeps_states, stock_layers
 from baton.model.visibility import EVERYTHING, Visibility
 
 PROBE = "baton_probe"
@@ -87,19 +87,12 @@ class _ProbeColumns(CacheLayerMixin):
         return -1
 
 
-class _ProbeHybrid(StateLayer, _ProbeColumns):  # type: ignore[override]
+class _ProbeHybrid(LateStates, _ProbeColumns):  # type: ignore[override]
     """Both in one layer."""
 
     def __init__(self, number_of_states: int) -> None:
         _ProbeColumns.__init__(self)  # type: ignore[no-untyped-call]
         StateLayer.__init__(self, number_of_states=number_of_states)
-
-    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        if kwargs:
-            StateLayer.lazy_initialization(self, **kwargs)
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 def probe(model: PreTrainedModel, *, interface: bool = True) -> Geometry:

@@ -27,7 +27,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from baton.core.errors import LoadError
 from baton.kv.rectangle import LayerShape, StateShape
-from baton.model.cache import StateLayer, is_empty, keeps_columns, keeps_states, stock_layers
+from baton.model.cache import LateStates, StateLayer, is_empty, keeps_columns, keeps_states, stock_layers
 from baton.model.experts import mixed
 from baton.model.probe import call, probe, use_attention
 
@@ -118,19 +118,12 @@ class _Columns(CacheLayerMixin):
         return -1
 
 
-class _Hybrid(StateLayer, _Columns):  # type: ignore[override]
+class _Hybrid(LateStates, _Columns):  # type: ignore[override]
     """Keys and values, and states, in one layer."""
 
     def __init__(self, layer: int, number_of_states: int) -> None:
         _Columns.__init__(self, layer)
         StateLayer.__init__(self, number_of_states=number_of_states)
-
-    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        if kwargs:
-            StateLayer.lazy_initialization(self, **kwargs)
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 def record(model: PreTrainedModel, shapes: Sequence[LayerShape] | None = None) -> Recorded:
