@@ -42,7 +42,7 @@ NATIVE = (
     *("qwen3_moe", "qwen2_moe", "mixtral", "phimoe", "gpt_oss", "olmoe", "granitemoe", "glm4_moe", "gemma4_moe"),
     *("deepseek_v2", "deepseek_v3"),
     *("mamba", "mamba2", "jamba", "bamba", "falcon_h1", "nemotron_h", "granitemoehybrid", "lfm2", "lfm2_moe"),
-    *("qwen3_next", "qwen3_5", "qwen3_5_moe", "apertus"),
+    *("qwen3_next", "qwen3_5", "qwen3_5_moe", "apertus", "llama4", "gemma3n"),
 )
 
 

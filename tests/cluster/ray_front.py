@@ -127,11 +127,12 @@ def processes(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            command = " ".join(process.cmdline())
+            words = process.cmdline()
         except psutil.Error:
             continue
-        of_ray = "ray::" in command or "/ray/" in command
-        if name in command and of_ray and process.status() != psutil.STATUS_ZOMBIE:
+        # Not those that only name Ray's folders in code that they run, as a forkserver does.
+        of_ray = any(word.startswith("ray::") or (word.startswith("/") and "/ray/" in word) for word in words)
+        if of_ray and any(name in word for word in words) and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
 

@@ -444,7 +444,7 @@ def test_products_that_read_what_the_output_layer_reads_are_kept_as_it_is() -> N
 
 @pytest.mark.parametrize("format", ["int8", "int4", "int4:exact"])
 def test_fewer_bits_are_refused_where_steps_are_not_native(format: str) -> None:
-    with pytest.raises(LoadError, match=rf"--quantize {format}: .*our attention"):
+    with pytest.raises(LoadError, match=rf"--quantize {format}: its attention is its own"):
         choose(model_of("gpt_neo"), format=FORMATS[format])
     with pytest.raises(LoadError, match="leave out --no-compile"):
         choose(model_of("llama"), format=FORMATS[format], native=False)
