@@ -72,7 +72,9 @@ LONG = (
     "cluster/test_ray_failures.py",
     "cluster/test_ray_updates.py",
     "engine/test_any_order.py",
+    "model/test_mapped.py",
     "model/test_packed_checkpoints.py",
+    "model/test_packed_memory.py",
     "model/test_program.py",
     "model/test_rotary.py",
     "model/test_steps.py",
@@ -86,6 +88,8 @@ LONG = (
     "test_same_as_alone.py",
     "test_several_models.py",
     "test_soak.py",
+    "test_swapped_rows.py",
+    "test_tune.py",
 )
 # The marks of a file, by itself or with its folder; files that are neither fast nor of servers have `models`.
 MARKS = {

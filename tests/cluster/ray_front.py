@@ -29,19 +29,20 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 STREAMS = 16
 TEMPLATE = {"chat_template": str(Path(__file__).parents[1] / "tools.jinja"), "max_batch_size": "8"}
-SETTINGS = {**TEMPLATE, "prefix_cache": False, "threads": "1", "hang_timeout": "4", "hang_exit": "0"}
+SETTINGS = {**TEMPLATE, "prefix_cache": False, "threads": "1", "hang_exit": "0"}
 PATIENCE_SECONDS = 400  # a machine may be busy
 
 
 class Front:
-    """A front over engines on Ray, which were started for it."""
+    """A front over engines on Ray, which were started for it with such settings."""
 
-    def __init__(self, ray: Any, replicas: int = 2, prefill: int = 0) -> None:
+    def __init__(self, ray: Any, replicas: int = 2, prefill: int = 0, **settings: str) -> None:
         from baton.cli.serve_replicas import live_of, metrics_of
         from baton.cluster.ray_cluster import prefill_of
         from baton.cluster.ray_engines import RayEngines
 
         self.ray = ray
+        self.settings = settings
         placed = placing(replicas, prefill)
         handle = self.deploy(placed)
         self.engines = RayEngines(handle, prefill_of(handle, placed))
@@ -63,7 +64,7 @@ class Front:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ray_cluster, "deployment", of_version)
-            return self.ray.deploy(EngineReplica, {**SETTINGS, **settings}, placing)
+            return self.ray.deploy(EngineReplica, {**SETTINGS, **self.settings, **settings}, placing)
 
     @property
     def loop(self) -> FarLoop:
@@ -106,14 +107,14 @@ def placing(replicas: int, prefill: int = 0) -> Any:
 
 
 @contextlib.contextmanager
-def front_on_ray() -> Iterator[Front]:
+def front_on_ray(**settings: str) -> Iterator[Front]:
     before = dict(os.environ)
     prepare(os.environ, alone=True)
     from baton.cluster.ray_cluster import cluster
 
     try:
         with cluster(None, placing(4), 2) as ray:
-            front = Front(ray)
+            front = Front(ray, **settings)
             yield front
             front.client.close()
         assert not processes(""), "something is left of Ray"

@@ -35,7 +35,7 @@ from server.listening import listening
 KILLS = int(os.environ.get("KILLS", "1"))
 STREAMS = 16
 TEMPLATE = {"chat_template": str(Path(__file__).parents[1] / "tools.jinja"), "max_batch_size": "8"}
-SETTINGS = {**TEMPLATE, "prefix_cache": False, "threads": "1", "hang_timeout": "2", "hang_exit": "0"}
+SETTINGS = {**TEMPLATE, "prefix_cache": False, "threads": "1", "hang_timeout": "5", "hang_exit": "0"}
 
 
 class Front:

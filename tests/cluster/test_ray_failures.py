@@ -32,7 +32,7 @@ pytestmark = needs_ray
 
 @pytest.fixture(scope="module")
 def front() -> Iterator[Front]:
-    with front_on_ray() as front:
+    with front_on_ray(hang_timeout="4") as front:
         yield front
 
 
