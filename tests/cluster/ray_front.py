@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 400  # a machine may be busy
 class Front:
     """A front over engines on Ray, which were started for it with such settings."""
 
-    def __init__(self, ray: Any, replicas: int = 2, prefill: int = 0, **settings: str) -> None:
+    def __init__(self, ray: Any, replicas: int = 2, prefill: int = 0, **settings: Any) -> None:
         from baton.cli.serve_replicas import live_of, metrics_of
         from baton.cluster.ray_cluster import prefill_of
         from baton.cluster.ray_engines import RayEngines
@@ -107,7 +107,7 @@ def placing(replicas: int, prefill: int = 0) -> Any:
 
 
 @contextlib.contextmanager
-def front_on_ray(**settings: str) -> Iterator[Front]:
+def front_on_ray(**settings: Any) -> Iterator[Front]:
     before = dict(os.environ)
     prepare(os.environ, alone=True)
     from baton.cluster.ray_cluster import cluster
