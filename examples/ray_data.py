@@ -34,6 +34,7 @@ ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, log_to_d
 # Which lines are done is written down beside the answers, block by block.
 done = CheckpointConfig("id", f"{target}.done", delete_checkpoint_on_success=False)
 DataContext.get_current().checkpoint_config = done
-lines = ray.data.read_json(source, lines=True).repartition(target_num_rows_per_block=8)
+# Read by pyarrow: with `lines=True` pandas would read, whose blocks the look-up does not take.
+lines = ray.data.read_json(source).repartition(target_num_rows_per_block=8)
 answers = lines.map_batches(Answers, batch_size=8, compute=ActorPoolStrategy(size=1), num_cpus=1)
 answers.write_parquet(target, mode=SaveMode.APPEND)
