@@ -82,6 +82,18 @@ def test_formats_are_measured_in_turn_and_scored_on_a_text(tmp_path: Path) -> No
     assert "of the model alone" in done.output and "int4" in done.output
 
 
+def test_a_format_that_the_model_cannot_have_is_named_beside_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "formats.json"
+    flags = ["--most-rows", "1", "--max-model-len", "64", "--device", "cpu", "--no-compile", "--json", str(path)]
+    done = CliRunner().invoke(cli, ["tune", "--formats", "int8,none", *flags])
+    assert done.exit_code == 0, done.exception
+    contents = json.loads(path.read_text())
+    assert [one["name"] for one in contents["formats"]] == ["none"]
+    assert "leave out --no-compile" in contents["refused"]["int8"] and "int8 is refused" in done.output
+    done = CliRunner().invoke(cli, ["tune", "--formats", "int8", *flags])
+    assert done.exit_code != 0 and "leave out --no-compile" in str(done.exception) + done.output
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -23,7 +23,7 @@ from baton.bench.costmodel import MeasuredCosts
 from baton.compose import model_name, open_model
 from baton.core.clock import monotonic
 from baton.core.config import AUTO, Config
-from baton.core.errors import SettingError
+from baton.core.errors import LoadError, SettingError
 from baton.core.files import write_text
 from baton.core.settings import resolve
 from baton.loader.facts import facts_of
@@ -88,18 +88,22 @@ def run_formats(config: Config, asked: dict[str, Any]) -> None:
             progress.update(task, description=what)
 
         alone = None if asked["text_file"] is None else _alone(config, asked["text_file"], tell)
-        results = list(_results(config, variants(config, asked["formats"]), lengths, alone, tell))
+        refused: dict[str, str] = {}
+        results = list(_results(config, variants(config, asked["formats"]), lengths, alone, tell, refused))
     name = model_name(config)
     console.print(f"{name}: {len(results)} formats, {lengths.prompt_tokens} and {lengths.answer_tokens} tokens a query")
     console.print(_table(results))
     if alone is not None:
         console.print(_texts(results))
+    for format, why in refused.items():
+        console.print(f"{format} is refused: {why}", markup=False)
     if asked["json_file"]:
         contents = {
             "baton_formats": 1,
             "model": name,
             "asked": dataclasses.asdict(lengths),
             "formats": [dataclasses.asdict(one) for one in results],
+            "refused": refused,
         }
         write_text("--json", asked["json_file"], json.dumps(contents, indent=1) + "\n", param="json")
 
@@ -119,22 +123,35 @@ def _alone(config: Config, file: Path, tell: Any) -> Alone:
 
 
 def _results(
-    config: Config, some: Sequence[Variant], lengths: Lengths, alone: Alone | None, tell: Any
+    config: Config,
+    some: Sequence[Variant],
+    lengths: Lengths,
+    alone: Alone | None,
+    tell: Any,
+    refused: dict[str, str],
 ) -> Iterator[FormatResult]:
+    """`refused` gets the formats that this model cannot have, with the reason. Raises the reason if it has none."""
     waiting = list(some)
     while waiting:
         group: list[tuple[Variant, Loaded, Compared | None]] = []
         while waiting and (not group or _another_fits(group[0][1])):
             variant = waiting.pop(0)
             tell(f"loading: {variant.name}")
-            loaded = open_model(variant.of(config))
+            try:
+                loaded = open_model(variant.of(config))
+            except (LoadError, SettingError) as error:
+                refused[variant.name] = error.message
+                if len(refused) == len(some):
+                    raise
+                continue
             text = None
             if alone is not None:
                 tell(f"the text in {variant.name}")
                 text = compared(alone.scores, served(loaded, variant.of(config), alone.windows))
             group.append((variant, loaded, text))
             gc.collect()
-        yield from _measured(config, group, lengths, tell)
+        if group:
+            yield from _measured(config, group, lengths, tell)
 
 
 def _another_fits(loaded: Loaded) -> bool:
